@@ -1,0 +1,103 @@
+package topology
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"time"
+)
+
+// Node is the record subnets/<nodeIP>: a host that takes part in the overlay.
+type Node struct {
+	// Host is the node's name.
+	Host string `json:"Host"`
+	// HostIP is its VTEP address and the last part of the record's key.
+	HostIP netip.Addr `json:"HostIP"`
+	// Subnet is the node subnet; not valid (written "") while it has none.
+	Subnet netip.Prefix `json:"Subnet"`
+	// Assign asks the controller for a subnet.
+	Assign bool `json:"Assign"`
+	// Status says why the last request was refused.
+	Status *Status `json:"Status,omitempty"`
+}
+
+// Status is what the controller has to say about the last request in a record.
+type Status struct {
+	Message string    `json:"Message"`
+	Time    time.Time `json:"Time"`
+}
+
+// ParseNode decodes the node record that stands under key (the node's
+// address). It does not check the subnet against the configuration: see
+// [Node.Validate].
+func ParseNode(key string, data []byte) (Node, error) {
+	var n Node
+	if err := json.Unmarshal(data, &n); err != nil {
+		return Node{}, fmt.Errorf("node record %s is not valid JSON of its form: %w", key, err)
+	}
+	addr, err := netip.ParseAddr(key)
+	if err != nil {
+		return Node{}, fmt.Errorf("node record %s: its key is not an address", key)
+	}
+	if !n.HostIP.IsValid() {
+		return Node{}, fmt.Errorf("node record %s: HostIP is missing", key)
+	}
+	if n.HostIP != addr {
+		return Node{}, fmt.Errorf("node record %s: HostIP is %s; it must be the address in the key", key, n.HostIP)
+	}
+	return n, nil
+}
+
+// Ready reports whether the node has its subnet and may be a peer.
+func (n Node) Ready() bool { return n.Subnet.IsValid() }
+
+// Gateway is the first address of the node subnet: the node's own in the overlay.
+func (n Node) Gateway() netip.Addr {
+	if !n.Ready() {
+		return netip.Addr{}
+	}
+	return n.Subnet.Masked().Addr().Next()
+}
+
+// Validate says whether the node can take part in network c: its address
+// outside of the pod and service networks, its subnet a node subnet of c.
+func (n Node) Validate(c Config) error {
+	ip := n.HostIP
+	switch {
+	case !ip.IsValid():
+		return fmt.Errorf("node %s: HostIP is missing", n.Host)
+	case !ip.Is4() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback():
+		return fmt.Errorf("node %s: HostIP %s is not an IPv4 unicast address that peers can reach", n.Host, ip)
+	case c.Network.Contains(ip):
+		return fmt.Errorf("node %s: HostIP %s is inside the pod network %s", n.Host, ip, c.Network)
+	case c.ServiceNetwork.Contains(ip):
+		return fmt.Errorf("node %s: HostIP %s is inside the service network %s", n.Host, ip, c.ServiceNetwork)
+	}
+	if !n.Ready() {
+		return nil
+	}
+	s := n.Subnet
+	if s.Masked() != s || s.Bits() != c.NodeBits() || !c.Network.Contains(s.Addr()) {
+		return fmt.Errorf("node %s: Subnet %s is not a /%d of the pod network %s", n.Host, s, c.NodeBits(), c.Network)
+	}
+	return nil
+}
+
+// NodeStatus is the record status/<nodeIP>: what a live node has applied. It
+// is written under a lease and goes with the node.
+type NodeStatus struct {
+	Host   string     `json:"Host"`
+	HostIP netip.Addr `json:"HostIP"`
+	// Revision is the etcd revision of the newest record that is in the node's flows.
+	Revision int64 `json:"Revision"`
+	// Version of the agent.
+	Version string `json:"Version"`
+	// Datapath is "system" or "netdev".
+	Datapath string `json:"Datapath"`
+	// MTU of the node's pods, bytes.
+	MTU int `json:"MTU"`
+	// Pods attached on the node.
+	Pods int `json:"Pods"`
+	// Message is empty, or what keeps the node from applying newer records.
+	Message string `json:"Message,omitempty"`
+}

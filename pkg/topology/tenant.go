@@ -1,0 +1,129 @@
+package topology
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+)
+
+// Action asks the controller to change a namespace's netID.
+type Action string
+
+const (
+	// None asks for nothing.
+	None Action = ""
+	// Join gives the namespace the netID of the one named in Namespace.
+	Join Action = "join"
+	// Isolate gives the namespace a netID of its own.
+	Isolate Action = "isolate"
+	// MakeGlobal gives the namespace netID 0.
+	MakeGlobal Action = "global"
+)
+
+// Namespace is the record netnamespaces/<name>: a namespace and its tenant.
+type Namespace struct {
+	// NetName is the namespace's name and the last part of the record's key.
+	NetName string
+	// NetID is what the record says, confirmed or not; nil where it is absent,
+	// which asks for one. It may be out of range: people write it by hand.
+	NetID *int64
+	// Action and Namespace ask for a change; Namespace is the target of Join.
+	Action    Action
+	Namespace string
+	// Effective is the netID that the controller confirmed and that nodes
+	// program; nil as long as it has confirmed none.
+	Effective *netid.ID
+	// Status says what became of the last request.
+	Status *Status
+}
+
+// namespaceJSON is the form in etcd: the first k8s-ovs's, with optional fields.
+type namespaceJSON struct {
+	NetName   string    `json:"NetName"`
+	NetID     *int64    `json:"NetID,omitempty"`
+	Action    Action    `json:"Action"`
+	Namespace string    `json:"Namespace"`
+	Effective *netid.ID `json:"Effective,omitempty"`
+	Status    *Status   `json:"Status,omitempty"`
+}
+
+// MarshalJSON writes the form in etcd.
+func (n Namespace) MarshalJSON() ([]byte, error) { return json.Marshal(namespaceJSON(n)) }
+
+// UnmarshalJSON reads the form in etcd.
+func (n *Namespace) UnmarshalJSON(data []byte) error {
+	var j namespaceJSON
+	if err := json.Unmarshal(data, &j); err != nil {
+		return err
+	}
+	*n = Namespace(j)
+	return nil
+}
+
+// ParseNamespace decodes the record that stands under key (the namespace's
+// name). Its request may still be impossible: see [Namespace.ValidateRequest].
+func ParseNamespace(key string, data []byte) (Namespace, error) {
+	var n Namespace
+	if err := json.Unmarshal(data, &n); err != nil {
+		return Namespace{}, fmt.Errorf("namespace record %s is not valid JSON of its form: %w", key, err)
+	}
+	if n.NetName != key {
+		return Namespace{}, fmt.Errorf("namespace record %s: NetName is %q; it must be the name in the key", key, n.NetName)
+	}
+	if err := ValidateNamespaceName(key); err != nil {
+		return Namespace{}, fmt.Errorf("namespace record %s: %w", key, err)
+	}
+	if n.Effective != nil {
+		if err := n.Effective.Validate(); err != nil {
+			return Namespace{}, fmt.Errorf("namespace record %s: Effective: %w", key, err)
+		}
+	}
+	return n, nil
+}
+
+// ValidateRequest says whether what the record asks for is well formed.
+// Whether it can be carried out depends on the other records.
+func (n Namespace) ValidateRequest() error {
+	switch n.Action {
+	case None:
+		if n.NetID == nil {
+			return nil
+		}
+		if *n.NetID < 0 || *n.NetID > math.MaxUint32 {
+			return fmt.Errorf("NetID %d is not a 24-bit number", *n.NetID)
+		}
+		return netid.ID(*n.NetID).Validate()
+	case Join:
+		if n.Namespace == "" {
+			return fmt.Errorf("action join needs Namespace, the name of the namespace to join")
+		}
+		if n.Namespace == n.NetName {
+			return fmt.Errorf("namespace %s cannot join itself", n.NetName)
+		}
+		return nil
+	case Isolate, MakeGlobal:
+		return nil
+	}
+	return fmt.Errorf("action %q is none of join, isolate, global", string(n.Action))
+}
+
+// ValidateNamespaceName checks name against the form of Kubernetes namespace
+// names: a DNS label (RFC 1123, section 2.1), at most 63 characters.
+func ValidateNamespaceName(name string) error {
+	if name == "" {
+		return fmt.Errorf("namespace name is empty")
+	}
+	if len(name) > 63 {
+		return fmt.Errorf("namespace name %q has %d characters; a DNS label has at most 63", name, len(name))
+	}
+	for i := 0; i < len(name); i++ {
+		c := name[i]
+		alnum := c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
+		if !alnum && (c != '-' || i == 0 || i == len(name)-1) {
+			return fmt.Errorf("namespace name %q is not a DNS label: lower-case letters, digits and inner dashes only", name)
+		}
+	}
+	return nil
+}
