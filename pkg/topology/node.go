@@ -27,6 +27,21 @@ type Status struct {
 	Time    time.Time `json:"Time"`
 }
 
+// UnmarshalJSON reads the time in UTC. Go reads times that it refuses to write,
+// such as one at +24:00: a record with one could never be written again.
+func (s *Status) UnmarshalJSON(data []byte) error {
+	type plain Status
+	var p plain
+	if err := json.Unmarshal(data, &p); err != nil {
+		return err
+	}
+	if p.Time = p.Time.UTC(); p.Time.Year() < 0 || p.Time.Year() > 9999 {
+		p.Time = time.Time{}
+	}
+	*s = Status(p)
+	return nil
+}
+
 // ParseNode decodes the node record that stands under key (the node's
 // address). It does not check the subnet against the configuration: see
 // [Node.Validate].
@@ -38,6 +53,10 @@ func ParseNode(key string, data []byte) (Node, error) {
 	addr, err := netip.ParseAddr(key)
 	if err != nil {
 		return Node{}, fmt.Errorf("node record %s: its key is not an address", key)
+	}
+	// IPv6 addresses have several spellings: two records must not be one node.
+	if addr.String() != key {
+		return Node{}, fmt.Errorf("node record %s: its key must be written %s", key, addr)
 	}
 	if !n.HostIP.IsValid() {
 		return Node{}, fmt.Errorf("node record %s: HostIP is missing", key)

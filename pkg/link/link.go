@@ -1,0 +1,285 @@
+package link
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Link is a network device.
+type Link struct {
+	Name  string
+	Index int
+	// Type is the kernel's: "veth", "bridge", "openvswitch", "tuntap", "device", ...
+	Type string
+	// MTU, bytes.
+	MTU int
+	MAC net.HardwareAddr
+	// Up is whether it was set up; Carrier whether it can send.
+	Up, Carrier bool
+	Loopback    bool
+	// Master is the index of the device it is a port of, 0 for none.
+	Master int
+	// Addresses are its IPv4 addresses, each with the length of its network.
+	// Only [NS.Describe] and [NS.AddressOwner] fill it in.
+	Addresses []netip.Prefix
+}
+
+// Link is the device of that name; ok is false where there is none.
+func (n *NS) Link(name string) (l Link, ok bool, err error) {
+	raw, err := n.nl.LinkByName(name)
+	if notFound(err) {
+		return Link{}, false, nil
+	}
+	if err != nil {
+		return Link{}, false, fmt.Errorf("network device %s: %w", name, err)
+	}
+	return linkOf(raw), true, nil
+}
+
+// Describe is [NS.Link] with the device's addresses.
+func (n *NS) Describe(name string) (l Link, ok bool, err error) {
+	l, ok, err = n.Link(name)
+	if err != nil || !ok {
+		return l, ok, err
+	}
+	l.Addresses, err = n.addresses(l.Index)
+	return l, err == nil, err
+}
+
+// LinkExists reports whether there is a device of that name.
+func (n *NS) LinkExists(name string) (bool, error) {
+	_, ok, err := n.Link(name)
+	return ok, err
+}
+
+// LinkByIndex is the device with that index; ok is false where there is none.
+func (n *NS) LinkByIndex(index int) (l Link, ok bool, err error) {
+	raw, err := n.nl.LinkByIndex(index)
+	if notFound(err) {
+		return Link{}, false, nil
+	}
+	if err != nil {
+		return Link{}, false, fmt.Errorf("network device %d: %w", index, err)
+	}
+	return linkOf(raw), true, nil
+}
+
+// must is the device of that name, or ErrNoLink.
+func (n *NS) must(name string) (Link, error) {
+	l, ok, err := n.Link(name)
+	if err == nil && !ok {
+		err = fmt.Errorf("network device %s: %w", name, ErrNoLink)
+	}
+	return l, err
+}
+
+func linkOf(raw netlink.Link) Link {
+	a := raw.Attrs()
+	return Link{
+		Name:     a.Name,
+		Index:    a.Index,
+		Type:     raw.Type(),
+		MTU:      a.MTU,
+		MAC:      a.HardwareAddr,
+		Up:       a.Flags&net.FlagUp != 0,
+		Carrier:  a.RawFlags&unix.IFF_LOWER_UP != 0,
+		Loopback: a.Flags&net.FlagLoopback != 0,
+		Master:   a.MasterIndex,
+	}
+}
+
+// byIndex is the least that netlink needs to name a device.
+func byIndex(l Link) netlink.Link {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Index, attrs.Name = l.Index, l.Name
+	return &netlink.Device{LinkAttrs: attrs}
+}
+
+// SetUp sets the device up and reports whether it was down.
+func (n *NS) SetUp(name string) (changed bool, err error) {
+	l, err := n.must(name)
+	if err != nil || l.Up {
+		return false, err
+	}
+	if err := n.nl.LinkSetUp(byIndex(l)); err != nil {
+		return false, fmt.Errorf("setting %s up: %w", name, err)
+	}
+	return true, nil
+}
+
+// SetMTU sets the device's MTU, bytes, and reports whether it was another.
+func (n *NS) SetMTU(name string, mtu int) (changed bool, err error) {
+	l, err := n.must(name)
+	if err != nil || l.MTU == mtu {
+		return false, err
+	}
+	if err := n.nl.LinkSetMTU(byIndex(l), mtu); err != nil {
+		return false, fmt.Errorf("setting the MTU of %s to %d: %w", name, mtu, err)
+	}
+	return true, nil
+}
+
+// SetMAC sets the device's hardware address and reports whether it was another.
+func (n *NS) SetMAC(name string, mac net.HardwareAddr) (changed bool, err error) {
+	l, err := n.must(name)
+	if err != nil || bytes.Equal(l.MAC, mac) {
+		return false, err
+	}
+	if err := n.nl.LinkSetHardwareAddr(byIndex(l), mac); err != nil {
+		return false, fmt.Errorf("setting the hardware address of %s to %s: %w", name, mac, err)
+	}
+	return true, nil
+}
+
+// Links are all devices, by index, without their addresses.
+func (n *NS) Links() ([]Link, error) {
+	raw, err := retryDump(n.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("listing network devices: %w", err)
+	}
+	out := make([]Link, 0, len(raw))
+	for _, l := range raw {
+		out = append(out, linkOf(l))
+	}
+	return out, nil
+}
+
+// AddressOwner is the device that has the IPv4 address ip; ok is false where
+// none has.
+func (n *NS) AddressOwner(ip netip.Addr) (l Link, ok bool, err error) {
+	addrs, err := n.allAddresses()
+	if err != nil {
+		return Link{}, false, err
+	}
+	for _, a := range addrs {
+		if p, valid := prefixOf(a.IPNet); valid && p.Addr() == ip {
+			l, ok, err = n.LinkByIndex(a.LinkIndex)
+			if ok {
+				l.Addresses, err = n.addresses(l.Index)
+			}
+			return l, ok && err == nil, err
+		}
+	}
+	return Link{}, false, nil
+}
+
+// EnsureAddress gives the device the IPv4 address, with the length of its network,
+// and reports whether it had it not.
+func (n *NS) EnsureAddress(name string, p netip.Prefix) (changed bool, err error) {
+	l, err := n.must(name)
+	if err != nil {
+		return false, err
+	}
+	have, err := n.addresses(l.Index)
+	if err != nil || slices.Contains(have, p) {
+		return false, err
+	}
+	err = n.nl.AddrAdd(byIndex(l), &netlink.Addr{IPNet: ipNet(p)})
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return false, fmt.Errorf("adding address %s to %s: %w", p, name, err)
+	}
+	return err == nil, nil
+}
+
+// DeleteAddress takes the address from the device; one that is not there is no error.
+func (n *NS) DeleteAddress(name string, p netip.Prefix) error {
+	l, ok, err := n.Link(name)
+	if err != nil || !ok {
+		return err
+	}
+	err = n.nl.AddrDel(byIndex(l), &netlink.Addr{IPNet: ipNet(p)})
+	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("removing address %s from %s: %w", p, name, err)
+	}
+	return nil
+}
+
+// EnsureNeighbour makes ip's neighbour entry on the device permanent with that
+// MAC and reports whether it was not.
+func (n *NS) EnsureNeighbour(name string, ip netip.Addr, mac net.HardwareAddr) (changed bool, err error) {
+	l, err := n.must(name)
+	if err != nil {
+		return false, err
+	}
+	have, err := n.neighbour(l.Index, ip)
+	if err != nil || bytes.Equal(have, mac) {
+		return false, err
+	}
+	if err := n.setNeighbour(l.Index, ip, mac); err != nil {
+		return false, fmt.Errorf("neighbour %s of %s: %w", ip, name, err)
+	}
+	return true, nil
+}
+
+// neighbour is the MAC of a permanent entry; nil without one.
+func (n *NS) neighbour(index int, ip netip.Addr) (net.HardwareAddr, error) {
+	list, err := retryDump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(index, unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("listing neighbours: %w", err)
+	}
+	for _, e := range list {
+		if a, ok := netip.AddrFromSlice(e.IP); ok && a.Unmap() == ip && e.State == unix.NUD_PERMANENT {
+			return e.HardwareAddr, nil
+		}
+	}
+	return nil, nil
+}
+
+func (n *NS) setNeighbour(index int, ip netip.Addr, mac net.HardwareAddr) error {
+	return n.nl.NeighSet(&netlink.Neigh{
+		LinkIndex: index, Family: unix.AF_INET, State: unix.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac,
+	})
+}
+
+func (n *NS) addresses(index int) ([]netip.Prefix, error) {
+	addrs, err := n.allAddresses()
+	if err != nil {
+		return nil, err
+	}
+	var out []netip.Prefix
+	for _, a := range addrs {
+		if p, ok := prefixOf(a.IPNet); ok && a.LinkIndex == index {
+			out = append(out, p)
+		}
+	}
+	return out, nil
+}
+
+func (n *NS) allAddresses() ([]netlink.Addr, error) {
+	addrs, err := retryDump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, unix.AF_INET) })
+	if err != nil {
+		return nil, fmt.Errorf("listing addresses: %w", err)
+	}
+	return addrs, nil
+}
+
+// retryDump repeats a listing that changes interrupted (NLM_F_DUMP_INTR): it may
+// lack entries that were there all the time.
+func retryDump[T any](list func() ([]T, error)) ([]T, error) {
+	for try := 0; ; try++ {
+		out, err := list()
+		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == 10 {
+			return out, err
+		}
+	}
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), ones), ok
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}

@@ -1,0 +1,178 @@
+// Package link reads and changes network devices, addresses, routes, neighbours
+// and the sysctls that belong to them, in the node's network namespace and in
+// sandboxes. It is the only user of netlink and of namespaces in the product.
+//
+// It decides nothing: names, addresses and MTUs come from the caller. It never
+// executes a program.
+package link
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+var (
+	// ErrNoSandbox: the path of a network namespace does not exist (any more), or
+	// is not one.
+	ErrNoSandbox = errors.New("no such network namespace")
+	// ErrLinkExists: a network device of that name is there already, in the
+	// node's namespace.
+	ErrLinkExists = errors.New("network device exists")
+	// ErrSandboxLinkExists: a network device of that name is there already, in
+	// the sandbox.
+	ErrSandboxLinkExists = errors.New("network device exists in the sandbox")
+	// ErrNoLink: no network device has that name.
+	ErrNoLink = errors.New("no such network device")
+)
+
+// NS is an open network namespace. It keeps the namespace alive until closed.
+// Its methods may be called from several goroutines; they act inside the
+// namespace through sockets that belong to it, so no thread changes namespace.
+type NS struct {
+	path string
+	file *os.File
+	// home is set for the one the process runs in.
+	home bool
+	nl   *netlink.Handle
+	// ctl is a socket for ioctls on devices, in the namespace.
+	ctl int
+}
+
+// Current is the namespace that the process runs in.
+func Current() (*NS, error) {
+	// Not /proc/self: that is the process's first thread, which the Go runtime
+	// cannot end, and so leaves in a foreign namespace where it got stuck in one.
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("the node's network namespace: %w", err)
+	}
+	n := &NS{path: f.Name(), file: f, home: true}
+	if err := n.sockets(); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("the node's network namespace: %w", err)
+	}
+	return n, nil
+}
+
+// Open opens the namespace at path, such as /run/netns/x or /proc/7/ns/net. It
+// returns [ErrNoSandbox] where nothing is there, or something else.
+func Open(path string) (*NS, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("%s: %w", path, ErrNoSandbox)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
+	}
+	// The file under a mount that is gone is a plain one. ioctl_ns(2).
+	if kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE); err != nil || kind != unix.CLONE_NEWNET {
+		f.Close()
+		return nil, fmt.Errorf("%s is not a network namespace: %w", path, ErrNoSandbox)
+	}
+	n := &NS{path: path, file: f}
+	if err := n.Do(n.sockets); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("network namespace %s: %w", path, err)
+	}
+	return n, nil
+}
+
+// sockets opens the namespace's sockets; it runs inside of it.
+func (n *NS) sockets() error {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("netlink: %w", err)
+	}
+	ctl, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		nl.Close()
+		return fmt.Errorf("control socket: %w", err)
+	}
+	n.nl, n.ctl = nl, ctl
+	return nil
+}
+
+// Close releases the namespace.
+func (n *NS) Close() error {
+	n.nl.Close()
+	return errors.Join(unix.Close(n.ctl), n.file.Close())
+}
+
+// Path of the namespace, as given.
+func (n *NS) Path() string { return n.path }
+
+// Same reports whether both are the same namespace.
+func (n *NS) Same(o *NS) (bool, error) {
+	a, err := n.file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("network namespace %s: %w", n.path, err)
+	}
+	b, err := o.file.Stat()
+	if err != nil {
+		return false, fmt.Errorf("network namespace %s: %w", o.path, err)
+	}
+	return os.SameFile(a, b), nil
+}
+
+// Do runs fn on a thread that is inside the namespace, for what no socket can
+// carry: /proc/sys/net, and programs that fn starts. Goroutines that fn starts are
+// not inside.
+func (n *NS) Do(fn func() error) error {
+	if n.home {
+		return fn()
+	}
+	done := make(chan error, 1)
+	go func() { done <- n.doOnThread(fn) }()
+	return <-done
+}
+
+// doOnThread enters the namespace and leaves it. Where it cannot leave, the thread
+// stays locked, so that the runtime ends it with its goroutine.
+func (n *NS) doOnThread(fn func() error) error {
+	runtime.LockOSThread()
+	home, err := os.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()))
+	if err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("the thread's network namespace: %w", err)
+	}
+	defer home.Close()
+	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("entering network namespace %s: %w", n.path, err)
+	}
+	defer func() {
+		if unix.Setns(int(home.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+	}()
+	return fn()
+}
+
+// HasGenericFamily reports whether the kernel has that family of generic netlink.
+// Asking makes it load the module that has it, where it may.
+func (n *NS) HasGenericFamily(name string) (bool, error) {
+	found := false
+	err := n.Do(func() error {
+		h, err := netlink.NewHandle(unix.NETLINK_GENERIC)
+		if err != nil {
+			return err
+		}
+		defer h.Close()
+		_, err = h.GenlFamilyGet(name)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		found = err == nil
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("asking the kernel for generic netlink family %s: %w", name, err)
+	}
+	return found, nil
+}

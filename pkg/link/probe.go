@@ -1,0 +1,35 @@
+package link
+
+import (
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ProbeNeighbour makes the kernel ask for the hardware address of the next hop
+// towards ip, also when it knows it already, and does not wait for the answer.
+// The userspace datapath learns where its tunnels lead from such answers, and drops
+// a tunnel's first packet where it has seen none.
+func (n *NS) ProbeNeighbour(ip netip.Addr) error {
+	p, err := n.PathTo(ip)
+	if err != nil {
+		return err
+	}
+	hop := ip
+	if p.Via.IsValid() {
+		hop = p.Via
+	}
+	entry := netlink.Neigh{LinkIndex: p.Link.Index, Family: unix.AF_INET, IP: hop.AsSlice()}
+	// NTF_USE resolves what is not known; what is known is probed on request.
+	use, probe := entry, entry
+	use.Flags = netlink.NTF_USE
+	probe.State = unix.NUD_PROBE
+	if err := n.nl.NeighSet(&use); err != nil {
+		return fmt.Errorf("resolve neighbour %s of %s: %w", hop, p.Link.Name, err)
+	}
+	// An entry that is still being resolved cannot be probed: it is on its way.
+	_ = n.nl.NeighSet(&probe)
+	return nil
+}

@@ -1,0 +1,167 @@
+package link
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// SandboxSpec is what a pod's network device should be, inside its sandbox.
+type SandboxSpec struct {
+	// Name of the device, such as "eth0".
+	Name string
+	// MAC of the device.
+	MAC net.HardwareAddr
+	// MTU, bytes.
+	MTU int
+	// Address of the pod; it gets it as a /32.
+	Address netip.Addr
+	// Gateway is on the link and the way to all else.
+	Gateway netip.Addr
+	// GatewayMAC is set as the gateway's permanent neighbour entry.
+	GatewayMAC net.HardwareAddr
+	// OffloadsOff turns transmit checksum and segmentation offload off, which the
+	// userspace datapath needs: it reads what the pod hands to the device, and nobody
+	// fills in checksums or cuts segments afterwards.
+	OffloadsOff bool
+}
+
+// loopbackIndex is the index of lo in every namespace (LOOPBACK_IFINDEX of the
+// kernel's include/net/flow.h).
+const loopbackIndex = 1
+
+// ConfigureSandbox makes the device what spec says: loopback up, MAC, MTU,
+// offloads, address, routes, neighbour. It may be repeated, and completes what was
+// left half done. It returns the device. [ErrNoLink] where there is none.
+func (n *NS) ConfigureSandbox(spec SandboxSpec) (Link, error) {
+	fail := func(err error) (Link, error) {
+		return Link{}, fmt.Errorf("sandbox %s, %s: %w", n.path, spec.Name, err)
+	}
+	l, ok, err := n.Link(spec.Name)
+	if err != nil {
+		return fail(err)
+	}
+	if !ok {
+		return fail(ErrNoLink)
+	}
+	if err := n.nl.LinkSetUp(byIndex(Link{Index: loopbackIndex, Name: "lo"})); err != nil {
+		return fail(fmt.Errorf("setting loopback up: %w", err))
+	}
+	dev := byIndex(l)
+	if !bytes.Equal(l.MAC, spec.MAC) {
+		if err := n.nl.LinkSetHardwareAddr(dev, spec.MAC); err != nil {
+			return fail(fmt.Errorf("setting hardware address %s: %w", spec.MAC, err))
+		}
+	}
+	if l.MTU != spec.MTU {
+		if err := n.nl.LinkSetMTU(dev, spec.MTU); err != nil {
+			return fail(fmt.Errorf("setting MTU %d: %w", spec.MTU, err))
+		}
+	}
+	if spec.OffloadsOff {
+		if err := n.SetOffloads(spec.Name, false); err != nil {
+			return fail(err)
+		}
+	}
+	if !l.Up {
+		if err := n.nl.LinkSetUp(dev); err != nil {
+			return fail(fmt.Errorf("setting up: %w", err))
+		}
+	}
+	if err := n.nl.AddrReplace(dev, &netlink.Addr{IPNet: ipNet(host(spec.Address))}); err != nil {
+		return fail(fmt.Errorf("adding address %s: %w", spec.Address, err))
+	}
+	for _, r := range spec.routes() {
+		if err := n.nl.RouteReplace(r.raw(l.Index)); err != nil {
+			return fail(fmt.Errorf("adding route to %s: %w", r.Dst, err))
+		}
+	}
+	if err := n.setNeighbour(l.Index, spec.Gateway, spec.GatewayMAC); err != nil {
+		return fail(fmt.Errorf("neighbour entry of gateway %s: %w", spec.Gateway, err))
+	}
+	l.MAC, l.MTU, l.Up, l.Addresses = spec.MAC, spec.MTU, true, []netip.Prefix{host(spec.Address)}
+	return l, nil
+}
+
+// routes in the order in which the kernel accepts them: the gateway is reached
+// before it is used.
+func (s SandboxSpec) routes() []Route {
+	return []Route{
+		{Dst: host(s.Gateway), Protocol: unix.RTPROT_STATIC},
+		{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: s.Gateway, Protocol: unix.RTPROT_STATIC},
+	}
+}
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
+
+// CheckSandbox compares the device with spec and names each difference; none
+// where all is as it should be. What others have added to it is no difference,
+// except a second address.
+func (n *NS) CheckSandbox(spec SandboxSpec) (differences []string, err error) {
+	add := func(format string, args ...any) {
+		differences = append(differences, fmt.Sprintf(format, args...))
+	}
+	l, ok, err := n.Describe(spec.Name)
+	if err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", n.path, err)
+	}
+	if !ok {
+		add("device %s is missing", spec.Name)
+		return differences, nil
+	}
+	if l.Type != "veth" {
+		add("%s is of type %s, not veth", spec.Name, l.Type)
+	}
+	if !l.Up {
+		add("%s is down", spec.Name)
+	}
+	if !bytes.Equal(l.MAC, spec.MAC) {
+		add("%s has hardware address %s, not %s", spec.Name, l.MAC, spec.MAC)
+	}
+	if l.MTU != spec.MTU {
+		add("%s has MTU %d, not %d", spec.Name, l.MTU, spec.MTU)
+	}
+	if want := host(spec.Address); len(l.Addresses) != 1 || l.Addresses[0] != want {
+		add("%s has addresses %v, not %s alone", spec.Name, l.Addresses, want)
+	}
+	if err := n.checkRoutes(l, spec, add); err != nil {
+		return nil, fmt.Errorf("sandbox %s: %w", n.path, err)
+	}
+	return differences, nil
+}
+
+func (n *NS) checkRoutes(l Link, spec SandboxSpec, add func(string, ...any)) error {
+	routes, err := n.routes(l.Index)
+	if err != nil {
+		return err
+	}
+	for _, want := range spec.routes() {
+		found := slices.ContainsFunc(routes, func(r Route) bool { return r.Dst == want.Dst && r.Via == want.Via })
+		if !found {
+			add("the route to %s through %s is missing", want.Dst, spec.Name)
+		}
+	}
+	mac, err := n.neighbour(l.Index, spec.Gateway)
+	if err != nil {
+		return err
+	}
+	if !bytes.Equal(mac, spec.GatewayMAC) {
+		add("the permanent neighbour entry of gateway %s is missing or wrong", spec.Gateway)
+	}
+	if !spec.OffloadsOff {
+		return nil
+	}
+	on, err := n.offloads(spec.Name)
+	if err != nil {
+		return err
+	}
+	if on {
+		add("%s has transmit checksum or segmentation offload on, which the userspace datapath cannot take", spec.Name)
+	}
+	return nil
+}

@@ -1,0 +1,143 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// VethSpec is a pair of veth devices, one end in a sandbox.
+type VethSpec struct {
+	// PeerName is the name of the end in the sandbox, such as "eth0".
+	PeerName string
+	// MAC of the end in the sandbox.
+	MAC net.HardwareAddr
+	// HostMAC of the end in n; nil leaves it to the kernel.
+	HostMAC net.HardwareAddr
+	// MTU of both ends, bytes.
+	MTU int
+}
+
+// CreateVeth makes a veth pair: hostName in n, up, and its peer straight in the
+// sandbox, in one request: at no time is there a device to be renamed or moved.
+// [ErrLinkExists] and [ErrSandboxLinkExists] say that a name is taken.
+//
+// The end in n belongs to the switch alone: the kernel's own IP stack is kept off
+// it as far as settings of a device can (see [NS.Quiet]).
+func (n *NS) CreateVeth(hostName string, sandbox *NS, spec VethSpec) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = hostName
+	attrs.MTU = spec.MTU
+	attrs.HardwareAddr = spec.HostMAC
+	attrs.Flags = net.FlagUp
+	veth := &netlink.Veth{
+		LinkAttrs:        attrs,
+		PeerName:         spec.PeerName,
+		PeerHardwareAddr: spec.MAC,
+		PeerNamespace:    netlink.NsFd(int(sandbox.file.Fd())),
+		PeerMTU:          uint32(spec.MTU),
+	}
+	if err := n.nl.LinkAdd(veth); err != nil {
+		return n.vethError(hostName, sandbox, spec.PeerName, err)
+	}
+	if err := n.Quiet(hostName); err != nil {
+		return errors.Join(err, n.DeleteLink(hostName))
+	}
+	return nil
+}
+
+// vethError says which of the two names is taken: the kernel does not.
+func (n *NS) vethError(hostName string, sandbox *NS, peer string, err error) error {
+	if errors.Is(err, unix.EEXIST) {
+		if _, ok, _ := n.Link(hostName); ok {
+			return fmt.Errorf("veth %s: %w", hostName, ErrLinkExists)
+		}
+		if _, ok, _ := sandbox.Link(peer); ok {
+			return fmt.Errorf("%s in sandbox %s: %w; another network plugin, or an ADD that was not followed by DEL, made it", peer, sandbox.path, ErrSandboxLinkExists)
+		}
+	}
+	return fmt.Errorf("creating veth %s with %s in sandbox %s: %w", hostName, peer, sandbox.path, err)
+}
+
+// Quiet keeps the kernel's own IP stack from taking part in what arrives on a
+// device that is a port of the switch. It is idempotent. With the userspace datapath the kernel sees
+// every frame that the switch reads (AF_PACKET copies it), so a sandbox could
+// otherwise be routed by the node past all flows, or be answered ARP by it:
+//
+//   - disable_ipv6: no link-local address, no neighbour discovery, no multicast reports
+//   - arp_ignore 8: no ARP reply for any local address
+//   - forwarding 0 and rp_filter 1: nothing routed, and nothing from an address
+//     whose way back is another device, which is every address
+//
+// See ip-sysctl.rst of the kernel. What a device's settings cannot exclude, the
+// node's firewall drops (hostnet).
+func (n *NS) Quiet(name string) error {
+	settings := []struct{ key, value string }{
+		{"net/ipv6/conf/" + name + "/disable_ipv6", "1"},
+		{"net/ipv4/conf/" + name + "/arp_ignore", "8"},
+		{"net/ipv4/conf/" + name + "/forwarding", "0"},
+		{"net/ipv4/conf/" + name + "/rp_filter", "1"},
+	}
+	return n.Do(func() error {
+		for _, s := range settings {
+			err := writeSysctl(s.key, s.value)
+			if err != nil && !(errors.Is(err, ErrNoSysctl) && strings.HasPrefix(s.key, "net/ipv6/")) {
+				return err // IPv6 may be compiled out or disabled at boot
+			}
+		}
+		return nil
+	})
+}
+
+// Loud gives a device the namespace's default settings back: the opposite of
+// [NS.Quiet].
+func (n *NS) Loud(name string) error {
+	return n.Do(func() error {
+		for _, key := range []string{"net/ipv6/conf/%s/disable_ipv6", "net/ipv4/conf/%s/arp_ignore", "net/ipv4/conf/%s/forwarding", "net/ipv4/conf/%s/rp_filter"} {
+			value, err := readSysctl(fmt.Sprintf(key, "default"))
+			if err == nil {
+				err = writeSysctl(fmt.Sprintf(key, name), value)
+			}
+			if err != nil && !errors.Is(err, ErrNoSysctl) {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// DeleteLink removes a network device of n; with it, its peer. One that is not
+// there is no error.
+func (n *NS) DeleteLink(name string) error {
+	l, ok, err := n.Link(name)
+	if err != nil || !ok {
+		return err
+	}
+	if err := n.nl.LinkDel(byIndex(l)); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("deleting network device %s: %w", name, err)
+	}
+	return nil
+}
+
+// DeleteVeth is [NS.DeleteLink] for what [NS.CreateVeth] made. It refuses to
+// delete a device of another kind, so that a name from a damaged record cannot
+// take the node off the network.
+func (n *NS) DeleteVeth(hostName string) error {
+	l, ok, err := n.Link(hostName)
+	if err != nil || !ok {
+		return err
+	}
+	if l.Type != "veth" {
+		return fmt.Errorf("network device %s is of type %s, not a veth: left alone", hostName, l.Type)
+	}
+	return n.DeleteLink(hostName)
+}
+
+func notFound(err error) bool {
+	var missing netlink.LinkNotFoundError
+	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
+}

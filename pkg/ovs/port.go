@@ -1,0 +1,302 @@
+package ovs
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"slices"
+	"strings"
+
+	"github.com/ovn-org/libovsdb/ovsdb"
+)
+
+// maxName is the longest name of a network device: IFNAMSIZ of linux/if.h less
+// the final zero.
+const maxName = 15
+
+// Ports are the ports of a bridge by name, its local port included, as last heard.
+func (c *Client) Ports(bridge string) ([]Port, error) {
+	s, row, err := c.bridgeRow(bridge)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Port, 0, len(row.Ports))
+	for _, uuid := range row.Ports {
+		// A row may be gone between the two reads: it is then deleted, too.
+		if port := byUUID[rowPort](s, tablePort, uuid); port != nil {
+			if p, ok := s.port(row.Name, port); ok {
+				out = append(out, p)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Port) int { return compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// Port is the port of that name on whatever bridge, as last heard; ok is false
+// where there is none, and while disconnected.
+func (c *Client) Port(name string) (p Port, ok bool) {
+	s, err := c.session()
+	if err != nil {
+		return Port{}, false
+	}
+	row, err := s.portByName(name)
+	if err != nil || row == nil {
+		return Port{}, false
+	}
+	bridge := s.bridgeOfPort(row.UUID)
+	if bridge == nil {
+		return Port{}, false
+	}
+	return s.port(bridge.Name, row)
+}
+
+func (s *session) port(bridge string, row *rowPort) (Port, bool) {
+	if len(row.Interfaces) == 0 {
+		return Port{}, false
+	}
+	i := byUUID[rowInterface](s, tableInterface, row.Interfaces[0])
+	if i == nil {
+		return Port{}, false
+	}
+	p := Port{
+		Bridge:        bridge,
+		Name:          row.Name,
+		Type:          i.Type,
+		Ofport:        uint32(max(0, deref(i.Ofport))),
+		OfportRequest: uint32(deref(i.OfportRequest)),
+		Error:         deref(i.Error),
+		MTU:           deref(i.MTU),
+		MTURequest:    deref(i.MTURequest),
+		Up:            deref(i.LinkState) == "up",
+		Ifindex:       deref(i.Ifindex),
+		ExternalIDs:   i.ExternalIDs,
+		Options:       i.Options,
+		OtherConfig:   i.OtherConfig,
+		BFDStatus:     i.BFDStatus,
+		QoS:           s.qosOf(row),
+	}
+	if mac, err := net.ParseMAC(deref(i.MACInUse)); err == nil {
+		p.MAC = mac
+	}
+	return p, true
+}
+
+// AddPort puts a port on the bridge in one transaction. A port of that name that
+// is there already, on whatever bridge, is replaced by it, QoS and all: nothing
+// of the old one stays. It returns when the change is committed; the OpenFlow
+// port number comes with [Client.WaitOfport].
+func (c *Client) AddPort(ctx context.Context, bridge string, spec PortSpec) error {
+	if err := validName("port", spec.Name); err != nil {
+		return err
+	}
+	s, row, err := c.bridgeRow(bridge)
+	if err != nil {
+		return fmt.Errorf("port %s: %w", spec.Name, err)
+	}
+	old, err := s.portByName(spec.Name)
+	if err != nil {
+		return fmt.Errorf("port %s: %w", spec.Name, err)
+	}
+	ops := append(s.dropPort(old), insertPort(row.UUID, spec)...)
+	return s.commitPort(ctx, bridge, "adding port "+spec.Name+" to bridge "+bridge, ops)
+}
+
+// commitPort commits ops, the last of which changes the bridge's row.
+func (s *session) commitPort(ctx context.Context, bridge, what string, ops []ovsdb.Operation) error {
+	results, err := s.transact(ctx, what, ops)
+	if err != nil {
+		return err
+	}
+	// Rows that nothing refers to are dropped by the server: nothing is left over.
+	if results[len(ops)-1].Count == 0 {
+		return fmt.Errorf("%s: bridge %s was deleted meanwhile: %w", what, bridge, ErrNoBridge)
+	}
+	return nil
+}
+
+func insertPort(bridge string, spec PortSpec) []ovsdb.Operation {
+	iface := ovsdb.Row{
+		"name":         spec.Name,
+		"type":         spec.Type,
+		"options":      ovsMap(spec.Options),
+		"external_ids": ovsMap(spec.ExternalIDs),
+		"other_config": ovsMap(spec.OtherConfig),
+	}
+	if spec.OfportRequest != 0 {
+		iface["ofport_request"] = int(spec.OfportRequest)
+	}
+	if spec.MTURequest != 0 {
+		iface["mtu_request"] = spec.MTURequest
+	}
+	if spec.MAC != nil {
+		iface["mac"] = spec.MAC.String()
+	}
+	return []ovsdb.Operation{
+		insert(tableInterface, "iface", iface),
+		insert(tablePort, "port", ovsdb.Row{"name": spec.Name, "interfaces": refs("iface")}),
+		mutate(tableBridge, bridge, addRef("ports", "port")),
+	}
+}
+
+// EnsurePort adds the port, or mends what differs from spec, and reports whether
+// there was something to do. A port of that name on another bridge is an error.
+func (c *Client) EnsurePort(ctx context.Context, bridge string, spec PortSpec) (changed bool, err error) {
+	if err := validName("port", spec.Name); err != nil {
+		return false, err
+	}
+	s, row, err := c.bridgeRow(bridge)
+	if err != nil {
+		return false, fmt.Errorf("port %s: %w", spec.Name, err)
+	}
+	port, err := s.portByName(spec.Name)
+	if err != nil {
+		return false, fmt.Errorf("port %s: %w", spec.Name, err)
+	}
+	if port == nil {
+		err := s.commitPort(ctx, bridge, "adding port "+spec.Name+" to bridge "+bridge, insertPort(row.UUID, spec))
+		return err == nil, err
+	}
+	if !slices.Contains(row.Ports, port.UUID) {
+		other := "another bridge"
+		if b := s.bridgeOfPort(port.UUID); b != nil {
+			other = "bridge " + b.Name
+		}
+		return false, fmt.Errorf("port %s is on %s, not on %s; remove it there (ovs-vsctl del-port %s) or choose another name", spec.Name, other, bridge, spec.Name)
+	}
+	iface, err := s.interfaceByName(spec.Name)
+	if err != nil {
+		return false, fmt.Errorf("port %s: %w", spec.Name, err)
+	}
+	if iface == nil {
+		return false, fmt.Errorf("port %s of bridge %s has no interface of its own name (is it a bond?); choose another name", spec.Name, bridge)
+	}
+	ops := mendInterface(iface, spec)
+	if len(ops) == 0 {
+		return false, nil
+	}
+	_, err = s.transact(ctx, "changing port "+spec.Name+" of bridge "+bridge, ops)
+	return err == nil, err
+}
+
+func mendInterface(row *rowInterface, spec PortSpec) []ovsdb.Operation {
+	set := ovsdb.Row{}
+	if row.Type != spec.Type {
+		set["type"] = spec.Type
+	}
+	if spec.Options != nil && !maps.Equal(row.Options, spec.Options) {
+		set["options"] = ovsMap(spec.Options)
+	}
+	if spec.OfportRequest != 0 && deref(row.OfportRequest) != int(spec.OfportRequest) {
+		set["ofport_request"] = int(spec.OfportRequest)
+	}
+	if spec.MTURequest != 0 && deref(row.MTURequest) != spec.MTURequest {
+		set["mtu_request"] = spec.MTURequest
+	}
+	if spec.MAC != nil && !strings.EqualFold(deref(row.MAC), spec.MAC.String()) {
+		set["mac"] = spec.MAC.String()
+	}
+	var ops []ovsdb.Operation
+	if len(set) > 0 {
+		ops = append(ops, update(tableInterface, row.UUID, set))
+	}
+	ms := ensureKeys("external_ids", row.ExternalIDs, spec.ExternalIDs)
+	ms = append(ms, ensureKeys("other_config", row.OtherConfig, spec.OtherConfig)...)
+	if len(ms) > 0 {
+		ops = append(ops, mutate(tableInterface, row.UUID, ms...))
+	}
+	return ops
+}
+
+// DeletePort removes the port from the bridge, with the QoS and queue rows that
+// no other port uses. A port, or a bridge, that is not there is no error; a port
+// on another bridge is left alone.
+func (c *Client) DeletePort(ctx context.Context, bridge, name string) error {
+	s, err := c.session()
+	if err != nil {
+		return fmt.Errorf("deleting port %s: %w", name, err)
+	}
+	row, err := s.bridgeByName(bridge)
+	if err != nil || row == nil {
+		return err
+	}
+	port, err := s.portByName(name)
+	if err != nil || port == nil || !slices.Contains(row.Ports, port.UUID) {
+		return err
+	}
+	_, err = s.transact(ctx, "deleting port "+name+" of bridge "+bridge, s.dropPort(port))
+	return err
+}
+
+// SetPortExternalIDs ensures keys of the external_ids of the port's interface; a
+// key with the empty value is removed. Other keys stay.
+func (c *Client) SetPortExternalIDs(ctx context.Context, name string, ids map[string]string) error {
+	s, err := c.session()
+	if err != nil {
+		return fmt.Errorf("external_ids of port %s: %w", name, err)
+	}
+	row, err := s.interfaceByName(name)
+	if err != nil {
+		return fmt.Errorf("external_ids of port %s: %w", name, err)
+	}
+	if row == nil {
+		return fmt.Errorf("external_ids of port %s: %w", name, ErrNoPort)
+	}
+	want, gone := map[string]string{}, []string{}
+	for k, v := range ids {
+		if v != "" {
+			want[k] = v
+		} else if _, ok := row.ExternalIDs[k]; ok {
+			gone = append(gone, k)
+		}
+	}
+	ms := ensureKeys("external_ids", row.ExternalIDs, want)
+	if len(gone) > 0 {
+		ms = append(ms, deleteKeys("external_ids", gone))
+	}
+	if len(ms) == 0 {
+		return nil
+	}
+	_, err = s.transact(ctx, "external_ids of port "+name, []ovsdb.Operation{mutate(tableInterface, row.UUID, ms...)})
+	return err
+}
+
+// dropPort are the operations that take a port off its bridge; none for nil. The
+// server drops Port and Interface rows that no bridge refers to.
+func (s *session) dropPort(port *rowPort) []ovsdb.Operation {
+	if port == nil {
+		return nil
+	}
+	var ops []ovsdb.Operation
+	if bridge := s.bridgeOfPort(port.UUID); bridge != nil {
+		ops = append(ops, mutate(tableBridge, bridge.UUID, delRef("ports", port.UUID)))
+	}
+	return append(ops, s.dropQoS(port)...)
+}
+
+func (s *session) bridgeOfPort(uuid string) *rowBridge {
+	for _, m := range s.table(tableBridge).RowsShallow() {
+		if row := m.(*rowBridge); slices.Contains(row.Ports, uuid) {
+			return row
+		}
+	}
+	return nil
+}
+
+func validName(what, name string) error {
+	if name == "" {
+		return fmt.Errorf("%s: its name is empty", what)
+	}
+	if len(name) > maxName || strings.ContainsAny(name, "/ \t\n") {
+		return fmt.Errorf("%s %q: a network device's name has at most %d characters, no slash and no blank", what, name, maxName)
+	}
+	return nil
+}
+
+func compare(a, b string) int { return cmp.Compare(a, b) }
+
+func sameSet(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
+}

@@ -1,0 +1,100 @@
+package topology
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// byValue compares addresses and prefixes as they are, not by their fields.
+var byValue = cmp.Options{
+	cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+}
+
+const goodConfig = `{"Name":"k8ssdn","Network":"172.11.0.0/16","HostSubnetLength":10,"ServiceNetwork":"10.96.0.0/12","PluginName":"k8s-ovs-multitenant"}`
+
+func TestParseConfig(t *testing.T) {
+	got, err := ParseConfig([]byte(goodConfig))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(DefaultConfig(), got, byValue); diff != "" {
+		t.Errorf("the ancestor's record (-want +got):\n%s", diff)
+	}
+	data, err := json.Marshal(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(data) != goodConfig {
+		t.Errorf("written as %s\nwant       %s", data, goodConfig)
+	}
+	if got.NodeBits() != 22 || got.Single() {
+		t.Errorf("NodeBits %d, Single %v; want 22, false", got.NodeBits(), got.Single())
+	}
+}
+
+func TestConfigRefuses(t *testing.T) {
+	for name, test := range map[string]struct {
+		change func(*Config)
+		say    string
+	}{
+		"no name":             {func(c *Config) { c.Name = "" }, "Name is empty"},
+		"slash in name":       {func(c *Config) { c.Name = "a/b" }, `may not contain '/'`},
+		"newline in name":     {func(c *Config) { c.Name = "a\nb" }, `may not contain '\n'`},
+		"no network":          {func(c *Config) { c.Network = netip.Prefix{} }, "Network is missing"},
+		"IPv6":                {func(c *Config) { c.Network = netip.MustParsePrefix("fd00::/48") }, "not IPv4"},
+		"host bits in prefix": {func(c *Config) { c.Network = netip.MustParsePrefix("172.11.0.1/16") }, "did you mean 172.11.0.0/16?"},
+		"everything":          {func(c *Config) { c.Network = netip.MustParsePrefix("0.0.0.0/0") }, "cannot hold"},
+		"multicast":           {func(c *Config) { c.ServiceNetwork = netip.MustParsePrefix("224.0.0.0/8") }, "cannot hold"},
+		"overlap":             {func(c *Config) { c.ServiceNetwork = netip.MustParsePrefix("172.11.4.0/24") }, "overlaps"},
+		"one host bit":        {func(c *Config) { c.HostSubnetLength = 1 }, "is not 2 to 16"},
+		"too many host bits":  {func(c *Config) { c.HostSubnetLength = 17 }, "is not 2 to 16"},
+		"plugin":              {func(c *Config) { c.PluginName = "flannel" }, `"flannel" is neither`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := DefaultConfig()
+			test.change(&c)
+			if err := c.Validate(); err == nil || !strings.Contains(err.Error(), test.say) {
+				t.Errorf("error %v, want one with %q", err, test.say)
+			}
+		})
+	}
+	if _, err := ParseConfig([]byte(`{"Network":5}`)); err == nil || !strings.Contains(err.Error(), "not valid JSON") {
+		t.Errorf("error %v", err)
+	}
+	c := DefaultConfig()
+	c.HostSubnetLength = 16
+	if err := c.Validate(); err != nil {
+		t.Errorf("one subnet for all: %v", err)
+	}
+}
+
+func FuzzParseConfig(f *testing.F) {
+	f.Add([]byte(goodConfig))
+	f.Add([]byte(`{"Name":"x","Network":"10.0.0.0/8","HostSubnetLength":-3}`))
+	f.Add([]byte(`{"Name":"x","Network":"::/0"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := ParseConfig(data)
+		if err != nil {
+			return
+		}
+		if c.NodeBits() < c.Network.Bits() || c.NodeBits() > 30 {
+			t.Errorf("node subnets of /%d in %s", c.NodeBits(), c.Network)
+		}
+		again, err := json.Marshal(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c2, err := ParseConfig(again)
+		if err != nil {
+			t.Fatalf("%s: %v", again, err)
+		}
+		if c2 != c {
+			t.Errorf("%+v became %+v", c, c2)
+		}
+	})
+}

@@ -1,0 +1,130 @@
+package topology
+
+import (
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const goodNode = `{"Host":"n1","HostIP":"198.18.0.1","Subnet":"172.11.0.0/22","Assign":false}`
+
+func TestParseNode(t *testing.T) {
+	n, err := ParseNode("198.18.0.1", []byte(goodNode))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Node{Host: "n1", HostIP: netip.MustParseAddr("198.18.0.1"), Subnet: netip.MustParsePrefix("172.11.0.0/22")}
+	if diff := cmp.Diff(want, n, byValue); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if got := n.Gateway(); got != netip.MustParseAddr("172.11.0.1") {
+		t.Errorf("gateway %s", got)
+	}
+	data, _ := json.Marshal(n)
+	if string(data) != goodNode {
+		t.Errorf("written as %s\nwant       %s", data, goodNode)
+	}
+}
+
+func TestParseNodeAsking(t *testing.T) {
+	const text = `{"Host":"f5","HostIP":"192.0.2.7","Subnet":"","Assign":true}`
+	n, err := ParseNode("192.0.2.7", []byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n.Ready() || !n.Assign || n.Gateway().IsValid() {
+		t.Errorf("%+v is ready, does not ask, or has a gateway", n)
+	}
+	if data, _ := json.Marshal(n); string(data) != text {
+		t.Errorf("written as %s\nwant       %s", data, text)
+	}
+}
+
+func TestParseNodeRefuses(t *testing.T) {
+	for name, test := range map[string]struct{ key, data, say string }{
+		// The first k8s-ovs's manual has key .199 with HostIP .197, which took .197's subnet away.
+		"key and HostIP differ": {"192.0.2.199", `{"Host":"a","HostIP":"192.0.2.197","Assign":true}`, "must be the address in the key"},
+		"no HostIP":             {"192.0.2.1", `{"Host":"a"}`, "HostIP is missing"},
+		"key is no address":     {"n1", `{"Host":"a","HostIP":"192.0.2.1"}`, "not an address"},
+		"second spelling":       {"2001:DB8::1", `{"Host":"a","HostIP":"2001:db8::1"}`, "must be written 2001:db8::1"},
+		"broken JSON":           {"192.0.2.1", `{"Host":`, "not valid JSON"},
+		"subnet is no prefix":   {"192.0.2.1", `{"HostIP":"192.0.2.1","Subnet":"172.11.0.0"}`, "not valid JSON"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := ParseNode(test.key, []byte(test.data)); err == nil || !strings.Contains(err.Error(), test.say) {
+				t.Errorf("error %v, want one with %q", err, test.say)
+			}
+		})
+	}
+}
+
+func TestNodeValidate(t *testing.T) {
+	cfg := DefaultConfig()
+	for name, test := range map[string]struct{ ip, subnet, say string }{
+		"good":                   {"198.18.0.1", "172.11.252.0/22", ""},
+		"good, no subnet":        {"198.18.0.1", "", ""},
+		"in the pod network":     {"172.11.0.7", "", "inside the pod network"},
+		"in the service network": {"10.96.0.10", "", "inside the service network"},
+		"IPv6":                   {"2001:db8::1", "", "not an IPv4 unicast"},
+		"IPv4 in IPv6":           {"::ffff:198.18.0.1", "", "not an IPv4 unicast"},
+		"loopback":               {"127.0.0.1", "", "not an IPv4 unicast"},
+		"multicast":              {"224.0.0.1", "", "not an IPv4 unicast"},
+		"none":                   {"", "", "HostIP is missing"},
+		"subnet too small":       {"198.18.0.1", "172.11.0.0/24", "is not a /22"},
+		"subnet not aligned":     {"198.18.0.1", "172.11.1.0/22", "is not a /22"},
+		"subnet outside":         {"198.18.0.1", "172.12.0.0/22", "is not a /22"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := Node{Host: "n1"}
+			if test.ip != "" {
+				n.HostIP = netip.MustParseAddr(test.ip)
+			}
+			if test.subnet != "" {
+				n.Subnet = netip.MustParsePrefix(test.subnet)
+			}
+			err := n.Validate(cfg)
+			if test.say == "" && err != nil || test.say != "" && (err == nil || !strings.Contains(err.Error(), test.say)) {
+				t.Errorf("error %v, want %q", err, test.say)
+			}
+		})
+	}
+}
+
+func TestMAC(t *testing.T) {
+	if got := MAC(netip.MustParseAddr("172.11.0.5")).String(); got != "0a:58:ac:0b:00:05" {
+		t.Errorf("MAC %s", got)
+	}
+}
+
+func FuzzParseNode(f *testing.F) {
+	f.Add("198.18.0.1", []byte(goodNode))
+	f.Add("::1", []byte(`{"HostIP":"::1","Subnet":"::/0","Status":{"Message":"x","Time":"2026-01-01T00:00:00Z"}}`))
+	f.Add("fe80::1%eth0", []byte(`{"HostIP":"fe80::1%eth0"}`))
+	f.Fuzz(func(t *testing.T, key string, data []byte) {
+		n, err := ParseNode(key, data)
+		if err != nil {
+			return
+		}
+		if n.HostIP.String() != key {
+			t.Errorf("record %q is node %s", key, n.HostIP)
+		}
+		n.Gateway()
+		if n.Validate(DefaultConfig()) == nil && n.Ready() && !DefaultConfig().Network.Contains(n.Gateway()) {
+			t.Errorf("gateway %s of %s is outside of the network", n.Gateway(), n.Subnet)
+		}
+		again, err := json.Marshal(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n2, err := ParseNode(key, again)
+		if err != nil {
+			t.Fatalf("%s: %v", again, err)
+		}
+		if diff := cmp.Diff(n, n2, byValue); diff != "" {
+			t.Errorf("%s is read as another:\n%s", again, diff)
+		}
+	})
+}
