@@ -55,7 +55,10 @@ type Conn struct {
 // Option changes how [Dial] connects.
 type Option func(*options)
 
-type options struct{ idle, dead time.Duration }
+type options struct {
+	idle, dead time.Duration
+	portEvents func(PortEvent)
+}
 
 // WithKeepalive asks a switch from which nothing came for idle whether it is
 // there, and gives the connection up when nothing has come for dead, which is
@@ -98,6 +101,9 @@ func Dial(ctx context.Context, mgmtSocket string, opts ...Option) (*Conn, error)
 		socket: mgmtSocket, nc: nc, opts: o, start: time.Now(),
 		toSwitch: make(chan []byte, writeQueue), done: make(chan struct{}),
 		nextXID: 1, calls: make(map[*call]struct{}),
+	}
+	if o.portEvents != nil {
+		c.toSwitch <- appendSetAsync(nil, 0) // the queue is empty
 	}
 	c.running.Go(func() { c.read(r) })
 	c.running.Go(c.write)
@@ -158,6 +164,16 @@ func (c *Conn) read(r *bufio.Reader) {
 			case c.toSwitch <- finishMessage(append(b, m.body...), 0):
 			default: // requests are waiting to be written; they show as well that we live
 			}
+		case msgPortStatus:
+			if c.opts.portEvents == nil {
+				continue
+			}
+			e, err := decodePortStatus(m.body)
+			if err != nil {
+				c.fail(err)
+				return
+			}
+			c.opts.portEvents(e)
 		default:
 			c.deliver(m)
 		}

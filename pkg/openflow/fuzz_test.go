@@ -106,6 +106,10 @@ func FuzzDecodeMessage(f *testing.F) {
 					t.Fatalf("%s becomes %s, %v", m, again, err)
 				}
 			}
+		case msgPortStatus:
+			if e, err := decodePortStatus(body); err == nil {
+				_ = e.String()
+			}
 		case msgMultipartReply:
 			fuzzMultipart(t, body)
 		}

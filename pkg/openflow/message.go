@@ -22,12 +22,14 @@ const (
 	msgError            msgType = 1
 	msgEchoRequest      msgType = 2
 	msgEchoReply        msgType = 3
+	msgPortStatus       msgType = 12
 	msgFlowMod          msgType = 14
 	msgGroupMod         msgType = 15
 	msgMultipartRequest msgType = 18
 	msgMultipartReply   msgType = 19
 	msgBarrierRequest   msgType = 20
 	msgBarrierReply     msgType = 21
+	msgSetAsync         msgType = 28
 	msgMeterMod         msgType = 29
 	msgBundleControl    msgType = 33
 	msgBundleAdd        msgType = 34
