@@ -1,0 +1,171 @@
+// Package agent wires the node agent together and keeps it running: the loop
+// that brings the node to what the records say, and the lifetime of everything
+// around it.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/version"
+)
+
+// Run runs the agent until ctx ends. What it set up stays: pods keep their
+// network while no agent runs.
+func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
+	if os.Geteuid() != 0 {
+		return errors.New("the agent needs root: it makes network devices and owns Open vSwitch's bridge")
+	}
+	bootID, err := readBootID()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	log.Info("k8s-ovs-agent starts", "version", version.Version, "node", cfg.NodeName)
+
+	reg := diag.NewRegistry("k8s-ovs-agent")
+	m := newMetrics(reg)
+	host, err := link.Current()
+	if err != nil {
+		return err
+	}
+	defer host.Close()
+	st, err := store.Open(cfg.Etcd.Config(log))
+	if err != nil {
+		return err
+	}
+	defer st.Close()
+
+	n, err := newNode(cfg, log, m, host, st, bootID)
+	if err != nil {
+		return err
+	}
+	server := diag.NewServer(diag.Config{
+		Address: cfg.Diag.MetricsAddress, Registry: reg, Profiling: cfg.Diag.Profiling, Logger: log, State: n.State,
+		Ready: []diag.Check{{Name: "node", Probe: func(context.Context) error { return n.Ready() }}},
+	})
+	if err := server.Listen(); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Run(ctx) })
+	group.Go(func() error { return n.run(ctx) })
+	return group.Wait()
+}
+
+// run prepares what does not change while the agent runs, then serves the CNI
+// beside the loop.
+func (n *node) run(ctx context.Context) error {
+	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := n.prepare(ctx, client); err != nil {
+		return err
+	}
+	server, err := cniserver.Listen(cniserver.Config{Socket: n.cfg.CNISocket, Attacher: n.attacher, Log: n.log, Metrics: n.metrics})
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Serve(ctx) })
+	group.Go(func() error { return n.loop(ctx) })
+	return group.Wait()
+}
+
+// prepare waits for Open vSwitch and an address, which everything else hangs on.
+func (n *node) prepare(ctx context.Context, client *ovs.Client) error {
+	n.ovs = client
+	pause := newPause()
+	for {
+		err := n.tryPrepare(ctx)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		n.setReady(err)
+		n.log.Warn("the node cannot be set up yet", "error", err)
+		if !pause.sleep(ctx) {
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (n *node) tryPrepare(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	if err := n.ovs.WaitConnected(ctx); err != nil {
+		return fmt.Errorf("Open vSwitch's database at %s does not answer: %w", n.cfg.OVSDB, err) //nolint:staticcheck // a name
+	}
+	kernel, err := n.host.HasGenericFamily(underlay.KernelFamily)
+	if err != nil {
+		return err
+	}
+	if n.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.Info().DatapathTypes, kernel); err != nil {
+		return err
+	}
+	n.underlay = underlay.New(underlay.Config{NodeIP: n.cfg.NodeIP, Datapath: n.datapath, Bridge: n.cfg.VTEPBridge, Logger: n.log}, n.host, n.ovs)
+	under, _, err := n.underlay.Ensure(ctx)
+	if err != nil {
+		return err
+	}
+	n.setSelf(under.VTEP)
+	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.datapath)
+	return nil
+}
+
+func readBootID() (string, error) {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the boot id: %w", err)
+	}
+	return strings.TrimSpace(string(id)), nil
+}
+
+// pause is a growing wait between attempts.
+type pause struct{ next time.Duration }
+
+const (
+	firstPause = 20 * time.Millisecond
+	maxPause   = 2 * time.Second
+)
+
+func newPause() *pause { return &pause{next: firstPause} }
+
+// take is the next wait.
+func (p *pause) take() time.Duration {
+	d := p.next
+	p.next = min(2*p.next, maxPause)
+	return d
+}
+
+func (p *pause) reset() { p.next = firstPause }
+
+// sleep waits; false means that ctx ended.
+func (p *pause) sleep(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(p.take()):
+		return true
+	}
+}

@@ -1,0 +1,127 @@
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/pflag"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+)
+
+// DatapathAuto lets the agent choose.
+const DatapathAuto = "auto"
+
+// Config is what the agent runs with.
+type Config struct {
+	// NodeName is the node's name; the host's name by default.
+	NodeName string
+	// NodeIP is the VTEP address; the default route's address by default.
+	NodeIP netip.Addr
+	nodeIP string
+	Etcd   options.Etcd
+	// Datapath is "auto", "system" or "netdev".
+	Datapath string
+	// Bridge is the overlay's bridge, VTEPBridge the one that holds the VTEP
+	// address on the userspace datapath.
+	Bridge, VTEPBridge string
+	// OVSDB is the endpoint of ovsdb-server, OVSRunDir the directory of the
+	// bridges' management sockets.
+	OVSDB, OVSRunDir string
+	// StateDir keeps leases and the copy of the records.
+	StateDir string
+	// CNISocket is where the plugin calls.
+	CNISocket string
+	// MTU of pods, bytes; 0 follows the underlay. A larger one than the underlay
+	// carries is clamped.
+	MTU int
+	// VXLANPort is the UDP port of the tunnels.
+	VXLANPort uint16
+	Diag      diag.Flags
+}
+
+// Defaults are the values without any flag.
+func Defaults() Config {
+	host, err := os.Hostname()
+	if err != nil {
+		host = ""
+	}
+	return Config{
+		NodeName: host, Datapath: DatapathAuto, Bridge: "br0", VTEPBridge: "br-phy",
+		OVSDB: "unix:/run/openvswitch/db.sock", StateDir: "/var/lib/k8s-ovs", CNISocket: cniapi.DefaultSocket,
+		VXLANPort: 4789, // RFC 7348, section 8.1
+		Diag:      diag.Flags{MetricsAddress: "127.0.0.1:9465"},
+	}
+}
+
+// Register adds the flags.
+func (c *Config) Register(fs *pflag.FlagSet) {
+	fs.StringVar(&c.NodeName, "node-name", c.NodeName, "`name` of this node in the records")
+	fs.StringVar(&c.nodeIP, "node-ip", "", "IPv4 `address` of this node's tunnels (default: the address of the default route)")
+	c.Etcd.Register(fs)
+	fs.StringVar(&c.Datapath, "datapath", c.Datapath, "Open vSwitch `datapath`: system (kernel), netdev (userspace), or auto")
+	fs.StringVar(&c.Bridge, "bridge", c.Bridge, "`bridge` of the overlay")
+	fs.StringVar(&c.VTEPBridge, "vtep-bridge", c.VTEPBridge, "`bridge` that holds the uplink and the tunnel address on the userspace datapath")
+	fs.StringVar(&c.OVSDB, "ovs-db", c.OVSDB, "`endpoint` of ovsdb-server: unix:/path")
+	fs.StringVar(&c.OVSRunDir, "ovs-rundir", c.OVSRunDir, "`directory` of the bridges' management sockets (default: that of --ovs-db)")
+	fs.StringVar(&c.StateDir, "state-dir", c.StateDir, "`directory` for address leases and the copy of the records")
+	fs.StringVar(&c.CNISocket, "cni-socket", c.CNISocket, "`path` of the socket that the CNI plugin calls")
+	fs.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods in `bytes`; clamped to what the underlay carries (default: that)")
+	fs.Uint16Var(&c.VXLANPort, "vxlan-port", c.VXLANPort, "UDP `port` of the tunnels; the same on every node")
+	c.Diag.Register(fs)
+}
+
+// minMTU is the smallest MTU that IPv4 hosts must accept whole (RFC 791, section 3.2).
+const minMTU = 576
+
+// Complete checks the configuration and fills in what follows from the rest.
+func (c *Config) Complete() error {
+	if c.NodeName == "" || strings.ContainsAny(c.NodeName, "/ \t\n") {
+		return fmt.Errorf("--node-name %q is not a node's name", c.NodeName)
+	}
+	if c.nodeIP != "" {
+		ip, err := netip.ParseAddr(c.nodeIP)
+		if err != nil || !ip.Is4() {
+			return fmt.Errorf("--node-ip %q is not an IPv4 address", c.nodeIP)
+		}
+		c.NodeIP = ip
+	}
+	switch c.Datapath {
+	case DatapathAuto, "system", "netdev":
+	default:
+		return fmt.Errorf("--datapath %q is none of auto, system, netdev", c.Datapath)
+	}
+	for flag, name := range map[string]string{"--bridge": c.Bridge, "--vtep-bridge": c.VTEPBridge} {
+		if err := cniapi.ValidateIfName(name); err != nil {
+			return fmt.Errorf("%s: %w", flag, err)
+		}
+	}
+	if c.Bridge == c.VTEPBridge {
+		return fmt.Errorf("--bridge and --vtep-bridge are both %q: the overlay and the underlay need one each", c.Bridge)
+	}
+	path, ok := strings.CutPrefix(c.OVSDB, "unix:")
+	if !ok || !filepath.IsAbs(path) {
+		return fmt.Errorf("--ovs-db %q is not unix:/path: the agent manages the Open vSwitch of its own host only", c.OVSDB)
+	}
+	if c.OVSRunDir == "" {
+		c.OVSRunDir = filepath.Dir(path)
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		return fmt.Errorf("--state-dir %q is not an absolute path", c.StateDir)
+	}
+	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > 65535) {
+		return fmt.Errorf("--mtu %d is not %d to 65535", c.MTU, minMTU)
+	}
+	if c.VXLANPort == 0 {
+		return fmt.Errorf("--vxlan-port 0 is no port")
+	}
+	if len(c.Etcd.Endpoints) == 0 {
+		return fmt.Errorf("--etcd-endpoints is empty: name the controller's (or your cluster's) etcd, such as 192.0.2.10:2379")
+	}
+	return c.Etcd.Complete()
+}

@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+)
+
+// connection keeps the OpenFlow connection of the bridge. It belongs to the
+// loop's goroutine.
+type connection struct {
+	log  *slog.Logger
+	conn *of.Conn
+	// lost wakes the loop when the connection ends: ovs-vswitchd went.
+	lost chan struct{}
+	// ports hears of the bridge's ports.
+	ports *portEvents
+}
+
+func newConnection(log *slog.Logger) *connection {
+	return &connection{log: log, lost: make(chan struct{}, 1), ports: newPortEvents()}
+}
+
+// alive reports whether there is a connection that has not ended.
+func (c *connection) alive() bool {
+	if c.conn == nil {
+		return false
+	}
+	select {
+	case <-c.conn.Done():
+		return false
+	default:
+		return true
+	}
+}
+
+// dial connects to the bridge's socket.
+func (c *connection) dial(ctx context.Context, socket string) (*of.Conn, error) {
+	c.close()
+	c.ports.reset()
+	conn, err := of.Dial(ctx, socket, of.WithPortEvents(c.ports.event))
+	if err != nil {
+		return nil, fmt.Errorf("connect to ovs-vswitchd: %w", err)
+	}
+	c.conn = conn
+	go func() {
+		<-conn.Done()
+		c.log.Warn("the connection to ovs-vswitchd ended", "socket", socket, "error", conn.Err())
+		select {
+		case c.lost <- struct{}{}:
+		default:
+		}
+	}()
+	return conn, nil
+}
+
+func (c *connection) close() {
+	if c.conn != nil {
+		_ = c.conn.Close()
+		c.conn = nil
+	}
+}

@@ -1,0 +1,88 @@
+package agent
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+)
+
+// metrics are what the agent shows at /metrics.
+type metrics struct {
+	commits     prometheus.Histogram
+	changes     prometheus.Counter
+	repairs     prometheus.Counter
+	portRepairs prometheus.Counter
+	hostRepairs prometheus.Counter
+	reconnects  prometheus.Counter
+	drops       *prometheus.CounterVec
+	cni         *prometheus.HistogramVec
+	pods        prometheus.Gauge
+	flows       prometheus.Gauge
+	peers       prometheus.Gauge
+	problems    prometheus.Gauge
+	revision    prometheus.Gauge
+	ready       prometheus.Gauge
+	mtu         prometheus.Gauge
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+	}
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+	}
+	m := &metrics{
+		commits: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "k8s_ovs", Name: "flow_commit_seconds", Help: "Time of one atomic bundle of flow changes.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 14),
+		}),
+		changes:     counter("flow_changes_total", "Flows added or removed."),
+		repairs:     counter("flow_repairs_total", "Flows put right that somebody else had changed."),
+		portRepairs: counter("port_repairs_total", "Pod ports put back that somebody else had removed."),
+		hostRepairs: counter("host_repairs_total", "Times that the host's addresses, routes or firewall rules had to be put right."),
+		reconnects:  counter("ovs_reconnects_total", "Connections made to ovs-vswitchd."),
+		drops: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Namespace: "k8s_ovs", Name: "drops_total", Help: "Packets dropped by the pipeline, by reason; PIPELINE.md explains them.",
+		}, []string{"reason"}),
+		cni: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "k8s_ovs", Name: "cni_seconds", Help: "Time of CNI requests in the agent, by command and CNI error code (0 is success).",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+		}, []string{"command", "code"}),
+		pods:     gauge("pods", "Pods attached on this node."),
+		flows:    gauge("flows", "Flows in the bridge."),
+		peers:    gauge("peers", "Other nodes that this one exchanges packets with."),
+		problems: gauge("record_problems", "Records that this node leaves out because they are not valid."),
+		revision: gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
+		ready:    gauge("ready", "1 when pods can be attached."),
+		mtu:      gauge("pod_mtu_bytes", "MTU that pods get."),
+	}
+	for _, r := range pipeline.Reasons() {
+		m.drops.WithLabelValues(r.String())
+	}
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu)
+	return m
+}
+
+// Committed implements flowtable.Observer.
+func (m *metrics) Committed(n int, seconds float64) {
+	m.commits.Observe(seconds)
+	m.changes.Add(float64(n))
+}
+
+// Repaired implements flowtable.Observer.
+func (m *metrics) Repaired(n int) { m.repairs.Add(float64(n)) }
+
+// Dropped implements flowtable.Observer.
+func (m *metrics) Dropped(r pipeline.Reason, n uint64) {
+	m.drops.WithLabelValues(r.String()).Add(float64(n))
+}
+
+// ObserveRequest implements cniserver.Metrics.
+func (m *metrics) ObserveRequest(command cniapi.Command, code uint, took time.Duration) {
+	m.cni.WithLabelValues(string(command), strconv.Itoa(int(code))).Observe(took.Seconds())
+}

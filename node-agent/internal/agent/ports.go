@@ -1,0 +1,113 @@
+package agent
+
+import (
+	"context"
+	"sync"
+
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+// portEvents remembers which ports ovs-vswitchd said it took in, over OpenFlow.
+type portEvents struct {
+	mu      sync.Mutex
+	ports   map[string]uint32
+	changed chan struct{}
+}
+
+func newPortEvents() *portEvents {
+	return &portEvents{ports: map[string]uint32{}, changed: make(chan struct{})}
+}
+
+// event takes in what the switch says.
+func (p *portEvents) event(e of.PortEvent) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if e.Gone {
+		delete(p.ports, e.Name)
+	} else {
+		p.ports[e.Name] = e.Port
+	}
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// reset forgets everything: a new connection tells only of what is new.
+func (p *portEvents) reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	clear(p.ports)
+}
+
+func (p *portEvents) forget(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.ports, name)
+}
+
+func (p *portEvents) get(name string) (port uint32, ok bool, changed <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	port, ok = p.ports[name]
+	return port, ok, p.changed
+}
+
+// wait returns the port's number when the switch has said it.
+func (p *portEvents) wait(ctx context.Context, name string) (uint32, error) {
+	for {
+		port, ok, changed := p.get(name)
+		if ok {
+			return port, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return 0, context.Cause(ctx)
+		}
+	}
+}
+
+// switchPorts are the ports of Open vSwitch's database, with the quicker of
+// two answers to when a port is there: ovs-vswitchd says so over OpenFlow as soon as
+// it has taken the port in, and in the database after it has looked at all others
+// (measured with 200: 3 ms against 14 ms). Only the database says what went wrong.
+type switchPorts struct {
+	*ovs.Client
+	events *portEvents
+}
+
+// AddPort implements attach.Ports.
+func (s switchPorts) AddPort(ctx context.Context, bridge string, spec ovs.PortSpec) error {
+	s.events.forget(spec.Name)
+	return s.Client.AddPort(ctx, bridge, spec)
+}
+
+// WaitOfport implements attach.Ports.
+func (s switchPorts) WaitOfport(ctx context.Context, name string) (uint32, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type answer struct {
+		port uint32
+		err  error
+	}
+	database := make(chan answer, 1)
+	go func() {
+		port, err := s.Client.WaitOfport(ctx, name)
+		database <- answer{port, err}
+	}()
+	said := make(chan answer, 1)
+	go func() {
+		port, err := s.events.wait(ctx, name)
+		said <- answer{port, err}
+	}()
+	select {
+	case a := <-said:
+		if a.err == nil {
+			return a.port, nil
+		}
+		a = <-database
+		return a.port, a.err
+	case a := <-database:
+		return a.port, a.err
+	}
+}

@@ -1,0 +1,520 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+// world is a kernel, a database and a flow table in memory. Its n-th step
+// fails when failAt is n.
+type world struct {
+	mu     sync.Mutex
+	links  map[string]Wire
+	ports  map[string]ovs.Port
+	flows  map[netip.Addr]desired.Attached
+	step   int
+	failAt int
+	// renumber makes Open vSwitch give other port numbers than asked for.
+	renumber bool
+	unknown  map[string]bool
+}
+
+var errInjected = errors.New("injected")
+
+func newWorld() *world {
+	return &world{links: map[string]Wire{}, ports: map[string]ovs.Port{}, flows: map[netip.Addr]desired.Attached{}, unknown: map[string]bool{}}
+}
+
+// enter counts a step and holds the world until the returned function runs.
+func (w *world) enter() (func(), error) {
+	w.mu.Lock()
+	w.step++
+	if w.step == w.failAt {
+		w.mu.Unlock()
+		return nil, errInjected
+	}
+	return w.mu.Unlock, nil
+}
+
+func (w *world) CreateVeth(x Wire) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if x.Netns == "/gone" {
+		return cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_NETNS: %s: no such network namespace", x.Netns)
+	}
+	w.links[x.HostIf] = Wire{}
+	return nil
+}
+
+func (w *world) Configure(x Wire) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	w.links[x.HostIf] = x
+	return nil
+}
+
+func (w *world) Delete(hostIf string) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	delete(w.links, hostIf)
+	return nil
+}
+
+func (w *world) Exists(hostIf string) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.links[hostIf]
+	return ok, nil
+}
+
+func (w *world) Differences(x Wire) ([]string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.links[x.HostIf] != x {
+		return []string{"the sandbox differs"}, nil
+	}
+	return nil, nil
+}
+
+func (w *world) AddPort(_ context.Context, bridge string, spec ovs.PortSpec) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if _, ok := w.links[spec.Name]; !ok {
+		return fmt.Errorf("no device %s", spec.Name)
+	}
+	number := spec.OfportRequest
+	if w.renumber {
+		number += 1000
+	}
+	w.ports[spec.Name] = ovs.Port{Bridge: bridge, Name: spec.Name, Ofport: number, ExternalIDs: spec.ExternalIDs}
+	return nil
+}
+
+func (w *world) WaitOfport(_ context.Context, name string) (uint32, error) {
+	leave, err := w.enter()
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	return w.ports[name].Ofport, nil
+}
+
+func (w *world) DeletePort(_ context.Context, _, name string) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	delete(w.ports, name)
+	return nil
+}
+
+func (w *world) Ports(string) ([]ovs.Port, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []ovs.Port
+	for _, p := range w.ports {
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func (w *world) Attach(_ context.Context, a desired.Attached) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	w.flows[a.Address] = a
+	return nil
+}
+
+func (w *world) Detach(_ context.Context, a netip.Addr) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	delete(w.flows, a)
+	return nil
+}
+
+func (w *world) Check(_ context.Context, a netip.Addr) ([]string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.flows[a]; !ok {
+		return []string{"flow is missing"}, nil
+	}
+	return nil, nil
+}
+
+func (w *world) WaitKnown(_ context.Context, namespace string) error {
+	if w.unknown[namespace] {
+		return cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID", namespace)
+	}
+	return nil
+}
+
+// empty says what is left in the world.
+func (w *world) empty(t *testing.T) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.links)+len(w.ports)+len(w.flows) > 0 {
+		t.Errorf("left behind: links %v, ports %v, flows %v", w.links, w.ports, w.flows)
+	}
+}
+
+var theNode = Node{
+	Bridge: "br0", Subnet: netip.MustParsePrefix("172.11.0.0/29"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Datapath: ovs.DatapathNetdev,
+}
+
+func start(t *testing.T, w *world, dir string) *Attacher {
+	t.Helper()
+	a := New(w, w, w, w, slog.New(slog.DiscardHandler))
+	if _, err := a.Start(context.Background(), theNode, dir, "boot"); err != nil {
+		t.Fatal(err)
+	}
+	a.SetReady(nil)
+	return a
+}
+
+func request(n int) cniapi.Request {
+	return cniapi.Request{
+		ContainerID: fmt.Sprintf("c%d", n), IfName: "eth0", Netns: fmt.Sprintf("/run/netns/p%d", n),
+		PodNamespace: "a", PodName: fmt.Sprintf("p%d", n), NetworkName: "net",
+	}
+}
+
+func TestAddDel(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	got, err := a.Add(ctx, request(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got.Address.String() != "172.11.0.2/32" || got.MAC.String() != "0a:58:ac:0b:00:02" || got.MTU != 1450 || len(got.Routes) != 2 {
+		t.Errorf("result %+v", got)
+	}
+	if err := got.Validate(); err != nil {
+		t.Error(err)
+	}
+	again, err := a.Add(ctx, request(1))
+	if err != nil {
+		t.Fatalf("again: %v", err)
+	}
+	if diff := cmp.Diff(fmt.Sprint(got), fmt.Sprint(again)); diff != "" {
+		t.Error(diff)
+	}
+	other := request(1)
+	other.PodName = "somebody"
+	if _, err := a.Add(ctx, other); err == nil {
+		t.Error("another pod with the same container ID is taken")
+	}
+	if err := a.Check(ctx, request(1)); err != nil {
+		t.Errorf("check: %v", err)
+	}
+	for range 2 {
+		if err := a.Del(ctx, request(1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.empty(t)
+	if n := len(a.pool.Leases()); n != 0 {
+		t.Errorf("%d leases left", n)
+	}
+}
+
+// TestAddFailsAnywhere: whichever step fails, nothing stays; and where even the
+// cleaning fails, DEL finishes it.
+func TestAddFailsAnywhere(t *testing.T) {
+	ctx := context.Background()
+	for failAt := 1; ; failAt++ {
+		w := newWorld()
+		a := start(t, w, t.TempDir())
+		w.failAt = w.step + failAt
+		_, err := a.Add(ctx, request(1))
+		if err == nil {
+			if failAt < 5 {
+				t.Fatalf("ADD has only %d steps", failAt-1)
+			}
+			return
+		}
+		if !errors.Is(err, errInjected) {
+			t.Fatalf("step %d: %v", failAt, err)
+		}
+		w.failAt = 0
+		w.empty(t)
+		if n := len(a.pool.Leases()); n != 0 {
+			t.Errorf("step %d: %d leases left", failAt, n)
+		}
+	}
+}
+
+func TestDelFailsAnywhere(t *testing.T) {
+	ctx := context.Background()
+	for failAt := 1; ; failAt++ {
+		w := newWorld()
+		a := start(t, w, t.TempDir())
+		if _, err := a.Add(ctx, request(1)); err != nil {
+			t.Fatal(err)
+		}
+		w.failAt = w.step + failAt
+		err := a.Del(ctx, request(1))
+		w.failAt = 0
+		if err == nil {
+			if failAt < 3 {
+				t.Fatalf("DEL has only %d steps", failAt-1)
+			}
+			return
+		}
+		// The runtime tries again.
+		if err := a.Del(ctx, request(1)); err != nil {
+			t.Fatalf("step %d: second DEL: %v", failAt, err)
+		}
+		w.empty(t)
+		if n := len(a.pool.Leases()); n != 0 {
+			t.Errorf("step %d: %d leases left", failAt, n)
+		}
+	}
+}
+
+func TestRefused(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	gone := request(1)
+	gone.Netns = "/gone"
+	w.unknown["stranger"] = true
+	stranger := request(2)
+	stranger.PodNamespace = "stranger"
+	for name, tc := range map[string]struct {
+		req  cniapi.Request
+		code uint
+	}{
+		"sandbox gone":   {gone, cniapi.CodeInvalidEnv},
+		"unknown tenant": {stranger, cniapi.CodeTryAgain},
+	} {
+		_, err := a.Add(ctx, tc.req)
+		if e := cniapi.AsError(err); e == nil || e.Code != tc.code {
+			t.Errorf("%s: %v, want code %d", name, err, tc.code)
+		}
+	}
+	a.SetReady(errors.New("no Open vSwitch"))
+	if _, err := a.Add(ctx, request(3)); cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), "no Open vSwitch") {
+		t.Errorf("not ready: %v", err)
+	}
+	if err := a.Status(ctx); cniapi.AsError(err).Code != cniapi.CodeNotAvailable {
+		t.Errorf("status: %v", err)
+	}
+	w.empty(t)
+}
+
+func TestFull(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	for i := 1; i <= 5; i++ {
+		if _, err := a.Add(ctx, request(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := a.Add(ctx, request(6)); err == nil || !strings.Contains(err.Error(), "172.11.0.0/29") {
+		t.Errorf("sixth pod in a /29: %v", err)
+	}
+	if err := a.Del(ctx, request(3)); err != nil {
+		t.Fatal(err)
+	}
+	got, err := a.Add(ctx, request(7))
+	if err != nil || got.Address.Addr() != netip.MustParseAddr("172.11.0.4") {
+		t.Errorf("after DEL: %+v, %v", got, err)
+	}
+}
+
+// TestCheck finds what somebody took away.
+func TestCheck(t *testing.T) {
+	ctx := context.Background()
+	for name, damage := range map[string]func(*world, *cniapi.Request){
+		"flows":         func(w *world, _ *cniapi.Request) { clear(w.flows) },
+		"port":          func(w *world, _ *cniapi.Request) { clear(w.ports) },
+		"device":        func(w *world, _ *cniapi.Request) { clear(w.links) },
+		"other sandbox": func(_ *world, r *cniapi.Request) { r.Netns = "/run/netns/other" },
+		"other address": func(_ *world, r *cniapi.Request) {
+			r.PrevResult = &cniapi.PrevResult{IPs: []cniapi.PrevIP{{Address: netip.MustParsePrefix("172.11.0.3/32")}}}
+		},
+		"port number": func(w *world, _ *cniapi.Request) {
+			for name, p := range w.ports {
+				p.Ofport++
+				w.ports[name] = p
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld()
+			a := start(t, w, t.TempDir())
+			if _, err := a.Add(ctx, request(1)); err != nil {
+				t.Fatal(err)
+			}
+			req := request(1)
+			req.PrevResult = &cniapi.PrevResult{IPs: []cniapi.PrevIP{{Address: netip.MustParsePrefix("172.11.0.2/32")}}}
+			if err := a.Check(ctx, req); err != nil {
+				t.Fatalf("undamaged: %v", err)
+			}
+			damage(w, &req)
+			if err := a.Check(ctx, req); err == nil {
+				t.Error("not noticed")
+			}
+		})
+	}
+	a := start(t, newWorld(), t.TempDir())
+	if err := a.Check(ctx, request(9)); cniapi.AsError(err).Code != cniapi.CodeUnknownContainer {
+		t.Errorf("unknown attachment: %v", err)
+	}
+}
+
+func TestGC(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	for i := 1; i <= 4; i++ {
+		req := request(i)
+		if i == 4 {
+			req.NetworkName = "another"
+		}
+		if _, err := a.Add(ctx, req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.GC(ctx, cniapi.Request{NetworkName: "net", ValidAttachments: []cniapi.Attachment{{ContainerID: "c2", IfName: "eth0"}}}); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	for _, at := range a.List() {
+		left = append(left, at.ContainerID)
+	}
+	slices.Sort(left)
+	if diff := cmp.Diff([]string{"c2", "c4"}, left); diff != "" {
+		t.Error(diff)
+	}
+	if len(w.ports) != 2 || len(w.flows) != 2 || len(w.links) != 2 {
+		t.Errorf("%d ports, %d flows, %d links; want 2 each", len(w.ports), len(w.flows), len(w.links))
+	}
+}
+
+// TestRestart: a new agent finds what the old one attached, whatever was lost
+// meanwhile: the pool's file, the database, a pod's sandbox.
+func TestRestart(t *testing.T) {
+	ctx := context.Background()
+	for name, tc := range map[string]struct {
+		lose func(w *world, dir *string)
+		want []string
+	}{
+		"nothing lost":       {func(*world, *string) {}, []string{"172.11.0.2", "172.11.0.3"}},
+		"pool's file lost":   {func(_ *world, dir *string) { *dir += "/other" }, []string{"172.11.0.2", "172.11.0.3"}},
+		"database lost":      {func(w *world, _ *string) { clear(w.ports) }, []string{"172.11.0.2", "172.11.0.3"}},
+		"one sandbox gone":   {func(w *world, _ *string) { delete(w.links, HostIf(request(1).Attachment())) }, []string{"172.11.0.3"}},
+		"rebooted: all gone": {func(w *world, _ *string) { clear(w.links) }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, dir := newWorld(), t.TempDir()
+			a := start(t, w, dir)
+			for i := 1; i <= 2; i++ {
+				if _, err := a.Add(ctx, request(i)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			tc.lose(w, &dir)
+			b := start(t, w, dir)
+			var got []string
+			for _, at := range b.List() {
+				got = append(got, at.Address.String())
+			}
+			if diff := cmp.Diff(tc.want, got); diff != "" {
+				t.Error(diff)
+			}
+			if _, err := b.Repair(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if len(w.ports) != len(tc.want) {
+				t.Errorf("%d ports, want %d", len(w.ports), len(tc.want))
+			}
+			var leases []string
+			for _, l := range b.pool.Leases() {
+				leases = append(leases, l.Address.String())
+			}
+			if diff := cmp.Diff(tc.want, leases); diff != "" {
+				t.Errorf("leases: %s", diff)
+			}
+		})
+	}
+}
+
+// TestRenumbered: flows follow the number that Open vSwitch gave.
+func TestRenumbered(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	w.renumber = true
+	a := start(t, w, t.TempDir())
+	if _, err := a.Add(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.flows[netip.MustParseAddr("172.11.0.2")].Port; got != 1012 {
+		t.Errorf("flows of port %d, want 1012", got)
+	}
+	for name, p := range w.ports {
+		p.Ofport = 77
+		w.ports[name] = p
+	}
+	if n, err := a.Repair(ctx); err != nil || n != 1 {
+		t.Errorf("repaired %d, %v", n, err)
+	}
+	if got := w.flows[netip.MustParseAddr("172.11.0.2")].Port; got != 77 {
+		t.Errorf("flows of port %d, want 77", got)
+	}
+}
+
+func TestErrorCodes(t *testing.T) {
+	for _, err := range []error{flowtable.ErrDisconnected, flowtable.ErrNotReady, fmt.Errorf("x: %w", ovs.ErrDisconnected)} {
+		if got := cniapi.AsError(classify(err)).Code; got != cniapi.CodeTryAgain {
+			t.Errorf("%v has code %d", err, got)
+		}
+	}
+}
+
+func TestHostIf(t *testing.T) {
+	seen := map[string]bool{}
+	for i := range 1000 {
+		name := HostIf(request(i).Attachment())
+		if err := cniapi.ValidateIfName(name); err != nil || seen[name] {
+			t.Fatalf("%s: %v, seen %t", name, err, seen[name])
+		}
+		seen[name] = true
+	}
+}

@@ -1,0 +1,115 @@
+// Package bridge keeps br0 itself as it should be: the bridge, its tunnel port
+// vxlan0 and its gateway port tun0. It never deletes or re-creates a bridge, and
+// touches no port that it does not own.
+package bridge
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// Names of the ports.
+const (
+	TunnelPort  = "vxlan0"
+	GatewayPort = "tun0"
+)
+
+// Port numbers that the bridge's own ports ask for, so that flows stay valid
+// when ovs-vswitchd starts anew. Pods ask for FirstPodPort and up.
+const (
+	tunnelOfport  = 1
+	gatewayOfport = 2
+	// FirstPodPort leaves room below for ports of later versions.
+	FirstPodPort = 10
+	// maxOfport is the largest number that Open vSwitch gives on request
+	// (ofport_request, ovs-vswitchd.conf.db(5)).
+	maxOfport = 65279
+)
+
+// Switch is the part of Open vSwitch's database that a bridge is made with.
+type Switch interface {
+	EnsureBridge(ctx context.Context, spec ovs.BridgeSpec) (changed bool, err error)
+	EnsurePort(ctx context.Context, bridge string, spec ovs.PortSpec) (changed bool, err error)
+	WaitOfport(ctx context.Context, name string) (uint32, error)
+}
+
+// Spec says what the bridge should be.
+type Spec struct {
+	// Name of the bridge.
+	Name string
+	// Datapath is ovs.DatapathSystem or ovs.DatapathNetdev.
+	Datapath string
+	// VTEP is the node's tunnel address.
+	VTEP netip.Addr
+	// Gateway is the address of tun0.
+	Gateway netip.Addr
+	// MTU of tun0, bytes.
+	MTU int
+	// VXLANPort is the UDP port of tunnels.
+	VXLANPort uint16
+}
+
+// Ensure makes the bridge what spec says and returns its ports' numbers. It
+// changes only what differs.
+func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, changed bool, err error) {
+	gatewayMAC := topology.MAC(spec.Gateway)
+	steps := []func() (bool, error){
+		func() (bool, error) {
+			return sw.EnsureBridge(ctx, ovs.BridgeSpec{
+				Name: spec.Name, DatapathType: spec.Datapath, FailMode: ovs.FailSecure,
+				// A fixed address keeps the datapath id, and so the connection, when ports come and go.
+				MAC:         topology.MAC(spec.VTEP),
+				ExternalIDs: map[string]string{"k8s-ovs": "bridge"},
+			})
+		},
+		func() (bool, error) {
+			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{
+				Name: TunnelPort, Type: "vxlan", OfportRequest: tunnelOfport,
+				Options: map[string]string{
+					"key": "flow", "remote_ip": "flow", "local_ip": spec.VTEP.String(), "dst_port": strconv.Itoa(int(spec.VXLANPort)),
+				},
+			})
+		},
+		func() (bool, error) {
+			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{
+				Name: GatewayPort, Type: "internal", OfportRequest: gatewayOfport, MAC: gatewayMAC, MTURequest: spec.MTU,
+			})
+		},
+	}
+	for _, step := range steps {
+		c, err := step()
+		if err != nil {
+			return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
+		}
+		changed = changed || c
+	}
+	if ports.Tunnel, err = sw.WaitOfport(ctx, TunnelPort); err != nil {
+		return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
+	}
+	if ports.Gateway, err = sw.WaitOfport(ctx, GatewayPort); err != nil {
+		return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
+	}
+	return ports, changed, nil
+}
+
+// PodOfport is the port number that the pod with that address asks for: it
+// follows from the address, so it is free when the address is, and the pod's
+// flows stay valid when ovs-vswitchd starts anew. 0 where the subnet has more
+// addresses than there are numbers.
+func PodOfport(subnet netip.Prefix, a netip.Addr) uint32 {
+	base, addr := subnet.Masked().Addr().As4(), a.As4()
+	var index uint32
+	for i := range addr {
+		index = index<<8 | uint32(addr[i]-base[i])
+	}
+	if index > maxOfport-FirstPodPort {
+		return 0
+	}
+	return FirstPodPort + index
+}

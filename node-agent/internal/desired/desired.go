@@ -1,0 +1,93 @@
+// Package desired computes what a node should be from the records and from
+// what is attached to it.
+//
+// It is pure.
+package desired
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// Attached is a pod on this node, as far as flows need it.
+type Attached struct {
+	Namespace string
+	Address   netip.Addr
+	Port      uint32
+}
+
+// Ports are the numbers of the bridge's own ports.
+type Ports struct{ Tunnel, Gateway uint32 }
+
+// Problem is something in the records that this node leaves out, and why.
+type Problem struct {
+	Record string
+	Why    string
+}
+
+// Node computes the model of the node with address self. It fails as long as
+// the records do not give it a valid subnet. Peers that are not valid are left
+// out and named in the problems: an unknown peer is dropped, not guessed.
+func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, attached []Attached) (pipeline.Model, []Problem, error) {
+	me, ok := s.Nodes[self]
+	if !ok {
+		return pipeline.Model{}, nil, fmt.Errorf("there is no subnet record for this node (%s)", self)
+	}
+	if err := me.Validate(s.Config); err != nil {
+		return pipeline.Model{}, nil, err
+	}
+	if !me.Ready() {
+		return pipeline.Model{}, nil, fmt.Errorf("node %s (%s) has no subnet yet: a controller assigns it", me.Host, self)
+	}
+	m := pipeline.Model{
+		Network: s.Config.Network, Subnet: me.Subnet, Gateway: me.Gateway(),
+		TunnelPort: ports.Tunnel, GatewayPort: ports.Gateway, VXLANPort: vxlanPort,
+	}
+	var problems []Problem
+	m.Peers, problems = peers(s, me)
+	for _, a := range attached {
+		m.Pods = append(m.Pods, Pod(s, a))
+	}
+	return m, problems, nil
+}
+
+// Pod is the model of one attachment.
+func Pod(s topology.Snapshot, a Attached) pipeline.Pod {
+	id, known := s.NetID(a.Namespace)
+	return pipeline.Pod{Address: a.Address, Port: a.Port, NetID: id, Known: known}
+}
+
+func peers(s topology.Snapshot, me topology.Node) ([]pipeline.Peer, []Problem) {
+	var peers []pipeline.Peer
+	var problems []Problem
+	nodes := make([]topology.Node, 0, len(s.Nodes))
+	owners := make(map[netip.Prefix]int, len(s.Nodes))
+	for ip, n := range s.Nodes {
+		if err := n.Validate(s.Config); err != nil {
+			problems = append(problems, Problem{Record: "subnets/" + ip.String(), Why: err.Error()})
+			continue
+		}
+		if n.Ready() {
+			nodes = append(nodes, n)
+			// Valid subnets have one length, so they overlap only when equal.
+			owners[n.Subnet]++
+		}
+	}
+	slices.SortFunc(nodes, func(a, b topology.Node) int { return a.HostIP.Compare(b.HostIP) })
+	for _, n := range nodes {
+		switch {
+		case n.HostIP == me.HostIP:
+		case owners[n.Subnet] > 1:
+			problems = append(problems, Problem{Record: "subnets/" + n.HostIP.String(), Why: fmt.Sprintf("Subnet %s is in the record of another node as well", n.Subnet)})
+		default:
+			peers = append(peers, pipeline.Peer{VTEP: n.HostIP, Subnet: n.Subnet})
+		}
+	}
+	slices.SortFunc(problems, func(a, b Problem) int { return cmp.Compare(a.Record, b.Record) })
+	return peers, problems
+}

@@ -1,0 +1,139 @@
+package desired
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+func ip(s string) netip.Addr     { return netip.MustParseAddr(s) }
+func net4(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func snapshot(nodes ...topology.Node) topology.Snapshot {
+	seven := netid.ID(77)
+	s := topology.Snapshot{
+		Config: topology.DefaultConfig(), Nodes: map[netip.Addr]topology.Node{},
+		Namespaces: map[string]topology.Namespace{
+			"confirmed": {NetName: "confirmed", Effective: &seven},
+			"asked":     {NetName: "asked"},
+		},
+	}
+	for _, n := range nodes {
+		s.Nodes[n.HostIP] = n
+	}
+	return s
+}
+
+var (
+	n1 = topology.Node{Host: "n1", HostIP: ip("198.18.0.1"), Subnet: net4("172.11.0.0/22")}
+	n2 = topology.Node{Host: "n2", HostIP: ip("198.18.0.2"), Subnet: net4("172.11.4.0/22")}
+	n3 = topology.Node{Host: "n3", HostIP: ip("198.18.0.3"), Subnet: net4("172.11.8.0/22")}
+)
+
+func TestPeers(t *testing.T) {
+	peer := func(n topology.Node) pipeline.Peer { return pipeline.Peer{VTEP: n.HostIP, Subnet: n.Subnet} }
+	twin := topology.Node{Host: "n4", HostIP: ip("198.18.0.4"), Subnet: n3.Subnet}
+	waiting := topology.Node{Host: "n5", HostIP: ip("198.18.0.5"), Assign: true}
+	wrong := topology.Node{Host: "n6", HostIP: ip("198.18.0.6"), Subnet: net4("172.11.0.0/20")}
+	inside := topology.Node{Host: "n7", HostIP: ip("172.11.9.9"), Subnet: net4("172.11.12.0/22")}
+	thief := topology.Node{Host: "n8", HostIP: ip("198.18.0.8"), Subnet: n1.Subnet}
+	for name, tc := range map[string]struct {
+		nodes    []topology.Node
+		peers    []pipeline.Peer
+		problems []string
+	}{
+		"alone":                  {nodes: []topology.Node{n1}},
+		"others, in order":       {nodes: []topology.Node{n3, n1, n2}, peers: []pipeline.Peer{peer(n2), peer(n3)}},
+		"one without a subnet":   {nodes: []topology.Node{n1, waiting}},
+		"two with one subnet":    {nodes: []topology.Node{n1, n2, n3, twin}, peers: []pipeline.Peer{peer(n2)}, problems: []string{"subnets/198.18.0.3", "subnets/198.18.0.4"}},
+		"a subnet of wrong size": {nodes: []topology.Node{n1, wrong}, problems: []string{"subnets/198.18.0.6"}},
+		"an address of a pod":    {nodes: []topology.Node{n1, inside}, problems: []string{"subnets/172.11.9.9"}},
+		"one with our subnet":    {nodes: []topology.Node{n1, thief}, problems: []string{"subnets/198.18.0.8"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			m, problems, err := Node(snapshot(tc.nodes...), n1.HostIP, Ports{1, 2}, 4789, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tc.peers, m.Peers, cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
+				t.Error(diff)
+			}
+			var names []string
+			for _, p := range problems {
+				names = append(names, p.Record)
+				if p.Why == "" {
+					t.Errorf("%s: no reason", p.Record)
+				}
+			}
+			if diff := cmp.Diff(tc.problems, names); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestSwappedAddresses(t *testing.T) {
+	a, b := n2, n3
+	a.HostIP, b.HostIP = n3.HostIP, n2.HostIP
+	m, problems, err := Node(snapshot(n1, a, b), n1.HostIP, Ports{1, 2}, 4789, nil)
+	if err != nil || len(problems) > 0 {
+		t.Fatal(err, problems)
+	}
+	for _, p := range m.Peers {
+		if want := map[netip.Addr]netip.Prefix{n2.HostIP: n3.Subnet, n3.HostIP: n2.Subnet}[p.VTEP]; p.Subnet != want {
+			t.Errorf("peer %s has %s, want %s", p.VTEP, p.Subnet, want)
+		}
+	}
+}
+
+func TestNotPlaced(t *testing.T) {
+	for name, tc := range map[string]struct {
+		nodes []topology.Node
+		want  string
+	}{
+		"no record":     {nil, "no subnet record"},
+		"no subnet yet": {[]topology.Node{{Host: "n1", HostIP: n1.HostIP, Assign: true}}, "has no subnet yet"},
+		"not valid":     {[]topology.Node{{Host: "n1", HostIP: n1.HostIP, Subnet: net4("10.0.0.0/22")}}, "is not a /22"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := Node(snapshot(tc.nodes...), n1.HostIP, Ports{1, 2}, 4789, nil)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want one with %q", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestPod(t *testing.T) {
+	s := snapshot(n1)
+	a := Attached{Address: ip("172.11.0.2"), Port: 12}
+	base := pipeline.Pod{Address: a.Address, Port: 12}
+	confirmed := base
+	confirmed.NetID, confirmed.Known = 77, true
+	global := base
+	global.Known = true
+	single := s
+	single.Config.PluginName = topology.SingleTenant
+	for name, tc := range map[string]struct {
+		s         topology.Snapshot
+		namespace string
+		want      pipeline.Pod
+	}{
+		"confirmed":                {s, "confirmed", confirmed},
+		"asked for, not confirmed": {s, "asked", base},
+		"no record":                {s, "nobody", base},
+		"single tenant":            {single, "nobody", global},
+	} {
+		a.Namespace = tc.namespace
+		if got := Pod(tc.s, a); got != tc.want {
+			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
+		}
+	}
+}

@@ -1,0 +1,415 @@
+// Package flowtable owns the flows of br0: it holds the picture they follow
+// from (records, ports, attached pods), and makes the switch agree with it.
+//
+// Every change is one atomic bundle of the difference. Nothing is written or
+// removed before the table knows the records.
+package flowtable
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+var (
+	// ErrDisconnected: there is no connection to ovs-vswitchd now. What was to
+	// be changed is in the picture and reaches the switch on reconnection.
+	ErrDisconnected = errors.New("not connected to ovs-vswitchd")
+	// ErrNotReady: the table does not know the records or the ports yet.
+	ErrNotReady = errors.New("the node has no picture of the network yet")
+)
+
+// Switch is the bridge's OpenFlow connection; [of.Conn] is one.
+type Switch interface {
+	Flows(ctx context.Context, filter of.FlowFilter) ([]of.FlowStats, error)
+	Commit(ctx context.Context, mods []of.Mod) error
+}
+
+// Observer is told about what the table does; for metrics.
+type Observer interface {
+	// Committed: one bundle of n changes took seconds.
+	Committed(n int, seconds float64)
+	// Repaired: n flows had been changed by somebody else.
+	Repaired(n int)
+	// Dropped: n more packets were dropped for a reason.
+	Dropped(reason pipeline.Reason, n uint64)
+}
+
+// Table is the flow table of one bridge. Its methods may be called at once.
+type Table struct {
+	self      netip.Addr
+	vxlanPort uint16
+	observer  Observer
+	now       func() float64
+
+	mu       sync.Mutex
+	sw       Switch
+	records  *topology.Snapshot
+	ports    *desired.Ports
+	attached map[netip.Addr]desired.Attached
+	// model without pods, as of the last refresh; nil until there is one.
+	model *pipeline.Model
+	// installed is what the switch is known to have, by flow key.
+	installed map[string]of.Flow
+	drops     map[string]uint64
+}
+
+// New makes the table of the node with VTEP address self. now gives seconds
+// of a monotonic clock.
+func New(self netip.Addr, vxlanPort uint16, observer Observer, now func() float64) *Table {
+	return &Table{
+		self: self, vxlanPort: vxlanPort, observer: observer, now: now,
+		attached: map[netip.Addr]desired.Attached{}, installed: map[string]of.Flow{}, drops: map[string]uint64{},
+	}
+}
+
+// SetRecords makes s the records that the flows follow, in one bundle. The
+// problems are records that this node leaves out.
+func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) ([]desired.Problem, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.records = &s
+	return t.refresh(ctx)
+}
+
+// SetPorts makes p the numbers of the bridge's own ports.
+func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ports != nil && *t.ports == p {
+		return nil
+	}
+	t.ports = &p
+	_, err := t.refresh(ctx)
+	if errors.Is(err, ErrNotReady) {
+		return nil
+	}
+	return err
+}
+
+// Load puts pods into the picture without touching the switch: what was
+// attached before the agent started.
+func (t *Table) Load(pods []desired.Attached) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, p := range pods {
+		t.attached[p.Address] = p
+	}
+}
+
+// Attach puts one pod into the picture and its flows into the switch, in one
+// bundle. Where the commit fails the pod is out of the picture again.
+func (t *Table) Attach(ctx context.Context, a desired.Attached) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.model == nil {
+		return ErrNotReady
+	}
+	old, had := t.attached[a.Address]
+	t.attached[a.Address] = a
+	err := t.commitPod(ctx, old, had, t.podFlows(a))
+	if err != nil {
+		if had {
+			t.attached[a.Address] = old
+		} else {
+			delete(t.attached, a.Address)
+		}
+	}
+	return err
+}
+
+// Detach takes the pod with that address out of the picture and its flows out
+// of the switch. It is no error when there is none, or no switch: without a
+// connection the flows go with the next one.
+func (t *Table) Detach(ctx context.Context, address netip.Addr) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	old, had := t.attached[address]
+	if !had {
+		return nil
+	}
+	delete(t.attached, address)
+	if t.model == nil {
+		return nil
+	}
+	if err := t.commitPod(ctx, old, true, nil); err != nil && !errors.Is(err, ErrDisconnected) {
+		t.attached[address] = old
+		return err
+	}
+	return nil
+}
+
+// commitPod replaces the flows of one pod.
+func (t *Table) commitPod(ctx context.Context, old desired.Attached, had bool, want []of.Flow) error {
+	wanted := byKey(want)
+	var mods []of.Mod
+	for key, f := range wanted {
+		if have, ok := t.installed[key]; !ok || !have.Equal(f) {
+			mods = append(mods, of.AddFlow(f))
+		}
+	}
+	gone := map[string]of.Flow{}
+	if had {
+		for key, f := range byKey(t.podFlows(old)) {
+			if _, keep := wanted[key]; keep {
+				continue
+			}
+			if _, ok := t.installed[key]; ok {
+				gone[key] = f
+				mods = append(mods, of.DeleteFlow(f))
+			}
+		}
+	}
+	if err := t.commit(ctx, mods); err != nil {
+		return err
+	}
+	maps.Copy(t.installed, wanted)
+	for key := range gone {
+		delete(t.installed, key)
+	}
+	return nil
+}
+
+func (t *Table) podFlows(a desired.Attached) []of.Flow {
+	return t.model.Pod(desired.Pod(*t.records, a))
+}
+
+// Connect makes sw the switch and brings it to the picture: what it has is
+// read, and only the difference is written.
+func (t *Table) Connect(ctx context.Context, sw Switch) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sw = sw
+	t.installed = map[string]of.Flow{}
+	if t.model == nil {
+		return nil
+	}
+	_, err := t.sync(ctx)
+	if err != nil {
+		t.sw = nil
+	}
+	return err
+}
+
+// Disconnect says that the switch is gone.
+func (t *Table) Disconnect() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.sw = nil
+}
+
+// Resync reads the switch, puts right what differs from the picture, and
+// counts it, and what was dropped since.
+func (t *Table) Resync(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.model == nil {
+		return ErrNotReady
+	}
+	repaired, err := t.sync(ctx)
+	if err == nil && repaired > 0 {
+		t.observer.Repaired(repaired)
+	}
+	return err
+}
+
+// Check compares the pod's flows in the switch with the picture and says what
+// differs, nothing where all is as it should be.
+func (t *Table) Check(ctx context.Context, address netip.Addr) ([]string, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.model == nil {
+		return nil, ErrNotReady
+	}
+	if t.sw == nil {
+		return nil, ErrDisconnected
+	}
+	a, ok := t.attached[address]
+	if !ok {
+		return []string{fmt.Sprintf("%s is not attached", address)}, nil
+	}
+	cookie, mask := pipeline.PodCookie(address)
+	stats, err := t.sw.Flows(ctx, of.FlowFilter{Cookie: cookie, CookieMask: mask})
+	if err != nil {
+		return nil, fmt.Errorf("read the flows of %s: %w", address, err)
+	}
+	have := make(map[string]of.Flow, len(stats))
+	for _, s := range stats {
+		have[s.Key()] = s.Flow
+	}
+	var diff []string
+	for _, f := range t.podFlows(a) {
+		got, ok := have[f.Key()]
+		switch {
+		case !ok:
+			diff = append(diff, "flow is missing: "+f.String())
+		case !got.Equal(f):
+			diff = append(diff, fmt.Sprintf("flow differs: have %s, want %s", got, f))
+		}
+	}
+	return diff, nil
+}
+
+// Size is the number of flows in the switch as far as known.
+func (t *Table) Size() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.installed)
+}
+
+// Peers are the other nodes in the picture.
+func (t *Table) Peers() []pipeline.Peer {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.model == nil {
+		return nil
+	}
+	return slices.Clone(t.model.Peers)
+}
+
+// Dump is the picture as text, for /debug/state.
+func (t *Table) Dump() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.model == nil {
+		return nil
+	}
+	var out []string
+	for _, f := range t.desired() {
+		out = append(out, f.String())
+	}
+	return out
+}
+
+// refresh computes the model anew and commits what changed.
+func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
+	if t.records == nil || t.ports == nil {
+		return nil, ErrNotReady
+	}
+	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.vxlanPort, nil)
+	if err != nil {
+		// The node lost its place in the network. What it has stays: its pods keep
+		// their network, and the caller says why nothing new is applied.
+		return nil, err
+	}
+	first := t.model == nil
+	t.model = &m
+	if first {
+		// What the switch has from before was not read yet.
+		_, err := t.sync(ctx)
+		return problems, err
+	}
+	mods, want := difference(t.installed, t.desired())
+	if err := t.commit(ctx, mods); err != nil {
+		return problems, err
+	}
+	t.installed = want
+	return problems, nil
+}
+
+// desired is every flow of the picture.
+func (t *Table) desired() []of.Flow {
+	flows := t.model.Fixed()
+	for _, p := range t.model.Peers {
+		flows = append(flows, t.model.Peer(p)...)
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(t.attached), netip.Addr.Compare) {
+		flows = append(flows, t.podFlows(t.attached[addr])...)
+	}
+	return flows
+}
+
+// sync reads the switch and commits the difference; it returns how many
+// flows differed.
+func (t *Table) sync(ctx context.Context) (int, error) {
+	if t.sw == nil {
+		return 0, ErrDisconnected
+	}
+	stats, err := t.sw.Flows(ctx, of.FlowFilter{})
+	if err != nil {
+		return 0, fmt.Errorf("read the flows of the bridge: %w", err)
+	}
+	actual := make(map[string]of.Flow, len(stats))
+	for _, s := range stats {
+		actual[s.Key()] = s.Flow
+	}
+	t.countDrops(stats)
+	mods, want := difference(actual, t.desired())
+	if err := t.commit(ctx, mods); err != nil {
+		return 0, err
+	}
+	t.installed = want
+	return len(mods), nil
+}
+
+// countDrops adds what the drop flows counted since they were last read. A
+// flow that was replaced starts again from zero.
+func (t *Table) countDrops(stats []of.FlowStats) {
+	seen := make(map[string]uint64, len(t.drops))
+	for _, s := range stats {
+		reason := pipeline.DecodeCookie(s.Cookie).Reason
+		if reason == 0 {
+			continue
+		}
+		key := s.Key()
+		seen[key] = s.Packets
+		n := s.Packets
+		if last := t.drops[key]; last <= n {
+			n -= last
+		}
+		if n > 0 {
+			t.observer.Dropped(reason, n)
+		}
+	}
+	t.drops = seen
+}
+
+func (t *Table) commit(ctx context.Context, mods []of.Mod) error {
+	if t.sw == nil {
+		return ErrDisconnected
+	}
+	if len(mods) == 0 {
+		return nil
+	}
+	start := t.now()
+	if err := t.sw.Commit(ctx, mods); err != nil {
+		return fmt.Errorf("commit %d flow changes: %w", len(mods), err)
+	}
+	t.observer.Committed(len(mods), t.now()-start)
+	return nil
+}
+
+// difference is what makes have into want: additions first, so that nothing
+// is without a flow even where bundles were not atomic.
+func difference(have map[string]of.Flow, want []of.Flow) ([]of.Mod, map[string]of.Flow) {
+	wanted := byKey(want)
+	var mods []of.Mod
+	for _, f := range want {
+		if old, ok := have[f.Key()]; !ok || !old.Equal(f) {
+			mods = append(mods, of.AddFlow(f))
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(have)) {
+		if _, keep := wanted[key]; !keep {
+			mods = append(mods, of.DeleteFlow(have[key]))
+		}
+	}
+	return mods, wanted
+}
+
+func byKey(flows []of.Flow) map[string]of.Flow {
+	out := make(map[string]of.Flow, len(flows))
+	for _, f := range flows {
+		out[f.Key()] = f
+	}
+	return out
+}

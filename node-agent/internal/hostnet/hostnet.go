@@ -1,0 +1,215 @@
+// Package hostnet keeps the node's side of the overlay: the gateway device's
+// address, routes and settings, and the firewall rules by which pods reach the
+// outside and nobody gets past the switch.
+//
+// It owns the nftables table "ip k8s-ovs" and nothing else in the firewall, and
+// of the network configuration only what belongs to the gateway device.
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+
+	"sigs.k8s.io/knftables"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// table is the name of the firewall table.
+const table = "k8s-ovs"
+
+// Spec is what the node's side should be.
+type Spec struct {
+	// Device is the gateway port of the bridge, such as "tun0".
+	Device string
+	// Gateway is its address, the first of NodeSubnet.
+	Gateway netip.Addr
+	// NodeSubnet has this node's pods, ClusterNetwork all pods.
+	NodeSubnet, ClusterNetwork netip.Prefix
+	// VXLANPort is the UDP port of tunnels, 4789 by default (RFC 7348, section 8.1).
+	VXLANPort uint16
+	// SwitchDevices are the devices whose packets belong to the switch alone: names,
+	// or prefixes followed by "*". Needed with the userspace datapath, harmless
+	// with the kernel's: pods' host ends and the uplink.
+	SwitchDevices []string
+	// Hairpin lets packets from pods be routed back to pods by the node. They
+	// carry no tenant any more, so it is only for networks of a single tenant.
+	Hairpin bool
+}
+
+// Net keeps the node's side of the overlay in one namespace. One goroutine may
+// use it at a time.
+type Net struct {
+	ns  *link.NS
+	nft knftables.Interface
+}
+
+// New makes a Net for the node's namespace. It fails where nftables cannot be used.
+func New(ns *link.NS) (*Net, error) {
+	n := &Net{ns: ns}
+	err := ns.Do(func() (err error) {
+		n.nft, err = knftables.New(knftables.IPv4Family, table)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("nftables cannot be used: %w; the package nftables has the program nft, and the kernel needs nf_tables", err)
+	}
+	return n, nil
+}
+
+// Ensure compares the node's side with spec, mends what differs, and reports
+// whether it had to. The device must be there ([link.ErrNoLink]): ovs-vswitchd makes
+// it. Call it every few seconds: others flush firewalls.
+//
+// Rules come first: no packet is forwarded before they are there.
+func (n *Net) Ensure(ctx context.Context, spec Spec) (changed bool, err error) {
+	if err := spec.validate(); err != nil {
+		return false, err
+	}
+	rules, err := n.ensureRules(ctx, chains(spec))
+	if err != nil {
+		return rules, err
+	}
+	device, err := n.ensureDevice(spec)
+	if err != nil {
+		err = fmt.Errorf("host network: %w", err)
+	}
+	return rules || device, err
+}
+
+// ensureRules replaces the table in one transaction where it is not as wanted.
+func (n *Net) ensureRules(ctx context.Context, want []chain) (changed bool, err error) {
+	err = n.ns.Do(func() error {
+		have, err := n.nft.ListRules(ctx, "")
+		if err != nil && !knftables.IsNotFound(err) {
+			return fmt.Errorf("firewall table %s: listing: %w", table, err)
+		}
+		if err == nil && matches(have, comments(want)) {
+			return nil
+		}
+		tx := n.nft.NewTransaction()
+		replace(tx, want)
+		if err := n.nft.Run(ctx, tx); err != nil {
+			return fmt.Errorf("firewall table %s: writing: %w", table, err)
+		}
+		changed = true
+		return nil
+	})
+	return changed, err
+}
+
+// matches reports whether the rules are those wanted, in order, and no others.
+func matches(have []*knftables.Rule, want map[string][]string) bool {
+	found := map[string][]string{}
+	for c := range want {
+		found[c] = []string{}
+	}
+	for _, r := range have {
+		if r.Comment == nil {
+			return false
+		}
+		found[r.Chain] = append(found[r.Chain], *r.Comment)
+	}
+	if len(found) != len(want) {
+		return false
+	}
+	for c, texts := range want {
+		if !slices.Equal(found[c], texts) {
+			return false
+		}
+	}
+	return true
+}
+
+// ensureDevice sets the gateway device up, gives it its address and the routes
+// through it.
+func (n *Net) ensureDevice(spec Spec) (changed bool, err error) {
+	route := link.Route{Dst: spec.ClusterNetwork, Via: topology.NextHop, OnLink: true, Src: spec.Gateway}
+	steps := []func() (bool, error){
+		func() (bool, error) { return n.ns.SetMAC(spec.Device, topology.MAC(spec.Gateway)) },
+		func() (bool, error) { return n.dropStale(spec) },
+		func() (bool, error) { return n.ensureSettings(spec.Device) },
+		func() (bool, error) { return n.ns.SetUp(spec.Device) },
+		func() (bool, error) {
+			return n.ns.EnsureAddress(spec.Device, netip.PrefixFrom(spec.Gateway, spec.Gateway.BitLen()))
+		},
+		func() (bool, error) { return n.ns.EnsureNeighbour(spec.Device, topology.NextHop, nextHopMAC()) },
+		func() (bool, error) { return n.ns.EnsureRoute(spec.Device, route) },
+		// Last: it makes the node a router.
+		func() (bool, error) { return n.ns.EnsureSysctl("net/ipv4/ip_forward", "1") },
+	}
+	for _, step := range steps {
+		did, err := step()
+		changed = changed || did
+		if err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
+}
+
+// nextHopMAC belongs to the next hop as a pod's does to its address.
+func nextHopMAC() net.HardwareAddr { return topology.MAC(topology.NextHop) }
+
+// dropStale takes away what an earlier node subnet or cluster network left on
+// the device: another address would be answered for.
+func (n *Net) dropStale(spec Spec) (changed bool, err error) {
+	have, err := n.ns.ReadConfig(spec.Device)
+	if err != nil {
+		return false, err
+	}
+	var stale link.Config
+	for _, a := range have.Addresses {
+		if a.Addr() != spec.Gateway || !a.IsSingleIP() {
+			stale.Addresses = append(stale.Addresses, a)
+		}
+	}
+	for _, r := range have.Routes {
+		if r.Via == topology.NextHop && r.Dst != spec.ClusterNetwork {
+			stale.Routes = append(stale.Routes, r)
+		}
+	}
+	if len(stale.Addresses)+len(stale.Routes) == 0 {
+		return false, nil
+	}
+	return true, n.ns.RemoveConfig(spec.Device, stale)
+}
+
+// ensureSettings of the gateway device (the kernel's ip-sysctl.rst):
+//
+//   - rp_filter 2, loose: the kernel uses the larger of this and that of "all", so
+//     2 is the only value that does not depend on the host's. Strict would drop
+//     pods' packets wherever policy routing sends the answer another way; forged
+//     sources are not its business, the switch has dropped them.
+//   - disable_ipv6: the overlay is IPv4.
+func (n *Net) ensureSettings(device string) (changed bool, err error) {
+	changed, err = n.ns.EnsureSysctl("net/ipv4/conf/"+device+"/rp_filter", "2")
+	if err != nil {
+		return changed, err
+	}
+	did, err := n.ns.EnsureSysctl("net/ipv6/conf/"+device+"/disable_ipv6", "1")
+	if errors.Is(err, link.ErrNoSysctl) {
+		err = nil // no IPv6 in this kernel
+	}
+	return changed || did, err
+}
+
+// Cleanup removes the firewall table. It is for uninstalling; the device goes with
+// its bridge. ip_forward stays: others may need it.
+func (n *Net) Cleanup(ctx context.Context) error {
+	err := n.ns.Do(func() error {
+		tx := n.nft.NewTransaction()
+		tx.Add(&knftables.Table{})
+		tx.Delete(&knftables.Table{})
+		return n.nft.Run(ctx, tx)
+	})
+	if err != nil {
+		return fmt.Errorf("firewall table %s: deleting: %w", table, err)
+	}
+	return nil
+}

@@ -1,0 +1,300 @@
+package hostnet
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+)
+
+func TestPodsLeaveWithTheNodesAddress(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	if got := l.tcp(l.pods, "172.11.0.5", "198.18.0.1:8080", l.outside, "198.18.0.1:8080"); got != "198.18.0.7" {
+		t.Errorf("outside sees %q, want the node's 198.18.0.7", got)
+	}
+	if got := l.tcp(l.pods, "172.11.0.5", "198.18.0.7:8080", l.node, "198.18.0.7:8080"); got != "172.11.0.5" {
+		t.Errorf("the node itself sees %q, want the pod's own 172.11.0.5", got)
+	}
+	if got := l.tcp(l.node, "", "172.11.0.5:8080", l.pods, "172.11.0.5:8080"); got != "172.11.0.1" {
+		t.Errorf("pods see the node as %q, want the gateway 172.11.0.1", got)
+	}
+}
+
+// Whatever somebody takes away or adds is noticed and put right.
+func TestEnsureRepairs(t *testing.T) {
+	tests := []struct{ name, breaks string }{
+		{"flush", "nft flush ruleset"},
+		{"table deleted", "nft delete table ip k8s-ovs"},
+		{"chain flushed", "nft flush chain ip k8s-ovs forward"},
+		{"rule added", "nft insert rule ip k8s-ovs forward accept"},
+		{"rule replaced", "sh -c 'nft replace rule ip k8s-ovs input handle $(nft -a list chain ip k8s-ovs input | grep -o \"handle [0-9]*$\" | tail -1 | cut -d\" \" -f2) accept'"},
+		{"chain added", "sh -c 'nft add chain ip k8s-ovs mine; nft add rule ip k8s-ovs mine accept'"},
+		{"address removed", "ip addr del 172.11.0.1/32 dev tun0"},
+		{"address added", "ip addr add 172.11.9.1/24 dev tun0"},
+		{"route removed", "ip route del 172.11.0.0/16"},
+		{"route of another network", "ip route add 10.128.0.0/14 via 169.254.77.1 dev tun0 onlink"},
+		{"neighbour removed", "ip neigh del 169.254.77.1 dev tun0"},
+		{"device down", "ip link set tun0 down"},
+		{"another MAC", "ip link set tun0 address 0a:58:00:00:00:01"},
+		{"no forwarding", "sysctl -qw net.ipv4.ip_forward=0"},
+		{"strict filter", "sysctl -qw net.ipv4.conf.tun0.rp_filter=1"},
+	}
+	l := newLab(t)
+	l.ensure(true)
+	l.ensure(false)
+	good := l.rules(l.node)
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			l.t = t
+			l.run(l.node, "sh", "-c", tt.breaks)
+			l.ensure(true)
+			l.ensure(false)
+			// The counters may differ, the rest may not.
+			if got := l.rules(l.node); withoutCounters(got) != withoutCounters(good) {
+				t.Errorf("rules are\n%s\nnot\n%s", got, good)
+			}
+			if got := l.tcp(l.pods, "172.11.0.5", "198.18.0.1:8080", l.outside, "198.18.0.1:8080"); got != "198.18.0.7" {
+				t.Errorf("pods do not reach the outside any more (seen as %q)", got)
+			}
+		})
+	}
+}
+
+func withoutCounters(rules string) string {
+	words := strings.Fields(rules)
+	for i, w := range words {
+		if i > 0 && (words[i-1] == "packets" || words[i-1] == "bytes") && w != "" {
+			words[i] = "N"
+		}
+	}
+	return strings.Join(words, " ")
+}
+
+func TestOtherTablesAreLeftAlone(t *testing.T) {
+	l := newLab(t)
+	l.run(l.node, "nft", "add table ip mine; add chain ip mine c; add rule ip mine c accept; add table inet k8s-ovs")
+	mine := l.rules(l.node)
+	l.ensure(true)
+	l.ok(l.net.Cleanup(context.Background()))
+	l.ok(l.net.Cleanup(context.Background()))
+	if got := l.rules(l.node); got != mine {
+		t.Errorf("rules after cleanup:\n%s\nwant\n%s", got, mine)
+	}
+}
+
+// A pod may not make tunnel packets: not to a peer, not to its own node, not through
+// DNAT, not in fragments.
+func TestPodsCannotSendVXLAN(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	l.run(l.node, "nft", `add table ip svc; add chain ip svc pre { type nat hook prerouting priority dstnat; };
+		add rule ip svc pre ip daddr 10.96.0.10 udp dport 53 dnat to 198.18.0.1:4789;
+		add rule ip svc pre ip daddr 10.96.0.11 udp dport 53 dnat to 198.18.0.7:4789`)
+	attempts := []struct {
+		name, dst string
+		size      int
+	}{
+		{"to a peer", "198.18.0.1:4789", 100}, {"to a peer in fragments", "198.18.0.1:4789", 4000},
+		{"by DNAT to a peer", "10.96.0.10:53", 100}, {"by DNAT in fragments", "10.96.0.10:53", 4000},
+	}
+	for _, a := range attempts {
+		s := l.sniff(l.outside, "eth0")
+		l.udp(l.pods, "172.11.0.5", a.dst, a.size)
+		l.udp(l.pods, "172.11.0.5", "198.18.0.1:4788", 100) // passes, and marks the end
+		if s.until(udpTo(4788), func(p []byte) bool { return udpTo(4789)(p) || anyFragment(p) }) {
+			t.Errorf("%s: a tunnel packet got out", a.name)
+		}
+	}
+	vtep, err := ns.ListenUDP(ns.Path(l.node), "198.18.0.7:4789")
+	l.ok(err)
+	defer vtep.Close()
+	l.udp(l.pods, "172.11.0.5", "198.18.0.7:4789", 100)
+	l.udp(l.pods, "172.11.0.5", "10.96.0.11:53", 100)
+	l.udp(l.outside, "198.18.0.1", "198.18.0.7:4789", 7) // a peer may, and marks the end
+	buf := make([]byte, 2000)
+	if n, peer, err := vtep.ReadFromUDP(buf); err != nil || n != 7 {
+		t.Errorf("the node's VTEP got %d bytes from %v, %v; want the peer's 7 only", n, peer, err)
+	}
+	// The rules are what holds it back.
+	l.ok(l.net.Cleanup(context.Background()))
+	l.udp(l.pods, "172.11.0.5", "198.18.0.7:4789", 100)
+	if n, _, err := vtep.ReadFromUDP(buf); err != nil || n != 100 {
+		t.Errorf("without rules nothing arrives either (%d bytes, %v): the test proves nothing", n, err)
+	}
+}
+
+// Another port than 4789 is guarded as well.
+func TestVXLANPortIsConfigurable(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	l.spec.VXLANPort = 4790
+	l.ensure(true)
+	s := l.sniff(l.outside, "eth0")
+	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4790", 100)
+	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4789", 100)
+	if s.until(udpTo(4789), udpTo(4790)) {
+		t.Error("a packet to the tunnel port 4790 got out")
+	}
+}
+
+// A reset of a connection that conntrack does not know is not translated: it must
+// not leave with the pod's address.
+func TestInvalidPacketsDoNotLeave(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	try := func() bool {
+		s := l.sniff(l.outside, "eth0")
+		l.reset("172.11.0.5", "198.18.0.1")
+		l.udp(l.pods, "172.11.0.6", "198.18.0.1:4788", 100)
+		return s.until(udpTo(4788), from("172.11.0.5"))
+	}
+	if try() {
+		t.Error("a packet with a pod's address got out")
+	}
+	l.run(l.node, "nft", "flush chain ip k8s-ovs forward")
+	if !try() {
+		t.Error("without the rule none got out either: the test proves nothing")
+	}
+}
+
+// reset sends a TCP reset out of the blue.
+func (l *lab) reset(src, dst string) {
+	l.t.Helper()
+	s, d := netip.MustParseAddr(src).As4(), netip.MustParseAddr(dst).As4()
+	tcp := []byte{0x9c, 0x40, 0x1f, 0x90, 0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x04, 0, 0, 0, 0, 0, 0} // 40000 -> 8080, RST
+	sum := uint32(unix.IPPROTO_TCP + len(tcp))
+	for _, b := range [][]byte{s[:], d[:], tcp} {
+		for i := 0; i < len(b); i += 2 {
+			sum += uint32(b[i])<<8 | uint32(b[i+1])
+		}
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	tcp[16], tcp[17] = byte(^sum>>8), byte(^sum)
+	l.ok(ns.Do(l.pods, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_TCP)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: s}); err != nil {
+			return err
+		}
+		return unix.Sendto(fd, tcp, 0, &unix.SockaddrInet4{Addr: d})
+	}))
+}
+
+// An outside host that routes the pod network through the node gets nowhere; what
+// the node translates for it (NodePort) does.
+func TestOutsideCannotRouteIntoPods(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	if got := l.tcp(l.outside, "", "172.11.0.5:8080", l.pods, "172.11.0.5:8080"); got != "" {
+		t.Errorf("outside reached the pod, seen as %s", got)
+	}
+	l.run(l.node, "nft", `add table ip svc; add chain ip svc pre { type nat hook prerouting priority dstnat; };
+		add rule ip svc pre ip daddr 198.18.0.7 tcp dport 30080 dnat to 172.11.0.5:8080`)
+	if got := l.tcp(l.outside, "", "198.18.0.7:30080", l.pods, "172.11.0.5:8080"); got != "198.18.0.1" {
+		t.Errorf("through the node's port the pod sees %q, want 198.18.0.1", got)
+	}
+}
+
+// Pods do not reach pods through the node's DNAT, where their tenant is lost.
+func TestNoHairpin(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	l.run(l.node, "nft", `add table ip svc; add chain ip svc pre { type nat hook prerouting priority dstnat; };
+		add rule ip svc pre ip daddr 10.96.0.10 tcp dport 80 dnat to 172.11.0.6:8080`)
+	// Two pods in namespaces of their own behind the same device.
+	l.run(l.pods, "sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.eth0.rp_filter=0")
+	for i, addr := range []string{"172.11.0.5", "172.11.0.6"} {
+		name, port := l.pods+strconv.Itoa(i), "p"+strconv.Itoa(i)
+		l.ok(ns.Create(name))
+		t.Cleanup(func() { _ = ns.Delete(name) })
+		l.ip(l.pods, "addr del "+addr+"/32 dev eth0", "link add "+port+" type veth peer name eth0 netns "+name, "link set "+port+" up",
+			"addr add 169.254.0.1/32 dev "+port, "route add "+addr+" dev "+port)
+		l.ip(name, "link set eth0 up", "addr add "+addr+"/32 dev eth0", "route add 169.254.0.1 dev eth0", "route add default via 169.254.0.1")
+	}
+	l.ip(l.pods, "addr add 172.11.0.9/32 dev eth0", "route replace 172.11.0.1 dev eth0", "route replace default via 172.11.0.1")
+	client, server := l.pods+"0", l.pods+"1"
+	if got := l.tcp(client, "", "198.18.0.1:8080", l.outside, "198.18.0.1:8080"); got != "198.18.0.7" {
+		t.Fatalf("the pod does not reach the outside (seen as %q)", got)
+	}
+	s := l.sniff(server, "eth0")
+	if got := l.tcp(client, "", "10.96.0.10:80", server, "172.11.0.6:8080"); got != "" {
+		t.Errorf("the pod was reached by %s through the node", got)
+	}
+	l.spec.Hairpin = true
+	l.ensure(true)
+	l.tcp(client, "", "10.96.0.10:80", server, "172.11.0.6:8080")
+	if !s.until(from("172.11.0.5"), from("172.11.0.5")) {
+		t.Error("with Hairpin nothing arrives either: the test proves nothing")
+	}
+}
+
+// With the userspace datapath the kernel gets a copy of what arrives at the
+// switch's own devices. It must not answer.
+func TestSwitchDevicesAreDeafForTheNode(t *testing.T) {
+	for _, device := range []string{"ovs12345", "uplink0"} {
+		t.Run(device, func(t *testing.T) {
+			l := newLab(t)
+			l.ip(l.node, "link add "+device+" type veth peer name eth1 netns "+l.outside, "link set "+device+" up", "addr add 203.0.113.7/24 dev "+device)
+			l.ip(l.outside, "link set eth1 up", "addr add 203.0.113.1/24 dev eth1")
+			if got := l.tcp(l.outside, "", "203.0.113.7:8080", l.node, "203.0.113.7:8080"); got != "203.0.113.1" {
+				t.Fatalf("without rules the node is not reached either (%q)", got)
+			}
+			l.ensure(true)
+			if got := l.tcp(l.outside, "", "203.0.113.7:8080", l.node, "203.0.113.7:8080"); got != "" {
+				t.Errorf("the node answered %s on a device of the switch", got)
+			}
+		})
+	}
+}
+
+func TestSubnetChanges(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	l.spec.Gateway, l.spec.NodeSubnet = netip.MustParseAddr("172.11.4.1"), netip.MustParsePrefix("172.11.4.0/22")
+	l.ensure(true)
+	l.ensure(false)
+	d, _, err := l.ns.Describe("tun0")
+	l.ok(err)
+	if len(d.Addresses) != 1 || d.Addresses[0] != netip.MustParsePrefix("172.11.4.1/32") || d.MAC.String() != "0a:58:ac:0b:04:01" {
+		t.Errorf("tun0 has %v and MAC %s", d.Addresses, d.MAC)
+	}
+}
+
+func TestRefusals(t *testing.T) {
+	l := newLab(t)
+	bad := l.spec
+	bad.Gateway = netip.MustParseAddr("172.12.0.1")
+	if _, err := l.net.Ensure(context.Background(), bad); err == nil || !strings.Contains(err.Error(), "172.12.0.1") {
+		t.Errorf("gateway outside of the subnet: %v", err)
+	}
+	bad = l.spec
+	bad.Device = "tun7"
+	if _, err := l.net.Ensure(context.Background(), bad); !errors.Is(err, link.ErrNoLink) || !strings.Contains(err.Error(), "tun7") {
+		t.Errorf("no such device: %v", err)
+	}
+	if !strings.Contains(l.rules(l.node), "masquerade") {
+		t.Error("rules wait for the device: they must be there first")
+	}
+}
+
+// BenchmarkEnsure is what a node pays every few seconds where all is well.
+func BenchmarkEnsure(b *testing.B) {
+	l := newLab(b)
+	l.ensure(true)
+	for b.Loop() {
+		l.ensure(false)
+	}
+}

@@ -1,0 +1,129 @@
+package hostnet
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"net/netip"
+
+	"sigs.k8s.io/knftables"
+)
+
+// chain is a base chain of the table with its rules.
+type chain struct {
+	name     string
+	kind     knftables.BaseChainType
+	hook     knftables.BaseChainHook
+	priority knftables.BaseChainPriority
+	rules    []rule
+}
+
+// rule is a rule and what it is for. The purpose is part of the rule's comment.
+type rule struct {
+	match   []any
+	purpose string
+}
+
+// maxComment bounds a comment: NFTNL_UDATA_COMMENT_MAXLEN of nft is 128 bytes
+// with the final zero.
+const maxComment = 127
+
+// chains are the rules that spec asks for.
+func chains(s Spec) []chain {
+	dev := func(direction, op string) string { return fmt.Sprintf("%s %s%q", direction, op, s.Device) }
+	in, notIn := dev("iifname", ""), dev("iifname", "!= ")
+	out, notOut := dev("oifname", ""), dev("oifname", "!= ")
+	vxlan := fmt.Sprintf("udp dport %d", s.VXLANPort)
+
+	raw := chain{name: "raw-prerouting", kind: knftables.FilterType, hook: knftables.PreroutingHook, priority: knftables.RawPriority}
+	for _, d := range s.SwitchDevices {
+		// AF_PACKET gives the userspace datapath a copy; the original goes on to
+		// the node's own stack, which would answer twice, or route it past all flows.
+		raw.rules = append(raw.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "counter drop"}, "only the switch takes packets from " + d})
+	}
+	raw.rules = append(raw.rules, rule{[]any{notIn, vxlan, "notrack"}, "tunnel packets need no conntrack"})
+
+	// "ct state" also makes the kernel put fragments together before these hooks,
+	// so a second fragment without ports cannot pass.
+	forward := chain{name: "forward", kind: knftables.FilterType, hook: knftables.ForwardHook, priority: knftables.FilterPriority, rules: []rule{
+		{[]any{in, vxlan, "counter drop"}, "pods may not make tunnel packets, also after DNAT"},
+		{[]any{in, "ct state invalid counter drop"}, "would leave with the pod's address: NAT does not apply"},
+	}}
+	if !s.Hairpin {
+		forward.rules = append(forward.rules, rule{[]any{in, out, "counter drop"}, "pod to pod through the node has lost its tenant"})
+	}
+	forward.rules = append(forward.rules,
+		rule{[]any{notIn, out, "ct state { new, invalid, untracked } ct status & dnat == 0 counter drop"}, "hosts outside may not route into pods"})
+
+	return []chain{
+		raw,
+		{name: "raw-output", kind: knftables.FilterType, hook: knftables.OutputHook, priority: knftables.RawPriority, rules: []rule{
+			{[]any{notOut, vxlan, "notrack"}, "tunnel packets need no conntrack"},
+		}},
+		{name: "input", kind: knftables.FilterType, hook: knftables.InputHook, priority: knftables.FilterPriority, rules: []rule{
+			{[]any{in, vxlan, "counter drop"}, "pods may not make tunnel packets, also after DNAT"},
+		}},
+		forward,
+		{name: "postrouting", kind: knftables.NATType, hook: knftables.PostroutingHook, priority: knftables.SNATPriority, rules: []rule{
+			{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
+		}},
+	}
+}
+
+// comments are what the rules of cs carry, in order, by chain. Each has a mark
+// that follows from the text of all rules: a rule of another version, or for another
+// spec, or with a wrong neighbour is recognized by it, without reading rules back.
+func comments(cs []chain) map[string][]string {
+	h := sha256.New()
+	for _, c := range cs {
+		fmt.Fprintln(h, c.name, c.kind, c.hook, c.priority)
+		for _, r := range c.rules {
+			fmt.Fprintln(h, knftables.Concat(r.match...))
+		}
+	}
+	mark := fmt.Sprintf("%x", h.Sum(nil)[:6])
+	out := map[string][]string{}
+	for _, c := range cs {
+		out[c.name] = []string{}
+		for i, r := range c.rules {
+			text := fmt.Sprintf("%s %d: %s", mark, i, r.purpose)
+			out[c.name] = append(out[c.name], text[:min(len(text), maxComment)])
+		}
+	}
+	return out
+}
+
+// replace is the transaction that makes the table what cs says, whatever it was.
+// Connections that are being translated stay: their state is in conntrack.
+func replace(tx *knftables.Transaction, cs []chain) {
+	tx.Add(&knftables.Table{})
+	tx.Delete(&knftables.Table{})
+	tx.Add(&knftables.Table{})
+	texts := comments(cs)
+	for _, c := range cs {
+		tx.Add(&knftables.Chain{Name: c.name, Type: knftables.PtrTo(c.kind), Hook: knftables.PtrTo(c.hook), Priority: knftables.PtrTo(c.priority)})
+		for i, r := range c.rules {
+			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(texts[c.name][i])})
+		}
+	}
+}
+
+// validate names what is wrong with a spec.
+func (s Spec) validate() error {
+	switch {
+	case s.Device == "":
+		return fmt.Errorf("host network: no gateway device")
+	case !s.Gateway.Is4() || !s.NodeSubnet.Addr().Is4() || !s.ClusterNetwork.Addr().Is4():
+		return fmt.Errorf("host network: gateway %s, node subnet %s and cluster network %s must be IPv4", s.Gateway, s.NodeSubnet, s.ClusterNetwork)
+	case !s.NodeSubnet.Contains(s.Gateway):
+		return fmt.Errorf("host network: gateway %s is not in node subnet %s", s.Gateway, s.NodeSubnet)
+	case !contains(s.ClusterNetwork, s.NodeSubnet):
+		return fmt.Errorf("host network: node subnet %s is not in cluster network %s", s.NodeSubnet, s.ClusterNetwork)
+	case s.VXLANPort == 0:
+		return fmt.Errorf("host network: no VXLAN port")
+	}
+	return nil
+}
+
+func contains(outer, inner netip.Prefix) bool {
+	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
+}

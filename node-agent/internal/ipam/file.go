@@ -1,0 +1,116 @@
+package ipam
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+)
+
+const (
+	fileName    = "addresses.json"
+	fileVersion = 1
+)
+
+// errNoFile: there is nothing to read, which is as it should be on a new node.
+var errNoFile = errors.New("no file")
+
+// header is the small part of the pool as it is stored.
+type header struct {
+	Version int          `json:"version"`
+	BootID  string       `json:"bootID"`
+	Subnet  netip.Prefix `json:"subnet"`
+	Start   netip.Addr   `json:"start"`
+	Scanned uint32       `json:"scanned"`
+}
+
+// state is the pool as it is stored.
+type state struct {
+	header
+	Freed  []netip.Addr `json:"freed"`
+	Leases []Lease      `json:"leases"`
+}
+
+// encode writes the JSON of a state, its leases encoded before and each on a
+// line. A pool is written with every ADD and every DEL: to have encoding/json walk
+// through all of it each time costs more than the rest of an ADD when there are a
+// thousand.
+func encode(h header, freed iter.Seq[netip.Addr], leases iter.Seq[[]byte]) ([]byte, error) {
+	data, err := json.Marshal(h)
+	if err != nil {
+		return nil, fmt.Errorf("encoding the address pool: %w", err)
+	}
+	data = slices.Grow(data, 64<<10)
+	data = append(data[:len(data)-1], `,"freed":[`...)
+	sep := ""
+	for addr := range freed {
+		data = append(addr.AppendTo(append(append(data, sep...), '"')), '"')
+		sep = ","
+	}
+	data = append(data, `],"leases":[`...)
+	sep = "\n"
+	for l := range leases {
+		data = append(append(data, sep...), l...)
+		sep = ",\n"
+	}
+	return append(data, "\n]}\n"...), nil
+}
+
+// stateFile is replaced whole: written beside and renamed, so that a reader,
+// also one after the agent was killed, finds the old one or the new one.
+//
+// It is not synced to disk. That would cost every ADD a wait for the disk, and
+// gain nothing: what fsync guards against is a crash of the machine, and that
+// ends every sandbox; the boot ID in the file then says that its leases are void.
+// A file that the crash left torn does not parse and is void as well.
+type stateFile struct {
+	path string
+	// replace is os.Rename; a field, so that a test can stop in front of it.
+	replace func(from, to string) error
+}
+
+func newStateFile(dir string) stateFile {
+	return stateFile{path: filepath.Join(dir, fileName), replace: os.Rename}
+}
+
+func (f stateFile) read() (state, error) {
+	data, err := os.ReadFile(f.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return state{}, errNoFile
+	}
+	if err != nil {
+		return state{}, err
+	}
+	var st state
+	if err := json.Unmarshal(data, &st); err != nil {
+		return state{}, fmt.Errorf("%s is not valid JSON of its form: %w", f.path, err)
+	}
+	if st.Version != fileVersion {
+		return state{}, fmt.Errorf("%s has version %d; this agent reads %d", f.path, st.Version, fileVersion)
+	}
+	return st, nil
+}
+
+func (f stateFile) write(data []byte) error {
+	tmp := f.path + ".tmp"
+	err := os.WriteFile(tmp, data, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(f.path), 0o700); err == nil {
+			err = os.WriteFile(tmp, data, 0o600)
+		}
+	}
+	if err == nil {
+		err = f.replace(tmp, f.path)
+	}
+	if err != nil {
+		// Half a file is of no use, and the disk may be full.
+		_ = os.Remove(tmp)
+		return fmt.Errorf("address pool: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,349 @@
+// Package ipam gives out the addresses of the node subnet and remembers to
+// whom, in one file. It knows nothing of interfaces: whether an address is on
+// one is for its user to say, with the live leases it hands to [Open].
+package ipam
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+)
+
+// Lease is an address and the attachment that holds it.
+type Lease struct {
+	Address      netip.Addr `json:"address"`
+	ContainerID  string     `json:"containerID"`
+	IfName       string     `json:"ifName"`
+	PodNamespace string     `json:"podNamespace,omitempty"`
+	PodName      string     `json:"podName,omitempty"`
+	// Netns is the sandbox's path and NetworkName the CNI network's name: with
+	// them a lease is enough to make the attachment's port anew.
+	Netns       string `json:"netns,omitempty"`
+	NetworkName string `json:"networkName,omitempty"`
+	// Since is when it was given out; Allocate sets it.
+	Since time.Time `json:"since"`
+}
+
+// Attachment is the key of the lease: an attachment has one address at most.
+func (l Lease) Attachment() cniapi.Attachment {
+	return cniapi.Attachment{ContainerID: l.ContainerID, IfName: l.IfName}
+}
+
+// FullError says that every address of the subnet is leased.
+type FullError struct {
+	Subnet netip.Prefix
+	// Leased is how many addresses that is.
+	Leased int
+}
+
+func (e *FullError) Error() string {
+	return fmt.Sprintf("no address left: all %d of node subnet %s are leased; remove pods, or give nodes larger subnets (HostSubnetLength)", e.Leased, e.Subnet)
+}
+
+// TakenError says that an address that was asked for by name has another holder.
+type TakenError struct{ Holder Lease }
+
+func (e *TakenError) Error() string {
+	return fmt.Sprintf("address %s is leased to %s (pod %s/%s)", e.Holder.Address, e.Holder.Attachment(), e.Holder.PodNamespace, e.Holder.PodName)
+}
+
+// Pool is the node subnet's addresses. All methods may be called at once from
+// several goroutines.
+//
+// Addresses are given out in order, each once, and only when none is left that
+// was never used, those that were freed, the one freed longest ago first: what
+// still remembers an address (a peer's connection, a name server's record)
+// should have forgotten it before another pod, maybe another tenant's, has it.
+type Pool struct {
+	subnet netip.Prefix
+	bootID string
+	file   stateFile
+	log    *slog.Logger
+	now    func() time.Time
+
+	mu sync.Mutex
+	// order is what is free and in which order it goes.
+	order  *order
+	byKey  map[cniapi.Attachment]Lease
+	byAddr map[netip.Addr]cniapi.Attachment
+	// encoded has every lease as it stands in the file.
+	encoded map[netip.Addr][]byte
+}
+
+// Option changes how a Pool is opened.
+type Option func(*Pool)
+
+// WithLog sets where the pool reports what it puts right; slog.Default() is
+// the default.
+func WithLog(log *slog.Logger) Option { return func(p *Pool) { p.log = log } }
+
+// WithClock sets where Since comes from; time.Now is the default.
+func WithClock(now func() time.Time) Option { return func(p *Pool) { p.now = now } }
+
+// Open reads the pool of subnet from its file in dir, which is made if need
+// be, and brings it in line with live: the leases of all attachments that exist,
+// as read from OVSDB, and only of those. BootID (/proc/sys/kernel/random/boot_id)
+// tells whether the file is of this boot.
+//
+//   - A file that is missing, broken, or of another boot or subnet is forgotten
+//     and the pool made from live. (Of another boot's, the place in the order is
+//     kept, so that the new pods do not get the addresses of the old ones.)
+//   - Otherwise the leases of both hold; where they contradict each other, live
+//     wins. A lease that only the file has stays: the attachment may exist though
+//     OVSDB lost it. The runtime's DEL or GC releases it.
+//
+// Open fails if subnet has no room for a pod or the file cannot be written.
+func Open(dir string, subnet netip.Prefix, bootID string, live []Lease, opts ...Option) (*Pool, error) {
+	if !subnet.IsValid() || !subnet.Addr().Is4() || subnet.Bits() > 30 || subnet.Masked() != subnet {
+		return nil, fmt.Errorf("address pool: %s is not an IPv4 subnet with room for a gateway and a pod (/30 or larger)", subnet)
+	}
+	p := &Pool{
+		subnet: subnet,
+		bootID: bootID,
+		file:   newStateFile(dir),
+		log:    slog.Default(),
+		now:    time.Now,
+		byKey:  make(map[cniapi.Attachment]Lease),
+		byAddr: make(map[netip.Addr]cniapi.Attachment),
+
+		encoded: make(map[netip.Addr][]byte),
+	}
+	for _, o := range opts {
+		o(p)
+	}
+	p.order = newOrder(subnet)
+	p.rebuild(live)
+	if err := p.save(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Allocate gives want's attachment an address, whatever want.Address says; the
+// one it has, if it has one. The error is a *FullError, or that the lease could
+// not be written down; then nothing is allocated.
+func (p *Pool) Allocate(want Lease) (netip.Addr, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if l, ok := p.byKey[want.Attachment()]; ok {
+		return l.Address, nil
+	}
+	addr, undo, ok := p.order.take()
+	if !ok {
+		return netip.Addr{}, &FullError{Subnet: p.subnet, Leased: len(p.byKey)}
+	}
+	want.Address = addr
+	if err := p.commit(want); err != nil {
+		undo()
+		return netip.Addr{}, err
+	}
+	return addr, nil
+}
+
+// AllocateSpecific gives l's attachment the address l.Address. The error is a
+// *TakenError if another attachment has it, or says that the attachment has
+// another address, that the address is not one for pods, or that the lease could
+// not be written down; then nothing is allocated.
+func (p *Pool) AllocateSpecific(l Lease) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.order.check(l.Address); err != nil {
+		return err
+	}
+	if have, ok := p.byKey[l.Attachment()]; ok {
+		if have.Address == l.Address {
+			return nil
+		}
+		return fmt.Errorf("attachment %s has address %s and cannot have %s as well", l.Attachment(), have.Address, l.Address)
+	}
+	if holder, ok := p.byAddr[l.Address]; ok {
+		return &TakenError{Holder: p.byKey[holder]}
+	}
+	undo := p.order.claim(l.Address)
+	if err := p.commit(l); err != nil {
+		undo()
+		return err
+	}
+	return nil
+}
+
+// Release frees the address of an attachment and reports whether it had one.
+//
+// It cannot fail: the pool's file may still have the lease if it cannot be
+// written now, but no other attachment gets the address without the file being
+// written. A stale lease that an agent finds there after a crash costs one
+// address until the runtime's next DEL or GC.
+func (p *Pool) Release(a cniapi.Attachment) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l, ok := p.byKey[a]
+	if !ok {
+		return false
+	}
+	p.remove(l)
+	p.order.giveBack(l.Address)
+	if err := p.save(); err != nil {
+		p.log.Error("address is released, but not on disk", "address", l.Address, "sandbox", l.ContainerID, "err", err)
+	}
+	return true
+}
+
+// Lookup returns the lease of an attachment.
+func (p *Pool) Lookup(a cniapi.Attachment) (Lease, bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	l, ok := p.byKey[a]
+	return l, ok
+}
+
+// Leases returns all leases, ordered by address.
+func (p *Pool) Leases() []Lease {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.leases()
+}
+
+// Free is how many addresses can still be allocated.
+func (p *Pool) Free() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.order.free()
+}
+
+// Size is how many addresses for pods the subnet has: all but its network,
+// gateway and broadcast addresses.
+func (p *Pool) Size() int { return p.order.size() }
+
+// Subnet is the node subnet.
+func (p *Pool) Subnet() netip.Prefix { return p.subnet }
+
+func (p *Pool) leases() []Lease {
+	ls := make([]Lease, 0, len(p.byKey))
+	for _, l := range p.byKey {
+		ls = append(ls, l)
+	}
+	slices.SortFunc(ls, func(a, b Lease) int { return a.Address.Compare(b.Address) })
+	return ls
+}
+
+// commit records a lease whose address the order has given up, and undoes only
+// the record if that cannot be written.
+func (p *Pool) commit(l Lease) error {
+	l.Since = p.now().UTC().Round(0)
+	p.put(l)
+	if err := p.save(); err != nil {
+		p.remove(l)
+		return fmt.Errorf("address %s cannot be leased to %s: %w", l.Address, l.Attachment(), err)
+	}
+	return nil
+}
+
+func (p *Pool) put(l Lease) {
+	p.byKey[l.Attachment()] = l
+	p.byAddr[l.Address] = l.Attachment()
+	// A struct of strings, an address and a time of our own clock: no error.
+	p.encoded[l.Address], _ = json.Marshal(l)
+}
+
+func (p *Pool) remove(l Lease) {
+	delete(p.byKey, l.Attachment())
+	delete(p.byAddr, l.Address)
+	delete(p.encoded, l.Address)
+}
+
+// save writes the pool down.
+func (p *Pool) save() error {
+	start, scanned := p.order.position()
+	h := header{Version: fileVersion, BootID: p.bootID, Subnet: p.subnet, Start: start, Scanned: scanned}
+	data, err := encode(h, p.order.queue(), func(yield func([]byte) bool) {
+		for _, addr := range slices.SortedFunc(maps.Keys(p.encoded), netip.Addr.Compare) {
+			if !yield(p.encoded[addr]) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return p.file.write(data)
+}
+
+// rebuild fills a new pool from its file and from live.
+func (p *Pool) rebuild(live []Lease) {
+	st, err := p.file.read()
+	known := p.log.With("path", p.file.path, "attached", len(live))
+	switch {
+	case errors.Is(err, errNoFile):
+		known.Info("address pool has no file: building it from what is attached")
+	case err != nil:
+		known.Error("address pool's file is unusable: rebuilding it from what is attached", "err", err)
+	case st.Subnet != p.subnet:
+		known.Warn("address pool's file is of another subnet: rebuilding it from what is attached", "subnet", p.subnet, "inFile", st.Subnet)
+	case st.BootID != p.bootID:
+		known.Info("address pool's file is of another boot: rebuilding it from what is attached", "forgotten", len(st.Leases))
+		p.admitLive(live)
+		p.order.startAt(st.Start, st.Scanned)
+		return
+	default:
+		p.admitLive(live)
+		p.admitStored(st.Leases)
+		p.order.resume(st.Start, st.Scanned, st.Freed)
+		return
+	}
+	p.admitLive(live)
+	p.order.startAfter()
+}
+
+func (p *Pool) admitLive(live []Lease) {
+	for _, l := range live {
+		if l.Since.IsZero() {
+			l.Since = p.now().UTC().Round(0)
+		}
+		if err := p.admit(l); err != nil {
+			p.log.Error("an attached address cannot be in the pool: that pod has to be re-created",
+				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "pod", l.PodNamespace+"/"+l.PodName, "err", err)
+		}
+	}
+}
+
+// admitStored takes in what does not contradict what is there.
+func (p *Pool) admitStored(stored []Lease) {
+	for _, l := range stored {
+		if have, ok := p.byKey[l.Attachment()]; ok && have.Address == l.Address {
+			have.Since = l.Since
+			p.put(have)
+			continue
+		}
+		if err := p.admit(l); err != nil {
+			p.log.Warn("address pool's file contradicts what is attached: keeping what is attached",
+				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "err", err)
+		}
+	}
+}
+
+// admit takes in a lease that was made before.
+func (p *Pool) admit(l Lease) error {
+	if err := p.order.check(l.Address); err != nil {
+		return err
+	}
+	if holder, ok := p.byAddr[l.Address]; ok && holder != l.Attachment() {
+		return &TakenError{Holder: p.byKey[holder]}
+	}
+	if have, ok := p.byKey[l.Attachment()]; ok {
+		if have.Address == l.Address {
+			return nil
+		}
+		return fmt.Errorf("attachment %s has address %s already", l.Attachment(), have.Address)
+	}
+	p.order.claim(l.Address)
+	p.put(l)
+	return nil
+}

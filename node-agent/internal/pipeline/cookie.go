@@ -1,0 +1,98 @@
+package pipeline
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+)
+
+// Kind says what a flow belongs to.
+type Kind uint8
+
+// The kinds.
+const (
+	KindFixed Kind = 1
+	KindPeer  Kind = 2
+	KindPod   Kind = 3
+)
+
+// Reason says why a flow drops; 0 where it does not.
+type Reason uint8
+
+// The reasons, in the order of the tables.
+const (
+	UnknownPeer Reason = iota + 1
+	Forged
+	NoTenant
+	HostForged
+	IPv6
+	ARP
+	NoNode
+	Multicast
+	HostReturn
+	OtherTenant
+	NoPod
+	VXLANToHost
+)
+
+var reasonNames = map[Reason]string{
+	UnknownPeer: "unknown-peer", Forged: "forged", NoTenant: "no-tenant", HostForged: "host-forged", IPv6: "ipv6", ARP: "arp",
+	NoNode: "no-node", Multicast: "multicast", HostReturn: "host-return",
+	OtherTenant: "tenant", NoPod: "no-pod", VXLANToHost: "vxlan-to-host",
+}
+
+// Reasons are all reasons, in order.
+func Reasons() []Reason {
+	out := make([]Reason, 0, len(reasonNames))
+	for r := UnknownPeer; r <= VXLANToHost; r++ {
+		out = append(out, r)
+	}
+	return out
+}
+
+// String is the reason's name in metrics and messages.
+func (r Reason) String() string {
+	if n, ok := reasonNames[r]; ok {
+		return n
+	}
+	return fmt.Sprintf("reason-%d", uint8(r))
+}
+
+// Cookie is what a flow's cookie says; PIPELINE.md has the bits.
+type Cookie struct {
+	Generation uint16
+	Kind       Kind
+	Reason     Reason
+	// Object is the IPv4 address that the flow is about, or 0.
+	Object uint32
+}
+
+// Encode is the cookie of this generation.
+func (c Cookie) Encode() uint64 {
+	return uint64(Version)<<48 | uint64(c.Kind)<<40 | uint64(c.Reason)<<32 | uint64(c.Object)
+}
+
+// DecodeCookie reads the cookie of any generation.
+func DecodeCookie(v uint64) Cookie {
+	return Cookie{Generation: uint16(v >> 48), Kind: Kind(v >> 40), Reason: Reason(v >> 32), Object: uint32(v)}
+}
+
+// Address is the address that the flow is about; not valid where there is none.
+func (c Cookie) Address() netip.Addr {
+	if c.Object == 0 {
+		return netip.Addr{}
+	}
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], c.Object)
+	return netip.AddrFrom4(b)
+}
+
+// PodCookie selects the flows of the pod with address a: cookie and mask.
+func PodCookie(a netip.Addr) (cookie, mask uint64) {
+	return uint64(KindPod)<<40 | uint64(object(a)), 0xff<<40 | 0xffffffff
+}
+
+func object(a netip.Addr) uint32 {
+	b := a.As4()
+	return binary.BigEndian.Uint32(b[:])
+}

@@ -1,0 +1,286 @@
+package pipeline
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
+)
+
+// bridge is a real bridge with the model's ports and flows.
+type bridge struct {
+	*ovstest.OVS
+	t    *testing.T
+	conn *of.Conn
+	m    Model
+}
+
+func newBridge(t *testing.T, m Model) *bridge {
+	t.Helper()
+	o := ovstest.Start(t)
+	o.AddBridge("br0", "dummy")
+	o.VSCtl("set-fail-mode", "br0", "secure")
+	o.VSCtl("add-port", "br0", "vxlan0", "--", "set", "interface", "vxlan0", "type=vxlan", "options:key=flow", "options:remote_ip=flow", fmt.Sprintf("ofport_request=%d", m.TunnelPort))
+	o.AddDummyPort("br0", "tun0", int(m.GatewayPort))
+	for _, p := range m.Pods {
+		o.AddDummyPort("br0", fmt.Sprintf("p%d", p.Port), int(p.Port))
+	}
+	conn, err := of.Dial(context.Background(), o.Mgmt("br0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	b := &bridge{OVS: o, t: t, conn: conn, m: m}
+	b.install(m)
+	return b
+}
+
+func (b *bridge) install(m Model) {
+	b.t.Helper()
+	mods := []of.Mod{of.DeleteFlows(of.FlowFilter{})}
+	for _, f := range m.Flows() {
+		mods = append(mods, of.AddFlow(f))
+	}
+	if err := b.conn.Commit(context.Background(), mods); err != nil {
+		b.t.Fatal(err)
+	}
+	b.m = m
+}
+
+var (
+	outputPort = regexp.MustCompile(`(?m)^\s+(?:\d+\. )?output:(\d+)`)
+	inPort     = regexp.MustCompile(`(?m)^\s+(?:\d+\. )?IN_PORT`)
+)
+
+// trace is where Open vSwitch itself sends the packet: "drop", "in_port", or
+// the port's number; and the whole trace. (Without an underlay it cannot send
+// what the pipeline put into the tunnel; that the pipeline did so is what counts.)
+func (b *bridge) trace(packet string) (where, text string) {
+	b.t.Helper()
+	text = b.AppCtl("ofproto/trace", "br0", packet)
+	out := outputPort.FindAllStringSubmatch(text, -1)
+	switch {
+	case inPort.MatchString(text) && len(out) == 0:
+		return "in_port", text
+	case strings.Contains(text, "skipping output to input port"):
+		return "drop", text
+	case len(out) == 1:
+		return out[0][1], text
+	case len(out) == 0 && strings.Contains(text, "Datapath actions: drop"):
+		return "drop", text
+	}
+	b.t.Fatalf("trace of %s is not understood:\n%s", packet, text)
+	return "", ""
+}
+
+func port(n uint32) string { return fmt.Sprint(n) }
+
+func fromPod(p Pod, dst string, extra string) string {
+	return fmt.Sprintf("in_port=%d,udp,dl_src=%s,dl_dst=0a:58:ac:0b:00:01,nw_src=%s,nw_dst=%s%s", p.Port, topology.MAC(p.Address), p.Address, dst, extra)
+}
+
+// TestTrace asks Open vSwitch where packets of every kind go.
+func TestTrace(t *testing.T) {
+	m := sample()
+	const v1, v2 = netid.ID(300924), netid.ID(400000)
+	a := Pod{Address: addr("172.11.0.2"), Port: 12, NetID: v1, Known: true}
+	a2 := Pod{Address: addr("172.11.0.5"), Port: 15, NetID: v1, Known: true}
+	b := Pod{Address: addr("172.11.0.6"), Port: 16, NetID: v2, Known: true}
+	g := Pod{Address: addr("172.11.0.3"), Port: 13, NetID: netid.Global, Known: true}
+	u := Pod{Address: addr("172.11.0.4"), Port: 14}
+	m.Pods = []Pod{a, a2, b, g, u}
+	br := newBridge(t, m)
+
+	const pods = "in_port=12,dl_src=0a:58:ac:0b:00:02,dl_dst=0a:58:ac:0b:00:01"
+	tunnel := func(vni netid.ID, vtep, src, dst string) string {
+		return fmt.Sprintf("in_port=1,tun_id=%d,tun_src=%s,tun_dst=198.18.0.1,udp,nw_src=%s,nw_dst=%s", vni, vtep, src, dst)
+	}
+	for _, tc := range []struct{ name, packet, want string }{
+		{"same tenant, same node", fromPod(a, "172.11.0.5", ""), "15"},
+		{"other tenant, same node", fromPod(a, "172.11.0.6", ""), "drop"},
+		{"to a global pod", fromPod(a, "172.11.0.3", ""), "13"},
+		{"from a global pod", fromPod(g, "172.11.0.6", ""), "16"},
+		{"tenant not known: sends", fromPod(u, "172.11.0.3", ""), "drop"},
+		{"tenant not known: receives", fromPod(g, "172.11.0.4", ""), "drop"},
+		{"address that no pod has", fromPod(a, "172.11.0.99", ""), "drop"},
+		{"to a peer", fromPod(a, "172.11.4.9", ""), "1"},
+		{"to a subnet that no node has", fromPod(a, "172.11.200.9", ""), "drop"},
+		{"to the own gateway", fromPod(a, "172.11.0.1", ""), "2"},
+		{"to a peer's gateway", fromPod(a, "172.11.4.1", ""), "1"},
+		{"to the outside", fromPod(a, "203.0.113.9", ""), "2"},
+		{"multicast", fromPod(a, "224.0.0.251", ""), "drop"},
+		{"broadcast", fromPod(a, "255.255.255.255", ""), "drop"},
+		{"VXLAN to a node", fromPod(a, "198.18.0.2", ",udp_dst=4789"), "drop"},
+		{"VXLAN to the own node", fromPod(a, "198.18.0.1", ",udp_dst=4789"), "drop"},
+		{"VXLAN to the gateway", fromPod(a, "172.11.0.1", ",udp_dst=4789"), "drop"},
+		{"UDP 4789 inside the tenant is the tenant's own", fromPod(a, "172.11.0.5", ",udp_dst=4789"), "15"},
+		{"TCP 4789 to the outside", strings.Replace(fromPod(a, "203.0.113.9", ",tcp_dst=4789"), ",udp,", ",tcp,", 1), "2"},
+
+		{"forged MAC", "in_port=12,udp,dl_src=0a:58:ac:0b:00:05,nw_src=172.11.0.2,nw_dst=172.11.0.5", "drop"},
+		{"forged address", pods + ",udp,nw_src=172.11.0.5,nw_dst=172.11.0.5", "drop"},
+		{"forged address of the gateway", pods + ",udp,nw_src=172.11.0.1,nw_dst=172.11.0.6", "drop"},
+		{"another pod's address and MAC", "in_port=12,udp,dl_src=0a:58:ac:0b:00:06,nw_src=172.11.0.6,nw_dst=172.11.0.6", "drop"},
+		{"IPv6", pods + ",ipv6", "drop"},
+		{"other Ethernet", pods + ",dl_type=0x88cc", "drop"},
+		{"a VLAN tag", pods + ",dl_vlan=5,udp,nw_src=172.11.0.2,nw_dst=172.11.0.5", "drop"},
+
+		{"ARP for the gateway", pods + ",arp,arp_op=1,arp_spa=172.11.0.2,arp_tpa=172.11.0.1,arp_sha=0a:58:ac:0b:00:02", "in_port"},
+		{"ARP for anybody in the overlay", pods + ",arp,arp_op=1,arp_spa=172.11.0.2,arp_tpa=172.11.77.1,arp_sha=0a:58:ac:0b:00:02", "in_port"},
+		{"ARP for outside", pods + ",arp,arp_op=1,arp_spa=172.11.0.2,arp_tpa=198.18.0.1,arp_sha=0a:58:ac:0b:00:02", "drop"},
+		{"ARP with a forged sender", pods + ",arp,arp_op=1,arp_spa=172.11.0.5,arp_tpa=172.11.0.1,arp_sha=0a:58:ac:0b:00:02", "drop"},
+		{"ARP with a forged sender MAC", pods + ",arp,arp_op=1,arp_spa=172.11.0.2,arp_tpa=172.11.0.1,arp_sha=0a:58:ac:0b:00:05", "drop"},
+		{"an ARP answer nobody asked for", pods + ",arp,arp_op=2,arp_spa=172.11.0.2,arp_tpa=172.11.0.5,arp_sha=0a:58:ac:0b:00:02", "drop"},
+		{"ARP by the host", "in_port=2,arp,arp_op=1,arp_spa=172.11.0.1,arp_tpa=169.254.77.1", "in_port"},
+
+		{"tunnel: same tenant", tunnel(v1, "198.18.0.2", "172.11.4.9", "172.11.0.2"), "12"},
+		{"tunnel: other tenant", tunnel(v1, "198.18.0.2", "172.11.4.9", "172.11.0.6"), "drop"},
+		{"tunnel: from global", tunnel(netid.Global, "198.18.0.2", "172.11.4.9", "172.11.0.6"), "16"},
+		{"tunnel: to global", tunnel(v2, "198.18.0.2", "172.11.4.9", "172.11.0.3"), "13"},
+		{"tunnel: to the gateway", tunnel(v2, "198.18.0.2", "172.11.4.9", "172.11.0.1"), "2"},
+		{"tunnel: stranger", tunnel(v1, "198.18.0.77", "172.11.4.9", "172.11.0.2"), "drop"},
+		{"tunnel: a peer with another's source", tunnel(v1, "198.18.0.2", "172.11.8.9", "172.11.0.2"), "drop"},
+		{"tunnel: a peer with our source", tunnel(v1, "198.18.0.2", "172.11.0.5", "172.11.0.2"), "drop"},
+		{"tunnel: to the outside", tunnel(v1, "198.18.0.2", "172.11.4.9", "203.0.113.9"), "drop"},
+		{"tunnel: to another peer", tunnel(v1, "198.18.0.2", "172.11.4.9", "172.11.8.9"), "drop"},
+		{"tunnel: ARP", "in_port=1,tun_id=300924,tun_src=198.18.0.2,arp,arp_op=1,arp_tpa=172.11.0.2", "drop"},
+
+		{"host to a pod", "in_port=2,udp,nw_src=172.11.0.1,nw_dst=172.11.0.6", "16"},
+		{"host to a remote pod", "in_port=2,udp,nw_src=172.11.0.1,nw_dst=172.11.4.9", "1"},
+		{"outside to a pod, answered", "in_port=2,tcp,nw_src=203.0.113.9,nw_dst=172.11.0.2", "12"},
+		{"a pod's packet turned back by the host", "in_port=2,udp,nw_src=172.11.0.2,nw_dst=172.11.0.6", "drop"},
+		{"a remote pod's address from the host", "in_port=2,udp,nw_src=172.11.4.9,nw_dst=172.11.0.6", "drop"},
+		{"host to the outside through br0", "in_port=2,udp,nw_src=172.11.0.1,nw_dst=203.0.113.9", "drop"},
+		{"a port nobody attached", "in_port=77,udp,nw_src=172.11.0.2,nw_dst=172.11.0.5", "drop"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			br.t = t
+			if got, text := br.trace(tc.packet); got != tc.want {
+				t.Errorf("goes to %s, want %s\n%s", got, tc.want, text)
+			}
+		})
+	}
+
+	t.Run("what the packet carries", func(t *testing.T) {
+		br.t = t
+		_, text := br.trace(fromPod(a, "172.11.4.9", ""))
+		for _, want := range []string{"NXM_NX_TUN_ID[0..31] is now 0x4977c", "tun_dst=198.18.0.2"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("no %s in\n%s", want, text)
+			}
+		}
+		_, text = br.trace(fromPod(a, "172.11.0.5", ""))
+		if want := "dst=0a:58:ac:0b:00:05"; !strings.Contains(text, want) {
+			t.Errorf("no %s in\n%s", want, text)
+		}
+	})
+}
+
+// TestTraceARP reads the answer's fields.
+func TestTraceARP(t *testing.T) {
+	br := newBridge(t, sample())
+	_, text := br.trace("in_port=12,dl_src=0a:58:ac:0b:00:02,arp,arp_op=1,arp_spa=172.11.0.2,arp_tpa=172.11.9.7,arp_sha=0a:58:ac:0b:00:02")
+	final := text[strings.Index(text, "Final flow:"):]
+	for _, want := range []string{
+		"dl_src=0a:58:ac:0b:09:07", "dl_dst=0a:58:ac:0b:00:02", "arp_spa=172.11.9.7", "arp_tpa=172.11.0.2", "arp_op=2",
+		"arp_sha=0a:58:ac:0b:09:07", "arp_tha=0a:58:ac:0b:00:02",
+	} {
+		if !strings.Contains(final, want) {
+			t.Errorf("no %s in the answer:\n%s", want, final)
+		}
+	}
+}
+
+// TestTraceProperty: for random pods and tenants, Open vSwitch delivers exactly
+// what netid.Allowed allows, between all pairs, locally and from a peer.
+func TestTraceProperty(t *testing.T) {
+	const seed = 20170401
+	rnd := rand.New(rand.NewPCG(seed, seed))
+	m := sample()
+	m.Pods = nil
+	for i := range 8 {
+		m.Pods = append(m.Pods, Pod{Address: addr(fmt.Sprintf("172.11.0.%d", 10+i)), Port: uint32(20 + i)})
+	}
+	br := newBridge(t, m)
+	ids := []netid.ID{netid.Global, 10, 300924, netid.Max}
+	for round := range 3 {
+		for i := range m.Pods {
+			m.Pods[i].Known = rnd.IntN(8) > 0
+			m.Pods[i].NetID = ids[rnd.IntN(len(ids))]
+		}
+		br.install(m)
+		for _, from := range m.Pods {
+			for _, dest := range m.Pods {
+				if from.Port == dest.Port {
+					continue
+				}
+				want := "drop"
+				if from.Known && dest.Known && netid.Allowed(from.NetID, dest.NetID) {
+					want = port(dest.Port)
+				}
+				if got, text := br.trace(fromPod(from, dest.Address.String(), "")); got != want {
+					t.Fatalf("seed %d round %d: %+v -> %+v goes to %s, want %s\n%s", seed, round, from, dest, got, want, text)
+				}
+			}
+		}
+		for _, dest := range m.Pods {
+			for _, vni := range ids {
+				want := "drop"
+				if dest.Known && netid.Allowed(vni, dest.NetID) {
+					want = port(dest.Port)
+				}
+				packet := fmt.Sprintf("in_port=1,tun_id=%d,tun_src=198.18.0.2,udp,nw_src=172.11.4.9,nw_dst=%s", vni, dest.Address)
+				if got, text := br.trace(packet); got != want {
+					t.Fatalf("seed %d round %d: VNI %s -> %+v goes to %s, want %s\n%s", seed, round, vni, dest, got, want, text)
+				}
+			}
+		}
+	}
+}
+
+// TestReadBack: what the switch says it has compares equal with what was
+// written, and ovs-ofctl reads our text as the same flows.
+func TestReadBack(t *testing.T) {
+	m := sample()
+	br := newBridge(t, m)
+	stats, err := br.conn.Flows(context.Background(), of.FlowFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	have := map[string]of.Flow{}
+	for _, s := range stats {
+		have[s.Key()] = s.Flow
+	}
+	for _, f := range m.Flows() {
+		if got, ok := have[f.Key()]; !ok || !got.Equal(f) {
+			t.Errorf("wrote %s\n read %s", f, got)
+		}
+	}
+	if len(have) != len(m.Flows()) {
+		t.Errorf("%d flows, want %d", len(have), len(m.Flows()))
+	}
+	native := br.OFCtl("-O", "OpenFlow14", "dump-flows", "br0", "--no-stats", "--no-names")
+	br.OFCtl("-O", "OpenFlow14", "del-flows", "br0")
+	for _, f := range m.Flows() {
+		br.OFCtl("-O", "OpenFlow14", "add-flow", "br0", f.String())
+	}
+	if text := br.OFCtl("-O", "OpenFlow14", "dump-flows", "br0", "--no-stats", "--no-names"); text != native {
+		t.Errorf("ovs-ofctl makes other flows of the same text:\n%s\nthan\n%s", text, native)
+	}
+}
+
+// TestSpoofedHardware: an address that is no pod's but looks like one's.
+func TestSpoofedHardware(t *testing.T) {
+	hw, _ := net.ParseMAC("0a:58:ac:0b:00:02")
+	if got := topology.MAC(netip.MustParseAddr("172.11.0.2")); got.String() != hw.String() {
+		t.Errorf("MAC of 172.11.0.2 is %s", got)
+	}
+}

@@ -1,0 +1,176 @@
+// Package underlay finds, and for the userspace datapath sets up, the node's end
+// of its VXLAN tunnels: the VTEP address and the device it is on.
+//
+// The kernel datapath sends tunnel packets through the node's IP stack: nothing
+// is to be done. The userspace datapath sends them itself, so the VTEP address must
+// be on the local port of an Open vSwitch bridge that has the uplink. The package
+// moves the address and its routes there, remembers them in the bridge's
+// external_ids, and puts them back when ovs-vswitchd, and with it the local port,
+// was away. The node keeps its address whatever fails.
+package underlay
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+// DefaultBridge is the bridge that is made for the uplink.
+const DefaultBridge = "br-phy"
+
+// Keys of the bridge's external_ids.
+const (
+	// keyConfig holds the addresses and routes of the local port.
+	keyConfig = "k8s-ovs-underlay"
+	// keyUplink holds the name of the uplink; only on a bridge this package made.
+	keyUplink = "k8s-ovs-uplink"
+	// keyVTEP holds the node's address.
+	keyVTEP = "k8s-ovs-vtep"
+)
+
+// Config says what is wanted.
+type Config struct {
+	// NodeIP is the VTEP address. Not valid: the node's address on its default
+	// route, also where a bridge of this package has it.
+	NodeIP netip.Addr
+	// Datapath is "system" or "netdev": see [ChooseDatapath].
+	Datapath string
+	// Bridge to make for the uplink. Default: [DefaultBridge].
+	Bridge string
+	// Logger gets each move of addresses. Default: discard.
+	Logger *slog.Logger
+}
+
+// Underlay is what tunnels use.
+type Underlay struct {
+	// VTEP is the node's tunnel address.
+	VTEP netip.Addr
+	// Link is the device that has it.
+	Link string
+	// MTU, bytes, of an IP packet on the way to peers.
+	MTU int
+	// Uplink is the port of the bridge that leads outside, where this package
+	// made the bridge; else empty. What arrives there belongs to the switch, and
+	// the node's firewall must drop it before the node's own stack sees it twice.
+	Uplink string
+}
+
+// Setup keeps the underlay of one node.
+type Setup struct {
+	cfg Config
+	ns  *link.NS
+	ovs *ovs.Client
+	log *slog.Logger
+}
+
+// New makes a Setup. ns is the namespace of the node.
+func New(cfg Config, ns *link.NS, client *ovs.Client) *Setup {
+	if cfg.Bridge == "" {
+		cfg.Bridge = DefaultBridge
+	}
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Setup{cfg: cfg, ns: ns, ovs: client, log: log}
+}
+
+// Ensure finds or sets up the underlay and reports whether it had to change
+// anything. Call it at start, after ovs-vswitchd was away, and when addresses of the
+// node change; it may be repeated and costs a few reads where all is well. With the
+// userspace datapath it needs a running ovs-vswitchd, and waits for it until ctx ends.
+func (s *Setup) Ensure(ctx context.Context) (u Underlay, changed bool, err error) {
+	ip, err := s.nodeIP()
+	if err != nil {
+		return Underlay{}, false, err
+	}
+	switch s.cfg.Datapath {
+	case ovs.DatapathSystem:
+		u, err = s.system(ip)
+	case ovs.DatapathNetdev:
+		u, changed, err = s.netdev(ctx, ip)
+	default:
+		err = fmt.Errorf("datapath %q is neither system nor netdev", s.cfg.Datapath)
+	}
+	if err != nil {
+		return Underlay{}, changed, fmt.Errorf("underlay: %w", err)
+	}
+	return u, changed, nil
+}
+
+// nodeIP is the configured address, or that of the default route. A bridge that
+// remembers the node's address decides where the default route says nothing about
+// it: it went with the bridge's local port, or leads out of another device.
+func (s *Setup) nodeIP() (netip.Addr, error) {
+	if s.cfg.NodeIP.IsValid() {
+		if !s.cfg.NodeIP.Is4() {
+			return netip.Addr{}, fmt.Errorf("node address %s is not IPv4", s.cfg.NodeIP)
+		}
+		return s.cfg.NodeIP, nil
+	}
+	l, src, ok, err := s.ns.DefaultRoute()
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("node address: %w", err)
+	}
+	ok = ok && src.IsValid() && !l.Loopback
+	if s.cfg.Datapath == ovs.DatapathNetdev {
+		bridges, err := s.ovs.Bridges()
+		if err != nil {
+			return netip.Addr{}, fmt.Errorf("node address: %w", err)
+		}
+		for _, b := range bridges {
+			vtep, err := netip.ParseAddr(b.ExternalIDs[keyVTEP])
+			if err != nil {
+				continue
+			}
+			isOther := l.Name != b.Name && l.Name != b.ExternalIDs[keyUplink]
+			if !ok || isOther || slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == vtep }) {
+				return vtep, nil
+			}
+		}
+	}
+	if !ok {
+		return netip.Addr{}, fmt.Errorf("node address: there is no default route to take it from; set it with --node-ip")
+	}
+	return src, nil
+}
+
+// system finds the device that has the address.
+func (s *Setup) system(ip netip.Addr) (Underlay, error) {
+	l, ok, err := s.ns.AddressOwner(ip)
+	if err != nil {
+		return Underlay{}, err
+	}
+	if !ok {
+		return Underlay{}, fmt.Errorf("no network device has the node address %s; give the address of this node with --node-ip", ip)
+	}
+	if l.Loopback {
+		return Underlay{}, fmt.Errorf("the node address %s is on loopback %s: peers cannot send there; choose another with --node-ip", ip, l.Name)
+	}
+	return s.describe(ip, l)
+}
+
+func (s *Setup) describe(ip netip.Addr, l link.Link) (Underlay, error) {
+	c, err := s.ns.ReadConfig(l.Name)
+	if err != nil {
+		return Underlay{}, err
+	}
+	return Underlay{VTEP: ip, Link: l.Name, MTU: underlayMTU(l.MTU, ip, c)}, nil
+}
+
+// underlayMTU is the least of the device's MTU and those of the routes that
+// peers are reached by: the default route and networks that have the node's own address.
+func underlayMTU(device int, ip netip.Addr, c link.Config) int {
+	mtu := device
+	for _, r := range c.Routes {
+		if r.MTU > 0 && (r.Dst.Bits() == 0 || r.Dst.Contains(ip)) {
+			mtu = min(mtu, r.MTU)
+		}
+	}
+	return mtu
+}
