@@ -1,0 +1,154 @@
+// Package deps keeps the shape of the code: which package may import what.
+package deps
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/k8s-ovs/k8s-ovs/"
+
+// pkg is what `go list -json` says of one package.
+type pkg struct {
+	ImportPath string
+	Imports    []string
+	Deps       []string
+}
+
+func list(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports,Deps", module+"...")
+	out, err := cmd.Output()
+	if err != nil {
+		var exit *exec.ExitError
+		if errors.As(err, &exit) {
+			t.Fatalf("go list: %v\n%s", err, exit.Stderr)
+		}
+		t.Fatalf("go list: %v", err)
+	}
+	var pkgs []pkg
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := d.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatalf("go list output: %v", err)
+		}
+		p.ImportPath = strings.TrimPrefix(p.ImportPath, module)
+		pkgs = append(pkgs, p)
+	}
+	return pkgs
+}
+
+// inTest reports whether a package only serves tests; those may import all.
+func inTest(path string) bool { return strings.HasPrefix(path, "test/") }
+
+func hasAny(path string, prefixes []string) bool {
+	for _, p := range prefixes {
+		if path == p || strings.HasPrefix(path, p+"/") {
+			return true
+		}
+	}
+	return false
+}
+
+// TestOnlyImporter: each library that touches the world is imported in one place.
+func TestOnlyImporter(t *testing.T) {
+	rules := []struct {
+		library string
+		allowed []string
+	}{
+		{"github.com/vishvananda/netlink", []string{"pkg/link"}},
+		{"github.com/vishvananda/netns", []string{"pkg/link"}},
+		{"github.com/ovn-org/libovsdb", []string{"pkg/ovs"}},
+		{"go.etcd.io/etcd/client", []string{"pkg/store"}},
+		{"go.etcd.io/etcd/server", []string{"controller/internal/etcd"}},
+		{"sigs.k8s.io/knftables", []string{"node-agent/internal/hostnet"}},
+		{"github.com/containernetworking/cni", []string{"cni"}},
+		{"k8s.io", []string{"pkg/kube"}},
+	}
+	for _, p := range list(t) {
+		if inTest(p.ImportPath) {
+			continue
+		}
+		for _, imp := range p.Imports {
+			for _, r := range rules {
+				if hasAny(imp, []string{r.library}) || strings.HasPrefix(imp, r.library+"/") {
+					if !hasAny(p.ImportPath, r.allowed) {
+						t.Errorf("%s imports %s; only %s may", p.ImportPath, imp, strings.Join(r.allowed, ", "))
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestPure: these packages decide and never touch the world.
+func TestPure(t *testing.T) {
+	pure := []string{
+		"pkg/netid", "pkg/topology", "pkg/alloc",
+		"node-agent/internal/pipeline", "node-agent/internal/desired",
+		"controller/internal/tenant", "controller/internal/subnet",
+	}
+	forbidden := []string{"os", "os/exec", "syscall", "net/http", "golang.org/x/sys", "github.com/vishvananda", "go.etcd.io", "github.com/ovn-org"}
+	found := map[string]bool{}
+	for _, p := range list(t) {
+		if !hasAny(p.ImportPath, pure) {
+			continue
+		}
+		found[p.ImportPath] = true
+		for _, imp := range p.Imports {
+			if hasAny(imp, forbidden) {
+				t.Errorf("%s is pure but imports %s", p.ImportPath, imp)
+			}
+		}
+	}
+	for _, p := range pure {
+		if !found[p] {
+			t.Errorf("package %s is named here as pure but does not exist", p)
+		}
+	}
+}
+
+// TestPluginIsSmall: the CNI plugin is started for every pod, so it carries no
+// etcd, netlink, OVSDB, HTTP or metrics code.
+func TestPluginIsSmall(t *testing.T) {
+	heavy := []string{"net/http", "go.etcd.io", "github.com/vishvananda/netlink", "github.com/ovn-org", "github.com/prometheus", "k8s.io", "google.golang.org"}
+	for _, p := range list(t) {
+		if p.ImportPath != "cni" {
+			continue
+		}
+		for _, dep := range p.Deps {
+			if hasAny(dep, heavy) {
+				t.Errorf("the CNI plugin depends on %s", dep)
+			}
+		}
+		return
+	}
+	t.Error("package cni does not exist")
+}
+
+// TestOneWay: pkg never imports a program, and no program imports another.
+func TestOneWay(t *testing.T) {
+	programs := []string{"cni", "node-agent", "controller", "netns"}
+	for _, p := range list(t) {
+		for _, imp := range p.Imports {
+			rest, ours := strings.CutPrefix(imp, module)
+			if !ours {
+				continue
+			}
+			if strings.HasPrefix(p.ImportPath, "pkg/") && !strings.HasPrefix(rest, "pkg/") {
+				t.Errorf("%s imports %s: pkg may not import programs", p.ImportPath, rest)
+			}
+			for _, a := range programs {
+				if hasAny(p.ImportPath, []string{a}) && !hasAny(rest, []string{a, "pkg"}) {
+					t.Errorf("%s imports %s: a program may import only itself and pkg", p.ImportPath, rest)
+				}
+			}
+		}
+	}
+}
