@@ -36,6 +36,8 @@ type Kernel interface {
 	Configure(w Wire) error
 	// Delete removes the pair; one that is gone is no error.
 	Delete(hostIf string) error
+	// Forget ends what the node's NAT remembers of connections from the address.
+	Forget(address netip.Addr) error
 	// Exists reports whether the host's end is there: it goes with its sandbox.
 	Exists(hostIf string) (bool, error)
 	// Differences says how the sandbox differs from w.
@@ -307,7 +309,15 @@ func (a *Attacher) disconnect(ctx context.Context, node Node, pool *ipam.Pool, a
 	if err := a.ports.DeletePort(ctx, node.Bridge, at.HostIf()); err != nil {
 		return err
 	}
-	if err := a.kernel.Delete(at.HostIf()); err != nil {
+	forgotten := make(chan error, 1)
+	go func() {
+		if at.Address.IsValid() {
+			forgotten <- a.kernel.Forget(at.Address)
+			return
+		}
+		forgotten <- nil
+	}()
+	if err := errors.Join(a.kernel.Delete(at.HostIf()), <-forgotten); err != nil {
 		return err
 	}
 	pool.Release(at.Attachment)

@@ -83,6 +83,15 @@ func (w *world) Delete(hostIf string) error {
 	return nil
 }
 
+func (w *world) Forget(netip.Addr) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return nil
+}
+
 func (w *world) Exists(hostIf string) (bool, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

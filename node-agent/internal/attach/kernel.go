@@ -3,6 +3,7 @@ package attach
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -41,6 +42,9 @@ func (k Netlink) Configure(w Wire) error {
 
 // Delete removes the pair; one that is gone is no error.
 func (k Netlink) Delete(hostIf string) error { return k.Host.DeleteVeth(hostIf) }
+
+// Forget ends what the node's NAT remembers of connections from the address.
+func (k Netlink) Forget(address netip.Addr) error { return k.Host.ForgetConnections(address) }
 
 // Exists reports whether the host's end is there.
 func (k Netlink) Exists(hostIf string) (bool, error) { return k.Host.LinkExists(hostIf) }
