@@ -33,7 +33,7 @@ func run(ctx context.Context, args []string) int {
 	fs.Usage = func() {
 		fmt.Fprintf(os.Stderr, "k8s-ovs-agent makes this node part of the overlay. Needs root and a running Open vSwitch.\n\nFlags (each also from %sNAME or a key in --config):\n%s", options.EnvPrefix, fs.FlagUsages())
 	}
-	if err := parse(fs, args); err != nil {
+	if err := options.Parse(fs, args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {
 			return 0
 		}
@@ -58,14 +58,4 @@ func run(ctx context.Context, args []string) int {
 		return 1
 	}
 	return 0
-}
-
-func parse(fs *pflag.FlagSet, args []string) error {
-	if err := fs.Parse(args); err != nil {
-		return err
-	}
-	if fs.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q: all settings are flags", fs.Arg(0))
-	}
-	return options.Resolve(fs)
 }

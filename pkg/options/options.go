@@ -33,6 +33,19 @@ func AddConfig(fs *pflag.FlagSet) {
 	fs.String(ConfigFlag, "", "YAML `file` with the values of flags; its keys are their names")
 }
 
+// Parse parses the command line of a program that takes nothing but flags, and
+// resolves the flags that it did not set: see [Resolve]. The error is
+// [pflag.ErrHelp] when help was asked for.
+func Parse(fs *pflag.FlagSet, args []string) error {
+	if err := fs.Parse(args); err != nil {
+		return err
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q: all settings are flags", fs.Arg(0))
+	}
+	return Resolve(fs)
+}
+
 // EnvName is the environment variable of a flag.
 func EnvName(flag string) string {
 	return EnvPrefix + strings.ToUpper(strings.ReplaceAll(flag, "-", "_"))

@@ -1,0 +1,60 @@
+package main
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/spf13/pflag"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/agent"
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+)
+
+func configure(args ...string) (agent.Config, error) {
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	cfg := agent.Defaults()
+	cfg.NodeName = "n1" // whatever this machine is called
+	cfg.Register(fs)
+	options.AddConfig(fs)
+	if err := options.Parse(fs, args); err != nil {
+		return cfg, err
+	}
+	return cfg, cfg.Complete()
+}
+
+// The example that we ship is one that the program takes.
+func TestManifest(t *testing.T) {
+	cfg, err := configure("--config", "../manifests/standalone/agent.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(cfg.Etcd.Endpoints) != 1 || cfg.Diag.LogFormat != "json" {
+		t.Errorf("%+v", cfg)
+	}
+}
+
+func TestWrongFlags(t *testing.T) {
+	const etcd = "--etcd-endpoints=192.0.2.1:2379"
+	for _, tc := range []struct {
+		args []string
+		want string // in the error
+	}{
+		{nil, "--etcd-endpoints"},
+		{[]string{etcd, "extra"}, `"extra"`},
+		{[]string{etcd, "--node-ip", "x"}, "--node-ip"},
+		{[]string{etcd, "--node-ip", "fe80::1"}, "--node-ip"},
+		{[]string{etcd, "--node-name", "a/b"}, "--node-name"},
+		{[]string{etcd, "--datapath", "dpdk"}, "--datapath"},
+		{[]string{etcd, "--bridge", "a-name-that-is-too-long"}, "--bridge"},
+		{[]string{etcd, "--bridge", "br-phy"}, "--vtep-bridge"},
+		{[]string{etcd, "--ovs-db", "tcp:192.0.2.1:6640"}, "--ovs-db"},
+		{[]string{etcd, "--state-dir", "here"}, "--state-dir"},
+		{[]string{etcd, "--mtu", "60"}, "--mtu"},
+		{[]string{etcd, "--vxlan-port", "0"}, "--vxlan-port"},
+		{[]string{etcd, "--vxlan-port", "70000"}, "vxlan-port"},
+	} {
+		if _, err := configure(tc.args...); err == nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%q: error %v, want one that names %s", tc.args, err, tc.want)
+		}
+	}
+}
