@@ -1,0 +1,203 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+func campaign(t *testing.T, s *Store, id string) *Leadership {
+	t.Helper()
+	l, err := s.Campaign(ctxOf(t), "k8ssdn", id, 5*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return l
+}
+
+func closed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestLeaderWrites(t *testing.T) {
+	_, s := network(t)
+	ctx := ctxOf(t)
+	l := campaign(t, s, "one")
+	if id, err := s.Leader(ctx, "k8ssdn"); err != nil || id != "one" {
+		t.Errorf("leader %q, %v", id, err)
+	}
+	rev, err := l.PutNamespace(ctx, "a", topology.Namespace{NetName: "a"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.PutNamespace(ctx, "a", topology.Namespace{NetName: "a"}, 0); !errors.Is(err, ErrConflict) {
+		t.Errorf("create what is there: %v, want ErrConflict", err)
+	}
+	if _, err := l.PutNamespace(ctx, "a", topology.Namespace{NetName: "a"}, rev-1); !errors.Is(err, ErrConflict) {
+		t.Errorf("on an older revision: %v, want ErrConflict", err)
+	}
+	if _, err := l.PutNamespace(ctx, "b", topology.Namespace{NetName: "b"}, 5); !errors.Is(err, ErrConflict) {
+		t.Errorf("change what is not there: %v, want ErrConflict (it must not come back)", err)
+	}
+	if err := l.DeleteNamespace(ctx, "a", rev); err != nil {
+		t.Error(err)
+	}
+	if rev, err = l.PutNode(ctx, "198.18.0.1", topology.Node{Host: "n"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.DeleteNode(ctx, "198.18.0.1", rev); err != nil {
+		t.Error(err)
+	}
+	want := Released{NetIDs: []netid.ID{10, 99}}
+	if rev, err = l.PutReleased(ctx, want, 0); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Released(ctx, "k8ssdn"); err != nil || got.Revision != rev || len(got.Value.NetIDs) != 2 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := l.Resign(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Leader(ctx, "k8ssdn"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("leader after resignation: %v", err)
+	}
+	if _, err := l.PutNamespace(ctx, "c", topology.Namespace{NetName: "c"}, 0); !errors.Is(err, ErrDeposed) {
+		t.Errorf("write after resignation: %v, want ErrDeposed", err)
+	}
+}
+
+// Failure 18, split brain: a leader that does not know that its lease has run
+// out (it was suspended, say) writes nothing, before and after another is elected.
+func TestDeposedWritesNothing(t *testing.T) {
+	e, s := network(t)
+	ctx := ctxOf(t)
+	old := campaign(t, s, "old")
+	// The leader sleeps: it hears nothing of its session, Done stays open.
+	asleep := make(chan struct{})
+	old.done = asleep
+	rev, err := old.PutNamespace(ctx, "a", topology.Namespace{NetName: "a"}, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := e.Client().Revoke(ctx, old.session.Lease()); err != nil {
+		t.Fatal(err)
+	}
+	refused := func(when string) {
+		t.Helper()
+		for name, write := range map[string]func() error{
+			"create":   func() error { _, err := old.PutNamespace(ctx, "b", topology.Namespace{NetName: "b"}, 0); return err },
+			"change":   func() error { _, err := old.PutNamespace(ctx, "a", topology.Namespace{NetName: "a"}, rev); return err },
+			"delete":   func() error { return old.DeleteNamespace(ctx, "a", rev) },
+			"node":     func() error { _, err := old.PutNode(ctx, "198.18.0.1", topology.Node{}, 0); return err },
+			"released": func() error { _, err := old.PutReleased(ctx, Released{}, 0); return err },
+		} {
+			if err := write(); !errors.Is(err, ErrDeposed) {
+				t.Errorf("%s, %s: %v, want ErrDeposed", when, name, err)
+			}
+		}
+	}
+	refused("before another is elected")
+	other := campaign(t, open(t, e), "new")
+	defer other.Resign()
+	refused("after another was elected")
+	if _, err := other.PutNamespace(ctx, "a", topology.Namespace{NetName: "a"}, rev); err != nil {
+		t.Errorf("the new leader: %v", err)
+	}
+	got, _, err := s.Snapshot(ctx)
+	if err != nil || len(got.Namespaces) != 1 || len(got.Nodes) != 0 {
+		t.Errorf("records %+v, %v", got, err)
+	}
+}
+
+func TestOneLeaderAtATime(t *testing.T) {
+	e, s := network(t)
+	one := campaign(t, s, "one")
+	type result struct {
+		l   *Leadership
+		err error
+	}
+	elected := make(chan result, 1)
+	go func() {
+		l, err := open(t, e).Campaign(ctxOf(t), "k8ssdn", "two", 0)
+		elected <- result{l, err}
+	}()
+	// The second stands in line.
+	c := e.Client()
+	eventually(t, "the second candidate", func() bool {
+		r, err := c.Get(ctxOf(t), DefaultPrefix+"/k8ssdn/leader/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		return err == nil && r.Count == 2
+	})
+	if len(elected) > 0 || closed(one.Done()) {
+		t.Fatal("two leaders")
+	}
+	began := time.Now()
+	if err := one.Resign(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case r := <-elected:
+		if r.err != nil {
+			t.Fatal(r.err)
+		}
+		if d := time.Since(began); d > 2*time.Second {
+			t.Errorf("it took %s after the resignation", d)
+		}
+		r.l.Resign()
+	case <-time.After(patience):
+		t.Fatal("nobody leads")
+	}
+	if !closed(one.Done()) {
+		t.Error("the first does not know that it resigned")
+	}
+}
+
+func TestLeaderLearnsOfItsEnd(t *testing.T) {
+	e, s := network(t)
+	l := campaign(t, s, "one")
+	if _, err := e.Client().Revoke(ctxOf(t), l.session.Lease()); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-l.Done():
+	case <-time.After(patience):
+		t.Fatal("a leader without a lease believes that it leads")
+	}
+}
+
+// A candidate that gives up leaves no one waiting behind it.
+func TestCampaignGivesUp(t *testing.T) {
+	e, s := network(t)
+	one := campaign(t, s, "one")
+	defer one.Resign()
+	ctx, cancel := context.WithCancel(ctxOf(t))
+	failed := make(chan error, 1)
+	go func() {
+		_, err := s.Campaign(ctx, "k8ssdn", "two", 0)
+		failed <- err
+	}()
+	c := e.Client()
+	count := func() int64 {
+		r, err := c.Get(ctxOf(t), DefaultPrefix+"/k8ssdn/leader/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			return -1
+		}
+		return r.Count
+	}
+	eventually(t, "the second candidate", func() bool { return count() == 2 })
+	cancel()
+	if err := <-failed; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v", err)
+	}
+	eventually(t, "its key is gone", func() bool { return count() == 1 })
+}

@@ -1,0 +1,128 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// What went wrong, for errors.Is. Every error of this package that concerns
+// etcd is one of them.
+var (
+	// ErrConflict: the record is not, or no longer, what the caller read.
+	ErrConflict = errors.New("the record was changed by someone else")
+	// ErrNotFound: there is no such record.
+	ErrNotFound = errors.New("not found")
+	// ErrNoConfig: there is no network configuration yet. It is an ErrNotFound too.
+	ErrNoConfig = fmt.Errorf("no network configuration: is k8s-ovs-controller running, with the same etcd and --etcd-prefix? (%w)", ErrNotFound)
+	// ErrInvalid: the record, or the request, is not well formed.
+	ErrInvalid = errors.New("invalid")
+	// ErrDeposed: another controller leads, or may lead; nothing was written.
+	ErrDeposed = errors.New("no longer the leader")
+	// ErrUnavailable: etcd did not answer, or could not.
+	ErrUnavailable = errors.New("etcd is unavailable")
+	// ErrDenied: etcd refused the user or the certificate.
+	ErrDenied = errors.New("etcd refuses access")
+
+	errClosed = errors.New("the store is closed")
+)
+
+// Error is a failed operation.
+type Error struct {
+	// Op says what was being done to which object.
+	Op string
+	// Kind is one of this package's Err values.
+	Kind error
+	// Endpoints are those tried, where that matters.
+	Endpoints []string
+	// Cause has the details; may be nil.
+	Cause error
+}
+
+// Error is one line: what, why, and where.
+func (e *Error) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %v", e.Op, e.Kind)
+	if len(e.Endpoints) > 0 {
+		fmt.Fprintf(&b, " (endpoints tried: %s)", strings.Join(e.Endpoints, ", "))
+	}
+	if e.Cause != nil {
+		fmt.Fprintf(&b, ": %s", readable(e.Cause))
+	}
+	return b.String()
+}
+
+// Unwrap makes errors.Is see both the kind and the cause.
+func (e *Error) Unwrap() []error {
+	if e.Cause == nil {
+		return []error{e.Kind}
+	}
+	return []error{e.Kind, e.Cause}
+}
+
+// classify turns an error of the etcd library into an *Error. A ctx that the
+// caller ended stays recognisable as such.
+func (s *Store) classify(ctx context.Context, op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil && errors.Is(ctx.Err(), context.Canceled) {
+		return fmt.Errorf("%s: %w", op, ctx.Err())
+	}
+	var ours *Error
+	if errors.As(err, &ours) {
+		return err
+	}
+	e := &Error{Op: op, Kind: ErrUnavailable, Endpoints: s.cfg.Endpoints, Cause: err}
+	switch {
+	case errors.Is(err, errClosed):
+		e.Endpoints = nil
+	case denied(err):
+		e.Kind = ErrDenied
+	}
+	s.health.failed(e)
+	return e
+}
+
+func denied(err error) bool {
+	for _, d := range []error{
+		rpctypes.ErrAuthFailed, rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty, rpctypes.ErrInvalidAuthToken,
+		rpctypes.ErrAuthNotEnabled, rpctypes.ErrRoleNotGranted, rpctypes.ErrPermissionNotGranted,
+		rpctypes.ErrInvalidAuthMgmt, rpctypes.ErrAuthOldRevision,
+	} {
+		if errors.Is(rpctypes.Error(err), d) || errors.Is(err, d) {
+			return true
+		}
+	}
+	switch status.Code(err) {
+	case codes.Unauthenticated, codes.PermissionDenied:
+		return true
+	}
+	return false
+}
+
+// readable cuts gRPC's wrapping off an error's text: what a dial, TLS or etcd
+// said last is the cause.
+func readable(err error) string {
+	text := err.Error()
+	if st, ok := status.FromError(err); ok && st.Code() != codes.OK && st.Message() != "" {
+		text = st.Message()
+	}
+	for {
+		_, inner, ok := strings.Cut(text, "desc = ")
+		if !ok || inner == "" {
+			break
+		}
+		text = inner
+	}
+	// gRPC quotes the text of a failed dial.
+	if strings.HasPrefix(text, `"`) {
+		text = strings.Trim(text, `"`)
+	}
+	return strings.TrimPrefix(text, "transport: ")
+}

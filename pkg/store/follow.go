@@ -1,0 +1,429 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/connectivity"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+const (
+	// syncGrace is how long a change waits for the word that the other watches
+	// are as far as it is, before it is handed on under the older revision.
+	syncGrace = 5 * time.Millisecond
+	// syncLimit is how long that word may take before all records are read anew.
+	syncLimit = time.Second
+	// pingEvery is how often etcd is asked whether it is still the one we follow.
+	pingEvery = 5 * time.Second
+)
+
+// Why records are read anew.
+var (
+	errConfigChanged = errors.New("the network configuration changed")
+	errDisconnected  = errors.New("the connection to etcd was lost")
+	errWentBack      = errors.New("etcd went back to older records: it was restored, or is another one")
+	errNoProgress    = errors.New("etcd does not say how far its watches are")
+	errWatchEnded    = errors.New("etcd ended the watch")
+)
+
+// sink is what a follower keeps up to date. Its methods are called by one
+// goroutine.
+type sink interface {
+	// reset replaces everything.
+	reset(l listing)
+	// put and remove change one record of a kind.
+	put(kind string, k kv)
+	remove(kind, key string)
+	// emit hands on the present state, which is whole at revision.
+	emit(revision int64)
+}
+
+// follower keeps a sink in step with the records of some kinds: it lists them,
+// watches from there, and lists again whenever the watch may have missed
+// anything: a lost connection, a compacted history, an etcd that went back in time.
+type follower struct {
+	store *Store
+	kinds []string
+	sink  sink
+	id    int // in health
+
+	// Of the present listing:
+	config   Versioned[topology.Config]
+	revs     map[string]int64 // newest revision applied, by key; deletions too
+	seen     int64            // newest revision applied, of any key
+	progress []int64          // by kind: every change up to it has been applied
+	emitted  int64
+	cluster  uint64
+	term     uint64
+}
+
+// follow runs until ctx ends.
+func (s *Store) follow(ctx context.Context, sink sink, kinds ...string) {
+	f := &follower{store: s, kinds: kinds, sink: sink}
+	f.id = s.health.join(&Error{Op: "watch records", Kind: ErrUnavailable, Endpoints: s.cfg.Endpoints, Cause: errors.New("no answer yet")})
+	defer s.health.leave(f.id)
+	var pause pauser
+	said := ""
+	for ctx.Err() == nil {
+		err := f.once(ctx, func() {
+			pause.reset()
+			if said != "" {
+				s.log.Info("following the records in etcd again", "revision", f.seen)
+				said = ""
+			}
+		})
+		if ctx.Err() != nil {
+			return
+		}
+		if errors.Is(err, errConfigChanged) {
+			s.log.Info("the network configuration changed; reading all records")
+			continue
+		}
+		s.health.set(f.id, s.asError(err))
+		// The same trouble is told once, not at each attempt.
+		if err.Error() != said {
+			said = err.Error()
+			s.log.Warn("records in etcd are out of sight; trying again", "error", err)
+		}
+		pause.wait(ctx)
+	}
+}
+
+// asError gives plain reasons the form of all errors of this package.
+func (s *Store) asError(err error) error {
+	var e *Error
+	if errors.As(err, &e) {
+		return err
+	}
+	return &Error{Op: "watch records", Kind: ErrUnavailable, Endpoints: s.cfg.Endpoints, Cause: err}
+}
+
+// once lists, then watches until it has a reason to list again.
+func (f *follower) once(ctx context.Context, inStep func()) error {
+	cfg, header, err := f.store.readConfig(ctx)
+	if errors.Is(err, ErrNoConfig) || errors.Is(err, ErrInvalid) {
+		f.store.health.set(f.id, err)
+		f.store.log.Warn("waiting for a valid network configuration", "error", err)
+		if err := f.store.waitConfig(ctx, header.Revision); err != nil {
+			return err
+		}
+		return errConfigChanged
+	}
+	if err != nil {
+		return err
+	}
+	c, err := f.store.connect()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// From before the listing: whatever is lost in between shows.
+	down := disconnected(ctx, c)
+	l, err := f.store.listAt(ctx, cfg, header, f.kinds...)
+	if err != nil {
+		return err
+	}
+	f.start(l)
+	f.sink.reset(l)
+	f.emit(l.revision)
+	f.store.health.set(f.id, nil)
+	inStep()
+	return f.watch(ctx, c, down)
+}
+
+func (f *follower) start(l listing) {
+	f.config, f.seen, f.cluster, f.term = l.config, l.revision, l.clusterID, l.raftTerm
+	f.emitted = 0
+	f.revs = map[string]int64{}
+	f.progress = make([]int64, len(f.kinds))
+	for i := range f.progress {
+		f.progress[i] = l.revision
+	}
+	for _, kvs := range l.kinds {
+		for _, k := range kvs {
+			f.revs[k.key] = k.rev.Mod
+		}
+	}
+}
+
+func (f *follower) emit(revision int64) {
+	f.emitted = revision
+	f.sink.emit(revision)
+}
+
+// disconnected is closed when the connection is lost: what comes after may be
+// another etcd, with other records under the same revisions. A connection that
+// is back by the time we look counts as lost, too.
+func disconnected(ctx context.Context, c *clientv3.Client) <-chan struct{} {
+	down := make(chan struct{})
+	conn := c.ActiveConnection()
+	go func() {
+		if state := conn.GetState(); state != connectivity.Ready || conn.WaitForStateChange(ctx, state) {
+			close(down)
+		}
+	}()
+	return down
+}
+
+// arrival is one response of one watch; kind -1 is the configuration's.
+type arrival struct {
+	kind int
+	resp clientv3.WatchResponse
+	ok   bool
+}
+
+// watch applies changes until there is a reason to list again, and returns it.
+// Nothing in its loop may wait for etcd, or it would not see that it is gone.
+func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan struct{}) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	// One watcher of its own: its watches share one stream, so that etcd can say
+	// how far all of them are.
+	w := clientv3.NewWatcher(c)
+	defer w.Close()
+	arrivals := make(chan arrival)
+	f.startWatch(ctx, w, arrivals, -1, f.store.keys.config())
+	for i, kind := range f.kinds {
+		f.startWatch(ctx, w, arrivals, i, f.store.keys.kind(f.config.Value.Name, kind), clientv3.WithPrefix())
+	}
+	pings := f.ping(ctx)
+	progress := newProgress(clientv3.WithRequireLeader(ctx), w)
+	defer progress.stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-down:
+			return errDisconnected
+		case err := <-pings:
+			if err != nil {
+				return err
+			}
+		case a := <-arrivals:
+			if err := f.arrive(a); err != nil {
+				return err
+			}
+			if behind := f.whole() < f.seen; behind != progress.asking() {
+				progress.ask(behind)
+			}
+			if !progress.asking() {
+				f.emitNew(f.seen)
+			}
+		case <-progress.tick():
+			if err := progress.again(); err != nil {
+				return err
+			}
+			// The change goes out now, under a revision that is surely whole.
+			f.sink.emit(f.whole())
+		}
+	}
+}
+
+// emitNew emits unless nothing has changed since.
+func (f *follower) emitNew(revision int64) {
+	if revision > f.emitted {
+		f.emit(revision)
+	}
+}
+
+func (f *follower) startWatch(ctx context.Context, w clientv3.Watcher, arrivals chan<- arrival, kind int, key string, opts ...clientv3.OpOption) {
+	ch := watchKey(ctx, w, key, f.seen, opts...)
+	go func() {
+		for {
+			resp, ok := <-ch
+			select {
+			case arrivals <- arrival{kind, resp, ok}:
+			case <-ctx.Done():
+				return
+			}
+			if !ok {
+				return
+			}
+		}
+	}()
+}
+
+// watchKey watches from after a revision. Unlike the library's Watch it returns
+// at once, not when etcd has taken the watch. The channel is closed when the
+// watch ends.
+func watchKey(ctx context.Context, w clientv3.Watcher, key string, after int64, opts ...clientv3.OpOption) <-chan clientv3.WatchResponse {
+	opts = append(opts, clientv3.WithRev(after+1))
+	out := make(chan clientv3.WatchResponse)
+	go func() {
+		defer close(out)
+		// A member of etcd that has lost its leader must end the watch rather than
+		// stay silent.
+		for resp := range w.Watch(clientv3.WithRequireLeader(ctx), key, opts...) {
+			select {
+			case out <- resp:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// whole is the revision up to which surely every change has been applied.
+func (f *follower) whole() int64 {
+	least := f.seen
+	for _, p := range f.progress {
+		least = min(least, p)
+	}
+	return least
+}
+
+// arrive applies one response.
+func (f *follower) arrive(a arrival) error {
+	if !a.ok {
+		return errWatchEnded
+	}
+	if err := a.resp.Err(); err != nil {
+		return fmt.Errorf("watch records: %w", err)
+	}
+	f.store.health.contact()
+	if a.kind < 0 {
+		return f.configChange(a.resp)
+	}
+	if a.resp.IsProgressNotify() {
+		f.progress[a.kind] = max(f.progress[a.kind], a.resp.Header.Revision)
+		return nil
+	}
+	kind := f.kinds[a.kind]
+	for _, e := range a.resp.Events {
+		key := string(e.Kv.Key)
+		if e.Kv.ModRevision <= f.revs[key] {
+			continue
+		}
+		f.revs[key] = e.Kv.ModRevision
+		if e.Type == clientv3.EventTypeDelete {
+			delete(f.revs, key)
+			f.sink.remove(kind, key)
+		} else {
+			f.sink.put(kind, toKV(e.Kv))
+		}
+		// Only the last event's revision is safe: a response may be one of several
+		// that catch up.
+		f.progress[a.kind] = max(f.progress[a.kind], e.Kv.ModRevision)
+		f.seen = max(f.seen, e.Kv.ModRevision)
+	}
+	return nil
+}
+
+func (f *follower) configChange(resp clientv3.WatchResponse) error {
+	for _, e := range resp.Events {
+		if e.Kv.ModRevision > f.config.Revision {
+			return errConfigChanged
+		}
+	}
+	return nil
+}
+
+// ping asks etcd now and then, with a read that needs its majority, and says
+// when it does not answer or is not the etcd it was.
+func (f *follower) ping(ctx context.Context) <-chan error {
+	out := make(chan error, 1)
+	newest, cluster, term := f.seen, f.cluster, f.term
+	go func() {
+		for ticker := time.NewTicker(pingEvery); ; {
+			select {
+			case <-ctx.Done():
+				ticker.Stop()
+				return
+			case <-ticker.C:
+			}
+			_, _, resp, err := f.store.get(ctx, "ask etcd whether it is there", f.store.keys.config())
+			if err == nil {
+				h := resp.Header
+				if h.ClusterId != cluster || h.RaftTerm < term || h.Revision < newest {
+					err = errWentBack
+				}
+				newest, term = max(newest, h.Revision), max(term, h.RaftTerm)
+			}
+			select {
+			case out <- err:
+			case <-ctx.Done():
+			}
+			if err != nil {
+				ticker.Stop()
+				return
+			}
+		}
+	}()
+	return out
+}
+
+// progress asks etcd how far its watches are, while some of them are behind
+// the newest change.
+type progress struct {
+	requests chan struct{}
+	since    time.Time
+	delay    time.Duration
+	timer    *time.Timer // nil when not asking
+}
+
+func newProgress(ctx context.Context, w clientv3.Watcher) *progress {
+	p := &progress{requests: make(chan struct{}, 1)}
+	go func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-p.requests:
+				// An error shows on the watches too.
+				_ = w.RequestProgress(ctx)
+			}
+		}
+	}()
+	return p
+}
+
+func (p *progress) asking() bool { return p.timer != nil }
+
+func (p *progress) tick() <-chan time.Time {
+	if p.timer == nil {
+		return nil
+	}
+	return p.timer.C
+}
+
+func (p *progress) ask(on bool) {
+	p.stop()
+	if !on {
+		return
+	}
+	p.since, p.delay = time.Now(), syncGrace
+	p.timer = time.NewTimer(p.delay)
+	p.request()
+}
+
+// again repeats the question: etcd does not answer it while a watch catches up.
+func (p *progress) again() error {
+	if time.Since(p.since) > syncLimit {
+		return errNoProgress
+	}
+	p.delay *= 2
+	p.timer.Reset(p.delay)
+	p.request()
+	return nil
+}
+
+func (p *progress) request() {
+	select {
+	case p.requests <- struct{}{}:
+	default:
+	}
+}
+
+func (p *progress) stop() {
+	if p.timer != nil {
+		p.timer.Stop()
+		p.timer = nil
+	}
+}

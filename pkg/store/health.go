@@ -1,0 +1,75 @@
+package store
+
+import (
+	"sync"
+	"time"
+)
+
+// health is what the Store knows of its connection. The zero value is ready.
+type health struct {
+	mu        sync.Mutex
+	last      time.Time     // of the last answer
+	err       error         // of the last call, nil when it was answered
+	followers map[int]error // by follower; nil error: in step
+	next      int
+}
+
+func (h *health) contact() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.last, h.err = time.Now(), nil
+}
+
+func (h *health) failed(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.err = err
+}
+
+// join registers a follower, which counts as not in step until it says so.
+func (h *health) join(err error) (id int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.followers == nil {
+		h.followers = map[int]error{}
+	}
+	h.next++
+	h.followers[h.next] = err
+	return h.next
+}
+
+func (h *health) set(id int, err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.followers[id] = err
+}
+
+func (h *health) leave(id int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.followers, id)
+}
+
+// Healthy is nil while every watch is in step with etcd; without watches, while
+// the last call was answered. Else it says what is wrong, with the endpoints
+// where etcd is.
+func (s *Store) Healthy() error {
+	s.health.mu.Lock()
+	defer s.health.mu.Unlock()
+	for _, err := range s.health.followers {
+		if err != nil {
+			return err
+		}
+	}
+	if len(s.health.followers) > 0 {
+		return nil
+	}
+	return s.health.err
+}
+
+// LastContact is when etcd last answered; zero when it never did.
+func (s *Store) LastContact() time.Time {
+	s.health.mu.Lock()
+	defer s.health.mu.Unlock()
+	return s.health.last
+}

@@ -1,0 +1,40 @@
+package store
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// The kinds of records below <prefix>/<Name>/.
+const (
+	kindNamespaces = "netnamespaces/"
+	kindNodes      = "subnets/"
+	kindStatus     = "status/"
+	kindLeader     = "leader/"
+	keyReleased    = "released"
+)
+
+// keyspace writes keys. Their layout is in docs/design.md, "Records".
+type keyspace struct{ prefix string }
+
+func (k keyspace) config() string { return k.prefix + "/config" }
+
+// kind is the prefix of all records of a kind in network name.
+func (k keyspace) kind(name, kind string) string { return k.prefix + "/" + name + "/" + kind }
+
+func (k keyspace) namespace(name, ns string) string { return k.kind(name, kindNamespaces) + ns }
+
+func (k keyspace) node(name string, ip netip.Addr) string {
+	return k.kind(name, kindNodes) + ip.String()
+}
+
+func (k keyspace) status(name string, ip netip.Addr) string {
+	return k.kind(name, kindStatus) + ip.String()
+}
+
+func (k keyspace) released(name string) string { return k.prefix + "/" + name + "/" + keyReleased }
+
+// last is what follows the kind in key.
+func (k keyspace) last(key, name, kind string) string {
+	return strings.TrimPrefix(key, k.kind(name, kind))
+}

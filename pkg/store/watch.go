@@ -1,0 +1,206 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/netip"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// latest is a channel that holds only the newest value: the sender never waits,
+// a slow reader passes over what is out of date. One goroutine sends.
+type latest[T any] chan T
+
+func (l latest[T]) send(v T) {
+	select {
+	case <-l:
+	default:
+	}
+	l <- v
+}
+
+// WatchRecords yields all records and then, after each batch of changes, all
+// records anew. The newest wins: a slow reader is never behind by more than the
+// value it holds. It survives lost connections, changes of leader, compaction,
+// and an etcd restored from a backup; while etcd is away, or the network has no
+// valid configuration, nothing comes. The channel is closed when ctx ends.
+func (s *Store) WatchRecords(ctx context.Context) <-chan Records {
+	ctx, cancel := s.bound(ctx)
+	out := make(latest[Records], 1)
+	go func() {
+		defer close(out)
+		defer cancel()
+		s.follow(ctx, &recordSink{keys: s.keys, out: out}, kindNodes, kindNamespaces)
+	}()
+	return out
+}
+
+// Watch is [Store.WatchRecords] for those who only read.
+//
+// Every change up to a snapshot's Revision is in it. A change may also be in a
+// snapshot before Revision says so.
+func (s *Store) Watch(ctx context.Context) <-chan topology.Snapshot {
+	ctx, cancel := s.bound(ctx)
+	out := make(latest[topology.Snapshot], 1)
+	go func() {
+		defer close(out)
+		defer cancel()
+		s.follow(ctx, &recordSink{keys: s.keys, snapshots: out}, kindNodes, kindNamespaces)
+	}()
+	return out
+}
+
+// bound ends with ctx or the Store.
+func (s *Store) bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	stop := context.AfterFunc(s.ctx, cancel)
+	return ctx, func() { stop(); cancel() }
+}
+
+type recordSink struct {
+	keys      keyspace
+	set       *recordSet
+	listing   int
+	out       latest[Records]
+	snapshots latest[topology.Snapshot]
+}
+
+func (r *recordSink) reset(l listing) {
+	r.set = newRecordSet(r.keys, l.config)
+	r.listing++
+	for i, kind := range []string{kindNodes, kindNamespaces} {
+		for _, k := range l.kinds[i] {
+			r.set.put(kind, k)
+		}
+	}
+}
+
+func (r *recordSink) put(kind string, k kv)   { r.set.put(kind, k) }
+func (r *recordSink) remove(kind, key string) { r.set.remove(kind, key) }
+
+func (r *recordSink) emit(revision int64) {
+	records := r.set.snapshot(revision, r.listing)
+	if r.out != nil {
+		r.out.send(records)
+	}
+	if r.snapshots != nil {
+		r.snapshots.send(records.Snapshot)
+	}
+}
+
+// WatchStatuses yields what all live nodes have applied, and all of it anew
+// after each batch of changes, on the same terms as [Store.WatchRecords].
+func (s *Store) WatchStatuses(ctx context.Context) <-chan map[netip.Addr]topology.NodeStatus {
+	ctx, cancel := s.bound(ctx)
+	out := make(latest[map[netip.Addr]topology.NodeStatus], 1)
+	go func() {
+		defer close(out)
+		defer cancel()
+		s.follow(ctx, &statusSink{keys: s.keys, out: out}, kindStatus)
+	}()
+	return out
+}
+
+type statusSink struct {
+	keys     keyspace
+	name     string
+	statuses map[netip.Addr]topology.NodeStatus
+	out      latest[map[netip.Addr]topology.NodeStatus]
+}
+
+func (t *statusSink) reset(l listing) {
+	t.name, t.statuses = l.config.Value.Name, map[netip.Addr]topology.NodeStatus{}
+	for _, k := range l.kinds[0] {
+		t.put(kindStatus, k)
+	}
+}
+
+func (t *statusSink) put(kind string, k kv) {
+	t.remove(kind, k.key)
+	if st, ok := parseStatus(t.keys.last(k.key, t.name, kind), k.value); ok {
+		t.statuses[st.HostIP] = st
+	}
+}
+
+func (t *statusSink) remove(kind, key string) {
+	if addr, err := netip.ParseAddr(t.keys.last(key, t.name, kind)); err == nil {
+		delete(t.statuses, addr)
+	}
+}
+
+func (t *statusSink) emit(int64) { t.out.send(maps.Clone(t.statuses)) }
+
+// WaitNamespace waits until cond is true of the record of ns, and returns it.
+// cond is asked at once and then after every change; ok is false while there is
+// no record, or one that does not parse. Errors: that of ctx, ErrDenied,
+// ErrNoConfig; while etcd is away it keeps trying.
+func (s *Store) WaitNamespace(ctx context.Context, ns string, cond func(record Versioned[topology.Namespace], ok bool) bool) (Versioned[topology.Namespace], error) {
+	var pause pauser
+	for {
+		n, done, err := s.waitOnce(ctx, ns, cond)
+		if done {
+			return n, nil
+		}
+		if ctx.Err() != nil {
+			return n, ctx.Err()
+		}
+		if err != nil && !errors.Is(err, ErrUnavailable) {
+			return n, err
+		}
+		pause.wait(ctx)
+	}
+}
+
+// waitOnce reads and then watches until the watch ends.
+func (s *Store) waitOnce(ctx context.Context, ns string, cond func(Versioned[topology.Namespace], bool) bool) (n Versioned[topology.Namespace], done bool, err error) {
+	cfg, err := s.Config(ctx)
+	if err != nil {
+		return n, false, err
+	}
+	key := s.keys.namespace(cfg.Value.Name, ns)
+	k, ok, resp, err := s.get(ctx, "read namespace "+ns, key)
+	if err != nil {
+		return n, false, err
+	}
+	parse := func(k kv, ok bool) (Versioned[topology.Namespace], bool) {
+		if !ok {
+			return Versioned[topology.Namespace]{}, false
+		}
+		v, err := topology.ParseNamespace(ns, k.value)
+		return Versioned[topology.Namespace]{Value: v, Revision: k.rev.Mod}, err == nil
+	}
+	if n, ok = parse(k, ok); cond(n, ok) {
+		return n, true, nil
+	}
+	c, err := s.connect()
+	if err != nil {
+		return n, false, err
+	}
+	wctx, cancel := s.bound(ctx)
+	defer cancel()
+	w := clientv3.NewWatcher(c)
+	defer w.Close()
+	down := disconnected(wctx, c)
+	events := watchKey(wctx, w, key, resp.Header.Revision)
+	for {
+		select {
+		case <-wctx.Done():
+			return n, false, wctx.Err()
+		case <-down:
+			return n, false, nil
+		case r, open := <-events:
+			if !open || r.Err() != nil {
+				return n, false, nil
+			}
+			for _, e := range r.Events {
+				if n, ok = parse(toKV(e.Kv), e.Type != clientv3.EventTypeDelete); cond(n, ok) {
+					return n, true, nil
+				}
+			}
+		}
+	}
+}
