@@ -1,0 +1,238 @@
+// Package etcd runs etcd inside the controller's process: the default where no
+// etcd cluster is given. It is a cluster of one; what it holds is in its data
+// directory, and lives as long as that.
+//
+// It is the only package that knows etcd's server.
+package etcd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+)
+
+const (
+	// DefaultDataDir is where the records are kept.
+	DefaultDataDir = "/var/lib/k8s-ovs/etcd"
+	// DefaultListenClientURL is reached from this machine only.
+	DefaultListenClientURL = "http://127.0.0.1:2379"
+
+	// memberName is that of the one member. It is part of the data: never change it.
+	memberName = "k8s-ovs-controller"
+	// quotaBytes bounds the database; etcd's own default. A network of 1,000
+	// nodes and 10,000 tenants has about 5 MB of records.
+	quotaBytes = 2 << 30
+	// compactAfter is how long history is kept for watches that were cut off.
+	compactAfter = "1h"
+	// startTimeout bounds the start; reading a large write-ahead log takes seconds.
+	startTimeout = 60 * time.Second
+	// maxSocketPath is the longest path of a unix socket (unix(7): 108 bytes with
+	// the zero at the end).
+	maxSocketPath = 107
+)
+
+// Config of the embedded etcd.
+type Config struct {
+	// DataDir holds the records; made if it is not there.
+	DataDir string
+	// ListenClientURLs are http(s)://address:port or unix:///path; at least one.
+	ListenClientURLs []string
+	// CertFile and KeyFile are for https:// URLs; ClientCAFile, if given, has the
+	// certificates that a client's own is checked against, and makes it must. PEM.
+	CertFile, KeyFile, ClientCAFile string
+	// Logger gets etcd's warnings and errors.
+	Logger *slog.Logger
+}
+
+// Server is a running etcd.
+type Server struct {
+	etcd   *embed.Etcd
+	stop   context.CancelFunc // ends the clients' streams
+	own    string             // URL of the socket for this process
+	ownDir string             // to be deleted; empty when it is the data directory
+}
+
+// Start starts etcd and waits until it serves. The error names what to mend.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	closing, stop := context.WithCancel(context.WithoutCancel(ctx))
+	ec, err := cfg.embed(closing)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	ec.GRPCAdditionalServerOptions = append(ec.GRPCAdditionalServerOptions, endStreams(closing))
+	s := &Server{stop: stop}
+	dir, err := s.socketDir(cfg.DataDir)
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	own := url.URL{Scheme: "unix", Path: filepath.Join(dir, "client.sock")}
+	s.own = own.String()
+	ec.ListenPeerUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(dir, "peer.sock")}}
+	ec.ListenClientUrls = append(ec.ListenClientUrls, own)
+	e, err := embed.StartEtcd(ec)
+	if err != nil {
+		stop()
+		s.removeSockets()
+		return nil, fmt.Errorf("start the embedded etcd in %s: %w", cfg.DataDir, explain(err))
+	}
+	s.etcd = e
+	timeout := time.NewTimer(startTimeout)
+	defer timeout.Stop()
+	select {
+	case <-e.Server.ReadyNotify():
+		return s, nil
+	case err = <-e.Err():
+	case <-e.Server.StopNotify():
+		err = errors.New("it stopped at once")
+	case <-timeout.C:
+		err = fmt.Errorf("it is not ready after %s", startTimeout)
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	s.Close()
+	return nil, fmt.Errorf("start the embedded etcd in %s: %w", cfg.DataDir, err)
+}
+
+// explain adds the way out to errors that people meet.
+func explain(err error) error {
+	text := err.Error()
+	switch {
+	case strings.Contains(text, "address already in use"):
+		return fmt.Errorf("%w: another etcd is there: give its address as --etcd-endpoints, or choose another --listen-client-urls", err)
+	case strings.Contains(text, "cannot assign requested address"):
+		return fmt.Errorf("%w: --listen-client-urls must be addresses of this machine", err)
+	}
+	return err
+}
+
+// embed is the configuration in etcd's terms, but for the sockets.
+func (c Config) embed(closing context.Context) (*embed.Config, error) {
+	ec := embed.NewConfig()
+	ec.Name, ec.Dir = memberName, c.DataDir
+	ec.QuotaBackendBytes = quotaBytes
+	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, compactAfter
+	// etcd's flag sets this, its NewConfig does not: every request would be told.
+	ec.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(bridge{c.Logger.Handler(), closing}))
+	ec.ListenClientUrls, ec.AdvertiseClientUrls = nil, nil
+	tls := false
+	for _, text := range c.ListenClientURLs {
+		u, err := c.listenURL(text)
+		if err != nil {
+			return nil, fmt.Errorf("--listen-client-urls: %q: %w", text, err)
+		}
+		ec.ListenClientUrls = append(ec.ListenClientUrls, *u)
+		if u.Scheme != "unix" {
+			ec.AdvertiseClientUrls = append(ec.AdvertiseClientUrls, *u)
+		}
+		tls = tls || u.Scheme == "https"
+		if u.Scheme == "http" && !loopback(u.Hostname()) {
+			c.Logger.Warn("the embedded etcd listens beyond this machine without encryption: whoever reaches it rules the network", "url", text)
+		}
+	}
+	if len(ec.ListenClientUrls) == 0 {
+		return nil, errors.New("--listen-client-urls: at least one URL is needed")
+	}
+	if len(ec.AdvertiseClientUrls) == 0 {
+		// etcd wants one with a port; a cluster of one never uses it.
+		ec.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2379"}}
+	}
+	if tls {
+		ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile = c.CertFile, c.KeyFile
+		ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = c.ClientCAFile, c.ClientCAFile != ""
+	}
+	ec.InitialCluster = memberName + "=" + ec.AdvertisePeerUrls[0].String()
+	return ec, nil
+}
+
+func (c Config) listenURL(text string) (*url.URL, error) {
+	u, err := url.Parse(text)
+	if err != nil {
+		return nil, errors.New("it is not a URL")
+	}
+	switch u.Scheme {
+	case "unix":
+		if u.Host != "" || len(u.Path) < 2 {
+			return nil, errors.New("a unix socket is written with its whole path: unix:///run/etcd.sock")
+		}
+		if len(u.Path) > maxSocketPath {
+			return nil, fmt.Errorf("the path of a unix socket has at most %d bytes", maxSocketPath)
+		}
+		return u, nil
+	case "https":
+		if c.CertFile == "" || c.KeyFile == "" {
+			return nil, errors.New("https:// needs --listen-client-cert and --listen-client-key")
+		}
+	case "http":
+	default:
+		return nil, errors.New("it must begin with http://, https:// or unix://")
+	}
+	host, port, err := net.SplitHostPort(u.Host)
+	if err != nil || host == "" || port == "" || strings.Trim(u.Path, "/") != "" {
+		return nil, errors.New("it needs an address and a port, such as " + DefaultListenClientURL)
+	}
+	if host != "localhost" && net.ParseIP(host) == nil {
+		return nil, errors.New("etcd listens on addresses, not on names")
+	}
+	u.Path = ""
+	return u, nil
+}
+
+func loopback(host string) bool {
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// socketDir is where this process reaches its etcd, and etcd's unused peer
+// port is: the data directory, which only its owner may enter, or a temporary
+// one where that has too long a name.
+func (s *Server) socketDir(dataDir string) (string, error) {
+	if dataDir == "" {
+		return "", errors.New("--data-dir is empty: the embedded etcd keeps its records there")
+	}
+	dir, err := filepath.Abs(dataDir)
+	if err != nil {
+		return "", err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("--data-dir: %w", err)
+	}
+	if len(filepath.Join(dir, "client.sock")) <= maxSocketPath {
+		return dir, nil
+	}
+	if s.ownDir, err = os.MkdirTemp("", "k8s-ovs-etcd-"); err != nil {
+		return "", err
+	}
+	return s.ownDir, nil
+}
+
+// Endpoint is where this process reaches etcd: always a unix socket of its own.
+func (s *Server) Endpoint() string { return s.own }
+
+// Failed yields an error if etcd ends by itself.
+func (s *Server) Failed() <-chan error { return s.etcd.Err() }
+
+// Close stops etcd and waits for it.
+func (s *Server) Close() {
+	s.stop()
+	s.etcd.Close()
+	s.removeSockets()
+}
+
+func (s *Server) removeSockets() {
+	if s.ownDir != "" {
+		os.RemoveAll(s.ownDir)
+	}
+}

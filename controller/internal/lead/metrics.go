@@ -1,0 +1,88 @@
+package lead
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// Metrics are the controller's. Those of the records show what this controller
+// knows, leader or not; those of netIDs and subnets are the leader's.
+type Metrics struct {
+	leader     prometheus.Gauge
+	terms      prometheus.Counter
+	requests   *prometheus.CounterVec
+	subnetReqs *prometheus.CounterVec
+	conflicts  prometheus.Counter
+	records    *prometheus.GaugeVec
+	netIDs     *prometheus.GaugeVec
+	subnets    *prometheus.GaugeVec
+	write      prometheus.Histogram
+}
+
+// NewMetrics registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	const ns, sub = "k8s_ovs", "controller"
+	opts := func(name, help string) prometheus.Opts {
+		return prometheus.Opts{Namespace: ns, Subsystem: sub, Name: name, Help: help}
+	}
+	m := &Metrics{
+		leader:     prometheus.NewGauge(prometheus.GaugeOpts(opts("leader", "1 while this controller leads."))),
+		terms:      prometheus.NewCounter(prometheus.CounterOpts(opts("terms_total", "How often this controller was elected."))),
+		requests:   prometheus.NewCounterVec(prometheus.CounterOpts(opts("namespace_requests_total", "Namespace records answered, by action (netid: one without) and outcome.")), []string{"action", "outcome"}),
+		subnetReqs: prometheus.NewCounterVec(prometheus.CounterOpts(opts("subnet_requests_total", "Node records answered, by outcome.")), []string{"outcome"}),
+		conflicts:  prometheus.NewCounter(prometheus.CounterOpts(opts("write_conflicts_total", "Writes that someone else was quicker than, and that were planned anew."))),
+		records:    prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("records", "Records in etcd, by kind.")), []string{"kind"}),
+		netIDs:     prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("netids", "NetIDs of tenants, by state: in_use, or freed and given out last.")), []string{"state"}),
+		subnets:    prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("subnets", "Node subnets of the pod network, by state: in_use or free.")), []string{"state"}),
+		write: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: ns, Subsystem: sub, Name: "request_seconds", Help: "Time from seeing a request to having written its answer.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
+		}),
+	}
+	reg.MustRegister(m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write)
+	return m
+}
+
+func (m *Metrics) leading(yes bool) {
+	if !yes {
+		m.leader.Set(0)
+		m.netIDs.Reset()
+		m.subnets.Reset()
+		return
+	}
+	m.leader.Set(1)
+	m.terms.Inc()
+}
+
+func (m *Metrics) observe(r store.Records) {
+	m.records.WithLabelValues("namespace").Set(float64(len(r.Namespaces)))
+	m.records.WithLabelValues("node").Set(float64(len(r.Nodes)))
+	m.records.WithLabelValues("invalid").Set(float64(len(r.Invalid)))
+}
+
+func (m *Metrics) tenants(p tenant.Plan) {
+	m.netIDs.WithLabelValues("in_use").Set(float64(p.InUse))
+	m.netIDs.WithLabelValues("freed").Set(float64(len(p.Freed)))
+}
+
+func (m *Metrics) nodes(p subnet.Plan) {
+	m.subnets.WithLabelValues("in_use").Set(float64(p.InUse))
+	m.subnets.WithLabelValues("free").Set(float64(p.Free))
+}
+
+func (m *Metrics) answered(w tenant.Write) {
+	action := "netid"
+	switch w.Action {
+	case topology.Join, topology.Isolate, topology.MakeGlobal:
+		action = string(w.Action)
+	case topology.None:
+	default:
+		// People's spelling mistakes must not become label values.
+		action = "unknown"
+	}
+	m.requests.WithLabelValues(action, string(w.Outcome)).Inc()
+}

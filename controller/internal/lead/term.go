@@ -1,0 +1,251 @@
+package lead
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// writer is a leadership: all that a term may write through.
+type writer interface {
+	Name() string
+	Done() <-chan struct{}
+	PutNamespace(ctx context.Context, key string, n topology.Namespace, rev int64) (int64, error)
+	PutNode(ctx context.Context, key string, n topology.Node, rev int64) (int64, error)
+	PutReleased(ctx context.Context, r store.Released, rev int64) (int64, error)
+}
+
+// term is the time from an election to its end. What it remembers dies with it:
+// the next leader reads everything anew.
+type term struct {
+	c      *Controller
+	writer writer
+	log    *slog.Logger
+
+	tenants  *tenant.Planner
+	subnets  *subnet.Planner
+	released store.Versioned[store.Released] // revision 0: no record
+
+	last      store.Records // the newest
+	seen      time.Time     // when it came
+	lastWrite int64         // revision of our newest write
+}
+
+func newTerm(c *Controller, w writer) *term {
+	return &term{c: c, writer: w, log: c.log}
+}
+
+// run leads until ctx ends or leadership does.
+func (t *term) run(ctx context.Context) error {
+	if err := t.begin(ctx); err != nil {
+		return err
+	}
+	// A watch of its own, begun after the election: its first listing has all
+	// that former leaders wrote.
+	wctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	records := t.c.cfg.Store.WatchRecords(wctx)
+	var retry <-chan time.Time
+	pause := minPause
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.writer.Done():
+			return store.ErrDeposed
+		case r, ok := <-records:
+			if !ok {
+				return errors.New("the watch ended")
+			}
+			fresh, err := t.take(r)
+			if err != nil {
+				return err
+			}
+			if !fresh {
+				continue
+			}
+		case <-retry:
+		}
+		retry = nil
+		switch err := t.act(ctx); {
+		case err == nil:
+			pause = minPause
+		case errors.Is(err, store.ErrDeposed):
+			return err
+		case errors.Is(err, store.ErrUnavailable):
+			t.log.Warn("cannot write to etcd; trying again", "error", err)
+			retry = time.After(pause)
+			pause = min(2*pause, maxPause)
+		case errors.Is(err, store.ErrConflict):
+			// The record changed: the watch is about to say how.
+			t.c.cfg.Metrics.conflicts.Inc()
+		default:
+			return err
+		}
+	}
+}
+
+// begin reads what former leaders left.
+func (t *term) begin(ctx context.Context) error {
+	rel, err := t.c.cfg.Store.Released(ctx, t.writer.Name())
+	switch {
+	case errors.Is(err, store.ErrInvalid):
+		t.log.Warn("the list of freed netIDs is not readable; beginning a new one", "error", err)
+	case err != nil && !errors.Is(err, store.ErrNotFound):
+		return err
+	}
+	t.released = rel
+	t.tenants = tenant.New(tenant.Config{
+		Global: t.c.cfg.GlobalNamespaces, Import: errors.Is(err, store.ErrNotFound),
+		Freed: rel.Value.NetIDs, Random: t.c.cfg.Random,
+	})
+	t.subnets = subnet.New(rel.Value.Subnets)
+	return nil
+}
+
+// take takes a snapshot in. It is not fresh when it lacks what this term wrote.
+func (t *term) take(r store.Records) (fresh bool, err error) {
+	switch {
+	case r.Config.Name != t.writer.Name():
+		return false, errRenamed
+	case r.Listing != t.last.Listing && r.Revision < t.last.Revision:
+		return false, errWentBack
+	case r.Listing == t.last.Listing && r.Revision < t.lastWrite:
+		return false, nil
+	}
+	for key, reason := range r.Invalid {
+		if t.last.Invalid[key] != reason {
+			t.log.Warn("a record does not parse", "record", key, "error", reason)
+		}
+	}
+	t.last, t.seen = r, t.c.cfg.Now()
+	t.c.observe(r)
+	return true, nil
+}
+
+// act writes what the newest records call for.
+func (t *term) act(ctx context.Context) error {
+	ids, err := t.actTenants(ctx)
+	subnets, nodeErr := t.actNodes(ctx)
+	if err := errors.Join(err, nodeErr); err != nil {
+		return err
+	}
+	return t.keepReleased(ctx, store.Released{NetIDs: append(freedIDs{}, ids...), Subnets: subnets})
+}
+
+// keepReleased writes the list of what was freed, if it changed. It comes last:
+// its presence says that all records were confirmed once.
+func (t *term) keepReleased(ctx context.Context, r store.Released) error {
+	old := t.released
+	if old.Revision != 0 && slices.Equal(old.Value.NetIDs, r.NetIDs) && slices.Equal(old.Value.Subnets, r.Subnets) {
+		t.tenants.Imported()
+		return nil
+	}
+	rev, err := t.writer.PutReleased(ctx, r, old.Revision)
+	if err != nil {
+		return t.releasedFailed(ctx, err)
+	}
+	t.tenants.Imported()
+	t.released = store.Versioned[store.Released]{Value: r, Revision: rev}
+	return nil
+}
+
+// releasedFailed finds out the revision of the list after a conflict: a write of
+// ours whose answer was lost, or someone's hand.
+func (t *term) releasedFailed(ctx context.Context, err error) error {
+	if !errors.Is(err, store.ErrConflict) {
+		return err
+	}
+	rel, rerr := t.c.cfg.Store.Released(ctx, t.writer.Name())
+	if rerr != nil && !errors.Is(rerr, store.ErrNotFound) && !errors.Is(rerr, store.ErrInvalid) {
+		return rerr
+	}
+	t.released = rel
+	return nil // the next plan writes it
+}
+
+// actTenants plans and writes the namespaces.
+func (t *term) actTenants(ctx context.Context) (freedIDs, error) {
+	plan, err := t.tenants.Plan(tenantRecords(t.last), t.c.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	t.c.cfg.Metrics.tenants(plan)
+	for _, w := range plan.Writes {
+		t.tenants.Trying(w)
+		rev, err := t.writer.PutNamespace(ctx, w.Key, w.Namespace, w.Mod)
+		if err != nil {
+			if certain(err) {
+				t.tenants.Failed(w)
+			}
+			return nil, err
+		}
+		t.tenants.Wrote(w)
+		t.lastWrite = max(t.lastWrite, rev)
+		t.c.cfg.Metrics.answered(w)
+		t.c.cfg.Metrics.write.Observe(t.c.cfg.Now().Sub(t.seen).Seconds())
+		t.logTenant(w, rev)
+	}
+	return plan.Freed, nil
+}
+
+// certain reports whether err means that nothing was written.
+func certain(err error) bool {
+	return errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrDeposed)
+}
+
+func (t *term) logTenant(w tenant.Write, rev int64) {
+	level, attrs := slog.LevelInfo, []any{"tenant", w.Key, "outcome", w.Outcome, "revision", rev}
+	if w.Action != topology.None {
+		attrs = append(attrs, "action", w.Action)
+	}
+	if w.Namespace.Effective != nil {
+		attrs = append(attrs, "netID", *w.Namespace.Effective)
+	}
+	if w.From != nil {
+		attrs = append(attrs, "was", *w.From)
+	}
+	if w.Message != "" {
+		attrs = append(attrs, "reason", w.Message)
+	}
+	if w.Outcome == tenant.Refused {
+		level = slog.LevelWarn
+	}
+	t.log.Log(context.Background(), level, "namespace", attrs...)
+}
+
+// actNodes plans and writes the nodes.
+func (t *term) actNodes(ctx context.Context) (freedSubnets, error) {
+	plan, err := t.subnets.Plan(t.last.Config, nodeRecords(t.last), t.c.cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	t.c.cfg.Metrics.nodes(plan)
+	for _, w := range plan.Writes {
+		t.subnets.Trying(w)
+		rev, err := t.writer.PutNode(ctx, w.Key, w.Node, w.Mod)
+		if err != nil {
+			if certain(err) {
+				t.subnets.Failed(w)
+			}
+			return nil, err
+		}
+		t.subnets.Wrote(w)
+		t.lastWrite = max(t.lastWrite, rev)
+		t.c.cfg.Metrics.subnetReqs.WithLabelValues(string(w.Outcome)).Inc()
+		t.c.cfg.Metrics.write.Observe(t.c.cfg.Now().Sub(t.seen).Seconds())
+		level, attrs := slog.LevelInfo, []any{"node", w.Node.Host, "key", w.Key, "outcome", w.Outcome, "subnet", w.Node.Subnet, "revision", rev}
+		if w.Message != "" {
+			level, attrs = slog.LevelWarn, append(attrs, "reason", w.Message)
+		}
+		t.log.Log(ctx, level, "node", attrs...)
+	}
+	return plan.Freed, nil
+}

@@ -1,0 +1,267 @@
+// Package tenant decides which netID each namespace has: it gives netIDs to
+// records that ask for one, carries out join, isolate and global, checks what
+// people wrote by hand, and refuses what cannot be, with the reason.
+//
+// It is pure: records and what this leader remembers go in, the writes that
+// should be made come out. The rules are in docs/design.md, "Records".
+package tenant
+
+import (
+	"cmp"
+	"io"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/alloc"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// MaxFreed bounds the list of freed netIDs. Of 2^24 numbers, given out at
+// random, one forgotten after 4096 others were freed is as good as never used.
+const MaxFreed = 4096
+
+// Record is one record below netnamespaces/.
+type Record struct {
+	// Key is the last part of the record's key.
+	Key string
+	// Namespace is its content; of an unreadable record, what of it could be read.
+	Namespace topology.Namespace
+	// Mod and Create are the etcd revisions of its last change and its creation.
+	Mod, Create int64
+	// Unreadable says why the record does not parse; empty for one that does.
+	Unreadable string
+	// Decoded is false for an unreadable record of which nothing could be read.
+	Decoded bool
+}
+
+// Outcome says what a Write does about its record.
+type Outcome string
+
+const (
+	// Assigned: the record asked for a netID and gets one.
+	Assigned Outcome = "assigned"
+	// Done: its request is carried out.
+	Done Outcome = "done"
+	// Refused: its request cannot be carried out and is cleared.
+	Refused Outcome = "refused"
+	// Unchanged: its request asks for what is so already, and is cleared.
+	Unchanged Outcome = "unchanged"
+	// Confirmed: a netID written by hand, or imported, is accepted, or the
+	// record is brought back to what was confirmed before.
+	Confirmed Outcome = "confirmed"
+)
+
+// Write is one change that should be made, on the revision that was read.
+type Write struct {
+	Key       string
+	Mod       int64
+	Namespace topology.Namespace
+	// Outcome and Action are for the log and the metrics; Action is the one asked for.
+	Outcome Outcome
+	Action  topology.Action
+	// Message is the reason, where there is one.
+	Message string
+	// From is the netID until now, nil where there was none.
+	From *netid.ID
+
+	create int64
+}
+
+// Plan is what should be done about one set of records.
+type Plan struct {
+	// Writes in the order to make them. When one fails the later ones must wait
+	// for the next plan: they may build on it.
+	Writes []Write
+	// Freed are the netIDs that no record has any more, oldest first.
+	Freed []netid.ID
+	// InUse counts the distinct netIDs of tenants, global not among them.
+	InUse int
+}
+
+// Config of a Planner.
+type Config struct {
+	// Global names the namespaces whose new records start global.
+	Global []string
+	// Import accepts netIDs as they stand, shared ones too, in records that no
+	// controller has confirmed: a tree of the first k8s-ovs.
+	Import bool
+	// Freed are netIDs that were freed before, oldest first.
+	Freed []netid.ID
+	// Random is the source of netIDs: crypto/rand.Reader, save in tests.
+	Random io.Reader
+	// Min and Max bound the netIDs; those of package netid where zero.
+	Min, Max netid.ID
+}
+
+// memory is what the planner knows of one key.
+type memory struct {
+	create int64
+	// confirmed is the netID the record last had; nil: none yet.
+	confirmed *netid.ID
+	// tried is a netID in a write whose fate is not known.
+	tried *netid.ID
+}
+
+// Planner plans for one term of one leader. It remembers which netIDs were
+// confirmed, so that a record rewritten by hand keeps its tenant.
+type Planner struct {
+	cfg    Config
+	first  bool // no plan was made yet
+	memory map[string]memory
+	held   map[netid.ID]struct{}
+	freed  []netid.ID
+}
+
+// New starts a term.
+func New(cfg Config) *Planner {
+	if cfg.Min == 0 {
+		cfg.Min = netid.Min
+	}
+	if cfg.Max == 0 {
+		cfg.Max = netid.Max
+	}
+	return &Planner{cfg: cfg, first: true, memory: map[string]memory{}, held: map[netid.ID]struct{}{}, freed: slices.Clone(cfg.Freed)}
+}
+
+// Imported ends the import: call it when all writes of a plan were made.
+func (p *Planner) Imported() { p.cfg.Import = false }
+
+// Trying tells the planner that w is about to be written.
+func (p *Planner) Trying(w Write) {
+	m := p.memory[w.Key]
+	if m.create != w.create {
+		m = memory{create: w.create}
+	}
+	m.tried = w.Namespace.Effective
+	p.memory[w.Key] = m
+}
+
+// Wrote tells it that w was written. Call neither Wrote nor Failed where that is
+// not known.
+func (p *Planner) Wrote(w Write) {
+	p.memory[w.Key] = memory{create: w.create, confirmed: w.Namespace.Effective}
+}
+
+// Failed tells it that w was certainly not written.
+func (p *Planner) Failed(w Write) {
+	m := p.memory[w.Key]
+	m.tried = nil
+	p.memory[w.Key] = m
+}
+
+// Plan says what should be written about records, which are all there are at
+// one revision. An error is that of the source of randomness.
+//
+// Requests are carried out in the order in which they were written, so that
+// what becomes of several does not depend on how many of them a plan sees.
+func (p *Planner) Plan(records []Record, now time.Time) (Plan, error) {
+	records = slices.SortedFunc(slices.Values(records), func(a, b Record) int {
+		return cmp.Or(cmp.Compare(a.Mod, b.Mod), cmp.Compare(a.Key, b.Key))
+	})
+	if p.first && len(records) > 0 && !slices.ContainsFunc(records, func(r Record) bool { return r.Namespace.Effective != nil }) {
+		p.cfg.Import = true
+	}
+	r, err := p.begin(records, now)
+	if err != nil {
+		return Plan{}, err
+	}
+	for i := range records {
+		r.step(records[i].Key)
+	}
+	if r.err != nil {
+		return Plan{}, r.err
+	}
+	p.first = false
+	return Plan{Writes: r.ordered(), Freed: slices.Clone(p.freed), InUse: len(p.held)}, nil
+}
+
+// begin observes the records: who has which netID now.
+func (p *Planner) begin(records []Record, now time.Time) (*round, error) {
+	ids, err := alloc.NewIDs(p.cfg.Min, p.cfg.Max, p.cfg.Random)
+	if err != nil {
+		return nil, err
+	}
+	r := &round{
+		planner: p, now: now.UTC().Truncate(time.Second), ids: ids,
+		records: map[string]*Record{}, current: map[string]netid.ID{}, holders: map[netid.ID]map[string]struct{}{},
+		done: map[string]bool{}, writes: map[string]*Write{}, after: map[string]string{},
+	}
+	next := map[string]memory{}
+	for i := range records {
+		rec := &records[i]
+		r.records[rec.Key] = rec
+		r.order = append(r.order, rec.Key)
+		m := p.observe(*rec)
+		next[rec.Key] = m
+		if m.confirmed != nil {
+			r.set(rec.Key, *m.confirmed)
+		}
+	}
+	p.memory = next
+	p.free(r.holders)
+	for id := range r.holders {
+		ids.Use(id)
+	}
+	for _, id := range p.freed {
+		if ids.Use(id) {
+			ids.Release(id)
+		}
+	}
+	// What people wrote and nobody has checked yet is not given to others.
+	for i := range records {
+		if n := records[i].Namespace; n.NetID != nil && n.Action == topology.None && n.ValidateRequest() == nil {
+			ids.Use(netid.ID(*n.NetID))
+		}
+	}
+	return r, nil
+}
+
+// observe is what is known of a record now. A confirmed netID counts if this
+// leader wrote it, or found it when its term began; else someone wrote the field
+// by hand, and what was confirmed before still holds.
+func (p *Planner) observe(r Record) memory {
+	m, known := p.memory[r.Key]
+	if known && m.create != r.Create {
+		// Deleted and made anew: a namesake, which inherits nothing.
+		m, known = memory{}, false
+	}
+	out := memory{create: r.Create, confirmed: m.confirmed}
+	eff := r.Namespace.Effective
+	switch {
+	case eff == nil || eff.Validate() != nil:
+	case p.first, m.tried != nil && *eff == *m.tried:
+		out.confirmed = eff
+	}
+	if m.tried != nil && (eff == nil || *eff != *m.tried) {
+		// The write may still be on its way.
+		out.tried = m.tried
+	}
+	return out
+}
+
+// free moves the netIDs that nobody has any more to the freed ones.
+func (p *Planner) free(holders map[netid.ID]map[string]struct{}) {
+	held := map[netid.ID]struct{}{}
+	for id := range holders {
+		if !id.IsGlobal() {
+			held[id] = struct{}{}
+		}
+	}
+	p.freed = slices.DeleteFunc(p.freed, func(id netid.ID) bool { _, ok := held[id]; return ok })
+	known := map[netid.ID]struct{}{}
+	for _, id := range p.freed {
+		known[id] = struct{}{}
+	}
+	for _, id := range slices.Sorted(maps.Keys(p.held)) {
+		_, still := held[id]
+		if _, dup := known[id]; !still && !dup {
+			p.freed = append(p.freed, id)
+		}
+	}
+	if over := len(p.freed) - MaxFreed; over > 0 {
+		p.freed = slices.Clone(p.freed[over:])
+	}
+	p.held = held
+}
