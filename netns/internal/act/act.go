@@ -1,0 +1,309 @@
+// Package act carries an operator's request through: it writes the request
+// into the namespace's record and follows what becomes of it, until every live
+// node has it in its flows.
+//
+// It changes nothing itself: the controller does.
+package act
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/plan"
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/view"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// DefaultTimeout is how long [Do] waits: nodes follow within milliseconds, a
+// controller that takes over from one that died within its lease, about 10 s.
+const DefaultTimeout = 30 * time.Second
+
+// withdrawTimeout bounds taking back a request that nobody took.
+const withdrawTimeout = 5 * time.Second
+
+// Store is what is needed of [store.Store].
+type Store interface {
+	Snapshot(ctx context.Context) (topology.Snapshot, store.Revs, error)
+	RequestAction(ctx context.Context, ns string, action topology.Action, target string) (int64, error)
+	WithdrawAction(ctx context.Context, ns string, rev int64) error
+	// Leader names the controller that leads; [store.ErrNotFound] for none.
+	Leader(ctx context.Context, name string) (string, error)
+	// WatchRecords gives all records, and again after each change.
+	WatchRecords(ctx context.Context) <-chan store.Records
+	// WatchStatuses gives what all live nodes report, and again after each change.
+	WatchStatuses(ctx context.Context) <-chan map[netip.Addr]topology.NodeStatus
+}
+
+// Options say how far to go.
+type Options struct {
+	// DryRun writes nothing.
+	DryRun bool
+	// NoWait writes the request and does not follow it.
+	NoWait bool
+	// Timeout bounds the waiting; zero for no bound.
+	Timeout time.Duration
+	// Progress is told what is being waited for, whenever that changes; may be nil.
+	Progress func(string)
+}
+
+// ErrTimeout is in the errors of a wait that took too long.
+var ErrTimeout = errors.New("timed out")
+
+// Do carries r through. Errors say what is wrong and what stands; the result
+// that comes with an error has its Result and Message filled in if a request
+// was written, and is empty if none was.
+func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, error) {
+	snap, _, err := st.Snapshot(ctx)
+	if err != nil {
+		return view.Result{}, err
+	}
+	p, err := plan.Make(snap, r)
+	if err != nil {
+		return view.Result{}, err
+	}
+	result := view.NewResult(p)
+	result.DryRun = o.DryRun
+	switch {
+	case p.Nothing != "":
+		result.Result, result.Message = view.NothingToDo, p.Nothing+"; nothing to do"
+		return result, nil
+	case o.DryRun:
+		result.Result, result.Message = view.WouldChange, fmt.Sprintf("dry run of %s; nothing was changed", r)
+		return result, nil
+	}
+	rev, err := st.RequestAction(ctx, r.Namespace, r.Action, r.Target)
+	if err != nil {
+		return view.Result{}, err
+	}
+	if o.NoWait {
+		result.Result, result.Message = view.Requested, fmt.Sprintf("requested: %s; `netns show %s` tells what became of it", r, r.Namespace)
+		return result, nil
+	}
+	w := &wait{store: st, request: r, targetID: p.TargetID, requested: rev, options: o, result: result}
+	return w.run(ctx)
+}
+
+// wait follows one request. All its fields belong to the goroutine in run.
+type wait struct {
+	store     Store
+	request   plan.Request
+	targetID  netid.ID
+	requested int64 // revision of the request
+	options   Options
+	result    view.Result
+
+	snapshot topology.Snapshot
+	statuses view.Statuses // nil before the first report
+	applied  int64         // revision of the record with the change; 0 before it is carried out
+	said     string
+}
+
+// run returns when the outcome is clear or ctx or the timeout ends it.
+func (w *wait) run(parent context.Context) (view.Result, error) {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	if w.options.Timeout > 0 {
+		ctx, cancel = context.WithTimeoutCause(ctx, w.options.Timeout, ErrTimeout)
+		defer cancel()
+	}
+	w.say("waiting for the controller")
+	records, statuses := w.store.WatchRecords(ctx), w.store.WatchStatuses(ctx)
+	for {
+		select {
+		case rec, ok := <-records:
+			if !ok {
+				records = nil // the end of ctx closes it
+				continue
+			}
+			if err := w.see(rec); err != nil {
+				return w.result, err
+			}
+		case all, ok := <-statuses:
+			if !ok {
+				statuses = nil
+				continue
+			}
+			w.statuses = orEmpty(all)
+		case <-ctx.Done():
+			if errors.Is(context.Cause(ctx), ErrTimeout) {
+				return w.timedOut(parent)
+			}
+			return w.interrupted()
+		}
+		if w.applied == 0 || w.statuses == nil {
+			continue
+		}
+		progress := view.Applied(w.snapshot, w.statuses, w.applied)
+		w.result.Nodes = &progress
+		if progress.Done() {
+			w.finish()
+			return w.result, nil
+		}
+		w.say("applied on %d/%d nodes", progress.Applied, progress.Live)
+	}
+}
+
+// orEmpty tells "no node is live" from "not heard yet".
+func orEmpty(statuses view.Statuses) view.Statuses {
+	if statuses == nil {
+		return view.Statuses{}
+	}
+	return statuses
+}
+
+// see takes in a new state of the records. An error ends the wait.
+func (w *wait) see(rec store.Records) error {
+	name := w.request.Namespace
+	n, ok := rec.Namespaces[name]
+	rev := rec.Revs.Namespaces[name]
+	w.snapshot = rec.Snapshot
+	switch {
+	case w.applied != 0:
+		// Carried out. What is asked of the namespace after that does not matter.
+		return nil
+	case !ok || rev.Create > w.requested:
+		return w.fail(view.Refused, "the record of namespace %s was deleted before the request %s was carried out", name, w.request)
+	case rev.Mod < w.requested:
+		return nil // from before the request
+	case n.Action == topology.None:
+		return w.settle(n, rev.Mod)
+	case plan.Of(n) != w.request:
+		return w.fail(view.Unknown, "another request, %s, was made before the outcome of %s was seen; `netns show %s` tells what holds", plan.Of(n), w.request, name)
+	}
+	return nil // still pending
+}
+
+// settle judges the record n, whose request is gone.
+func (w *wait) settle(n topology.Namespace, rev int64) error {
+	if !plan.Fulfilled(w.snapshot, w.request, w.targetID) {
+		reason := "it was taken back, or changed again, by somebody else"
+		if n.Status != nil && n.Status.Message != "" {
+			reason = n.Status.Message
+		}
+		return w.fail(view.Refused, "%s was not carried out: %s", w.request, reason)
+	}
+	w.applied, w.result.Revision = rev, rev
+	ids := plan.IDs(w.snapshot)
+	id := ids[n.NetName]
+	w.result.NetID = &id
+	if others := plan.Sharing(ids, n.NetName); others != nil {
+		w.result.NetworkWith = others
+	}
+	return nil
+}
+
+// finish words the result of what is done.
+func (w *wait) finish() {
+	r, id := w.request, *w.result.NetID
+	var what string
+	switch r.Action {
+	case topology.Join:
+		what = fmt.Sprintf("%s joined %s: netID %s", r.Namespace, r.Target, id)
+	case topology.Isolate:
+		what = fmt.Sprintf("%s is isolated: netID %s", r.Namespace, id)
+	case topology.MakeGlobal:
+		what = fmt.Sprintf("%s is global: netID %s", r.Namespace, id)
+	}
+	w.result.Result = view.Done
+	w.result.Message = fmt.Sprintf("%s, applied on %s", what, *w.result.Nodes)
+}
+
+// fail fills in the result and returns its message as an error.
+func (w *wait) fail(result, format string, args ...any) error {
+	w.result.Result, w.result.Message = result, fmt.Sprintf(format, args...)
+	return errors.New(w.result.Message)
+}
+
+// failTimeout is fail for a wait that took too long.
+func (w *wait) failTimeout(result, format string, args ...any) error {
+	return &timeoutError{w.fail(result, format, args...)}
+}
+
+// timeoutError is ErrTimeout in words of its own.
+type timeoutError struct{ error }
+
+func (*timeoutError) Is(target error) bool { return target == ErrTimeout }
+
+// timedOut says what lags. A request that no controller took is taken back,
+// so that it does not fire at a time when nobody expects it.
+func (w *wait) timedOut(parent context.Context) (view.Result, error) {
+	if w.applied != 0 {
+		return w.result, w.lagging()
+	}
+	name := w.request.Namespace
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(parent), withdrawTimeout)
+	defer cancel()
+	err := w.store.WithdrawAction(ctx, name, w.requested)
+	var snap topology.Snapshot
+	var revs store.Revs
+	if err == nil {
+		snap, revs, err = w.store.Snapshot(ctx)
+	}
+	if err != nil {
+		return w.result, w.failTimeout(view.Unknown, "the outcome of %s is unknown after %s, and the request may stand: %v", w.request, w.options.Timeout, err)
+	}
+	n, ok := snap.Namespaces[name]
+	w.snapshot = snap
+	nobody := fmt.Sprintf("no controller has taken the request in %s: %s", w.options.Timeout, w.controller(ctx))
+	switch {
+	case ok && n.Action != topology.None:
+		return w.result, w.failTimeout(view.Unknown, "%s The request %s stands", nobody, plan.Of(n))
+	case ok && plan.Fulfilled(snap, w.request, w.targetID):
+		// It was taken at the last moment.
+		if err := w.settle(n, revs.Namespaces[name].Mod); err != nil {
+			return w.result, err
+		}
+		return w.result, w.lagging()
+	case ok && n.Status != nil:
+		return w.result, w.settle(n, revs.Namespaces[name].Mod)
+	}
+	return w.result, w.failTimeout(view.Withdrawn, "%s The request was withdrawn, nothing was changed", nobody)
+}
+
+// controller says what is known about the controller that does not answer.
+func (w *wait) controller(ctx context.Context) string {
+	if leader, err := w.store.Leader(ctx, w.snapshot.Config.Name); err == nil {
+		return fmt.Sprintf("controller %s leads but did not act; its log and /readyz say why.", leader)
+	} else if errors.Is(err, store.ErrNotFound) {
+		return "none is leading; is k8s-ovs-controller running?"
+	}
+	return "is k8s-ovs-controller running?"
+}
+
+// lagging says which nodes do not have the change, and what they say themselves.
+func (w *wait) lagging() error {
+	if w.statuses == nil {
+		return w.failTimeout(view.Lagging, "the controller carried out %s, but what nodes have applied could not be read in %s; the request stands", w.request, w.options.Timeout)
+	}
+	progress := view.Applied(w.snapshot, w.statuses, w.applied)
+	w.result.Nodes = &progress
+	text := fmt.Sprintf("after %s applied on %s. The request stands: nodes that lag follow as soon as they can", w.options.Timeout, progress)
+	for addr, n := range w.snapshot.Nodes {
+		if s, ok := w.statuses[addr]; ok && n.Ready() && s.Revision < w.applied && s.Message != "" {
+			text += fmt.Sprintf("\n%s says: %s", n.Host, s.Message)
+		}
+	}
+	return w.failTimeout(view.Lagging, "%s", text)
+}
+
+// interrupted says what stands when the operator stops waiting.
+func (w *wait) interrupted() (view.Result, error) {
+	if w.applied == 0 {
+		return w.result, w.fail(view.Unknown, "interrupted: the request %s stands, and a controller carries it out as soon as it can; `netns show %s` tells what became of it", w.request, w.request.Namespace)
+	}
+	return w.result, w.fail(view.Lagging, "interrupted: the request %s stands: the controller has carried it out, and the nodes that lack it follow; `netns show %s` tells how far it is", w.request, w.request.Namespace)
+}
+
+// say reports progress once.
+func (w *wait) say(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	if w.options.Progress != nil && text != w.said {
+		w.options.Progress(text)
+	}
+	w.said = text
+}

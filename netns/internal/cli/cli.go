@@ -1,0 +1,189 @@
+// Package cli is the command line of netns: commands, flags, output and exit
+// codes. What a request means and how it is carried through is decided in
+// packages plan and act, what is shown in package view.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/act"
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// Exit codes.
+const (
+	// ExitDone: done, or there was nothing to do.
+	ExitDone = 0
+	// ExitFailed: it failed; the error says what stands.
+	ExitFailed = 1
+	// ExitUsage: the command line, the environment or the configuration file is wrong.
+	ExitUsage = 2
+	// ExitTimeout: waiting took longer than --timeout.
+	ExitTimeout = 3
+)
+
+// defaultEndpoint is where a controller with embedded etcd listens.
+const defaultEndpoint = "http://127.0.0.1:2379"
+
+// IO is what a run reads from and writes to.
+type IO struct {
+	// Out gets what was asked for, Err gets errors, notes and progress.
+	Out, Err io.Writer
+	// Terminal reports that a line on Err can be rewritten.
+	Terminal bool
+}
+
+// records is what the commands need of [store.Store].
+type records interface {
+	act.Store
+	Statuses(ctx context.Context) (map[netip.Addr]topology.NodeStatus, error)
+	Close() error
+}
+
+// program is one run.
+type program struct {
+	io      IO
+	open    func(store.Config) (records, error)
+	etcd    options.Etcd
+	output  string
+	verbose bool
+	// running tells errors of the command from errors in how it was called.
+	running bool
+}
+
+// Run runs netns with args, which do not include its name, until it is done or
+// ctx ends, and returns the exit code.
+func Run(ctx context.Context, args []string, io IO) int {
+	return run(ctx, args, io, func(cfg store.Config) (records, error) { return store.Open(cfg) })
+}
+
+func run(ctx context.Context, args []string, io IO, open func(store.Config) (records, error)) int {
+	p := &program{io: io, open: open, etcd: options.Etcd{Endpoints: []string{defaultEndpoint}}}
+	root := p.root()
+	root.SetArgs(args)
+	root.SetOut(io.Out)
+	root.SetErr(io.Err)
+	cmd, err := root.ExecuteContextC(ctx)
+	var usage *usageError
+	switch {
+	case err == nil:
+		return ExitDone
+	case !p.running || errors.As(err, &usage):
+		fmt.Fprintf(io.Err, "netns: %v\n\nSee '%s --help'.\n", err, cmd.CommandPath())
+		return ExitUsage
+	case errors.Is(err, context.Canceled):
+		fmt.Fprintln(io.Err, "netns: interrupted")
+		return ExitFailed
+	}
+	fmt.Fprintf(io.Err, "netns: %v\n", err)
+	if errors.Is(err, act.ErrTimeout) {
+		return ExitTimeout
+	}
+	return ExitFailed
+}
+
+const rootLong = `netns shows and changes the tenant networks of k8s-ovs.
+
+Namespaces with the same netID are in one network: their pods reach each other
+and nobody else's, save those of global namespaces (netID 0), which reach all and
+are reached by all. The Kubernetes objects in a namespace are not touched.
+
+Every flag may also be given in the environment (--etcd-cacert as
+K8S_OVS_ETCD_CACERT) and in a YAML file (--config or K8S_OVS_CONFIG; its keys are
+the names of flags). The command line wins over the environment, the environment
+over the file.
+
+Exit codes: 0 done, or nothing to do; 1 failed; 2 wrong usage; 3 timed out.`
+
+const rootExample = `  netns list
+  netns join helloworld1 helloworld2 --dry-run
+  netns join helloworld1 helloworld2
+  netns isolate helloworld1
+  netns --etcd-endpoints https://192.0.2.1:2379 --etcd-cacert ca.pem nodes`
+
+func (p *program) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:               "netns",
+		Short:             "Show and change the tenant networks of k8s-ovs",
+		Long:              rootLong,
+		Example:           rootExample,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		PersistentPreRunE: p.prepare,
+		// Ours has other shells and another help.
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true},
+	}
+	fs := root.PersistentFlags()
+	options.AddConfig(fs)
+	p.etcd.Register(fs)
+	fs.StringVarP(&p.output, "output", "o", "table", "`format` of the output: table, json or yaml")
+	fs.BoolVarP(&p.verbose, "verbose", "v", false, "log what happens between netns and etcd")
+	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)))
+	root.AddCommand(p.list(), p.show(), p.join(), p.isolate(), p.global(), p.nodes(), p.version(), completion())
+	return root
+}
+
+// prepare resolves and checks the flags of a command that is about to run.
+func (p *program) prepare(cmd *cobra.Command, _ []string) error {
+	if err := p.resolve(cmd); err != nil {
+		return err
+	}
+	switch p.output {
+	case "table", "json", "yaml":
+	default:
+		return fmt.Errorf("--output %q is none of table, json, yaml", p.output)
+	}
+	p.running = true
+	return nil
+}
+
+// resolve fills in flags from the environment and the configuration file, in
+// which flags of all commands may stand.
+func (p *program) resolve(cmd *cobra.Command) error {
+	var siblings []*pflag.FlagSet
+	for _, c := range cmd.Root().Commands() {
+		siblings = append(siblings, c.Flags())
+	}
+	return options.Resolve(cmd.Flags(), siblings...)
+}
+
+// connect checks how etcd is to be reached and opens the records. It does not
+// wait for etcd.
+func (p *program) connect() (records, error) {
+	if err := p.etcd.Complete(); err != nil {
+		return nil, &usageError{err}
+	}
+	if len(p.etcd.Endpoints) == 0 {
+		return nil, &usageError{errors.New("--etcd-endpoints is empty: name at least one, such as " + defaultEndpoint)}
+	}
+	log := slog.New(slog.DiscardHandler)
+	if p.verbose {
+		log = slog.New(slog.NewTextHandler(p.io.Err, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	return p.open(p.etcd.Config(log))
+}
+
+// usageError is a mistake in how netns was called.
+type usageError struct{ error }
+
+// note tells the operator something that is no part of the output.
+func (p *program) note(format string, args ...any) {
+	fmt.Fprintf(p.io.Err, "note: "+format+"\n", args...)
+}
+
+// must is for errors that only a mistake in this package can cause.
+func must(err error) {
+	if err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,244 @@
+package cli
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/act"
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/plan"
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/view"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/version"
+)
+
+func (p *program) list() *cobra.Command {
+	return &cobra.Command{
+		Use:     "list",
+		Aliases: []string{"ls"},
+		Short:   "List namespaces and who shares a network",
+		Long: `List shows every namespace, its netID and the other namespaces with the same
+one. A netID is shown once the controller has confirmed it; it is what nodes
+program. (all) marks global namespaces, which reach all and are reached by all.`,
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st, err := p.connect()
+			if err != nil {
+				return err
+			}
+			defer st.Close()
+			snap, _, err := st.Snapshot(cmd.Context())
+			if err != nil {
+				return err
+			}
+			rows := view.Namespaces(snap)
+			switch {
+			case len(rows) == 0:
+				p.note("the network %q has no namespaces yet; a namespace gets its record with its first pod", snap.Config.Name)
+			case snap.Config.Single():
+				p.note("the network %q has a single tenant: every namespace reaches all", snap.Config.Name)
+			}
+			return print(p, rows, view.WriteNamespaces)
+		},
+	}
+}
+
+func (p *program) show() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show NAMESPACE",
+		Short: "Show one namespace: whom it reaches, its last request, where it is applied",
+		Long: `Show tells all about one namespace: its netID, the namespaces that share it,
+everybody that it reaches and is reached by, a pending request or what became of
+the last one, and on how many nodes its record is in the flows.`,
+		Args:              arguments("NAMESPACE"),
+		ValidArgsFunction: p.completeNamespaces(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			st, err := p.connect()
+			if err != nil {
+				return err
+			}
+			defer st.Close()
+			snap, revs, err := st.Snapshot(cmd.Context())
+			if err != nil {
+				return err
+			}
+			n, err := plan.Find(snap, args[0])
+			if err != nil {
+				return err
+			}
+			statuses, err := st.Statuses(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if snap.Config.Single() {
+				p.note("the network %q has a single tenant: every namespace reaches all", snap.Config.Name)
+			}
+			return print(p, view.Show(snap, n, revs.Namespaces[args[0]].Mod, statuses), view.WriteDetail)
+		},
+	}
+}
+
+func (p *program) nodes() *cobra.Command {
+	return &cobra.Command{
+		Use:   "nodes",
+		Short: "List nodes, their subnets and what they have applied",
+		Long: `Nodes shows every node that has a record, or whose agent reports. APPLIED is the
+etcd revision of the newest record that is in the node's flows. States:
+
+  ready      it has all records in its flows
+  behind     newer records are not in its flows yet
+  not live   it has a subnet, but its agent does not report
+  no subnet  the controller has not given it a subnet
+  no record  its agent reports, but it has no record
+  invalid    its record cannot be used`,
+		Args: arguments(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			st, err := p.connect()
+			if err != nil {
+				return err
+			}
+			defer st.Close()
+			// Records first: a node must not look as if it lagged behind one that
+			// came after its report was read.
+			snap, revs, err := st.Snapshot(cmd.Context())
+			if err != nil {
+				return err
+			}
+			statuses, err := st.Statuses(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if len(snap.Nodes) == 0 {
+				p.note("the network %q has no nodes yet; a node gets its record when its agent first starts", snap.Config.Name)
+			}
+			return print(p, view.Nodes(snap, statuses, newest(revs)), view.WriteNodes)
+		},
+	}
+}
+
+// newest is the revision of the newest record that nodes program.
+func newest(revs store.Revs) int64 {
+	rev := revs.Config
+	for _, r := range revs.Nodes {
+		rev = max(rev, r.Mod)
+	}
+	for _, r := range revs.Namespaces {
+		rev = max(rev, r.Mod)
+	}
+	return rev
+}
+
+func (p *program) join() *cobra.Command {
+	return p.action(&cobra.Command{
+		Use:   "join NAMESPACE TARGET",
+		Short: "Put a namespace into the network of another",
+		Long: `Join gives NAMESPACE the netID of TARGET: their pods reach each other, and
+NAMESPACE no longer reaches those that it shared a network with. TARGET and
+whoever is with it stay as they are. Joining a global namespace makes NAMESPACE
+global.` + actionLong,
+		Example: `  netns join helloworld1 helloworld2
+  netns join helloworld1 helloworld2 --dry-run`,
+		Args:              arguments("NAMESPACE", "TARGET"),
+		ValidArgsFunction: p.completeNamespaces(2),
+	}, topology.Join)
+}
+
+func (p *program) isolate() *cobra.Command {
+	return p.action(&cobra.Command{
+		Use:   "isolate NAMESPACE",
+		Short: "Give a namespace a network of its own",
+		Long: `Isolate gives NAMESPACE a fresh netID: its pods reach each other and global
+namespaces only.` + actionLong,
+		Args:              arguments("NAMESPACE"),
+		ValidArgsFunction: p.completeNamespaces(1),
+	}, topology.Isolate)
+}
+
+func (p *program) global() *cobra.Command {
+	return p.action(&cobra.Command{
+		Use:   "global NAMESPACE",
+		Short: "Let a namespace reach all and be reached by all",
+		Long: `Global gives NAMESPACE netID 0: its pods reach the pods of all namespaces, and
+are reached by them.` + actionLong,
+		Args:              arguments("NAMESPACE"),
+		ValidArgsFunction: p.completeNamespaces(1),
+	}, topology.MakeGlobal)
+}
+
+const actionLong = `
+
+It writes the request into the namespace's record and waits until the controller
+has carried it out and every live node has the change in its flows; --timeout
+bounds that. When no controller takes the request in that time, the request is
+withdrawn. Nodes that do not report are named and not waited for.`
+
+// action makes cmd one that asks for a change.
+func (p *program) action(cmd *cobra.Command, a topology.Action) *cobra.Command {
+	o := act.Options{Timeout: act.DefaultTimeout}
+	fs := cmd.Flags()
+	fs.BoolVar(&o.DryRun, "dry-run", false, "say who could newly, or no longer, reach whom, and change nothing")
+	fs.BoolVar(&o.NoWait, "no-wait", false, "write the request and do not wait for it to be carried out")
+	fs.DurationVar(&o.Timeout, "timeout", o.Timeout, "how long to wait; 0 for as long as it takes")
+	check := cmd.Args
+	cmd.Args = func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return err
+		}
+		if o.Timeout < 0 {
+			return fmt.Errorf("--timeout %s is negative", o.Timeout)
+		}
+		return nil
+	}
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		st, err := p.connect()
+		if err != nil {
+			return err
+		}
+		defer st.Close()
+		r := plan.Request{Action: a, Namespace: args[0]}
+		if len(args) > 1 {
+			r.Target = args[1]
+		}
+		progress := &progress{w: p.io.Err, rewrite: p.io.Terminal}
+		o.Progress = progress.show
+		result, err := act.Do(cmd.Context(), st, r, o)
+		progress.clear()
+		// In a table the error says it all; a script reads how far it came.
+		if err != nil && (p.output == "table" || result.Result == "") {
+			return err
+		}
+		if printErr := print(p, result, view.WriteResult); printErr != nil {
+			return printErr
+		}
+		return err
+	}
+	return cmd
+}
+
+func (p *program) version() *cobra.Command {
+	return &cobra.Command{
+		Use:   "version",
+		Short: "Print the version of netns",
+		Args:  arguments(),
+		RunE: func(*cobra.Command, []string) error {
+			return print(p, version.Get(), writeVersion)
+		},
+	}
+}
+
+// arguments checks that there is one argument for each name.
+func arguments(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		switch {
+		case len(names) == 0 && len(args) > 0:
+			return fmt.Errorf("%s takes no arguments, but was given %q", cmd.Name(), args[0])
+		case len(args) < len(names):
+			return fmt.Errorf("%s needs %s; %s is missing", cmd.Name(), strings.Join(names, " and "), names[len(args)])
+		case len(args) > len(names):
+			return fmt.Errorf("%s takes %s only, but was also given %q", cmd.Name(), strings.Join(names, " and "), args[len(names)])
+		}
+		return nil
+	}
+}

@@ -1,0 +1,170 @@
+package view
+
+import (
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+const (
+	// listed is how many names a cell of a table shows.
+	listed = 4
+	// spelled is how many names a dry run spells out a line each.
+	spelled = 12
+	// none stands in cells that have nothing to show.
+	none = "-"
+	// everybody stands for the networks of a global namespace; no namespace can
+	// have this name.
+	everybody = "(all)"
+)
+
+// WriteNamespaces writes the table of `netns list`.
+func WriteNamespaces(w io.Writer, rows []Namespace) error {
+	table := [][]string{{"NAMESPACE", "NETID", "NETWORK-WITH", "STATE"}}
+	for _, r := range rows {
+		table = append(table, []string{r.Namespace, r.netID(), r.networkWith(), state(r.State, r.Message)})
+	}
+	return write(w, table)
+}
+
+// WriteNodes writes the table of `netns nodes`.
+func WriteNodes(w io.Writer, rows []Node) error {
+	table := [][]string{{"NODE", "ADDRESS", "SUBNET", "DATAPATH", "MTU", "PODS", "APPLIED", "STATE"}}
+	for _, r := range rows {
+		cells := []string{r.Node, r.Address, r.Subnet, r.Datapath, none, none, none, state(r.State, r.Message)}
+		if r.Live {
+			cells[4], cells[5], cells[6] = strconv.Itoa(r.MTU), strconv.Itoa(r.Pods), strconv.FormatInt(r.AppliedRevision, 10)
+		}
+		table = append(table, cells)
+	}
+	return write(w, table)
+}
+
+// WriteDetail writes what `netns show` shows.
+func WriteDetail(w io.Writer, d Detail) error {
+	reaches := names(d.Reaches, spelled)
+	if d.Global {
+		reaches = everybody
+	}
+	lines := [][]string{
+		{"Namespace:", d.Namespace.Namespace},
+		{"NetID:", d.netID()},
+		{"Network with:", d.networkWith()},
+		{"Reaches:", reaches},
+		{"State:", state(d.State, d.Message)},
+	}
+	if d.LastRequest != nil {
+		lines = append(lines, []string{"Last request:", fmt.Sprintf("%s (%s)", d.LastRequest.Message, d.LastRequest.Time.Format(time.RFC3339))})
+	}
+	lines = append(lines, []string{"Applied on:", d.Nodes.String()})
+	return write(w, lines)
+}
+
+// WriteResult writes the result of an action for people.
+func WriteResult(w io.Writer, r Result) error {
+	var b strings.Builder
+	fmt.Fprintln(&b, r.Message)
+	for _, note := range r.Notes {
+		fmt.Fprintf(&b, "note: %s\n", note)
+	}
+	if r.Result == WouldChange {
+		r.reach(&b, "newly reachable, in both directions:", r.Gains)
+		r.reach(&b, "no longer reachable, in both directions:", r.Loses)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// reach lists one side of a dry run, a pair of namespaces a line; a long list
+// is cut, as -o json has it whole.
+func (r Result) reach(b *strings.Builder, title string, others []string) {
+	fmt.Fprintln(b, title)
+	if len(others) == 0 {
+		fmt.Fprintln(b, "  none")
+		return
+	}
+	shown := others[:min(len(others), spelled)]
+	for _, other := range shown {
+		fmt.Fprintf(b, "  %s <-> %s\n", r.Namespace, other)
+	}
+	if more := len(others) - len(shown); more > 0 {
+		fmt.Fprintf(b, "  and %d more (%d in all; -o json lists them)\n", more, len(others))
+	}
+}
+
+// String is the progress in words: "2/2 nodes", "1/2 nodes, missing on n2".
+func (p Progress) String() string {
+	var b strings.Builder
+	if p.Live == 0 {
+		b.WriteString("no node: none is live")
+	} else {
+		fmt.Fprintf(&b, "%d/%d nodes", p.Applied, p.Live)
+	}
+	if len(p.Lagging) > 0 {
+		fmt.Fprintf(&b, ", missing on %s", names(p.Lagging, spelled))
+	}
+	if len(p.NotLive) > 0 {
+		fmt.Fprintf(&b, "; not live and not counted: %s", names(p.NotLive, spelled))
+	}
+	return b.String()
+}
+
+func (n Namespace) netID() string {
+	if n.NetID == nil {
+		return none
+	}
+	return n.NetID.String()
+}
+
+func (n Namespace) networkWith() string {
+	if n.Global {
+		return everybody
+	}
+	return names(n.NetworkWith, listed)
+}
+
+// names lists at most limit names.
+func names(list []string, limit int) string {
+	switch {
+	case len(list) == 0:
+		return none
+	case len(list) > limit:
+		return fmt.Sprintf("%s and %d more", strings.Join(list[:limit], ", "), len(list)-limit)
+	}
+	return strings.Join(list, ", ")
+}
+
+// state is a state in words, with its message.
+func state(s, message string) string {
+	switch s {
+	case NotLive:
+		s = "not live"
+	case NoSubnet:
+		s = "no subnet"
+	case NoRecord:
+		s = "no record"
+	}
+	if message == "" {
+		return s
+	}
+	return s + ": " + strings.Join(strings.Fields(message), " ")
+}
+
+// write aligns the columns of a table; empty cells show none.
+func write(w io.Writer, table [][]string) error {
+	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
+	for _, row := range table {
+		for i, cell := range row {
+			if cell == "" {
+				row[i] = none
+			}
+		}
+		if _, err := fmt.Fprintln(tw, strings.Join(row, "\t")); err != nil {
+			return err
+		}
+	}
+	return tw.Flush()
+}

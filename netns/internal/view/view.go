@@ -1,0 +1,275 @@
+// Package view makes what `netns` shows out of the records: rows, their fields
+// and their states. Field names in JSON and YAML are stable.
+//
+// It is pure.
+package view
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/plan"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// States of a namespace and of a node.
+const (
+	// Ready: what the record says is confirmed; the node has all records in its flows.
+	Ready = "ready"
+	// Pending: the controller has yet to act on the record.
+	Pending = "pending"
+	// Invalid: the record does not parse.
+	Invalid = "invalid"
+	// Behind: the node lacks newer records.
+	Behind = "behind"
+	// NotLive: the node has a subnet but its agent does not report.
+	NotLive = "notLive"
+	// NoSubnet: the node waits for the controller to give it a subnet.
+	NoSubnet = "noSubnet"
+	// NoRecord: an agent reports for a node that has no record.
+	NoRecord = "noRecord"
+)
+
+// Namespace is one row of `netns list`.
+type Namespace struct {
+	Namespace string `json:"namespace"`
+	// NetID is the confirmed one, which nodes program; null for none yet.
+	NetID *netid.ID `json:"netID"`
+	// Global reports that it reaches all and all reach it.
+	Global bool `json:"global"`
+	// NetworkWith is the other namespaces with the same netID.
+	NetworkWith []string `json:"networkWith"`
+	// State is ready, pending or invalid.
+	State string `json:"state"`
+	// Message says what a state other than ready is about.
+	Message string `json:"message"`
+}
+
+// Detail is what `netns show` shows.
+type Detail struct {
+	Namespace
+	// Reaches is the other namespaces that it reaches and that reach it.
+	Reaches []string `json:"reaches"`
+	// Request is the pending request, as it is typed; empty for none.
+	Request string `json:"request"`
+	// LastRequest is what became of the last one that the controller had
+	// something to say about; null for none.
+	LastRequest *Outcome `json:"lastRequest"`
+	// Revision is the etcd revision of the record.
+	Revision int64 `json:"revision"`
+	// Nodes says which nodes have the record in their flows.
+	Nodes Progress `json:"nodes"`
+}
+
+// Outcome is what the controller had to say about a request.
+type Outcome struct {
+	Message string    `json:"message"`
+	Time    time.Time `json:"time"`
+}
+
+// Progress says how far a revision is in the flows of the nodes.
+type Progress struct {
+	// Live is the number of nodes that report; Applied of them have the
+	// revision in their flows.
+	Live    int `json:"live"`
+	Applied int `json:"applied"`
+	// Lagging are the live nodes that do not have it yet.
+	Lagging []string `json:"lagging"`
+	// NotLive are the nodes with a subnet that do not report.
+	NotLive []string `json:"notLive"`
+}
+
+// Node is one row of `netns nodes`.
+type Node struct {
+	Node    string `json:"node"`
+	Address string `json:"address"`
+	// Subnet is empty while the node has none.
+	Subnet string `json:"subnet"`
+	// Live reports that the agent reports. Without that, the fields from
+	// Datapath to AppliedRevision are empty.
+	Live            bool   `json:"live"`
+	Datapath        string `json:"datapath"`
+	MTU             int    `json:"mtu"`
+	Pods            int    `json:"pods"`
+	Version         string `json:"version"`
+	AppliedRevision int64  `json:"appliedRevision"`
+	// State is ready, behind, notLive, noSubnet, noRecord or invalid.
+	State   string `json:"state"`
+	Message string `json:"message"`
+}
+
+// Statuses is what live nodes report, by address.
+type Statuses map[netip.Addr]topology.NodeStatus
+
+// Namespaces is all rows of `netns list`, in order of name.
+func Namespaces(s topology.Snapshot) []Namespace {
+	ids := plan.IDs(s)
+	sharing := byID(ids)
+	rows := make([]Namespace, 0, len(s.Namespaces))
+	for _, n := range s.Namespaces {
+		rows = append(rows, namespace(n, ids, sharing))
+	}
+	for name, reason := range plan.InvalidNamespaces(s) {
+		rows = append(rows, Namespace{Namespace: name, NetworkWith: []string{}, State: Invalid, Message: reason})
+	}
+	slices.SortFunc(rows, func(a, b Namespace) int { return strings.Compare(a.Namespace, b.Namespace) })
+	return rows
+}
+
+// Show is the detail of the namespace whose record n has revision rev.
+func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuses) Detail {
+	ids := plan.IDs(s)
+	d := Detail{
+		Namespace: namespace(n, ids, byID(ids)),
+		Reaches:   orEmpty(plan.Reaches(ids, n.NetName)),
+		Revision:  rev,
+		Nodes:     Applied(s, statuses, rev),
+	}
+	if n.Action != topology.None {
+		d.Request = plan.Of(n).String()
+	}
+	if n.Status != nil {
+		d.LastRequest = &Outcome{Message: n.Status.Message, Time: n.Status.Time.UTC()}
+	}
+	return d
+}
+
+func namespace(n topology.Namespace, ids map[string]netid.ID, sharing map[netid.ID][]string) Namespace {
+	row := Namespace{Namespace: n.NetName, NetworkWith: []string{}}
+	row.State, row.Message = namespaceState(n)
+	if id, ok := ids[n.NetName]; ok {
+		row.NetID, row.Global = &id, id.IsGlobal()
+		for _, other := range sharing[id] {
+			if other != n.NetName {
+				row.NetworkWith = append(row.NetworkWith, other)
+			}
+		}
+	}
+	return row
+}
+
+func namespaceState(n topology.Namespace) (state, message string) {
+	switch {
+	case n.Action != topology.None:
+		return Pending, fmt.Sprintf("%s is requested", plan.Of(n))
+	case n.Effective == nil && n.NetID == nil:
+		return Pending, "waits for a netID"
+	case n.Effective == nil || n.NetID != nil && *n.NetID != int64(*n.Effective):
+		return Pending, fmt.Sprintf("netID %d, written by hand, waits for the controller's check", *n.NetID)
+	}
+	return Ready, ""
+}
+
+// byID is the namespaces that have each netID, in order: one pass, where
+// asking for each namespace would be quadratic.
+func byID(ids map[string]netid.ID) map[netid.ID][]string {
+	all := map[netid.ID][]string{}
+	for _, name := range slices.Sorted(maps.Keys(ids)) {
+		all[ids[name]] = append(all[ids[name]], name)
+	}
+	return all
+}
+
+// Nodes is all rows of `netns nodes`, in order of address. newest is the
+// revision of the newest record.
+func Nodes(s topology.Snapshot, statuses Statuses, newest int64) []Node {
+	rows := make([]Node, 0, len(s.Nodes))
+	for addr, n := range s.Nodes {
+		status, live := statuses[addr]
+		row := nodeRow(n.Host, addr, status, live)
+		if n.Ready() {
+			row.Subnet = n.Subnet.String()
+		}
+		if row.Message == "" && n.Status != nil && !n.Ready() {
+			row.Message = n.Status.Message
+		}
+		switch {
+		case !n.Ready():
+			row.State = NoSubnet
+		case !live:
+			row.State = NotLive
+		case status.Revision < newest:
+			row.State = Behind
+		default:
+			row.State = Ready
+		}
+		rows = append(rows, row)
+	}
+	for addr, status := range statuses {
+		if _, ok := s.Nodes[addr]; !ok {
+			row := nodeRow(status.Host, addr, status, true)
+			row.State = NoRecord
+			rows = append(rows, row)
+		}
+	}
+	for key, reason := range s.Invalid {
+		if address, ok := strings.CutPrefix(key, "subnets/"); ok {
+			rows = append(rows, Node{Address: address, State: Invalid, Message: reason})
+		}
+	}
+	slices.SortFunc(rows, func(a, b Node) int { return compareAddresses(a.Address, b.Address) })
+	return rows
+}
+
+func nodeRow(host string, addr netip.Addr, status topology.NodeStatus, live bool) Node {
+	row := Node{Node: host, Address: addr.String(), Live: live}
+	if live {
+		row.Datapath, row.MTU, row.Pods = status.Datapath, status.MTU, status.Pods
+		row.Version, row.AppliedRevision, row.Message = status.Version, status.Revision, status.Message
+	}
+	return row
+}
+
+// compareAddresses puts 192.0.2.9 before 192.0.2.10, and what is no address last.
+func compareAddresses(a, b string) int {
+	x, errX := netip.ParseAddr(a)
+	y, errY := netip.ParseAddr(b)
+	switch {
+	case errX == nil && errY == nil:
+		return x.Compare(y)
+	case errX == nil:
+		return -1
+	case errY == nil:
+		return 1
+	}
+	return strings.Compare(a, b)
+}
+
+// Applied says which nodes of s have revision rev in their flows. Only nodes
+// with a subnet count: others hold no pods and no tunnels.
+func Applied(s topology.Snapshot, statuses Statuses, rev int64) Progress {
+	p := Progress{Lagging: []string{}, NotLive: []string{}}
+	for addr, n := range s.Nodes {
+		status, live := statuses[addr]
+		switch {
+		case !n.Ready():
+		case !live:
+			p.NotLive = append(p.NotLive, n.Host)
+		case status.Revision >= rev:
+			p.Live++
+			p.Applied++
+		default:
+			p.Live++
+			p.Lagging = append(p.Lagging, n.Host)
+		}
+	}
+	slices.Sort(p.Lagging)
+	slices.Sort(p.NotLive)
+	return p
+}
+
+// Done reports that no live node lags.
+func (p Progress) Done() bool { return len(p.Lagging) == 0 }
+
+// orEmpty makes an empty list [] in JSON, not null.
+func orEmpty(list []string) []string {
+	if list == nil {
+		return []string{}
+	}
+	return list
+}

@@ -1,0 +1,239 @@
+package view
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"sigs.k8s.io/yaml"
+
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/plan"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares got with testdata/name.
+func golden(t *testing.T, name string, got []byte) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", path, diff)
+	}
+}
+
+// all compares v in all three formats.
+func all[T any](t *testing.T, name string, v T, table func(io.Writer, T) error) {
+	t.Helper()
+	var text bytes.Buffer
+	if err := table(&text, v); err != nil {
+		t.Fatal(err)
+	}
+	golden(t, name+".txt", text.Bytes())
+	asJSON, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, name+".json", append(asJSON, '\n'))
+	asYAML, err := yaml.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden(t, name+".yaml", asYAML)
+}
+
+func space(name string, id netid.ID) topology.Namespace {
+	n := int64(id)
+	return topology.Namespace{NetName: name, NetID: &n, Effective: &id}
+}
+
+func addr(last int) netip.Addr { return netip.MustParseAddr(fmt.Sprintf("192.0.2.%d", last)) }
+
+func node(name string, last int, subnet string) topology.Node {
+	n := topology.Node{Host: name, HostIP: addr(last)}
+	if subnet != "" {
+		n.Subnet = netip.MustParsePrefix(subnet)
+	} else {
+		n.Assign = true
+	}
+	return n
+}
+
+func status(name string, last int, rev int64) topology.NodeStatus {
+	return topology.NodeStatus{Host: name, HostIP: addr(last), Revision: rev, Version: "v1.0.0", Datapath: "system", MTU: 1450, Pods: 12}
+}
+
+// cluster has a namespace and a node in every state.
+func cluster() (topology.Snapshot, Statuses) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("elsewhere", 3600))
+	refused := space("web", 300924)
+	refused.Status = &topology.Status{Message: "join web wbe: there is no namespace wbe", Time: at}
+	asking := space("shop", 300924)
+	asking.Action, asking.Namespace = topology.Join, "db"
+	byHand := space("typo", 6693608)
+	*byHand.NetID = 7
+	unseen := int64(12800140)
+	s := topology.Snapshot{
+		Revision: 130,
+		Config:   topology.DefaultConfig(),
+		Namespaces: map[string]topology.Namespace{
+			"web": refused, "shop": asking, "typo": byHand, "db": space("db", 3831805),
+			"kube-system": space("kube-system", 0), "monitoring": space("monitoring", 0),
+			"new": {NetName: "new"}, "restored": {NetName: "restored", NetID: &unseen},
+		},
+		Nodes: map[netip.Addr]topology.Node{},
+		Invalid: map[string]string{
+			"netnamespaces/broken": "namespace record broken is not valid JSON of its form:\nunexpected end of JSON input",
+			"subnets/192.0.2.99":   "node record 192.0.2.99: HostIP is 192.0.2.98; it must be the address in the key",
+		},
+	}
+	for i := range 6 {
+		name := fmt.Sprintf("team-%d", i)
+		s.Namespaces[name] = space(name, 777)
+	}
+	full := node("n10", 10, "")
+	full.Status = &topology.Status{Message: "no node subnet is left in 172.11.0.0/16", Time: at}
+	for _, n := range []topology.Node{
+		node("n1", 1, "172.11.0.0/22"), node("n2", 2, "172.11.4.0/22"), node("n3", 3, "172.11.8.0/22"),
+		node("n4", 4, "172.11.12.0/22"), node("n5", 5, ""), full,
+	} {
+		s.Nodes[n.HostIP] = n
+	}
+	stuck := status("n2", 2, 120)
+	stuck.Message = "ovs-vswitchd does not answer"
+	user := status("n4", 4, 131)
+	user.Datapath, user.MTU, user.Pods = "netdev", 8950, 0
+	return s, Statuses{addr(1): status("n1", 1, 130), addr(2): stuck, addr(4): user, addr(50): status("n50", 50, 90)}
+}
+
+func TestNamespaces(t *testing.T) {
+	s, _ := cluster()
+	all(t, "list", Namespaces(s), WriteNamespaces)
+}
+
+func TestNoNamespaces(t *testing.T) {
+	all(t, "list-empty", Namespaces(topology.Snapshot{}), WriteNamespaces)
+}
+
+func TestSingleTenant(t *testing.T) {
+	s, _ := cluster()
+	s.Config.PluginName = topology.SingleTenant
+	for _, row := range Namespaces(s) {
+		if row.State != Invalid && !row.Global {
+			t.Errorf("namespace %s is not global in a single-tenant network", row.Namespace)
+		}
+	}
+}
+
+func TestNodes(t *testing.T) {
+	s, statuses := cluster()
+	all(t, "nodes", Nodes(s, statuses, 130), WriteNodes)
+}
+
+func TestShow(t *testing.T) {
+	s, statuses := cluster()
+	for _, name := range []string{"web", "shop", "kube-system", "new"} {
+		t.Run(name, func(t *testing.T) {
+			all(t, "show-"+name, Show(s, s.Namespaces[name], 125, statuses), WriteDetail)
+		})
+	}
+}
+
+func TestResult(t *testing.T) {
+	s, statuses := cluster()
+	tests := []struct {
+		name    string
+		request plan.Request
+		finish  func(*Result)
+	}{
+		{"dry-run-join", plan.Request{Action: topology.Join, Namespace: "web", Target: "db"}, func(r *Result) {
+			r.DryRun, r.Result, r.Message = true, WouldChange, "dry run of join web db; nothing was changed"
+		}},
+		{"dry-run-global", plan.Request{Action: topology.MakeGlobal, Namespace: "web"}, func(r *Result) {
+			r.DryRun, r.Result, r.Message = true, WouldChange, "dry run of global web; nothing was changed"
+		}},
+		{"join", plan.Request{Action: topology.Join, Namespace: "web", Target: "monitoring"}, func(r *Result) {
+			id, p := netid.Global, Applied(s, statuses, 110)
+			r.Result, r.Message = Done, "web joined monitoring: netID 0, applied on "+p.String()
+			r.NetID, r.NetworkWith, r.Revision, r.Nodes = &id, []string{"kube-system", "monitoring"}, 110, &p
+		}},
+		{"nothing", plan.Request{Action: topology.Isolate, Namespace: "db"}, func(r *Result) {
+			r.Result, r.Message = NothingToDo, "db is alone in its network already (netID 3831805); nothing to do"
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p, err := plan.Make(s, tt.request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := NewResult(p)
+			tt.finish(&r)
+			all(t, "result-"+tt.name, r, WriteResult)
+		})
+	}
+}
+
+func TestApplied(t *testing.T) {
+	s, statuses := cluster()
+	tests := []struct {
+		rev  int64
+		want Progress
+		text string
+	}{
+		{100, Progress{Live: 3, Applied: 3, Lagging: []string{}, NotLive: []string{"n3"}}, "3/3 nodes; not live and not counted: n3"},
+		{121, Progress{Live: 3, Applied: 2, Lagging: []string{"n2"}, NotLive: []string{"n3"}}, "2/3 nodes, missing on n2; not live and not counted: n3"},
+		{132, Progress{Live: 3, Lagging: []string{"n1", "n2", "n4"}, NotLive: []string{"n3"}}, "0/3 nodes, missing on n1, n2, n4; not live and not counted: n3"},
+	}
+	for _, tt := range tests {
+		got := Applied(s, statuses, tt.rev)
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("Applied(%d) (-want +got):\n%s", tt.rev, diff)
+		}
+		if got.String() != tt.text {
+			t.Errorf("Applied(%d) is %q, want %q", tt.rev, got, tt.text)
+		}
+		if got.Done() != (len(tt.want.Lagging) == 0) {
+			t.Errorf("Applied(%d).Done() = %t", tt.rev, got.Done())
+		}
+	}
+	none := Applied(topology.Snapshot{}, nil, 1)
+	if !none.Done() || none.String() != "no node: none is live" {
+		t.Errorf("without nodes: done %t, %q", none.Done(), none)
+	}
+}
+
+// TestWriteErrors: a full disk or a closed pipe is not passed over.
+func TestWriteErrors(t *testing.T) {
+	s, statuses := cluster()
+	r, w := io.Pipe()
+	r.Close()
+	for name, err := range map[string]error{
+		"namespaces": WriteNamespaces(w, Namespaces(s)),
+		"nodes":      WriteNodes(w, Nodes(s, statuses, 1)),
+		"detail":     WriteDetail(w, Show(s, s.Namespaces["web"], 1, statuses)),
+		"result":     WriteResult(w, Result{}),
+	} {
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+	}
+}
