@@ -114,7 +114,7 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	if err := n.ovs.WaitConnected(ctx); err != nil {
-		return fmt.Errorf("Open vSwitch's database at %s does not answer: %w", n.cfg.OVSDB, err) //nolint:staticcheck // a name
+		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?): %w", n.cfg.OVSDB, err)
 	}
 	kernel, err := n.host.HasGenericFamily(underlay.KernelFamily)
 	if err != nil {

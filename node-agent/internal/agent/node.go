@@ -232,7 +232,7 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	if !n.ovs.Connected() {
-		return fmt.Errorf("Open vSwitch's database at %s does not answer", n.cfg.OVSDB) //nolint:staticcheck // a name
+		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", n.cfg.OVSDB)
 	}
 	me, err := n.place(ctx)
 	if err != nil {
