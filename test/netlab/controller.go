@@ -1,0 +1,148 @@
+package netlab
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+)
+
+// EtcdPrefix is where the records are (the programs' default).
+const EtcdPrefix = "/k8s.ovs.com/ovs/network"
+
+// Controller is the lab's first controller, the one with etcd in it.
+func (l *Lab) Controller() Component { return l.Process("controller") }
+
+// StartController starts the lab's controller, with etcd in its process, and
+// waits until it is ready. After Stop or Kill it finds its data again.
+func (l *Lab) StartController(ctx context.Context) error {
+	s, err := l.read()
+	if err != nil {
+		return err
+	}
+	o := s.Options
+	plugin, err := o.Mode.pluginName()
+	if err != nil {
+		return err
+	}
+	args := []string{
+		"--data-dir", filepath.Join(l.dir, "ctl", "etcd"),
+		"--listen-client-urls", EtcdURL,
+		"--network", o.Network.String(),
+		"--host-subnet-length", fmt.Sprint(o.HostSubnetLength),
+		"--plugin-name", plugin,
+	}
+	if o.ServiceNetwork.IsValid() {
+		args = append(args, "--service-network", o.ServiceNetwork.String())
+	}
+	return l.startController(ctx, "controller", append(args, o.ControllerArgs...))
+}
+
+// StartExtraController starts one more controller, a client of the first one's
+// etcd, under a name such as "controller-2".
+func (l *Lab) StartExtraController(ctx context.Context, name string, args ...string) error {
+	return l.startController(ctx, name, append([]string{"--etcd-endpoints", EtcdURL}, args...))
+}
+
+func (l *Lab) startController(ctx context.Context, name string, args []string) error {
+	s, err := l.read()
+	if err != nil {
+		return err
+	}
+	if l.Process(name).Alive() {
+		return fmt.Errorf("%s runs already", name)
+	}
+	dir := filepath.Join(l.dir, "ctl")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	socket := filepath.Join(dir, name+"-metrics.sock")
+	all := append([]string{filepath.Join(s.Options.BinDir, "k8s-ovs-controller"),
+		"--metrics-address", "unix://" + socket, "--log-format", "text", "--log-level", "debug"}, args...)
+	return l.run(ctx, command{
+		name:  name,
+		netns: l.ControllerNetns(),
+		args:  all,
+		log:   filepath.Join(l.dir, "log", name+".log"),
+	}, 60*time.Second, func() (bool, error) {
+		_, err := get(ctx, socket, "/readyz")
+		return err == nil, err
+	})
+}
+
+// startForwarder makes etcd reachable on 127.0.0.1 in the namespace that the
+// lab is started from, by a process that connects in the controller's.
+func (l *Lab) startForwarder(ctx context.Context, o Options) error {
+	listener, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return fmt.Errorf("forwarder: %w", err)
+	}
+	defer func() { _ = listener.Close() }() // the process has its own
+	file, err := listener.(*net.TCPListener).File()
+	if err != nil {
+		return fmt.Errorf("forwarder: %w", err)
+	}
+	defer func() { _ = file.Close() }()
+	target := net.JoinHostPort(controllerIP.String(), "2379")
+	err = l.run(ctx, command{
+		name:  "forwarder",
+		args:  []string{filepath.Join(o.BinDir, "netlab"), "forward", "--netns", l.ControllerNetns(), "--to", target},
+		log:   filepath.Join(l.dir, "log", "forwarder.log"),
+		files: []*os.File{file},
+	}, 10*time.Second, func() (bool, error) { return true, nil }) // the socket listens already
+	if err != nil {
+		return err
+	}
+	return l.update(func(s *state) error {
+		s.Etcd = EtcdStatus{Endpoints: []string{"http://" + listener.Addr().String()}, Prefix: EtcdPrefix}
+		return nil
+	})
+}
+
+// Forward accepts connections on listener and joins each with one to address
+// in the namespace netns, until ctx ends.
+func Forward(ctx context.Context, listener net.Listener, netns, address string) error {
+	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
+	defer stop()
+	for {
+		in, err := listener.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("forward to %s: %w", address, err)
+		}
+		go func() {
+			out, err := ns.DialTCP(ns.Path(netns), address, 5*time.Second)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				_ = in.Close() // whoever connected sees that there is nobody
+				return
+			}
+			join(in, out)
+		}()
+	}
+}
+
+// Etcd returns a client of the lab's etcd. The caller closes it.
+func (l *Lab) Etcd() (*clientv3.Client, error) {
+	s, err := l.read()
+	if err != nil {
+		return nil, err
+	}
+	if len(s.Etcd.Endpoints) == 0 {
+		return nil, fmt.Errorf("lab %s is bare: it has no etcd", l.name)
+	}
+	return clientv3.New(clientv3.Config{
+		Endpoints:   s.Etcd.Endpoints,
+		DialTimeout: 5 * time.Second,
+		Logger:      zap.NewNop(), // errors come back to the caller
+	})
+}

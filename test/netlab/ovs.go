@@ -1,0 +1,175 @@
+package netlab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+)
+
+// OVS is the Open vSwitch of one node.
+type OVS struct {
+	lab  *Lab
+	node string
+}
+
+// OVS returns the Open vSwitch of a node; whether there is such a node shows when it is used.
+func (l *Lab) OVS(node string) OVS { return OVS{l, node} }
+
+func (o OVS) dir() string                { return filepath.Join(o.lab.dir, o.node, "ovs") }
+func (o OVS) socket() string             { return filepath.Join(o.dir(), "db.sock") }
+func (o OVS) process(name string) string { return o.node + "/" + name }
+
+// DB is the address of its database: "unix:/run/netlab/LAB/n1/ovs/db.sock".
+func (o OVS) DB() string { return "unix:" + o.socket() }
+
+// env keeps Open vSwitch's programs away from the machine's own (ovs-vswitchd(8), ovs-ctl(8)).
+func (o OVS) env() []string {
+	return []string{"OVS_RUNDIR=" + o.dir(), "OVS_DBDIR=" + o.dir(), "OVS_LOGDIR=" + o.dir()}
+}
+
+// schemas are the places where packages put Open vSwitch's database schema.
+var schemas = []string{
+	"/usr/share/openvswitch/vswitch.ovsschema",
+	"/usr/local/share/openvswitch/vswitch.ovsschema",
+}
+
+// create makes the database and starts both daemons.
+func (o OVS) create(ctx context.Context) error {
+	if err := os.MkdirAll(o.dir(), 0o755); err != nil {
+		return err
+	}
+	schema := ""
+	for _, s := range schemas {
+		if _, err := os.Stat(s); err == nil {
+			schema = s
+			break
+		}
+	}
+	if schema == "" {
+		return fmt.Errorf("no Open vSwitch schema in %s (Debian package openvswitch-switch)", strings.Join(schemas, ", "))
+	}
+	out, err := exec.CommandContext(ctx, "ovsdb-tool", "create", filepath.Join(o.dir(), "conf.db"), schema).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("make the database of %s: %w: %s", o.node, err, bytes.TrimSpace(out))
+	}
+	if err := o.StartOVSDB(ctx); err != nil {
+		return err
+	}
+	// What ovs-ctl sets: the version of the switch and an identity.
+	out, err = exec.CommandContext(ctx, "ovs-vswitchd", "--version").Output()
+	if err != nil {
+		return fmt.Errorf("ovs-vswitchd --version: %w", err)
+	}
+	words := strings.Fields(strings.SplitN(string(out), "\n", 2)[0])
+	if len(words) == 0 {
+		return fmt.Errorf("ovs-vswitchd --version prints nothing")
+	}
+	if _, err := o.VSCtl(ctx, "--no-wait", "init", "--", "set", "Open_vSwitch", ".",
+		"ovs-version="+words[len(words)-1], "external-ids:system-id="+o.lab.name+"-"+o.node); err != nil {
+		return err
+	}
+	return o.StartVswitchd(ctx)
+}
+
+// StartOVSDB starts ovsdb-server and waits until it answers.
+func (o OVS) StartOVSDB(ctx context.Context) error {
+	return o.start(ctx, "ovsdb-server",
+		[]string{"ovsdb-server", filepath.Join(o.dir(), "conf.db"), "--remote=punix:" + o.socket(),
+			"--unixctl=" + filepath.Join(o.dir(), "ovsdb-server.ctl"),
+			"--remote=db:Open_vSwitch,Open_vSwitch,manager_options", "-vconsole:info", "-vsyslog:off", "-vfile:off"},
+		func() (bool, error) {
+			c, err := net.DialTimeout("unix", o.socket(), time.Second)
+			if err != nil {
+				return false, nil
+			}
+			return true, c.Close()
+		})
+}
+
+// StartVswitchd starts ovs-vswitchd and waits until it has
+// the bridges that are in the database.
+func (o OVS) StartVswitchd(ctx context.Context) error {
+	ctl := filepath.Join(o.dir(), "ovs-vswitchd.ctl")
+	if err := os.Remove(ctl); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err // one of a daemon that was killed would mislead the wait below
+	}
+	out, err := o.VSCtl(ctx, "list-br")
+	if err != nil {
+		return err
+	}
+	bridges := strings.Fields(out)
+	return o.start(ctx, "ovs-vswitchd",
+		[]string{"ovs-vswitchd", o.DB(), "--unixctl=" + ctl, "-vconsole:info", "-vsyslog:off", "-vfile:off"},
+		func() (bool, error) {
+			have, err := o.AppCtl(ctx, "ofproto/list")
+			if err != nil {
+				return false, err
+			}
+			for _, b := range bridges {
+				if !slices.Contains(strings.Fields(have), b) {
+					return false, fmt.Errorf("it has not made bridge %s", b)
+				}
+			}
+			return true, nil
+		})
+}
+
+// start runs one of the daemons in the node's namespace until ready says so.
+func (o OVS) start(ctx context.Context, name string, args []string, ready func() (bool, error)) error {
+	s, err := o.lab.read()
+	if err != nil {
+		return err
+	}
+	if p, ok := s.Processes[o.process(name)]; ok && p.Alive() {
+		return fmt.Errorf("%s runs already (pid %d)", p.Name, p.PID)
+	}
+	return o.lab.run(ctx, command{
+		name:  o.process(name),
+		netns: o.lab.nodeNetns(o.node),
+		args:  args,
+		env:   o.env(),
+		log:   filepath.Join(o.dir(), name+".log"),
+	}, 20*time.Second, ready)
+}
+
+// KillVswitchd ends ovs-vswitchd with SIGKILL. Nothing starts it again until StartVswitchd.
+func (o OVS) KillVswitchd() error { return o.lab.Process(o.process("ovs-vswitchd")).Kill() }
+
+// KillOVSDB ends ovsdb-server with SIGKILL. Nothing starts it again until StartOVSDB.
+func (o OVS) KillOVSDB() error { return o.lab.Process(o.process("ovsdb-server")).Kill() }
+
+// VSCtl runs ovs-vsctl on the node's database and returns what it prints.
+func (o OVS) VSCtl(ctx context.Context, args ...string) (string, error) {
+	return o.tool(ctx, "ovs-vsctl", append([]string{"--db=" + o.DB(), "--timeout=20"}, args...))
+}
+
+// OFCtl runs ovs-ofctl; name bridges without folder ("br0").
+func (o OVS) OFCtl(ctx context.Context, args ...string) (string, error) {
+	return o.tool(ctx, "ovs-ofctl", append([]string{"-O", "OpenFlow14", "--timeout=20"}, args...))
+}
+
+// AppCtl runs ovs-appctl on ovs-vswitchd.
+func (o OVS) AppCtl(ctx context.Context, args ...string) (string, error) {
+	return o.tool(ctx, "ovs-appctl", append([]string{"-t", filepath.Join(o.dir(), "ovs-vswitchd.ctl"), "--timeout=20"}, args...))
+}
+
+func (o OVS) tool(ctx context.Context, program string, args []string) (string, error) {
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = append(os.Environ(), o.env()...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := ns.Do(o.lab.nodeNetns(o.node), cmd.Run); err != nil {
+		return stdout.String(), fmt.Errorf("%s: %s %s: %w: %s", o.node, program, strings.Join(args, " "), err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return stdout.String(), nil
+}
