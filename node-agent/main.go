@@ -41,7 +41,7 @@ func run(ctx context.Context, args []string) int {
 		return 2
 	}
 	if *showVersion {
-		fmt.Println(version.Version)
+		fmt.Println("k8s-ovs-agent", version.String())
 		return 0
 	}
 	if err := cfg.Complete(); err != nil {

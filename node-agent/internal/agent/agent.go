@@ -36,7 +36,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
 		return fmt.Errorf("state directory: %w", err)
 	}
-	log.Info("k8s-ovs-agent starts", "version", version.Version, "node", cfg.NodeName)
+	log.Info("k8s-ovs-agent starts", "version", version.String(), "node", cfg.NodeName)
 
 	reg := diag.NewRegistry("k8s-ovs-agent")
 	m := newMetrics(reg)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,10 @@ const (
 	resyncEvery = 5 * time.Second
 	// stepTimeout bounds one pass of the loop.
 	stepTimeout = 10 * time.Second
+	// etcdPatience is how long a starting agent waits for etcd before it goes on
+	// with the records on disk, which may know a peer that is none any more. The
+	// pods that are attached do not wait: their flows are in the switch.
+	etcdPatience = 3 * time.Second
 	// calm is how long changes that others make to Open vSwitch or to the node's
 	// devices may wait while all is well: most of them are this agent's own.
 	calm = time.Second
@@ -60,8 +65,10 @@ type node struct {
 	file     records.File
 	status   *store.StatusPublisher
 
-	// records are the newest ones held; applied is the revision in the flows.
+	// records are the newest ones held, copied those found on disk; applied is
+	// the revision in the flows.
 	records  *topology.Snapshot
+	copied   *topology.Snapshot
 	fromEtcd bool
 	applied  int64
 	// started is the subnet that the node was set up with.
@@ -140,6 +147,8 @@ func (n *node) loop(ctx context.Context) error {
 		}
 	}()
 	n.loadCopy()
+	patience := time.NewTimer(etcdPatience)
+	defer patience.Stop()
 	snapshots := n.store.Watch(ctx)
 	links, err := n.host.Subscribe(ctx)
 	if err != nil {
@@ -163,9 +172,9 @@ func (n *node) loop(ctx context.Context) error {
 				return ctx.Err()
 			}
 			n.hold(s)
-			if n.Ready() == nil {
-				// Nothing but the records changed: the quick way.
-				if err := n.apply(ctx); err == nil {
+			if n.started.IsValid() && n.conn.alive() {
+				// The quick way, also while something else is amiss: flows can be changed.
+				if err := n.apply(ctx); err == nil && n.Ready() == nil {
 					continue
 				}
 			}
@@ -179,6 +188,11 @@ func (n *node) loop(ctx context.Context) error {
 				return errors.New("the kernel's network events cannot be read any more")
 			}
 			changed = true
+		case <-patience.C:
+			if n.records == nil && n.copied != nil {
+				n.log.Warn("etcd does not answer: going on with the copy of the records on disk", "revision", n.copied.Revision)
+				n.records = n.copied
+			}
 		case <-resync.C:
 			full = true
 		case <-again.C:
@@ -214,14 +228,14 @@ func (n *node) loadCopy() {
 		return
 	}
 	if ok {
-		n.records = &s
+		n.copied = &s
 	}
 }
 
 // hold makes s the newest records.
 func (n *node) hold(s topology.Snapshot) {
-	if n.records != nil {
-		s = records.Carry(*n.records, s)
+	if before := cmp.Or(n.records, n.copied); before != nil {
+		s = records.Carry(*before, s)
 	}
 	n.records, n.fromEtcd = &s, true
 }
@@ -490,7 +504,7 @@ func (n *node) publish() {
 		n.status = n.store.StatusPublisher(n.records.Config.Name, 0)
 	}
 	st := topology.NodeStatus{
-		Host: n.cfg.NodeName, HostIP: n.self, Revision: n.applied, Version: version.Version, Datapath: n.datapath,
+		Host: n.cfg.NodeName, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
 	}
 	st.Pods = len(n.attacher.List())
 	n.mu.Lock()
@@ -507,7 +521,7 @@ func (n *node) State() any {
 	n.mu.Lock()
 	table, attacher, why := n.table, n.attacher, n.notReady
 	n.mu.Unlock()
-	state := map[string]any{"version": version.Version, "node": n.cfg.NodeName}
+	state := map[string]any{"version": version.String(), "node": n.cfg.NodeName}
 	if why != nil {
 		state["notReady"] = why.Error()
 	}

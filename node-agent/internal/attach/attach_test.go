@@ -485,6 +485,30 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+// TestForeignSubnet: a record that gives the node another subnet than its pods
+// have addresses of cuts none of them off.
+func TestForeignSubnet(t *testing.T) {
+	ctx := context.Background()
+	w, dir := newWorld(), t.TempDir()
+	a := start(t, w, dir)
+	if _, err := a.Add(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	moved := theNode
+	moved.Subnet, moved.Gateway = netip.MustParsePrefix("172.11.0.8/29"), netip.MustParseAddr("172.11.0.9")
+	b := New(w, w, w, w, slog.New(slog.DiscardHandler))
+	if _, err := b.Start(ctx, moved, dir, "boot"); err == nil || !strings.Contains(err.Error(), "172.11.0.8/29") {
+		t.Errorf("started: %v", err)
+	}
+	if len(w.ports) != 1 || len(w.links) != 1 {
+		t.Errorf("%d ports, %d links left", len(w.ports), len(w.links))
+	}
+	clear(w.links) // the pod goes
+	if _, err := b.Start(ctx, moved, dir, "boot"); err != nil {
+		t.Errorf("empty node: %v", err)
+	}
+}
+
 // TestRenumbered: flows follow the number that Open vSwitch gave.
 func TestRenumbered(t *testing.T) {
 	ctx := context.Background()

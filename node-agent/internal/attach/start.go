@@ -28,15 +28,14 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 		if !ours {
 			continue
 		}
-		gone := err != nil || !node.Subnet.Contains(at.Address)
-		if !gone {
-			exists, err := a.kernel.Exists(p.Name)
-			if err != nil {
-				return nil, err
-			}
-			gone = !exists
+		exists, existsErr := a.kernel.Exists(p.Name)
+		if existsErr != nil {
+			return nil, existsErr
 		}
-		if gone {
+		if exists && err == nil && !node.Subnet.Contains(at.Address) {
+			return nil, fmt.Errorf("pod %s/%s has address %s, which is not in this node's subnet %s: put the node's record back, or drain the node", at.Namespace, at.Pod, at.Address, node.Subnet)
+		}
+		if !exists || err != nil {
 			a.log.Info("a pod went while the agent was away", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "error", err)
 			if err := a.ports.DeletePort(ctx, node.Bridge, p.Name); err != nil {
 				return nil, err

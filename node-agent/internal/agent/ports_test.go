@@ -1,0 +1,61 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+)
+
+func event(name string, port uint32, gone bool) of.PortEvent {
+	return of.PortEvent{PortDesc: of.PortDesc{Name: name, Port: port}, Gone: gone}
+}
+
+func TestPortEvents(t *testing.T) {
+	p := newPortEvents()
+	done := make(chan uint32, 1)
+	go func() {
+		port, err := p.wait(t.Context(), "b")
+		if err != nil {
+			t.Error(err)
+		}
+		done <- port
+	}()
+	p.event(event("a", 7, false))
+	p.event(event("b", 8, false))
+	if got := <-done; got != 8 {
+		t.Errorf("port %d, want 8", got)
+	}
+	// What is gone, forgotten, or of an earlier connection is not there any more.
+	p.event(event("a", 7, true))
+	p.forget("b")
+	p.event(event("c", 9, false))
+	p.reset()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, name := range []string{"a", "b", "c"} {
+		if port, err := p.wait(ended, name); !errors.Is(err, context.Canceled) {
+			t.Errorf("%s: port %d, %v", name, port, err)
+		}
+	}
+}
+
+func TestPause(t *testing.T) {
+	p := newPause()
+	last := p.take()
+	for range 20 {
+		d := p.take()
+		if d < last || d > maxPause {
+			t.Fatalf("%v after %v", d, last)
+		}
+		last = d
+	}
+	if last != maxPause {
+		t.Errorf("grows to %v, not %v", last, maxPause)
+	}
+	p.reset()
+	if d := p.take(); d != firstPause {
+		t.Errorf("%v after reset", d)
+	}
+}
