@@ -92,6 +92,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
+	t.say("\nWho reaches whom, by ping, UDP, TCP and HTTP: ✓ by all of them, ✗ by none.\n")
 	for _, c := range story {
 		if err := tell(ctx, l, t, o, c, endpoints); err != nil {
 			return err
