@@ -33,6 +33,12 @@ const (
 	// with the records on disk, which may know a peer that is none any more. The
 	// pods that are attached do not wait: their flows are in the switch.
 	etcdPatience = 3 * time.Second
+	// staleAtMost is how long the datapath may go on with what it cached, with
+	// room: Open vSwitch compares all of it at least every 500 ms (max-revalidator,
+	// ovs-vswitchd.conf.db(5)).
+	staleAtMost = time.Second
+	// nudgeEvery is the pause before asking for another round.
+	nudgeEvery = 5 * time.Millisecond
 	// calm is how long changes that others make to Open vSwitch or to the node's
 	// devices may wait while all is well: most of them are this agent's own.
 	calm = time.Second
@@ -409,9 +415,12 @@ func (n *node) apply(ctx context.Context) error {
 	if me, ok := s.Nodes[n.self]; ok && me.Ready() && me.Subnet != n.started {
 		return fmt.Errorf("node %s moves from subnet %s to %s", n.cfg.NodeName, n.started, me.Subnet)
 	}
-	problems, err := n.table.SetRecords(ctx, s)
+	problems, changed, err := n.table.SetRecords(ctx, s)
 	if err != nil {
 		return err
+	}
+	if changed {
+		n.settle(ctx)
 	}
 	n.applied = s.Revision
 	n.tenants.applied(s)
@@ -426,6 +435,33 @@ func (n *node) apply(ctx context.Context) error {
 		n.adopt(ctx, s)
 	}
 	return nil
+}
+
+// settle returns when no packet is forwarded any more by what the datapath
+// cached before the last commit. Each round of Open vSwitch's comparison may have
+// begun before it, so it takes two. Only then the change is published as applied.
+func (n *node) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, staleAtMost)
+	defer cancel()
+	for range 2 {
+		compared := make(chan error, 1)
+		go func() { compared <- n.ovs.WaitRevalidated(ctx) }()
+		for waiting := true; waiting; {
+			err := n.table.Nudge(ctx)
+			if err == nil {
+				select {
+				case err = <-compared:
+					waiting = false
+				case <-time.After(nudgeEvery):
+				}
+			}
+			if err != nil {
+				n.log.Warn("cannot see when the datapath follows the flows: giving it the time it may take", "error", err, "wait", staleAtMost)
+				<-ctx.Done()
+				return
+			}
+		}
+	}
 }
 
 // adopt asks for records of namespaces that have pods here and no record:

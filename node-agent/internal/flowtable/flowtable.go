@@ -61,6 +61,8 @@ type Table struct {
 	// installed is what the switch is known to have, by flow key.
 	installed map[string]of.Flow
 	drops     map[string]uint64
+	// commits counts bundles.
+	commits uint64
 }
 
 // New makes the table of the node with VTEP address self. now gives seconds
@@ -72,13 +74,31 @@ func New(self netip.Addr, vxlanPort uint16, observer Observer, now func() float6
 	}
 }
 
-// SetRecords makes s the records that the flows follow, in one bundle. The
-// problems are records that this node leaves out.
-func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) ([]desired.Problem, error) {
+// SetRecords makes s the records that the flows follow, in one bundle, and
+// reports whether flows had to change. The problems are records that this node
+// leaves out.
+func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) (problems []desired.Problem, changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.records = &s
-	return t.refresh(ctx)
+	before := t.commits
+	problems, err = t.refresh(ctx)
+	return problems, t.commits != before, err
+}
+
+// Nudge makes the switch compare the flows that its datapath cached with its
+// tables: a flow comes and goes in one bundle, in a table that no packet reaches.
+func (t *Table) Nudge(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.sw == nil {
+		return ErrDisconnected
+	}
+	f := pipeline.Nudge()
+	if err := t.sw.Commit(ctx, []of.Mod{of.AddFlow(f), of.DeleteFlow(f)}); err != nil {
+		return fmt.Errorf("nudge the switch: %w", err)
+	}
+	return nil
 }
 
 // SetPorts makes p the numbers of the bridge's own ports.
@@ -384,6 +404,7 @@ func (t *Table) commit(ctx context.Context, mods []of.Mod) error {
 	if err := t.sw.Commit(ctx, mods); err != nil {
 		return fmt.Errorf("commit %d flow changes: %w", len(mods), err)
 	}
+	t.commits++
 	t.observer.Committed(len(mods), t.now()-start)
 	return nil
 }

@@ -128,7 +128,7 @@ func TestNothingBeforeRecords(t *testing.T) {
 	if err := table.Resync(ctx); !errors.Is(err, ErrNotReady) {
 		t.Errorf("Resync: %v, want ErrNotReady", err)
 	}
-	if _, err := table.SetRecords(ctx, records(1, nil)); !errors.Is(err, ErrNotReady) {
+	if _, _, err := table.SetRecords(ctx, records(1, nil)); !errors.Is(err, ErrNotReady) {
 		t.Errorf("SetRecords without ports: %v, want ErrNotReady", err)
 	}
 	if diff := cmp.Diff(before, flows(t, conn)); diff != "" {
@@ -154,7 +154,7 @@ func TestRandomHistory(t *testing.T) {
 	names := []string{"a", "b", "c", "d"}
 	ids := []netid.ID{netid.Global, 10, 300924, netid.Max}
 	current := records(1, nil)
-	if _, err := table.SetRecords(ctx, current); !errors.Is(err, ErrNotReady) {
+	if _, _, err := table.SetRecords(ctx, current); !errors.Is(err, ErrNotReady) {
 		t.Fatal(err)
 	}
 	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
@@ -175,7 +175,11 @@ func TestRandomHistory(t *testing.T) {
 			if rnd.IntN(3) == 0 {
 				delete(current.Nodes, node(2).HostIP)
 			}
-			if _, err := table.SetRecords(ctx, current); err != nil {
+			_, changed, err := table.SetRecords(ctx, current)
+			if err != nil || changed != (obs.bundles > before) {
+				t.Fatalf("changed %t, %d bundles: %v", changed, obs.bundles-before, err)
+			}
+			if err := table.Nudge(ctx); err != nil {
 				t.Fatal(err)
 			}
 		case 2:
@@ -225,7 +229,7 @@ func TestRepair(t *testing.T) {
 	o, table, obs := start(t)
 	conn := connect(t, o, table)
 	s := records(1, map[string]netid.ID{"a": 10})
-	_, _ = table.SetRecords(ctx, s)
+	_, _, _ = table.SetRecords(ctx, s)
 	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
@@ -261,7 +265,7 @@ func TestDropsCounted(t *testing.T) {
 	o, table, obs := start(t)
 	o.AddDummyPort("br0", "p12", 12)
 	connect(t, o, table)
-	_, _ = table.SetRecords(ctx, records(1, map[string]netid.ID{"a": 10, "b": 11}))
+	_, _, _ = table.SetRecords(ctx, records(1, map[string]netid.ID{"a": 10, "b": 11}))
 	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +301,7 @@ func TestLostPlace(t *testing.T) {
 	o, table, _ := start(t)
 	conn := connect(t, o, table)
 	s := records(1, map[string]netid.ID{"a": 10})
-	_, _ = table.SetRecords(ctx, s)
+	_, _, _ = table.SetRecords(ctx, s)
 	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +311,7 @@ func TestLostPlace(t *testing.T) {
 	want := flows(t, conn)
 	gone := records(2, map[string]netid.ID{"a": 10})
 	delete(gone.Nodes, self)
-	if _, err := table.SetRecords(ctx, gone); err == nil {
+	if _, _, err := table.SetRecords(ctx, gone); err == nil {
 		t.Error("records without this node are taken")
 	}
 	if diff := cmp.Diff(want, flows(t, conn)); diff != "" {

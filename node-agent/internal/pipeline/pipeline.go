@@ -23,6 +23,8 @@ const (
 	TableRoute   uint8 = 20
 	TableDeliver uint8 = 40
 	TableHost    uint8 = 50
+	// TableNudge is reached by no packet.
+	TableNudge uint8 = 250
 )
 
 // Model is what the flows follow from.
@@ -163,6 +165,11 @@ func (m Model) Pod(p Pod) []of.Flow {
 		flows = append(flows, drop(TableDeliver, 50, OtherTenant, cookie.Object, of.IP(), of.IPv4Dst(addr)))
 	}
 	return flows
+}
+
+// Nudge is a flow for which nothing changes: no packet comes to its table.
+func Nudge() of.Flow {
+	return flow(TableNudge, 1, nil, nil)
 }
 
 // ARP operations (RFC 826).
