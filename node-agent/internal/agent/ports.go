@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"sync"
+	"time"
 
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -92,7 +94,7 @@ func (s switchPorts) WaitOfport(ctx context.Context, name string) (uint32, error
 	}
 	database := make(chan answer, 1)
 	go func() {
-		port, err := s.Client.WaitOfport(ctx, name)
+		port, err := s.waitDatabase(ctx, name)
 		database <- answer{port, err}
 	}()
 	said := make(chan answer, 1)
@@ -109,5 +111,29 @@ func (s switchPorts) WaitOfport(ctx context.Context, name string) (uint32, error
 		return a.port, a.err
 	case a := <-database:
 		return a.port, a.err
+	}
+}
+
+const (
+	// devicePatience is how long a port may be refused for want of its device,
+	// which is made right after it.
+	devicePatience = time.Second
+	// refusedPause is the wait before the database is asked again.
+	refusedPause = 5 * time.Millisecond
+)
+
+// waitDatabase is the database's answer. A refusal counts only when it lasts.
+func (s switchPorts) waitDatabase(ctx context.Context, name string) (uint32, error) {
+	for began := time.Now(); ; {
+		port, err := s.Client.WaitOfport(ctx, name)
+		var refused *ovs.PortError
+		if !errors.As(err, &refused) || time.Since(began) > devicePatience {
+			return port, err
+		}
+		select {
+		case <-ctx.Done():
+			return 0, err
+		case <-time.After(refusedPause):
+		}
 	}
 }

@@ -7,6 +7,8 @@ package desired
 import (
 	"cmp"
 	"fmt"
+	"hash/fnv"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -21,6 +23,26 @@ type Attached struct {
 	Port      uint32
 }
 
+// Slots are the numbers of the namespaces that have pods on this node.
+type Slots map[string]uint32
+
+// Assign returns the namespace's slot, a new one where it has none. It follows
+// from the name, so that an agent that restarts finds its flows unchanged; two
+// names that would have the same get the next free ones.
+func (s Slots) Assign(namespace string) uint32 {
+	if slot, ok := s[namespace]; ok {
+		return slot
+	}
+	h := fnv.New32a()
+	h.Write([]byte(namespace))
+	slot := h.Sum32()
+	for slices.Contains(slices.Collect(maps.Values(s)), slot) {
+		slot++
+	}
+	s[namespace] = slot
+	return slot
+}
+
 // Ports are the numbers of the bridge's own ports.
 type Ports struct{ Tunnel, Gateway uint32 }
 
@@ -33,7 +55,7 @@ type Problem struct {
 // Node computes the model of the node with address self. It fails as long as
 // the records do not give it a valid subnet. Peers that are not valid are left
 // out and named in the problems: an unknown peer is dropped, not guessed.
-func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, attached []Attached) (pipeline.Model, []Problem, error) {
+func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, slots Slots, attached []Attached) (pipeline.Model, []Problem, error) {
 	me, ok := s.Nodes[self]
 	if !ok {
 		return pipeline.Model{}, nil, fmt.Errorf("there is no subnet record for this node (%s)", self)
@@ -51,15 +73,24 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, a
 	var problems []Problem
 	m.Peers, problems = peers(s, me)
 	for _, a := range attached {
-		m.Pods = append(m.Pods, Pod(s, a))
+		slots.Assign(a.Namespace)
+		m.Pods = append(m.Pods, Pod(slots, a))
+	}
+	for _, namespace := range slices.Sorted(maps.Keys(slots)) {
+		m.Tenants = append(m.Tenants, Tenant(s, slots, namespace))
 	}
 	return m, problems, nil
 }
 
 // Pod is the model of one attachment.
-func Pod(s topology.Snapshot, a Attached) pipeline.Pod {
-	id, known := s.NetID(a.Namespace)
-	return pipeline.Pod{Address: a.Address, Port: a.Port, NetID: id, Known: known}
+func Pod(slots Slots, a Attached) pipeline.Pod {
+	return pipeline.Pod{Address: a.Address, Port: a.Port, Slot: slots.Assign(a.Namespace)}
+}
+
+// Tenant is the model of one namespace.
+func Tenant(s topology.Snapshot, slots Slots, namespace string) pipeline.Tenant {
+	id, known := s.NetID(namespace)
+	return pipeline.Tenant{Slot: slots.Assign(namespace), NetID: id, Known: known}
 }
 
 func peers(s topology.Snapshot, me topology.Node) ([]pipeline.Peer, []Problem) {

@@ -58,7 +58,7 @@ func TestPeers(t *testing.T) {
 		"one with our subnet":    {nodes: []topology.Node{n1, thief}, problems: []string{"subnets/198.18.0.8"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, problems, err := Node(snapshot(tc.nodes...), n1.HostIP, Ports{1, 2}, 4789, nil)
+			m, problems, err := Node(snapshot(tc.nodes...), n1.HostIP, Ports{1, 2}, 4789, Slots{}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -82,7 +82,7 @@ func TestPeers(t *testing.T) {
 func TestSwappedAddresses(t *testing.T) {
 	a, b := n2, n3
 	a.HostIP, b.HostIP = n3.HostIP, n2.HostIP
-	m, problems, err := Node(snapshot(n1, a, b), n1.HostIP, Ports{1, 2}, 4789, nil)
+	m, problems, err := Node(snapshot(n1, a, b), n1.HostIP, Ports{1, 2}, 4789, Slots{}, nil)
 	if err != nil || len(problems) > 0 {
 		t.Fatal(err, problems)
 	}
@@ -103,7 +103,7 @@ func TestNotPlaced(t *testing.T) {
 		"not valid":     {[]topology.Node{{Host: "n1", HostIP: n1.HostIP, Subnet: net4("10.0.0.0/22")}}, "is not a /22"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, _, err := Node(snapshot(tc.nodes...), n1.HostIP, Ports{1, 2}, 4789, nil)
+			_, _, err := Node(snapshot(tc.nodes...), n1.HostIP, Ports{1, 2}, 4789, Slots{}, nil)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want one with %q", err, tc.want)
 			}
@@ -111,29 +111,49 @@ func TestNotPlaced(t *testing.T) {
 	}
 }
 
-func TestPod(t *testing.T) {
+func TestTenant(t *testing.T) {
 	s := snapshot(n1)
-	a := Attached{Address: ip("172.11.0.2"), Port: 12}
-	base := pipeline.Pod{Address: a.Address, Port: 12}
-	confirmed := base
-	confirmed.NetID, confirmed.Known = 77, true
-	global := base
-	global.Known = true
 	single := s
 	single.Config.PluginName = topology.SingleTenant
+	slots := Slots{}
 	for name, tc := range map[string]struct {
 		s         topology.Snapshot
 		namespace string
-		want      pipeline.Pod
+		want      pipeline.Tenant
 	}{
-		"confirmed":                {s, "confirmed", confirmed},
-		"asked for, not confirmed": {s, "asked", base},
-		"no record":                {s, "nobody", base},
-		"single tenant":            {single, "nobody", global},
+		"confirmed":                {s, "confirmed", pipeline.Tenant{NetID: 77, Known: true}},
+		"asked for, not confirmed": {s, "asked", pipeline.Tenant{}},
+		"no record":                {s, "nobody", pipeline.Tenant{}},
+		"single tenant":            {single, "nobody", pipeline.Tenant{Known: true}},
 	} {
-		a.Namespace = tc.namespace
-		if got := Pod(tc.s, a); got != tc.want {
+		tc.want.Slot = slots.Assign(tc.namespace)
+		if got := Tenant(tc.s, slots, tc.namespace); got != tc.want {
 			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
 		}
+		a := Attached{Namespace: tc.namespace, Address: ip("172.11.0.2"), Port: 12}
+		if got, want := Pod(slots, a), (pipeline.Pod{Address: a.Address, Port: 12, Slot: tc.want.Slot}); got != want {
+			t.Errorf("%s: %+v, want %+v", name, got, want)
+		}
+	}
+}
+
+func TestSlots(t *testing.T) {
+	a, b := Slots{}, Slots{}
+	for _, n := range []string{"x", "y", "z"} {
+		a.Assign(n)
+	}
+	for _, n := range []string{"z", "x", "y"} {
+		b.Assign(n)
+	}
+	if diff := cmp.Diff(a, b); diff != "" {
+		t.Errorf("slots depend on the order:\n%s", diff)
+	}
+	if a.Assign("x") != b["x"] {
+		t.Error("a slot changed")
+	}
+	// Two names that hash alike (FNV-1a, 32 bits) get different slots.
+	c := Slots{}
+	if c.Assign("costarring") == c.Assign("liquid") {
+		t.Error("two namespaces share a slot")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
@@ -56,6 +57,10 @@ type Table struct {
 	records  *topology.Snapshot
 	ports    *desired.Ports
 	attached map[netip.Addr]desired.Attached
+	// slots and members are of the namespaces that have pods here; members counts
+	// them.
+	slots   desired.Slots
+	members map[string]int
 	// model without pods, as of the last refresh; nil until there is one.
 	model *pipeline.Model
 	// installed is what the switch is known to have, by flow key.
@@ -70,7 +75,7 @@ type Table struct {
 func New(self netip.Addr, vxlanPort uint16, observer Observer, now func() float64) *Table {
 	return &Table{
 		self: self, vxlanPort: vxlanPort, observer: observer, now: now,
-		attached: map[netip.Addr]desired.Attached{}, installed: map[string]of.Flow{}, drops: map[string]uint64{},
+		attached: map[netip.Addr]desired.Attached{}, slots: desired.Slots{}, members: map[string]int{}, installed: map[string]of.Flow{}, drops: map[string]uint64{},
 	}
 }
 
@@ -121,8 +126,32 @@ func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
 func (t *Table) Load(pods []desired.Attached) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	// In order of name, so that slots are the same after every start.
+	pods = slices.SortedFunc(slices.Values(pods), func(a, b desired.Attached) int { return strings.Compare(a.Namespace, b.Namespace) })
 	for _, p := range pods {
-		t.attached[p.Address] = p
+		t.take(p)
+	}
+}
+
+// take puts a pod into the picture, instead of one with the same address.
+func (t *Table) take(p desired.Attached) {
+	t.leave(p.Address)
+	t.attached[p.Address] = p
+	t.members[p.Namespace]++
+	t.slots.Assign(p.Namespace)
+}
+
+// leave takes the pod with that address out of the picture, and its namespace's
+// slot with the last one.
+func (t *Table) leave(address netip.Addr) {
+	p, ok := t.attached[address]
+	if !ok {
+		return
+	}
+	delete(t.attached, address)
+	if t.members[p.Namespace]--; t.members[p.Namespace] == 0 {
+		delete(t.members, p.Namespace)
+		delete(t.slots, p.Namespace)
 	}
 }
 
@@ -135,13 +164,14 @@ func (t *Table) Attach(ctx context.Context, a desired.Attached) error {
 		return ErrNotReady
 	}
 	old, had := t.attached[a.Address]
-	t.attached[a.Address] = a
-	err := t.commitPod(ctx, old, had, t.podFlows(a))
+	before := t.flowsAround(a.Address)
+	t.take(a)
+	err := t.commitPart(ctx, before, t.flowsAround(a.Address, old.Namespace))
 	if err != nil {
 		if had {
-			t.attached[a.Address] = old
+			t.take(old)
 		} else {
-			delete(t.attached, a.Address)
+			t.leave(a.Address)
 		}
 	}
 	return err
@@ -157,50 +187,58 @@ func (t *Table) Detach(ctx context.Context, address netip.Addr) error {
 	if !had {
 		return nil
 	}
-	delete(t.attached, address)
 	if t.model == nil {
+		t.leave(address)
 		return nil
 	}
-	if err := t.commitPod(ctx, old, true, nil); err != nil && !errors.Is(err, ErrDisconnected) {
-		t.attached[address] = old
+	before := t.flowsAround(address)
+	t.leave(address)
+	err := t.commitPart(ctx, before, t.flowsAround(address, old.Namespace))
+	if err != nil && !errors.Is(err, ErrDisconnected) {
+		t.take(old)
 		return err
 	}
 	return nil
 }
 
-// commitPod replaces the flows of one pod.
-func (t *Table) commitPod(ctx context.Context, old desired.Attached, had bool, want []of.Flow) error {
-	wanted := byKey(want)
+// flowsAround are the flows that the pod with that address needs, and those of
+// the namespaces named, as the picture is: none for one without pods.
+func (t *Table) flowsAround(address netip.Addr, namespaces ...string) map[string]of.Flow {
+	var flows []of.Flow
+	if a, ok := t.attached[address]; ok {
+		flows = t.model.Pod(desired.Pod(t.slots, a))
+		namespaces = append(namespaces, a.Namespace)
+	}
+	for _, n := range namespaces {
+		if t.members[n] > 0 {
+			flows = append(flows, t.model.Tenant(desired.Tenant(*t.records, t.slots, n))...)
+		}
+	}
+	return byKey(flows)
+}
+
+// commitPart replaces a part of the flows: those in before that are not wanted go.
+func (t *Table) commitPart(ctx context.Context, before, wanted map[string]of.Flow) error {
 	var mods []of.Mod
 	for key, f := range wanted {
 		if have, ok := t.installed[key]; !ok || !have.Equal(f) {
 			mods = append(mods, of.AddFlow(f))
 		}
 	}
-	gone := map[string]of.Flow{}
-	if had {
-		for key, f := range byKey(t.podFlows(old)) {
-			if _, keep := wanted[key]; keep {
-				continue
-			}
-			if _, ok := t.installed[key]; ok {
-				gone[key] = f
-				mods = append(mods, of.DeleteFlow(f))
-			}
+	for key, f := range before {
+		_, keep := wanted[key]
+		if _, there := t.installed[key]; there && !keep {
+			mods = append(mods, of.DeleteFlow(f))
 		}
 	}
 	if err := t.commit(ctx, mods); err != nil {
 		return err
 	}
-	maps.Copy(t.installed, wanted)
-	for key := range gone {
+	for key := range before {
 		delete(t.installed, key)
 	}
+	maps.Copy(t.installed, wanted)
 	return nil
-}
-
-func (t *Table) podFlows(a desired.Attached) []of.Flow {
-	return t.model.Pod(desired.Pod(*t.records, a))
 }
 
 // Connect makes sw the switch and brings it to the picture: what it has is
@@ -257,18 +295,25 @@ func (t *Table) Check(ctx context.Context, address netip.Addr) ([]string, error)
 	if !ok {
 		return []string{fmt.Sprintf("%s is not attached", address)}, nil
 	}
-	cookie, mask := pipeline.PodCookie(address)
-	stats, err := t.sw.Flows(ctx, of.FlowFilter{Cookie: cookie, CookieMask: mask})
-	if err != nil {
-		return nil, fmt.Errorf("read the flows of %s: %w", address, err)
+	have := map[string]of.Flow{}
+	read := func(cookie, mask uint64) error {
+		stats, err := t.sw.Flows(ctx, of.FlowFilter{Cookie: cookie, CookieMask: mask})
+		if err != nil {
+			return fmt.Errorf("read the flows of %s: %w", address, err)
+		}
+		for _, s := range stats {
+			have[s.Key()] = s.Flow
+		}
+		return nil
 	}
-	have := make(map[string]of.Flow, len(stats))
-	for _, s := range stats {
-		have[s.Key()] = s.Flow
+	if err := errors.Join(read(pipeline.PodCookie(address)), read(pipeline.TenantCookie(t.slots[a.Namespace]))); err != nil {
+		return nil, err
 	}
+	want := t.flowsAround(address)
 	var diff []string
-	for _, f := range t.podFlows(a) {
-		got, ok := have[f.Key()]
+	for _, key := range slices.Sorted(maps.Keys(want)) {
+		f := want[key]
+		got, ok := have[key]
 		switch {
 		case !ok:
 			diff = append(diff, "flow is missing: "+f.String())
@@ -315,7 +360,7 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 	if t.records == nil || t.ports == nil {
 		return nil, ErrNotReady
 	}
-	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.vxlanPort, nil)
+	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.vxlanPort, nil, nil)
 	if err != nil {
 		// The node lost its place in the network. What it has stays: its pods keep
 		// their network, and the caller says why nothing new is applied.
@@ -338,14 +383,14 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 
 // desired is every flow of the picture.
 func (t *Table) desired() []of.Flow {
-	flows := t.model.Fixed()
-	for _, p := range t.model.Peers {
-		flows = append(flows, t.model.Peer(p)...)
+	m := *t.model
+	for _, n := range slices.Sorted(maps.Keys(t.slots)) {
+		m.Tenants = append(m.Tenants, desired.Tenant(*t.records, t.slots, n))
 	}
 	for _, addr := range slices.SortedFunc(maps.Keys(t.attached), netip.Addr.Compare) {
-		flows = append(flows, t.podFlows(t.attached[addr])...)
+		m.Pods = append(m.Pods, desired.Pod(t.slots, t.attached[addr]))
 	}
-	return flows
+	return m.Flows()
 }
 
 // sync reads the switch and commits the difference; it returns how many

@@ -102,7 +102,7 @@ func flows(t *testing.T, conn *of.Conn) []string {
 // expect is what the model says of the same picture.
 func expect(t *testing.T, s topology.Snapshot, pods []desired.Attached) []string {
 	t.Helper()
-	m, _, err := desired.Node(s, self, desired.Ports{Tunnel: 1, Gateway: 2}, 4789, pods)
+	m, _, err := desired.Node(s, self, desired.Ports{Tunnel: 1, Gateway: 2}, 4789, desired.Slots{}, pods)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,8 +242,8 @@ func TestRepair(t *testing.T) {
 	}
 	want := flows(t, conn)
 	o.OFCtl("-O", "OpenFlow14", "add-flow", "br0", "table=0,priority=9999,actions=NORMAL")
-	o.OFCtl("-O", "OpenFlow14", "--strict", "del-flows", "br0", "table=40,priority=50,ip,nw_dst="+p.Address.String())
-	o.OFCtl("-O", "OpenFlow14", "mod-flows", "br0", "table=40,priority=100,ip,reg0=10,nw_dst="+p.Address.String()+",actions=drop")
+	o.OFCtl("-O", "OpenFlow14", "del-flows", "br0", "table=45,reg0=10")
+	o.OFCtl("-O", "OpenFlow14", "mod-flows", "br0", "table=40,ip,nw_dst="+p.Address.String()+",actions=drop")
 	if diff, err := table.Check(ctx, p.Address); err != nil || len(diff) != 2 {
 		t.Errorf("check finds %q (%v), want two differences", diff, err)
 	}

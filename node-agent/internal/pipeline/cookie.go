@@ -11,9 +11,10 @@ type Kind uint8
 
 // The kinds.
 const (
-	KindFixed Kind = 1
-	KindPeer  Kind = 2
-	KindPod   Kind = 3
+	KindFixed  Kind = 1
+	KindPeer   Kind = 2
+	KindPod    Kind = 3
+	KindTenant Kind = 4
 )
 
 // Reason says why a flow drops; 0 where it does not.
@@ -63,7 +64,7 @@ type Cookie struct {
 	Generation uint16
 	Kind       Kind
 	Reason     Reason
-	// Object is the IPv4 address that the flow is about, or 0.
+	// Object is what the flow is about: an IPv4 address, a tenant's slot, or 0.
 	Object uint32
 }
 
@@ -77,9 +78,9 @@ func DecodeCookie(v uint64) Cookie {
 	return Cookie{Generation: uint16(v >> 48), Kind: Kind(v >> 40), Reason: Reason(v >> 32), Object: uint32(v)}
 }
 
-// Address is the address that the flow is about; not valid where there is none.
+// Address is the address that the flow is about; not valid where it is about none.
 func (c Cookie) Address() netip.Addr {
-	if c.Object == 0 {
+	if c.Kind != KindPod && c.Kind != KindPeer {
 		return netip.Addr{}
 	}
 	var b [4]byte
@@ -89,8 +90,16 @@ func (c Cookie) Address() netip.Addr {
 
 // PodCookie selects the flows of the pod with address a: cookie and mask.
 func PodCookie(a netip.Addr) (cookie, mask uint64) {
-	return uint64(KindPod)<<40 | uint64(object(a)), 0xff<<40 | 0xffffffff
+	return uint64(KindPod)<<40 | uint64(object(a)), objectMask
 }
+
+// TenantCookie selects the flows of the tenant with that slot: cookie and mask.
+func TenantCookie(slot uint32) (cookie, mask uint64) {
+	return uint64(KindTenant)<<40 | uint64(slot), objectMask
+}
+
+// objectMask is the kind and the object of a cookie.
+const objectMask = 0xff<<40 | 0xffffffff
 
 func object(a netip.Addr) uint32 {
 	b := a.As4()

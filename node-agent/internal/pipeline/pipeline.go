@@ -19,9 +19,11 @@ const Version = 1
 // The tables.
 const (
 	TableSource  uint8 = 0
+	TableTenant  uint8 = 5
 	TableARP     uint8 = 10
 	TableRoute   uint8 = 20
 	TableDeliver uint8 = 40
+	TableAdmit   uint8 = 45
 	TableHost    uint8 = 50
 	// TableNudge is reached by no packet.
 	TableNudge uint8 = 250
@@ -39,6 +41,7 @@ type Model struct {
 	// VXLANPort is the UDP port of the tunnels.
 	VXLANPort uint16
 	Peers     []Peer
+	Tenants   []Tenant
 	Pods      []Pod
 }
 
@@ -48,13 +51,22 @@ type Peer struct {
 	Subnet netip.Prefix
 }
 
+// Tenant is a namespace with pods on this node.
+type Tenant struct {
+	// Slot is its number on this node, which its pods' flows have, so that they
+	// need not change with its netID.
+	Slot uint32
+	// NetID says nothing while Known is false.
+	NetID netid.ID
+	Known bool
+}
+
 // Pod is a local pod.
 type Pod struct {
 	Address netip.Addr
 	Port    uint32
-	// NetID is the tenant's; it says nothing while Known is false.
-	NetID netid.ID
-	Known bool
+	// Slot is that of its tenant.
+	Slot uint32
 }
 
 // Flows are all flows of the node.
@@ -62,6 +74,9 @@ func (m Model) Flows() []of.Flow {
 	flows := m.Fixed()
 	for _, p := range m.Peers {
 		flows = append(flows, m.Peer(p)...)
+	}
+	for _, t := range m.Tenants {
+		flows = append(flows, m.Tenant(t)...)
 	}
 	for _, p := range m.Pods {
 		flows = append(flows, m.Pod(p)...)
@@ -75,29 +90,33 @@ func (m Model) Fixed() []of.Flow {
 	anyIP := of.IP()
 	flows := []of.Flow{
 		// Source: the tunnel and the host.
-		drop(TableSource, 90, UnknownPeer, 0, of.InPort(m.TunnelPort)),
+		drop(TableSource, 90, UnknownPeer, of.InPort(m.TunnelPort)),
 		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.InPort(tun0), of.ARPOp(arpRequest)),
 		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(m.Gateway))),
-		drop(TableSource, 80, HostForged, 0, anyIP, of.InPort(tun0), of.IPv4Src(m.Network)),
+		drop(TableSource, 80, HostForged, anyIP, of.InPort(tun0), of.IPv4Src(m.Network)),
 		flow(TableSource, 70, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0)),
-		drop(TableSource, 10, IPv6, 0, of.IPv6()),
-		drop(TableSource, 0, Forged, 0),
+		drop(TableSource, 10, IPv6, of.IPv6()),
+		drop(TableSource, 0, Forged),
+
+		drop(TableTenant, 0, NoTenant),
 
 		m.answerARP(m.Network),
 		m.answerARP(host(topology.NextHop)),
-		drop(TableARP, 0, ARP, 0),
+		drop(TableARP, 0, ARP),
 
 		flow(TableRoute, 200, to(TableDeliver), nil, anyIP, of.IPv4Dst(m.Subnet)),
-		drop(TableRoute, 150, NoNode, 0, anyIP, of.IPv4Dst(m.Network)),
-		drop(TableRoute, 140, Multicast, 0, anyIP, of.IPv4Dst(netip.MustParsePrefix("224.0.0.0/4"))),
-		drop(TableRoute, 140, Multicast, 0, anyIP, of.IPv4Dst(netip.MustParsePrefix("255.255.255.255/32"))),
-		drop(TableRoute, 130, HostReturn, 0, anyIP, of.InPort(tun0)),
+		drop(TableRoute, 150, NoNode, anyIP, of.IPv4Dst(m.Network)),
+		drop(TableRoute, 140, Multicast, anyIP, of.IPv4Dst(netip.MustParsePrefix("224.0.0.0/4"))),
+		drop(TableRoute, 140, Multicast, anyIP, of.IPv4Dst(netip.MustParsePrefix("255.255.255.255/32"))),
+		drop(TableRoute, 130, HostReturn, anyIP, of.InPort(tun0)),
 		flow(TableRoute, 100, to(TableHost), nil, anyIP),
 
 		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(m.Gateway))),
-		drop(TableDeliver, 0, NoPod, 0),
+		drop(TableDeliver, 0, NoPod),
 
-		drop(TableHost, 100, VXLANToHost, 0, anyIP, of.UDPDst(m.VXLANPort)),
+		drop(TableAdmit, 0, OtherTenant),
+
+		drop(TableHost, 100, VXLANToHost, anyIP, of.UDPDst(m.VXLANPort)),
 		flow(TableHost, 0, nil, []of.Action{of.SetField(of.EthDst(topology.MAC(m.Gateway))), of.Output(tun0)}),
 	}
 	return flows
@@ -139,30 +158,46 @@ func (m Model) Peer(p Peer) []of.Flow {
 	return []of.Flow{in, out}
 }
 
-// Pod are the flows for one local pod.
-func (m Model) Pod(p Pod) []of.Flow {
-	cookie := Cookie{Kind: KindPod, Object: object(p.Address)}
-	if !p.Known {
-		return []of.Flow{drop(TableSource, 50, NoTenant, cookie.Object, of.InPort(p.Port))}
+// Tenant are the flows for one namespace with pods here: all that changes when
+// it joins, is isolated or becomes global. One whose netID is not known sends and
+// receives nothing.
+func (m Model) Tenant(t Tenant) []of.Flow {
+	slot := of.Reg(1, t.Slot)
+	denied := drop(TableAdmit, 50, OtherTenant, slot)
+	if !t.Known {
+		denied.Cookie = Cookie{Kind: KindTenant, Reason: NoTenant, Object: t.Slot}.Encode()
+		return []of.Flow{denied}
 	}
-	mac, addr := topology.MAC(p.Address), host(p.Address)
-	deliver := []of.Action{of.SetField(of.EthDst(mac)), of.Output(p.Port)}
-	flows := []of.Flow{
-		flow(TableSource, 100, to(TableRoute), sender(p.NetID), of.IP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.IPv4Src(addr)),
-		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.ARPOp(arpRequest), of.ARPSPA(addr), of.ARPSHA(mac)),
-	}
-	if p.NetID.IsGlobal() {
-		flows = append(flows, flow(TableDeliver, 100, nil, deliver, of.IP(), of.IPv4Dst(addr)))
+	out := []of.Action{of.OutputRange(of.Whole(of.FieldReg2))}
+	flows := []of.Flow{flow(TableTenant, 100, to(TableRoute), sender(t.NetID), slot)}
+	if t.NetID.IsGlobal() {
+		flows = append(flows, flow(TableAdmit, 100, nil, out, slot))
 	} else {
 		flows = append(flows,
-			flow(TableDeliver, 100, nil, deliver, of.IP(), of.IPv4Dst(addr), of.Reg(0, uint32(p.NetID))),
-			flow(TableDeliver, 100, nil, deliver, of.IP(), of.IPv4Dst(addr), of.Reg(0, uint32(netid.Global))))
+			flow(TableAdmit, 100, nil, out, slot, of.Reg(0, uint32(t.NetID))),
+			flow(TableAdmit, 100, nil, out, slot, of.Reg(0, uint32(netid.Global))))
 	}
 	for i := range flows {
-		flows[i].Cookie = cookie.Encode()
+		flows[i].Cookie = Cookie{Kind: KindTenant, Object: t.Slot}.Encode()
 	}
-	if !p.NetID.IsGlobal() {
-		flows = append(flows, drop(TableDeliver, 50, OtherTenant, cookie.Object, of.IP(), of.IPv4Dst(addr)))
+	if !t.NetID.IsGlobal() {
+		denied.Cookie = Cookie{Kind: KindTenant, Reason: OtherTenant, Object: t.Slot}.Encode()
+		flows = append(flows, denied)
+	}
+	return flows
+}
+
+// Pod are the flows for one local pod. They say nothing of its netID.
+func (m Model) Pod(p Pod) []of.Flow {
+	mac, addr := topology.MAC(p.Address), host(p.Address)
+	slot := of.SetField(of.Reg(1, p.Slot))
+	flows := []of.Flow{
+		flow(TableSource, 100, to(TableTenant), []of.Action{slot}, of.IP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.IPv4Src(addr)),
+		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.ARPOp(arpRequest), of.ARPSPA(addr), of.ARPSHA(mac)),
+		flow(TableDeliver, 100, to(TableAdmit), []of.Action{slot, of.SetField(of.Reg(2, p.Port)), of.SetField(of.EthDst(mac))}, of.IP(), of.IPv4Dst(addr)),
+	}
+	for i := range flows {
+		flows[i].Cookie = Cookie{Kind: KindPod, Object: object(p.Address)}.Encode()
 	}
 	return flows
 }
@@ -186,14 +221,10 @@ func flow(table uint8, priority uint16, next *uint8, actions []of.Action, match 
 	}
 }
 
-// drop is a flow that ends a packet's way and counts it under reason.
-func drop(table uint8, priority uint16, reason Reason, obj uint32, match ...of.Field) of.Flow {
+// drop is a fixed flow that ends a packet's way and counts it under reason.
+func drop(table uint8, priority uint16, reason Reason, match ...of.Field) of.Flow {
 	f := flow(table, priority, nil, nil, match...)
-	kind := KindFixed
-	if obj != 0 {
-		kind = KindPod
-	}
-	f.Cookie = Cookie{Kind: kind, Reason: reason, Object: obj}.Encode()
+	f.Cookie = Cookie{Kind: KindFixed, Reason: reason}.Encode()
 	return f
 }
 

@@ -30,10 +30,15 @@ func sample() Model {
 			{VTEP: addr("198.18.0.2"), Subnet: prefix("172.11.4.0/22")},
 			{VTEP: addr("198.18.0.3"), Subnet: prefix("172.11.8.0/22")},
 		},
+		Tenants: []Tenant{
+			{Slot: 101, NetID: 300924, Known: true},
+			{Slot: 102, NetID: netid.Global, Known: true},
+			{Slot: 103},
+		},
 		Pods: []Pod{
-			{Address: addr("172.11.0.2"), Port: 12, NetID: 300924, Known: true},
-			{Address: addr("172.11.0.3"), Port: 13, NetID: netid.Global, Known: true},
-			{Address: addr("172.11.0.4"), Port: 14},
+			{Address: addr("172.11.0.2"), Port: 12, Slot: 101},
+			{Address: addr("172.11.0.3"), Port: 13, Slot: 102},
+			{Address: addr("172.11.0.4"), Port: 14, Slot: 103},
 		},
 	}
 }
@@ -71,11 +76,12 @@ func TestGolden(t *testing.T) {
 func TestCounts(t *testing.T) {
 	m := sample()
 	for name, tc := range map[string]struct{ got, want int }{
-		"fixed":      {len(m.Fixed()), 20},
-		"peer":       {len(m.Peer(m.Peers[0])), 2},
-		"pod":        {len(m.Pod(m.Pods[0])), 5},
-		"global pod": {len(m.Pod(m.Pods[1])), 3},
-		"no tenant":  {len(m.Pod(m.Pods[2])), 1},
+		"fixed":   {len(m.Fixed()), 22},
+		"peer":    {len(m.Peer(m.Peers[0])), 2},
+		"pod":     {len(m.Pod(m.Pods[0])), 3},
+		"tenant":  {len(m.Tenant(m.Tenants[0])), 4},
+		"global":  {len(m.Tenant(m.Tenants[1])), 2},
+		"unknown": {len(m.Tenant(m.Tenants[2])), 1},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%s: %d flows, want %d", name, tc.got, tc.want)

@@ -57,7 +57,7 @@ func (b *bridge) install(m Model) {
 }
 
 var (
-	outputPort = regexp.MustCompile(`(?m)^\s+(?:\d+\. )?output:(\d+)`)
+	outputPort = regexp.MustCompile(`(?m)^\s+(?:\d+\. )?(?:output:(\d+)|output:NXM_NX_REG2\[\]\n\s+-> output port is (\d+))`)
 	inPort     = regexp.MustCompile(`(?m)^\s+(?:\d+\. )?IN_PORT`)
 )
 
@@ -74,7 +74,7 @@ func (b *bridge) trace(packet string) (where, text string) {
 	case strings.Contains(text, "skipping output to input port"):
 		return "drop", text
 	case len(out) == 1:
-		return out[0][1], text
+		return out[0][1] + out[0][2], text
 	case len(out) == 0 && strings.Contains(text, "Datapath actions: drop"):
 		return "drop", text
 	}
@@ -92,12 +92,14 @@ func fromPod(p Pod, dst string, extra string) string {
 func TestTrace(t *testing.T) {
 	m := sample()
 	const v1, v2 = netid.ID(300924), netid.ID(400000)
-	a := Pod{Address: addr("172.11.0.2"), Port: 12, NetID: v1, Known: true}
-	a2 := Pod{Address: addr("172.11.0.5"), Port: 15, NetID: v1, Known: true}
-	b := Pod{Address: addr("172.11.0.6"), Port: 16, NetID: v2, Known: true}
-	g := Pod{Address: addr("172.11.0.3"), Port: 13, NetID: netid.Global, Known: true}
-	u := Pod{Address: addr("172.11.0.4"), Port: 14}
-	m.Pods = []Pod{a, a2, b, g, u}
+	a := Pod{Address: addr("172.11.0.2"), Port: 12, Slot: 1}
+	a2 := Pod{Address: addr("172.11.0.5"), Port: 15, Slot: 1}
+	b := Pod{Address: addr("172.11.0.6"), Port: 16, Slot: 2}
+	g := Pod{Address: addr("172.11.0.3"), Port: 13, Slot: 3}
+	u := Pod{Address: addr("172.11.0.4"), Port: 14, Slot: 4}
+	j := Pod{Address: addr("172.11.0.7"), Port: 17, Slot: 5} // another namespace that joined a's
+	m.Pods = []Pod{a, a2, b, g, u, j}
+	m.Tenants = []Tenant{{1, v1, true}, {2, v2, true}, {3, netid.Global, true}, {Slot: 4}, {5, v1, true}}
 	br := newBridge(t, m)
 
 	const pods = "in_port=12,dl_src=0a:58:ac:0b:00:02,dl_dst=0a:58:ac:0b:00:01"
@@ -106,6 +108,8 @@ func TestTrace(t *testing.T) {
 	}
 	for _, tc := range []struct{ name, packet, want string }{
 		{"same tenant, same node", fromPod(a, "172.11.0.5", ""), "15"},
+		{"joined namespace, same node", fromPod(a, "172.11.0.7", ""), "17"},
+		{"joined namespace, back", fromPod(j, "172.11.0.2", ""), "12"},
 		{"other tenant, same node", fromPod(a, "172.11.0.6", ""), "drop"},
 		{"to a global pod", fromPod(a, "172.11.0.3", ""), "13"},
 		{"from a global pod", fromPod(g, "172.11.0.6", ""), "16"},
@@ -209,37 +213,42 @@ func TestTraceProperty(t *testing.T) {
 	for i := range 8 {
 		m.Pods = append(m.Pods, Pod{Address: addr(fmt.Sprintf("172.11.0.%d", 10+i)), Port: uint32(20 + i)})
 	}
+	m.Tenants = make([]Tenant, 5)
 	br := newBridge(t, m)
 	ids := []netid.ID{netid.Global, 10, 300924, netid.Max}
 	for round := range 3 {
+		for i := range m.Tenants {
+			m.Tenants[i] = Tenant{Slot: rnd.Uint32(), NetID: ids[rnd.IntN(len(ids))], Known: rnd.IntN(6) > 0}
+		}
+		of := make([]Tenant, len(m.Pods)) // each pod's
 		for i := range m.Pods {
-			m.Pods[i].Known = rnd.IntN(8) > 0
-			m.Pods[i].NetID = ids[rnd.IntN(len(ids))]
+			of[i] = m.Tenants[rnd.IntN(len(m.Tenants))]
+			m.Pods[i].Slot = of[i].Slot
 		}
 		br.install(m)
-		for _, from := range m.Pods {
-			for _, dest := range m.Pods {
-				if from.Port == dest.Port {
+		for i, from := range m.Pods {
+			for k, dest := range m.Pods {
+				if i == k {
 					continue
 				}
 				want := "drop"
-				if from.Known && dest.Known && netid.Allowed(from.NetID, dest.NetID) {
+				if of[i].Known && of[k].Known && netid.Allowed(of[i].NetID, of[k].NetID) {
 					want = port(dest.Port)
 				}
 				if got, text := br.trace(fromPod(from, dest.Address.String(), "")); got != want {
-					t.Fatalf("seed %d round %d: %+v -> %+v goes to %s, want %s\n%s", seed, round, from, dest, got, want, text)
+					t.Fatalf("seed %d round %d: %+v %+v -> %+v %+v goes to %s, want %s\n%s", seed, round, from, of[i], dest, of[k], got, want, text)
 				}
 			}
 		}
-		for _, dest := range m.Pods {
+		for k, dest := range m.Pods {
 			for _, vni := range ids {
 				want := "drop"
-				if dest.Known && netid.Allowed(vni, dest.NetID) {
+				if of[k].Known && netid.Allowed(vni, of[k].NetID) {
 					want = port(dest.Port)
 				}
 				packet := fmt.Sprintf("in_port=1,tun_id=%d,tun_src=198.18.0.2,udp,nw_src=172.11.4.9,nw_dst=%s", vni, dest.Address)
 				if got, text := br.trace(packet); got != want {
-					t.Fatalf("seed %d round %d: VNI %s -> %+v goes to %s, want %s\n%s", seed, round, vni, dest, got, want, text)
+					t.Fatalf("seed %d round %d: VNI %s -> %+v %+v goes to %s, want %s\n%s", seed, round, vni, dest, of[k], got, want, text)
 				}
 			}
 		}
