@@ -35,7 +35,7 @@ demo: deps build ## two nodes, three tenants: join, isolate, global (KEEP=1 leav
 .PHONY: test
 test: deps build ## everything that a change must pass: unit, contract, lab end-to-end (root)
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/e2e)
-	go test -count=1 -timeout 40m ./test/e2e/...
+	go test -race -count=1 -timeout 40m ./test/e2e/...
 
 .PHONY: verify
 verify: ## gofmt, vet, staticcheck, import rules, go.mod tidy
