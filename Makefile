@@ -38,11 +38,12 @@ test: deps build ## everything that a change must pass: unit, contract, lab end-
 	NETLAB_BIN= go test -race -count=1 -timeout 40m ./test/e2e/... # builds race-checked programs of its own
 
 .PHONY: verify
-verify: ## gofmt, vet, staticcheck, import rules, go.mod tidy
+verify: ## gofmt, vet, staticcheck, import rules, manifests decode, go.mod tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
 	go test ./test/deps
+	go test -run Manifest ./cni/... ./controller ./node-agent
 	go mod verify
 	go mod tidy -diff
 
