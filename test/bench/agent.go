@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
+)
+
+const (
+	// agentPods and agentNodes are, with manyTenants, what the agent's size is bounded for.
+	agentPods  = 250
+	agentNodes = 500
+)
+
+// agent measures the node agent's memory and its start with everything there.
+func agent(ctx context.Context, b *bench) error {
+	if err := b.populate(ctx, fullPods); err != nil {
+		return err
+	}
+	r, err := b.records()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = r.Close() }()
+	if err := b.manyRecords(ctx, r); err != nil {
+		return err
+	}
+	more, err := b.sandboxes(agentPods-fullPods, func(int) string { return "bench" })
+	if err != nil {
+		return err
+	}
+	for i := range more {
+		if _, err := b.ours.add(ctx, &more[i]); err != nil {
+			return err
+		}
+	}
+	if err := b.manyNodes(ctx, r); err != nil {
+		return err
+	}
+	live, err := b.resident()
+	if err != nil {
+		return err
+	}
+	size := fmt.Sprintf("%d pods, %d nodes, %s tenants", agentPods, agentNodes, "1,000")
+	b.add(alone("agent_rss", "agent's resident memory, "+size, "MB", live, 1, oursAtMost(60)))
+	return b.restarts(ctx, size)
+}
+
+// manyNodes makes the nodes in etcd as many as agentNodes: hosts that are
+// not there, with subnets, as hosts outside of Kubernetes ask for them.
+func (b *bench) manyNodes(ctx context.Context, r records) error {
+	for i := range agentNodes - 2 {
+		ip := netip.AddrFrom4([4]byte{198, 19, byte(i >> 8), byte(i)})
+		n := topology.Node{Host: fmt.Sprintf("far%d", i), HostIP: ip, Assign: true}
+		if _, err := r.put(ctx, "subnets", ip.String(), n); err != nil {
+			return err
+		}
+	}
+	return wait(ctx, "n1 has all nodes as peers", func() (bool, error) {
+		text, err := b.lab.Agent("n1").Metrics(ctx)
+		if err != nil {
+			return false, err
+		}
+		return strings.Contains(text, fmt.Sprintf("\nk8s_ovs_peers %d\n", agentNodes-1)), nil
+	})
+}
+
+// resident is VmRSS of n1's agent (proc(5)), in MB of 10^6 bytes.
+func (b *bench) resident() (float64, error) {
+	p, err := b.lab.Agent("n1").Get()
+	if err != nil {
+		return 0, err
+	}
+	text := field(filepath.Join("/proc", fmt.Sprint(p.PID), "status"), "VmRSS")
+	kb, err := strconv.ParseFloat(strings.TrimSuffix(text, " kB"), 64)
+	if err != nil {
+		return 0, fmt.Errorf("memory of n1's agent: VmRSS %q: %w", text, err)
+	}
+	return kb * 1024 / 1e6, nil
+}
+
+// restarts measures the agent's start: with its flows there, under traffic, and
+// with none there.
+func (b *bench) restarts(ctx context.Context, size string) error {
+	warm, lost, sent, err := b.warmStarts(ctx)
+	if err != nil {
+		return err
+	}
+	var cold []float64
+	for range b.times(8, 2) {
+		a := b.lab.Agent("n1")
+		if err := a.Kill(); err != nil {
+			return err
+		}
+		if _, err := b.lab.OVS("n1").OFCtl(ctx, "del-flows", "br0"); err != nil {
+			return err
+		}
+		took, err := startAgent(ctx, a)
+		if err != nil {
+			return err
+		}
+		cold = append(cold, took)
+	}
+	after, err := b.resident()
+	if err != nil {
+		return err
+	}
+	b.add(
+		alone("agent_rss_after_restart", "agent's resident memory after a restart, "+size, "MB", after, 1, oursAtMost(60)),
+		alone("agent_restart", "agent killed and started: to ready, median", "ms", median(warm), len(warm), nil),
+		alone("agent_restart_lost", fmt.Sprintf("packets lost in these restarts, of %d", sent), "packets", float64(lost), len(warm), oursAtMost(0)),
+		alone("agent_cold_start", "agent started with no flow in the bridge: to ready, all programmed, median", "ms", median(cold), len(cold), oursAtMost(1000)),
+	)
+	return nil
+}
+
+func startAgent(ctx context.Context, a netlab.Agent) (ms float64, err error) {
+	began := time.Now()
+	err = a.Start(ctx)
+	return time.Since(began).Seconds() * 1000, err
+}
+
+// warmStarts kills and starts the agent while pods of the node talk.
+func (b *bench) warmStarts(ctx context.Context) (took []float64, lost, sent int, err error) {
+	var ends []probe.Endpoint
+	for _, a := range b.full[:4] {
+		h, err := a.host()
+		if err != nil {
+			return nil, 0, 0, err
+		}
+		ends = append(ends, probe.Endpoint{Namespace: a.pod.Namespace, Name: a.pod.Name, Node: a.pod.Node, IP: h.ip, Sandbox: a.pod.Sandbox()})
+	}
+	prober, err := probe.Open(ends)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	run := prober.Start(probe.Exactly(func(_, _ probe.Endpoint) bool { return true }), probe.RunOptions{Interval: 5 * time.Millisecond})
+	for range b.times(8, 2) {
+		a := b.lab.Agent("n1")
+		if err = a.Kill(); err != nil {
+			break
+		}
+		var ms float64
+		if ms, err = startAgent(ctx, a); err != nil {
+			break
+		}
+		took = append(took, ms)
+	}
+	report := run.Stop()
+	if closeErr := prober.Close(); err == nil {
+		err = closeErr
+	}
+	return took, report.Lost(), report.Sent(), err
+}

@@ -1,0 +1,194 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+)
+
+// sideNames are the two sides of a comparison: 0 is ours, 1 the reference.
+const (
+	ours = iota
+	reference
+	sides
+)
+
+// eachSide calls f for both sides, the other one first every other turn.
+func eachSide(ctx context.Context, turn int, f func(side int) error) error {
+	for k := range sides {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err := f((k + turn) & 1); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// inTurn calls f for both sides n times after warm discarded times, for which i
+// is negative.
+func inTurn(ctx context.Context, warm, n int, f func(side, i int) error) error {
+	for i := -warm; i < n; i++ {
+		if err := eachSide(ctx, i, func(side int) error { return f(side, i) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// startup measures a plugin's program alone: VERSION needs neither agent nor device.
+func startup(ctx context.Context, b *bench) error {
+	var took [sides][]time.Duration
+	programs := [sides]string{filepath.Join(b.bin, "k8s-ovs"), filepath.Join(b.bin, "bridge")}
+	n := b.times(400, 40)
+	err := inTurn(ctx, 10, n, func(side, i int) error {
+		cmd := exec.CommandContext(ctx, programs[side])
+		cmd.Env = append(os.Environ(), "CNI_COMMAND=VERSION")
+		cmd.Stdin = bytes.NewReader([]byte(`{"cniVersion":"1.1.0"}`))
+		began := time.Now()
+		if out, err := cmd.Output(); err != nil {
+			return fmt.Errorf("VERSION of %s: %w: %s", programs[side], err, out)
+		}
+		if i >= 0 {
+			took[side] = append(took[side], time.Since(began))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	b.latency("plugin_version", "plugin's start alone (CNI VERSION)", took, nil)
+	return nil
+}
+
+// latency adds median and p99 of two lists of durations; the bar is the median's.
+func (b *bench) latency(name, title string, took [sides][]time.Duration, bar *bar) {
+	o, r := milliseconds(took[ours]), milliseconds(took[reference])
+	b.add(
+		compared(name+"_median", title+", median", "ms", median(o), median(r), len(o), bar),
+		compared(name+"_p99", title+", p99", "ms", quantile(o, 0.99), quantile(r, 0.99), len(o), nil),
+	)
+}
+
+// spare is how many sandboxes each side's single ADDs go round: none is used
+// again right after its DEL, while the kernel still takes its devices apart.
+const spare = 8
+
+func cniEmpty(ctx context.Context, b *bench) error {
+	return b.cniLatency(ctx, 0, ratioAtMost(1.0))
+}
+
+func cniFull(ctx context.Context, b *bench) error {
+	if err := b.populate(ctx, fullPods); err != nil {
+		return err
+	}
+	return b.cniLatency(ctx, len(b.full), ratioAtMost(1.3))
+}
+
+// cniLatency measures ADD and DEL one at a time while pods others are there.
+func (b *bench) cniLatency(ctx context.Context, pods int, bar *bar) error {
+	var boxes [sides][]attached
+	for side := range boxes {
+		var err error
+		if boxes[side], err = b.sandboxes(spare, func(int) string { return "bench" }); err != nil {
+			return err
+		}
+	}
+	var add, del [sides][]time.Duration
+	var before map[string]meter
+	const warm = spare
+	for i := -warm; i < b.times(200, 16); i++ {
+		if i == 0 {
+			var err error
+			if before, err = b.agentTimes(ctx); err != nil {
+				return err
+			}
+		}
+		var box [sides]*attached
+		for side := range box {
+			box[side] = &boxes[side][(i+warm)%spare]
+		}
+		if err := b.addAndDel(ctx, i, box, &add, &del); err != nil {
+			return err
+		}
+	}
+	after, err := b.agentTimes(ctx)
+	if err != nil {
+		return err
+	}
+	b.latency(fmt.Sprintf("cni_add_%d_pods", pods), fmt.Sprintf("CNI ADD, %d pods there", pods), add, bar)
+	b.latency(fmt.Sprintf("cni_del_%d_pods", pods), fmt.Sprintf("CNI DEL, %d pods there", pods), del, nil)
+	port, err := b.portAlone(ctx)
+	if err != nil {
+		return fmt.Errorf("a port alone: %w", err)
+	}
+	b.add(alone(fmt.Sprintf("ovs_port_%d_pods", pods), fmt.Sprintf("a veth and its Open vSwitch port alone, %d pods there, median", pods), "ms", median(milliseconds(port)), len(port), nil))
+	b.section(fmt.Sprintf("Where an ADD's time goes, %d pods there", pods), "%s", addBreakdown(before, after, add[ours], port))
+	return nil
+}
+
+// addAndDel attaches and detaches one sandbox of each side and notes how long
+// it took, unless turn is negative.
+func (b *bench) addAndDel(ctx context.Context, turn int, box [sides]*attached, add, del *[sides][]time.Duration) error {
+	plugins := [sides]*plugin{b.ours, b.reference}
+	note := func(to *[sides][]time.Duration, side int, took time.Duration) {
+		if turn >= 0 {
+			to[side] = append(to[side], took)
+		}
+	}
+	err := eachSide(ctx, turn, func(side int) error {
+		took, err := plugins[side].add(ctx, box[side])
+		note(add, side, took)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return eachSide(ctx, turn, func(side int) error {
+		took, err := plugins[side].del(ctx, *box[side])
+		note(del, side, took)
+		return err
+	})
+}
+
+// burstSize is how many ADDs come at once.
+const burstSize = 64
+
+// burst measures many ADDs, then many DELs, at once.
+func burst(ctx context.Context, b *bench) error {
+	var boxes [sides][]attached
+	for side := range boxes {
+		var err error
+		if boxes[side], err = b.sandboxes(burstSize, func(int) string { return "bench" }); err != nil {
+			return err
+		}
+	}
+	plugins := [sides]*plugin{b.ours, b.reference}
+	var add, del [sides][]float64
+	err := inTurn(ctx, 1, b.times(8, 1), func(side, i int) error {
+		a, err := plugins[side].addAll(ctx, boxes[side])
+		if err != nil {
+			return err
+		}
+		d, err := plugins[side].delAll(ctx, boxes[side])
+		if err == nil && i >= 0 {
+			add[side] = append(add[side], burstSize/a.Seconds())
+			del[side] = append(del[side], burstSize/d.Seconds())
+		}
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	n := len(add[ours])
+	b.add(
+		compared("cni_add_64_at_once", "64 CNI ADDs at once", "ADDs/s", median(add[ours]), median(add[reference]), n, ratioAtLeast(1)),
+		compared("cni_del_64_at_once", "64 CNI DELs at once", "DELs/s", median(del[ours]), median(del[reference]), n, nil),
+	)
+	return nil
+}

@@ -1,0 +1,16 @@
+// Command bench measures k8s-ovs beside the reference plugins of
+// containernetworking/plugins and beside a bare Open vSwitch bridge, on a lab of
+// real programs (package netlab), and writes test/bench/results.json and
+// RESULTS.md. Nothing writes these two files but this program.
+//
+// Whatever has a reference is measured in turn with it, first the one, then the
+// other, in one run: what else the machine does hits both, and the ratio stays
+// meaningful where the absolute numbers are not.
+//
+//	go run ./test/bench                 # everything; needs root and bin/ (make bench)
+//	go run ./test/bench -only '^cni'    # some of it; writes no files
+//	go run ./test/bench -short -out DIR # few repetitions, for CI
+//
+// It removes all it has made, also when it is interrupted. After a SIGKILL,
+// `netlab down --name bench-PID` does.
+package main

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+)
+
+// Row is one measured number, as it stands in results.json.
+type Row struct {
+	// Name is stable: "cni_add_0_pods_median".
+	Name string `json:"name"`
+	Ours number `json:"ours"`
+	// Reference and Ratio (ours / reference) are null where there is nothing to
+	// compare with.
+	Reference number `json:"reference"`
+	Unit      string `json:"unit"`
+	Ratio     number `json:"ratio"`
+	// N is how many single measurements of each side the number is from.
+	N int `json:"n"`
+
+	// title says in words what was measured; bar is what must hold, if anything.
+	title string
+	bar   *bar
+}
+
+// number is null in JSON where it is NaN.
+type number float64
+
+// none is a number that there is not.
+var none = number(math.NaN())
+
+// MarshalJSON writes six significant digits: more than any measurement here has.
+func (n number) MarshalJSON() ([]byte, error) {
+	if math.IsNaN(float64(n)) || math.IsInf(float64(n), 0) {
+		return []byte("null"), nil
+	}
+	return json.Marshal(json.Number(fmt.Sprintf("%.6g", float64(n))))
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (n *number) UnmarshalJSON(data []byte) error {
+	if string(data) == "null" {
+		*n = none
+		return nil
+	}
+	return json.Unmarshal(data, (*float64)(n))
+}
+
+// bar is what a row must reach.
+type bar struct {
+	// of is the column: "ratio" or "ours".
+	of string
+	// atLeast asks for limit or more, else for limit or less.
+	atLeast bool
+	limit   float64
+}
+
+func ratioAtMost(limit float64) *bar  { return &bar{"ratio", false, limit} }
+func ratioAtLeast(limit float64) *bar { return &bar{"ratio", true, limit} }
+func oursAtMost(limit float64) *bar   { return &bar{"ours", false, limit} }
+
+// String is the bar as the report prints it.
+func (b *bar) String() string {
+	op := "≤"
+	if b.atLeast {
+		op = "≥"
+	}
+	return fmt.Sprintf("%s %s %g", b.of, op, b.limit)
+}
+
+// met reports whether the row reaches its bar; a row without one does. A
+// number that is missing reaches nothing.
+func (r Row) met() bool {
+	if r.bar == nil {
+		return true
+	}
+	value := r.Ours
+	if r.bar.of == "ratio" {
+		value = r.Ratio
+	}
+	if r.bar.atLeast {
+		return float64(value) >= r.bar.limit
+	}
+	return float64(value) <= r.bar.limit
+}
+
+// compared is a row of two numbers, n measurements each.
+func compared(name, title, unit string, ours, reference float64, n int, b *bar) Row {
+	return Row{
+		Name: name, title: title, Ours: number(ours), Reference: number(reference), Ratio: number(ours / reference),
+		Unit: unit, N: n, bar: b,
+	}
+}
+
+// alone is a row without a reference.
+func alone(name, title, unit string, ours float64, n int, b *bar) Row {
+	return Row{Name: name, title: title, Ours: number(ours), Reference: none, Ratio: none, Unit: unit, N: n, bar: b}
+}
