@@ -1,0 +1,293 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// pass brings everything to what it should be, in the order in which it hangs
+// together. Each step reads first and changes only what differs.
+func (n *node) pass(ctx context.Context, full bool) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	if !n.ovs.Connected() {
+		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", n.cfg.OVSDB)
+	}
+	me, err := n.place(ctx)
+	if err != nil {
+		return err
+	}
+	if err := n.setUp(ctx, me); err != nil {
+		return err
+	}
+	if !n.conn.alive() {
+		n.table.Disconnect()
+		conn, err := n.conn.dial(ctx, n.ovs.MgmtSocket(n.cfg.Bridge))
+		if err != nil {
+			return err
+		}
+		n.metrics.reconnects.Inc()
+		n.warmed = nil
+		if err := n.table.Connect(ctx, conn); err != nil {
+			return err
+		}
+	}
+	if err := n.apply(ctx); err != nil {
+		return err
+	}
+	mended, err := n.attacher.Repair(ctx)
+	n.metrics.portRepairs.Add(float64(mended))
+	if err != nil {
+		return err
+	}
+	if full {
+		if err := n.table.Resync(ctx); err != nil {
+			return err
+		}
+	}
+	n.warm()
+	n.observe()
+	n.setReady(nil)
+	n.publish()
+	return nil
+}
+
+// place is this node's record; it asks for one where there is none.
+func (n *node) place(ctx context.Context) (topology.Node, error) {
+	if n.records == nil {
+		return topology.Node{}, fmt.Errorf("no records yet from etcd at %v", n.cfg.Etcd.Endpoints)
+	}
+	me, ok := n.records.Nodes[n.self]
+	if n.fromEtcd && (!ok || me.Host != n.cfg.NodeName) && time.Since(n.asked) > time.Second {
+		n.asked = time.Now()
+		if err := n.store.EnsureNode(ctx, n.cfg.NodeName, n.self); err != nil {
+			return topology.Node{}, err
+		}
+	}
+	// The copy on disk may be from before this node got its address; the
+	// subnet of who had it then is not this node's, and its own pods are not gone.
+	if ok && me.Host != n.cfg.NodeName {
+		return topology.Node{}, fmt.Errorf("node address %s is still %s's in the records, not %s's", n.self, me.Host, n.cfg.NodeName)
+	}
+	if !ok || !me.Ready() {
+		why := "the controller has not given it one"
+		if me.Status != nil {
+			why = me.Status.Message
+		}
+		if _, broken := n.records.Invalid["subnets/"+n.self.String()]; broken {
+			why = n.records.Invalid["subnets/"+n.self.String()]
+		}
+		return topology.Node{}, fmt.Errorf("node %s (%s) has no subnet: %s", n.cfg.NodeName, n.self, why)
+	}
+	if err := me.Validate(n.records.Config); err != nil {
+		return topology.Node{}, err
+	}
+	if n.started.IsValid() && n.started != me.Subnet {
+		if pods := len(n.attacher.List()); pods > 0 {
+			return topology.Node{}, fmt.Errorf("the record gives node %s subnet %s, but %d pods have addresses of %s: drain the node, or put the record back", n.cfg.NodeName, me.Subnet, pods, n.started)
+		}
+		n.started = netip.Prefix{}
+	}
+	return me, nil
+}
+
+// setUp makes underlay, bridge, host side and attachments what they should be.
+func (n *node) setUp(ctx context.Context, me topology.Node) error {
+	under, movedUnder, err := n.underlay.Ensure(ctx)
+	if err != nil {
+		return err
+	}
+	if under.VTEP != n.self {
+		return fmt.Errorf("the node's address changed from %s to %s: restart the agent", n.self, under.VTEP)
+	}
+	mtu := n.podMTU(under.MTU)
+	ports, _, err := bridge.Ensure(ctx, n.ovs, bridge.Spec{
+		Name: n.cfg.Bridge, Datapath: n.datapath, VTEP: n.self, Gateway: me.Gateway(), MTU: mtu, VXLANPort: n.cfg.VXLANPort,
+	})
+	if err != nil {
+		return err
+	}
+	movedHost, err := n.hostnet.Ensure(ctx, hostnet.Spec{
+		Device: bridge.GatewayPort, Gateway: me.Gateway(), NodeSubnet: me.Subnet, ClusterNetwork: n.records.Config.Network,
+		VXLANPort: n.cfg.VXLANPort, SwitchDevices: n.switchDevices(under),
+	})
+	if err != nil {
+		return err
+	}
+	if (movedUnder || movedHost) && n.started.IsValid() {
+		n.metrics.hostRepairs.Inc()
+		n.log.Info("the host's side was put right", "underlay", movedUnder, "host", movedHost)
+	}
+	if !n.started.IsValid() {
+		attached, err := n.attacher.Start(ctx, attach.Node{
+			Bridge: n.cfg.Bridge, Subnet: me.Subnet, Gateway: me.Gateway(), MTU: mtu, Datapath: n.datapath,
+		}, n.cfg.StateDir, n.bootID)
+		if err != nil {
+			return err
+		}
+		n.table.Load(attached)
+		n.started = me.Subnet
+	}
+	n.attacher.SetMTU(mtu)
+	return n.table.SetPorts(ctx, ports)
+}
+
+// switchDevices are those whose packets only the switch may take. The kernel
+// datapath takes them before the node's stack sees them.
+func (n *node) switchDevices(u underlay.Underlay) []string {
+	if n.datapath != ovs.DatapathNetdev {
+		return nil
+	}
+	devices := []string{attach.HostIfPrefix + "*"}
+	if u.Uplink != "" {
+		devices = append(devices, u.Uplink)
+	}
+	return devices
+}
+
+// podMTU is what fits through the tunnels, or less where configured.
+func (n *node) podMTU(underlay int) int {
+	mtu := underlay - vxlanOverhead
+	if n.cfg.MTU > 0 && n.cfg.MTU <= mtu {
+		mtu = n.cfg.MTU
+	}
+	n.mu.Lock()
+	was := n.mtu
+	n.mtu = mtu
+	n.mu.Unlock()
+	if was != mtu {
+		n.metrics.mtu.Set(float64(mtu))
+		n.log.Info("MTU of pods", "mtu", mtu, "underlay", underlay)
+		if n.cfg.MTU > mtu {
+			n.log.Warn("--mtu is more than the underlay carries: clamped", "configured", n.cfg.MTU, "mtu", mtu, "underlay", underlay)
+		}
+	}
+	return mtu
+}
+
+// apply brings the newest records into the flows, and tells who waits for them.
+func (n *node) apply(ctx context.Context) error {
+	s := *n.records
+	if n.applied == s.Revision && n.applied != 0 {
+		return nil
+	}
+	if me, ok := s.Nodes[n.self]; ok && me.Ready() && me.Subnet != n.started {
+		return fmt.Errorf("node %s moves from subnet %s to %s", n.cfg.NodeName, n.started, me.Subnet)
+	}
+	problems, changed, err := n.table.SetRecords(ctx, s)
+	if err != nil {
+		return err
+	}
+	if changed {
+		n.settle(ctx)
+	}
+	n.applied = s.Revision
+	n.tenants.applied(s)
+	n.warm()
+	n.reportProblems(problems)
+	n.metrics.revision.Set(float64(s.Revision))
+	n.publish()
+	if n.fromEtcd {
+		if err := n.file.Save(s); err != nil {
+			n.log.Error("the copy of the records is out of date: a start without etcd would use the old one", "error", err)
+		}
+		n.adopt(ctx, s)
+	}
+	return nil
+}
+
+// settle returns when no packet is forwarded any more by what the datapath
+// cached before the last commit. Each round of Open vSwitch's comparison may have
+// begun before it, so it takes two. Only then the change is published as applied.
+func (n *node) settle(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, staleAtMost)
+	defer cancel()
+	for range 2 {
+		compared := make(chan error, 1)
+		go func() { compared <- n.ovs.WaitRevalidated(ctx) }()
+		for waiting := true; waiting; {
+			err := n.table.Nudge(ctx)
+			if err == nil {
+				select {
+				case err = <-compared:
+					waiting = false
+				case <-time.After(nudgeEvery):
+				}
+			}
+			if err != nil {
+				n.log.Warn("cannot see when the datapath follows the flows: giving it the time it may take", "error", err, "wait", staleAtMost)
+				<-ctx.Done()
+				return
+			}
+		}
+	}
+}
+
+// adopt asks for records of namespaces that have pods here and no record:
+// somebody deleted it. Without one their pods are cut off.
+func (n *node) adopt(ctx context.Context, s topology.Snapshot) {
+	if s.Config.Single() {
+		return
+	}
+	missing := map[string]bool{}
+	for _, at := range n.attacher.List() {
+		if _, ok := s.Namespaces[at.Namespace]; !ok {
+			missing[at.Namespace] = true
+		}
+	}
+	for namespace := range missing {
+		n.log.Warn("a namespace with pods on this node has no record: asking for a new one", "tenant", namespace)
+		if err := n.store.EnsureNamespace(ctx, namespace); err != nil {
+			n.log.Error("asking for a namespace's record", "tenant", namespace, "error", err)
+		}
+	}
+}
+
+func (n *node) reportProblems(problems []desired.Problem) {
+	for _, p := range problems {
+		if !slices.Contains(n.problems, p) {
+			n.log.Error("a record is left out", "record", p.Record, "error", p.Why)
+		}
+	}
+	n.problems = problems
+	n.metrics.problems.Set(float64(len(problems)))
+}
+
+// warm lets the userspace datapath see the hardware address of the way to each
+// peer, so that a tunnel's first packet is not lost on looking it up.
+func (n *node) warm() {
+	if n.datapath != ovs.DatapathNetdev {
+		return
+	}
+	peers := n.table.Peers()
+	next := make(map[netip.Addr]time.Time, len(peers))
+	for _, p := range peers {
+		at, ok := n.warmed[p.VTEP]
+		if !ok || time.Since(at) > warmEvery {
+			if err := n.host.ProbeNeighbour(p.VTEP); err != nil {
+				n.log.Debug("a peer cannot be looked up", "node", p.VTEP, "error", err)
+				continue
+			}
+			at = time.Now()
+		}
+		next[p.VTEP] = at
+	}
+	n.warmed = next
+}
+
+func (n *node) observe() {
+	n.metrics.pods.Set(float64(len(n.attacher.List())))
+	n.metrics.flows.Set(float64(n.table.Size()))
+	n.metrics.peers.Set(float64(len(n.table.Peers())))
+}
