@@ -37,26 +37,45 @@ func bundle(ctx context.Context, b *bench) error {
 	if err := os.WriteFile(file, []byte(strings.Join(texts(pod), "\n")+"\n"), 0o600); err != nil {
 		return err
 	}
-	var took [sides][]time.Duration
-	n := b.times(100, 10)
+	apply := func() error {
+		_, err := switchd.OFCtl(ctx, "--bundle", "add-flows", scratch, file)
+		return err
+	}
+	if err := b.timeBundles(ctx, conn, pod, apply); err != nil {
+		return err
+	}
+	_, err = switchd.VSCtl(ctx, "del-br", scratch)
+	return err
+}
+
+// timeBundles commits flows over conn and by reference, in turn, and takes them
+// out again. A barrier (an empty round trip, OpenFlow 1.4 section 7.3.8) each time
+// shows what the machine and ovs-vswitchd's main loop cost in any case.
+func (b *bench) timeBundles(ctx context.Context, conn *of.Conn, flows []of.Flow, byTool func() error) error {
 	const perTurn = 10 // ours is so much quicker that one a turn would be few
-	err = inTurn(ctx, 2, n, func(side, i int) error {
-		repeat, apply := perTurn, func() error { return conn.Commit(ctx, mods(of.AddFlow, pod)) }
+	var took [sides][]time.Duration
+	var barrier []time.Duration
+	timed := func(to *[]time.Duration, keep bool, f func() error) error {
+		began := time.Now()
+		err := f()
+		if keep {
+			*to = append(*to, time.Since(began))
+		}
+		return err
+	}
+	err := inTurn(ctx, 2, b.times(100, 10), func(side, i int) error {
+		repeat, apply := perTurn, func() error { return conn.Commit(ctx, mods(of.AddFlow, flows)) }
 		if side == reference {
-			repeat, apply = 1, func() error {
-				_, err := switchd.OFCtl(ctx, "--bundle", "add-flows", scratch, file)
-				return err
-			}
+			repeat, apply = 1, byTool
 		}
 		for range repeat {
-			began := time.Now()
-			if err := apply(); err != nil {
+			if err := timed(&took[side], i >= 0, apply); err != nil {
 				return err
 			}
-			if i >= 0 {
-				took[side] = append(took[side], time.Since(began))
+			if err := conn.Commit(ctx, mods(of.DeleteFlow, flows)); err != nil {
+				return err
 			}
-			if err := conn.Commit(ctx, mods(of.DeleteFlow, pod)); err != nil {
+			if err := timed(&barrier, i >= 0, func() error { return conn.Barrier(ctx) }); err != nil {
 				return err
 			}
 		}
@@ -65,14 +84,14 @@ func bundle(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	o, r := milliseconds(took[ours]), milliseconds(took[reference])
-	title := fmt.Sprintf("one pod's %d flows as one bundle (reference: ovs-ofctl)", len(pod))
+	o, r, idle := milliseconds(took[ours]), milliseconds(took[reference]), milliseconds(barrier)
+	title := fmt.Sprintf("one pod's %d flows as one bundle (reference: ovs-ofctl)", len(flows))
 	b.add(
 		compared("pod_bundle_median", title+", median", "ms", median(o), median(r), len(o), nil),
 		compared("pod_bundle_p99", title+", p99", "ms", quantile(o, 0.99), quantile(r, 0.99), len(o), oursAtMost(1)),
+		alone("switch_barrier_p99", "an empty round trip to the same switch (barrier), p99", "ms", quantile(idle, 0.99), len(idle), nil),
 	)
-	_, err = switchd.VSCtl(ctx, "del-br", scratch)
-	return err
+	return nil
 }
 
 // podFlows attaches a pod in a namespace and returns what that adds to n1's
