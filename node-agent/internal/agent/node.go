@@ -175,12 +175,8 @@ func (n *node) loop(ctx context.Context) error {
 			if !open {
 				return ctx.Err()
 			}
-			n.hold(s)
-			if n.started.IsValid() && n.conn.alive() {
-				// The quick way, also while something else is amiss: flows can be changed.
-				if err := n.apply(ctx); err == nil && n.Ready() == nil {
-					continue
-				}
+			if n.follow(ctx, s) {
+				continue
 			}
 		case <-n.conn.lost:
 			n.table.Disconnect()
@@ -193,10 +189,7 @@ func (n *node) loop(ctx context.Context) error {
 			}
 			changed = true
 		case <-patience.C:
-			if n.records == nil && n.copied != nil {
-				n.log.Warn("etcd does not answer: going on with the copy of the records on disk", "revision", n.copied.Revision)
-				n.records = n.copied
-			}
+			n.useCopy()
 		case <-resync.C:
 			full = true
 		case <-again.C:
@@ -234,6 +227,22 @@ func (n *node) loadCopy() {
 	if ok {
 		n.copied = &s
 	}
+}
+
+// useCopy goes on with the records on disk, where etcd has given none.
+func (n *node) useCopy() {
+	if n.records == nil && n.copied != nil {
+		n.log.Warn("etcd does not answer: going on with the copy of the records on disk", "revision", n.copied.Revision)
+		n.records = n.copied
+	}
+}
+
+// follow takes in new records and brings them into the flows the quick way, also
+// while something else is amiss: flows can be changed. It reports whether that was
+// all there was to do.
+func (n *node) follow(ctx context.Context, s topology.Snapshot) bool {
+	n.hold(s)
+	return n.started.IsValid() && n.conn.alive() && n.apply(ctx) == nil && n.Ready() == nil
 }
 
 // hold makes s the newest records.

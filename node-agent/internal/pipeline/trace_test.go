@@ -4,8 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
-	"net"
-	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
@@ -283,13 +281,5 @@ func TestReadBack(t *testing.T) {
 	}
 	if text := br.OFCtl("-O", "OpenFlow14", "dump-flows", "br0", "--no-stats", "--no-names"); text != native {
 		t.Errorf("ovs-ofctl makes other flows of the same text:\n%s\nthan\n%s", text, native)
-	}
-}
-
-// TestSpoofedHardware: an address that is no pod's but looks like one's.
-func TestSpoofedHardware(t *testing.T) {
-	hw, _ := net.ParseMAC("0a:58:ac:0b:00:02")
-	if got := topology.MAC(netip.MustParseAddr("172.11.0.2")); got.String() != hw.String() {
-		t.Errorf("MAC of 172.11.0.2 is %s", got)
 	}
 }
