@@ -48,7 +48,9 @@ func OutputRange(src FieldRange) Action { return outputRegAction{src: src, maxLe
 
 // SetField sets a field, or the bits of it that have a mask.
 func SetField(f Field) Action {
-	if f.Exact() {
+	// Open vSwitch 3.1 refuses any port in set_field (OFPBAC_BAD_SET_ARGUMENT) and
+	// takes it by load.
+	if f.Exact() && f.id != FieldInPort {
 		return setFieldAction{field: f}
 	}
 	if r, v, ok := contiguous(f); ok {
@@ -173,6 +175,7 @@ const (
 	nxNote           = 8
 	nxResubmitTable  = 14
 	nxOutputReg      = 15
+	nxLearn          = 16
 	nxLoad2          = 33
 	nxConjunction    = 34
 	nxCT             = 35

@@ -98,6 +98,10 @@ func decodeNicira(subtype uint16, b []byte) Action {
 		if len(b) >= ctHeadSize {
 			return decodeCT(b)
 		}
+	case nxLearn:
+		if len(b) >= learnHeadSize {
+			return decodeLearn(b)
+		}
 	}
 	if len(b) < 24 {
 		return nil

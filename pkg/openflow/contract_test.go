@@ -113,7 +113,7 @@ func actionSamples() []actionSample {
 		{NewMatch(IPv6()), []Action{SetField(IPv6Src(pfx("fd00::1/128"))), SetField(IPv6Dst(pfx("fd00::2/128")))}},
 		{Match{}, []Action{SetField(TunnelID(0)), SetField(TunnelID(0xabcdef)), SetField(TunnelDst(addr("198.18.0.2"))), SetField(TunnelSrc(addr("198.18.0.1")))}},
 		{Match{}, []Action{SetField(Reg(0, 0)), SetField(Reg(1, 10)), SetField(Reg(15, 0xffffffff)), SetField(RegMasked(2, 0x50, 0xf0)), SetField(PktMark(1, 1)), SetField(PktMark(9, ^uint32(0)))}},
-		{Match{}, []Action{SetField(Metadata(5, ^uint64(0))), Move(Whole(FieldInPort), Whole(FieldReg0))}},
+		{Match{}, []Action{SetField(Metadata(5, ^uint64(0))), Move(Whole(FieldInPort), Whole(FieldReg0)), SetField(InPort(0)), Load(Whole(FieldInPort), 3)}},
 		{arp, []Action{
 			Move(Whole(FieldEthSrc), Whole(FieldEthDst)), Move(Whole(FieldARPSHA), Whole(FieldARPTHA)),
 			Move(Whole(FieldARPTPA), Range(FieldEthSrc, 0, 32)), Load(Range(FieldEthSrc, 32, 16), 0x0a58),
@@ -139,7 +139,32 @@ func actionSamples() []actionSample {
 				Actions: []Action{SetField(CTMark(5, ^uint32(0))), SetField(CTMark(0x10, 0xf0)), SetField(CTLabel(1, 2, ^uint64(0), ^uint64(0))), Move(Whole(FieldReg0), Whole(FieldCTMark)), Load(Range(FieldCTLabel, 0, 32), 9)}}),
 			CT(CTSpec{Commit: true, ALG: 21}),
 		}},
+		{NewMatch(TCPDst(80)), []Action{Learn(LearnSpec{Table: 7}), Learn(affinity()), Resubmit(8)}},
+		{NewMatch(IPv6()), []Action{Learn(LearnSpec{
+			Table: 9, Priority: 32768, HardTimeout: 5, FinIdleTimeout: 6, FinHardTimeout: 7, Flags: LearnDeleteLearned,
+			Parts: []LearnPart{
+				LearnMatchValue(IPv6()), LearnMatchValue(uintField(FieldIPv6Label, 0x123)), LearnMatchValue(IPv6Dst(pfx("fd00::1/128"))), LearnMatch(Whole(FieldIPv6Src), Whole(FieldIPv6Dst)),
+				LearnMatchValue(IPDSCP(10)), LearnMatchValue(InPort(3)), LearnMatchValue(TunnelID(5)), LearnMatchValue(EthSrc(mac("0a:58:0a:00:00:01"))),
+				LearnMatchValue(CTLabel(1, 2, ^uint64(0), ^uint64(0))), LearnMatchValue(RegMasked(4, 0, 0xff)), LearnMatchValue(PktMark(9, ^uint32(0))),
+				LearnLoadValue(Reg(5, 0)), LearnLoadValue(EthDst(mac("0a:58:0a:00:00:02"))), LearnLoadValue(IPv6Dst(pfx("fd00::2/128"))),
+				LearnOutput(Whole(FieldInPort)),
+			},
+		})}},
 		{NewMatch(IPv6(), IPProto(ProtoTCP)), []Action{CT(CTSpec{Commit: true, NAT: &NATSpec{DNAT: true, AddrMin: addr("fd00::1"), AddrMax: addr("fd00::9"), PortMin: 80}})}},
+	}
+}
+
+// affinity learns which backend, in reg4 and reg5, a client has.
+func affinity() LearnSpec {
+	return LearnSpec{
+		Table: 10, Priority: 100, Cookie: 0xabc, IdleTimeout: 60, HardTimeout: 10800, Flags: LearnSendFlowRemoved | LearnDeleteLearned,
+		Parts: []LearnPart{
+			LearnMatchValue(IP()), LearnMatchValue(IPProto(ProtoTCP)), LearnMatch(Whole(FieldIPv4Src), Whole(FieldIPv4Src)),
+			LearnMatchValue(IPv4Dst(pfx("10.96.0.10/32"))), LearnMatchValue(TCPDst(80)), LearnMatch(Bits(FieldReg0, 0, 23), Bits(FieldReg0, 8, 31)),
+			LearnMatchValue(RegMasked(1, 0x50, 0xff0)),
+			LearnLoad(Whole(FieldReg4), Whole(FieldReg4)), LearnLoad(Bits(FieldReg5, 0, 15), Bits(FieldReg6, 16, 31)),
+			LearnLoadValue(RegMasked(7, 1<<19, 1<<19)), LearnOutput(Bits(FieldReg2, 0, 15)),
+		},
 	}
 }
 

@@ -34,6 +34,16 @@ func (e *SwitchError) Name() string {
 	return "unknown error"
 }
 
+// Is reports that an error about a message that the switch does not know is
+// [errors.ErrUnsupported].
+func (e *SwitchError) Is(target error) bool {
+	switch (errorID{e.Type, e.Code}) {
+	case errorID{1, 1}, errorID{1, 2}, errorID{1, 3}, errorID{1, 4}: // OFPBRC_BAD_TYPE, _STAT, _VENDOR, _SUBTYPE
+		return target == errors.ErrUnsupported
+	}
+	return false
+}
+
 // Error names type and code, as name and as numbers.
 func (e *SwitchError) Error() string {
 	return fmt.Sprintf("the switch refuses it: %s (type %d, code %d)", e.Name(), e.Type, e.Code)

@@ -31,6 +31,7 @@ func goldenMessages(t *testing.T) []struct {
 	group := GroupEntry{ID: 7, Type: GroupSelect, Buckets: []Bucket{{Weight: 2, Actions: []Action{Output(1)}}, {Weight: 1, WatchPort: 2, Actions: []Action{Output(2)}}}}
 	meter := Meter{ID: 4, Flags: MeterKbps | MeterBurst, Bands: []Band{{Rate: 1000, Burst: 100}}}
 	filter := FlowFilter{Table: GotoTable(3), Cookie: 1, CookieMask: 0xff, Match: NewMatch(IP())}
+	zone := uint16(9)
 	b := &bundle{id: 5, mods: []Mod{AddFlow(flow)}, call: &call{first: 10, n: 4}}
 	add, err := b.add(nil, 0)
 	if err != nil {
@@ -62,6 +63,13 @@ func goldenMessages(t *testing.T) []struct {
 		{"dump groups", appendMultipartRequest(nil, 4, multipartGroupDesc, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Groups(ctx) }))},
 		{"dump meters", appendMultipartRequest(nil, 4, multipartMeterConfig, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Meters(ctx) }))},
 		{"dump ports", appendMultipartRequest(nil, 4, multipartPortDesc, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Ports(ctx) }))},
+		{"learn", AddFlow(Flow{Match: NewMatch(TCPDst(80)), Actions: []Action{Learn(affinity())}}).append(nil, 6)},
+		{"flush every connection", appendCTFlush(nil, 7, CTFilter{})},
+		{"flush connections", appendCTFlush(nil, 7, CTFilter{
+			Zone: &zone, Protocol: ProtoTCP, Orig: CTTuple{Src: addr("10.0.0.1"), Dst: addr("10.96.0.10"), SrcPort: 1024, DstPort: 80},
+			Reply: CTTuple{Src: addr("10.0.0.2"), SrcPort: 8080},
+		})},
+		{"flush IPv6 connections", appendCTFlush(nil, 7, CTFilter{Orig: CTTuple{Dst: addr("fd00::1")}})},
 		{"barrier", finishMessage(appendMessageHeader(nil, msgBarrierRequest, 5), 0)},
 	}
 }

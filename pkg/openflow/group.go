@@ -10,7 +10,10 @@ import (
 // GroupType says what a group does with its buckets (OpenFlow 1.4, section 5.6.1).
 type GroupType uint8
 
-// The kinds of groups.
+// The kinds of groups. What a select group hashes is the switch's to choose:
+// OpenFlow 1.4 cannot say. Open vSwitch takes addresses and ports in the
+// datapath (dp_hash); its userspace datapath (3.1.0) leaves out the ports of UDP,
+// so that all UDP of a client meets the same bucket.
 const (
 	GroupAll      GroupType = 0 // every bucket
 	GroupSelect   GroupType = 1 // one bucket, by weight and a hash of the packet
@@ -53,7 +56,11 @@ type Bucket struct {
 	// WatchPort and WatchGroup are what the bucket's being live depends on; 0,
 	// PortAny or GroupAny for nothing.
 	WatchPort, WatchGroup uint32
-	Actions               []Action
+	// Actions are done as an action set (OpenFlow 1.4, section 5.10), not as a
+	// list: first what changes fields, then only one of ct, resubmit, output and
+	// group, the last of these kinds that there is. Open vSwitch silently leaves
+	// out the other of them, and learn and note.
+	Actions []Action
 }
 
 // Equal compares all of two groups; the order of buckets counts.

@@ -22,6 +22,7 @@ const (
 	msgError            msgType = 1
 	msgEchoRequest      msgType = 2
 	msgEchoReply        msgType = 3
+	msgExperimenter     msgType = 4
 	msgPortStatus       msgType = 12
 	msgFlowMod          msgType = 14
 	msgGroupMod         msgType = 15

@@ -41,6 +41,7 @@ func DeleteFlow(f Flow) Mod { return flowMod{flowDeleteStrict, f} }
 func DeleteFlows(filter FlowFilter) Mod { return deleteFlows{filter} }
 
 // AddGroup adds a group; the switch refuses it when there is one of its number.
+// In a bundle it stands before the flows that refer to it.
 func AddGroup(g GroupEntry) Mod { return groupMod{groupAdd, g} }
 
 // SetGroup adds a group or replaces the one of its number.

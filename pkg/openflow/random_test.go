@@ -106,7 +106,7 @@ func rndRange(r *rand.Rand, n int) FieldRange {
 func rndAction(r *rand.Rand) Action {
 	n := 1 + r.IntN(64)
 	table := uint8(r.IntN(254))
-	switch r.IntN(14) {
+	switch r.IntN(15) {
 	case 0:
 		return Output(uint32(1 + r.IntN(4)))
 	case 1:
@@ -134,8 +134,26 @@ func rndAction(r *rand.Rand) Action {
 		return CheckPktLarger(uint16(r.Uint32()), rndRange(r, 1))
 	case 12:
 		return CTClear()
+	case 13:
+		return rndLearn(r)
 	}
 	return OutputRange(Range(FieldReg(r.IntN(16)), r.IntN(16), 16))
+}
+
+func rndLearn(r *rand.Rand) Action {
+	s := LearnSpec{
+		Table: uint8(r.IntN(254)), Priority: uint16(r.Uint32()), Cookie: r.Uint64() * r.Uint64N(2), Flags: LearnFlags(r.IntN(4)),
+		IdleTimeout: uint16(r.IntN(2)), HardTimeout: uint16(r.IntN(3)), FinIdleTimeout: uint16(r.IntN(2)), FinHardTimeout: uint16(r.IntN(2)),
+	}
+	for range r.IntN(8) {
+		n, low, width := 1+r.IntN(64), r.IntN(32), 1+r.IntN(32)
+		some := RegMasked(r.IntN(16), r.Uint32(), uint32((1<<width-1)<<low|1<<low))
+		s.Parts = append(s.Parts, []LearnPart{
+			LearnMatch(rndRange(r, n), rndRange(r, n)), LearnLoad(rndRange(r, n), rndRange(r, n)), LearnMatchValue(some), LearnLoadValue(some),
+			LearnMatchValue(EthDst(rndMAC(r))), LearnLoadValue(EthSrc(rndMAC(r))), LearnOutput(rndRange(r, 1+r.IntN(32))),
+		}[r.IntN(7)])
+	}
+	return Learn(s)
 }
 
 // rndCT needs a flow for IP packets.

@@ -21,13 +21,16 @@ func (a outputAction) String() string {
 func (a outputRegAction) String() string { return "output:" + a.src.String() }
 
 func (a setFieldAction) String() string {
-	f := a.field
-	v := f.valueText()
-	switch {
-	case f.id == FieldVLANVID || f.id == FieldCTLabel:
-		v = f.maskedText(hexText)
+	return "set_field:" + a.field.setText() + "->" + setName(a.field.id)
+}
+
+// setText is the value as where it is set, not matched.
+func (f Field) setText() string {
+	switch f.id {
+	case FieldVLANVID, FieldCTLabel, FieldEthType, FieldIPv6Label:
+		return f.maskedText(hexText)
 	}
-	return "set_field:" + v + "->" + setName(f.id)
+	return f.valueText()
 }
 
 func (a loadAction) String() string {

@@ -227,12 +227,12 @@ func TestUnknownIsKept(t *testing.T) {
 		t.Errorf("known and unknown: %s, %v", both, err)
 	}
 
-	learn := append([]byte{0xff, 0xff, 0, 32, 0, 0, 0x23, 0x20, 0, 16}, make([]byte, 22)...)
-	actions, err := decodeActions(append(learn, Output(1).append(nil)...))
+	learn2 := append([]byte{0xff, 0xff, 0, 32, 0, 0, 0x23, 0x20, 0, 45}, make([]byte, 22)...)
+	actions, err := decodeActions(append(learn2, Output(1).append(nil)...))
 	if err != nil || len(actions) != 2 || !actions[1].equal(Output(1)) || !strings.HasPrefix(actions[0].String(), "unknown(0xffff0020") {
 		t.Errorf("unknown action: %v, %v", actions, err)
 	}
-	if again := appendActions(nil, actions[:1]); !bytes.Equal(again, learn) {
+	if again := appendActions(nil, actions[:1]); !bytes.Equal(again, learn2) {
 		t.Errorf("unknown action becomes %x", again)
 	}
 	var f Flow
