@@ -23,7 +23,7 @@ type Attached struct {
 	Port      uint32
 }
 
-// Slots are the numbers of the namespaces that have pods on this node.
+// Slots are the numbers of the namespaces that have pods on this node, or services.
 type Slots map[string]uint32
 
 // Assign returns the namespace's slot, a new one where it has none. It follows
@@ -68,7 +68,7 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, s
 	}
 	m := pipeline.Model{
 		Network: s.Config.Network, Subnet: me.Subnet, Gateway: me.Gateway(),
-		TunnelPort: ports.Tunnel, GatewayPort: ports.Gateway, VXLANPort: vxlanPort,
+		TunnelPort: ports.Tunnel, GatewayPort: ports.Gateway, VXLANPort: vxlanPort, ServiceNetwork: s.Config.ServiceNetwork,
 	}
 	var problems []Problem
 	m.Peers, problems = peers(s, me)

@@ -1,5 +1,6 @@
-// Package flowtable owns the flows of br0: it holds the picture they follow
-// from (records, ports, attached pods), and makes the switch agree with it.
+// Package flowtable owns the flows of br0, but for those of services: it holds the
+// picture they follow from (records, ports, attached pods), and makes the switch
+// agree with it.
 //
 // Every change is one atomic bundle of the difference. Nothing is written or
 // removed before the table knows the records.
@@ -57,10 +58,14 @@ type Table struct {
 	records  *topology.Snapshot
 	ports    *desired.Ports
 	attached map[netip.Addr]desired.Attached
-	// slots and members are of the namespaces that have pods here; members counts
-	// them.
+	// slots are of the namespaces that have pods here, which members counts, and of
+	// those that serve.
 	slots   desired.Slots
 	members map[string]int
+	serving map[string]bool
+	proxy   pipeline.ServiceProxy
+	// recalled is that serving was read back from the switch, or told.
+	recalled bool
 	// model without pods, as of the last refresh; nil until there is one.
 	model *pipeline.Model
 	// installed is what the switch is known to have, by flow key.
@@ -75,7 +80,8 @@ type Table struct {
 func New(self netip.Addr, vxlanPort uint16, observer Observer, now func() float64) *Table {
 	return &Table{
 		self: self, vxlanPort: vxlanPort, observer: observer, now: now,
-		attached: map[netip.Addr]desired.Attached{}, slots: desired.Slots{}, members: map[string]int{}, installed: map[string]of.Flow{}, drops: map[string]uint64{},
+		attached: map[netip.Addr]desired.Attached{}, slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{},
+		installed: map[string]of.Flow{}, drops: map[string]uint64{},
 	}
 }
 
@@ -151,7 +157,7 @@ func (t *Table) leave(address netip.Addr) {
 	delete(t.attached, address)
 	if t.members[p.Namespace]--; t.members[p.Namespace] == 0 {
 		delete(t.members, p.Namespace)
-		delete(t.slots, p.Namespace)
+		t.release(p.Namespace)
 	}
 }
 
@@ -202,19 +208,14 @@ func (t *Table) Detach(ctx context.Context, address netip.Addr) error {
 }
 
 // flowsAround are the flows that the pod with that address needs, and those of
-// the namespaces named, as the picture is: none for one without pods.
+// the namespaces named, as the picture is: none for one without a slot.
 func (t *Table) flowsAround(address netip.Addr, namespaces ...string) map[string]of.Flow {
 	var flows []of.Flow
 	if a, ok := t.attached[address]; ok {
 		flows = t.model.Pod(desired.Pod(t.slots, a))
 		namespaces = append(namespaces, a.Namespace)
 	}
-	for _, n := range namespaces {
-		if t.members[n] > 0 {
-			flows = append(flows, t.model.Tenant(desired.Tenant(*t.records, t.slots, n))...)
-		}
-	}
-	return byKey(flows)
+	return byKey(append(flows, t.flowsOf(namespaces)...))
 }
 
 // commitPart replaces a part of the flows: those in before that are not wanted go.
@@ -367,6 +368,7 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 		return nil, err
 	}
 	first := t.model == nil
+	m.ServiceProxy = t.proxy
 	t.model = &m
 	if first {
 		// What the switch has from before was not read yet.
@@ -383,14 +385,14 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 
 // desired is every flow of the picture.
 func (t *Table) desired() []of.Flow {
-	m := *t.model
+	flows := t.model.Flows()
 	for _, n := range slices.Sorted(maps.Keys(t.slots)) {
-		m.Tenants = append(m.Tenants, desired.Tenant(*t.records, t.slots, n))
+		flows = append(flows, t.tenant(n)...)
 	}
 	for _, addr := range slices.SortedFunc(maps.Keys(t.attached), netip.Addr.Compare) {
-		m.Pods = append(m.Pods, desired.Pod(t.slots, t.attached[addr]))
+		flows = append(flows, t.model.Pod(desired.Pod(t.slots, t.attached[addr]))...)
 	}
-	return m.Flows()
+	return flows
 }
 
 // sync reads the switch and commits the difference; it returns how many
@@ -399,7 +401,8 @@ func (t *Table) sync(ctx context.Context) (int, error) {
 	if t.sw == nil {
 		return 0, ErrDisconnected
 	}
-	stats, err := t.sw.Flows(ctx, of.FlowFilter{})
+	cookie, mask := pipeline.Others()
+	stats, err := t.sw.Flows(ctx, of.FlowFilter{Cookie: cookie, CookieMask: mask})
 	if err != nil {
 		return 0, fmt.Errorf("read the flows of the bridge: %w", err)
 	}
@@ -408,6 +411,7 @@ func (t *Table) sync(ctx context.Context) (int, error) {
 		actual[s.Key()] = s.Flow
 	}
 	t.countDrops(stats)
+	t.recall(stats)
 	mods, want := difference(actual, t.desired())
 	if err := t.commit(ctx, mods); err != nil {
 		return 0, err

@@ -16,6 +16,7 @@ import (
 
 	"sigs.k8s.io/knftables"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -31,6 +32,11 @@ type Spec struct {
 	Gateway netip.Addr
 	// NodeSubnet has this node's pods, ClusterNetwork all pods.
 	NodeSubnet, ClusterNetwork netip.Prefix
+	// ServiceProxy says who serves services, ServiceNetwork has their addresses. With
+	// the bridge as proxy, what pods still send there is refused; with either, pods use
+	// ports of the node (NodePort, hostPort, load balancers) as the node itself.
+	ServiceProxy   pipeline.ServiceProxy
+	ServiceNetwork netip.Prefix
 	// VXLANPort is the UDP port of tunnels, 4789 by default (RFC 7348, section 8.1).
 	VXLANPort uint16
 	// SwitchDevices are the devices whose packets belong to the switch alone: names,

@@ -3,13 +3,16 @@ package hostnet
 import (
 	"context"
 	"errors"
+	"net"
 	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
@@ -131,6 +134,40 @@ func TestPodsCannotSendVXLAN(t *testing.T) {
 	}
 }
 
+// The bridge serves services: what it sends to the node all the same is refused, at
+// once, and not translated by the node.
+func TestServicesAreRefused(t *testing.T) {
+	l := newLab(t)
+	l.spec.ServiceProxy, l.spec.ServiceNetwork = pipeline.OVS, netip.MustParsePrefix("10.96.0.0/12")
+	l.ensure(true)
+	l.run(l.node, "nft", `add table ip svc; add chain ip svc pre { type nat hook prerouting priority dstnat; };
+		add rule ip svc pre ip daddr 10.96.0.10 dnat to 198.18.0.1`)
+	c, err := ns.DialTCP(ns.Path(l.pods), "10.96.0.10:80", patience)
+	if c != nil {
+		_ = c.Close()
+	}
+	if !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("TCP: %v, want connection refused", err)
+	}
+	var answer error
+	l.ok(ns.Do(l.pods, func() error {
+		u, err := net.Dial("udp4", "10.96.0.10:53")
+		if err != nil {
+			return err
+		}
+		defer u.Close()
+		_ = u.SetDeadline(time.Now().Add(patience))
+		if _, err := u.Write([]byte("x")); err != nil {
+			return err
+		}
+		_, answer = u.Read(make([]byte, 10))
+		return nil
+	}))
+	if !errors.Is(answer, unix.ECONNREFUSED) {
+		t.Errorf("UDP: %v, want connection refused", answer)
+	}
+}
+
 // Another port than 4789 is guarded as well.
 func TestVXLANPortIsConfigurable(t *testing.T) {
 	l := newLab(t)
@@ -197,6 +234,7 @@ func (l *lab) reset(src, dst string) {
 // the node translates for it (NodePort) does.
 func TestOutsideCannotRouteIntoPods(t *testing.T) {
 	l := newLab(t)
+	l.spec.ServiceProxy, l.spec.ServiceNetwork = pipeline.OVS, netip.MustParsePrefix("10.96.0.0/12")
 	l.ensure(true)
 	if got := l.tcp(l.outside, "", "172.11.0.5:8080", l.pods, "172.11.0.5:8080"); got != "" {
 		t.Errorf("outside reached the pod, seen as %s", got)
@@ -279,6 +317,11 @@ func TestRefusals(t *testing.T) {
 	bad.Gateway = netip.MustParseAddr("172.12.0.1")
 	if _, err := l.net.Ensure(context.Background(), bad); err == nil || !strings.Contains(err.Error(), "172.12.0.1") {
 		t.Errorf("gateway outside of the subnet: %v", err)
+	}
+	bad = l.spec
+	bad.ServiceProxy = pipeline.OVS
+	if _, err := l.net.Ensure(context.Background(), bad); err == nil || !strings.Contains(err.Error(), "service network") {
+		t.Errorf("services without a network: %v", err)
 	}
 	bad = l.spec
 	bad.Device = "tun7"

@@ -6,6 +6,8 @@ import (
 	"net/netip"
 
 	"sigs.k8s.io/knftables"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 )
 
 // chain is a base chain of the table with its rules.
@@ -49,7 +51,11 @@ func chains(s Spec) []chain {
 		{[]any{in, "ct state invalid counter drop"}, "would leave with the pod's address: NAT does not apply"},
 	}}
 	if !s.Hairpin {
-		forward.rules = append(forward.rules, rule{[]any{in, out, "counter drop"}, "pod to pod through the node has lost its tenant"})
+		but := ""
+		if s.ServiceProxy != pipeline.NoServices {
+			but = "ct status & dnat == 0" // ports of the node, see postrouting
+		}
+		forward.rules = append(forward.rules, rule{[]any{in, out, but, "counter drop"}, "pod to pod through the node has lost its tenant"})
 	}
 	forward.rules = append(forward.rules,
 		rule{[]any{notIn, out, "ct state { new, invalid, untracked } ct status & dnat == 0 counter drop"}, "hosts outside may not route into pods"})
@@ -63,10 +69,40 @@ func chains(s Spec) []chain {
 			{[]any{in, vxlan, "counter drop"}, "pods may not make tunnel packets, also after DNAT"},
 		}},
 		forward,
-		{name: "postrouting", kind: knftables.NATType, hook: knftables.PostroutingHook, priority: knftables.SNATPriority, rules: []rule{
-			{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
-		}},
+		refusals(s, in),
+		postrouting(s, in, out, notOut),
 	}
+}
+
+// refusals answer pods at once for services that the bridge knows nothing of, or
+// no endpoint; before the node's own translation, so that no service gets past the
+// bridge.
+func refusals(s Spec, in string) chain {
+	c := chain{name: "services", kind: knftables.FilterType, hook: knftables.PreroutingHook, priority: knftables.ManglePriority}
+	if s.ServiceProxy == pipeline.OVS {
+		to := fmt.Sprintf("%s ip daddr %s", in, s.ServiceNetwork)
+		c.rules = []rule{
+			{[]any{to, "ip protocol tcp counter reject with tcp reset"}, "no such service, or no endpoint"},
+			{[]any{to, "counter reject"}, "no such service, or no endpoint"},
+		}
+	}
+	return c
+}
+
+// postrouting gives packets the address under which their answers come back.
+func postrouting(s Spec, in, out, notOut string) chain {
+	c := chain{name: "postrouting", kind: knftables.NATType, hook: knftables.PostroutingHook, priority: knftables.SNATPriority, rules: []rule{
+		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
+		{[]any{out, "fib saddr type local ip saddr !=", s.Gateway.String(), "counter masquerade"}, "peers know this node's gateway, not its other addresses"},
+	}}
+	if s.ServiceProxy != pipeline.NoServices {
+		// Ports of the node are for everybody, so pods use them as the node. What
+		// kube-proxy sends on from a service's address keeps the pod's, and its tenant.
+		c.rules = append(c.rules, rule{
+			[]any{in, out, "ct status dnat ct original ip daddr !=", s.ServiceNetwork.String(), "counter masquerade"}, "pod to pod through a port of the node",
+		})
+	}
+	return c
 }
 
 // comments are what the rules of cs carry, in order, by chain. Each has a mark
@@ -118,6 +154,8 @@ func (s Spec) validate() error {
 		return fmt.Errorf("host network: gateway %s is not in node subnet %s", s.Gateway, s.NodeSubnet)
 	case !contains(s.ClusterNetwork, s.NodeSubnet):
 		return fmt.Errorf("host network: node subnet %s is not in cluster network %s", s.NodeSubnet, s.ClusterNetwork)
+	case s.ServiceProxy != pipeline.NoServices && !s.ServiceNetwork.IsValid():
+		return fmt.Errorf("host network: services by %s need a service network", s.ServiceProxy)
 	case s.VXLANPort == 0:
 		return fmt.Errorf("host network: no VXLAN port")
 	}

@@ -15,12 +15,24 @@ const (
 	KindPeer   Kind = 2
 	KindPod    Kind = 3
 	KindTenant Kind = 4
+	// Those of services have kindServices: one owner keeps them, another the rest.
+	KindService  Kind = kindServices | 1
+	KindEndpoint Kind = kindServices | 2
+	KindLearned  Kind = kindServices | 3
+
+	kindServices Kind = 0x10
 )
+
+// Others selects the flows that do not belong to services: cookie and mask.
+func Others() (cookie, mask uint64) { return 0, uint64(kindServices) << 40 }
+
+// Services selects the flows that belong to services: cookie and mask.
+func Services() (cookie, mask uint64) { return uint64(kindServices) << 40, uint64(kindServices) << 40 }
 
 // Reason says why a flow drops; 0 where it does not.
 type Reason uint8
 
-// The reasons, in the order of the tables.
+// The reasons.
 const (
 	UnknownPeer Reason = iota + 1
 	Forged
@@ -34,18 +46,21 @@ const (
 	OtherTenant
 	NoPod
 	VXLANToHost
+	ServiceTenant
+	ServiceState
 )
 
 var reasonNames = map[Reason]string{
 	UnknownPeer: "unknown-peer", Forged: "forged", NoTenant: "no-tenant", HostForged: "host-forged", IPv6: "ipv6", ARP: "arp",
 	NoNode: "no-node", Multicast: "multicast", HostReturn: "host-return",
 	OtherTenant: "tenant", NoPod: "no-pod", VXLANToHost: "vxlan-to-host",
+	ServiceTenant: "service-tenant", ServiceState: "service-state",
 }
 
 // Reasons are all reasons, in order.
 func Reasons() []Reason {
 	out := make([]Reason, 0, len(reasonNames))
-	for r := UnknownPeer; r <= VXLANToHost; r++ {
+	for r := UnknownPeer; r <= ServiceState; r++ {
 		out = append(out, r)
 	}
 	return out
@@ -64,7 +79,8 @@ type Cookie struct {
 	Generation uint16
 	Kind       Kind
 	Reason     Reason
-	// Object is what the flow is about: an IPv4 address, a tenant's slot, or 0.
+	// Object is what the flow is about: an IPv4 address, a tenant's slot, the
+	// number of a service port, or 0.
 	Object uint32
 }
 

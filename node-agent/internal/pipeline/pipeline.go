@@ -14,17 +14,25 @@ import (
 
 // Version is the generation that stands in every cookie. It grows with every
 // change of the flows; the golden test fails where it does not.
-const Version = 1
+const Version = 2
 
 // The tables.
 const (
-	TableSource  uint8 = 0
-	TableTenant  uint8 = 5
-	TableARP     uint8 = 10
-	TableRoute   uint8 = 20
-	TableDeliver uint8 = 40
-	TableAdmit   uint8 = 45
-	TableHost    uint8 = 50
+	TableSource        uint8 = 0
+	TableTenant        uint8 = 5
+	TableARP           uint8 = 10
+	TableRoute         uint8 = 20
+	TableService       uint8 = 22
+	TableServiceTenant uint8 = 23
+	TableAffinity      uint8 = 24 // learned flows only
+	TableBalance       uint8 = 25
+	TableEndpoint      uint8 = 26
+	TableChosen        uint8 = 27
+	TableReply         uint8 = 30
+	TableReplied       uint8 = 31
+	TableDeliver       uint8 = 40
+	TableAdmit         uint8 = 45
+	TableHost          uint8 = 50
 	// TableNudge is reached by no packet.
 	TableNudge uint8 = 250
 )
@@ -40,9 +48,14 @@ type Model struct {
 	TunnelPort, GatewayPort uint32
 	// VXLANPort is the UDP port of the tunnels.
 	VXLANPort uint16
-	Peers     []Peer
-	Tenants   []Tenant
-	Pods      []Pod
+	// ServiceNetwork has the addresses of services. It counts unless
+	// ServiceProxy is NoServices.
+	ServiceNetwork netip.Prefix
+	ServiceProxy   ServiceProxy
+
+	Peers   []Peer
+	Tenants []Tenant
+	Pods    []Pod
 }
 
 // Peer is another node.
@@ -51,7 +64,7 @@ type Peer struct {
 	Subnet netip.Prefix
 }
 
-// Tenant is a namespace with pods on this node.
+// Tenant is a namespace with pods on this node, or with services.
 type Tenant struct {
 	// Slot is its number on this node, which its pods' flows have, so that they
 	// need not change with its netID.
@@ -59,6 +72,8 @@ type Tenant struct {
 	// NetID says nothing while Known is false.
 	NetID netid.ID
 	Known bool
+	// Serves says that it has services.
+	Serves bool
 }
 
 // Pod is a local pod.
@@ -104,7 +119,7 @@ func (m Model) Fixed() []of.Flow {
 		m.answerARP(host(topology.NextHop)),
 		drop(TableARP, 0, ARP),
 
-		flow(TableRoute, 200, to(TableDeliver), nil, anyIP, of.IPv4Dst(m.Subnet)),
+		flow(TableRoute, 200, to(m.deliver()), nil, anyIP, of.IPv4Dst(m.Subnet)),
 		drop(TableRoute, 150, NoNode, anyIP, of.IPv4Dst(m.Network)),
 		drop(TableRoute, 140, Multicast, anyIP, of.IPv4Dst(netip.MustParsePrefix("224.0.0.0/4"))),
 		drop(TableRoute, 140, Multicast, anyIP, of.IPv4Dst(netip.MustParsePrefix("255.255.255.255/32"))),
@@ -119,7 +134,15 @@ func (m Model) Fixed() []of.Flow {
 		drop(TableHost, 100, VXLANToHost, anyIP, of.UDPDst(m.VXLANPort)),
 		flow(TableHost, 0, nil, []of.Action{of.SetField(of.EthDst(topology.MAC(m.Gateway))), of.Output(tun0)}),
 	}
-	return flows
+	return append(flows, m.fixedServices()...)
+}
+
+// deliver is where packets for local addresses go.
+func (m Model) deliver() uint8 {
+	if m.ServiceProxy == NoServices {
+		return TableDeliver
+	}
+	return TableReply
 }
 
 // answerARP answers every request for an address in p from that address, so
@@ -144,7 +167,7 @@ func (m Model) answerARP(p netip.Prefix) of.Flow {
 // Peer are the flows for one other node.
 func (m Model) Peer(p Peer) []of.Flow {
 	cookie := Cookie{Kind: KindPeer, Object: object(p.Subnet.Addr())}
-	in := flow(TableSource, 100, to(TableDeliver),
+	in := flow(TableSource, 100, to(m.deliver()),
 		[]of.Action{of.Move(of.Range(of.FieldTunnelID, 0, 32), of.Whole(of.FieldReg0))},
 		of.IP(), of.InPort(m.TunnelPort), of.TunnelSrc(p.VTEP), of.IPv4Src(p.Subnet))
 	out := flow(TableRoute, 200, nil,
@@ -154,37 +177,49 @@ func (m Model) Peer(p Peer) []of.Flow {
 			of.Output(m.TunnelPort),
 		},
 		of.IP(), of.IPv4Dst(p.Subnet))
-	in.Cookie, out.Cookie = cookie.Encode(), cookie.Encode()
-	return []of.Flow{in, out}
+	return owned([]of.Flow{in, out}, cookie)
 }
 
-// Tenant are the flows for one namespace with pods here: all that changes when
-// it joins, is isolated or becomes global. One whose netID is not known sends and
-// receives nothing.
+// Tenant are the flows for one namespace: all that changes when it joins, is
+// isolated or becomes global. One whose netID is not known sends, receives and
+// serves nothing.
 func (m Model) Tenant(t Tenant) []of.Flow {
-	slot := of.Reg(1, t.Slot)
-	denied := drop(TableAdmit, 50, OtherTenant, slot)
-	if !t.Known {
-		denied.Cookie = Cookie{Kind: KindTenant, Reason: NoTenant, Object: t.Slot}.Encode()
-		return []of.Flow{denied}
+	flows := t.admit(flow(TableAdmit, 100, nil, []of.Action{of.OutputRange(of.Whole(of.FieldReg2))}), of.Reg(1, t.Slot), OtherTenant)
+	if t.Known {
+		flows = append(flows, t.own(flow(TableTenant, 100, to(TableRoute), sender(t.NetID), of.Reg(1, t.Slot))))
 	}
-	out := []of.Action{of.OutputRange(of.Whole(of.FieldReg2))}
-	flows := []of.Flow{flow(TableTenant, 100, to(TableRoute), sender(t.NetID), slot)}
-	if t.NetID.IsGlobal() {
-		flows = append(flows, flow(TableAdmit, 100, nil, out, slot))
-	} else {
-		flows = append(flows,
-			flow(TableAdmit, 100, nil, out, slot, of.Reg(0, uint32(t.NetID))),
-			flow(TableAdmit, 100, nil, out, slot, of.Reg(0, uint32(netid.Global))))
-	}
-	for i := range flows {
-		flows[i].Cookie = Cookie{Kind: KindTenant, Object: t.Slot}.Encode()
-	}
-	if !t.NetID.IsGlobal() {
-		denied.Cookie = Cookie{Kind: KindTenant, Reason: OtherTenant, Object: t.Slot}.Encode()
-		flows = append(flows, denied)
+	if t.Serves {
+		flows = append(flows, t.admit(m.translate(), of.Reg(3, t.Slot), ServiceTenant)...)
 	}
 	return flows
+}
+
+// admit are accept for the senders that the tenant admits, and a drop for all
+// others; slot is the register that says whose flows they are.
+func (t Tenant) admit(accept of.Flow, slot of.Field, denied Reason) []of.Flow {
+	from := func(sender ...of.Field) of.Flow {
+		f := t.own(accept)
+		f.Match = of.NewMatch(append(sender, of.IP(), slot)...)
+		return f
+	}
+	if t.Known && t.NetID.IsGlobal() {
+		return []of.Flow{from()}
+	}
+	if !t.Known {
+		denied = NoTenant
+	}
+	refuse := drop(accept.Table, 50, denied, slot)
+	refuse.Cookie = Cookie{Kind: KindTenant, Reason: denied, Object: t.Slot}.Encode()
+	if !t.Known {
+		return []of.Flow{refuse}
+	}
+	return []of.Flow{from(of.Reg(0, uint32(t.NetID))), from(of.Reg(0, uint32(netid.Global))), refuse}
+}
+
+// own is f as the tenant's.
+func (t Tenant) own(f of.Flow) of.Flow {
+	f.Cookie = Cookie{Kind: KindTenant, Object: t.Slot}.Encode()
+	return f
 }
 
 // Pod are the flows for one local pod. They say nothing of its netID.
@@ -196,8 +231,16 @@ func (m Model) Pod(p Pod) []of.Flow {
 		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.ARPOp(arpRequest), of.ARPSPA(addr), of.ARPSHA(mac)),
 		flow(TableDeliver, 100, to(TableAdmit), []of.Action{slot, of.SetField(of.Reg(2, p.Port)), of.SetField(of.EthDst(mac))}, of.IP(), of.IPv4Dst(addr)),
 	}
+	if m.ServiceProxy == KubeProxy {
+		flows = append(flows, m.podBesideKubeProxy(p)...)
+	}
+	return owned(flows, Cookie{Kind: KindPod, Object: object(p.Address)})
+}
+
+// owned gives flows one cookie.
+func owned(flows []of.Flow, c Cookie) []of.Flow {
 	for i := range flows {
-		flows[i].Cookie = Cookie{Kind: KindPod, Object: object(p.Address)}.Encode()
+		flows[i].Cookie = c.Encode()
 	}
 	return flows
 }

@@ -9,11 +9,13 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
 var update = flag.Bool("update", false, "write the golden file anew")
@@ -43,13 +45,61 @@ func sample() Model {
 	}
 }
 
+// with is the sample with services.
+func with(proxy ServiceProxy) Model {
+	m := sample()
+	m.ServiceNetwork, m.ServiceProxy = prefix("10.96.0.0/12"), proxy
+	if proxy != NoServices {
+		for i := range m.Tenants {
+			m.Tenants[i].Serves = true
+		}
+	}
+	return m
+}
+
+// sampleServices are the flows and groups of a service of every kind.
+func sampleServices(m Model) (flows []of.Flow, groups []of.GroupEntry) {
+	two := []service.Endpoint{{Address: addr("172.11.0.2"), Port: 8080}, {Address: addr("172.11.4.9"), Port: 8080}}
+	flows = append(flows, m.ServiceAddress(ServiceAddress{VIP: addr("10.96.0.10"), Slot: 101})...)
+	flows = append(flows, m.ServiceAddress(ServiceAddress{VIP: addr("10.96.0.1"), Public: true})...)
+	for _, p := range []ServicePort{
+		{ID: 1, Port: service.Port{VIP: addr("10.96.0.10"), Protocol: service.TCP, Port: 80, Endpoints: two}},
+		{ID: 2, Port: service.Port{VIP: addr("10.96.0.10"), Protocol: service.UDP, Port: 53, Endpoints: two[1:]}, OnlyUDP: true},
+		{ID: 4, Port: service.Port{VIP: addr("10.96.0.1"), Protocol: service.SCTP, Port: 443, Endpoints: two}, Affinity: 3 * time.Hour},
+	} {
+		if m.ServiceProxy == KubeProxy {
+			break // chooses by itself
+		}
+		f, g := m.ServicePort(p)
+		flows, groups = append(flows, f...), append(groups, g)
+	}
+	for _, p := range []service.Protocol{service.TCP, service.UDP, service.SCTP} {
+		flows = append(flows, m.Endpoint(p, two[1])...)
+	}
+	return append(append(flows, m.Endpoint(service.TCP, two[0])...), Lingering(m.Endpoint(service.TCP, service.Endpoint{Address: addr("172.11.4.8"), Port: 80})[0])), groups
+}
+
 // TestGolden holds the flows as text. Whoever changes them raises Version, so
 // that flows of one generation always mean the same.
 func TestGolden(t *testing.T) {
 	var b strings.Builder
 	fmt.Fprintf(&b, "version %d\n", Version)
-	for _, f := range sample().Flows() {
-		b.WriteString(f.String() + "\n")
+	for _, proxy := range []ServiceProxy{NoServices, OVS, KubeProxy} {
+		m := with(proxy)
+		flows := m.Flows()
+		var groups []of.GroupEntry
+		if proxy != NoServices {
+			fmt.Fprintf(&b, "\nservices by %s\n", proxy)
+			var more []of.Flow
+			more, groups = sampleServices(m)
+			flows = append(flows, more...)
+		}
+		for _, f := range flows {
+			b.WriteString(f.String() + "\n")
+		}
+		for _, g := range groups {
+			b.WriteString(g.String() + "\n")
+		}
 	}
 	const path = "testdata/flows.golden"
 	want, err := os.ReadFile(path)
@@ -75,7 +125,28 @@ func TestGolden(t *testing.T) {
 // TestCounts: the counts that PIPELINE.md promises, and that nothing else grows.
 func TestCounts(t *testing.T) {
 	m := sample()
+	s, k := with(OVS), with(KubeProxy)
+	port := ServicePort{ID: 1, Port: service.Port{VIP: addr("10.96.0.10"), Protocol: service.TCP, Port: 80, Endpoints: make([]service.Endpoint, 10)}}
+	for i := range port.Endpoints {
+		port.Endpoints[i] = service.Endpoint{Address: addr(fmt.Sprintf("172.11.4.%d", i+2)), Port: 8080}
+	}
+	once, _ := s.ServicePort(port)
+	port.Affinity = time.Minute
+	sticky, _ := s.ServicePort(port)
+	local := service.Endpoint{Address: addr("172.11.0.2"), Port: 80}
 	for name, tc := range map[string]struct{ got, want int }{
+		"services: fixed":          {len(s.Fixed()), 37},
+		"services: tenant":         {len(s.Tenant(s.Tenants[0])), 7},
+		"services: global":         {len(s.Tenant(s.Tenants[1])), 3},
+		"services: address":        {len(s.ServiceAddress(ServiceAddress{VIP: port.VIP})), 1},
+		"services: port":           {len(once), 1},
+		"services: port, affinity": {len(sticky), 13},
+		"services: endpoint":       {len(s.Endpoint(service.TCP, port.Endpoints[0])), 1},
+		"services: local endpoint": {len(s.Endpoint(service.TCP, local)), 2},
+		"kube-proxy: fixed":        {len(k.Fixed()), 30},
+		"kube-proxy: pod":          {len(k.Pod(k.Pods[0])), 5},
+		"kube-proxy: endpoint":     {len(k.Endpoint(service.TCP, local)), 1},
+
 		"fixed":   {len(m.Fixed()), 22},
 		"peer":    {len(m.Peer(m.Peers[0])), 2},
 		"pod":     {len(m.Pod(m.Pods[0])), 3},
@@ -92,7 +163,9 @@ func TestCounts(t *testing.T) {
 // TestUnique: no two flows have the same key, or one would silently replace the other.
 func TestUnique(t *testing.T) {
 	seen := map[string]of.Flow{}
-	for _, f := range sample().Flows() {
+	m := with(OVS)
+	services, _ := sampleServices(m)
+	for _, f := range append(m.Flows(), services...) {
 		if g, dup := seen[f.Key()]; dup {
 			t.Errorf("two flows with one key:\n%s\n%s", f, g)
 		}
@@ -103,7 +176,7 @@ func TestUnique(t *testing.T) {
 // TestDropsHaveReasons: every flow without an action says why, and no other does.
 func TestDropsHaveReasons(t *testing.T) {
 	used := map[Reason]bool{}
-	for _, f := range sample().Flows() {
+	for _, f := range with(OVS).Flows() {
 		c := DecodeCookie(f.Cookie)
 		drops := len(f.Actions) == 0 && f.Goto == nil
 		if drops != (c.Reason != 0) {

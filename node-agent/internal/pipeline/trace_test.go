@@ -97,7 +97,7 @@ func TestTrace(t *testing.T) {
 	u := Pod{Address: addr("172.11.0.4"), Port: 14, Slot: 4}
 	j := Pod{Address: addr("172.11.0.7"), Port: 17, Slot: 5} // another namespace that joined a's
 	m.Pods = []Pod{a, a2, b, g, u, j}
-	m.Tenants = []Tenant{{1, v1, true}, {2, v2, true}, {3, netid.Global, true}, {Slot: 4}, {5, v1, true}}
+	m.Tenants = []Tenant{{Slot: 1, NetID: v1, Known: true}, {Slot: 2, NetID: v2, Known: true}, {Slot: 3, NetID: netid.Global, Known: true}, {Slot: 4}, {Slot: 5, NetID: v1, Known: true}}
 	br := newBridge(t, m)
 
 	const pods = "in_port=12,dl_src=0a:58:ac:0b:00:02,dl_dst=0a:58:ac:0b:00:01"

@@ -1,0 +1,102 @@
+package service
+
+import (
+	"cmp"
+	"slices"
+)
+
+// For returns what node should serve of spec, whose endpoints are in all; slices of other services are ignored.
+func For(spec Spec, all []Slice, node Node) Service {
+	served := Service{Key: spec.Key, Affinity: spec.Affinity}
+	for _, port := range spec.Ports {
+		endpoints := choose(candidates(spec, port, all), spec.InternalLocal, node)
+		for _, vip := range spec.VIPs {
+			if vip.Is4() {
+				served.Ports = append(served.Ports, Port{VIP: vip, Protocol: port.Protocol, Port: port.Port, Endpoints: endpoints})
+			}
+		}
+	}
+	slices.SortFunc(served.Ports, func(a, b Port) int {
+		return cmp.Or(a.VIP.Compare(b.VIP), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+	})
+	return served
+}
+
+// candidate is an endpoint of one service port, with what decides whether it is used.
+type candidate struct {
+	SliceEndpoint
+	Port uint16
+}
+
+func candidates(spec Spec, port PortSpec, all []Slice) []candidate {
+	var found []candidate
+	for _, slice := range all {
+		if slice.Service != spec.Key {
+			continue
+		}
+		for _, at := range slice.Ports {
+			if at.Name != port.Name || at.Protocol != port.Protocol {
+				continue
+			}
+			for _, endpoint := range slice.Endpoints {
+				if endpoint.Address.Is4() {
+					found = append(found, candidate{endpoint, at.Port})
+				}
+			}
+		}
+	}
+	return found
+}
+
+// choose returns the endpoints that clients on node are sent to: the ready ones, or when there are none, those that still serve while
+// they terminate (KEP-1669).
+func choose(all []candidate, local bool, node Node) []Endpoint {
+	if local {
+		all = keep(all, func(c candidate) bool { return c.Node == node.Name })
+	}
+	usable := keep(all, func(c candidate) bool { return c.Ready })
+	switch {
+	case len(usable) == 0:
+		usable = keep(all, func(c candidate) bool { return c.Serving && c.Terminating })
+	case !local:
+		usable = near(usable, node)
+	}
+	var endpoints []Endpoint
+	for _, c := range usable {
+		endpoints = append(endpoints, Endpoint{c.Address, c.Port})
+	}
+	slices.SortFunc(endpoints, func(a, b Endpoint) int {
+		return cmp.Or(a.Address.Compare(b.Address), cmp.Compare(a.Port, b.Port))
+	})
+	return slices.Compact(endpoints)
+}
+
+// near keeps the endpoints whose topology hints name the node, else its zone. As in kube-proxy, hints count only when every endpoint has
+// one of that kind and some are for this node or zone; otherwise all are kept.
+func near(all []candidate, node Node) []candidate {
+	for _, hint := range []struct {
+		of    func(candidate) []string
+		value string
+	}{
+		{func(c candidate) []string { return c.ForNodes }, node.Name},
+		{func(c candidate) []string { return c.ForZones }, node.Zone},
+	} {
+		if hint.value == "" || slices.ContainsFunc(all, func(c candidate) bool { return len(hint.of(c)) == 0 }) {
+			continue
+		}
+		if kept := keep(all, func(c candidate) bool { return slices.Contains(hint.of(c), hint.value) }); len(kept) > 0 {
+			return kept
+		}
+	}
+	return all
+}
+
+func keep(all []candidate, wanted func(candidate) bool) []candidate {
+	var kept []candidate
+	for _, c := range all {
+		if wanted(c) {
+			kept = append(kept, c)
+		}
+	}
+	return kept
+}
