@@ -26,6 +26,8 @@ type Etcd struct {
 	// CAFile has the certificates that etcd's is checked against; empty for
 	// those of the machine. CertFile and KeyFile are the client's own. All PEM.
 	CAFile, CertFile, KeyFile string
+	// CA, Cert and Key are PEM in place of the files: see [Etcd.Use].
+	CA, Cert, Key []byte
 	// ServerName is the name that etcd's certificate must have, where it is not
 	// the one in the endpoint.
 	ServerName string
@@ -71,6 +73,9 @@ func (e *Etcd) Config(log *slog.Logger) store.Config {
 		CAFile:             e.CAFile,
 		CertFile:           e.CertFile,
 		KeyFile:            e.KeyFile,
+		CA:                 e.CA,
+		Cert:               e.Cert,
+		Key:                e.Key,
 		ServerName:         e.ServerName,
 		InsecureSkipVerify: e.InsecureSkipVerify,
 		Username:           e.Username,
@@ -82,7 +87,19 @@ func (e *Etcd) Config(log *slog.Logger) store.Config {
 
 // TLS reports whether any flag asks for encryption.
 func (e *Etcd) TLS() bool {
-	return e.CAFile != "" || e.CertFile != "" || e.KeyFile != "" || e.ServerName != "" || e.InsecureSkipVerify
+	return e.CAFile != "" || e.CertFile != "" || e.KeyFile != "" || len(e.CA) > 0 || len(e.Cert) > 0 || e.ServerName != "" || e.InsecureSkipVerify
+}
+
+// Use takes what a Secret says of etcd, in place of what flags said: ca, cert and
+// key are PEM, an empty prefix leaves the flag's. It completes and checks, as
+// [Etcd.Complete] does.
+func (e *Etcd) Use(endpoints []string, ca, cert, key []byte, prefix string) error {
+	e.CAFile, e.CertFile, e.KeyFile = "", "", ""
+	e.Endpoints, e.CA, e.Cert, e.Key = endpoints, ca, cert, key
+	if prefix != "" {
+		e.Prefix = prefix
+	}
+	return e.Complete()
 }
 
 // Complete checks what was given, reads the password file and writes the

@@ -203,6 +203,7 @@ func TestRegisterKeepsDefaults(t *testing.T) {
 func TestConfigCarriesEverything(t *testing.T) {
 	e := Etcd{
 		Endpoints: []string{"https://n1:2379"}, Prefix: "/p", CAFile: "ca", CertFile: "cert", KeyFile: "key",
+		CA: []byte("a"), Cert: []byte("b"), Key: []byte("c"),
 		ServerName: "etcd", InsecureSkipVerify: true, Username: "root", Password: "s3cret", DialTimeout: time.Second,
 	}
 	log := slog.New(slog.DiscardHandler)
@@ -214,6 +215,7 @@ func TestConfigCarriesEverything(t *testing.T) {
 	}
 	want := store.Config{
 		Endpoints: []string{"https://n1:2379"}, Prefix: "/p", CAFile: "ca", CertFile: "cert", KeyFile: "key",
+		CA: []byte("a"), Cert: []byte("b"), Key: []byte("c"),
 		ServerName: "etcd", InsecureSkipVerify: true, Username: "root", Password: "s3cret", DialTimeout: time.Second,
 	}
 	if diff := cmp.Diff(want, e.Config(nil)); diff != "" {

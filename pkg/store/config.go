@@ -27,6 +27,8 @@ func (c Config) validate() error {
 	switch {
 	case (c.CertFile == "") != (c.KeyFile == ""):
 		return errors.New("etcd: a client certificate and its key go together; only one of CertFile and KeyFile is given")
+	case (len(c.Cert) == 0) != (len(c.Key) == 0):
+		return errors.New("etcd: a client certificate and its key go together; only one of Cert and Key is given")
 	case c.Username == "" && c.Password != "":
 		return errors.New("etcd: a password is given without a user name")
 	case c.Username != "" && c.Password == "":
@@ -39,7 +41,7 @@ func (c Config) validate() error {
 
 // encrypted reports whether any field asks for TLS.
 func (c Config) encrypted() bool {
-	return c.CAFile != "" || c.CertFile != "" || c.ServerName != "" || c.InsecureSkipVerify
+	return c.CAFile != "" || c.CertFile != "" || len(c.CA) > 0 || len(c.Cert) > 0 || c.ServerName != "" || c.InsecureSkipVerify
 }
 
 func (c Config) validateEndpoint(e string) error {
@@ -79,24 +81,11 @@ func (c Config) tls() (*tls.Config, error) {
 		return nil, nil
 	}
 	t := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName, InsecureSkipVerify: c.InsecureSkipVerify}
-	if c.CAFile != "" {
-		pem, err := os.ReadFile(c.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("etcd CA certificates: %w", err)
-		}
-		t.RootCAs = x509.NewCertPool()
-		if !t.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("etcd CA certificates: %s has no PEM certificate in it", c.CAFile)
-		}
+	var err error
+	if t.RootCAs, err = c.roots(); err != nil {
+		return nil, err
 	}
-	if c.CertFile != "" {
-		load := func() (*tls.Certificate, error) {
-			pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
-			if err != nil {
-				return nil, fmt.Errorf("etcd client certificate %s with key %s: %w", c.CertFile, c.KeyFile, err)
-			}
-			return &pair, nil
-		}
+	if load := c.pair(); load != nil {
 		if _, err := load(); err != nil {
 			return nil, err
 		}
@@ -110,6 +99,49 @@ func (c Config) tls() (*tls.Config, error) {
 		t.VerifyConnection = func(state tls.ConnectionState) error { return verify(state, t.RootCAs, c.ServerName) }
 	}
 	return t, nil
+}
+
+// roots are the certificates that etcd's is checked against; nil: the machine's.
+func (c Config) roots() (*x509.CertPool, error) {
+	pem, from := c.CA, "the PEM given"
+	if len(pem) == 0 {
+		if c.CAFile == "" {
+			return nil, nil
+		}
+		var err error
+		if pem, err = os.ReadFile(c.CAFile); err != nil {
+			return nil, fmt.Errorf("etcd CA certificates: %w", err)
+		}
+		from = c.CAFile
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("etcd CA certificates: %s has no PEM certificate in it", from)
+	}
+	return pool, nil
+}
+
+// pair loads the client's certificate; nil where there is none.
+func (c Config) pair() func() (*tls.Certificate, error) {
+	switch {
+	case len(c.Cert) > 0:
+		return func() (*tls.Certificate, error) {
+			pair, err := tls.X509KeyPair(c.Cert, c.Key)
+			if err != nil {
+				return nil, fmt.Errorf("etcd client certificate and key: %w", err)
+			}
+			return &pair, nil
+		}
+	case c.CertFile != "":
+		return func() (*tls.Certificate, error) {
+			pair, err := tls.LoadX509KeyPair(c.CertFile, c.KeyFile)
+			if err != nil {
+				return nil, fmt.Errorf("etcd client certificate %s with key %s: %w", c.CertFile, c.KeyFile, err)
+			}
+			return &pair, nil
+		}
+	}
+	return nil
 }
 
 // verify checks the server's certificate against roots (nil: the machine's) and name.

@@ -130,11 +130,11 @@ func (l *Leadership) PutNamespace(ctx context.Context, key string, n topology.Na
 	return l.put(ctx, "write namespace "+key, l.store.keys.kind(l.name, kindNamespaces)+key, rev, n)
 }
 
-// DeleteNamespace deletes a namespace's record if it still is at rev.
-func (l *Leadership) DeleteNamespace(ctx context.Context, key string, rev int64) error {
+// DeleteNamespace deletes a namespace's record if it still is at rev, and returns
+// the revision of that. ErrConflict, ErrDeposed.
+func (l *Leadership) DeleteNamespace(ctx context.Context, key string, rev int64) (int64, error) {
 	k := l.store.keys.kind(l.name, kindNamespaces) + key
-	_, err := l.transact(ctx, "delete namespace "+key, k, rev, clientv3.OpDelete(k))
-	return err
+	return l.transact(ctx, "delete namespace "+key, k, rev, clientv3.OpDelete(k))
 }
 
 // PutNode writes the record below subnets/ whose key ends in key, if it still is
@@ -143,11 +143,11 @@ func (l *Leadership) PutNode(ctx context.Context, key string, n topology.Node, r
 	return l.put(ctx, "write node "+key, l.store.keys.kind(l.name, kindNodes)+key, rev, n)
 }
 
-// DeleteNode deletes a node's record if it still is at rev.
-func (l *Leadership) DeleteNode(ctx context.Context, key string, rev int64) error {
+// DeleteNode deletes a node's record if it still is at rev, and returns the
+// revision of that. ErrConflict, ErrDeposed.
+func (l *Leadership) DeleteNode(ctx context.Context, key string, rev int64) (int64, error) {
 	k := l.store.keys.kind(l.name, kindNodes) + key
-	_, err := l.transact(ctx, "delete node "+key, k, rev, clientv3.OpDelete(k))
-	return err
+	return l.transact(ctx, "delete node "+key, k, rev, clientv3.OpDelete(k))
 }
 
 // PutReleased writes the list of what was freed if it still is at rev (0: does

@@ -50,13 +50,13 @@ func TestLeaderWrites(t *testing.T) {
 	if _, err := l.PutNamespace(ctx, "b", topology.Namespace{NetName: "b"}, 5); !errors.Is(err, ErrConflict) {
 		t.Errorf("change what is not there: %v, want ErrConflict (it must not come back)", err)
 	}
-	if err := l.DeleteNamespace(ctx, "a", rev); err != nil {
+	if _, err := l.DeleteNamespace(ctx, "a", rev); err != nil {
 		t.Error(err)
 	}
 	if rev, err = l.PutNode(ctx, "198.18.0.1", topology.Node{Host: "n"}, 0); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.DeleteNode(ctx, "198.18.0.1", rev); err != nil {
+	if _, err := l.DeleteNode(ctx, "198.18.0.1", rev); err != nil {
 		t.Error(err)
 	}
 	want := Released{NetIDs: []netid.ID{10, 99}}
@@ -98,7 +98,7 @@ func TestDeposedWritesNothing(t *testing.T) {
 		for name, write := range map[string]func() error{
 			"create":   func() error { _, err := old.PutNamespace(ctx, "b", topology.Namespace{NetName: "b"}, 0); return err },
 			"change":   func() error { _, err := old.PutNamespace(ctx, "a", topology.Namespace{NetName: "a"}, rev); return err },
-			"delete":   func() error { return old.DeleteNamespace(ctx, "a", rev) },
+			"delete":   func() error { _, err := old.DeleteNamespace(ctx, "a", rev); return err },
 			"node":     func() error { _, err := old.PutNode(ctx, "198.18.0.1", topology.Node{}, 0); return err },
 			"released": func() error { _, err := old.PutReleased(ctx, Released{}, 0); return err },
 		} {

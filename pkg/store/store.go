@@ -52,6 +52,8 @@ type Config struct {
 	// CAFile has the certificates that etcd's is checked against; those of the
 	// machine when empty. CertFile and KeyFile are the client's own. All PEM.
 	CAFile, CertFile, KeyFile string
+	// CA, Cert and Key are the same as PEM themselves, in place of the files.
+	CA, Cert, Key []byte
 	// ServerName is the name that etcd's certificate must have, where it is not
 	// the one in the endpoint.
 	ServerName string

@@ -227,6 +227,37 @@ func TestRequestAction(t *testing.T) {
 }
 
 // Several operators at once: one request stands, the others are told.
+// An annotation rules its namespace unless a request is forced, which shows in
+// the record.
+func TestForceAction(t *testing.T) {
+	e, s := network(t)
+	ctx := ctxOf(t)
+	e.Put(key("a"), `{"NetName":"a","NetID":100,"Action":"","Namespace":"","Effective":100,"UID":"u","Declared":"blue"}`)
+	e.Put(key("b"), nsRecord("b", 200))
+	if _, err := s.RequestAction(ctx, "a", topology.Isolate, ""); !errors.Is(err, ErrConflict) || !contains(err.Error(), "blue") {
+		t.Errorf("not forced: %v, want ErrConflict that names the network", err)
+	}
+	if _, err := s.RequestAction(ctx, "b", topology.Join, "a"); err != nil {
+		t.Errorf("one without an annotation: %v", err)
+	}
+	rev, err := s.ForceAction(ctx, "a", topology.Isolate, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Namespace(ctx, "a"); err != nil || !n.Value.Forced || n.Value.Action != topology.Isolate || n.Value.UID != "u" || n.Value.Declared != "blue" {
+		t.Errorf("forced: %+v, %v", n, err)
+	}
+	if again, err := s.ForceAction(ctx, "a", topology.Isolate, ""); err != nil || again != rev {
+		t.Errorf("the same request: revision %d, %v; want %d", again, err, rev)
+	}
+	if _, err := s.ForceAction(ctx, "b", topology.Join, "a"); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := s.Namespace(ctx, "b"); err != nil || n.Value.Forced {
+		t.Errorf("forced where there is nothing to overrule: %+v, %v", n, err)
+	}
+}
+
 func TestRequestsAtOnce(t *testing.T) {
 	e, s := network(t)
 	ctx := ctxOf(t)

@@ -55,8 +55,19 @@ func (s *Store) PutConfig(ctx context.Context, cfg topology.Config) (rev int64, 
 // [topology.Join] only. The same request, still pending, is not made twice.
 //
 // ErrNotFound: ns, or the target, has no record; nothing is created. ErrConflict:
-// another request for ns is pending. ErrInvalid: the request is not well formed.
+// another request for ns is pending, or an annotation rules ns. ErrInvalid: the
+// request is not well formed.
 func (s *Store) RequestAction(ctx context.Context, ns string, action topology.Action, target string) (rev int64, err error) {
+	return s.request(ctx, ns, action, target, false)
+}
+
+// ForceAction is [Store.RequestAction] also where an annotation rules ns: the
+// change stands over it until the annotation changes.
+func (s *Store) ForceAction(ctx context.Context, ns string, action topology.Action, target string) (rev int64, err error) {
+	return s.request(ctx, ns, action, target, true)
+}
+
+func (s *Store) request(ctx context.Context, ns string, action topology.Action, target string, force bool) (rev int64, err error) {
 	op := fmt.Sprintf("request %s of namespace %s", action, ns)
 	ask := topology.Namespace{NetName: ns, Action: action, Namespace: target}
 	if action == topology.None {
@@ -83,17 +94,21 @@ func (s *Store) RequestAction(ctx context.Context, ns string, action topology.Ac
 		}
 	}
 	return s.updateNamespace(ctx, op, cfg.Value.Name, ns, func(n *topology.Namespace) (bool, error) {
-		if n.Action == action && n.Namespace == target {
+		if n.Declared != "" && !n.Forced && !force {
+			return false, &Error{Op: op, Kind: ErrConflict, Cause: fmt.Errorf("an annotation puts it on network %s", n.Declared)}
+		}
+		forced := n.Declared != "" && (n.Forced || force)
+		if n.Action == action && n.Namespace == target && n.Forced == forced {
 			return false, nil
 		}
-		if n.Action != topology.None {
+		if n.Action != topology.None && (n.Action != action || n.Namespace != target) {
 			pending := string(n.Action)
 			if n.Action == topology.Join {
 				pending += " " + n.Namespace
 			}
 			return false, &Error{Op: op, Kind: ErrConflict, Cause: fmt.Errorf("its request %q is still pending: no controller has taken it yet", pending)}
 		}
-		n.Action, n.Namespace, n.Status = action, target, nil
+		n.Action, n.Namespace, n.Status, n.Forced = action, target, nil, forced
 		return true, nil
 	})
 }

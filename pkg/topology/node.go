@@ -19,6 +19,9 @@ type Node struct {
 	Assign bool `json:"Assign"`
 	// Status says why the last request was refused.
 	Status *Status `json:"Status,omitempty"`
+	// UID is that of the Kubernetes Node that the record follows; empty for a node
+	// that registered itself.
+	UID string `json:"UID,omitempty"`
 }
 
 // Status is what the controller has to say about the last request in a record.

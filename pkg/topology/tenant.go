@@ -37,7 +37,25 @@ type Namespace struct {
 	Effective *netid.ID
 	// Status says what became of the last request.
 	Status *Status
+	// UID is that of the Kubernetes Namespace that the record follows; empty for
+	// a record that people or a standalone agent made.
+	UID string
+	// Declared is the value of the Namespace's network annotation as it was last
+	// applied; empty where there was none.
+	Declared string
+	// Forced says that a change by hand stands over Declared until the annotation
+	// changes.
+	Forced bool
 }
+
+// Annotations of Kubernetes Namespaces.
+const (
+	// NetworkAnnotation names the network that a namespace is to be on; people
+	// write it.
+	NetworkAnnotation = "k8s-ovs.io/network"
+	// NetIDAnnotation is the netID that it has; the controller writes it.
+	NetIDAnnotation = "k8s-ovs.io/netid"
+)
 
 // namespaceJSON is the form in etcd: the first k8s-ovs's, with optional fields.
 type namespaceJSON struct {
@@ -47,6 +65,9 @@ type namespaceJSON struct {
 	Namespace string    `json:"Namespace"`
 	Effective *netid.ID `json:"Effective,omitempty"`
 	Status    *Status   `json:"Status,omitempty"`
+	UID       string    `json:"UID,omitempty"`
+	Declared  string    `json:"Declared,omitempty"`
+	Forced    bool      `json:"Forced,omitempty"`
 }
 
 // MarshalJSON writes the form in etcd.

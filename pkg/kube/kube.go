@@ -1,0 +1,138 @@
+// Package kube is the Kubernetes API as the network needs it: services for one
+// node, namespaces and nodes for the controller, the Secret with access to etcd,
+// and the few things that are written back.
+//
+// It is the only package that knows client-go. It decides nothing about the
+// network: it turns objects into values and calls into requests. Watches hold
+// only what they turn objects into, so a large cluster costs little memory;
+// while the API server is away they keep what they had and try again.
+package kube
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
+	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	discoveryv1 "k8s.io/client-go/kubernetes/typed/discovery/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/version"
+)
+
+const (
+	// callTimeout bounds one request that is not a watch.
+	callTimeout = 10 * time.Second
+	// The controller annotates every namespace when it first runs; client-go's
+	// own bound of 5 requests a second would make that minutes.
+	requestsPerSecond, requestBurst = 50, 100
+)
+
+// ErrNotFound: there is no such object.
+var ErrNotFound = errors.New("not found")
+
+// Config says how to reach the API server.
+type Config struct {
+	// Kubeconfig is a file; empty for the service account of the pod we run in.
+	Kubeconfig string
+	// Logger hears of watches that fail; slog.Default() when nil.
+	Logger *slog.Logger
+}
+
+// Interfaces are the parts of client-go's clientset that a Client uses.
+type Interfaces struct {
+	Core      corev1.CoreV1Interface
+	Discovery discoveryv1.DiscoveryV1Interface
+	Apps      appsv1.AppsV1Interface
+	// Clientset is what the three came from: a fake one says there which kinds
+	// of watches it cannot do. Nil for the real ones.
+	Clientset any
+}
+
+// Client is a connection to the API server. Its methods may be called at once
+// from several goroutines.
+type Client struct {
+	api Interfaces
+	log *slog.Logger
+
+	mu       sync.Mutex // guards what follows
+	recorder record.EventRecorder
+	events   record.EventBroadcaster
+}
+
+// Open makes a Client. It reads the kubeconfig, or the files of the service
+// account, and does not connect: an API server that is away shows in the calls.
+func Open(cfg Config) (*Client, error) {
+	rc, err := restConfig(cfg.Kubeconfig)
+	if err != nil {
+		return nil, err
+	}
+	rc.ContentType = runtime.ContentTypeProtobuf
+	rc.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	rc.UserAgent = "k8s-ovs/" + version.String()
+	rc.QPS, rc.Burst = requestsPerSecond, requestBurst
+	// One connection for all groups.
+	hc, err := rest.HTTPClientFor(rc)
+	if err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
+	var api Interfaces
+	if api.Core, err = corev1.NewForConfigAndClient(rc, hc); err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
+	if api.Discovery, err = discoveryv1.NewForConfigAndClient(rc, hc); err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
+	if api.Apps, err = appsv1.NewForConfigAndClient(rc, hc); err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
+	return New(api, cfg.Logger), nil
+}
+
+// New makes a Client of interfaces that are there already, such as fake ones.
+func New(api Interfaces, log *slog.Logger) *Client {
+	if log == nil {
+		log = slog.Default()
+	}
+	return &Client{api: api, log: log}
+}
+
+// Close ends the sending of Events. Watches end with their contexts.
+func (c *Client) Close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.events != nil {
+		c.events.Shutdown()
+	}
+}
+
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	if kubeconfig == "" {
+		rc, err := rest.InClusterConfig()
+		if err != nil {
+			return nil, fmt.Errorf("--kubernetes: this is not a pod with a service account; give --kubeconfig FILE: %w", err)
+		}
+		return rc, nil
+	}
+	rc, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig %s: %w", kubeconfig, err)
+	}
+	return rc, nil
+}
+
+// ParseRef splits NAMESPACE/NAME.
+func ParseRef(ref string) (namespace, name string, err error) {
+	namespace, name, ok := strings.Cut(ref, "/")
+	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return "", "", fmt.Errorf("%q is not NAMESPACE/NAME, such as kube-system/k8s-ovs-etcd", ref)
+	}
+	return namespace, name, nil
+}

@@ -1,0 +1,212 @@
+package kube_test
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/test/kubetest"
+)
+
+func TestOpen(t *testing.T) {
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
+	if _, err := kube.Open(kube.Config{}); err == nil || !strings.Contains(err.Error(), "--kubeconfig") {
+		t.Errorf("error %v, want one with the way out", err)
+	}
+	file := filepath.Join(t.TempDir(), "config")
+	must(t, os.WriteFile(file, []byte("nonsense: ["), 0o600))
+	if _, err := kube.Open(kube.Config{Kubeconfig: file}); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("error %v, want one that names the file", err)
+	}
+	must(t, os.WriteFile(file, []byte(`{"apiVersion":"v1","kind":"Config","current-context":"c",
+"clusters":[{"name":"c","cluster":{"server":"https://127.0.0.1:9"}}],"contexts":[{"name":"c","context":{"cluster":"c"}}]}`), 0o600))
+	if _, err := kube.Open(kube.Config{Kubeconfig: file}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWatchCluster(t *testing.T) {
+	created := metav1.NewTime(time.Unix(1000, 0))
+	client, cs := kubetest.New(t,
+		&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1"}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "ua", CreationTimestamp: created, Annotations: map[string]string{topology.NetworkAnnotation: "x", topology.NetIDAnnotation: "7"}}},
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "b", UID: "ub", CreationTimestamp: created, DeletionTimestamp: &created, Finalizers: []string{"f"}}},
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "un", CreationTimestamp: created}, Spec: corev1.NodeSpec{PodCIDR: "10.1.0.0/24", PodCIDRs: []string{"fd00::/64", "10.1.0.0/24"}},
+			Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeInternalIP, Address: "fd00::1"}, {Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}}})
+	ctx, cancel := context.WithCancel(t.Context())
+	clusters := client.WatchCluster(ctx)
+	network := "x"
+	want := kube.Cluster{
+		Namespaces: map[string]kube.Namespace{
+			"a": {Name: "a", UID: "ua", Created: created.Time, Network: &network, NetID: "7"},
+			"b": {Name: "b", UID: "ub", Created: created.Time, Terminating: true},
+		},
+		Nodes: map[string]kube.Node{"n1": {Name: "n1", UID: "un", Created: created.Time,
+			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDR: netip.MustParsePrefix("10.1.0.0/24")}},
+		KubernetesService: netip.MustParseAddr("10.96.0.1"),
+	}
+	if diff := cmp.Diff(want, next(t, clusters), byValue); diff != "" {
+		t.Fatalf("cluster (-want +got):\n%s", diff)
+	}
+	watching(t, cs, 2)
+	must(t, cs.CoreV1().Nodes().Delete(ctx, "n1", metav1.DeleteOptions{}))
+	for got := next(t, clusters); len(got.Nodes) != 0; got = next(t, clusters) {
+	}
+	cancel()
+	for range clusters {
+	}
+}
+
+func TestEtcdAccess(t *testing.T) {
+	const ref = "kube-system/etcd"
+	client, _ := kubetest.New(t)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	updates := client.WatchEtcdAccess(ctx, ref)
+	answer := make(chan kube.EtcdAccess, 1)
+	go func() {
+		a, _ := client.EtcdAccess(ctx, ref)
+		answer <- a
+	}()
+	want := kube.EtcdAccess{Endpoints: []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379"}, CA: []byte("ca"), Cert: []byte("c"), Key: []byte("k"), Prefix: "/p"}
+	// Half of it does not count. The fake loses what happens before a watch begins,
+	// so it is written until it is seen.
+	half := want.Data()
+	delete(half, kube.KeyKey)
+	put := func(data map[string][]byte) {
+		t.Helper()
+		if _, err := client.PutSecret(ctx, ref, data, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(half)
+	put(want.Data())
+	for _, ch := range []<-chan kube.EtcdAccess{updates, answer} {
+		if got := next(t, ch); !got.Equal(want) {
+			t.Errorf("access %+v, want %+v", got, want)
+		}
+	}
+	put(half)
+	want.Prefix = ""
+	put(want.Data())
+	if got := next(t, updates); !got.Equal(want) {
+		t.Errorf("access %+v, want %+v", got, want)
+	}
+	if wrote, err := client.PutSecret(ctx, ref, half, true); wrote || err != nil {
+		t.Errorf("put over one that is there: %v, %v", wrote, err)
+	}
+	if data, err := client.Secret(ctx, ref); err != nil || string(data[kube.KeyKey]) != "k" {
+		t.Errorf("Secret %v, %v", data, err)
+	}
+	if _, err := client.Secret(ctx, "kube-system/none"); !errors.Is(err, kube.ErrNotFound) {
+		t.Errorf("error %v, want ErrNotFound", err)
+	}
+	if _, err := client.EtcdAccess(ctx, "etcd"); err == nil || !strings.Contains(err.Error(), "NAMESPACE/NAME") {
+		t.Errorf("error %v, want the form of a reference", err)
+	}
+}
+
+func TestParseEtcdAccess(t *testing.T) {
+	whole := func() map[string][]byte {
+		return kube.EtcdAccess{Endpoints: []string{"https://h:1"}, CA: []byte("ca"), Cert: []byte("c"), Key: []byte("k")}.Data()
+	}
+	for _, missing := range []string{kube.EndpointsKey, kube.CAKey, kube.CertKey, kube.KeyKey} {
+		data := whole()
+		delete(data, missing)
+		if _, err := kube.ParseEtcdAccess(data); err == nil || !strings.Contains(err.Error(), missing) {
+			t.Errorf("without %s: error %v", missing, err)
+		}
+	}
+	data := whole()
+	data[kube.EndpointsKey] = []byte(" https://a:1 ,\nhttps://b:1,")
+	if a, err := kube.ParseEtcdAccess(data); err != nil || len(a.Endpoints) != 2 || a.Endpoints[1] != "https://b:1" {
+		t.Errorf("%+v, %v", a, err)
+	}
+}
+
+func TestDaemonSetWants(t *testing.T) {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"network": "ovs"}}}
+	set := func(selector map[string]string, deleted bool) *appsv1.DaemonSet {
+		d := &appsv1.DaemonSet{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "agent"}}
+		d.Spec.Template.Spec.NodeSelector = selector
+		if deleted {
+			d.DeletionTimestamp, d.Finalizers = &metav1.Time{Time: time.Unix(1, 0)}, []string{"foregroundDeletion"}
+		}
+		return d
+	}
+	for name, test := range map[string]struct {
+		set  *appsv1.DaemonSet
+		node string
+		want bool
+	}{
+		"gone":      {nil, "n1", false},
+		"deleted":   {set(nil, true), "n1", false},
+		"all nodes": {set(nil, false), "n1", true},
+		"this node": {set(map[string]string{"network": "ovs"}, false), "n1", true},
+		"others":    {set(map[string]string{"network": "other"}, false), "n1", false},
+		"no node":   {set(nil, false), "n2", false},
+	} {
+		client, cs := kubetest.New(t, node)
+		if test.set != nil {
+			must(t, cs.Tracker().Add(test.set))
+		}
+		if got, err := client.DaemonSetWants(t.Context(), "kube-system", "agent", test.node); err != nil || got != test.want {
+			t.Errorf("%s: %v, %v", name, got, err)
+		}
+	}
+}
+
+func TestNamespaceCalls(t *testing.T) {
+	client, cs := kubetest.New(t, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u", Annotations: map[string]string{"x": "y"}}},
+		&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p"}})
+	ctx := t.Context()
+	must(t, client.Annotate(ctx, "a", "u", topology.NetIDAnnotation, "12"))
+	n, err := cs.CoreV1().Namespaces().Get(ctx, "a", metav1.GetOptions{})
+	must(t, err)
+	if diff := cmp.Diff(map[string]string{"x": "y", topology.NetIDAnnotation: "12"}, n.Annotations); diff != "" {
+		t.Errorf("annotations:\n%s", diff)
+	}
+	if err := client.Annotate(ctx, "none", "u", "k", "v"); !errors.Is(err, kube.ErrNotFound) {
+		t.Errorf("error %v, want ErrNotFound", err)
+	}
+	for ns, want := range map[string]bool{"a": true, "b": false} {
+		if has, err := client.HasPods(ctx, ns); err != nil || has != want {
+			t.Errorf("pods of %s: %v, %v", ns, has, err)
+		}
+	}
+}
+
+func TestEvent(t *testing.T) {
+	client, cs := kubetest.New(t)
+	client.Event(kube.ObjectRef{Kind: "Namespace", Namespace: "a", Name: "a", UID: "u"}, true, "NetworkRefused", "no such thing")
+	client.Event(kube.ObjectRef{Kind: "Node", Name: "n1", UID: "n1"}, false, "Fine", "all is well")
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		a, err := cs.CoreV1().Events("a").List(t.Context(), metav1.ListOptions{})
+		must(t, err)
+		d, err := cs.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+		must(t, err)
+		if len(a.Items) == 0 || len(d.Items) == 0 {
+			continue
+		}
+		if e := a.Items[0]; e.Type != corev1.EventTypeWarning || e.Reason != "NetworkRefused" || e.InvolvedObject.Name != "a" || e.Message != "no such thing" {
+			t.Errorf("event %+v", e)
+		}
+		if e := d.Items[0]; e.Type != corev1.EventTypeNormal || e.InvolvedObject.Kind != "Node" {
+			t.Errorf("event %+v", e)
+		}
+		return
+	}
+	t.Error("no events came")
+}

@@ -1,0 +1,204 @@
+package kube
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// The keys of the Secret with access to etcd.
+const (
+	EndpointsKey = "endpoints"
+	CAKey        = "ca.crt"
+	CertKey      = corev1.TLSCertKey
+	KeyKey       = corev1.TLSPrivateKeyKey
+	PrefixKey    = "prefix"
+)
+
+// EtcdAccess is what the Secret says of etcd.
+type EtcdAccess struct {
+	// Endpoints are https://host:port.
+	Endpoints []string
+	// CA has the certificates that etcd's is checked against, Cert and Key are
+	// the client's own. PEM.
+	CA, Cert, Key []byte
+	// Prefix is where the records stand; empty for the default.
+	Prefix string
+}
+
+// ParseEtcdAccess reads the data of the Secret. The error names the key that is
+// missing or wrong.
+func ParseEtcdAccess(data map[string][]byte) (EtcdAccess, error) {
+	a := EtcdAccess{CA: data[CAKey], Cert: data[CertKey], Key: data[KeyKey], Prefix: strings.TrimSpace(string(data[PrefixKey]))}
+	for _, e := range strings.Split(string(data[EndpointsKey]), ",") {
+		if e = strings.TrimSpace(e); e != "" {
+			a.Endpoints = append(a.Endpoints, e)
+		}
+	}
+	encrypted := slices.ContainsFunc(a.Endpoints, func(e string) bool { return strings.HasPrefix(e, "https://") })
+	switch {
+	case len(a.Endpoints) == 0:
+		return EtcdAccess{}, fmt.Errorf("its key %q is missing or empty: it has the comma-separated URLs of etcd", EndpointsKey)
+	case encrypted && len(a.CA) == 0:
+		return EtcdAccess{}, fmt.Errorf("its key %q is missing or empty: it has the certificates that etcd's is checked against", CAKey)
+	case (len(a.Cert) == 0) != (len(a.Key) == 0):
+		return EtcdAccess{}, fmt.Errorf("only one of its keys %q and %q is there: a client certificate needs both", CertKey, KeyKey)
+	}
+	return a, nil
+}
+
+// Data is the Secret's data that says a.
+func (a EtcdAccess) Data() map[string][]byte {
+	data := map[string][]byte{EndpointsKey: []byte(strings.Join(a.Endpoints, ",")), CAKey: a.CA, CertKey: a.Cert, KeyKey: a.Key}
+	if a.Prefix != "" {
+		data[PrefixKey] = []byte(a.Prefix)
+	}
+	return data
+}
+
+// Equal reports whether both say the same.
+func (a EtcdAccess) Equal(b EtcdAccess) bool { return reflect.DeepEqual(a, b) }
+
+// EtcdAccess waits until the Secret ref (NAMESPACE/NAME) is there and whole, and
+// logs what it waits for. Errors: that of ctx, and a ref that is none.
+func (c *Client) EtcdAccess(ctx context.Context, ref string) (EtcdAccess, error) {
+	if _, _, err := ParseRef(ref); err != nil {
+		return EtcdAccess{}, fmt.Errorf("--etcd-secret: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	updates := c.WatchEtcdAccess(ctx, ref)
+	a, ok := <-updates
+	if !ok {
+		return EtcdAccess{}, fmt.Errorf("wait for Secret %s with access to etcd: %w", ref, ctx.Err())
+	}
+	return a, nil
+}
+
+// WatchEtcdAccess tells what the Secret ref (NAMESPACE/NAME) says, now and
+// whenever it says something else that is whole. The channel is closed when ctx
+// ends, or at once when ref is none: see [ParseRef].
+func (c *Client) WatchEtcdAccess(ctx context.Context, ref string) <-chan EtcdAccess {
+	out := make(chan EtcdAccess)
+	namespace, name, err := ParseRef(ref)
+	if err != nil {
+		close(out)
+		return out
+	}
+	p := newPicture()
+	secrets := newTable(p, func(s *corev1.Secret) (string, map[string][]byte) { return s.Name, s.Data })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		follow(ctx, c, "secret", c.api.Core.Secrets(namespace), &corev1.Secret{}, named(name), secrets)
+	}()
+	go func() {
+		defer close(out)
+		defer func() { <-done }()
+		w := accessWatch{client: c, ref: ref, name: name}
+		var ready chan<- EtcdAccess
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-p.wake:
+				p.mu.Lock()
+				data, there := secrets.items[name]
+				data = maps.Clone(data)
+				p.mu.Unlock()
+				if w.take(data, there) {
+					ready = out
+				}
+			case ready <- w.told:
+				ready = nil
+			}
+		}
+	}()
+	return out
+}
+
+// accessWatch remembers what was told and logged.
+type accessWatch struct {
+	client    *Client
+	ref, name string
+	told      EtcdAccess
+	said      string
+}
+
+// take takes the Secret's data in; true when there is something new to tell.
+func (w *accessWatch) take(data map[string][]byte, there bool) bool {
+	err := errors.New("there is no such Secret: the controller makes it unless etcd is external")
+	var a EtcdAccess
+	if there {
+		a, err = ParseEtcdAccess(data)
+	}
+	if err != nil {
+		if err.Error() != w.said {
+			w.said = err.Error()
+			w.client.log.Info("waiting for access to etcd", "secret", w.ref, "reason", err)
+		}
+		return false
+	}
+	w.said = ""
+	if a.Equal(w.told) {
+		return false
+	}
+	w.told = a
+	return true
+}
+
+// Secret reads the data of the Secret ref (NAMESPACE/NAME); ErrNotFound where
+// there is none.
+func (c *Client) Secret(ctx context.Context, ref string) (map[string][]byte, error) {
+	namespace, name, err := ParseRef(ref)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	s, err := c.api.Core.Secrets(namespace).Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("read Secret %s: %w", ref, classify(err))
+	}
+	return s.Data, nil
+}
+
+// PutSecret writes the Secret ref (NAMESPACE/NAME), whether or not there is one;
+// with ifAbsent it leaves one that is there alone. It reports whether it wrote.
+func (c *Client) PutSecret(ctx context.Context, ref string, data map[string][]byte, ifAbsent bool) (bool, error) {
+	namespace, name, err := ParseRef(ref)
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	secrets := c.api.Core.Secrets(namespace)
+	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Type: corev1.SecretTypeOpaque, Data: data}
+	_, err = secrets.Create(ctx, s, metav1.CreateOptions{})
+	if apierrors.IsAlreadyExists(err) {
+		if ifAbsent {
+			return false, nil
+		}
+		_, err = secrets.Update(ctx, s, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return false, fmt.Errorf("write Secret %s: %w", ref, classify(err))
+	}
+	return true, nil
+}
+
+// classify makes errors of the API server recognisable without client-go.
+func classify(err error) error {
+	if apierrors.IsNotFound(err) {
+		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	}
+	return err
+}

@@ -1,0 +1,22 @@
+// Package kubetest gives tests a client of an API server that is not there.
+// The fake refuses little: it checks no objects, selects no fields in watches and
+// does not make default/kubernetes.
+package kubetest
+
+import (
+	"testing"
+
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+)
+
+// New makes a client of a fake clientset that holds objects.
+func New(t testing.TB, objects ...runtime.Object) (*kube.Client, *fake.Clientset) {
+	t.Helper()
+	cs := fake.NewClientset(objects...)
+	c := kube.New(kube.Interfaces{Core: cs.CoreV1(), Discovery: cs.DiscoveryV1(), Apps: cs.AppsV1(), Clientset: cs}, nil)
+	t.Cleanup(c.Close)
+	return c, cs
+}
