@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
@@ -29,11 +30,15 @@ type Config struct {
 	Network topology.Config
 	// GlobalNamespaces start global.
 	GlobalNamespaces []string
-	// Etcd is the cluster to use; without endpoints etcd runs in this process.
+	// Etcd is the cluster to use; without endpoints etcd runs in this process, or,
+	// in Kubernetes without RunEtcd, a Secret says where it is.
 	Etcd options.Etcd
 	// Embedded is that etcd.
 	Embedded etcd.Config
-	Diag     diag.Flags
+	RunEtcd  bool
+	// Kube is the Kubernetes cluster that the records follow, if any.
+	Kube Kubernetes
+	Diag diag.Flags
 
 	network, services string
 	explicit          map[string]bool
@@ -53,6 +58,8 @@ func Defaults() Config {
 		Network:   topology.DefaultConfig(),
 		// Where the cluster's own services run, which all others use.
 		GlobalNamespaces: []string{"kube-system"},
+		RunEtcd:          true,
+		Kube:             Kubernetes{SubnetSource: cluster.FromRecords},
 		Embedded:         etcd.Config{DataDir: etcd.DefaultDataDir, ListenClientURLs: []string{etcd.DefaultListenClientURL}},
 		Diag:             diag.Flags{MetricsAddress: "127.0.0.1:9466"},
 	}
@@ -75,11 +82,16 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.Embedded.CertFile, "listen-client-cert", "", "PEM `file` with the certificate of the embedded etcd, for https:// URLs")
 	fs.StringVar(&c.Embedded.KeyFile, "listen-client-key", "", "PEM `file` with its key")
 	fs.StringVar(&c.Embedded.ClientCAFile, "listen-client-cacert", "", "PEM `file` with the certificates that a client's own is checked against; clients must have one then")
+	fs.BoolVar(&c.RunEtcd, "embedded-etcd", c.RunEtcd, "run etcd in this process when no --etcd-endpoints are given; false: with --kubernetes, use the one that --etcd-secret names")
+	c.Kube.register(fs)
 	c.Diag.Register(fs)
 }
 
 // Complete checks all of it. Errors name the flag.
 func (c *Config) Complete() error {
+	if err := c.Kube.complete(); err != nil {
+		return err
+	}
 	if err := c.completeNetwork(); err != nil {
 		return err
 	}
@@ -107,11 +119,28 @@ func (c *Config) Complete() error {
 				return fmt.Errorf("--%s is for the embedded etcd, which does not run with --etcd-endpoints: drop one of them", flag)
 			}
 		}
+		return nil
+	}
+	switch {
+	case !c.RunEtcd && !c.Kube.Enabled:
+		return errors.New("--embedded-etcd=false without --etcd-endpoints: name them, or use --kubernetes with --etcd-secret")
+	case c.RunEtcd && c.Kube.Enabled:
+		return c.completeServed()
 	}
 	return nil
 }
 
+// completeNetwork reads the network configuration. In Kubernetes its defaults are
+// other ones: pods of hundreds of nodes do not fit in a /16.
 func (c *Config) completeNetwork() (err error) {
+	if c.Kube.Enabled {
+		if !c.fs.Changed("network") {
+			c.network = kubernetesNetwork
+		}
+		if !c.fs.Changed("host-subnet-length") && !c.fs.Changed("network") {
+			c.Network.HostSubnetLength = kubernetesHostSubnetLength
+		}
+	}
 	if c.Network.Network, err = netip.ParsePrefix(c.network); err != nil {
 		return fmt.Errorf("--network %q is not a network such as 172.11.0.0/16", c.network)
 	}
@@ -140,14 +169,4 @@ func (c *Config) makeID() error {
 	rand.Read(b[:]) // never fails, says its documentation
 	c.ID = host + "-" + hex.EncodeToString(b[:])
 	return nil
-}
-
-// store is the configuration of the connection to etcd at endpoints.
-func (c *Config) store() store.Config {
-	return store.Config{
-		Endpoints: c.Etcd.Endpoints, Prefix: c.Etcd.Prefix,
-		CAFile: c.Etcd.CAFile, CertFile: c.Etcd.CertFile, KeyFile: c.Etcd.KeyFile,
-		ServerName: c.Etcd.ServerName, InsecureSkipVerify: c.Etcd.InsecureSkipVerify,
-		Username: c.Etcd.Username, Password: string(c.Etcd.Password), DialTimeout: c.Etcd.DialTimeout,
-	}
 }

@@ -1,74 +1,175 @@
 // Package controller wires the controller: etcd, the connection to it, the
-// candidate for the lead, and the diagnostics. It owns their lifetimes and
-// decides nothing.
+// Kubernetes cluster if there is one, the candidate for the lead, and the
+// diagnostics. It owns their lifetimes and decides nothing.
 package controller
 
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/lead"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 )
 
 // Run runs the controller until ctx ends, which is no error, or until something
 // fails that only a restart can mend.
 func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
-	sc := cfg.store()
-	sc.Logger = log
-	failed := make(<-chan error)
-	if len(sc.Endpoints) == 0 {
-		cfg.Embedded.Logger = log
-		server, err := etcd.Start(ctx, cfg.Embedded)
-		if err != nil {
+	var client *kube.Client
+	if cfg.Kube.Enabled {
+		var err error
+		if client, err = kube.Open(kube.Config{Kubeconfig: cfg.Kube.Kubeconfig, Logger: log}); err != nil {
 			return err
 		}
-		defer server.Close()
-		log.Info("the embedded etcd serves", "urls", cfg.Embedded.ListenClientURLs, "dataDir", cfg.Embedded.DataDir)
-		failed = server.Failed()
-		// A private socket: no flags for TLS apply to it.
-		sc.Endpoints = []string{server.Endpoint()}
-		sc.CAFile, sc.CertFile, sc.KeyFile, sc.ServerName, sc.InsecureSkipVerify = "", "", "", "", false
+		defer client.Close()
 	}
-	s, err := store.Open(sc)
-	if err != nil {
-		return err
-	}
-	defer s.Close()
+	return runWith(ctx, cfg, client, log)
+}
 
-	registry := diag.NewRegistry("k8s-ovs-controller")
-	candidate := lead.New(lead.Config{
-		Store: s, ID: cfg.ID, Network: cfg.Network, Explicit: cfg.explicit, GlobalNamespaces: cfg.GlobalNamespaces,
-		LeaderTTL: cfg.LeaderTTL, Random: rand.Reader, Metrics: lead.NewMetrics(registry), Logger: log,
-	})
+// runWith is Run with a client of the API server, nil for none.
+func runWith(ctx context.Context, cfg Config, client *kube.Client, log *slog.Logger) error {
+	i := &instance{cfg: cfg, client: client, log: log, registry: diag.NewRegistry("k8s-ovs-controller")}
 	server := diag.NewServer(diag.Config{
-		Address: cfg.Diag.MetricsAddress, Registry: registry, Profiling: cfg.Diag.Profiling, Logger: log,
-		Ready: []diag.Check{{Name: "records", Probe: func(context.Context) error { return candidate.Ready() }}},
-		State: func() any { return candidate.State() },
+		Address: cfg.Diag.MetricsAddress, Registry: i.registry, Profiling: cfg.Diag.Profiling, Logger: log,
+		Ready: []diag.Check{{Name: "records", Probe: func(context.Context) error { return i.ready() }}},
+		State: i.state,
 	})
 	if err := server.Listen(); err != nil {
 		return err
 	}
 	group, gctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Run(gctx) })
+	group.Go(func() error { return i.work(gctx) })
+	if err := group.Wait(); err != nil && ctx.Err() == nil {
+		return err
+	}
+	log.Info("the controller ends")
+	return nil
+}
+
+// instance is one run. Its diagnostics answer from the beginning, so that one that
+// waits for access to etcd is seen to be alive.
+type instance struct {
+	cfg       Config
+	client    *kube.Client
+	log       *slog.Logger
+	registry  *prometheus.Registry
+	candidate atomic.Pointer[lead.Controller]
+	// waits is what keeps it from etcd, where that is known.
+	waits atomic.Pointer[error]
+}
+
+func (i *instance) ready() error {
+	if c := i.candidate.Load(); c != nil {
+		return c.Ready()
+	}
+	if why := i.waits.Load(); why != nil {
+		return *why
+	}
+	return errors.New("there is no connection to etcd yet")
+}
+
+func (i *instance) state() any {
+	if c := i.candidate.Load(); c != nil {
+		return c.State()
+	}
+	return nil
+}
+
+// work connects to etcd, which may run in this process, and stands for the lead.
+func (i *instance) work(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	group, gctx := errgroup.WithContext(ctx)
+	defer func() { cancel(); group.Wait() }()
+	switch {
+	case len(i.cfg.Etcd.Endpoints) > 0:
+	case i.cfg.RunEtcd:
+		server, err := i.embedded(ctx, gctx, group)
+		if err != nil {
+			return err
+		}
+		defer server.Close()
+	default:
+		access, err := i.client.EtcdAccess(ctx, i.cfg.Kube.EtcdSecret)
+		if err != nil {
+			return err
+		}
+		if err := i.cfg.Etcd.Use(access.Endpoints, access.CA, access.Cert, access.Key, access.Prefix); err != nil {
+			return fmt.Errorf("secret %s: %w", i.cfg.Kube.EtcdSecret, err)
+		}
+		group.Go(func() error { return i.followAccess(gctx, access) })
+	}
+	s, err := store.Open(i.cfg.Etcd.Config(i.log))
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	c := lead.Config{
+		Store: s, ID: i.cfg.ID, Network: i.cfg.Network, Explicit: i.cfg.explicit, GlobalNamespaces: i.cfg.GlobalNamespaces,
+		LeaderTTL: i.cfg.LeaderTTL, Random: rand.Reader, Metrics: lead.NewMetrics(i.registry), Logger: i.log,
+	}
+	if i.client != nil {
+		c.Cluster = &lead.Cluster{API: i.client, SubnetSource: i.cfg.Kube.SubnetSource, Pod: i.cfg.Kube.Pod}
+	}
+	candidate := lead.New(c)
+	i.candidate.Store(candidate)
 	group.Go(func() error { return candidate.Run(gctx) })
+	return group.Wait()
+}
+
+// embedded starts etcd in this process, and in Kubernetes tells the nodes how to
+// reach it.
+func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*etcd.Server, error) {
+	var secret *publisher
+	if i.client != nil {
+		var err error
+		if secret, err = i.cfg.serve(i.client, i.log); err != nil {
+			return nil, err
+		}
+		if err := secret.claim(ctx, func(why error) { i.waits.Store(&why) }); err != nil {
+			return nil, err
+		}
+	}
+	i.cfg.Embedded.Logger = i.log
+	server, err := etcd.Start(ctx, i.cfg.Embedded)
+	if err != nil {
+		return nil, err
+	}
+	i.log.Info("the embedded etcd serves", "urls", i.cfg.Embedded.ListenClientURLs, "dataDir", i.cfg.Embedded.DataDir)
 	group.Go(func() error {
 		select {
-		case err := <-failed:
+		case err := <-server.Failed():
 			return fmt.Errorf("the embedded etcd ended: %w", err)
 		case <-gctx.Done():
 			return nil
 		}
 	})
-	if err := group.Wait(); err != nil && ctx.Err() == nil {
-		return err
+	if secret != nil {
+		group.Go(func() error { secret.run(gctx); return nil })
 	}
-	log.Info("the controller ends")
+	// A private socket: no flags for TLS apply to it.
+	e := &i.cfg.Etcd
+	e.Endpoints = []string{server.Endpoint()}
+	e.CAFile, e.CertFile, e.KeyFile, e.ServerName, e.InsecureSkipVerify = "", "", "", "", false
+	return server, nil
+}
+
+// followAccess ends the controller when the Secret says something else than it
+// began with: a new start takes it over.
+func (i *instance) followAccess(ctx context.Context, began kube.EtcdAccess) error {
+	for now := range i.client.WatchEtcdAccess(ctx, i.cfg.Kube.EtcdSecret) {
+		if !now.Equal(began) {
+			return fmt.Errorf("the access to etcd in Secret %s changed: a new start takes it over", i.cfg.Kube.EtcdSecret)
+		}
+	}
 	return nil
 }

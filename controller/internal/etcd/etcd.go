@@ -24,6 +24,9 @@ import (
 const (
 	// DefaultDataDir is where the records are kept.
 	DefaultDataDir = "/var/lib/k8s-ovs/etcd"
+	// DefaultServePort is where it serves the nodes of a Kubernetes cluster, whose
+	// own etcd often has 2379 and 2380 on the same address.
+	DefaultServePort = 2389
 	// DefaultListenClientURL is reached from this machine only.
 	DefaultListenClientURL = "http://127.0.0.1:2379"
 

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -42,6 +43,9 @@ type Config struct {
 	// LeaderTTL is how long a controller that died without a word stays the
 	// leader; store.DefaultLeaderTTL when zero.
 	LeaderTTL time.Duration
+	// Cluster is the Kubernetes cluster whose namespaces and nodes the records
+	// follow; nil for none.
+	Cluster *Cluster
 	// Random is the source of netIDs: crypto/rand.Reader.
 	Random io.Reader
 	// Now is the clock of Status times; time.Now when nil.
@@ -52,8 +56,9 @@ type Config struct {
 
 // Controller is one candidate for the lead.
 type Controller struct {
-	cfg Config
-	log *slog.Logger
+	cfg   Config
+	log   *slog.Logger
+	world *world // nil without a Cluster
 
 	mu      sync.Mutex // guards what follows
 	problem error      // why there is no configuration; nil once there is
@@ -75,12 +80,21 @@ func New(cfg Config) *Controller {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Controller{cfg: cfg, log: cfg.Logger, problem: errors.New("etcd was not asked for the network configuration yet"), state: State{ID: cfg.ID}}
+	c := &Controller{cfg: cfg, log: cfg.Logger, problem: errors.New("etcd was not asked for the network configuration yet"), state: State{ID: cfg.ID}}
+	if cfg.Cluster != nil {
+		c.world = newWorld()
+	}
+	return c
 }
 
 // Run works until ctx ends, and gives the lead up then. It has no other end:
 // what goes wrong is tried again, and shows in Ready.
 func (c *Controller) Run(ctx context.Context) error {
+	if c.world != nil {
+		var watching sync.WaitGroup
+		watching.Go(func() { c.world.follow(c.cfg.Cluster.API.WatchCluster(ctx)) })
+		defer watching.Wait()
+	}
 	pause, said := minPause, ""
 	for ctx.Err() == nil {
 		network, err := c.network(ctx)
@@ -162,10 +176,19 @@ func (c *Controller) network(ctx context.Context) (topology.Config, error) {
 	return cfg.Value, nil
 }
 
-// create writes the configuration of the flags, unless someone is quicker.
+// create writes the configuration of the flags, unless someone is quicker. One
+// that does not fit the Kubernetes cluster is not written.
 func (c *Controller) create(ctx context.Context) {
 	for pause, said := minPause, ""; ctx.Err() == nil; pause = min(2*pause, maxPause) {
-		_, err := c.cfg.Store.PutConfig(ctx, c.cfg.Network)
+		err := c.fits(ctx, c.cfg.Network)
+		if err == nil {
+			_, err = c.cfg.Store.PutConfig(ctx, c.cfg.Network)
+		} else if _, rerr := c.cfg.Store.Config(ctx); rerr == nil {
+			return
+		}
+		if ctx.Err() != nil {
+			return
+		}
 		if err == nil {
 			c.log.Info("wrote the network configuration", "config", c.cfg.Network)
 			return
@@ -177,6 +200,9 @@ func (c *Controller) create(ctx context.Context) {
 			said = err.Error()
 			c.setProblem(err)
 			c.log.Error("cannot write the network configuration; trying again", "error", err)
+			if errors.Is(err, cluster.ErrMisfit) {
+				c.cfg.Cluster.complain(err)
+			}
 		}
 		sleep(ctx, pause)
 	}

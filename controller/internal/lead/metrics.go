@@ -3,8 +3,10 @@ package lead
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -21,6 +23,8 @@ type Metrics struct {
 	netIDs     *prometheus.GaugeVec
 	subnets    *prometheus.GaugeVec
 	write      prometheus.Histogram
+	cluster    *prometheus.GaugeVec
+	refused    prometheus.Gauge
 }
 
 // NewMetrics registers them.
@@ -43,7 +47,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
 	}
-	reg.MustRegister(m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write)
+	m.cluster = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("kubernetes_objects", "Kubernetes objects that the records follow, by kind.")), []string{"kind"})
+	m.refused = prometheus.NewGauge(prometheus.GaugeOpts(opts("refused_annotations", "Namespaces whose network annotation cannot be followed.")))
+	reg.MustRegister(m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused)
 	return m
 }
 
@@ -52,6 +58,8 @@ func (m *Metrics) leading(yes bool) {
 		m.leader.Set(0)
 		m.netIDs.Reset()
 		m.subnets.Reset()
+		m.cluster.Reset()
+		m.refused.Set(0)
 		return
 	}
 	m.leader.Set(1)
@@ -72,6 +80,12 @@ func (m *Metrics) tenants(p tenant.Plan) {
 func (m *Metrics) nodes(p subnet.Plan) {
 	m.subnets.WithLabelValues("in_use").Set(float64(p.InUse))
 	m.subnets.WithLabelValues("free").Set(float64(p.Free))
+}
+
+func (m *Metrics) follows(c kube.Cluster, p cluster.Plan) {
+	m.cluster.WithLabelValues("namespace").Set(float64(len(c.Namespaces)))
+	m.cluster.WithLabelValues("node").Set(float64(len(c.Nodes)))
+	m.refused.Set(float64(p.Refused))
 }
 
 func (m *Metrics) answered(w tenant.Write) {

@@ -19,6 +19,8 @@ type writer interface {
 	Done() <-chan struct{}
 	PutNamespace(ctx context.Context, key string, n topology.Namespace, rev int64) (int64, error)
 	PutNode(ctx context.Context, key string, n topology.Node, rev int64) (int64, error)
+	DeleteNamespace(ctx context.Context, key string, rev int64) (int64, error)
+	DeleteNode(ctx context.Context, key string, rev int64) (int64, error)
 	PutReleased(ctx context.Context, r store.Released, rev int64) (int64, error)
 }
 
@@ -32,6 +34,7 @@ type term struct {
 	tenants  *tenant.Planner
 	subnets  *subnet.Planner
 	released store.Versioned[store.Released] // revision 0: no record
+	follower *follower                       // of the Kubernetes cluster; nil for none
 
 	last      store.Records // the newest
 	seen      time.Time     // when it came
@@ -39,7 +42,11 @@ type term struct {
 }
 
 func newTerm(c *Controller, w writer) *term {
-	return &term{c: c, writer: w, log: c.log}
+	t := &term{c: c, writer: w, log: c.log}
+	if c.world != nil {
+		t.follower = newFollower(c.cfg.Cluster, c.log)
+	}
+	return t
 }
 
 // run leads until ctx ends or leadership does.
@@ -52,6 +59,8 @@ func (t *term) run(ctx context.Context) error {
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	records := t.c.cfg.Store.WatchRecords(wctx)
+	events, stop := t.follow(wctx)
+	defer stop()
 	var retry <-chan time.Time
 	pause := minPause
 	for {
@@ -70,6 +79,10 @@ func (t *term) run(ctx context.Context) error {
 			}
 			if !fresh {
 				continue
+			}
+		case <-events:
+			if t.last.Revision < t.lastWrite || t.seen.IsZero() {
+				continue // the watch of records is about to say more
 			}
 		case <-retry:
 		}
@@ -132,6 +145,9 @@ func (t *term) take(r store.Records) (fresh bool, err error) {
 
 // act writes what the newest records call for.
 func (t *term) act(ctx context.Context) error {
+	if wrote, err := t.actCluster(ctx); wrote || err != nil {
+		return err // the watch shows what was written; the rest builds on it
+	}
 	ids, err := t.actTenants(ctx)
 	subnets, nodeErr := t.actNodes(ctx)
 	if err := errors.Join(err, nodeErr); err != nil {
@@ -192,6 +208,7 @@ func (t *term) actTenants(ctx context.Context) (freedIDs, error) {
 		t.c.cfg.Metrics.answered(w)
 		t.c.cfg.Metrics.write.Observe(t.c.cfg.Now().Sub(t.seen).Seconds())
 		t.logTenant(w, rev)
+		t.follower.tellTenant(w)
 	}
 	return plan.Freed, nil
 }
@@ -246,6 +263,7 @@ func (t *term) actNodes(ctx context.Context) (freedSubnets, error) {
 			level, attrs = slog.LevelWarn, append(attrs, "reason", w.Message)
 		}
 		t.log.Log(ctx, level, "node", attrs...)
+		t.follower.tellNode(w)
 	}
 	return plan.Freed, nil
 }

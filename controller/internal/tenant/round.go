@@ -269,7 +269,8 @@ func (r *round) global(rec *Record) verdict {
 // write notes what the record should become, if it is not that already.
 func (r *round) write(rec *Record, v verdict) {
 	was := rec.Namespace
-	n := topology.Namespace{NetName: rec.Key, Effective: v.id, Status: was.Status}
+	n := was
+	n.Action, n.Namespace, n.NetID, n.Effective = topology.None, "", nil, v.id
 	if v.id != nil {
 		id := int64(*v.id)
 		n.NetID = &id

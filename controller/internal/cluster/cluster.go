@@ -1,0 +1,186 @@
+// Package cluster decides what the records of the network should say about the
+// namespaces and nodes of a Kubernetes cluster, and what is to be written back
+// to them. The rules are in docs/kubernetes.md, "Namespaces and nodes".
+//
+// The [Planner] is pure: what the API server and the records say goes in, the
+// writes that should be made come out. netIDs and subnets themselves are for
+// packages tenant and subnet: a plan only asks for them, as people do. [Errands]
+// makes the calls to the API server that a plan wants, aside from the records.
+package cluster
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// GlobalNetwork is the value of the network annotation that makes a namespace global.
+const GlobalNetwork = "global"
+
+// retryRefused is how long a request that was refused is not made again.
+const retryRefused = 30 * time.Second
+
+// SubnetSource says where the subnets of nodes come from.
+type SubnetSource string
+
+const (
+	// FromRecords: the controller gives them out.
+	FromRecords SubnetSource = "records"
+	// FromNode: they are the nodes' spec.podCIDR.
+	FromNode SubnetSource = "node"
+)
+
+// Write is one change of a record, on the revision that was read.
+type Write struct {
+	// Key is the last part of the record's key.
+	Key string
+	// Namespace or Node is what to write; the other is nil.
+	Namespace *topology.Namespace
+	Node      *topology.Node
+	// Delete takes the record out; what it was is in Namespace or Node.
+	Delete bool
+	// Revision is that of the record; 0 where there is none.
+	Revision int64
+	// Why is for the log.
+	Why string
+}
+
+// Annotation is the netID annotation that a namespace should have.
+type Annotation struct{ Namespace, UID, Value string }
+
+// Ask is a namespace that is gone, and whose record may go when no pod is left.
+type Ask struct{ Namespace, UID string }
+
+// Event is something to tell people about an object.
+type Event struct {
+	Object          kube.ObjectRef
+	Warning         bool
+	Reason, Message string
+}
+
+// Reasons of Events.
+const (
+	NetworkJoined   = "NetworkJoined"
+	NetworkIsolated = "NetworkIsolated"
+	NetworkGlobal   = "NetworkGlobal"
+	NetworkRefused  = "NetworkRefused"
+	NodeRefused     = "NodeRefused"
+	SubnetRefused   = "SubnetRefused"
+	SubnetWaiting   = "SubnetWaiting"
+	ConfigRefused   = "NetworkConfigurationRefused"
+)
+
+// Plan is what should be done about one state of things.
+type Plan struct {
+	// Writes in the order to make them; when one fails, the later ones must wait
+	// for the next plan.
+	Writes []Write
+	// Annotations and Asks are all that is wanted now, whether wanted before or not.
+	Annotations []Annotation
+	Asks        []Ask
+	// Events that were not in the plan before.
+	Events []Event
+	// Refused counts the namespaces whose annotation cannot be followed.
+	Refused int
+	// Again is when to plan anew even if nothing changes; zero for never.
+	Again time.Time
+}
+
+// Planner plans for one term of one leader. It remembers only what it said.
+type Planner struct {
+	source SubnetSource
+	said   map[kube.ObjectRef]string
+}
+
+// New starts a term.
+func New(source SubnetSource) *Planner {
+	return &Planner{source: source, said: map[kube.ObjectRef]string{}}
+}
+
+// round is the making of one plan.
+type round struct {
+	planner *Planner
+	cluster kube.Cluster
+	records store.Records
+	empty   map[string]bool
+	now     time.Time
+	plan    Plan
+	said    map[kube.ObjectRef]string
+}
+
+// Plan says what should be done. c is all namespaces and nodes there are, r all
+// records at one revision, empty the UIDs of namespaces that have no pod left.
+func (p *Planner) Plan(c kube.Cluster, r store.Records, empty map[string]bool, now time.Time) Plan {
+	d := &round{planner: p, cluster: c, records: r, empty: empty, now: now, said: map[kube.ObjectRef]string{}}
+	d.namespaces()
+	d.nodes()
+	p.said = d.said
+	return d.plan
+}
+
+// refuse tells people about an object what cannot be, once for each message.
+func (d *round) refuse(object kube.ObjectRef, reason, message string) {
+	d.said[object] = message
+	if d.planner.said[object] != message {
+		d.plan.Events = append(d.plan.Events, Event{Object: object, Warning: true, Reason: reason, Message: message})
+	}
+}
+
+// resting reports that what a record asked for was refused only just; it is
+// asked for again later.
+func (d *round) resting(s *topology.Status) bool {
+	if s == nil || !strings.HasPrefix(s.Message, "refused:") {
+		return false
+	}
+	again := s.Time.Add(retryRefused)
+	if !again.After(d.now) {
+		return false
+	}
+	if d.plan.Again.IsZero() || again.Before(d.plan.Again) {
+		d.plan.Again = again
+	}
+	return true
+}
+
+// NamespaceRef is a Namespace as the object of an Event: Events about it are
+// among its own, where its users look.
+func NamespaceRef(name, uid string) kube.ObjectRef {
+	return kube.ObjectRef{Kind: "Namespace", Namespace: name, Name: name, UID: uid}
+}
+
+// NodeRef is a Node as the object of an Event. The kubelet, and so `kubectl
+// describe node`, has the node's name as its UID.
+func NodeRef(name string) kube.ObjectRef {
+	return kube.ObjectRef{Kind: "Node", Name: name, UID: name}
+}
+
+// ErrMisfit: the network configuration cannot be in the cluster as it is.
+var ErrMisfit = errors.New("the network configuration does not fit the cluster")
+
+// Check says what of the network configuration cannot be in the cluster as it
+// is, and the way out: an ErrMisfit.
+func Check(cfg topology.Config, c kube.Cluster) error {
+	var wrong []string
+	if own := c.KubernetesService; own.Is4() && !cfg.ServiceNetwork.Contains(own) {
+		wrong = append(wrong, fmt.Sprintf("the service network %s does not contain %s, the address of service default/kubernetes: set service-network to the API server's --service-cluster-ip-range", cfg.ServiceNetwork, own))
+	}
+	for _, n := range byAge(c.Nodes, nodeAge) {
+		for _, ip := range n.Addresses {
+			if err := (topology.Node{Host: n.Name, HostIP: ip}).Validate(cfg); err != nil {
+				wrong = append(wrong, err.Error()+": choose a network that no node is in")
+			}
+		}
+	}
+	if room := 1 << (cfg.NodeBits() - cfg.Network.Bits()); room < len(c.Nodes) {
+		wrong = append(wrong, fmt.Sprintf("the pod network %s has %d subnets of /%d for %d nodes: choose a larger network or a smaller host-subnet-length", cfg.Network, room, cfg.NodeBits(), len(c.Nodes)))
+	}
+	if len(wrong) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", ErrMisfit, strings.Join(wrong, "; "))
+}

@@ -1,0 +1,251 @@
+package lead
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// Cluster is the Kubernetes cluster that the records follow.
+type Cluster struct {
+	// API is the connection to its API server.
+	API interface {
+		cluster.API
+		WatchCluster(ctx context.Context) <-chan kube.Cluster
+	}
+	// SubnetSource says where the subnets of nodes come from.
+	SubnetSource cluster.SubnetSource
+	// Pod is what Events about the network configuration are about: the
+	// controller's own. Without a name none are sent.
+	Pod kube.ObjectRef
+}
+
+// complain sends an Event about the network configuration.
+func (c *Cluster) complain(err error) {
+	if c.Pod.Name != "" {
+		c.API.Event(c.Pod, true, cluster.ConfigRefused, err.Error())
+	}
+}
+
+var errNoWorld = errors.New("the namespaces and nodes of the Kubernetes API server were not read yet")
+
+// world holds what the API server said last.
+type world struct {
+	known   chan struct{} // closed when there is something
+	changed chan struct{}
+
+	mu     sync.Mutex // guards newest
+	newest *kube.Cluster
+}
+
+func newWorld() *world {
+	return &world{known: make(chan struct{}), changed: make(chan struct{}, 1)}
+}
+
+// follow takes in what comes until the channel is closed.
+func (w *world) follow(updates <-chan kube.Cluster) {
+	for c := range updates {
+		w.mu.Lock()
+		first := w.newest == nil
+		w.newest = &c
+		w.mu.Unlock()
+		if first {
+			close(w.known)
+		}
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// now is the newest; ok is false before there is any.
+func (w *world) now() (c kube.Cluster, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.newest == nil {
+		return kube.Cluster{}, false
+	}
+	return *w.newest, true
+}
+
+// fits says why the configuration cannot be in the Kubernetes cluster. It waits
+// for the first word of the API server.
+func (c *Controller) fits(ctx context.Context, network topology.Config) error {
+	if c.world == nil {
+		return nil
+	}
+	if _, ok := c.world.now(); !ok {
+		c.setProblem(errNoWorld)
+		c.log.Info("waiting for the Kubernetes API server before the network configuration is written")
+		select {
+		case <-c.world.known:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	now, _ := c.world.now()
+	return cluster.Check(network, now)
+}
+
+// follower is what a term keeps of the Kubernetes cluster.
+type follower struct {
+	cluster *Cluster
+	planner *cluster.Planner
+	errands *cluster.Errands
+	again   chan time.Duration
+	said    string // of the network configuration
+}
+
+func newFollower(c *Cluster, log *slog.Logger) *follower {
+	return &follower{cluster: c, planner: cluster.New(c.SubnetSource), errands: cluster.NewErrands(c.API, log), again: make(chan time.Duration, 1)}
+}
+
+// follow makes the calls that plans want until stop, and sends to events whenever
+// there may be something new to plan.
+func (t *term) follow(ctx context.Context) (events <-chan struct{}, stop func()) {
+	if t.follower == nil {
+		return nil, func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { t.follower.errands.Run(ctx) })
+	merged := make(chan struct{})
+	running.Go(func() {
+		var timer <-chan time.Time
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case d := <-t.follower.again:
+				timer = time.After(d)
+				continue
+			case <-t.c.world.changed:
+			case <-t.follower.errands.News():
+			case <-timer:
+				timer = nil
+			}
+			select {
+			case merged <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return merged, func() { cancel(); running.Wait() }
+}
+
+// actCluster plans and writes what the Kubernetes cluster calls for.
+func (t *term) actCluster(ctx context.Context) (wrote bool, err error) {
+	f := t.follower
+	if f == nil {
+		return false, nil
+	}
+	now, ok := t.c.world.now()
+	if !ok {
+		return false, nil
+	}
+	t.check(now)
+	plan := f.planner.Plan(now, t.last, f.errands.Empty(), t.c.cfg.Now())
+	f.errands.Set(plan)
+	t.c.cfg.Metrics.follows(now, plan)
+	if !plan.Again.IsZero() {
+		select {
+		case f.again <- plan.Again.Sub(t.c.cfg.Now()):
+		default:
+		}
+	}
+	for _, w := range plan.Writes {
+		rev, err := t.writeCluster(ctx, w)
+		if err != nil {
+			return true, err
+		}
+		t.lastWrite = max(t.lastWrite, rev)
+		t.logCluster(w, rev)
+	}
+	return len(plan.Writes) > 0, nil
+}
+
+// check warns of a configuration record that does not fit the cluster. It stands:
+// there may be pods on it.
+func (t *term) check(now kube.Cluster) {
+	err := cluster.Check(t.last.Config, now)
+	if err == nil {
+		t.follower.said = ""
+		return
+	}
+	if err.Error() == t.follower.said {
+		return
+	}
+	t.follower.said = err.Error()
+	t.log.Warn("the network configuration in etcd does not fit the cluster; it stands", "error", err)
+	t.follower.cluster.complain(err)
+}
+
+func (t *term) writeCluster(ctx context.Context, w cluster.Write) (int64, error) {
+	switch {
+	case w.Namespace != nil && w.Delete:
+		return t.writer.DeleteNamespace(ctx, w.Key, w.Revision)
+	case w.Namespace != nil:
+		return t.writer.PutNamespace(ctx, w.Key, *w.Namespace, w.Revision)
+	case w.Delete:
+		return t.writer.DeleteNode(ctx, w.Key, w.Revision)
+	}
+	return t.writer.PutNode(ctx, w.Key, *w.Node, w.Revision)
+}
+
+func (t *term) logCluster(w cluster.Write, rev int64) {
+	message, attrs := "wrote a record", []any{"why", w.Why, "revision", rev}
+	if w.Delete {
+		message = "deleted a record"
+	}
+	if w.Node != nil {
+		t.log.Info(message, append([]any{"node", w.Node.Host, "key", w.Key}, attrs...)...)
+		return
+	}
+	if w.Namespace.Action != topology.None && !w.Delete {
+		attrs = append(attrs, "action", w.Namespace.Action)
+	}
+	t.log.Info(message, append([]any{"tenant", w.Key}, attrs...)...)
+}
+
+// tellTenant tells the users of a namespace what became of a request.
+func (f *follower) tellTenant(w tenant.Write) {
+	if f == nil || w.Namespace.UID == "" {
+		return
+	}
+	object := cluster.NamespaceRef(w.Key, w.Namespace.UID)
+	reasons := map[topology.Action]string{topology.Join: cluster.NetworkJoined, topology.Isolate: cluster.NetworkIsolated, topology.MakeGlobal: cluster.NetworkGlobal}
+	switch {
+	case w.Outcome == tenant.Refused:
+		f.cluster.API.Event(object, true, cluster.NetworkRefused, w.Message)
+	case w.Outcome == tenant.Done && reasons[w.Action] != "":
+		message := fmt.Sprintf("netID %d", *w.Namespace.Effective)
+		if w.Namespace.Declared != "" && !w.Namespace.Forced {
+			message += fmt.Sprintf(", by annotation %s: %s", topology.NetworkAnnotation, w.Namespace.Declared)
+		}
+		f.cluster.API.Event(object, false, reasons[w.Action], message)
+	}
+}
+
+// tellNode tells what keeps a node from having a subnet.
+func (f *follower) tellNode(w subnet.Write) {
+	if f == nil || w.Node.UID == "" {
+		return
+	}
+	switch w.Outcome {
+	case subnet.Refused:
+		f.cluster.API.Event(cluster.NodeRef(w.Node.Host), true, cluster.SubnetRefused, w.Message)
+	case subnet.Waiting:
+		f.cluster.API.Event(cluster.NodeRef(w.Node.Host), true, cluster.SubnetWaiting, w.Message)
+	}
+}
