@@ -30,6 +30,7 @@ const withdrawTimeout = 5 * time.Second
 type Store interface {
 	Snapshot(ctx context.Context) (topology.Snapshot, store.Revs, error)
 	RequestAction(ctx context.Context, ns string, action topology.Action, target string) (int64, error)
+	ForceAction(ctx context.Context, ns string, action topology.Action, target string) (int64, error)
 	WithdrawAction(ctx context.Context, ns string, rev int64) error
 	// Leader names the controller that leads; [store.ErrNotFound] for none.
 	Leader(ctx context.Context, name string) (string, error)
@@ -43,6 +44,8 @@ type Store interface {
 type Options struct {
 	// DryRun writes nothing.
 	DryRun bool
+	// Force asks for the change also where an annotation rules the namespace.
+	Force bool
 	// NoWait writes the request and does not follow it.
 	NoWait bool
 	// Timeout bounds the waiting; zero for no bound.
@@ -66,6 +69,9 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 	if err != nil {
 		return view.Result{}, err
 	}
+	if err := p.Overrule(snap, o.Force); err != nil {
+		return view.Result{}, err
+	}
 	result := view.NewResult(p)
 	result.DryRun = o.DryRun
 	switch {
@@ -76,7 +82,11 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 		result.Result, result.Message = view.WouldChange, fmt.Sprintf("dry run of %s; nothing was changed", r)
 		return result, nil
 	}
-	rev, err := st.RequestAction(ctx, r.Namespace, r.Action, r.Target)
+	request := st.RequestAction
+	if o.Force {
+		request = st.ForceAction
+	}
+	rev, err := request(ctx, r.Namespace, r.Action, r.Target)
 	if err != nil {
 		return view.Result{}, err
 	}

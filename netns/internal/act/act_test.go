@@ -402,6 +402,37 @@ func TestNothingIsWritten(t *testing.T) {
 	}
 }
 
+// TestAnnotationRules: only --force changes what an annotation says.
+func TestAnnotationRules(t *testing.T) {
+	annotated := func() *script {
+		s := newScript()
+		n := s.snapshot.Namespaces["a"]
+		n.Declared = "blue"
+		s.snapshot.Namespaces["a"] = n
+		return s
+	}
+	for r, say := range map[plan.Request]string{
+		joinAB(): "k8s-ovs.io/network=NETWORK",
+		{Action: topology.MakeGlobal, Namespace: "a"}: "k8s-ovs.io/network=global",
+	} {
+		s := annotated()
+		_, _, err := do(t, s, r, Options{NoWait: true})
+		if err == nil || !strings.Contains(err.Error(), say) || !strings.Contains(err.Error(), "--force") || len(s.requests) > 0 {
+			t.Errorf("%s: error %v, want one with the way out; requests %v", r, err, s.requests)
+		}
+	}
+	s := annotated()
+	got, _, err := do(t, s, joinAB(), Options{NoWait: true, Force: true})
+	if err != nil || s.forced != 1 || len(got.Notes) != 1 || !strings.Contains(got.Notes[0], "until the annotation changes") {
+		t.Errorf("%+v, %v after %d forced requests", got, err, s.forced)
+	}
+	// Others may come to it.
+	s = annotated()
+	if _, _, err := do(t, s, plan.Request{Action: topology.Join, Namespace: "b", Target: "a"}, Options{NoWait: true}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNoWait(t *testing.T) {
 	s := newScript()
 	got, said, err := do(t, s, joinAB(), Options{NoWait: true})

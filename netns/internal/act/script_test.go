@@ -28,6 +28,7 @@ type script struct {
 	requestErr  error
 	snapshotErr error
 	withdrawErr error
+	forced      int // requests that were forced
 }
 
 func newScript() *script {
@@ -45,6 +46,11 @@ func (s *script) Snapshot(context.Context) (topology.Snapshot, store.Revs, error
 func (s *script) RequestAction(_ context.Context, ns string, a topology.Action, target string) (int64, error) {
 	s.requests = append(s.requests, plan.Request{Action: a, Namespace: ns, Target: target})
 	return requested, s.requestErr
+}
+
+func (s *script) ForceAction(ctx context.Context, ns string, a topology.Action, target string) (int64, error) {
+	s.forced++
+	return s.RequestAction(ctx, ns, a, target)
 }
 
 func (s *script) WithdrawAction(ctx context.Context, _ string, rev int64) error {

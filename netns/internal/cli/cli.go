@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/act"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -55,8 +56,11 @@ type program struct {
 	io      IO
 	open    func(store.Config) (records, error)
 	etcd    options.Etcd
+	kube    options.Kube
 	output  string
 	verbose bool
+	// endpoints reports that --etcd-endpoints was given: the Secret does not count.
+	endpoints bool
 	// running tells errors of the command from errors in how it was called.
 	running bool
 }
@@ -126,6 +130,7 @@ func (p *program) root() *cobra.Command {
 	fs := root.PersistentFlags()
 	options.AddConfig(fs)
 	p.etcd.Register(fs)
+	p.kube.Register(fs)
 	fs.StringVarP(&p.output, "output", "o", "table", "`format` of the output: table, json or yaml")
 	fs.BoolVarP(&p.verbose, "verbose", "v", false, "log what happens between netns and etcd")
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)))
@@ -154,14 +159,26 @@ func (p *program) resolve(cmd *cobra.Command) error {
 	for _, c := range cmd.Root().Commands() {
 		siblings = append(siblings, c.Flags())
 	}
-	return options.Resolve(cmd.Flags(), siblings...)
+	if err := options.Resolve(cmd.Flags(), siblings...); err != nil {
+		return err
+	}
+	p.endpoints = cmd.Flags().Changed("etcd-endpoints")
+	return nil
 }
 
 // connect checks how etcd is to be reached and opens the records. It does not
 // wait for etcd.
-func (p *program) connect() (records, error) {
+func (p *program) connect(ctx context.Context) (records, error) {
 	if err := p.etcd.Complete(); err != nil {
 		return nil, &usageError{err}
+	}
+	if err := p.kube.Complete(); err != nil {
+		return nil, &usageError{err}
+	}
+	if p.kube.Enabled && !p.endpoints {
+		if err := p.readSecret(ctx); err != nil {
+			return nil, err
+		}
 	}
 	if len(p.etcd.Endpoints) == 0 {
 		return nil, &usageError{errors.New("--etcd-endpoints is empty: name at least one, such as " + defaultEndpoint)}
@@ -171,6 +188,27 @@ func (p *program) connect() (records, error) {
 		log = slog.New(slog.NewTextHandler(p.io.Err, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
 	return p.open(p.etcd.Config(log))
+}
+
+// readSecret learns from the Kubernetes API server how to reach etcd.
+func (p *program) readSecret(ctx context.Context) error {
+	client, err := kube.Open(kube.Config{Kubeconfig: p.kube.Kubeconfig, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	data, err := client.Secret(ctx, p.kube.EtcdSecret)
+	if err != nil {
+		return err
+	}
+	access, err := kube.ParseEtcdAccess(data)
+	if err == nil {
+		err = p.etcd.Use(access.Endpoints, access.CA, access.Cert, access.Key, access.Prefix)
+	}
+	if err != nil {
+		return fmt.Errorf("secret %s: %w", p.kube.EtcdSecret, err)
+	}
+	return nil
 }
 
 // usageError is a mistake in how netns was called.

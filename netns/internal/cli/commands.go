@@ -24,7 +24,7 @@ one. A netID is shown once the controller has confirmed it; it is what nodes
 program. (all) marks global namespaces, which reach all and are reached by all.`,
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			st, err := p.connect()
+			st, err := p.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -55,7 +55,7 @@ the last one, and on how many nodes its record is in the flows.`,
 		Args:              arguments("NAMESPACE"),
 		ValidArgsFunction: p.completeNamespaces(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			st, err := p.connect()
+			st, err := p.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -95,7 +95,7 @@ etcd revision of the newest record that is in the node's flows. States:
   invalid    its record cannot be used`,
 		Args: arguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			st, err := p.connect()
+			st, err := p.connect(cmd.Context())
 			if err != nil {
 				return err
 			}
@@ -172,13 +172,17 @@ const actionLong = `
 It writes the request into the namespace's record and waits until the controller
 has carried it out and every live node has the change in its flows; --timeout
 bounds that. When no controller takes the request in that time, the request is
-withdrawn. Nodes that do not report are named and not waited for.`
+withdrawn. Nodes that do not report are named and not waited for.
+
+A namespace whose Kubernetes annotation k8s-ovs.io/network says which network it
+is on is changed with --force only; that stands until the annotation changes.`
 
 // action makes cmd one that asks for a change.
 func (p *program) action(cmd *cobra.Command, a topology.Action) *cobra.Command {
 	o := act.Options{Timeout: act.DefaultTimeout}
 	fs := cmd.Flags()
 	fs.BoolVar(&o.DryRun, "dry-run", false, "say who could newly, or no longer, reach whom, and change nothing")
+	fs.BoolVar(&o.Force, "force", false, "change the namespace also where its annotation "+topology.NetworkAnnotation+" says otherwise")
 	fs.BoolVar(&o.NoWait, "no-wait", false, "write the request and do not wait for it to be carried out")
 	fs.DurationVar(&o.Timeout, "timeout", o.Timeout, "how long to wait; 0 for as long as it takes")
 	check := cmd.Args
@@ -192,7 +196,7 @@ func (p *program) action(cmd *cobra.Command, a topology.Action) *cobra.Command {
 		return nil
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		st, err := p.connect()
+		st, err := p.connect(cmd.Context())
 		if err != nil {
 			return err
 		}

@@ -76,13 +76,13 @@ func (p *program) namespaces(cmd *cobra.Command) ([]view.Namespace, error) {
 		return nil, err
 	}
 	p.etcd.DialTimeout = min(p.etcd.DialTimeout, completionTimeout)
-	st, err := p.connect()
+	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
+	defer cancel()
+	st, err := p.connect(ctx)
 	if err != nil {
 		return nil, err
 	}
 	defer st.Close()
-	ctx, cancel := context.WithTimeout(cmd.Context(), completionTimeout)
-	defer cancel()
 	snap, _, err := st.Snapshot(ctx)
 	if err != nil {
 		return nil, err

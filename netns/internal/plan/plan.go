@@ -97,6 +97,31 @@ func Make(s topology.Snapshot, r Request) (Plan, error) {
 	return p, nil
 }
 
+// Overrule refuses a change of a namespace that an annotation rules, unless it is
+// forced. The error says how to change the annotation instead.
+func (p *Plan) Overrule(s topology.Snapshot, force bool) error {
+	n := s.Namespaces[p.Request.Namespace]
+	if n.Declared == "" || p.Nothing != "" {
+		return nil
+	}
+	if force {
+		p.Notes = append(p.Notes, fmt.Sprintf("this stands over the annotation %s=%s of %s until the annotation changes", topology.NetworkAnnotation, n.Declared, n.NetName))
+		return nil
+	}
+	if n.Forced {
+		return nil
+	}
+	instead := fmt.Sprintf("kubectl annotate namespace %s --overwrite %s=NETWORK", n.NetName, topology.NetworkAnnotation)
+	switch p.Request.Action {
+	case topology.MakeGlobal:
+		instead = fmt.Sprintf("kubectl annotate namespace %s --overwrite %s=global", n.NetName, topology.NetworkAnnotation)
+	case topology.Isolate:
+		instead = fmt.Sprintf("kubectl annotate namespace %s %s-", n.NetName, topology.NetworkAnnotation)
+	}
+	return fmt.Errorf("the annotation %s=%s of namespace %s says which network it is on; nothing was changed: change the annotation (`%s`), or use --force to stand over it until it changes",
+		topology.NetworkAnnotation, n.Declared, n.NetName, instead)
+}
+
 // Find is the record of a namespace. The error says what is near the name, or
 // what is wrong with the record.
 func Find(s topology.Snapshot, name string) (topology.Namespace, error) {

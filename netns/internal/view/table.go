@@ -3,6 +3,7 @@ package view
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -27,7 +28,22 @@ func WriteNamespaces(w io.Writer, rows []Namespace) error {
 	for _, r := range rows {
 		table = append(table, []string{r.Namespace, r.netID(), r.networkWith(), state(r.State, r.Message)})
 	}
+	// Only where Kubernetes has such annotations.
+	if slices.ContainsFunc(rows, func(r Namespace) bool { return r.Declared != "" }) {
+		table[0] = slices.Insert(table[0], 3, "ANNOTATION")
+		for i, r := range rows {
+			table[i+1] = slices.Insert(table[i+1], 3, r.annotation())
+		}
+	}
 	return write(w, table)
+}
+
+// annotation is what the annotation says, and whether it is overruled.
+func (n Namespace) annotation() string {
+	if n.Forced {
+		return n.Declared + " (overruled by --force)"
+	}
+	return n.Declared
 }
 
 // WriteNodes writes the table of `netns nodes`.
@@ -55,6 +71,9 @@ func WriteDetail(w io.Writer, d Detail) error {
 		{"Network with:", d.networkWith()},
 		{"Reaches:", reaches},
 		{"State:", state(d.State, d.Message)},
+	}
+	if d.Declared != "" {
+		lines = append(lines, []string{"Annotation:", d.annotation()})
 	}
 	if d.LastRequest != nil {
 		lines = append(lines, []string{"Last request:", fmt.Sprintf("%s (%s)", d.LastRequest.Message, d.LastRequest.Time.Format(time.RFC3339))})

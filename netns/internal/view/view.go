@@ -48,6 +48,10 @@ type Namespace struct {
 	State string `json:"state"`
 	// Message says what a state other than ready is about.
 	Message string `json:"message"`
+	// Declared is the network that an annotation of the Kubernetes Namespace
+	// names; empty for none. Forced reports that a change by hand stands over it.
+	Declared string `json:"declared,omitempty"`
+	Forced   bool   `json:"forced,omitempty"`
 }
 
 // Detail is what `netns show` shows.
@@ -140,7 +144,7 @@ func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuse
 }
 
 func namespace(n topology.Namespace, ids map[string]netid.ID, sharing map[netid.ID][]string) Namespace {
-	row := Namespace{Namespace: n.NetName, NetworkWith: []string{}}
+	row := Namespace{Namespace: n.NetName, NetworkWith: []string{}, Declared: n.Declared, Forced: n.Forced}
 	row.State, row.Message = namespaceState(n)
 	if id, ok := ids[n.NetName]; ok {
 		row.NetID, row.Global = &id, id.IsGlobal()

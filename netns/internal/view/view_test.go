@@ -129,6 +129,18 @@ func TestNamespaces(t *testing.T) {
 	all(t, "list", Namespaces(s), WriteNamespaces)
 }
 
+// TestAnnotated: what Kubernetes says shows, and what overrules it.
+func TestAnnotated(t *testing.T) {
+	s, statuses := cluster()
+	for name, forced := range map[string]bool{"web": false, "shop": true} {
+		n := s.Namespaces[name]
+		n.UID, n.Declared, n.Forced = "u-"+name, "front", forced
+		s.Namespaces[name] = n
+	}
+	all(t, "list-annotated", Namespaces(s), WriteNamespaces)
+	all(t, "show-annotated", Show(s, s.Namespaces["shop"], 125, statuses), WriteDetail)
+}
+
 func TestNoNamespaces(t *testing.T) {
 	all(t, "list-empty", Namespaces(topology.Snapshot{}), WriteNamespaces)
 }
