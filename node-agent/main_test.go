@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/agent"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
 func configure(args ...string) (agent.Config, error) {
@@ -33,6 +35,18 @@ func TestManifest(t *testing.T) {
 	}
 }
 
+// In Kubernetes the defaults are enough: the Secret says where etcd is.
+func TestKubernetes(t *testing.T) {
+	cfg, err := configure("--kubernetes", "--cni-conf-dir", "/etc/cni/net.d", "--cni-conf-template", "../manifests/standalone/10-k8s-ovs.conflist")
+	if err != nil {
+		t.Fatal(err)
+	}
+	public := []service.Key{{Namespace: "default", Name: "kubernetes"}}
+	if !cfg.Cluster.Enabled || cfg.Cluster.EtcdSecret != options.DefaultEtcdSecret || !slices.Equal(cfg.Cluster.PublicServices, public) {
+		t.Errorf("%+v", cfg.Cluster)
+	}
+}
+
 func TestWrongFlags(t *testing.T) {
 	const etcd = "--etcd-endpoints=192.0.2.1:2379"
 	for _, tc := range []struct {
@@ -52,6 +66,17 @@ func TestWrongFlags(t *testing.T) {
 		{[]string{etcd, "--mtu", "60"}, "--mtu"},
 		{[]string{etcd, "--vxlan-port", "0"}, "--vxlan-port"},
 		{[]string{etcd, "--vxlan-port", "70000"}, "vxlan-port"},
+		{[]string{"--kubernetes", "--etcd-secret", "k8s-ovs-etcd"}, "--etcd-secret"},
+		{[]string{"--kubeconfig", "/nonexistent"}, "--kubeconfig"},
+		{[]string{"--kubernetes", "--service-proxy", "ipvs"}, "--service-proxy"},
+		{[]string{"--kubernetes", "--public-services", "default/kubernetes,dns"}, `--public-services: "dns"`},
+		{[]string{"--kubernetes", "--daemonset", "k8s-ovs-agent"}, "--daemonset"},
+		{[]string{etcd, "--daemonset", "kube-system/k8s-ovs-agent"}, "--kubernetes"},
+		{[]string{etcd, "--cni-conf-dir", "net.d"}, "--cni-conf-dir"},
+		{[]string{etcd, "--cni-conf-dir", "/etc/cni/net.d", "--cni-conf-file", "../x.conflist"}, "--cni-conf-file"},
+		{[]string{etcd, "--cni-conf-dir", "/etc/cni/net.d", "--cni-conf-file", "k8s-ovs.conf"}, ".conflist"},
+		{[]string{etcd, "--cni-conf-dir", "/etc/cni/net.d", "--cni-conf-template", "main.go"}, "--cni-conf-template"},
+		{[]string{etcd, "--cni-conf-template", "main.go"}, "--cni-conf-dir"},
 	} {
 		if _, err := configure(tc.args...); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%q: error %v, want one that names %s", tc.args, err, tc.want)

@@ -19,7 +19,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
-	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
 
@@ -38,6 +37,14 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	}
 	log.Info("k8s-ovs-agent starts", "version", version.String(), "node", cfg.NodeName)
 
+	api, err := openAPI(cfg, log)
+	if err != nil {
+		return err
+	}
+	conf, err := newConfiguration(cfg, bootID, log)
+	if err != nil {
+		return err
+	}
 	reg := diag.NewRegistry("k8s-ovs-agent")
 	m := newMetrics(reg)
 	host, err := link.Current()
@@ -45,32 +52,41 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	defer host.Close()
-	st, err := store.Open(cfg.Etcd.Config(log))
+	n, err := newNode(cfg, log, m, host, api, conf, bootID)
 	if err != nil {
 		return err
 	}
-	defer st.Close()
-
-	n, err := newNode(cfg, log, m, host, st, bootID)
-	if err != nil {
-		return err
-	}
+	// Nothing that the agent waits for is mended by a restart, so there are no
+	// checks of liveness.
 	server := diag.NewServer(diag.Config{
 		Address: cfg.Diag.MetricsAddress, Registry: reg, Profiling: cfg.Diag.Profiling, Logger: log, State: n.State,
-		Ready: []diag.Check{{Name: "node", Probe: func(context.Context) error { return n.Ready() }}},
+		Ready: []diag.Check{
+			{Name: "node", Probe: func(context.Context) error { return n.Ready() }},
+			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
+			{Name: "cni-configuration", Probe: func(context.Context) error { return conf.inPlace() }},
+		},
 	})
 	if err := server.Listen(); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return server.Run(ctx) })
-	group.Go(func() error { return n.run(ctx) })
-	return group.Wait()
+	group, running := errgroup.WithContext(ctx)
+	group.Go(func() error { return server.Run(running) })
+	group.Go(func() error { return n.run(running) })
+	err = group.Wait()
+	if ctx.Err() != nil {
+		n.leave(context.WithoutCancel(ctx))
+	}
+	return err
 }
 
 // run prepares what does not change while the agent runs, then serves the CNI
 // beside the loop.
 func (n *node) run(ctx context.Context) error {
+	follow, err := n.openStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer n.store.Close()
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
 	if err != nil {
 		return err
@@ -86,6 +102,7 @@ func (n *node) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.loop(ctx) })
+	group.Go(func() error { return follow(ctx) })
 	return group.Wait()
 }
 

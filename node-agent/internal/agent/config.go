@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
@@ -43,6 +44,8 @@ type Config struct {
 	// VXLANPort is the UDP port of the tunnels.
 	VXLANPort uint16
 	Diag      diag.Flags
+	// Cluster is for a node of a Kubernetes cluster.
+	Cluster Cluster
 }
 
 // Defaults are the values without any flag.
@@ -56,6 +59,9 @@ func Defaults() Config {
 		OVSDB: "unix:/run/openvswitch/db.sock", StateDir: "/var/lib/k8s-ovs", CNISocket: cniapi.DefaultSocket,
 		VXLANPort: 4789, // RFC 7348, section 8.1
 		Diag:      diag.Flags{MetricsAddress: "127.0.0.1:9465"},
+		Cluster: Cluster{
+			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist",
+		},
 	}
 }
 
@@ -74,6 +80,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods in `bytes`; clamped to what the underlay carries (default: that)")
 	fs.Uint16Var(&c.VXLANPort, "vxlan-port", c.VXLANPort, "UDP `port` of the tunnels; the same on every node")
 	c.Diag.Register(fs)
+	c.Cluster.register(fs)
 }
 
 // minMTU is the smallest MTU that IPv4 hosts must accept whole (RFC 791, section 3.2).
@@ -120,8 +127,11 @@ func (c *Config) Complete() error {
 	if c.VXLANPort == 0 {
 		return fmt.Errorf("--vxlan-port 0 is no port")
 	}
-	if len(c.Etcd.Endpoints) == 0 {
-		return fmt.Errorf("--etcd-endpoints is empty: name the controller's (or your cluster's) etcd, such as 192.0.2.10:2379")
+	if err := c.Cluster.complete(c.CNISocket); err != nil {
+		return err
+	}
+	if len(c.Etcd.Endpoints) == 0 && !c.Cluster.Enabled {
+		return fmt.Errorf("--etcd-endpoints is empty: name the controller's (or your cluster's) etcd, such as 192.0.2.10:2379; in a Kubernetes cluster, --kubernetes")
 	}
 	return c.Etcd.Complete()
 }

@@ -37,12 +37,12 @@ func (c *connection) alive() bool {
 }
 
 // dial connects to the bridge's socket.
-func (c *connection) dial(ctx context.Context, socket string) (*of.Conn, error) {
+func (c *connection) dial(ctx context.Context, socket string) error {
 	c.close()
 	c.ports.reset()
 	conn, err := of.Dial(ctx, socket, of.WithPortEvents(c.ports.event))
 	if err != nil {
-		return nil, fmt.Errorf("connect to ovs-vswitchd: %w", err)
+		return fmt.Errorf("connect to ovs-vswitchd: %w", err)
 	}
 	c.conn = conn
 	go func() {
@@ -53,7 +53,7 @@ func (c *connection) dial(ctx context.Context, socket string) (*of.Conn, error) 
 		default:
 		}
 	}()
-	return conn, nil
+	return nil
 }
 
 func (c *connection) close() {

@@ -27,6 +27,12 @@ type metrics struct {
 	revision    prometheus.Gauge
 	ready       prometheus.Gauge
 	mtu         prometheus.Gauge
+
+	services       prometheus.Gauge
+	endpoints      prometheus.Gauge
+	serviceFlows   prometheus.Gauge
+	programming    prometheus.Histogram
+	serviceRepairs prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -60,11 +66,21 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		revision: gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
 		ready:    gauge("ready", "1 when pods can be attached."),
 		mtu:      gauge("pod_mtu_bytes", "MTU that pods get."),
+
+		services:     gauge("services", "Services that the bridge serves to this node's pods."),
+		endpoints:    gauge("service_endpoints", "Distinct endpoints of these services."),
+		serviceFlows: gauge("service_flows", "Flows of services in the bridge; each port of a service with endpoints has a group besides."),
+		programming: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "k8s_ovs", Name: "service_programming_seconds", Help: "Time to bring one batch of news of services into the flows.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
+		}),
+		serviceRepairs: counter("service_repairs_total", "Flows and groups of services put right that somebody else had changed."),
 	}
 	for _, r := range pipeline.Reasons() {
 		m.drops.WithLabelValues(r.String())
 	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu)
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
+		m.services, m.endpoints, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }
 
@@ -76,6 +92,10 @@ func (m *metrics) Committed(n int, seconds float64) {
 
 // Repaired implements flowtable.Observer.
 func (m *metrics) Repaired(n int) { m.repairs.Add(float64(n)) }
+
+// ServicesRepaired counts n flows and groups of services that had been changed by
+// somebody else.
+func (m *metrics) ServicesRepaired(n int) { m.serviceRepairs.Add(float64(n)) }
 
 // Dropped implements flowtable.Observer.
 func (m *metrics) Dropped(r pipeline.Reason, n uint64) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -56,8 +58,11 @@ type node struct {
 	log     *slog.Logger
 	metrics *metrics
 	host    *link.NS
-	store   *store.Store
-	bootID  string
+	// api is nil outside of Kubernetes.
+	api    apiServer
+	conf   *configuration
+	bootID string
+	store  *store.Store
 
 	ovs      *ovs.Client
 	datapath string
@@ -81,6 +86,9 @@ type node struct {
 	// warmed are the peers whose hardware addresses the datapath has seen since.
 	warmed   map[netip.Addr]time.Time
 	problems []desired.Problem
+	// connected is that the flow table is connected to the switch.
+	connected bool
+	services  serviceFeed
 
 	mu sync.Mutex
 	// table and attacher are set once, before the loop.
@@ -88,18 +96,52 @@ type node struct {
 	attacher *attach.Attacher
 	notReady error
 	mtu      int
+	// noServices says why pods do not have the services that they should.
+	noServices error
 }
 
-func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, st *store.Store, bootID string) (*node, error) {
+func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, conf *configuration, bootID string) (*node, error) {
 	firewall, err := hostnet.New(host)
 	if err != nil {
 		return nil, err
 	}
-	return &node{
-		cfg: cfg, log: log, metrics: m, host: host, store: st, bootID: bootID,
-		tenants: newTenants(st, log), conn: newConnection(log), file: records.NewFile(cfg.StateDir),
-		hostnet: firewall, notReady: errors.New("the agent is starting"),
-	}, nil
+	n := &node{
+		cfg: cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
+		file: records.NewFile(cfg.StateDir), hostnet: firewall, notReady: errors.New("the agent is starting"),
+	}
+	if api != nil {
+		n.noServices = errNoServices
+	}
+	return n, nil
+}
+
+// openStore opens the records in etcd, once it is known where that is. In
+// Kubernetes a Secret says so, and what is returned ends when it says otherwise.
+func (n *node) openStore(ctx context.Context) (follow func(context.Context) error, err error) {
+	etcd := n.cfg.Etcd
+	follow = func(context.Context) error { return nil }
+	if len(etcd.Endpoints) == 0 {
+		ref := n.cfg.Cluster.EtcdSecret
+		n.setReady(fmt.Errorf("waiting for Secret %s with the access to etcd: the controller makes it", ref))
+		a := newAccess(ctx, n.api, ref, n.cfg.StateDir, n.log)
+		used, err := a.first(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if err := etcd.Use(used.Endpoints, used.CA, used.Cert, used.Key, used.Prefix); err != nil {
+			return nil, fmt.Errorf("access to etcd in Secret %s: %w", ref, err)
+		}
+		follow = func(ctx context.Context) error { return a.follow(ctx, used) }
+	}
+	if n.store, err = store.Open(etcd.Config(n.log)); err != nil {
+		return nil, err
+	}
+	var ask Asker
+	if n.api == nil {
+		ask = n.store
+	}
+	n.tenants = newTenants(ask, n.log)
+	return follow, nil
 }
 
 // setSelf fixes the node's tunnel address, and with it all that hangs on it.
@@ -109,6 +151,12 @@ func (n *node) setSelf(vtep netip.Addr) {
 	n.self = vtep
 	start := time.Now()
 	n.table = flowtable.New(vtep, n.cfg.VXLANPort, n.metrics, func() float64 { return time.Since(start).Seconds() })
+	n.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
+	if n.api != nil {
+		n.services.table = services.New(services.Config{
+			Base: n.table, Public: n.cfg.Cluster.PublicServices, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
+		})
+	}
 	n.attacher = attach.New(attach.Netlink{Host: n.host}, switchPorts{n.ovs, n.conn.ports}, n.table, n.tenants, n.log)
 }
 
@@ -139,81 +187,6 @@ func (n *node) setReady(why error) {
 		} else {
 			n.log.Warn("not ready: pods cannot be attached", "node", n.cfg.NodeName, "error", why)
 		}
-	}
-}
-
-// loop brings the node to what the records say, again and again.
-func (n *node) loop(ctx context.Context) error {
-	defer n.conn.close()
-	defer func() {
-		if n.status != nil {
-			n.status.Close()
-		}
-	}()
-	n.loadCopy()
-	patience := time.NewTimer(etcdPatience)
-	defer patience.Stop()
-	snapshots := n.store.Watch(ctx)
-	links, err := n.host.Subscribe(ctx)
-	if err != nil {
-		return err
-	}
-	resync := time.NewTicker(resyncEvery)
-	defer resync.Stop()
-	pause := newPause()
-	// again fires at once at first, then after a pass that failed, and a while
-	// after somebody changed something.
-	again := time.NewTimer(0)
-	defer again.Stop()
-	calming := false
-	for {
-		full, changed := false, false
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case s, open := <-snapshots:
-			if !open {
-				return ctx.Err()
-			}
-			if n.follow(ctx, s) {
-				continue
-			}
-		case <-n.conn.lost:
-			n.table.Disconnect()
-			n.setReady(errors.New("ovs-vswitchd is away"))
-		case <-n.ovs.Changes():
-			changed = true
-		case _, open := <-links:
-			if !open {
-				return errors.New("the kernel's network events cannot be read any more")
-			}
-			changed = true
-		case <-patience.C:
-			n.useCopy()
-		case <-resync.C:
-			full = true
-		case <-again.C:
-			calming = false
-		}
-		if changed && n.Ready() == nil {
-			if !calming {
-				calming = true
-				again.Reset(calm)
-			}
-			continue
-		}
-		if err := n.pass(ctx, full); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
-			}
-			n.log.Debug("the node is not what it should be yet", "error", err)
-			n.setReady(err)
-			n.publish()
-			calming = false
-			again.Reset(pause.take())
-			continue
-		}
-		pause.reset()
 	}
 }
 

@@ -31,17 +31,8 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	if err := n.setUp(ctx, me); err != nil {
 		return err
 	}
-	if !n.conn.alive() {
-		n.table.Disconnect()
-		conn, err := n.conn.dial(ctx, n.ovs.MgmtSocket(n.cfg.Bridge))
-		if err != nil {
-			return err
-		}
-		n.metrics.reconnects.Inc()
-		n.warmed = nil
-		if err := n.table.Connect(ctx, conn); err != nil {
-			return err
-		}
+	if err := n.connect(ctx); err != nil {
+		return err
 	}
 	if err := n.apply(ctx); err != nil {
 		return err
@@ -60,16 +51,47 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	n.observe()
 	n.setReady(nil)
 	n.publish()
+	n.resyncServices(ctx, full)
+	if n.servicesReady() == nil {
+		n.conf.ensure()
+	}
 	return nil
 }
 
-// place is this node's record; it asks for one where there is none.
+// connect connects the flow table to the switch, where it is not. That of the
+// services follows when the node is as it should be.
+func (n *node) connect(ctx context.Context) error {
+	if !n.conn.alive() {
+		n.disconnect()
+		if err := n.conn.dial(ctx, n.ovs.MgmtSocket(n.cfg.Bridge)); err != nil {
+			return err
+		}
+		n.metrics.reconnects.Inc()
+		n.warmed = nil
+	}
+	if n.connected {
+		return nil
+	}
+	err := n.table.Connect(ctx, n.conn.conn)
+	n.connected = err == nil
+	return err
+}
+
+// disconnect says that the switch is gone.
+func (n *node) disconnect() {
+	n.table.Disconnect()
+	n.connected = false
+	n.disconnectServices()
+}
+
+// place is this node's record; outside of Kubernetes, where the controller makes
+// one for every Node, it asks for one where there is none.
 func (n *node) place(ctx context.Context) (topology.Node, error) {
 	if n.records == nil {
-		return topology.Node{}, fmt.Errorf("no records yet from etcd at %v", n.cfg.Etcd.Endpoints)
+		return topology.Node{}, fmt.Errorf("no records yet from etcd at %v", n.store.Endpoints())
 	}
 	me, ok := n.records.Nodes[n.self]
-	if n.fromEtcd && (!ok || me.Host != n.cfg.NodeName) && time.Since(n.asked) > time.Second {
+	if n.api == nil && n.fromEtcd && (!ok || me.Host != n.cfg.NodeName) && time.Since(n.asked) > time.Second {
 		n.asked = time.Now()
 		if err := n.store.EnsureNode(ctx, n.cfg.NodeName, n.self); err != nil {
 			return topology.Node{}, err
@@ -81,14 +103,7 @@ func (n *node) place(ctx context.Context) (topology.Node, error) {
 		return topology.Node{}, fmt.Errorf("node address %s is still %s's in the records, not %s's", n.self, me.Host, n.cfg.NodeName)
 	}
 	if !ok || !me.Ready() {
-		why := "the controller has not given it one"
-		if me.Status != nil {
-			why = me.Status.Message
-		}
-		if _, broken := n.records.Invalid["subnets/"+n.self.String()]; broken {
-			why = n.records.Invalid["subnets/"+n.self.String()]
-		}
-		return topology.Node{}, fmt.Errorf("node %s (%s) has no subnet: %s", n.cfg.NodeName, n.self, why)
+		return topology.Node{}, fmt.Errorf("node %s (%s) has no subnet: %s", n.cfg.NodeName, n.self, n.noSubnet(me))
 	}
 	if err := me.Validate(n.records.Config); err != nil {
 		return topology.Node{}, err
@@ -100,6 +115,22 @@ func (n *node) place(ctx context.Context) (topology.Node, error) {
 		n.started = netip.Prefix{}
 	}
 	return me, nil
+}
+
+// noSubnet says why the node has no subnet; me is its record, if there is one.
+func (n *node) noSubnet(me topology.Node) string {
+	if why, broken := n.records.Invalid["subnets/"+n.self.String()]; broken {
+		return why
+	}
+	if me.Status != nil {
+		return me.Status.Message
+	}
+	for ip, other := range n.records.Nodes {
+		if n.api != nil && other.Host == n.cfg.NodeName && ip != n.self {
+			return fmt.Sprintf("its record is for %s, the Node's InternalIP: give the agent that address with --node-ip", ip)
+		}
+	}
+	return "the controller has not given it one"
 }
 
 // setUp makes underlay, bridge, host side and attachments what they should be.
@@ -120,6 +151,7 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	}
 	movedHost, err := n.hostnet.Ensure(ctx, hostnet.Spec{
 		Device: bridge.GatewayPort, Gateway: me.Gateway(), NodeSubnet: me.Subnet, ClusterNetwork: n.records.Config.Network,
+		ServiceProxy: n.cfg.Cluster.ServiceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
 		VXLANPort: n.cfg.VXLANPort, SwitchDevices: n.switchDevices(under),
 	})
 	if err != nil {
@@ -235,9 +267,10 @@ func (n *node) settle(ctx context.Context) {
 }
 
 // adopt asks for records of namespaces that have pods here and no record:
-// somebody deleted it. Without one their pods are cut off.
+// somebody deleted it. Without one their pods are cut off. In Kubernetes that is
+// the controller's to mend.
 func (n *node) adopt(ctx context.Context, s topology.Snapshot) {
-	if s.Config.Single() {
+	if s.Config.Single() || n.api != nil {
 		return
 	}
 	missing := map[string]bool{}

@@ -22,6 +22,8 @@ type Asker interface {
 
 // tenants is the part of the applied records that ADD waits for.
 type tenants struct {
+	// ask is nil where records come by themselves: in Kubernetes the controller
+	// makes one for every Namespace.
 	ask Asker
 	log *slog.Logger
 
@@ -53,7 +55,8 @@ func (t *tenants) known(namespace string) (ok bool, changed <-chan struct{}) {
 }
 
 // WaitKnown returns when the namespace has a confirmed netID that flows can be
-// made with. It asks for one where there is no record.
+// made with. It asks for one where there is no record and records do not come by
+// themselves.
 func (t *tenants) WaitKnown(ctx context.Context, namespace string) error {
 	ok, changed := t.known(namespace)
 	if ok {
@@ -62,22 +65,38 @@ func (t *tenants) WaitKnown(ctx context.Context, namespace string) error {
 	ctx, cancel := context.WithTimeout(ctx, tenantWait)
 	defer cancel()
 	asked := make(chan error, 1)
-	go func() { asked <- t.ask.EnsureNamespace(ctx, namespace) }()
-	var askErr error
+	if t.ask != nil {
+		go func() { asked <- t.ask.EnsureNamespace(ctx, namespace) }()
+	}
 	for {
 		select {
 		case <-changed:
 			if ok, changed = t.known(namespace); ok {
 				return nil
 			}
-		case askErr = <-asked:
-			if askErr != nil && !errors.Is(askErr, context.Canceled) {
-				return cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID yet, and none could be asked for: %w", namespace, askErr)
+		case err := <-asked:
+			if err != nil && !errors.Is(err, context.Canceled) {
+				return cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID yet, and none could be asked for: %w", namespace, err)
 			}
 			asked = nil
 		case <-ctx.Done():
-			return cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID after %s", namespace, tenantWait).
-				WithDetails("is a k8s-ovs-controller running, and does it lead?")
+			return t.unknown(namespace)
 		}
 	}
+}
+
+// unknown is the error for a namespace that has no netID after [tenantWait].
+func (t *tenants) unknown(namespace string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	err := cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID after %s", namespace, tenantWait)
+	if t.records != nil {
+		if status := t.records.Namespaces[namespace].Status; status != nil {
+			return err.WithDetails("its record says: %s", status.Message)
+		}
+	}
+	if t.ask == nil {
+		return err.WithDetails("the k8s-ovs-controller gives it one when the Namespace appears: is it running, and does it lead?")
+	}
+	return err.WithDetails("is a k8s-ovs-controller running, and does it lead?")
 }

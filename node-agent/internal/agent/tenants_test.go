@@ -80,6 +80,35 @@ func TestWaitKnownFails(t *testing.T) {
 	}
 }
 
+// In Kubernetes records come by themselves: nobody asks, and what the record
+// says about the wait is told.
+func TestWaitKnownInKubernetes(t *testing.T) {
+	w := newTenants(nil, slog.New(slog.DiscardHandler))
+	done := make(chan error, 1)
+	go func() { done <- w.WaitKnown(t.Context(), "b") }()
+	w.applied(withNamespaces("a", "b"))
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	over, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tc := range []struct {
+		status *topology.Status
+		want   string
+	}{
+		{nil, "k8s-ovs-controller"},
+		{&topology.Status{Message: "waiting: all netIDs are in use"}, "all netIDs are in use"},
+	} {
+		s := withNamespaces("a")
+		s.Namespaces["c"] = topology.Namespace{NetName: "c", Status: tc.status}
+		w.applied(s)
+		err := w.WaitKnown(over, "c")
+		if cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("error %v, want one that says %q", err, tc.want)
+		}
+	}
+}
+
 // In a single-tenant network nobody is asked for anything.
 func TestWaitKnownSingle(t *testing.T) {
 	a := &asker{asked: make(chan string, 10)}

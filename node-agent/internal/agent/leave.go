@@ -1,0 +1,72 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+const (
+	// wantedTimeout bounds the question whether the node is still wanted, of an
+	// agent that ends.
+	wantedTimeout = 3 * time.Second
+	// releaseTimeout bounds giving the uplink back.
+	releaseTimeout = 10 * time.Second
+)
+
+// wanted is who knows whether the DaemonSet that the agent runs in is to have a
+// pod on this node.
+type wanted interface {
+	DaemonSetWants(ctx context.Context, namespace, name, node string) (bool, error)
+}
+
+// leave is what an agent that ends does where the DaemonSet no longer wants the
+// node: the CNI configuration goes, and on the userspace datapath the uplink gets
+// its addresses back before Open vSwitch, which may be a pod too, ends. Where the
+// agent only restarts, or that cannot be found out, all stays.
+func (n *node) leave(ctx context.Context) {
+	set := n.cfg.Cluster.daemonSet
+	if n.api == nil || set.Name == "" {
+		return
+	}
+	asking, cancel := context.WithTimeout(ctx, wantedTimeout)
+	defer cancel()
+	yes, err := n.api.DaemonSetWants(asking, set.Namespace, set.Name, n.cfg.NodeName)
+	if err != nil {
+		n.log.Warn("cannot tell whether the node stays in the network: all stays as it is", "error", err)
+		return
+	}
+	if yes {
+		return
+	}
+	n.conf.remove()
+	if n.datapath != ovs.DatapathNetdev {
+		return
+	}
+	ctx, cancel = context.WithTimeout(ctx, releaseTimeout)
+	defer cancel()
+	if err := n.release(ctx); err != nil {
+		n.log.Error("the node leaves the network, but its address is still on the bridge: it ends with Open vSwitch", "bridge", n.cfg.VTEPBridge, "error", err)
+		return
+	}
+	n.log.Info("the node leaves the network: the uplink has its addresses back")
+}
+
+// release gives the uplink back to the node's own stack.
+func (n *node) release(ctx context.Context) error {
+	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if err := client.WaitConnected(ctx); err != nil {
+		return fmt.Errorf("the database of Open vSwitch at %s does not answer: %w", n.cfg.OVSDB, err)
+	}
+	under := underlay.New(underlay.Config{NodeIP: n.cfg.NodeIP, Datapath: n.datapath, Bridge: n.cfg.VTEPBridge, Logger: n.log}, n.host, client)
+	// The firewall keeps the node's stack from what comes in by the uplink.
+	return errors.Join(under.Remove(ctx), n.hostnet.Cleanup(ctx))
+}

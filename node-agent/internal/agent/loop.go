@@ -1,0 +1,148 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// loop brings the node to what the records and the API server say, again and
+// again.
+func (n *node) loop(ctx context.Context) error {
+	defer n.conn.close()
+	defer func() {
+		if n.status != nil {
+			n.status.Close()
+		}
+	}()
+	n.loadCopy()
+	e, err := n.listen(ctx)
+	if err != nil {
+		return err
+	}
+	defer e.stop()
+	pause := newPause()
+	calming := false
+	for {
+		due, err := n.next(ctx, e)
+		if err != nil {
+			return err
+		}
+		switch {
+		case due == nothing:
+			continue
+		case due == again:
+			calming = false
+		case due == someTime && n.Ready() == nil:
+			if !calming {
+				calming = true
+				e.again.Reset(calm)
+			}
+			continue
+		}
+		if err := n.pass(ctx, due == everything); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			n.log.Debug("the node is not what it should be yet", "error", err)
+			n.setReady(err)
+			n.publish()
+			calming = false
+			e.again.Reset(pause.take())
+			continue
+		}
+		pause.reset()
+	}
+}
+
+// due is what an event asks of the loop.
+type due int
+
+const (
+	// nothing more: what there was to do is done.
+	nothing due = iota
+	// aPass at once.
+	aPass
+	// again is the pass that was put off.
+	again
+	// someTime: a pass, which can wait a while as long as all is well.
+	someTime
+	// everything: a pass that reads back all there is.
+	everything
+)
+
+// events wake the loop.
+type events struct {
+	records <-chan topology.Snapshot
+	// services is nil outside of Kubernetes.
+	services <-chan service.Update
+	links    <-chan struct{}
+	// again fires at once at first, then after a pass that failed, and a while
+	// after somebody changed something.
+	again    *time.Timer
+	patience *time.Timer
+	resync   *time.Ticker
+}
+
+func (n *node) listen(ctx context.Context) (*events, error) {
+	links, err := n.host.Subscribe(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e := &events{
+		records: n.store.Watch(ctx), links: links,
+		again: time.NewTimer(0), patience: time.NewTimer(etcdPatience), resync: time.NewTicker(resyncEvery),
+	}
+	if n.services.table != nil {
+		e.services = n.api.WatchServices(ctx, n.cfg.NodeName)
+	}
+	return e, nil
+}
+
+func (e *events) stop() {
+	e.again.Stop()
+	e.patience.Stop()
+	e.resync.Stop()
+}
+
+// next waits for an event. What can be done about it without a pass it does.
+func (n *node) next(ctx context.Context, e *events) (due, error) {
+	select {
+	case <-ctx.Done():
+		return nothing, ctx.Err()
+	case s, open := <-e.records:
+		if !open {
+			return nothing, ctx.Err()
+		}
+		if n.follow(ctx, s) {
+			return nothing, nil
+		}
+	case u, open := <-e.services:
+		if !open {
+			return nothing, ctx.Err()
+		}
+		if n.serve(ctx, u) {
+			return nothing, nil
+		}
+	case <-n.conn.lost:
+		n.disconnect()
+		n.setReady(errors.New("ovs-vswitchd is away"))
+	case <-n.ovs.Changes():
+		return someTime, nil
+	case _, open := <-e.links:
+		if !open {
+			return nothing, errors.New("the kernel's network events cannot be read any more")
+		}
+		return someTime, nil
+	case <-e.patience.C:
+		n.useCopy()
+	case <-e.resync.C:
+		return everything, nil
+	case <-e.again.C:
+		return again, nil
+	}
+	return aPass, nil
+}
