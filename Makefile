@@ -13,7 +13,7 @@ REFERENCE := $(BIN)/bridge $(BIN)/host-local
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: deps
 deps: ## install what Debian has and this machine lacks (root)
@@ -28,6 +28,20 @@ build: ## build every program into bin/
 	$(GOBUILD) -o $(BIN)/netns ./netns
 	$(GOBUILD) -o $(BIN)/netlab ./test/netlab/cmd/netlab
 
+.PHONY: plugins
+plugins: ## build the CNI plugins of others that the node image carries
+	@mkdir -p $(BIN)
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/loopback github.com/containernetworking/plugins/plugins/main/loopback
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/portmap github.com/containernetworking/plugins/plugins/meta/portmap
+
+.PHONY: image
+image: deps build plugins ## container images as archives in bin/images/, without a container engine
+	go run ./manifests/image -bin $(BIN) -out $(BIN)/images
+
+.PHONY: manifests
+manifests: ## render manifests/*.yaml from the bases and components
+	go run ./manifests/render
+
 .PHONY: demo
 demo: deps build ## two nodes, three tenants: join, isolate, global (KEEP=1 leaves it up)
 	@$(BIN)/netlab demo $(if $(KEEP),--keep)
@@ -37,13 +51,17 @@ test: deps build ## everything that a change must pass: unit, contract, lab end-
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	NETLAB_BIN= go test -race -count=1 -timeout 40m ./test/e2e/... # builds race-checked programs of its own
 
+.PHONY: test-kernel
+test-kernel: deps build ## demo and end-to-end tests on the kernel datapath, in an emulated machine (ALL=1: all; RUN=regexp)
+	@./test/kernel/run $(if $(RUN),--run '$(RUN)',$(if $(ALL),--all))
+
 .PHONY: verify
 verify: ## gofmt, vet, staticcheck, import rules, manifests decode, go.mod tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
 	go vet ./...
 	go tool staticcheck ./...
 	go test ./test/deps
-	go test -run Manifest ./cni/... ./controller ./node-agent
+	go test -run Manifest ./cni/... ./controller ./node-agent ./manifests/...
 	go mod verify
 	go mod tidy -diff
 
@@ -60,6 +78,14 @@ reference:
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/bridge github.com/containernetworking/plugins/plugins/main/bridge
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/host-local github.com/containernetworking/plugins/plugins/ipam/host-local
+
+.PHONY: conformance
+conformance: image reference ## real Kubernetes: upstream and own specs, pod starts; writes test/conformance/RESULTS.md (root)
+	@./test/conformance/run
+
+.PHONY: conformance-short
+conformance-short: image reference ## a dozen upstream specs and most of our own on real Kubernetes (root)
+	@./test/conformance/run --short
 
 .PHONY: clean
 clean: ## remove what was built
