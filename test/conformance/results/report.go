@@ -1,0 +1,123 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+)
+
+// The bars of a run.
+const (
+	reference   = "reference"
+	ours        = "k8s-ovs"
+	readyFact   = "nodes Ready after apply"
+	readyWithin = 30 * time.Second
+)
+
+// verdict prints what failed and a summary, and is an error if anything did.
+func (r results) verdict(w io.Writer) error {
+	var errs []error
+	for _, list := range []struct {
+		name  string
+		specs []spec
+	}{{"upstream", r.upstream}, {"our", r.own}} {
+		for _, s := range list.specs {
+			if s.outcome == failed {
+				errs = append(errs, fmt.Errorf("%s spec failed: %s", list.name, s.name))
+			}
+		}
+		if count(list.specs, passed) == 0 {
+			errs = append(errs, fmt.Errorf("no %s spec passed", list.name))
+		}
+		if _, err := fmt.Fprintf(w, "%s specs: %s\n", list.name, tally(list.specs)); err != nil {
+			return err
+		}
+	}
+	return errors.Join(append(errs, r.missedBars()...)...)
+}
+
+// missedBars names each bar that the run measured and missed.
+func (r results) missedBars() []error {
+	var errs []error
+	for _, f := range r.facts {
+		if f.name != readyFact {
+			continue
+		}
+		took, err := time.ParseDuration(strings.ReplaceAll(f.value, " ", ""))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", f.name, err))
+		} else if took > readyWithin {
+			errs = append(errs, fmt.Errorf("%s: %s, the bar is %v", f.name, f.value, readyWithin))
+		}
+	}
+	if r.starts != nil {
+		if mine, bar := median(r.starts[ours]), median(r.starts[reference]); mine > bar {
+			errs = append(errs, fmt.Errorf("pod start median %.0f ms, with the reference plugins %.0f ms", mine, bar))
+		}
+	}
+	return errs
+}
+
+// markdown is RESULTS.md.
+func (r results) markdown(now time.Time) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Conformance results\n\nWritten by `make conformance` on %s: Kubernetes 1.34.4 on two nodes of one machine, the network from\n`manifests/k8s-ovs-openvswitch.yaml`, kube-proxy (nftables) for the hosts.\n\n", now.UTC().Format(time.DateOnly))
+	fmt.Fprintf(&b, "| | |\n|---|---|\n| upstream `[sig-network]` `[Conformance]` specs | %s |\n| our own specs | %s |\n", tally(r.upstream), tally(r.own))
+	for _, f := range r.facts {
+		fmt.Fprintf(&b, "| %s | %s |\n", f.name, f.value)
+	}
+	if r.starts != nil {
+		b.WriteString("\n## Pod start\n\nFrom the create call to Ready as a watch sees it, one pod at a time, in rounds that alternate between two clusters\nthat run at the same time on this machine. Milliseconds.\n\n| network | pods | median | 90% | slowest |\n|---|---|---|---|---|\n")
+		for _, network := range slices.Sorted(maps.Keys(r.starts)) {
+			ms := slices.Sorted(slices.Values(r.starts[network]))
+			fmt.Fprintf(&b, "| %s | %d | %.0f | %.0f | %.0f |\n", network, len(ms), median(ms), ms[(len(ms)-1)*9/10], ms[len(ms)-1])
+		}
+	}
+	if missed := errors.Join(r.missedBars()...); missed != nil {
+		fmt.Fprintf(&b, "\n**Missed:** %s\n", strings.ReplaceAll(missed.Error(), "\n", "; "))
+	}
+	table(&b, "Our own specs", r.own)
+	table(&b, "Upstream specs", r.upstream)
+	b.WriteString("\n## Not run\n\nSpecs of sig-network beyond conformance.\n\n| specs | why |\n|---|---|\n")
+	for _, why := range slices.Sorted(maps.Keys(r.notRun)) {
+		fmt.Fprintf(&b, "| %d | %s |\n", r.notRun[why], why)
+	}
+	return b.String()
+}
+
+func table(b *strings.Builder, title string, specs []spec) {
+	fmt.Fprintf(b, "\n## %s\n\n| spec | outcome | seconds | |\n|---|---|---|---|\n", title)
+	for _, s := range specs {
+		outcome := string(s.outcome)
+		if s.outcome == failed {
+			outcome = "**failed**"
+		}
+		fmt.Fprintf(b, "| %s | %s | %.1f | %s |\n", strings.ReplaceAll(s.name, "|", "\\|"), outcome, s.took.Seconds(), strings.ReplaceAll(s.note, "|", "\\|"))
+	}
+}
+
+func tally(specs []spec) string {
+	return fmt.Sprintf("%d passed, %d failed, %d skipped", count(specs, passed), count(specs, failed), count(specs, skipped))
+}
+
+func count(specs []spec, o outcome) (n int) {
+	for _, s := range specs {
+		if s.outcome == o {
+			n++
+		}
+	}
+	return n
+}
+
+// median of what was measured; 0 of nothing.
+func median(values []float64) float64 {
+	if len(values) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
+}

@@ -1,0 +1,69 @@
+package main
+
+import (
+	"flag"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "write the golden file")
+
+// TestGolden: one run of each kind of outcome as Markdown.
+func TestGolden(t *testing.T) {
+	r, err := read("testdata/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := r.markdown(time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC))
+	const golden = "testdata/run.golden.md"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	good := func() results {
+		return results{
+			upstream: []spec{{name: "a", outcome: passed}},
+			own:      []spec{{name: "b", outcome: passed}, {name: "c", outcome: skipped}},
+			starts:   map[string][]float64{ours: {600, 700, 800}, reference: {700, 710, 1200}},
+			facts:    []fact{{readyFact, "29000 ms"}},
+		}
+	}
+	for _, tt := range []struct {
+		name  string
+		spoil func(*results)
+		wants string // in the error; empty: none
+	}{
+		{"all passed", func(*results) {}, ""},
+		{"not measured", func(r *results) { r.starts = nil }, ""},
+		{"upstream spec failed", func(r *results) { r.upstream[0].outcome = failed }, "upstream spec failed: a"},
+		{"our spec failed", func(r *results) { r.own[0].outcome = failed }, "our spec failed: b"},
+		{"nothing ran", func(r *results) { r.upstream = nil }, "no upstream spec passed"},
+		{"all skipped", func(r *results) { r.own[0].outcome = skipped }, "no our spec passed"},
+		{"ready late", func(r *results) { r.facts[0].value = "30001 ms" }, "nodes Ready after apply"},
+		{"pods start late", func(r *results) { r.starts[ours] = []float64{700, 711, 712} }, "pod start median 711 ms"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := good()
+			tt.spoil(&r)
+			err := r.verdict(&strings.Builder{})
+			if (err == nil) != (tt.wants == "") || err != nil && !strings.Contains(err.Error(), tt.wants) {
+				t.Errorf("got %v, want %q", err, tt.wants)
+			}
+		})
+	}
+}
