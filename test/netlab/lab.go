@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -75,7 +76,7 @@ type Options struct {
 	// BinDir has the programs: k8s-ovs, k8s-ovs-agent, k8s-ovs-controller,
 	// netns, netlab. Default: $NETLAB_BIN, or the folder of the running program.
 	BinDir string `json:"binDir"`
-	// Datapath for the agents: auto, system or netdev; default auto.
+	// Datapath for the agents: auto, system or netdev. Default: $NETLAB_DATAPATH, or auto.
 	Datapath string `json:"datapath"`
 	// AgentArgs and ControllerArgs go behind the lab's own arguments.
 	AgentArgs      []string `json:"agentArgs,omitempty"`
@@ -114,7 +115,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.HostSubnetLength = 10
 	}
 	if o.Datapath == "" {
-		o.Datapath = "auto"
+		o.Datapath = cmp.Or(os.Getenv("NETLAB_DATAPATH"), "auto")
 	}
 	if o.BinDir == "" {
 		o.BinDir = os.Getenv("NETLAB_BIN")

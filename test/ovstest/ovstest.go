@@ -120,8 +120,11 @@ func (o *OVS) StartOVSDB() {
 // until it has brought up the bridges of the database.
 func (o *OVS) StartVswitchd() {
 	o.t.Helper()
-	o.vswitch = o.spawn("ovs-vswitchd", "ovs-vswitchd", "unix:"+o.DB, "--enable-dummy", "--disable-system",
-		"--unixctl="+o.ctl("ovs-vswitchd"), "--no-chdir", "-vconsole:warn", "-vsyslog:off")
+	args := []string{"unix:" + o.DB, "--enable-dummy", "--unixctl=" + o.ctl("ovs-vswitchd"), "--no-chdir", "-vconsole:warn", "-vsyslog:off"}
+	if !onKernel {
+		args = append(args, "--disable-system")
+	}
+	o.vswitch = o.spawn("ovs-vswitchd", "ovs-vswitchd", args...)
 	o.waitSocket(o.vswitch, o.ctl("ovs-vswitchd"))
 	// Without --no-wait this returns when ovs-vswitchd has taken the database in.
 	o.VSCtl("set", "Open_vSwitch", ".", "external_ids:ovstest="+fmt.Sprint(o.vswitch.cmd.Process.Pid))
@@ -144,10 +147,18 @@ func (o *OVS) PauseVswitchd() (resume func()) {
 	return func() { _ = p.Signal(syscall.SIGCONT) }
 }
 
+// onKernel says that tests with real packets run on the kernel module instead of
+// the userspace datapath.
+var onKernel = os.Getenv("NETLAB_DATAPATH") == "system"
+
 // AddBridge makes a bridge of the given datapath type, "dummy" or "netdev", in
-// fail mode secure, and returns the path of its management socket.
+// fail mode secure, and returns the path of its management socket. With
+// NETLAB_DATAPATH=system in the environment the kernel module stands in for netdev.
 func (o *OVS) AddBridge(name, datapathType string) string {
 	o.t.Helper()
+	if datapathType == "netdev" && onKernel {
+		datapathType = "system"
+	}
 	o.VSCtl("--may-exist", "add-br", name, "--", "set", "Bridge", name,
 		"datapath_type="+datapathType, "fail_mode=secure")
 	return o.Mgmt(name)

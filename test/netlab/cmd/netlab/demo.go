@@ -27,6 +27,6 @@ func (t *tool) demo() *cobra.Command {
 	}
 	c.Flags().BoolVar(&o.Keep, "keep", false, "leave the lab up and say what to try next")
 	c.Flags().StringVar(&o.Lab.BinDir, "bin", "", "folder of the programs (default: $NETLAB_BIN, or netlab's own)")
-	c.Flags().StringVar(&o.Lab.Datapath, "datapath", "auto", "of the nodes: auto, system or netdev")
+	c.Flags().StringVar(&o.Lab.Datapath, "datapath", "", "of the nodes: auto, system or netdev (default $NETLAB_DATAPATH, or auto)")
 	return c
 }

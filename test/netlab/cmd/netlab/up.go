@@ -50,7 +50,7 @@ ready for pods. If anything fails, what was made is removed again.`,
 	f.StringVar(&network, "network", "", "pod network (default 172.11.0.0/16)")
 	f.StringVar(&services, "service-network", "", "service network (default: the controller's)")
 	f.IntVar(&o.HostSubnetLength, "host-subnet-length", 10, "host bits of a node's subnet: 10 is a /22")
-	f.StringVar(&o.Datapath, "datapath", "auto", "of the nodes: auto, system or netdev")
+	f.StringVar(&o.Datapath, "datapath", "", "of the nodes: auto, system or netdev (default $NETLAB_DATAPATH, or auto)")
 	f.StringVar(&o.BinDir, "bin", "", "folder of the programs (default: $NETLAB_BIN, or netlab's own)")
 	f.StringArrayVar(&o.AgentArgs, "agent-arg", nil, "a further argument for the agents; may be repeated")
 	f.StringArrayVar(&o.ControllerArgs, "controller-arg", nil, "a further argument for the controller; may be repeated")
