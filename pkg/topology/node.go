@@ -118,6 +118,9 @@ type NodeStatus struct {
 	Datapath string `json:"Datapath"`
 	// MTU of the node's pods, bytes.
 	MTU int `json:"MTU"`
+	// Subnet is what the node's pods have their addresses from; not valid (absent)
+	// as long as the node is not set up.
+	Subnet netip.Prefix `json:"Subnet,omitzero"`
 	// Pods attached on the node.
 	Pods int `json:"Pods"`
 	// Message is empty, or what keeps the node from applying newer records.

@@ -238,9 +238,33 @@ func (t *term) logTenant(w tenant.Write, rev int64) {
 	t.log.Log(context.Background(), level, "namespace", attrs...)
 }
 
+// nodeRecords are the records of nodes, those that ask for a subnet with the one
+// that the node's pods are in.
+func (t *term) nodeRecords(ctx context.Context) ([]subnet.Record, error) {
+	records := nodeRecords(t.last)
+	asks := func(r subnet.Record) bool { return r.Node.Assign && !r.Node.Subnet.IsValid() }
+	if !slices.ContainsFunc(records, asks) {
+		return records, nil
+	}
+	live, err := t.c.cfg.Store.Statuses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for i, r := range records {
+		if asks(r) {
+			records[i].Using = live[r.Node.HostIP].Subnet
+		}
+	}
+	return records, nil
+}
+
 // actNodes plans and writes the nodes.
 func (t *term) actNodes(ctx context.Context) (freedSubnets, error) {
-	plan, err := t.subnets.Plan(t.last.Config, nodeRecords(t.last), t.c.cfg.Now())
+	records, err := t.nodeRecords(ctx)
+	if err != nil {
+		return nil, err
+	}
+	plan, err := t.subnets.Plan(t.last.Config, records, t.c.cfg.Now())
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,9 @@ type Record struct {
 	Mod, Create int64
 	// Unreadable says why the record does not parse; empty for one that does.
 	Unreadable string
+	// Using is the subnet that the node's pods have their addresses from, as its
+	// agent says; not valid where that is not known.
+	Using netip.Prefix
 	// Decoded is false for an unreadable record of which nothing could be read.
 	Decoded bool
 }
@@ -331,11 +334,15 @@ func (r *round) before(key string) netip.Prefix {
 }
 
 // assign gives a subnet: the one that the record had before someone blanked it,
+// else the one that the node's pods are in (its record was deleted and made anew),
 // else a free one.
 func (r *round) assign(rec *Record) {
 	n := rec.Node
 	n.Assign, n.Status = false, nil
-	if n.Subnet = r.before(rec.Key); !n.Subnet.IsValid() {
+	if n.Subnet = r.before(rec.Key); !n.Subnet.IsValid() && r.fits(rec.Using) && r.overlapping(rec.Key, rec.Using) == "" {
+		n.Subnet = rec.Using
+	}
+	if !n.Subnet.IsValid() {
 		s, err := r.free.Allocate()
 		if errors.Is(err, alloc.ErrExhausted) {
 			r.wait(rec, err)

@@ -288,6 +288,29 @@ func TestFreedLast(t *testing.T) {
 	}
 }
 
+// A record that is made anew gives the node the subnet that its pods are in, if
+// nobody has it.
+func TestSubnetInUse(t *testing.T) {
+	w := newWorld(t).small()
+	using := func(key, subnet string) {
+		w.node(key, "")
+		r := w.records[key]
+		r.Using = netip.MustParsePrefix(subnet)
+		w.records[key] = r
+	}
+	w.node("198.18.0.1", "")
+	w.settle()
+	w.remove("198.18.0.1")
+	w.settle()
+	using("198.18.0.1", "172.11.0.0/26")
+	using("198.18.0.2", "172.11.0.0/26") // taken
+	using("198.18.0.3", "172.11.0.0/24") // no node subnet
+	w.settle()
+	w.want("198.18.0.1", "172.11.0.0/26", false, "")
+	w.want("198.18.0.2", "172.11.0.64/26", false, "")
+	w.want("198.18.0.3", "172.11.0.128/26", false, "")
+}
+
 func texts(ps []netip.Prefix) (out []string) {
 	for _, p := range ps {
 		out = append(out, p.String())

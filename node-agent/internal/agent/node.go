@@ -236,6 +236,7 @@ func (n *node) publish() {
 	}
 	st := topology.NodeStatus{
 		Host: n.cfg.NodeName, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
+		Subnet: n.started,
 	}
 	st.Pods = len(n.attacher.List())
 	n.mu.Lock()
