@@ -1,8 +1,15 @@
 package kube_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -80,7 +87,8 @@ func TestEtcdAccess(t *testing.T) {
 		a, _ := client.EtcdAccess(ctx, ref)
 		answer <- a
 	}()
-	want := kube.EtcdAccess{Endpoints: []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379"}, CA: []byte("ca"), Cert: []byte("c"), Key: []byte("k"), Prefix: "/p"}
+	cert, private := pair(t)
+	want := kube.EtcdAccess{Endpoints: []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379"}, CA: cert, Cert: cert, Key: private, Prefix: "/p"}
 	// Half of it does not count. The fake loses what happens before a watch begins,
 	// so it is written until it is seen.
 	half := want.Data()
@@ -107,7 +115,7 @@ func TestEtcdAccess(t *testing.T) {
 	if wrote, err := client.PutSecret(ctx, ref, half, true); wrote || err != nil {
 		t.Errorf("put over one that is there: %v, %v", wrote, err)
 	}
-	if data, err := client.Secret(ctx, ref); err != nil || string(data[kube.KeyKey]) != "k" {
+	if data, err := client.Secret(ctx, ref); err != nil || !bytes.Equal(data[kube.KeyKey], private) {
 		t.Errorf("Secret %v, %v", data, err)
 	}
 	if _, err := client.Secret(ctx, "kube-system/none"); !errors.Is(err, kube.ErrNotFound) {
@@ -118,15 +126,36 @@ func TestEtcdAccess(t *testing.T) {
 	}
 }
 
+// pair is a certificate by itself, and its key; PEM.
+func pair(t *testing.T) (cert, private []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must(t, err)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1)}
+	certDER, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	must(t, err)
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	must(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certDER}), pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: keyDER})
+}
+
 func TestParseEtcdAccess(t *testing.T) {
+	cert, private := pair(t)
 	whole := func() map[string][]byte {
-		return kube.EtcdAccess{Endpoints: []string{"https://h:1"}, CA: []byte("ca"), Cert: []byte("c"), Key: []byte("k")}.Data()
+		return kube.EtcdAccess{Endpoints: []string{"https://h:1"}, CA: cert, Cert: cert, Key: private}.Data()
 	}
 	for _, missing := range []string{kube.EndpointsKey, kube.CAKey, kube.CertKey, kube.KeyKey} {
 		data := whole()
 		delete(data, missing)
 		if _, err := kube.ParseEtcdAccess(data); err == nil || !strings.Contains(err.Error(), missing) {
 			t.Errorf("without %s: error %v", missing, err)
+		}
+		if missing == kube.EndpointsKey {
+			continue
+		}
+		data[missing] = []byte("garbage")
+		if _, err := kube.ParseEtcdAccess(data); err == nil || !strings.Contains(err.Error(), missing) {
+			t.Errorf("with garbage as %s: error %v", missing, err)
 		}
 	}
 	data := whole()

@@ -2,6 +2,8 @@ package kube
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
@@ -51,6 +53,13 @@ func ParseEtcdAccess(data map[string][]byte) (EtcdAccess, error) {
 		return EtcdAccess{}, fmt.Errorf("its key %q is missing or empty: it has the certificates that etcd's is checked against", CAKey)
 	case (len(a.Cert) == 0) != (len(a.Key) == 0):
 		return EtcdAccess{}, fmt.Errorf("only one of its keys %q and %q is there: a client certificate needs both", CertKey, KeyKey)
+	case len(a.CA) > 0 && !x509.NewCertPool().AppendCertsFromPEM(a.CA):
+		return EtcdAccess{}, fmt.Errorf("its key %q has no PEM certificate in it", CAKey)
+	}
+	if len(a.Cert) > 0 {
+		if _, err := tls.X509KeyPair(a.Cert, a.Key); err != nil {
+			return EtcdAccess{}, fmt.Errorf("its keys %q and %q are no client certificate with its key: %w", CertKey, KeyKey, err)
+		}
 	}
 	return a, nil
 }

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"math"
 	"net/netip"
 	"sync"
 	"time"
@@ -206,8 +207,9 @@ func toSlice(s *discoveryv1.EndpointSlice) (service.Key, service.Slice) {
 	}
 	for _, p := range s.Ports {
 		// A slice without a port number stands for all ports, which no service port is.
+		// The API server does not look at the number.
 		protocol, ok := protocols[value(p.Protocol, corev1.ProtocolTCP)]
-		if ok && p.Port != nil {
+		if ok && p.Port != nil && *p.Port > 0 && *p.Port <= math.MaxUint16 {
 			slice.Ports = append(slice.Ports, service.SlicePort{Name: value(p.Name, ""), Protocol: protocol, Port: uint16(*p.Port)})
 		}
 	}

@@ -223,6 +223,15 @@ func TestServiceFields(t *testing.T) {
 				Conditions: discoveryv1.EndpointConditions{Ready: p(false), Serving: p(true), Terminating: p(true)}}),
 			want: serves("s", "10.96.0.1", "10.1.0.1"),
 		},
+		"a port that is none": {
+			service: aService("s", "10.96.0.1", nil),
+			slice: func() *discoveryv1.EndpointSlice {
+				s := aSlice("s-1", "s", at("10.1.0.1"))
+				s.Ports[0].Port = p(int32(1<<16 + 22))
+				return s
+			}(),
+			want: serves("s", "10.96.0.1"),
+		},
 		"local": {
 			service: aService("s", "10.96.0.1", func(s *corev1.Service) { s.Spec.InternalTrafficPolicy = p(corev1.ServiceInternalTrafficPolicyLocal) }),
 			slice: aSlice("s-1", "s", discoveryv1.Endpoint{Addresses: []string{"10.1.0.1"}, NodeName: p("n1")},

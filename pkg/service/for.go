@@ -28,6 +28,7 @@ type candidate struct {
 	Port uint16
 }
 
+// candidates leaves out endpoints that nothing can be sent to: the switch would refuse them, and all services with them.
 func candidates(spec Spec, port PortSpec, all []Slice) []candidate {
 	var found []candidate
 	for _, slice := range all {
@@ -39,7 +40,7 @@ func candidates(spec Spec, port PortSpec, all []Slice) []candidate {
 				continue
 			}
 			for _, endpoint := range slice.Endpoints {
-				if endpoint.Address.Is4() {
+				if at.Port != 0 && endpoint.Address.Is4() && endpoint.Address.IsGlobalUnicast() {
 					found = append(found, candidate{endpoint, at.Port})
 				}
 			}

@@ -43,6 +43,12 @@ func TestEndpoints(t *testing.T) {
 	udp.Ports[0].Protocol = UDP
 	v6 := end(9, "n1")
 	v6.Address = netip.MustParseAddr("fd00::9")
+	nowhere := slice(end(9, "n1"))
+	nowhere.Ports[0].Port = 0
+	var special []SliceEndpoint
+	for _, a := range []string{"0.0.0.0", "255.255.255.255", "127.0.0.1", "224.0.0.1", "169.254.77.2"} {
+		special = append(special, SliceEndpoint{Address: netip.MustParseAddr(a), Node: "n1", Ready: true, Serving: true})
+	}
 	notReady := end(9, "n1")
 	notReady.Ready, notReady.Serving = false, false
 	gone := leaving(9, "n1")
@@ -57,6 +63,7 @@ func TestEndpoints(t *testing.T) {
 		{"none", false, nil, nil},
 		{"all slices, in order, once", false, []Slice{slice(end(3, "n1"), end(2, "n2")), slice(end(1, ""), end(3, "n1"))}, []int{1, 2, 3}},
 		{"another service, port name, protocol, family", false, []Slice{other, unnamed, udp, slice(v6)}, nil},
+		{"nothing can be sent to", false, []Slice{nowhere, slice(special...)}, nil},
 		{"ready ones only", false, []Slice{slice(end(1, "n1"), notReady, leaving(2, "n1"))}, []int{1}},
 		{"those that still serve when none is ready", false, []Slice{slice(notReady, leaving(2, "n1"), gone)}, []int{2}},
 		{"only this node's", true, []Slice{slice(end(1, "n1"), end(2, "n2"))}, []int{1}},

@@ -48,19 +48,20 @@ const (
 	VXLANToHost
 	ServiceTenant
 	ServiceState
+	Loopback
 )
 
 var reasonNames = map[Reason]string{
 	UnknownPeer: "unknown-peer", Forged: "forged", NoTenant: "no-tenant", HostForged: "host-forged", IPv6: "ipv6", ARP: "arp",
 	NoNode: "no-node", Multicast: "multicast", HostReturn: "host-return",
 	OtherTenant: "tenant", NoPod: "no-pod", VXLANToHost: "vxlan-to-host",
-	ServiceTenant: "service-tenant", ServiceState: "service-state",
+	ServiceTenant: "service-tenant", ServiceState: "service-state", Loopback: "loopback",
 }
 
 // Reasons are all reasons, in order.
 func Reasons() []Reason {
 	out := make([]Reason, 0, len(reasonNames))
-	for r := UnknownPeer; r <= ServiceState; r++ {
+	for r := UnknownPeer; r <= Loopback; r++ {
 		out = append(out, r)
 	}
 	return out

@@ -62,6 +62,7 @@ func sampleServices(m Model) (flows []of.Flow, groups []of.GroupEntry) {
 	two := []service.Endpoint{{Address: addr("172.11.0.2"), Port: 8080}, {Address: addr("172.11.4.9"), Port: 8080}}
 	flows = append(flows, m.ServiceAddress(ServiceAddress{VIP: addr("10.96.0.10"), Slot: 101})...)
 	flows = append(flows, m.ServiceAddress(ServiceAddress{VIP: addr("10.96.0.1"), Public: true})...)
+	flows = append(flows, m.ServiceAddress(ServiceAddress{VIP: addr("192.0.2.10"), Slot: 101})...) // outside of the service network
 	for _, p := range []ServicePort{
 		{ID: 1, Port: service.Port{VIP: addr("10.96.0.10"), Protocol: service.TCP, Port: 80, Endpoints: two}},
 		{ID: 2, Port: service.Port{VIP: addr("10.96.0.10"), Protocol: service.UDP, Port: 53, Endpoints: two[1:]}, OnlyUDP: true},
@@ -135,7 +136,7 @@ func TestCounts(t *testing.T) {
 	sticky, _ := s.ServicePort(port)
 	local := service.Endpoint{Address: addr("172.11.0.2"), Port: 80}
 	for name, tc := range map[string]struct{ got, want int }{
-		"services: fixed":          {len(s.Fixed()), 37},
+		"services: fixed":          {len(s.Fixed()), 38},
 		"services: tenant":         {len(s.Tenant(s.Tenants[0])), 7},
 		"services: global":         {len(s.Tenant(s.Tenants[1])), 3},
 		"services: address":        {len(s.ServiceAddress(ServiceAddress{VIP: port.VIP})), 1},
@@ -143,11 +144,11 @@ func TestCounts(t *testing.T) {
 		"services: port, affinity": {len(sticky), 13},
 		"services: endpoint":       {len(s.Endpoint(service.TCP, port.Endpoints[0])), 1},
 		"services: local endpoint": {len(s.Endpoint(service.TCP, local)), 2},
-		"kube-proxy: fixed":        {len(k.Fixed()), 30},
+		"kube-proxy: fixed":        {len(k.Fixed()), 35},
 		"kube-proxy: pod":          {len(k.Pod(k.Pods[0])), 5},
 		"kube-proxy: endpoint":     {len(k.Endpoint(service.TCP, local)), 1},
 
-		"fixed":   {len(m.Fixed()), 22},
+		"fixed":   {len(m.Fixed()), 23},
 		"peer":    {len(m.Peer(m.Peers[0])), 2},
 		"pod":     {len(m.Pod(m.Pods[0])), 3},
 		"tenant":  {len(m.Tenant(m.Tenants[0])), 4},

@@ -47,8 +47,7 @@ var (
 	untranslated = of.CTState(of.CTTracked|of.CTNew, of.CTTracked|of.CTNew|of.CTDNAT)
 	newTracked   = of.CTState(of.CTTracked|of.CTNew, of.CTTracked|of.CTNew)
 	tracked      = of.CTState(of.CTTracked, of.CTTracked)
-	untracked    = of.CTState(0, of.CTTracked)
-	answers      = of.CTState(of.CTTracked|of.CTEstablished|of.CTReply, of.CTTracked|of.CTEstablished|of.CTReply)
+	answers      = of.CTState(of.CTTracked|of.CTReply, of.CTTracked|of.CTReply) // and ICMP errors about requests
 )
 
 // Registers of services.
@@ -98,16 +97,21 @@ func (m Model) fixedServices() []of.Flow {
 		// To the node, which refuses it.
 		flow(TableService, 0, to(TableHost), nil),
 		drop(TableServiceTenant, 0, NoTenant),
+		// A later fragment does not tell its port, so all of them are looked up.
+		flow(TableReply, 200, nil, []of.Action{m.back()}, ip, of.IPFrag(of.FragAny)),
 		flow(TableReply, 0, to(TableDeliver), nil),
+	}
+	for _, icmp := range []uint8{icmpUnreachable, icmpTimeExceeded, icmpParameterProblem} {
+		flows = append(flows, flow(TableReply, 190, nil, []of.Action{m.back()}, of.ICMPType(icmp)))
 	}
 	if m.ServiceProxy == KubeProxy {
 		return append(flows,
-			flow(TableRoute, 220, nil, []of.Action{m.ct(TableRoute, true, nil)}, ip, untracked, of.Reg(regProxied, proxiedRequest)),
+			// Not by ct_state: out of tun0 the kernel's packets bring that of the node's own zone.
+			flow(TableRoute, 220, nil, []of.Action{set(regProxied, 0), m.ct(TableRoute, true, nil)}, ip, of.Reg(regProxied, proxiedRequest)),
 			flow(TableReplied, 100, to(TableDeliver), []of.Action{set(regProxied, proxiedAnswer)}, ip, answers),
 			flow(TableReplied, 0, to(TableDeliver), nil))
 	}
-	back := []of.Action{m.back()}
-	flows = append(flows,
+	return append(flows,
 		flow(TableRoute, 260, nil, []of.Action{of.SetField(of.InPort(0)), m.ctHairpin(TableReply, false, &of.NATSpec{})}, ip, of.IPv4Dst(host(hairpin))),
 		flow(TableRoute, 230, to(TableBalance), nil, ip, untranslated, services),
 		drop(TableRoute, 220, ServiceState, ip, tracked, services),
@@ -115,13 +119,7 @@ func (m Model) fixedServices() []of.Flow {
 		drop(TableEndpoint, 0, ServiceState),
 		// What was learned since the first look wins over the choice: two first
 		// connections of one client may come here at once.
-		flow(TableChosen, 0, nil, []of.Action{of.Resubmit(TableAffinity), set(regChosen, 1), of.Resubmit(TableEndpoint)}),
-		// A later fragment does not tell its port, so all of them are looked up.
-		flow(TableReply, 200, nil, back, ip, of.IPFrag(of.FragAny)))
-	for _, icmp := range []uint8{icmpUnreachable, icmpTimeExceeded, icmpParameterProblem} {
-		flows = append(flows, flow(TableReply, 190, nil, back, of.ICMPType(icmp)))
-	}
-	return flows
+		flow(TableChosen, 0, nil, []of.Action{of.Resubmit(TableAffinity), set(regChosen, 1), of.Resubmit(TableEndpoint)}))
 }
 
 // ICMP errors, which carry the packet that they are about (RFC 792).
@@ -151,12 +149,16 @@ func (m Model) translate() of.Flow {
 	return flow(TableServiceTenant, 100, nil, []of.Action{m.ct(TableRoute, false, &of.NATSpec{})})
 }
 
-// ServiceAddress is the flow for one address of a service.
+// ServiceAddress is the flow for one address of a service. One outside of the service
+// network is cut off: the node would translate it, and nobody would check the tenant.
 func (m Model) ServiceAddress(a ServiceAddress) []of.Flow {
 	f := flow(TableService, 100, to(TableServiceTenant), []of.Action{set(regServiceSlot, a.Slot)})
 	if a.Public {
 		f = m.translate()
 		f.Table = TableService
+	}
+	if !m.ServiceNetwork.Contains(a.VIP) {
+		f = flow(TableRoute, 250, nil, nil)
 	}
 	f.Match = of.NewMatch(of.IP(), of.IPv4Dst(host(a.VIP)))
 	return owned([]of.Flow{f}, Cookie{Kind: KindService, Object: object(a.VIP)})
@@ -228,11 +230,7 @@ func (m Model) sticky(p ServicePort, choices []service.Endpoint) []of.Flow {
 // the same for all services that have it.
 func (m Model) Endpoint(p service.Protocol, e service.Endpoint) []of.Flow {
 	source := map[service.Protocol]func(uint16) of.Field{service.TCP: of.TCPSrc, service.UDP: of.UDPSrc, service.SCTP: of.SCTPSrc}[p]
-	back := m.back()
-	if m.ServiceProxy == KubeProxy {
-		back = m.ct(TableReplied, false, nil)
-	}
-	flows := []of.Flow{flow(TableReply, 100, nil, []of.Action{back}, source(e.Port), of.IPv4Src(host(e.Address)))}
+	flows := []of.Flow{flow(TableReply, 100, nil, []of.Action{m.back()}, source(e.Port), of.IPv4Src(host(e.Address)))}
 	if m.ServiceProxy == OVS && m.Subnet.Contains(e.Address) {
 		// It may reach itself: the answer must come back here, not stay inside the pod.
 		flows = append(flows, flow(TableDeliver, 150, nil, []of.Action{of.SetField(of.InPort(0)),
@@ -267,8 +265,14 @@ func (m Model) dnat(e service.Endpoint) of.Action {
 	return m.ct(TableRoute, true, &of.NATSpec{DNAT: true, AddrMin: e.Address, PortMin: e.Port})
 }
 
-// back translates answers as their connection says.
-func (m Model) back() of.Action { return m.ct(TableDeliver, false, &of.NATSpec{}) }
+// back translates answers as their connection says; beside kube-proxy the node does,
+// once they are known as such.
+func (m Model) back() of.Action {
+	if m.ServiceProxy == KubeProxy {
+		return m.ct(TableReplied, false, nil)
+	}
+	return m.ct(TableDeliver, false, &of.NATSpec{})
+}
 
 func (m Model) ct(next uint8, commit bool, nat *of.NATSpec) of.Action {
 	return of.CT(of.CTSpec{Commit: commit, Zone: ZoneService, Table: to(next), NAT: nat})

@@ -121,6 +121,7 @@ func TestTrace(t *testing.T) {
 		{"to the outside", fromPod(a, "203.0.113.9", ""), "2"},
 		{"multicast", fromPod(a, "224.0.0.251", ""), "drop"},
 		{"broadcast", fromPod(a, "255.255.255.255", ""), "drop"},
+		{"the node's loopback", fromPod(a, "127.0.0.1", ""), "drop"},
 		{"VXLAN to a node", fromPod(a, "198.18.0.2", ",udp_dst=4789"), "drop"},
 		{"VXLAN to the own node", fromPod(a, "198.18.0.1", ",udp_dst=4789"), "drop"},
 		{"VXLAN to the gateway", fromPod(a, "172.11.0.1", ",udp_dst=4789"), "drop"},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
 	"slices"
 	"strings"
@@ -269,17 +270,23 @@ func TestKubeProxy(t *testing.T) {
 		rules := fmt.Sprintf(`add table ip proxy; delete table ip proxy; add table ip proxy;
 			add chain ip proxy pre { type nat hook prerouting priority dstnat; };
 			add rule ip proxy pre ip daddr %s tcp dport 80 dnat to %s:8080;
-			add rule ip proxy pre ip daddr %s tcp dport 30080 dnat to %s:8080`, vip, to, self, to)
+			add rule ip proxy pre ip daddr %s udp dport 53 dnat to %s:8080;
+			add rule ip proxy pre ip daddr %s udp dport 54 dnat to %s:9;
+			add rule ip proxy pre ip daddr %s tcp dport 30080 dnat to %s:8080`, vip, to, vip, to, vip, to, self, to)
 		out, err := exec.Command("ip", "netns", "exec", l.id+"node", "nft", rules).CombinedOutput()
 		if err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
 	}
-	l.set(svc(tcpPort("a1")))
+	l.set(svc(tcpPort("a1"), udpPort(53, "a1")))
 	translate(podAddr(0).String())
 	l.reach("a2", web, "a1 172.11.0.3")
 	l.reach("g1", web, "a1 172.11.0.5")
 	l.reach("b1", web, "nothing")
+	u := l.udp("a2", vip.String()+":53")
+	u.reach(10, "a1 172.11.0.3")
+	u.reach(4000, "a1 172.11.0.3")
+	l.udp("a2", vip.String()+":54").reach(10, "refused") // the ICMP error is about the service's address
 	l.reach("a2", podAddr(0).String()+":8080", "a1 172.11.0.3")
 	l.reach("b1", podAddr(0).String()+":8080", "nothing")
 	l.reach("b1", self.String()+":30080", "a1 172.11.0.1") // ports of the node are public
@@ -297,19 +304,25 @@ func TestKubeProxy(t *testing.T) {
 // TestNodePort: beside the bridge the node serves ports of its own, to pods as well.
 func TestNodePort(t *testing.T) {
 	l := newLab(t, pipeline.OVS)
+	outside := netip.MustParseAddr("192.0.2.10")
 	out, err := exec.Command("ip", "netns", "exec", l.id+"node", "nft", fmt.Sprintf(`add table ip proxy;
 		add chain ip proxy pre { type nat hook prerouting priority dstnat; };
 		add rule ip proxy pre ip daddr %s tcp dport 30080 dnat to %s:8080;
-		add rule ip proxy pre ip daddr %s tcp dport 80 dnat to %s:8080;
+		add rule ip proxy pre ip daddr { %s, %s } tcp dport 80 dnat to %s:8080;
 		add chain ip proxy out { type nat hook output priority -100; };
-		add rule ip proxy out ip daddr %s tcp dport 80 dnat to %s:8080`, self, podAddr(0), vip, podAddr(0), vip, podAddr(0))).CombinedOutput()
+		add rule ip proxy out ip daddr %s tcp dport 80 dnat to %s:8080`, self, podAddr(0), vip, outside, podAddr(0), vip, podAddr(0))).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	l.reach("a2", self.String()+":30080", "a1 172.11.0.1")
 	l.reach("b1", self.String()+":30080", "a1 172.11.0.1")
 	l.reach("a1", self.String()+":30080", "a1 172.11.0.1")
-	l.reach("b1", vip.String()+":80", "refused") // never by the node
+	l.reach("b1", vip.String()+":80", "refused")           // never by the node
+	l.reach("b1", outside.String()+":80", "a1 172.11.0.1") // an external IP
+	s := svc(tcpPort("a1"))
+	s.Ports[0].VIP = outside // a service's own address, where the service network does not have it
+	l.set(s)
+	l.reach("b1", outside.String()+":80", "nothing")
 	l.ip("node", "route add "+vip.String()+"/32 dev lo src "+self.String())
 	l.reach("node", vip.String()+":80", "a1 172.11.0.1") // as the gateway, not as another address of the node
 }

@@ -234,7 +234,7 @@ func (t *Table) apply(ctx context.Context) (changed int, err error) {
 
 // alike reports whether services have the same flows in both models.
 func alike(a, b pipeline.Model) bool {
-	return a.ServiceProxy == b.ServiceProxy && a.Network == b.Network && a.Subnet == b.Subnet && a.Gateway == b.Gateway
+	return a.ServiceProxy == b.ServiceProxy && a.ServiceNetwork == b.ServiceNetwork && a.Network == b.Network && a.Subnet == b.Subnet && a.Gateway == b.Gateway
 }
 
 // write brings the picture to what is wanted, and the switch to the picture.
