@@ -47,20 +47,25 @@ func TestVerdict(t *testing.T) {
 		name  string
 		spoil func(*results)
 		wants string // in the error; empty: none
+		says  string
 	}{
-		{"all passed", func(*results) {}, ""},
-		{"not measured", func(r *results) { r.starts = nil }, ""},
-		{"upstream spec failed", func(r *results) { r.upstream[0].outcome = failed }, "upstream spec failed: a"},
-		{"our spec failed", func(r *results) { r.own[0].outcome = failed }, "our spec failed: b"},
-		{"nothing ran", func(r *results) { r.upstream = nil }, "no upstream spec passed"},
-		{"all skipped", func(r *results) { r.own[0].outcome = skipped }, "no our spec passed"},
-		{"ready late", func(r *results) { r.facts[0].value = "30001 ms" }, "nodes Ready after apply"},
-		{"pods start late", func(r *results) { r.starts[ours] = []float64{700, 711, 712} }, "pod start median 711 ms"},
+		{"all passed", func(*results) {}, "", "upstream specs: 1 passed"},
+		{"not measured", func(r *results) { r.starts = nil }, "", ""},
+		{"upstream spec failed", func(r *results) { r.upstream[0].outcome = failed }, "upstream spec failed: a", ""},
+		{"our spec failed", func(r *results) { r.own[0].outcome = failed }, "our spec failed: b", ""},
+		{"nothing ran", func(r *results) { r.upstream = nil }, "no upstream spec passed", ""},
+		{"all skipped", func(r *results) { r.own[0].outcome = skipped }, "no our spec passed", ""},
+		{"ready late", func(r *results) { r.facts[0].value = "30001 ms" }, "", "missed: nodes Ready after apply"},
+		{"pods start late", func(r *results) { r.starts[ours] = []float64{700, 711, 712} }, "", "missed: pod start median 711 ms"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := good()
 			tt.spoil(&r)
-			err := r.verdict(&strings.Builder{})
+			var out strings.Builder
+			err := r.verdict(&out)
+			if tt.says == "" && strings.Contains(out.String(), "missed") || !strings.Contains(out.String(), tt.says) {
+				t.Errorf("says %q, want %q", out.String(), tt.says)
+			}
 			if (err == nil) != (tt.wants == "") || err != nil && !strings.Contains(err.Error(), tt.wants) {
 				t.Errorf("got %v, want %q", err, tt.wants)
 			}
