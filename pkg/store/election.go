@@ -17,6 +17,9 @@ import (
 // DefaultLeaderTTL is how long a leader that died without a word stays the leader.
 const DefaultLeaderTTL = 10 * time.Second
 
+// resignTime bounds the taking back of a candidacy.
+const resignTime = 2 * time.Second
+
 // Leadership is the right to write as the controller of one network. Every
 // write through it compares the election key: once another controller may
 // lead, writes fail with ErrDeposed, however late this one notices.
@@ -62,7 +65,7 @@ func (s *Store) Campaign(ctx context.Context, name, id string, ttl time.Duration
 		}
 	}()
 	election := concurrency.NewElection(session, strings.TrimSuffix(s.keys.kind(name, kindLeader), "/"))
-	if err := election.Campaign(cctx, id); err != nil {
+	if err := stand(cctx, election, id); err != nil {
 		l := &Leadership{store: s, session: session}
 		l.revoke()
 		if ctx.Err() == nil && cctx.Err() != nil {
@@ -79,6 +82,24 @@ func (s *Store) Campaign(ctx context.Context, name, id string, ttl time.Duration
 		close(l.done)
 	}()
 	return l, nil
+}
+
+// stand is election.Campaign with an end: when ctx ends that one takes its
+// candidacy back, however long etcd is away. The lease takes it back in any case.
+func stand(ctx context.Context, election *concurrency.Election, id string) error {
+	ended := make(chan error, 1)
+	go func() { ended <- election.Campaign(ctx, id) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return err
+	case <-time.After(resignTime):
+		return ctx.Err()
+	}
 }
 
 // Leader is the id of the controller that leads the network called name;

@@ -201,3 +201,26 @@ func TestCampaignGivesUp(t *testing.T) {
 	}
 	eventually(t, "its key is gone", func() bool { return count() == 1 })
 }
+
+// One that gives up while etcd is away does not wait for it.
+func TestCampaignGivesUpWithoutEtcd(t *testing.T) {
+	e, s := network(t)
+	one := campaign(t, s, "one")
+	defer one.Resign()
+	ctx, cancel := context.WithCancel(ctxOf(t))
+	failed := make(chan error, 1)
+	go func() {
+		_, err := s.Campaign(ctx, "k8ssdn", "two", 0)
+		failed <- err
+	}()
+	c := e.Client()
+	eventually(t, "the second candidate", func() bool {
+		r, err := c.Get(ctxOf(t), DefaultPrefix+"/k8ssdn/leader/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		return err == nil && r.Count == 2
+	})
+	e.Stop()
+	cancel()
+	if err := <-failed; err == nil {
+		t.Error("it leads")
+	}
+}
