@@ -90,17 +90,14 @@ func (m Model) fixedServices() []of.Flow {
 	if m.ServiceProxy == NoServices {
 		return nil
 	}
-	ip, services := of.IP(), of.IPv4Dst(m.ServiceNetwork)
-	flows := []of.Flow{
-		drop(TableRoute, 240, HostReturn, ip, of.InPort(m.GatewayPort), services),
-		flow(TableRoute, 210, to(TableService), nil, ip, services),
+	ip := of.IP()
+	flows := append(m.toServices(m.ServiceNetwork),
 		// To the node, which refuses it.
 		flow(TableService, 0, to(TableHost), nil),
 		drop(TableServiceTenant, 0, NoTenant),
 		// A later fragment does not tell its port, so all of them are looked up.
 		flow(TableReply, 200, nil, []of.Action{m.back()}, ip, of.IPFrag(of.FragAny)),
-		flow(TableReply, 0, to(TableDeliver), nil),
-	}
+		flow(TableReply, 0, to(TableDeliver), nil))
 	for _, icmp := range []uint8{icmpUnreachable, icmpTimeExceeded, icmpParameterProblem} {
 		flows = append(flows, flow(TableReply, 190, nil, []of.Action{m.back()}, of.ICMPType(icmp)))
 	}
@@ -113,13 +110,26 @@ func (m Model) fixedServices() []of.Flow {
 	}
 	return append(flows,
 		flow(TableRoute, 260, nil, []of.Action{of.SetField(of.InPort(0)), m.ctHairpin(TableReply, false, &of.NATSpec{})}, ip, of.IPv4Dst(host(hairpin))),
-		flow(TableRoute, 230, to(TableBalance), nil, ip, untranslated, services),
-		drop(TableRoute, 220, ServiceState, ip, tracked, services),
 		flow(TableBalance, 0, to(TableHost), nil),
 		drop(TableEndpoint, 0, ServiceState),
 		// What was learned since the first look wins over the choice: two first
 		// connections of one client may come here at once.
 		flow(TableChosen, 0, nil, []of.Action{of.Resubmit(TableAffinity), set(regChosen, 1), of.Resubmit(TableEndpoint)}))
+}
+
+// toServices are the flows by which addresses are those of services.
+func (m Model) toServices(addresses netip.Prefix) []of.Flow {
+	ip, services := of.IP(), of.IPv4Dst(addresses)
+	flows := []of.Flow{
+		drop(TableRoute, 240, HostReturn, ip, of.InPort(m.GatewayPort), services),
+		flow(TableRoute, 210, to(TableService), nil, ip, services),
+	}
+	if m.ServiceProxy == OVS {
+		flows = append(flows,
+			flow(TableRoute, 230, to(TableBalance), nil, ip, untranslated, services),
+			drop(TableRoute, 220, ServiceState, ip, tracked, services))
+	}
+	return flows
 }
 
 // ICMP errors, which carry the packet that they are about (RFC 792).
@@ -149,19 +159,31 @@ func (m Model) translate() of.Flow {
 	return flow(TableServiceTenant, 100, nil, []of.Action{m.ct(TableRoute, false, &of.NATSpec{})})
 }
 
-// ServiceAddress is the flow for one address of a service. One outside of the service
-// network is cut off: the node would translate it, and nobody would check the tenant.
+// ServiceAddress are the flows for one address of a service.
 func (m Model) ServiceAddress(a ServiceAddress) []of.Flow {
+	vip := host(a.VIP)
 	f := flow(TableService, 100, to(TableServiceTenant), []of.Action{set(regServiceSlot, a.Slot)})
 	if a.Public {
 		f = m.translate()
 		f.Table = TableService
 	}
-	if !m.ServiceNetwork.Contains(a.VIP) {
-		f = flow(TableRoute, 250, nil, nil)
+	f.Match = of.NewMatch(of.IP(), of.IPv4Dst(vip))
+	flows := []of.Flow{f}
+	switch {
+	case m.ServiceNetwork.Contains(a.VIP):
+	case m.Serves(a.VIP):
+		flows = append(flows, m.toServices(vip)...)
+	default:
+		flows = []of.Flow{flow(TableRoute, 250, nil, nil, of.IP(), of.IPv4Dst(vip))}
 	}
-	f.Match = of.NewMatch(of.IP(), of.IPv4Dst(host(a.VIP)))
-	return owned([]of.Flow{f}, Cookie{Kind: KindService, Object: object(a.VIP)})
+	return owned(flows, Cookie{Kind: KindService, Object: object(a.VIP)})
+}
+
+// Serves reports whether a service can have the address. Beside kube-proxy one
+// outside of the service network is cut off: the node masquerades what it translates
+// from there, and nobody could check the tenant. So is a pod's.
+func (m Model) Serves(vip netip.Addr) bool {
+	return m.ServiceNetwork.Contains(vip) || m.ServiceProxy == OVS && !m.Network.Contains(vip)
 }
 
 // ServicePort are the flows and the group for one port of a service that has

@@ -323,6 +323,7 @@ func TestNodePort(t *testing.T) {
 	s.Ports[0].VIP = outside // a service's own address, where the service network does not have it
 	l.set(s)
 	l.reach("b1", outside.String()+":80", "nothing")
+	l.reach("a2", outside.String()+":80", "a1 172.11.0.3")
 	l.ip("node", "route add "+vip.String()+"/32 dev lo src "+self.String())
 	l.reach("node", vip.String()+":80", "a1 172.11.0.1") // as the gateway, not as another address of the node
 }

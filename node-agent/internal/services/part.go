@@ -182,8 +182,8 @@ func (t *Table) compile(s service.Service, public bool) (flows []of.Flow, groups
 		}
 	}
 	for _, vip := range s.Addresses() {
-		if !model.ServiceNetwork.Contains(vip) {
-			t.cfg.Logger.Error("a service is cut off from pods: its address is outside of the service network; choose one in the network configuration that has all addresses of services",
+		if !model.Serves(vip) {
+			t.cfg.Logger.Error("a service is cut off from pods: its address is outside of the service network, and beside kube-proxy, or in the pod network, nobody could check who may use it; choose a service network that has all addresses of services",
 				"tenant", s.Namespace, "service", s.Name, "address", vip, "serviceNetwork", model.ServiceNetwork)
 		}
 		flows = append(flows, model.ServiceAddress(pipeline.ServiceAddress{VIP: vip, Slot: slot, Public: public})...)
