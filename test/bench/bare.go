@@ -89,7 +89,7 @@ func (b *bench) barePair(ctx context.Context, to string, mtu int) (path, error) 
 			return path{}, err
 		}
 	}
-	p := path{hosts[0], hosts[1]}
+	p := path{from: hosts[0], to: hosts[1]}
 	if to == "n1" {
 		return p, b.bareBridge(ctx, "n1", bridge, [2][]string{{devices[0]}, {devices[1]}})
 	}

@@ -25,11 +25,14 @@ var measurements = []measurement{
 	{"burst", burst},
 	{"bundle", bundle},
 	{"pipeline", pipelineCost},
+	{"services", services},
+	{"service-traffic", serviceTraffic},
 	{"tenants", tenants},
 	{"change", change},
 	{"cni-full", cniFull},
 	{"live-tenants", liveTenants},
 	{"agent", agent},
+	{"agent-services", agentServices},
 }
 
 // bench is a run: its lab, and what was found out so far.
@@ -43,6 +46,7 @@ type bench struct {
 	ours, reference *plugin
 	// full are the pods that are there for good; see populate.
 	full        []attached
+	filled      bool
 	pods, bares int // count names
 }
 

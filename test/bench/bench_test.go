@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -141,5 +142,23 @@ func TestOtherTenants(t *testing.T) {
 	}
 	if _, err := otherTenants([]string{"table=0, actions=drop"}, 1); err == nil {
 		t.Error("flows without a pod in them are taken")
+	}
+}
+
+func TestNth(t *testing.T) {
+	for n, want := range map[int]string{0: "10.97.0.1", 254: "10.97.0.255", 255: "10.97.1.0", 65535: "10.98.0.0"} {
+		if got := nth(serviceAddresses, n); got != want {
+			t.Errorf("%d after %s: %s, want %s", n, serviceAddresses, got, want)
+		}
+	}
+}
+
+func TestTarget(t *testing.T) {
+	pod, vip := netip.MustParseAddr("172.16.0.2"), netip.MustParseAddr("10.98.0.1")
+	if got := (path{to: host{ip: pod}}).target(); got != pod {
+		t.Errorf("without a service: %s, want the pod's %s", got, pod)
+	}
+	if got := (path{to: host{ip: pod}, via: vip}).target(); got != vip {
+		t.Errorf("by a service: %s, want %s", got, vip)
 	}
 }

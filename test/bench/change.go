@@ -46,7 +46,7 @@ func change(ctx context.Context, b *bench) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	flows, err := b.flowEvents(ctx, node)
+	flows, err := b.flowEvents(ctx, node, pipelineTenant, "event=")
 	if err != nil {
 		return err
 	}
@@ -210,11 +210,17 @@ func recordEvents(ctx context.Context, node netlab.Node, namespace string) (<-ch
 	return out, nil
 }
 
-// flowEvents says when any flow of the node's br0 changes: the switch itself
-// tells (flow monitoring, ovs-ofctl(8)). A tenant change is one bundle, so its
-// first event stands for all.
-func (b *bench) flowEvents(ctx context.Context, node netlab.Node) (<-chan time.Time, error) {
-	cmd := exec.CommandContext(ctx, "ovs-ofctl", "--unixctl="+filepath.Join(b.lab.Dir(), "bench-monitor.ctl"), "monitor", "unix:"+filepath.Join(node.OVSRunDir, "br0.mgmt"), "watch:!initial,table=5")
+// Tables of br0 that are watched (PIPELINE.md).
+const (
+	pipelineTenant = 5
+	pipelineReply  = 30
+)
+
+// flowEvents says when flows in a table of the node's br0 change, in a way that
+// the text names: the switch itself tells (flow monitoring, ovs-ofctl(8)). A
+// change is one bundle, so its first event stands for all.
+func (b *bench) flowEvents(ctx context.Context, node netlab.Node, table int, text string) (<-chan time.Time, error) {
+	cmd := exec.CommandContext(ctx, "ovs-ofctl", "--unixctl="+filepath.Join(b.lab.Dir(), "bench-monitor.ctl"), "monitor", "unix:"+filepath.Join(node.OVSRunDir, "br0.mgmt"), fmt.Sprintf("watch:!initial,table=%d", table))
 	cmd.Env = append(os.Environ(), b.lab.Mark())
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, w
@@ -230,11 +236,11 @@ func (b *bench) flowEvents(ctx context.Context, node netlab.Node) (<-chan time.T
 		first := true
 		for lines.Scan() {
 			now := time.Now()
-			if first {
+			if first && strings.Contains(lines.Text(), "FLOW_MONITOR") { // other messages come before
 				first = false
 				close(began)
 			}
-			if strings.Contains(lines.Text(), "event=") {
+			if strings.Contains(lines.Text(), text) {
 				select {
 				case out <- now:
 				default: // more than anybody waits for: one bundle makes several

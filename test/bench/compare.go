@@ -17,6 +17,8 @@ type comparison struct {
 	// rare is for states that take long to bring about: fewer turns, each longer
 	// and on all paths by turns, and no TCP.
 	rare bool
+	// free is for what has no bar: fewer turns, and shorter.
+	free bool
 }
 
 // compare measures a comparison's round trips, then its throughput.
@@ -28,12 +30,12 @@ func (b *bench) compare(ctx context.Context, c comparison) error {
 	defer stop()
 	trips, err := b.compareTrips(ctx, c)
 	if err == nil {
-		b.add(trafficRow(c.name+"_round_trips", c.title+": UDP round trips", "1/s", trips, c.same()))
+		b.add(trafficRow(c.name+"_round_trips", c.title+": UDP round trips", "1/s", trips, c))
 	}
 	if err == nil && !c.rare {
 		var bits [sides][]float64
 		if bits, err = b.compareThroughput(ctx, c); err == nil {
-			b.add(trafficRow(c.name+"_tcp", c.title+": TCP, one connection", "Mbit/s", bits, c.same()))
+			b.add(trafficRow(c.name+"_tcp", c.title+": TCP, one connection", "Mbit/s", bits, c))
 		}
 	}
 	if err != nil {
@@ -45,9 +47,12 @@ func (b *bench) compare(ctx context.Context, c comparison) error {
 // trafficRow's numbers are means: what differs between pairs has to even out.
 // Where both sides have the same pairs its ratio is the median of the turns',
 // in which what the machine else does cancels out.
-func trafficRow(name, title, unit string, x [sides][]float64, same bool) Row {
+func trafficRow(name, title, unit string, x [sides][]float64, c comparison) Row {
 	r := compared(name, title, unit, average(x[ours]), average(x[reference]), len(x[ours]), ratioAtLeast(0.95))
-	if same {
+	if c.free {
+		r.bar = nil
+	}
+	if c.same() {
 		r.Ratio = number(median(ratios(x[ours], x[reference])))
 	}
 	return r
@@ -90,7 +95,12 @@ func (b *bench) serve(ctx context.Context, c comparison) (stop func(), err error
 func (c comparison) same() bool { return slices.Equal(c.paths[ours], c.paths[reference]) }
 
 // throughputTurns is how often TCP is measured: by all pairs where pairs differ.
-func (c comparison) throughputTurns() int { return max(4, len(c.paths[ours])) }
+func (c comparison) throughputTurns() int {
+	if c.free {
+		return 4
+	}
+	return max(4, len(c.paths[ours]))
+}
 
 func (c comparison) ready(ctx context.Context, side int) error {
 	if c.prepare == nil {
@@ -113,6 +123,9 @@ func (b *bench) compareTrips(ctx context.Context, c comparison) (trips [sides][]
 	}
 	const warm = 1
 	turns, during := b.times(24, 2), time.Duration(b.times(400, 300))*time.Millisecond
+	if c.free {
+		turns = b.times(12, 2)
+	}
 	if c.rare {
 		turns, during = b.times(10, 1), time.Duration(b.times(1500, 500))*time.Millisecond
 	}
@@ -135,11 +148,15 @@ func (b *bench) compareTrips(ctx context.Context, c comparison) (trips [sides][]
 }
 
 func (b *bench) compareThroughput(ctx context.Context, c comparison) (mbits [sides][]float64, err error) {
+	seconds := b.times(2, 1)
+	if c.free {
+		seconds = 1
+	}
 	err = inTurn(ctx, 0, b.times(c.throughputTurns(), 1), func(side, i int) error {
 		if err := c.ready(ctx, side); err != nil {
 			return err
 		}
-		n, err := b.throughput(ctx, c.paths[side][i%len(c.paths[side])], b.times(2, 1))
+		n, err := b.throughput(ctx, c.paths[side][i%len(c.paths[side])], seconds)
 		if err == nil {
 			mbits[side] = append(mbits[side], n/1e6)
 		}

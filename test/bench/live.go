@@ -36,7 +36,7 @@ func liveTenants(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		paths = append(paths, path{from, to})
+		paths = append(paths, path{from: from, to: to})
 	}
 	err = b.compare(ctx, comparison{
 		name: "tenants_live", title: fmt.Sprintf("%d tenants' pods in turn, against the same pods as one tenant", pairs),

@@ -68,9 +68,10 @@ func between(before, after map[string]meter, key string) (mean time.Duration, ok
 }
 
 const (
-	addKey    = `k8s_ovs_cni_seconds{code="0",command="ADD"}`
-	commitKey = `k8s_ovs_flow_commit_seconds`
-	stepName  = `k8s_ovs_attach_step_seconds{step="`
+	addKey         = `k8s_ovs_cni_seconds{code="0",command="ADD"}`
+	commitKey      = `k8s_ovs_flow_commit_seconds`
+	programmingKey = `k8s_ovs_service_programming_seconds`
+	stepName       = `k8s_ovs_attach_step_seconds{step="`
 )
 
 // breakdown writes a table of parts and their times.

@@ -7,11 +7,14 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 )
 
+// trafficNamespace has the pods that only talk.
+const trafficNamespace = "traffic"
+
 // podPath attaches a pod on n1 and one on node to, in one namespace.
 func (b *bench) podPath(ctx context.Context, to string) (p path, mtu int, err error) {
 	for i, node := range []string{"n1", to} {
 		b.pods++
-		pod, err := b.lab.AddPod(ctx, node, "traffic", fmt.Sprintf("p%d", b.pods), netlab.PodOptions{})
+		pod, err := b.lab.AddPod(ctx, node, trafficNamespace, fmt.Sprintf("p%d", b.pods), netlab.PodOptions{})
 		if err != nil {
 			return path{}, 0, err
 		}

@@ -26,7 +26,20 @@ type host struct {
 }
 
 // path is two hosts that reach each other.
-type path struct{ from, to host }
+type path struct {
+	from, to host
+	// via is a service's address that stands for to's own; not valid where there
+	// is none.
+	via netip.Addr
+}
+
+// target is the address that from asks.
+func (p path) target() netip.Addr {
+	if p.via.IsValid() {
+		return p.via
+	}
+	return p.to.ip
+}
 
 // echoPort is where echo servers listen.
 const echoPort = 7
@@ -103,9 +116,9 @@ func newClient(p path) (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: echoPort, Addr: p.to.ip.As4()}); err != nil {
+	if err := unix.Connect(fd, &unix.SockaddrInet4{Port: echoPort, Addr: p.target().As4()}); err != nil {
 		_ = unix.Close(fd)
-		return nil, fmt.Errorf("connect %s to %s: %w", p.from.ip, p.to.ip, err)
+		return nil, fmt.Errorf("connect %s to %s: %w", p.from.ip, p.target(), err)
 	}
 	return &client{path: p, fd: fd, request: make([]byte, requestSize), received: make([]byte, 2*requestSize)}, nil
 }
@@ -115,7 +128,7 @@ func (c *client) close() { _ = unix.Close(c.fd) }
 // ask makes one round trip. An answer that does not come in 0.5 s is an error.
 func (c *client) ask() error {
 	if err := c.exchange(); err != nil {
-		return fmt.Errorf("round trip from %s to %s: %w", c.path.from.ip, c.path.to.ip, err)
+		return fmt.Errorf("round trip from %s to %s: %w", c.path.from.ip, c.path.target(), err)
 	}
 	return nil
 }
@@ -225,7 +238,7 @@ func (b *bench) inNetns(ctx context.Context, netns, program string, args ...stri
 // throughput is what one TCP connection carries, bits a second, as the
 // receiver counts; its first second, in which it finds its speed, does not count.
 func (b *bench) throughput(ctx context.Context, p path, seconds int) (float64, error) {
-	cmd := b.inNetns(ctx, p.from.netns, "iperf3", "--client", p.to.ip.String(), "--bind", p.from.ip.String(),
+	cmd := b.inNetns(ctx, p.from.netns, "iperf3", "--client", p.target().String(), "--bind", p.from.ip.String(),
 		"--time", fmt.Sprint(seconds), "--omit", "1", "--json")
 	out, err := cmd.Output()
 	var result struct {
@@ -240,7 +253,7 @@ func (b *bench) throughput(ctx context.Context, p path, seconds int) (float64, e
 		err = jsonErr
 	}
 	if err != nil || result.Error != "" || result.End.Received.BitsPerSecond == 0 {
-		return 0, fmt.Errorf("iperf3 from %s to %s: %w: %s", p.from.ip, p.to.ip, err, result.Error)
+		return 0, fmt.Errorf("iperf3 from %s to %s: %w: %s", p.from.ip, p.target(), err, result.Error)
 	}
 	return result.End.Received.BitsPerSecond, nil
 }

@@ -204,7 +204,6 @@ func (a Agent) start(ctx context.Context, ready func(context.Context) error) err
 		filepath.Join(s.Options.BinDir, "k8s-ovs-agent"),
 		"--node-name", n.Name,
 		"--node-ip", n.VTEP.String(),
-		"--etcd-endpoints", EtcdURL,
 		"--datapath", n.Datapath,
 		"--ovs-db", l.OVS(n.Name).DB(),
 		"--ovs-rundir", n.OVSRunDir,
@@ -213,6 +212,11 @@ func (a Agent) start(ctx context.Context, ready func(context.Context) error) err
 		"--metrics-address", "unix://" + l.metricsSocket(n.Name),
 		"--log-format", "text",
 		"--log-level", "debug",
+	}
+	if s.Kubeconfig != "" {
+		args = append(args, "--kubeconfig", s.Kubeconfig)
+	} else {
+		args = append(args, "--etcd-endpoints", EtcdURL)
 	}
 	return l.run(ctx, command{
 		name:  a.name,

@@ -28,6 +28,8 @@ type state struct {
 	Processes map[string]Process `json:"processes"`
 	// Namespaces that the lab has made and must remove.
 	Namespaces []string `json:"namespaces"`
+	// Kubeconfig is what agents are started with; empty for standalone ones.
+	Kubeconfig string `json:"kubeconfig,omitempty"`
 }
 
 // nodeState is a node and what it needs to be started again.

@@ -1,0 +1,134 @@
+package kubetest
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+)
+
+func serve(t *testing.T, s *Server, address string) string {
+	t.Helper()
+	l, err := net.Listen("tcp4", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Serve(l)
+	t.Cleanup(func() { _ = s.Away() })
+	return l.Addr().String()
+}
+
+func put(t *testing.T, s *Server, objects ...object) {
+	t.Helper()
+	for _, o := range objects {
+		if err := s.Put(o); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func aService(name, vip string) *corev1.Service {
+	return &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: name}, Spec: corev1.ServiceSpec{ClusterIP: vip, Ports: []corev1.ServicePort{{Port: 80}}}}
+}
+
+func aSlice(name, of, address string) *discoveryv1.EndpointSlice {
+	port := int32(8080)
+	return &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "a", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: of}},
+		AddressType: discoveryv1.AddressTypeIPv4, Ports: []discoveryv1.EndpointPort{{Port: &port}}, Endpoints: []discoveryv1.Endpoint{{Addresses: []string{address}}},
+	}
+}
+
+// TestServer drives the real client: what it lists, watches, sees again after
+// the server was away, and gets.
+func TestServer(t *testing.T) {
+	s := NewServer()
+	address := serve(t, s, "127.0.0.1:0")
+	put(t, s, aService("web", "10.96.0.1"), aSlice("web-1", "web", "10.1.0.1"),
+		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}},
+		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "etcd"}, Data: map[string][]byte{"x": []byte("y")}})
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	conf := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://" + address + "'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	client, err := kube.Open(kube.Config{Kubeconfig: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+
+	waiting, release := s.Hold("endpointslices")
+	updates := client.WatchServices(ctx, "n1")
+	for waiting() == 0 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	select {
+	case u := <-updates:
+		t.Fatalf("told %v while the slices are held", u)
+	default:
+	}
+	release()
+	expect := func(full bool, name string, endpoints ...string) {
+		t.Helper()
+		u, open := <-updates
+		if !open || u.Full != full {
+			t.Fatalf("update %v (open: %v), want full: %v", u, open, full)
+		}
+		got := u.Services[service.Key{Namespace: "a", Name: name}]
+		if len(endpoints) == 0 && len(got.Ports) == 0 {
+			return
+		}
+		if len(got.Ports) != 1 || len(got.Ports[0].Endpoints) != len(endpoints) || got.Ports[0].Endpoints[0].Address.String() != endpoints[0] {
+			t.Fatalf("%s is %v, want endpoints %v", name, got, endpoints)
+		}
+	}
+	expect(true, "web", "10.1.0.1")
+	put(t, s, aSlice("web-1", "web", "10.1.0.2"))
+	expect(false, "web", "10.1.0.2")
+
+	if err := s.Away(); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, aSlice("web-1", "web", "10.1.0.3"))
+	serve(t, s, address)
+	expect(false, "web", "10.1.0.3")
+	if err := s.Delete(aService("web", "")); err != nil {
+		t.Fatal(err)
+	}
+	expect(false, "web")
+
+	resp, err := http.Get("http://" + address + "/api/v1/nodes?fieldSelector=metadata.name%3Dn2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var nodes corev1.NodeList
+	if err := json.NewDecoder(resp.Body).Decode(&nodes); err != nil || len(nodes.Items) != 1 || nodes.Items[0].Name != "n2" || nodes.Kind != "NodeList" {
+		t.Errorf("listed as JSON: %+v, %v", nodes, err)
+	}
+	_ = resp.Body.Close()
+
+	data, err := client.Secret(ctx, "kube-system/etcd")
+	if err != nil || string(data["x"]) != "y" {
+		t.Errorf("Secret: %v, %v", data, err)
+	}
+	if _, err := client.Secret(ctx, "kube-system/none"); err == nil {
+		t.Error("a Secret that is not there was read")
+	}
+	if wants, err := client.DaemonSetWants(ctx, "kube-system", "none", "n1"); wants || err != nil {
+		t.Errorf("DaemonSet that is not there: %v, %v", wants, err)
+	}
+}
