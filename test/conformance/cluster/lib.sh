@@ -67,13 +67,14 @@ cg_remove() {
 
 # --- nodes
 
-# in_node NODE CMD...: runs CMD in the node's namespaces and cgroup
+# in_node NODE CMD...: runs CMD in the node's namespaces and cgroup. What it leaves in
+# its temporary directory goes with the node.
 in_node() {
 	local node=$1 pid
 	shift
 	pid=$(pid_of "$node") || { echo "$node is not up" >&2; return 1; }
 	(cg_enter "$node" && exec nsenter -t "$pid" -m -u -i -n -p -C -r -w -- \
-		env PATH="$TOOLS/bin:$PATH" KUBECONFIG="$RUN/pki/admin.kubeconfig" "$@")
+		env TMPDIR=/run/tmp PATH="$TOOLS/bin:$PATH" KUBECONFIG="$RUN/pki/admin.kubeconfig" "$@")
 }
 
 # spawn NODE NAME CMD...: a daemon in the node; its pid is in the node's

@@ -13,7 +13,7 @@ for d in etc opt var; do
 	mount -t overlay -o "lowerdir=/$d,upperdir=$DIR/over/$d,workdir=$DIR/over/.$d" overlay "/$d"
 done
 mount -t tmpfs -o mode=755 tmpfs /run
-mkdir -p /run/lock /run/netns
+mkdir -p /run/lock /run/netns /run/tmp
 [ -L /var/run ] || { rm -rf /var/run; ln -s /run /var/run; }
 # what is big, or itself the upper layer of an overlay, lives on the plain disk
 for p in var/lib/containerd var/lib/kubelet var/log; do
