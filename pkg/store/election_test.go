@@ -10,6 +10,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
 )
 
 func campaign(t *testing.T, s *Store, id string) *Leadership {
@@ -175,31 +176,39 @@ func TestLeaderLearnsOfItsEnd(t *testing.T) {
 	}
 }
 
-// A candidate that gives up leaves no one waiting behind it.
-func TestCampaignGivesUp(t *testing.T) {
-	e, s := network(t)
-	one := campaign(t, s, "one")
-	defer one.Resign()
+// waits makes a second candidate, and returns how to make it give up and what
+// comes of it. keys counts the candidates' keys.
+func waits(t *testing.T, e *etcdtest.Server, s *Store) (giveUp func(), failed <-chan error, keys func() int64) {
+	t.Helper()
 	ctx, cancel := context.WithCancel(ctxOf(t))
-	failed := make(chan error, 1)
+	ended := make(chan error, 1)
 	go func() {
 		_, err := s.Campaign(ctx, "k8ssdn", "two", 0)
-		failed <- err
+		ended <- err
 	}()
 	c := e.Client()
-	count := func() int64 {
+	keys = func() int64 {
 		r, err := c.Get(ctxOf(t), DefaultPrefix+"/k8ssdn/leader/", clientv3.WithPrefix(), clientv3.WithCountOnly())
 		if err != nil {
 			return -1
 		}
 		return r.Count
 	}
-	eventually(t, "the second candidate", func() bool { return count() == 2 })
-	cancel()
+	eventually(t, "the second candidate", func() bool { return keys() == 2 })
+	return cancel, ended, keys
+}
+
+// A candidate that gives up leaves no one waiting behind it.
+func TestCampaignGivesUp(t *testing.T) {
+	e, s := network(t)
+	one := campaign(t, s, "one")
+	defer one.Resign()
+	giveUp, failed, keys := waits(t, e, s)
+	giveUp()
 	if err := <-failed; !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
-	eventually(t, "its key is gone", func() bool { return count() == 1 })
+	eventually(t, "its key is gone", func() bool { return keys() == 1 })
 }
 
 // One that gives up while etcd is away does not wait for it.
@@ -207,19 +216,9 @@ func TestCampaignGivesUpWithoutEtcd(t *testing.T) {
 	e, s := network(t)
 	one := campaign(t, s, "one")
 	defer one.Resign()
-	ctx, cancel := context.WithCancel(ctxOf(t))
-	failed := make(chan error, 1)
-	go func() {
-		_, err := s.Campaign(ctx, "k8ssdn", "two", 0)
-		failed <- err
-	}()
-	c := e.Client()
-	eventually(t, "the second candidate", func() bool {
-		r, err := c.Get(ctxOf(t), DefaultPrefix+"/k8ssdn/leader/", clientv3.WithPrefix(), clientv3.WithCountOnly())
-		return err == nil && r.Count == 2
-	})
+	giveUp, failed, _ := waits(t, e, s)
 	e.Stop()
-	cancel()
+	giveUp()
 	if err := <-failed; err == nil {
 		t.Error("it leads")
 	}
