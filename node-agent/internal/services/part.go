@@ -87,6 +87,9 @@ func (c *change) addFlow(f of.Flow) (key string) {
 	if !ok {
 		have = &shared[of.Flow]{}
 		c.t.flows[key] = have
+		if f.Table == pipeline.TableReply {
+			c.t.endpoints++
+		}
 	}
 	c.wasFlow(key, have.value)
 	have.value, have.owners = f, have.owners+1
@@ -98,6 +101,9 @@ func (c *change) dropFlow(key string) {
 	c.wasFlow(key, have.value)
 	if have.owners--; have.owners == 0 {
 		delete(c.t.flows, key)
+		if have.value.Table == pipeline.TableReply {
+			c.t.endpoints--
+		}
 	}
 }
 

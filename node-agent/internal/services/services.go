@@ -85,8 +85,10 @@ type Table struct {
 	// what the switch is known to have while synced.
 	flows  map[string]*shared[of.Flow]
 	groups map[uint32]*shared[of.GroupEntry]
-	synced bool
-	read   time.Time // when the switch was last read
+	// endpoints counts the distinct ones in the picture.
+	endpoints int
+	synced    bool
+	read      time.Time // when the switch was last read
 
 	flushes []flush
 	noFlush bool // the switch cannot flush connections
@@ -120,7 +122,7 @@ func (t *Table) forget() {
 	}
 	t.parts, t.ids = map[service.Key]part{}, numbers{}
 	t.flows, t.groups = map[string]*shared[of.Flow]{}, map[uint32]*shared[of.GroupEntry]{}
-	t.synced = false
+	t.endpoints, t.synced = 0, false
 }
 
 // Update takes news and brings them into the switch. Where that fails they are kept,
@@ -195,12 +197,7 @@ func (t *Table) Resync(ctx context.Context) error {
 func (t *Table) Counts() (services, endpoints, flows int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	for _, f := range t.flows {
-		if f.value.Table == pipeline.TableReply {
-			endpoints++
-		}
-	}
-	return len(t.parts), endpoints, len(t.flows)
+	return len(t.parts), t.endpoints, len(t.flows)
 }
 
 // apply brings the switch to what is wanted and returns how many flows and groups

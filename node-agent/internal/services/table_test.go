@@ -170,6 +170,25 @@ func TestRandomHistory(t *testing.T) {
 			t.Fatalf("seed %d step %d (-want +got):\n%s", seed, step, diff)
 		}
 	}
+	// What is counted as it comes and goes is what there is.
+	endpoints := map[service.Endpoint]map[service.Protocol]bool{}
+	distinct := 0
+	for _, sv := range all {
+		for _, p := range sv.Ports {
+			for _, e := range p.Endpoints {
+				if endpoints[e] == nil {
+					endpoints[e] = map[service.Protocol]bool{}
+				}
+				if !endpoints[e][p.Protocol] {
+					endpoints[e][p.Protocol] = true
+					distinct++
+				}
+			}
+		}
+	}
+	if services, counted, _ := table.Counts(); services != len(all) || counted != distinct || distinct == 0 {
+		t.Errorf("counts %d services with %d endpoints; want %d with %d", services, counted, len(all), distinct)
+	}
 	if len(table.ids) != len(table.groups) {
 		t.Errorf("%d numbers for %d service ports", len(table.ids), len(table.groups))
 	}
