@@ -6,17 +6,14 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/cni/pkg/invoke"
 	"github.com/containernetworking/cni/pkg/types"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
-	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
 // plugin is one side's CNI, driven as a container runtime does: libcni executes
@@ -28,30 +25,12 @@ type plugin struct {
 	netns string
 }
 
-// nodeExec runs plugins in a node's namespace.
-type nodeExec struct {
-	*invoke.DefaultExec
-	netns string
-}
-
-// ExecPlugin is invoke.Exec's.
-func (e nodeExec) ExecPlugin(ctx context.Context, path string, stdin []byte, env []string) (out []byte, err error) {
-	inside := ns.Do(e.netns, func() error {
-		out, err = e.DefaultExec.ExecPlugin(ctx, path, stdin, env)
-		return nil
-	})
-	if err == nil {
-		err = inside
-	}
-	return out, err
-}
-
 func newPlugin(name, bin, dir, netns string, conf []byte) (*plugin, error) {
 	list, err := libcni.NetworkConfFromBytes(conf)
 	if err != nil {
 		return nil, fmt.Errorf("CNI configuration of %s: %w", name, err)
 	}
-	exec := nodeExec{&invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}, netns}
+	exec := netlab.NodeExec(netns)
 	cache := filepath.Join(dir, "bench-cni-"+name)
 	return &plugin{name, libcni.NewCNIConfigWithCacheDir([]string{bin}, cache, exec), list, netns}, nil
 }

@@ -22,7 +22,12 @@ const cniNetwork = "k8s-ovs"
 // ifName is the pod's interface, as every runtime names it.
 const ifName = "eth0"
 
-// nodeExec runs plugins in a node's namespace, where a runtime on that node would.
+// NodeExec runs plugins in the network namespace at a path, where a runtime on
+// that node would.
+func NodeExec(netns string) invoke.Exec {
+	return nodeExec{&invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}, netns}
+}
+
 type nodeExec struct {
 	*invoke.DefaultExec
 	netns string
@@ -55,7 +60,7 @@ func (l *Lab) cni(node, cacheDir string) (*libcni.CNIConfig, *libcni.NetworkConf
 	if err != nil {
 		return nil, nil, fmt.Errorf("CNI configuration: %w", err)
 	}
-	exec := nodeExec{&invoke.DefaultExec{RawExec: &invoke.RawExec{Stderr: os.Stderr}}, n.Netns}
+	exec := NodeExec(n.Netns)
 	return libcni.NewCNIConfigWithCacheDir([]string{s.Options.BinDir}, cacheDir, exec), list, nil
 }
 
