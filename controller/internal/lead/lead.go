@@ -225,9 +225,9 @@ func (c *Controller) serve(ctx context.Context, network topology.Config) error {
 		return err
 	}
 	c.log.Info("leading", "network", network.Name, "id", c.cfg.ID)
-	c.leading(true)
+	c.leading(true, network)
 	err = newTerm(c, l).run(ctx)
-	c.leading(false)
+	c.leading(false, network)
 	// So that the next need not wait for the lease to run out.
 	if rerr := l.Resign(); rerr != nil && ctx.Err() != nil {
 		c.log.Warn("could not resign; the next controller leads when the lease has run out", "error", rerr)
@@ -267,9 +267,10 @@ func (c *Controller) observe(r store.Records) {
 	c.cfg.Metrics.observe(r)
 }
 
-func (c *Controller) leading(yes bool) {
+func (c *Controller) leading(yes bool, network topology.Config) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.state.Leader = yes
+	// The lead may come before the first snapshot does.
+	c.state.Leader, c.state.Network = yes, network
 	c.cfg.Metrics.leading(yes)
 }
