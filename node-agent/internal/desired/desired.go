@@ -21,7 +21,16 @@ type Attached struct {
 	Namespace string
 	Address   netip.Addr
 	Port      uint32
+	// Meter is the rate above which what the pod sends is dropped: the last resort
+	// behind the shaping of its own device.
+	Meter Meter
+	// Queue is its class on the uplink; 0 for none.
+	Queue uint32
 }
+
+// Meter is a rate with its burst, in kbit per second and kbit; the zero value
+// is none.
+type Meter struct{ Rate, Burst uint32 }
 
 // Slots are the numbers of the namespaces that have pods on this node, or services.
 type Slots map[string]uint32
