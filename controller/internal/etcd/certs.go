@@ -18,6 +18,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 )
 
 const (
@@ -137,10 +139,7 @@ func readIfThere(path string) ([]byte, error) {
 }
 
 func replaceFile(path string, data []byte) error {
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return fmt.Errorf("certificates of the embedded etcd: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := atomicfile.Write(path, data, 0o600); err != nil {
 		return fmt.Errorf("certificates of the embedded etcd: %w", err)
 	}
 	return nil

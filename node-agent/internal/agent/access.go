@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 )
 
@@ -93,10 +94,7 @@ func (a *access) load() (copied kube.EtcdAccess, held bool) {
 func (a *access) save(e kube.EtcdAccess) {
 	data, err := json.Marshal(e)
 	if err == nil {
-		tmp := a.path + ".new"
-		if err = os.WriteFile(tmp, data, 0o600); err == nil {
-			err = os.Rename(tmp, a.path)
-		}
+		err = atomicfile.Write(a.path, data, 0o600)
 	}
 	if err != nil {
 		a.log.Error("the copy of the access to etcd is out of date: a start without the API server would use the old one", "error", err)

@@ -10,7 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 )
 
 // bootFile, in the state directory, has the boot id of the node when the configuration was last put there.
@@ -65,13 +66,13 @@ func (f *File) Ensure() (changed bool, err error) {
 		return false, nil
 	}
 	// The boot first: a file whose boot is not noted would go at the next start.
-	if err := replace(f.boot, []byte(f.cfg.BootID), 0o600); err != nil {
+	if err := atomicfile.Write(f.boot, []byte(f.cfg.BootID), 0o600); err != nil {
 		return false, fmt.Errorf("note the boot of CNI configuration %s: %w", f.path, err)
 	}
 	if err := os.MkdirAll(f.cfg.Dir, 0o755); err != nil {
 		return false, fmt.Errorf("CNI configuration %s: %w", f.path, err)
 	}
-	if err := replace(f.path, f.cfg.Contents, 0o644); err != nil {
+	if err := atomicfile.Write(f.path, f.cfg.Contents, 0o644); err != nil {
 		return false, fmt.Errorf("write CNI configuration %s: %w", f.path, err)
 	}
 	return true, nil
@@ -135,31 +136,4 @@ func (f *File) read() ([]byte, error) {
 		return nil, &ForeignError{Path: f.path, Network: name}
 	}
 	return data, nil
-}
-
-// replace writes a file whole or not at all. The temporary one has a name that no runtime reads.
-func replace(path string, data []byte, mode fs.FileMode) error {
-	tmp := filepath.Join(filepath.Dir(path), "."+strings.TrimPrefix(filepath.Base(path), ".")+".new")
-	if err := write(tmp, data, mode); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	if err := os.Rename(tmp, path); err != nil {
-		return errors.Join(err, os.Remove(tmp))
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
-}
-
-func write(path string, data []byte, mode fs.FileMode) error {
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, mode)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	// The mode of a file that was left behind, and whatever the umask.
-	return errors.Join(err, f.Chmod(mode), f.Sync(), f.Close())
 }
