@@ -33,7 +33,8 @@ const (
 	maxPhysicalPort uint32 = 0xff00
 )
 
-// Output sends the packet to a port.
+// Output sends the packet to a port; [PortController] is who holds the connection,
+// see [WithPacketIns].
 func Output(port uint32) Action {
 	a := outputAction{port: port}
 	if port == PortController {
@@ -118,6 +119,10 @@ func DecTTL() Action { return decTTLAction{} }
 // Group sends the packet through a group.
 func Group(id uint32) Action { return groupAction{id: id} }
 
+// SetQueue gives the packet to a queue of the port that it leaves by. It stays so for
+// the rest of its way, also around a tunnel; without such a queue nothing happens.
+func SetQueue(id uint32) Action { return setQueueAction{id: id} }
+
 // Note does nothing and carries bytes for people and programs that read flows.
 // On the wire it is padded with zeros to 6 + 8 n bytes, as it then reads back.
 func Note(data []byte) Action {
@@ -162,6 +167,7 @@ func appendActions(b []byte, actions []Action) []byte {
 // lib/ofp-actions.c).
 const (
 	actOutput       = 0
+	actSetQueue     = 21
 	actGroup        = 22
 	actDecTTL       = 24
 	actSetField     = 25

@@ -45,6 +45,8 @@ func decodeAction(b []byte) Action {
 		}
 	case actGroup:
 		a = groupAction{id: binary.BigEndian.Uint32(b[4:])}
+	case actSetQueue:
+		a = setQueueAction{id: binary.BigEndian.Uint32(b[4:])}
 	case actDecTTL:
 		a = decTTLAction{}
 	case actSetField:

@@ -26,6 +26,7 @@ type (
 	}
 	decTTLAction         struct{}
 	groupAction          struct{ id uint32 }
+	setQueueAction       struct{ id uint32 }
 	noteAction           struct{ data string }
 	checkPktLargerAction struct {
 		bytes uint16
@@ -50,6 +51,7 @@ func (a moveAction) equal(b Action) bool           { return Action(a) == b }
 func (a resubmitAction) equal(b Action) bool       { return Action(a) == b }
 func (a decTTLAction) equal(b Action) bool         { return Action(a) == b }
 func (a groupAction) equal(b Action) bool          { return Action(a) == b }
+func (a setQueueAction) equal(b Action) bool       { return Action(a) == b }
 func (a noteAction) equal(b Action) bool           { return Action(a) == b }
 func (a checkPktLargerAction) equal(b Action) bool { return Action(a) == b }
 func (a conjunctionAction) equal(b Action) bool    { return Action(a) == b }
@@ -132,6 +134,10 @@ func (decTTLAction) append(b []byte) []byte {
 
 func (a groupAction) append(b []byte) []byte {
 	return binary.BigEndian.AppendUint32(append(b, 0, actGroup, 0, 8), a.id)
+}
+
+func (a setQueueAction) append(b []byte) []byte {
+	return binary.BigEndian.AppendUint32(append(b, 0, actSetQueue, 0, 8), a.id)
 }
 
 func (a noteAction) append(b []byte) []byte {

@@ -58,6 +58,7 @@ type Option func(*options)
 type options struct {
 	idle, dead time.Duration
 	portEvents func(PortEvent)
+	packetIns  func(PacketIn)
 }
 
 // WithKeepalive asks a switch from which nothing came for idle whether it is
@@ -102,8 +103,8 @@ func Dial(ctx context.Context, mgmtSocket string, opts ...Option) (*Conn, error)
 		toSwitch: make(chan []byte, writeQueue), done: make(chan struct{}),
 		nextXID: 1, calls: make(map[*call]struct{}),
 	}
-	if o.portEvents != nil {
-		c.toSwitch <- appendSetAsync(nil, 0) // the queue is empty
+	if o.async() {
+		c.toSwitch <- appendSetAsync(nil, 0, o) // the queue is empty
 	}
 	c.running.Go(func() { c.read(r) })
 	c.running.Go(c.write)
@@ -164,16 +165,11 @@ func (c *Conn) read(r *bufio.Reader) {
 			case c.toSwitch <- finishMessage(append(b, m.body...), 0):
 			default: // requests are waiting to be written; they show as well that we live
 			}
-		case msgPortStatus:
-			if c.opts.portEvents == nil {
-				continue
-			}
-			e, err := decodePortStatus(m.body)
-			if err != nil {
+		case msgPortStatus, msgPacketIn:
+			if err := c.notice(m); err != nil {
 				c.fail(err)
 				return
 			}
-			c.opts.portEvents(e)
 		default:
 			c.deliver(m)
 		}

@@ -125,6 +125,7 @@ func actionSamples() []actionSample {
 		{Match{}, []Action{Load(Whole(FieldReg3), 7), Load(Range(FieldReg3, 4, 8), 0xff), Load(Whole(FieldTunnelID), 1<<63), Load(bit, 0)}},
 		{Match{}, []Action{Resubmit(5), ResubmitPort(3, 6), ResubmitPort(3, 0xff), ResubmitPort(PortLocal, 7)}},
 		{Match{}, []Action{Group(1)}},
+		{Match{}, []Action{SetQueue(0), SetQueue(0x10007), Output(1)}},
 		{Match{}, []Action{Note([]byte("hello")), Note(nil), Note([]byte("a longer note, over one"))}},
 		{Match{}, []Action{CheckPktLarger(1514, bit)}},
 		{NewMatch(InPort(1)), []Action{Conjunction(5, 1, 2), Conjunction(6, 2, 3)}},

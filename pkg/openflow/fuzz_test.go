@@ -74,6 +74,8 @@ func FuzzDecodeMessage(f *testing.F) {
 	config[1] = byte(len(config))
 	f.Add(statsReply(multipartMeterConfig, config))
 	f.Add(statsReply(multipartPortDesc, append([]byte{0, 0, 0, 1, 0, 40}, make([]byte, 34)...)))
+	f.Add(statsReply(multipartMeterStats, append([]byte{0, 0, 0, 1, 0, 56}, make([]byte, 50)...)))
+	f.Add(append([]byte{version, byte(msgPacketIn), 0, 34}, make([]byte, 30)...))
 	f.Add(statsReply(multipartAggregate, make([]byte, 24)))
 	f.Add([]byte{version, byte(msgError), 0, 12, 0, 0, 0, 1, 0, 2, 0, 4})
 	f.Add([]byte{version, byte(msgHello), 0, 16, 0, 0, 0, 1, 0, 1, 0, 8, 0, 0, 0, 0x32})
@@ -109,6 +111,10 @@ func FuzzDecodeMessage(f *testing.F) {
 		case msgPortStatus:
 			if e, err := decodePortStatus(body); err == nil {
 				_ = e.String()
+			}
+		case msgPacketIn:
+			if p, err := decodePacketIn(body); err == nil {
+				_ = p.Match.String()
 			}
 		case msgMultipartReply:
 			fuzzMultipart(t, body)
@@ -166,6 +172,8 @@ func fuzzMultipart(t *testing.T, body []byte) {
 		for _, m := range meters {
 			_ = m.String()
 		}
+	case multipartMeterStats:
+		_, _ = decodeMeterStats(body, nil)
 	case multipartPortDesc:
 		ports, _ := decodePortDesc(body, nil)
 		for _, p := range ports {

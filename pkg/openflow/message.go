@@ -23,7 +23,9 @@ const (
 	msgEchoRequest      msgType = 2
 	msgEchoReply        msgType = 3
 	msgExperimenter     msgType = 4
+	msgPacketIn         msgType = 10
 	msgPortStatus       msgType = 12
+	msgPacketOut        msgType = 13
 	msgFlowMod          msgType = 14
 	msgGroupMod         msgType = 15
 	msgMultipartRequest msgType = 18
@@ -83,6 +85,7 @@ const (
 	multipartFlow        multipartType = 1
 	multipartAggregate   multipartType = 2
 	multipartGroupDesc   multipartType = 7
+	multipartMeterStats  multipartType = 9
 	multipartMeterConfig multipartType = 10
 	multipartPortDesc    multipartType = 13
 

@@ -70,6 +70,15 @@ func (m Meter) String() string {
 	return s.String()
 }
 
+// MeterCounters are a meter's counters (OpenFlow 1.4, section 7.3.5.14).
+type MeterCounters struct {
+	ID uint32
+	// Packets and Bytes are what came.
+	Packets, Bytes uint64
+	// Dropped are the packets of it that one of the bands dropped.
+	Dropped uint64
+}
+
 // meterCommand is OFPMC_*.
 type meterCommand uint16
 
@@ -129,6 +138,11 @@ func decodeBands(b []byte) ([]Band, error) {
 	return bands, nil
 }
 
+// appendMeterRequest is the body of a request about a meter, or [everyMeter].
+func appendMeterRequest(b []byte, id uint32) []byte {
+	return append(binary.BigEndian.AppendUint32(b, id), 0, 0, 0, 0)
+}
+
 // decodeMeterConfig reads the body of a reply of type OFPMP_METER_CONFIG.
 func decodeMeterConfig(b []byte, to []Meter) ([]Meter, error) {
 	for len(b) > 0 {
@@ -139,6 +153,23 @@ func decodeMeterConfig(b []byte, to []Meter) ([]Meter, error) {
 		m := Meter{ID: binary.BigEndian.Uint32(one[4:]), Flags: MeterFlags(binary.BigEndian.Uint16(one[2:]))}
 		if m.Bands, err = decodeBands(one[8:]); err != nil {
 			return nil, fmt.Errorf("meter %d: %w", m.ID, err)
+		}
+		to, b = append(to, m), rest
+	}
+	return to, nil
+}
+
+// decodeMeterStats reads the body of a reply of type OFPMP_METER.
+func decodeMeterStats(b []byte, to []MeterCounters) ([]MeterCounters, error) {
+	const head, band = 40, 16 // lengths of ofp_meter_stats and ofp_meter_band_stats
+	for len(b) > 0 {
+		one, rest, err := cutRecord(b, "meter statistics", 4, head)
+		if err != nil {
+			return nil, err
+		}
+		m := MeterCounters{ID: binary.BigEndian.Uint32(one), Packets: binary.BigEndian.Uint64(one[16:]), Bytes: binary.BigEndian.Uint64(one[24:])}
+		for bands := one[head:]; len(bands) >= band; bands = bands[band:] {
+			m.Dropped += binary.BigEndian.Uint64(bands)
 		}
 		to, b = append(to, m), rest
 	}

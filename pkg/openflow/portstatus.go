@@ -1,7 +1,6 @@
 package openflow
 
 import (
-	"encoding/binary"
 	"fmt"
 )
 
@@ -13,15 +12,11 @@ type PortEvent struct {
 	Gone bool
 }
 
-// Numbers of the messages' parts: reasons (ofp_port_reason), and the property
-// that asks for them (OFPACPT_PORT_STATUS_MASTER of OpenFlow 1.4, section 7.3.10,
-// which also counts for connections of no particular role).
+// Reasons of a message (ofp_port_reason).
 const (
 	portAdded   = 0
 	portDeleted = 1
 	portChanged = 2
-
-	asyncPortStatus = 3
 )
 
 // WithPortEvents calls f for every change of a port, in order. It is called by
@@ -29,17 +24,6 @@ const (
 // The switch needs about as long to take a port in as to say so here; in OVSDB the
 // same shows only when it has looked at all its ports.
 func WithPortEvents(f func(PortEvent)) Option { return func(o *options) { o.portEvents = f } }
-
-// appendSetAsync asks the switch for port events and nothing else: management
-// connections of Open vSwitch get none unless they ask.
-func appendSetAsync(b []byte, xid uint32) []byte {
-	start := len(b)
-	b = appendMessageHeader(b, msgSetAsync, xid)
-	b = binary.BigEndian.AppendUint16(b, asyncPortStatus)
-	b = binary.BigEndian.AppendUint16(b, 8)
-	b = binary.BigEndian.AppendUint32(b, 1<<portAdded|1<<portDeleted|1<<portChanged)
-	return finishMessage(b, start)
-}
 
 // decodePortStatus reads the body of a message of type OFPT_PORT_STATUS.
 func decodePortStatus(b []byte) (PortEvent, error) {

@@ -106,7 +106,7 @@ func rndRange(r *rand.Rand, n int) FieldRange {
 func rndAction(r *rand.Rand) Action {
 	n := 1 + r.IntN(64)
 	table := uint8(r.IntN(254))
-	switch r.IntN(15) {
+	switch r.IntN(16) {
 	case 0:
 		return Output(uint32(1 + r.IntN(4)))
 	case 1:
@@ -136,6 +136,8 @@ func rndAction(r *rand.Rand) Action {
 		return CTClear()
 	case 13:
 		return rndLearn(r)
+	case 14:
+		return SetQueue(r.Uint32())
 	}
 	return OutputRange(Range(FieldReg(r.IntN(16)), r.IntN(16), 16))
 }

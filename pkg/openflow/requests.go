@@ -2,7 +2,6 @@ package openflow
 
 import (
 	"context"
-	"encoding/binary"
 	"fmt"
 	"slices"
 )
@@ -70,14 +69,26 @@ func (c *Conn) Groups(ctx context.Context) ([]GroupEntry, error) {
 
 // Meters reads the bridge's meters, in no order.
 func (c *Conn) Meters(ctx context.Context) ([]Meter, error) {
-	body := binary.BigEndian.AppendUint32(nil, everyMeter)
 	var meters []Meter
-	err := c.multipart(ctx, multipartMeterConfig, append(body, 0, 0, 0, 0), func(b []byte) (err error) {
+	err := c.multipart(ctx, multipartMeterConfig, appendMeterRequest(nil, everyMeter), func(b []byte) (err error) {
 		meters, err = decodeMeterConfig(b, meters)
 		return err
 	})
 	if err != nil {
 		return nil, fmt.Errorf("read meters: %w", err)
+	}
+	return meters, nil
+}
+
+// MeterCounters reads the counters of the bridge's meters, in no order.
+func (c *Conn) MeterCounters(ctx context.Context) ([]MeterCounters, error) {
+	var meters []MeterCounters
+	err := c.multipart(ctx, multipartMeterStats, appendMeterRequest(nil, everyMeter), func(b []byte) (err error) {
+		meters, err = decodeMeterStats(b, meters)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the counters of meters: %w", err)
 	}
 	return meters, nil
 }

@@ -66,6 +66,8 @@ func (decTTLAction) String() string { return "dec_ttl" }
 
 func (a groupAction) String() string { return fmt.Sprintf("group:%d", a.id) }
 
+func (a setQueueAction) String() string { return fmt.Sprintf("set_queue:%d", a.id) }
+
 func (a noteAction) String() string {
 	parts := make([]string, len(a.data))
 	for i := range len(a.data) {

@@ -270,6 +270,7 @@ func TestDecodeErrors(t *testing.T) {
 		"error":            second(decodeError(nil)),
 		"header":           second(decodeHeader(make([]byte, 8))),
 		"group desc":       second(decodeGroupDesc([]byte{0, 9, 0, 0, 0, 0, 0, 0}, nil)),
+		"meter statistics": second(decodeMeterStats([]byte{0, 0, 0, 1, 0, 39}, nil)),
 		"meter config":     second(decodeMeterConfig([]byte{0, 9, 0, 0, 0, 0, 0, 0}, nil)),
 		"instruction of 0": decodeInstructions(make([]byte, 8), &Flow{}),
 	} {
