@@ -27,7 +27,7 @@ func BenchmarkAddPort(b *testing.B) {
 				b.Fatal(err)
 			}
 			for i := range ports {
-				if err := c.AddPort(ctx, "br0", PortSpec{Name: fmt.Sprint("v", i+1)}); err != nil {
+				if err := c.AddPort(ctx, "br0", PortSpec{Name: fmt.Sprint("v", i+1), SharedQoS: "linux-noop"}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -35,7 +35,7 @@ func BenchmarkAddPort(b *testing.B) {
 				b.Fatal(err)
 			}
 			var commit, ofport, remove, list []time.Duration
-			spec := PortSpec{Name: "v0", ExternalIDs: map[string]string{"attachment": "0123456789abcdef/eth0", "ip": "172.11.0.5", "namespace": "default", "pod": "web-0"}}
+			spec := PortSpec{Name: "v0", SharedQoS: "linux-noop", ExternalIDs: map[string]string{"attachment": "0123456789abcdef/eth0", "ip": "172.11.0.5", "namespace": "default", "pod": "web-0"}}
 			for b.Loop() {
 				t0 := time.Now()
 				if err := c.AddPort(ctx, "br0", spec); err != nil {

@@ -216,8 +216,10 @@ func (c *Client) DeleteBridge(ctx context.Context, name string) error {
 			ops = append(ops, s.dropQoS(port)...)
 		}
 	}
-	_, err = s.transact(ctx, "deleting bridge "+name, ops)
-	return err
+	if _, err = s.transact(ctx, "deleting bridge "+name, ops); err != nil {
+		return err
+	}
+	return s.collectShared(ctx, name)
 }
 
 // Sync asks ovs-vswitchd to apply the configuration as it is now and waits until

@@ -92,6 +92,10 @@ func (c *Client) AddPort(ctx context.Context, bridge string, spec PortSpec) erro
 	if err := validName("port", spec.Name); err != nil {
 		return err
 	}
+	return again(func() error { return c.addPort(ctx, bridge, spec) })
+}
+
+func (c *Client) addPort(ctx context.Context, bridge string, spec PortSpec) error {
 	s, row, err := c.bridgeRow(bridge)
 	if err != nil {
 		return fmt.Errorf("port %s: %w", spec.Name, err)
@@ -100,7 +104,7 @@ func (c *Client) AddPort(ctx context.Context, bridge string, spec PortSpec) erro
 	if err != nil {
 		return fmt.Errorf("port %s: %w", spec.Name, err)
 	}
-	ops := append(s.dropPort(old), insertPort(row.UUID, spec)...)
+	ops := append(s.dropPort(old), s.insertPort(row, spec)...)
 	return s.commitPort(ctx, bridge, "adding port "+spec.Name+" to bridge "+bridge, ops)
 }
 
@@ -117,7 +121,7 @@ func (s *session) commitPort(ctx context.Context, bridge, what string, ops []ovs
 	return nil
 }
 
-func insertPort(bridge string, spec PortSpec) []ovsdb.Operation {
+func (s *session) insertPort(bridge *rowBridge, spec PortSpec) []ovsdb.Operation {
 	iface := ovsdb.Row{
 		"name":         spec.Name,
 		"type":         spec.Type,
@@ -134,11 +138,17 @@ func insertPort(bridge string, spec PortSpec) []ovsdb.Operation {
 	if spec.MAC != nil {
 		iface["mac"] = spec.MAC.String()
 	}
-	return []ovsdb.Operation{
-		insert(tableInterface, "iface", iface),
-		insert(tablePort, "port", ovsdb.Row{"name": spec.Name, "interfaces": refs("iface")}),
-		mutate(tableBridge, bridge, addRef("ports", "port")),
+	port := ovsdb.Row{"name": spec.Name, "interfaces": refs("iface")}
+	var ops []ovsdb.Operation
+	if spec.SharedQoS != "" {
+		var ref string
+		ref, ops = s.sharedQoS(bridge.Name, spec.SharedQoS)
+		port["qos"] = refs(ref)
 	}
+	return append(ops,
+		insert(tableInterface, "iface", iface),
+		insert(tablePort, "port", port),
+		mutate(tableBridge, bridge.UUID, addRef("ports", "port")))
 }
 
 // EnsurePort adds the port, or mends what differs from spec, and reports whether
@@ -156,7 +166,7 @@ func (c *Client) EnsurePort(ctx context.Context, bridge string, spec PortSpec) (
 		return false, fmt.Errorf("port %s: %w", spec.Name, err)
 	}
 	if port == nil {
-		err := s.commitPort(ctx, bridge, "adding port "+spec.Name+" to bridge "+bridge, insertPort(row.UUID, spec))
+		err := s.commitPort(ctx, bridge, "adding port "+spec.Name+" to bridge "+bridge, s.insertPort(row, spec))
 		return err == nil, err
 	}
 	if !slices.Contains(row.Ports, port.UUID) {
@@ -223,11 +233,15 @@ func (c *Client) DeletePort(ctx context.Context, bridge, name string) error {
 		return err
 	}
 	port, err := s.portByName(name)
-	if err != nil || port == nil || !slices.Contains(row.Ports, port.UUID) {
+	if err != nil {
 		return err
 	}
-	_, err = s.transact(ctx, "deleting port "+name+" of bridge "+bridge, s.dropPort(port))
-	return err
+	if port != nil && slices.Contains(row.Ports, port.UUID) {
+		if _, err := s.transact(ctx, "deleting port "+name+" of bridge "+bridge, s.dropPort(port)); err != nil {
+			return err
+		}
+	}
+	return s.collectShared(ctx, bridge)
 }
 
 // SetPortExternalIDs ensures keys of the external_ids of the port's interface; a

@@ -94,9 +94,13 @@ func (s *session) dropQoS(port *rowPort) []ovsdb.Operation {
 	return ops
 }
 
-// ownsQoS reports whether the port has a QoS that no other port has.
+// ownsQoS reports whether the port has a QoS that no other port has, or may get
+// (see [Client.ShareQoS]).
 func (s *session) ownsQoS(port *rowPort) bool {
 	if port.QoS == nil {
+		return false
+	}
+	if row := byUUID[rowQoS](s, tableQoS, *port.QoS); row != nil && row.ExternalIDs[keyShared] != "" {
 		return false
 	}
 	for uuid, m := range s.table(tablePort).RowsShallow() {

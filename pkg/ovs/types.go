@@ -103,6 +103,10 @@ type PortSpec struct {
 	MTURequest int
 	// MAC of an internal port.
 	MAC net.HardwareAddr
+	// SharedQoS is the type, such as "linux-noop", of the QoS that the port is made
+	// with and shares with other ports of the bridge; see [Client.ShareQoS] for a
+	// port that is there.
+	SharedQoS string
 	// ExternalIDs and OtherConfig of the Interface row.
 	ExternalIDs, OtherConfig map[string]string
 }
