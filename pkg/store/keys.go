@@ -10,6 +10,8 @@ const (
 	kindNamespaces = "netnamespaces/"
 	kindNodes      = "subnets/"
 	kindStatus     = "status/"
+	kindMTU        = "mtu/"
+	kindLimits     = "limits/"
 	kindLeader     = "leader/"
 	keyReleased    = "released"
 )
@@ -31,6 +33,12 @@ func (k keyspace) node(name string, ip netip.Addr) string {
 func (k keyspace) status(name string, ip netip.Addr) string {
 	return k.kind(name, kindStatus) + ip.String()
 }
+
+func (k keyspace) limits(name string, ip netip.Addr) string {
+	return k.kind(name, kindLimits) + ip.String()
+}
+
+func (k keyspace) mtu(name string, ip netip.Addr) string { return k.kind(name, kindMTU) + ip.String() }
 
 func (k keyspace) released(name string) string { return k.prefix + "/" + name + "/" + keyReleased }
 

@@ -1,0 +1,132 @@
+package store
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// PutNodeMTU writes a node's MTU record and returns the revision of that. It
+// writes also what is there already: whatever an earlier call tried, whose answer
+// was lost, does not come to pass after it.
+func (s *Store) PutNodeMTU(ctx context.Context, m topology.NodeMTU) (rev int64, err error) {
+	cfg, err := s.Config(ctx)
+	if err != nil {
+		return 0, err
+	}
+	op, key := "write the MTU of node "+m.Host, s.keys.mtu(cfg.Value.Name, m.HostIP)
+	return retryConflict(ctx, op, func() (int64, error) {
+		k, _, _, err := s.get(ctx, op, key)
+		if err != nil {
+			return 0, err
+		}
+		return s.swap(ctx, op, key, k.rev.Mod, m)
+	})
+}
+
+// MTUs reads what each node's paths carry.
+func (s *Store) MTUs(ctx context.Context) (topology.MTUs, error) {
+	l, err := s.list(ctx, kindNodes, kindMTU)
+	if err != nil {
+		return topology.MTUs{}, err
+	}
+	set := newMTUSet(s.keys, l)
+	return set.snapshot(l.revision), nil
+}
+
+// WatchMTUs yields what each node's paths carry, and all of it anew after each
+// batch of changes, on the same terms as [Store.WatchRecords].
+func (s *Store) WatchMTUs(ctx context.Context) <-chan topology.MTUs {
+	ctx, cancel := s.bound(ctx)
+	out := make(latest[topology.MTUs], 1)
+	go func() {
+		defer close(out)
+		defer cancel()
+		s.follow(ctx, &mtuSink{keys: s.keys, out: out}, kindNodes, kindMTU)
+	}()
+	return out
+}
+
+// mtuSet is the MTU records, and who has a node record: at the same revision, so
+// that none counts as left behind whose node is only news.
+type mtuSet struct {
+	keys  keyspace
+	name  string
+	mtus  map[netip.Addr]topology.NodeMTU
+	nodes map[string]bool
+}
+
+func newMTUSet(keys keyspace, l listing) *mtuSet {
+	t := &mtuSet{keys: keys, name: l.config.Value.Name, mtus: map[netip.Addr]topology.NodeMTU{}, nodes: map[string]bool{}}
+	for i, kind := range []string{kindNodes, kindMTU} {
+		for _, k := range l.kinds[i] {
+			t.put(kind, k)
+		}
+	}
+	return t
+}
+
+func (t *mtuSet) put(kind string, k kv) {
+	last := t.keys.last(k.key, t.name, kind)
+	if kind == kindNodes {
+		t.nodes[last] = true
+		return
+	}
+	t.remove(kind, k.key)
+	// What is no such record is passed over: its agent writes it anew.
+	if m, err := topology.ParseNodeMTU(last, k.value); err == nil {
+		t.mtus[m.HostIP] = m
+	}
+}
+
+func (t *mtuSet) remove(kind, key string) {
+	last := t.keys.last(key, t.name, kind)
+	if kind == kindNodes {
+		delete(t.nodes, last)
+	} else if addr, err := netip.ParseAddr(last); err == nil {
+		delete(t.mtus, addr)
+	}
+}
+
+func (t *mtuSet) snapshot(revision int64) topology.MTUs {
+	known := maps.Clone(t.mtus)
+	maps.DeleteFunc(known, func(ip netip.Addr, _ topology.NodeMTU) bool { return !t.nodes[ip.String()] })
+	return topology.MTUs{Revision: revision, Nodes: known}
+}
+
+type mtuSink struct {
+	keys keyspace
+	set  *mtuSet
+	out  latest[topology.MTUs]
+}
+
+func (m *mtuSink) reset(l listing)         { m.set = newMTUSet(m.keys, l) }
+func (m *mtuSink) put(kind string, k kv)   { m.set.put(kind, k) }
+func (m *mtuSink) remove(kind, key string) { m.set.remove(kind, key) }
+func (m *mtuSink) emit(revision int64)     { m.out.send(m.set.snapshot(revision)) }
+
+// DropMTUs deletes the MTU records of nodes that have no record any more, and
+// returns which. ErrConflict where one changed meanwhile, ErrDeposed.
+func (l *Leadership) DropMTUs(ctx context.Context) (dropped []string, err error) {
+	all, err := l.store.list(ctx, kindNodes, kindMTU)
+	if err != nil {
+		return nil, err
+	}
+	set := newMTUSet(l.store.keys, all)
+	for _, k := range all.kinds[1] {
+		node := l.store.keys.last(k.key, l.name, kindMTU)
+		if set.nodes[node] {
+			continue
+		}
+		_, err := l.transact(ctx, "delete the MTU of node "+node, k.key, k.rev.Mod, clientv3.OpDelete(k.key))
+		if err != nil {
+			return dropped, err
+		}
+		dropped = append(dropped, node)
+	}
+	return dropped, nil
+}
