@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
@@ -23,7 +24,9 @@ import (
 
 // kinds are what a Server has objects of, by the name in the URL.
 var kinds = map[string]schema.GroupVersionKind{
+	"pods":           {Version: "v1", Kind: "Pod"},
 	"services":       {Version: "v1", Kind: "Service"},
+	"events":         {Version: "v1", Kind: "Event"},
 	"nodes":          {Version: "v1", Kind: "Node"},
 	"secrets":        {Version: "v1", Kind: "Secret"},
 	"endpointslices": {Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"},
@@ -32,8 +35,9 @@ var kinds = map[string]schema.GroupVersionKind{
 
 // Server is an API server for programs that read: get, list and watch of a few
 // kinds over HTTP, with the encodings, bookmarks and streamed lists of a real one. The
-// test writes, by [Server.Put] and [Server.Delete]. It refuses nobody and
-// keeps every version of an object, so that a watch may begin at any.
+// test writes, by [Server.Put] and [Server.Delete]; programs write Events only, see
+// [Server.Events]. It refuses nobody and keeps every version of an object, so that
+// a watch may begin at any.
 type Server struct {
 	mu sync.Mutex
 	// log has every change; the resource version of one is its place, from 1.
@@ -201,18 +205,18 @@ type request struct {
 	writer                    *writer
 }
 
-// ServeHTTP is the API's reading half.
+// ServeHTTP is the API's reading half, and Events.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q, err := parse(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusNotFound)
 		return
 	}
+	q.writer = newWriter(w, r, kinds[q.resource])
 	if r.Method != http.MethodGet {
-		http.Error(w, "the test's API server is for reading", http.StatusMethodNotAllowed)
+		s.write(q, r)
 		return
 	}
-	q.writer = newWriter(w, r, kinds[q.resource])
 	switch values := r.URL.Query(); {
 	case q.name != "":
 		s.get(q)
@@ -252,8 +256,11 @@ func parse(r *http.Request) (request, error) {
 }
 
 func (q request) matches(o object) bool {
-	return (q.namespace == "" || q.namespace == o.GetNamespace()) && q.labels.Matches(labels.Set(o.GetLabels())) &&
-		q.fields.Matches(fields.Set{"metadata.name": o.GetName(), "metadata.namespace": o.GetNamespace()})
+	selectable := fields.Set{"metadata.name": o.GetName(), "metadata.namespace": o.GetNamespace()}
+	if p, ok := o.(*corev1.Pod); ok {
+		selectable["spec.nodeName"] = p.Spec.NodeName
+	}
+	return (q.namespace == "" || q.namespace == o.GetNamespace()) && q.labels.Matches(labels.Set(o.GetLabels())) && q.fields.Matches(selectable)
 }
 
 // selected are the objects that a request is about, by name, and the place of

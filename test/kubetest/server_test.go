@@ -58,12 +58,7 @@ func TestServer(t *testing.T) {
 	put(t, s, aService("web", "10.96.0.1"), aSlice("web-1", "web", "10.1.0.1"),
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "etcd"}, Data: map[string][]byte{"x": []byte("y")}})
-	file := filepath.Join(t.TempDir(), "kubeconfig")
-	conf := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://" + address + "'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
-	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	client, err := kube.Open(kube.Config{Kubeconfig: file})
+	client, err := kube.Open(kube.Config{Kubeconfig: kubeconfig(t, address)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -131,4 +126,64 @@ func TestServer(t *testing.T) {
 	if wants, err := client.DaemonSetWants(ctx, "kube-system", "none", "n1"); wants || err != nil {
 		t.Errorf("DaemonSet that is not there: %v, %v", wants, err)
 	}
+}
+
+// TestServerPods: the pods of one node, by the real client, and Events about them.
+func TestServerPods(t *testing.T) {
+	s := NewServer()
+	client, err := kube.Open(kube.Config{Kubeconfig: kubeconfig(t, serve(t, s, "127.0.0.1:0"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	must(s.PutPod("a", "here", "u", "n1", nil))
+	must(s.PutPod("a", "there", "v", "n2", nil))
+	pods := client.WatchPods(ctx, "n1")
+	here := kube.PodKey{Namespace: "a", Name: "here"}
+	// The same may be told twice.
+	told := func(what string, cond func(map[kube.PodKey]kube.Pod) bool) {
+		t.Helper()
+		var last map[kube.PodKey]kube.Pod
+		for last = range pods {
+			if cond(last) {
+				return
+			}
+		}
+		t.Fatalf("%s: not told; last %+v", what, last)
+	}
+	told("pods of n1", func(got map[kube.PodKey]kube.Pod) bool { return len(got) == 1 && got[here].UID == "u" })
+	const limit = "kubernetes.io/egress-bandwidth"
+	must(s.PutPod("a", "here", "u", "n1", map[string]string{limit: "1M"}))
+	told("a limit", func(got map[kube.PodKey]kube.Pod) bool { return got[here].Annotations[limit] == "1M" })
+	if p, err := client.Pod(ctx, here); err != nil || p.Annotations[limit] != "1M" {
+		t.Errorf("read: %+v, %v", p, err)
+	}
+	must(s.DeletePod("a", "here", "n1"))
+	told("its end", func(got map[kube.PodKey]kube.Pod) bool { return len(got) == 0 })
+	client.Event(kube.ObjectRef{Kind: "Pod", Namespace: "a", Name: "here", UID: "u"}, true, "Refused", "for a reason")
+	for len(s.Events()) == 0 && ctx.Err() == nil {
+		time.Sleep(time.Millisecond)
+	}
+	if e := s.Events(); len(e) != 1 || e[0].InvolvedObject.Name != "here" || e[0].Message != "for a reason" {
+		t.Errorf("events %+v", e)
+	}
+}
+
+// kubeconfig is a file that leads to address.
+func kubeconfig(t *testing.T, address string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	conf := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://" + address + "'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
 }

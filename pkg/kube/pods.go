@@ -1,0 +1,105 @@
+package kube
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
+)
+
+// PodKey names a pod.
+type PodKey struct{ Namespace, Name string }
+
+// Compare orders by namespace, then by name.
+func (k PodKey) Compare(other PodKey) int {
+	return cmp.Or(strings.Compare(k.Namespace, other.Namespace), strings.Compare(k.Name, other.Name))
+}
+
+// Pod is a pod, as far as its limits are concerned.
+type Pod struct {
+	PodKey
+	UID string
+	// Mirrors is, for what the API server shows of a static pod, the UID that the
+	// node knows that by; else empty.
+	Mirrors string
+	// Annotations are the pod's of [limits.Annotations]; nil for none.
+	Annotations map[string]string
+}
+
+// Is reports whether the pod is the one that the node calls uid; empty where the
+// node does not say.
+func (p Pod) Is(uid string) bool { return uid == "" || uid == p.UID || uid == p.Mirrors }
+
+// Ref is what an Event about the pod is about.
+func (p Pod) Ref() ObjectRef {
+	return ObjectRef{Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: p.UID}
+}
+
+// WatchPods tells of the pods of the node called nodeName: all of them when they
+// are first known, and all anew after each batch of changes. The newest wins: a
+// slow reader passes over what is out of date. What is told is not changed. The
+// channel is closed when ctx ends.
+func (c *Client) WatchPods(ctx context.Context, nodeName string) <-chan map[PodKey]Pod {
+	p := newPicture()
+	pods := newTable(p, toPod)
+	out := make(chan map[PodKey]Pod)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		match := metav1.ListOptions{FieldSelector: "spec.nodeName=" + nodeName}
+		follow(ctx, c, "pods", c.api.Core.Pods(""), &corev1.Pod{}, match, pods)
+	}()
+	go func() {
+		defer close(out)
+		defer func() { <-done }()
+		var pending map[PodKey]Pod
+		var ready chan<- map[PodKey]Pod
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-p.wake:
+				p.mu.Lock()
+				if pods.synced {
+					pending, ready = maps.Clone(pods.items), out
+				}
+				p.mu.Unlock()
+			case ready <- pending:
+				pending, ready = nil, nil
+			}
+		}
+	}()
+	return out
+}
+
+// Pod reads one pod; ErrNotFound where there is none.
+func (c *Client) Pod(ctx context.Context, key PodKey) (Pod, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	p, err := c.api.Core.Pods(key.Namespace).Get(ctx, key.Name, metav1.GetOptions{})
+	if err != nil {
+		return Pod{}, fmt.Errorf("read pod %s/%s: %w", key.Namespace, key.Name, classify(err))
+	}
+	_, pod := toPod(p)
+	return pod, nil
+}
+
+func toPod(p *corev1.Pod) (PodKey, Pod) {
+	key := PodKey{Namespace: p.Namespace, Name: p.Name}
+	out := Pod{PodKey: key, UID: string(p.UID), Mirrors: p.Annotations[corev1.MirrorPodAnnotationKey]}
+	for _, name := range limits.Annotations() {
+		if value, ok := p.Annotations[name]; ok {
+			if out.Annotations == nil {
+				out.Annotations = map[string]string{}
+			}
+			out.Annotations[name] = value
+		}
+	}
+	return key, out
+}
