@@ -246,6 +246,7 @@ func TestCheckSandboxNamesDifferences(t *testing.T) {
 		{"mac", "link set eth0 address 0a:58:00:00:00:09", "hardware address 0a:58:00:00:00:09"},
 		{"address gone", "addr del 172.11.0.5/32 dev eth0", "addresses [], not 172.11.0.5/32"},
 		{"second address", "addr add 172.11.0.6/32 dev eth0", "172.11.0.6/32"},
+		{"route's mtu", "route replace default via 172.11.0.1 dev eth0 proto static mtu 1300", "route to 0.0.0.0/0 through eth0 has MTU 1300, not 0"},
 		{"route gone", "route del default", "route to 0.0.0.0/0 through eth0 is missing"},
 		{"neighbour gone", "neigh del 172.11.0.1 dev eth0", "neighbour entry of gateway 172.11.0.1"},
 		{"device gone", "link del eth0", "device eth0 is missing"},

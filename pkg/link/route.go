@@ -162,36 +162,3 @@ func (n *NS) DefaultRoute() (l Link, src netip.Addr, ok bool, err error) {
 	}
 	return l, src, true, nil
 }
-
-// Path is how the node reaches an address now.
-type Path struct {
-	Link Link
-	// Src is the node's address on that way.
-	Src netip.Addr
-	// Via is the next hop; not valid where the address is on the link.
-	Via netip.Addr
-	// MTU, bytes: the least of device, route and what path MTU discovery has
-	// learned about the address (RFC 1191).
-	MTU int
-}
-
-// PathTo looks up the way to ip.
-func (n *NS) PathTo(ip netip.Addr) (Path, error) {
-	routes, err := n.nl.RouteGet(ip.AsSlice())
-	if err != nil {
-		return Path{}, fmt.Errorf("no route to %s: %w", ip, err)
-	}
-	if len(routes) == 0 {
-		return Path{}, fmt.Errorf("no route to %s", ip)
-	}
-	l, ok, err := n.LinkByIndex(routes[0].LinkIndex)
-	if err != nil || !ok {
-		return Path{}, fmt.Errorf("route to %s: its device is gone: %w", ip, errors.Join(err, ErrNoLink))
-	}
-	r := routeOf(routes[0])
-	p := Path{Link: l, Src: r.Src, Via: r.Via, MTU: l.MTU}
-	if r.MTU > 0 {
-		p.MTU = min(p.MTU, r.MTU)
-	}
-	return p, nil
-}

@@ -2,6 +2,7 @@ package link
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -17,8 +18,11 @@ type SandboxSpec struct {
 	Name string
 	// MAC of the device.
 	MAC net.HardwareAddr
-	// MTU, bytes.
+	// MTU of the device, bytes: what it takes.
 	MTU int
+	// RouteMTU, bytes, is what the pod sends at most; 0 is the device's. A larger
+	// one than the device's counts as that.
+	RouteMTU int
 	// Address of the pod; it gets it as a /32.
 	Address netip.Addr
 	// Gateway is on the link and the way to all else.
@@ -92,9 +96,68 @@ func (n *NS) ConfigureSandbox(spec SandboxSpec) (Link, error) {
 // before it is used.
 func (s SandboxSpec) routes() []Route {
 	return []Route{
-		{Dst: host(s.Gateway), Protocol: unix.RTPROT_STATIC},
-		{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: s.Gateway, Protocol: unix.RTPROT_STATIC},
+		{Dst: host(s.Gateway), Protocol: unix.RTPROT_STATIC, MTU: s.routeMTU()},
+		{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: s.Gateway, Protocol: unix.RTPROT_STATIC, MTU: s.routeMTU()},
 	}
+}
+
+// routeMTU is what the routes say: nothing where it is the device's.
+func (s SandboxSpec) routeMTU() int {
+	if s.RouteMTU >= s.MTU {
+		return 0
+	}
+	return s.RouteMTU
+}
+
+// SetPairMTU brings MTU and RouteMTU of spec to a running pod, whose pair has the
+// end hostName in n, and reports whether there was something to do. What the pod
+// sends is never more than what the other end takes: to shrink, routes come first,
+// then the pod's end, then the host's; to grow, the other way round. Its
+// connections go on with the new size. Routes that the pod has no more are not put back.
+func (n *NS) SetPairMTU(hostName string, sandbox *NS, spec SandboxSpec) (changed bool, err error) {
+	inside, err := sandbox.must(spec.Name)
+	if err != nil {
+		return false, fmt.Errorf("sandbox %s: %w", sandbox.path, err)
+	}
+	pod := func() (bool, error) { return sandbox.SetMTU(spec.Name, spec.MTU) }
+	node := func() (bool, error) { return n.SetMTU(hostName, spec.MTU) }
+	routes := func() (bool, error) { return sandbox.setRouteMTU(inside.Index, spec, spec.routeMTU()) }
+	steps := []func() (bool, error){node, pod, routes}
+	if spec.MTU < inside.MTU {
+		smaller := func() (bool, error) {
+			return sandbox.setRouteMTU(inside.Index, spec, cmp.Or(spec.routeMTU(), spec.MTU))
+		}
+		steps = []func() (bool, error){smaller, pod, node, routes}
+	}
+	for _, step := range steps {
+		did, err := step()
+		if err != nil {
+			return changed, fmt.Errorf("sandbox %s: %w", sandbox.path, err)
+		}
+		changed = changed || did
+	}
+	return changed, nil
+}
+
+// setRouteMTU gives those of spec's routes that are there the MTU. A route that is
+// replaced also forgets what it had learned of smaller ones (RFC 1191).
+func (n *NS) setRouteMTU(index int, spec SandboxSpec, mtu int) (changed bool, err error) {
+	have, err := n.routes(index)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range have {
+		ours := slices.ContainsFunc(spec.routes(), func(o Route) bool { return o.Dst == r.Dst && o.Via == r.Via })
+		if !ours || r.MTU == mtu {
+			continue
+		}
+		r.MTU = mtu
+		if err := n.nl.RouteReplace(r.raw(index)); err != nil {
+			return changed, fmt.Errorf("setting the MTU of the route to %s to %d: %w", r.Dst, mtu, err)
+		}
+		changed = true
+	}
+	return changed, nil
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -141,9 +204,12 @@ func (n *NS) checkRoutes(l Link, spec SandboxSpec, add func(string, ...any)) err
 		return err
 	}
 	for _, want := range spec.routes() {
-		found := slices.ContainsFunc(routes, func(r Route) bool { return r.Dst == want.Dst && r.Via == want.Via })
-		if !found {
+		i := slices.IndexFunc(routes, func(r Route) bool { return r.Dst == want.Dst && r.Via == want.Via })
+		switch {
+		case i < 0:
 			add("the route to %s through %s is missing", want.Dst, spec.Name)
+		case routes[i].MTU != want.MTU:
+			add("the route to %s through %s has MTU %d, not %d (0: the device's)", want.Dst, spec.Name, routes[i].MTU, want.MTU)
 		}
 	}
 	mac, err := n.neighbour(l.Index, spec.Gateway)

@@ -20,6 +20,9 @@ type VethSpec struct {
 	HostMAC net.HardwareAddr
 	// MTU of both ends, bytes.
 	MTU int
+	// Prepare, where given, is called before anything can pass: the end in the
+	// sandbox is down.
+	Prepare func() error
 }
 
 // CreateVeth makes a veth pair: hostName in n, up, and its peer straight in the
@@ -27,7 +30,10 @@ type VethSpec struct {
 // [ErrLinkExists] and [ErrSandboxLinkExists] say that a name is taken.
 //
 // The end in n belongs to the switch alone: the kernel's own IP stack is kept off
-// it as far as settings of a device can (see [NS.Quiet]).
+// it as far as settings of a device can (see [NS.Quiet]). It is up from the first
+// moment: ovs-vswitchd, which may be waiting for it, reads the flags of a device that
+// it opens and writes them back (do_update_flags, lib/netdev.c), and would set down
+// again what was set up in between.
 func (n *NS) CreateVeth(hostName string, sandbox *NS, spec VethSpec) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = hostName
@@ -44,7 +50,13 @@ func (n *NS) CreateVeth(hostName string, sandbox *NS, spec VethSpec) error {
 	if err := n.nl.LinkAdd(veth); err != nil {
 		return n.vethError(hostName, sandbox, spec.PeerName, err)
 	}
-	if err := n.Quiet(hostName); err != nil {
+	err := n.Quiet(hostName)
+	if err == nil && spec.Prepare != nil {
+		if err = spec.Prepare(); err != nil {
+			err = fmt.Errorf("preparing %s: %w", hostName, err)
+		}
+	}
+	if err != nil {
 		return errors.Join(err, n.DeleteLink(hostName))
 	}
 	return nil

@@ -1,0 +1,115 @@
+package link
+
+import (
+	"cmp"
+	"errors"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	diff "github.com/google/go-cmp/cmp"
+)
+
+// hfscOn makes a namespace with a device d0 that has hfsc, or skips the test.
+func hfscOn(t *testing.T) *NS {
+	t.Helper()
+	n := space(t)
+	ip(t, n, "link add d0 type veth peer name d1")
+	ip(t, n, "link set d0 up")
+	err := n.AddHFSC("d0", 1, 0xffff)
+	if errors.Is(err, ErrNoHFSC) {
+		t.Skipf("%v; `make test-kernel RUN=TestHFSC` runs it", err)
+	}
+	noErr(t, err)
+	return n
+}
+
+func classesOf(t *testing.T, n *NS) []HFSCClass {
+	t.Helper()
+	list := must(n.HFSCClasses("d0"))(t)
+	slices.SortFunc(list, func(a, b HFSCClass) int { return cmp.Compare(a.Minor, b.Minor) })
+	return list
+}
+
+func TestHFSC(t *testing.T) {
+	n := hfscOn(t)
+	l, _, err := n.Link("d0")
+	noErr(t, err)
+	roots := must(n.RootQdiscs())(t)
+	if want := (RootQdisc{Link: l.Index, Kind: "hfsc", Major: 1, Default: 0xffff}); !slices.Contains(roots, want) {
+		t.Errorf("disciplines %+v, want %+v among them", roots, want)
+	}
+	if err := n.AddHFSC("d0", 1, 0xffff); err == nil {
+		t.Error("a second hfsc was accepted")
+	}
+	want := []HFSCClass{
+		{Minor: 6, Parent: 0xf001, Share: 100_000_000},
+		{Minor: 0xf000, Share: 100_000_000, Limit: 25_000_000_000},
+		{Minor: 0xf001, Parent: 0xf000, Share: 100_000_000},
+		{Minor: 0xffff, Parent: 0xf000, Share: 100_000_000},
+	}
+	for _, i := range []int{1, 2, 3, 0} {
+		noErr(t, n.SetHFSCClass("d0", 1, want[i]))
+	}
+	noErr(t, n.QueueFairly("d0", 1, 6))
+	if d := diff.Diff(want, classesOf(t, n)); d != "" {
+		t.Errorf("classes (-want +got):\n%s", d)
+	}
+	out, err := exec.Command("ip", "netns", "exec", nameOf(n), "tc", "class", "show", "dev", "d0").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "class hfsc 1:f000 parent 1: ls m1 0bit d 0us m2 100Mbit ul m1 0bit d 0us m2 25Gbit") {
+		t.Errorf("tc sees %v\n%s", err, out)
+	}
+
+	want[1].Limit = 20_000_000
+	noErr(t, n.SetHFSCClass("d0", 1, want[1]))
+	if d := diff.Diff(want, classesOf(t, n)); d != "" {
+		t.Errorf("classes after the rate changed (-want +got):\n%s", d)
+	}
+	moved := want[0]
+	moved.Parent = 0xf000
+	for name, err := range map[string]error{
+		"another parent":                   n.SetHFSCClass("d0", 1, moved),
+		"a parent that is not there":       n.SetHFSCClass("d0", 1, HFSCClass{Minor: 7, Parent: 0xf002, Share: 1000}),
+		"removing a class with children":   n.DeleteHFSCClass("d0", 1, 0xf001),
+		"a class of a device not there":    n.SetHFSCClass("d7", 1, want[0]),
+		"hfsc on a device that is not one": n.AddHFSC("d7", 1, 0xffff),
+	} {
+		if err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	for range 2 {
+		noErr(t, n.DeleteHFSCClass("d0", 1, 6))
+		noErr(t, n.DeleteHFSCClass("d0", 1, 0xf001))
+	}
+	if d := diff.Diff([]HFSCClass{want[1], want[3]}, classesOf(t, n)); d != "" {
+		t.Errorf("classes after two were removed (-want +got):\n%s", d)
+	}
+	for range 2 {
+		noErr(t, n.DeleteHFSC("d0", 1))
+	}
+	noErr(t, n.DeleteHFSC("d7", 1))
+	for _, q := range must(n.RootQdiscs())(t) {
+		if q.Link == l.Index && q.Major != 0 {
+			t.Errorf("still there: %+v", q)
+		}
+	}
+}
+
+// Virtual devices make up their speed.
+func TestSpeedIsOfHardware(t *testing.T) {
+	n := space(t)
+	ip(t, n, "link add d0 type veth peer name d1")
+	ip(t, n, "link add b0 type bridge")
+	ip(t, n, "link set d0 master b0 up")
+	ip(t, n, "link set d1 up")
+	if made := n.ownSpeed("d0"); made != 10_000_000_000 {
+		t.Errorf("a veth says %d bit/s, want 10 G", made)
+	}
+	for _, name := range []string{"d0", "b0", "lo", "d7"} {
+		if bits, ok, err := n.Speed(name); bits != 0 || ok || err != nil {
+			t.Errorf("speed of %s: %d, %t, %v; want none", name, bits, ok, err)
+		}
+	}
+}

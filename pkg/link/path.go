@@ -1,0 +1,128 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+)
+
+// Path is how the node reaches an address now.
+type Path struct {
+	Link Link
+	// Src is the node's address on that way.
+	Src netip.Addr
+	// Via is the next hop; not valid where the address is on the link.
+	Via netip.Addr
+	// MTU, bytes: the least of device, route and what path MTU discovery has
+	// learned about the address (RFC 1191).
+	MTU int
+}
+
+// PathTo looks up the way to ip.
+func (n *NS) PathTo(ip netip.Addr) (Path, error) {
+	return n.pathTo(ip, nil, n.LinkByIndex)
+}
+
+// PathsTo are the ways of packets from src, an address of the node, to those of ips
+// that there is a route to.
+func (n *NS) PathsTo(src netip.Addr, ips []netip.Addr) map[netip.Addr]Path {
+	type found struct {
+		link Link
+		ok   bool
+		err  error
+	}
+	seen := map[int]found{}
+	known := func(index int) (Link, bool, error) {
+		f, ok := seen[index]
+		if !ok {
+			f.link, f.ok, f.err = n.LinkByIndex(index)
+			seen[index] = f
+		}
+		return f.link, f.ok, f.err
+	}
+	out := make(map[netip.Addr]Path, len(ips))
+	from := &netlink.RouteGetOptions{SrcAddr: src.AsSlice()}
+	for _, ip := range ips {
+		if p, err := n.pathTo(ip, from, known); err == nil {
+			out[ip] = p
+		}
+	}
+	return out
+}
+
+func (n *NS) pathTo(ip netip.Addr, options *netlink.RouteGetOptions, byIndex func(int) (Link, bool, error)) (Path, error) {
+	routes, err := n.nl.RouteGetWithOptions(ip.AsSlice(), options)
+	if err != nil {
+		return Path{}, fmt.Errorf("no route to %s: %w", ip, err)
+	}
+	if len(routes) == 0 {
+		return Path{}, fmt.Errorf("no route to %s", ip)
+	}
+	l, ok, err := byIndex(routes[0].LinkIndex)
+	if err != nil || !ok {
+		return Path{}, fmt.Errorf("route to %s: its device is gone: %w", ip, errors.Join(err, ErrNoLink))
+	}
+	r := routeOf(routes[0])
+	p := Path{Link: l, Src: r.Src, Via: r.Via, MTU: l.MTU}
+	if r.MTU > 0 {
+		p.MTU = min(p.MTU, r.MTU)
+	}
+	return p, nil
+}
+
+// Stack is the device and all in the namespace that its packets leave by: what a
+// VLAN is on, the ports of a bond or a bridge, and what these stand on.
+func (n *NS) Stack(name string) ([]Link, error) {
+	raw, err := n.nl.LinkByName(name)
+	if notFound(err) {
+		err = ErrNoLink
+	}
+	if err != nil {
+		return nil, fmt.Errorf("network device %s: %w", name, err)
+	}
+	if parent, ports := standsOn(raw); parent == 0 && !ports {
+		return []Link{linkOf(raw)}, nil // most do: no need to list all
+	}
+	all, err := retryDump(n.nl.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("listing network devices: %w", err)
+	}
+	var out []Link
+	for _, l := range stack(raw, all) {
+		out = append(out, linkOf(l))
+	}
+	return out, nil
+}
+
+// stack is top and what it stands on.
+func stack(top netlink.Link, all []netlink.Link) []netlink.Link {
+	out := []netlink.Link{top}
+	seen := map[int]bool{top.Attrs().Index: true}
+	for i := 0; i < len(out); i++ {
+		parent, ports := standsOn(out[i])
+		for _, l := range all {
+			a := l.Attrs()
+			if below := a.Index == parent || ports && a.MasterIndex == out[i].Attrs().Index; below && !seen[a.Index] {
+				seen[a.Index] = true
+				out = append(out, l)
+			}
+		}
+	}
+	return out
+}
+
+// standsOn is the index of the device that l is on, 0 where it is on none of the
+// namespace, and whether its packets leave by the devices that belong to it.
+func standsOn(l netlink.Link) (parent int, ports bool) {
+	switch l.Type() {
+	case "bridge", "bond", "team":
+		return 0, true
+	case "vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec":
+		if a := l.Attrs(); a.NetNsID < 0 {
+			return a.ParentIndex, false
+		}
+	}
+	return 0, false // the parent of a veth is its other end
+}
