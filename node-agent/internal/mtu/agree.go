@@ -1,0 +1,78 @@
+package mtu
+
+import (
+	"math"
+	"net/netip"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// Values are what a node has set. Sizes are bytes of a pod's IP packet.
+type Values struct {
+	// Receives is the MTU of pods' devices, Sends that of their routes.
+	Receives, Sends int
+}
+
+// Nothing is set on a node without pods: it sends nothing, and loses nothing.
+var Nothing = Values{Receives: math.MaxInt, Sends: 0}
+
+// View is what a node knows of the cluster.
+type View struct {
+	// Self is its address.
+	Self netip.Addr
+	// Records are those of all nodes, perhaps out of date.
+	Records topology.MTUs
+	// Confirmed says that Records have all that this node has ever written: none of
+	// its writes is under way, or may yet come to pass.
+	Confirmed bool
+}
+
+// Cluster is T: the least that any node carries, own being what this one does now.
+func (v View) Cluster(own int) int {
+	t := own
+	for ip, r := range v.Records.Nodes {
+		if ip != v.Self {
+			t = min(t, r.Carries)
+		}
+	}
+	return t
+}
+
+// Agree is the next step of a node that carries own and has set has: what to set
+// now, and then what to write.
+//
+// A record's Sends is never less than what the node sends, its Receives never more
+// than what it takes: what is safe (send less, take more) is set first and written
+// then, what is not (send more, take less) is written first, and set only when a view
+// with that in it has nothing against it. Of two nodes that write what does not fit
+// together, one comes second, and its view has both: so it waits. That holds
+// however old views are, as all see etcd's changes in the same order.
+func (v View) Agree(own int, has Values) (set, write Values) {
+	t := v.Cluster(own)
+	want := Values{Receives: t, Sends: t}
+	for ip, r := range v.Records.Nodes {
+		if ip != v.Self {
+			want.Receives = max(want.Receives, r.Sends)
+			want.Sends = min(want.Sends, r.Receives)
+		}
+	}
+	// Its pods are each other's peers, too.
+	want.Receives = max(want.Receives, want.Sends)
+
+	written, ok := v.Records.Nodes[v.Self]
+	ok = ok && v.Confirmed
+	set = has
+	if want.Receives > has.Receives || ok && written.Receives <= want.Receives && has.Sends <= want.Receives {
+		set.Receives = want.Receives
+	}
+	if want.Sends < has.Sends || ok && written.Sends >= want.Sends && has.Receives >= want.Sends {
+		set.Sends = want.Sends
+	}
+	return set, want
+}
+
+// Settled reports whether write has been written and set.
+func (v View) Settled(set, write Values) bool {
+	written, ok := v.Records.Nodes[v.Self]
+	return ok && v.Confirmed && set == write && written.Receives == write.Receives && written.Sends == write.Sends
+}

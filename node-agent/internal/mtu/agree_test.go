@@ -1,0 +1,221 @@
+package mtu
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"testing"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// world is a cluster with an etcd: revision r of the history is index r.
+type world struct {
+	t       *testing.T
+	random  *rand.Rand
+	history []map[netip.Addr]topology.NodeMTU
+	mod     map[netip.Addr]int
+	nodes   []*simulated
+	story   []string
+}
+
+// simulated is an agent that sees history with a delay and writes with one.
+type simulated struct {
+	ip      netip.Addr
+	carries int
+	has     Values
+	seen    int
+	// wrote is the revision of the last write, if known.
+	wrote int
+	known bool
+	// inFlight are writes that may come to pass: the last is waited for.
+	inFlight []flight
+	waiting  bool
+}
+
+type flight struct {
+	record topology.NodeMTU
+	mod    int
+}
+
+func newWorld(t *testing.T, random *rand.Rand) *world {
+	return &world{t: t, random: random, history: []map[netip.Addr]topology.NodeMTU{{}}, mod: map[netip.Addr]int{}}
+}
+
+func (w *world) join(carries int) {
+	n := &simulated{ip: netip.AddrFrom4([4]byte{192, 0, 2, byte(len(w.nodes) + 1)}), carries: carries, has: Nothing}
+	n.seen = len(w.history) - 1
+	w.nodes = append(w.nodes, n)
+	w.tell(n, "joins, carries %d", carries)
+}
+
+func (w *world) tell(n *simulated, format string, args ...any) {
+	w.story = append(w.story, fmt.Sprintf("%s ", n.ip)+fmt.Sprintf(format, args...))
+}
+
+// act is one pass of an agent.
+func (w *world) act(n *simulated) {
+	view := View{
+		Self: n.ip, Records: topology.MTUs{Revision: int64(n.seen), Nodes: w.history[n.seen]},
+		Confirmed: n.known && !n.waiting && n.seen >= n.wrote,
+	}
+	set, write := view.Agree(n.carries, n.has)
+	if set != n.has {
+		w.tell(n, "sets %v at revision %d", set, n.seen)
+	}
+	n.has = set
+	record := topology.NodeMTU{HostIP: n.ip, Carries: n.carries, Receives: write.Receives, Sends: write.Sends}
+	if n.waiting || n.known && (!view.Confirmed || w.history[n.seen][n.ip] == record) {
+		return
+	}
+	n.waiting = true
+	n.inFlight = append(n.inFlight, flight{record, w.mod[n.ip]})
+}
+
+// land brings a write to etcd; one that is not waited for any more may still land.
+func (w *world) land(n *simulated, i int) {
+	f := n.inFlight[i]
+	last := i == len(n.inFlight)-1
+	n.inFlight = append(n.inFlight[:i:i], n.inFlight[i+1:]...)
+	ok := w.mod[n.ip] == f.mod
+	if ok {
+		next := maps.Clone(w.history[len(w.history)-1])
+		next[n.ip] = f.record
+		w.history = append(w.history, next)
+		w.mod[n.ip] = len(w.history) - 1
+		w.tell(n, "writes %d/%d/%d as revision %d", f.record.Carries, f.record.Receives, f.record.Sends, w.mod[n.ip])
+	}
+	if last && n.waiting {
+		n.waiting, n.known = false, ok && w.random.IntN(8) > 0 // or the answer is lost
+		n.wrote = w.mod[n.ip]
+	}
+}
+
+// restart forgets all but what is set on devices.
+func (w *world) restart(n *simulated) {
+	w.tell(n, "restarts")
+	n.known, n.waiting, n.seen = false, false, len(w.history)-1
+}
+
+func (w *world) check() {
+	for _, a := range w.nodes {
+		for _, b := range w.nodes {
+			if a.has.Sends > b.has.Receives {
+				for _, s := range w.story {
+					w.t.Log(s)
+				}
+				w.t.Fatalf("%s sends %d, %s receives %d", a.ip, a.has.Sends, b.ip, b.has.Receives)
+			}
+		}
+	}
+}
+
+func (w *world) step() {
+	n := w.nodes[w.random.IntN(len(w.nodes))]
+	switch p := w.random.IntN(100); {
+	case p < 4:
+		n.carries = []int{1280, 1350, 1400, 1450, 8950}[w.random.IntN(5)]
+		w.tell(n, "carries %d", n.carries)
+	case p < 5 && len(w.nodes) < 6:
+		w.join(1450)
+	case p < 6:
+		w.restart(n)
+	case p < 7:
+		n.waiting, n.known = false, false // gave up waiting; its fate is not known
+	case p < 40:
+		n.seen += w.random.IntN(len(w.history) - n.seen)
+	case p < 60 && len(n.inFlight) > 0:
+		w.land(n, w.random.IntN(len(n.inFlight)))
+	default:
+		w.act(n)
+	}
+	w.check()
+}
+
+// settle lets all come to rest, in any order, and returns how many rounds it took.
+func (w *world) settle() int {
+	for round := 1; ; round++ {
+		before := len(w.history)
+		busy := false
+		for _, i := range w.random.Perm(len(w.nodes)) {
+			n := w.nodes[i]
+			n.seen = len(w.history) - 1
+			was := n.has
+			w.act(n)
+			w.check()
+			for len(n.inFlight) > 0 {
+				w.land(n, len(n.inFlight)-1)
+			}
+			busy = busy || n.has != was || n.waiting || !n.known
+		}
+		if !busy && len(w.history) == before {
+			return round
+		}
+		if round > 50 {
+			w.t.Fatalf("does not come to rest: %v", w.story[len(w.story)-40:])
+		}
+	}
+}
+
+// However late nodes see what others write, whatever of it is lost, and however
+// what they carry changes: nobody sends what somebody does not take, and in the end
+// all have the least.
+func TestAgreeInAnyOrder(t *testing.T) {
+	for seed := range uint64(1500) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		w := newWorld(t, random)
+		for range 1 + random.IntN(4) {
+			w.join([]int{1400, 1450, 8950}[random.IntN(3)])
+		}
+		for range 300 {
+			w.step()
+		}
+		w.settle()
+		least := w.nodes[0].carries
+		for _, n := range w.nodes {
+			least = min(least, n.carries)
+		}
+		for _, n := range w.nodes {
+			if want := (Values{least, least}); n.has != want {
+				t.Fatalf("seed %d: %s has %v at rest, want %v", seed, n.ip, n.has, want)
+			}
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+// A change of T takes a few rounds of writing, not one for each node.
+func TestAgreeIsQuick(t *testing.T) {
+	w := newWorld(t, rand.New(rand.NewPCG(1, 1)))
+	for range 40 {
+		w.join(1450)
+	}
+	w.settle()
+	for _, carries := range []int{1400, 1450} {
+		before := len(w.history)
+		w.nodes[7].carries = carries
+		rounds := w.settle()
+		writes := float64(len(w.history)-before) / float64(len(w.nodes))
+		t.Logf("to %d: %d rounds, %.1f writes a node", carries, rounds, writes)
+		if rounds > 7 || writes > 3 {
+			t.Errorf("to %d: %d rounds and %.1f writes a node", carries, rounds, writes)
+		}
+	}
+}
+
+// Without a view a node still sends less when its own link shrinks, and no more
+// when it grows.
+func TestAgreeAlone(t *testing.T) {
+	self := netip.MustParseAddr("192.0.2.1")
+	at := Values{1450, 1450}
+	view := View{Self: self, Records: topology.MTUs{Nodes: map[netip.Addr]topology.NodeMTU{self: {HostIP: self, Carries: 1450, Receives: 1450, Sends: 1450}}}}
+	if set, _ := view.Agree(1350, at); set != (Values{1450, 1350}) {
+		t.Errorf("link shrinks: %v", set)
+	}
+	if set, _ := view.Agree(8950, at); set != (Values{8950, 1450}) {
+		t.Errorf("link grows: %v", set)
+	}
+}

@@ -1,0 +1,128 @@
+// Package mtu decides how large the packets of pods may be: what this node's
+// paths carry, and by which steps the nodes of a cluster come to one MTU while
+// pods run.
+//
+// It is pure: what was measured and what other nodes have written goes in, what to
+// set and to write comes out. The rules are in docs/mtu.md.
+package mtu
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+)
+
+// Policy says what a black hole does: a path that loses large packets and does
+// not say so.
+type Policy string
+
+const (
+	// Clamp makes packets so small that they pass.
+	Clamp Policy = "clamp"
+	// Report leaves them as they are: log, metric and record say so.
+	Report Policy = "report"
+)
+
+// Overhead is what VXLAN adds to a packet on a tunnel from vtep, bytes: the outer
+// IP header (20, over IPv6 40), UDP (8), VXLAN (8) and the inner Ethernet header
+// (14); RFC 7348, section 5.
+func Overhead(vtep netip.Addr) int {
+	if vtep.Is4() {
+		return 50
+	}
+	return 70
+}
+
+// Path is the way to one peer. Sizes are bytes of a tunnel's IP packet.
+type Path struct {
+	Peer netip.Addr
+	// Link is the device by which it leaves, MTU what device and route allow.
+	Link string
+	MTU  int
+	// Measured is the largest packet that arrived where a larger one did not,
+	// which should have; 0 where nothing is known against MTU.
+	Measured int
+}
+
+// Node is what is known on a node.
+type Node struct {
+	VTEP netip.Addr
+	// Configured is the MTU of pods that was asked for, bytes; 0 for none.
+	Configured int
+	// Link is the least of the devices that the VTEP address stands on, LinkMTU
+	// its MTU, bytes; 0 where only routes count.
+	Link    string
+	LinkMTU int
+	Paths   []Path
+	Policy  Policy
+}
+
+// Capacity is what the paths of a node carry. Sizes are bytes of a pod's IP packet.
+type Capacity struct {
+	// Carries is what every path takes, Limit what it is limited by.
+	Carries int
+	Limit   string
+	// Clamped is set where more was asked for.
+	Clamped bool
+	// Paths are what the path to each peer takes, measurements included also where
+	// they only are to be reported.
+	Paths map[netip.Addr]int
+	// BlackHoles are the peers whose path loses what it should take, in order.
+	BlackHoles []netip.Addr
+}
+
+// Capacity is what n's paths carry. It is zero where nothing is known of any link.
+func (n Node) Capacity() Capacity {
+	overhead := Overhead(n.VTEP)
+	c := Capacity{Paths: make(map[netip.Addr]int, len(n.Paths))}
+	least := func(size int, limit string) {
+		if size > 0 && (c.Carries == 0 || size < c.Carries) {
+			c.Carries, c.Limit = size, limit
+		}
+	}
+	least(n.LinkMTU-overhead, n.Link)
+	// In order, so that of equals always the same is named.
+	paths := slices.SortedFunc(slices.Values(n.Paths), func(a, b Path) int { return a.Peer.Compare(b.Peer) })
+	for _, p := range paths {
+		least(p.MTU-overhead, fmt.Sprintf("the route to %s by %s", p.Peer, p.Link))
+		c.Paths[p.Peer] = p.MTU - overhead
+	}
+	for _, p := range paths {
+		if p.Measured == 0 || p.Measured >= p.MTU {
+			continue
+		}
+		c.BlackHoles = append(c.BlackHoles, p.Peer)
+		c.Paths[p.Peer] = p.Measured - overhead
+		if n.Policy != Report {
+			least(p.Measured-overhead, fmt.Sprintf("the path to %s (black hole)", p.Peer))
+		}
+	}
+	c.Clamped = n.Configured > c.Carries && c.Carries > 0
+	least(n.Configured, "--mtu")
+	return c
+}
+
+// Narrow are the peers whose path takes less than size, the MTU of pods' devices.
+func (c Capacity) Narrow(size int) map[netip.Addr]int {
+	narrow := map[netip.Addr]int{}
+	for peer, takes := range c.Paths {
+		if takes < size {
+			narrow[peer] = takes
+		}
+	}
+	return narrow
+}
+
+// Needs is the largest packet of a tunnel on path p that is of use, bytes: what
+// probes are to try.
+func (n Node) Needs(p Path) int {
+	needs := p.MTU
+	if n.LinkMTU > 0 {
+		needs = min(needs, n.LinkMTU)
+	}
+	if n.Configured > 0 {
+		needs = min(needs, n.Configured+Overhead(n.VTEP))
+	}
+	return cmp.Or(needs, p.MTU)
+}
