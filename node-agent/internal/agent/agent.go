@@ -41,6 +41,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if api != nil {
+		defer api.Close()
+	}
 	conf, err := newConfiguration(cfg, bootID, log)
 	if err != nil {
 		return err
@@ -56,6 +59,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	reg.MustRegister(newLimitsCollector(n.limitSources))
 	// Nothing that the agent waits for is mended by a restart, so there are no
 	// checks of liveness.
 	server := diag.NewServer(diag.Config{
@@ -103,6 +107,8 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.loop(ctx) })
 	group.Go(func() error { return follow(ctx) })
+	group.Go(func() error { return n.limiter.run(ctx, n.attacher) })
+	group.Go(func() error { return n.publishLimits(ctx) })
 	return group.Wait()
 }
 

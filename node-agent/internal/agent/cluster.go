@@ -116,7 +116,10 @@ func parseObject(s string) (service.Key, error) {
 type apiServer interface {
 	accessSource
 	wanted
+	podSource
 	WatchServices(ctx context.Context, nodeName string) <-chan service.Update
+	// Close ends the sending of Events.
+	Close()
 }
 
 // openAPI is nil outside of Kubernetes. It does not wait for the API server.

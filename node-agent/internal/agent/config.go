@@ -6,17 +6,29 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/uplink"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // DatapathAuto lets the agent choose.
 const DatapathAuto = "auto"
+
+// What becomes of a pod that asks for a limit which is none.
+const (
+	// BandwidthStrict: it does not start.
+	BandwidthStrict = "strict"
+	// BandwidthLenient: it starts without that limit.
+	BandwidthLenient = "lenient"
+)
 
 // Config is what the agent runs with.
 type Config struct {
@@ -41,6 +53,15 @@ type Config struct {
 	// MTU of pods, bytes; 0 follows the underlay. A larger one than the underlay
 	// carries is clamped.
 	MTU int
+	// MTUOnBlackHole says what a path that loses large packets does. Paths are probed
+	// every MTUProbeInterval at UDP port MTUProbePort, the same on every node; 0 for not.
+	MTUOnBlackHole   mtu.Policy
+	MTUProbeInterval time.Duration
+	MTUProbePort     uint16
+	// BandwidthPolicy is "strict" or "lenient".
+	BandwidthPolicy string
+	// UplinkRate is what pods share of the uplink.
+	UplinkRate uplink.Rate
 	// VXLANPort is the UDP port of the tunnels.
 	VXLANPort uint16
 	Diag      diag.Flags
@@ -57,8 +78,10 @@ func Defaults() Config {
 	return Config{
 		NodeName: host, Datapath: DatapathAuto, Bridge: "br0", VTEPBridge: "br-phy",
 		OVSDB: "unix:/run/openvswitch/db.sock", StateDir: "/var/lib/k8s-ovs", CNISocket: cniapi.DefaultSocket,
-		VXLANPort: 4789, // RFC 7348, section 8.1
-		Diag:      diag.Flags{MetricsAddress: "127.0.0.1:9465"},
+		MTUOnBlackHole: mtu.Clamp, MTUProbeInterval: 10 * time.Second, MTUProbePort: 4790,
+		BandwidthPolicy: BandwidthStrict,
+		VXLANPort:       4789, // RFC 7348, section 8.1
+		Diag:            diag.Flags{MetricsAddress: "127.0.0.1:9465"},
 		Cluster: Cluster{
 			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist",
 		},
@@ -78,13 +101,18 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.StateDir, "state-dir", c.StateDir, "`directory` for address leases and the copy of the records")
 	fs.StringVar(&c.CNISocket, "cni-socket", c.CNISocket, "`path` of the socket that the CNI plugin calls")
 	fs.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods in `bytes`; clamped to what the underlay carries (default: that)")
+	fs.StringVar((*string)(&c.MTUOnBlackHole), "mtu-on-blackhole", string(c.MTUOnBlackHole), "what a path that loses large packets does: clamp (pods send smaller ones) or report (log, metric and record only)")
+	fs.DurationVar(&c.MTUProbeInterval, "mtu-probe-interval", c.MTUProbeInterval, "`time` between probes of the path to each node")
+	fs.Uint16Var(&c.MTUProbePort, "mtu-probe-port", c.MTUProbePort, "UDP `port` of these probes, the same on every node; 0 for none")
+	fs.Var(&c.UplinkRate, "uplink-rate", "`rate` that pods share by tenant when they overload the uplink (kernel datapath): bits per second, such as 950M, auto (the link's own), or off")
+	fs.StringVar(&c.BandwidthPolicy, "bandwidth-policy", c.BandwidthPolicy, "what becomes of a pod whose rate limit is not valid: strict (it does not start) or lenient (it starts without)")
 	fs.Uint16Var(&c.VXLANPort, "vxlan-port", c.VXLANPort, "UDP `port` of the tunnels; the same on every node")
 	c.Diag.Register(fs)
 	c.Cluster.register(fs)
 }
 
-// minMTU is the smallest MTU that IPv4 hosts must accept whole (RFC 791, section 3.2).
-const minMTU = 576
+// minProbeInterval keeps probes cheap, bytes and time alike.
+const minProbeInterval = 100 * time.Millisecond
 
 // Complete checks the configuration and fills in what follows from the rest.
 func (c *Config) Complete() error {
@@ -121,8 +149,20 @@ func (c *Config) Complete() error {
 	if !filepath.IsAbs(c.StateDir) {
 		return fmt.Errorf("--state-dir %q is not an absolute path", c.StateDir)
 	}
-	if c.MTU != 0 && (c.MTU < minMTU || c.MTU > 65535) {
-		return fmt.Errorf("--mtu %d is not %d to 65535", c.MTU, minMTU)
+	if c.MTU != 0 && (c.MTU < topology.MinMTU || c.MTU > 65535) {
+		return fmt.Errorf("--mtu %d is not %d to 65535", c.MTU, topology.MinMTU)
+	}
+	if c.MTUOnBlackHole != mtu.Clamp && c.MTUOnBlackHole != mtu.Report {
+		return fmt.Errorf("--mtu-on-blackhole %q is none of %s, %s", c.MTUOnBlackHole, mtu.Clamp, mtu.Report)
+	}
+	if c.MTUProbeInterval < minProbeInterval {
+		return fmt.Errorf("--mtu-probe-interval %s is less than %s", c.MTUProbeInterval, minProbeInterval)
+	}
+	if c.MTUProbePort == c.VXLANPort {
+		return fmt.Errorf("--mtu-probe-port %d is that of the tunnels (--vxlan-port)", c.MTUProbePort)
+	}
+	if c.BandwidthPolicy != BandwidthStrict && c.BandwidthPolicy != BandwidthLenient {
+		return fmt.Errorf("--bandwidth-policy %q is none of %s, %s", c.BandwidthPolicy, BandwidthStrict, BandwidthLenient)
 	}
 	if c.VXLANPort == 0 {
 		return fmt.Errorf("--vxlan-port 0 is no port")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
@@ -16,8 +17,12 @@ type connection struct {
 	// lost wakes the loop when the connection ends: ovs-vswitchd went.
 	lost chan struct{}
 	// ports hears of the bridge's ports.
-	ports *portEvents
+	ports   *portEvents
+	running sync.WaitGroup
 }
+
+// packetsWaiting is how many packets of the switch may wait for the agent; more are lost.
+const packetsWaiting = 64
 
 func newConnection(log *slog.Logger) *connection {
 	return &connection{log: log, lost: make(chan struct{}, 1), ports: newPortEvents()}
@@ -36,23 +41,36 @@ func (c *connection) alive() bool {
 	}
 }
 
-// dial connects to the bridge's socket.
-func (c *connection) dial(ctx context.Context, socket string) error {
+// dial connects to the bridge's socket. Packets that flows send to the agent go to
+// take, one after the other.
+func (c *connection) dial(ctx context.Context, socket string, take func(*of.Conn, of.PacketIn)) error {
 	c.close()
 	c.ports.reset()
-	conn, err := of.Dial(ctx, socket, of.WithPortEvents(c.ports.event))
+	packets := make(chan of.PacketIn, packetsWaiting)
+	conn, err := of.Dial(ctx, socket, of.WithPortEvents(c.ports.event), of.WithPacketIns(func(p of.PacketIn) {
+		select {
+		case packets <- p:
+		default:
+		}
+	}))
 	if err != nil {
 		return fmt.Errorf("connect to ovs-vswitchd: %w", err)
 	}
 	c.conn = conn
-	go func() {
-		<-conn.Done()
+	c.running.Go(func() {
+		for conn.Err() == nil {
+			select {
+			case p := <-packets:
+				take(conn, p)
+			case <-conn.Done():
+			}
+		}
 		c.log.Warn("the connection to ovs-vswitchd ended", "socket", socket, "error", conn.Err())
 		select {
 		case c.lost <- struct{}{}:
 		default:
 		}
-	}()
+	})
 	return nil
 }
 
@@ -60,5 +78,6 @@ func (c *connection) close() {
 	if c.conn != nil {
 		_ = c.conn.Close()
 		c.conn = nil
+		c.running.Wait()
 	}
 }

@@ -25,9 +25,9 @@ type wanted interface {
 }
 
 // leave is what an agent that ends does where the DaemonSet no longer wants the
-// node: the CNI configuration goes, and on the userspace datapath the uplink gets
-// its addresses back before Open vSwitch, which may be a pod too, ends. Where the
-// agent only restarts, or that cannot be found out, all stays.
+// node: the CNI configuration goes. The uplink loses its classes or, on the
+// userspace datapath, gets its addresses back before Open vSwitch, which may be a pod
+// too, ends. Where the agent only restarts, or that cannot be found out, all stays.
 func (n *node) leave(ctx context.Context) {
 	set := n.cfg.Cluster.daemonSet
 	if n.api == nil || set.Name == "" {
@@ -44,16 +44,22 @@ func (n *node) leave(ctx context.Context) {
 		return
 	}
 	n.conf.remove()
-	if n.datapath != ovs.DatapathNetdev {
-		return
-	}
 	ctx, cancel = context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	if err := n.release(ctx); err != nil {
-		n.log.Error("the node leaves the network, but its address is still on the bridge: it ends with Open vSwitch", "bridge", n.cfg.VTEPBridge, "error", err)
-		return
+	switch n.datapath {
+	case ovs.DatapathSystem:
+		if err := n.sharing.remove(ctx); err != nil {
+			n.log.Error("the node leaves the network, but its pods' classes are still on the uplink: tc qdisc del dev DEVICE root", "error", err)
+			return
+		}
+		n.log.Info("the node leaves the network")
+	case ovs.DatapathNetdev:
+		if err := n.release(ctx); err != nil {
+			n.log.Error("the node leaves the network, but its address is still on the bridge: it ends with Open vSwitch", "bridge", n.cfg.VTEPBridge, "error", err)
+			return
+		}
+		n.log.Info("the node leaves the network: the uplink has its addresses back")
 	}
-	n.log.Info("the node leaves the network: the uplink has its addresses back")
 }
 
 // release gives the uplink back to the node's own stack.

@@ -19,6 +19,10 @@ func (n *node) loop(ctx context.Context) error {
 		}
 	}()
 	n.loadCopy()
+	ctx, cancel := context.WithCancel(ctx)
+	n.agreement = n.newAgreement()
+	defer n.agreement.start(ctx)()
+	defer cancel()
 	e, err := n.listen(ctx)
 	if err != nil {
 		return err
@@ -55,6 +59,9 @@ func (n *node) loop(ctx context.Context) error {
 			continue
 		}
 		pause.reset()
+		if n.mtuNews() == aPass { // one step may make the next one possible
+			e.again.Reset(0)
+		}
 	}
 }
 
@@ -80,6 +87,7 @@ type events struct {
 	// services is nil outside of Kubernetes.
 	services <-chan service.Update
 	links    <-chan struct{}
+	mtus     <-chan topology.MTUs
 	// again fires at once at first, then after a pass that failed, and a while
 	// after somebody changed something.
 	again    *time.Timer
@@ -93,7 +101,7 @@ func (n *node) listen(ctx context.Context) (*events, error) {
 		return nil, err
 	}
 	e := &events{
-		records: n.store.Watch(ctx), links: links,
+		records: n.store.Watch(ctx), links: links, mtus: n.store.WatchMTUs(ctx),
 		again: time.NewTimer(0), patience: time.NewTimer(etcdPatience), resync: time.NewTicker(resyncEvery),
 	}
 	if n.services.table != nil {
@@ -136,10 +144,23 @@ func (n *node) next(ctx context.Context, e *events) (due, error) {
 		if !open {
 			return nothing, errors.New("the kernel's network events cannot be read any more")
 		}
-		return someTime, nil
+		if !n.linksChanged() {
+			return someTime, nil
+		}
+	case m, open := <-e.mtus:
+		if !open {
+			return nothing, ctx.Err()
+		}
+		n.agreement.view, n.agreement.seen = m, true
+		return n.mtuNews(), nil
+	case w := <-n.agreement.writer.done:
+		n.agreement.writer.take(w)
+		return n.mtuNews(), nil
+	case <-n.agreement.holes():
 	case <-e.patience.C:
 		n.useCopy()
 	case <-e.resync.C:
+		n.resyncMTU()
 		return everything, nil
 	case <-e.again.C:
 		return again, nil

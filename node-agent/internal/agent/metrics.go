@@ -19,6 +19,7 @@ type metrics struct {
 	hostRepairs prometheus.Counter
 	reconnects  prometheus.Counter
 	drops       *prometheus.CounterVec
+	tooLarge    prometheus.Counter
 	cni         *prometheus.HistogramVec
 	pods        prometheus.Gauge
 	flows       prometheus.Gauge
@@ -27,6 +28,10 @@ type metrics struct {
 	revision    prometheus.Gauge
 	ready       prometheus.Gauge
 	mtu         prometheus.Gauge
+	paths       *pathMetrics
+
+	uplinkRate   prometheus.Gauge
+	uplinkShared prometheus.Gauge
 
 	services       prometheus.Gauge
 	endpoints      prometheus.Gauge
@@ -55,6 +60,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		drops: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "k8s_ovs", Name: "drops_total", Help: "Packets dropped by the pipeline, by reason; PIPELINE.md explains them.",
 		}, []string{"reason"}),
+		tooLarge: counter("fragmentation_needed_total", "Senders told that a packet is too large for its path."),
 		cni: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "cni_seconds", Help: "Time of CNI requests in the agent, by command and CNI error code (0 is success).",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
@@ -66,6 +72,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		revision: gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
 		ready:    gauge("ready", "1 when pods can be attached."),
 		mtu:      gauge("pod_mtu_bytes", "MTU that pods get."),
+		paths:    newPathMetrics(reg),
+
+		uplinkRate:   gauge("uplink_rate_bits_per_second", "Rate that pods share on the uplink; 0 where they do not."),
+		uplinkShared: gauge("uplink_shared", "1 when pods share the uplink by tenant."),
 
 		services:     gauge("services", "Services that the bridge serves to this node's pods."),
 		endpoints:    gauge("service_endpoints", "Distinct endpoints of these services."),
@@ -79,8 +89,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range pipeline.Reasons() {
 		m.drops.WithLabelValues(r.String())
 	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
-		m.services, m.endpoints, m.serviceFlows, m.programming, m.serviceRepairs)
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
+		m.uplinkRate, m.uplinkShared, m.services, m.endpoints, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }
 

@@ -16,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -45,10 +46,6 @@ const (
 	// warmEvery is how often peers are looked up anew: well within the 15 minutes
 	// after which Open vSwitch forgets one (tnl/neigh/aging, ovs-vswitchd(8)).
 	warmEvery = 5 * time.Minute
-	// vxlanOverhead is what VXLAN over IPv4 adds to a packet, bytes: outer
-	// IPv4 (20), UDP (8) and VXLAN (8) headers and the inner Ethernet one (14); RFC 7348,
-	// section 5.
-	vxlanOverhead = 50
 )
 
 // node is the agent of one node. Its fields belong to the loop's goroutine,
@@ -68,11 +65,15 @@ type node struct {
 	datapath string
 	underlay *underlay.Setup
 	hostnet  *hostnet.Net
+	sharing  *sharing
 	self     netip.Addr
 	tenants  *tenants
-	conn     *connection
-	file     records.File
-	status   *store.StatusPublisher
+	limiter  *limiter
+	// agreement is there when the loop runs.
+	agreement *agreement
+	conn      *connection
+	file      records.File
+	status    *store.StatusPublisher
 
 	// records are the newest ones held, copied those found on disk; applied is
 	// the revision in the flows.
@@ -105,9 +106,13 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	if err != nil {
 		return nil, err
 	}
+	sharing, err := newSharing(host, cfg.UplinkRate, log)
+	if err != nil {
+		return nil, err
+	}
 	n := &node{
 		cfg: cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
-		file: records.NewFile(cfg.StateDir), hostnet: firewall, notReady: errors.New("the agent is starting"),
+		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, sharing: sharing, notReady: errors.New("the agent is starting"),
 	}
 	if api != nil {
 		n.noServices = errNoServices
@@ -157,7 +162,7 @@ func (n *node) setSelf(vtep netip.Addr) {
 			Base: n.table, Public: n.cfg.Cluster.PublicServices, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
 		})
 	}
-	n.attacher = attach.New(attach.Netlink{Host: n.host}, switchPorts{n.ovs, n.conn.ports}, n.table, n.tenants, n.log)
+	n.attacher = attach.New(attach.Netlink{Host: n.host, Shaper: shaping.New(n.host, n.log)}, switchPorts{n.ovs, n.conn.ports}, n.table, n.tenants, n.limiter, n.log)
 }
 
 // Ready is nil when pods can be attached, else what is missing.

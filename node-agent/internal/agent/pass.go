@@ -37,7 +37,7 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	if err := n.apply(ctx); err != nil {
 		return err
 	}
-	mended, err := n.attacher.Repair(ctx)
+	mended, err := n.attacher.Repair(ctx, full)
 	n.metrics.portRepairs.Add(float64(mended))
 	if err != nil {
 		return err
@@ -63,7 +63,7 @@ func (n *node) pass(ctx context.Context, full bool) error {
 func (n *node) connect(ctx context.Context) error {
 	if !n.conn.alive() {
 		n.disconnect()
-		if err := n.conn.dial(ctx, n.ovs.MgmtSocket(n.cfg.Bridge)); err != nil {
+		if err := n.conn.dial(ctx, n.ovs.MgmtSocket(n.cfg.Bridge), n.answerTooLarge); err != nil {
 			return err
 		}
 		n.metrics.reconnects.Inc()
@@ -142,28 +142,36 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	if under.VTEP != n.self {
 		return fmt.Errorf("the node's address changed from %s to %s: restart the agent", n.self, under.VTEP)
 	}
-	mtu := n.podMTU(under.MTU)
+	n.shareUplink(ctx, under)
+	set, err := n.agree(under)
+	if err != nil {
+		return err
+	}
+	routeMTU := 0
+	if set.Sends < set.Receives {
+		routeMTU = set.Sends
+	}
 	ports, _, err := bridge.Ensure(ctx, n.ovs, bridge.Spec{
-		Name: n.cfg.Bridge, Datapath: n.datapath, VTEP: n.self, Gateway: me.Gateway(), MTU: mtu, VXLANPort: n.cfg.VXLANPort,
+		Name: n.cfg.Bridge, Datapath: n.datapath, VTEP: n.self, Gateway: me.Gateway(), MTU: set.Receives, VXLANPort: n.cfg.VXLANPort,
 	})
 	if err != nil {
 		return err
 	}
 	movedHost, err := n.hostnet.Ensure(ctx, hostnet.Spec{
-		Device: bridge.GatewayPort, Gateway: me.Gateway(), NodeSubnet: me.Subnet, ClusterNetwork: n.records.Config.Network,
+		Device: bridge.GatewayPort, Gateway: me.Gateway(), NodeSubnet: me.Subnet, ClusterNetwork: n.records.Config.Network, RouteMTU: routeMTU,
 		ServiceProxy: n.cfg.Cluster.ServiceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
-		VXLANPort: n.cfg.VXLANPort, SwitchDevices: n.switchDevices(under),
+		VXLANPort: n.cfg.VXLANPort, ProbePort: n.cfg.MTUProbePort, SwitchDevices: n.switchDevices(under),
 	})
 	if err != nil {
 		return err
 	}
-	if (movedUnder || movedHost) && n.started.IsValid() {
+	if (movedUnder || movedHost) && n.started.IsValid() && set == n.agreement.has {
 		n.metrics.hostRepairs.Inc()
 		n.log.Info("the host's side was put right", "underlay", movedUnder, "host", movedHost)
 	}
 	if !n.started.IsValid() {
 		attached, err := n.attacher.Start(ctx, attach.Node{
-			Bridge: n.cfg.Bridge, Subnet: me.Subnet, Gateway: me.Gateway(), MTU: mtu, Datapath: n.datapath,
+			Bridge: n.cfg.Bridge, Subnet: me.Subnet, Gateway: me.Gateway(), MTU: attach.MTU{Device: set.Receives, Route: set.Sends}, Datapath: n.datapath,
 		}, n.cfg.StateDir, n.bootID)
 		if err != nil {
 			return err
@@ -171,7 +179,10 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 		n.table.Load(attached)
 		n.started = me.Subnet
 	}
-	n.attacher.SetMTU(mtu)
+	n.tellFailed(set, n.attacher.SetMTU(ctx, attach.MTU{Device: set.Receives, Route: set.Sends}))
+	if err := n.agreed(ctx, set); err != nil {
+		return err
+	}
 	return n.table.SetPorts(ctx, ports)
 }
 
@@ -186,26 +197,6 @@ func (n *node) switchDevices(u underlay.Underlay) []string {
 		devices = append(devices, u.Uplink)
 	}
 	return devices
-}
-
-// podMTU is what fits through the tunnels, or less where configured.
-func (n *node) podMTU(underlay int) int {
-	mtu := underlay - vxlanOverhead
-	if n.cfg.MTU > 0 && n.cfg.MTU <= mtu {
-		mtu = n.cfg.MTU
-	}
-	n.mu.Lock()
-	was := n.mtu
-	n.mtu = mtu
-	n.mu.Unlock()
-	if was != mtu {
-		n.metrics.mtu.Set(float64(mtu))
-		n.log.Info("MTU of pods", "mtu", mtu, "underlay", underlay)
-		if n.cfg.MTU > mtu {
-			n.log.Warn("--mtu is more than the underlay carries: clamped", "configured", n.cfg.MTU, "mtu", mtu, "underlay", underlay)
-		}
-	}
-	return mtu
 }
 
 // apply brings the newest records into the flows, and tells who waits for them.

@@ -16,21 +16,23 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Kernel makes and removes the pod's devices.
 type Kernel interface {
-	// CreateVeth makes the pair, its end in the sandbox not yet configured.
+	// CreateVeth makes the pair, ready for limits, its end in the sandbox not yet
+	// configured.
 	CreateVeth(w Wire) error
 	// Configure sets up the sandbox: address, routes, neighbour, offloads.
 	Configure(w Wire) error
@@ -40,8 +42,12 @@ type Kernel interface {
 	Forget(address netip.Addr) error
 	// Exists reports whether the host's end is there: it goes with its sandbox.
 	Exists(hostIf string) (bool, error)
-	// Differences says how the sandbox differs from w.
+	// Differences says how the pair differs from w, its limits aside.
 	Differences(w Wire) ([]string, error)
+	// SetMTU brings w's MTU and RouteMTU to a pair that is in use, and the rates of
+	// its limits, which follow from it.
+	SetMTU(w Wire) error
+	Shaping
 }
 
 // Wire is what a pod's devices should be.
@@ -51,8 +57,9 @@ type Wire struct {
 	IfName  string
 	Address netip.Addr
 	Gateway netip.Addr
-	// MTU of both ends, bytes.
-	MTU int
+	// MTU of both ends and RouteMTU of what the pod sends, bytes.
+	MTU, RouteMTU int
+	Limits        limits.Limits
 	// NoOffload turns checksum and segmentation offload off in the sandbox: the
 	// userspace datapath reads packets before a device would have finished them.
 	NoOffload bool
@@ -64,7 +71,13 @@ type Ports interface {
 	WaitOfport(ctx context.Context, name string) (uint32, error)
 	DeletePort(ctx context.Context, bridge, name string) error
 	Ports(bridge string) ([]ovs.Port, error)
+	SetPortExternalIDs(ctx context.Context, name string, ids map[string]string) error
+	ShareQoS(ctx context.Context, bridge, kind string, ports []string) (changed bool, err error)
 }
+
+// portQoS is the QoS type of pod ports: with any other, or none, Open vSwitch
+// removes the qdiscs that shape a pod when it starts or looks at its port anew.
+const portQoS = "linux-noop"
 
 // Flows is the bridge's flow table.
 type Flows interface {
@@ -84,7 +97,7 @@ type Node struct {
 	Bridge   string
 	Subnet   netip.Prefix
 	Gateway  netip.Addr
-	MTU      int
+	MTU      MTU
 	Datapath string
 }
 
@@ -94,11 +107,12 @@ type Attacher struct {
 	ports   Ports
 	flows   Flows
 	tenants Tenants
+	limiter Limiter
 	log     *slog.Logger
 
-	// repairing excludes requests while a port is being put back, so that nothing
+	// turns lets changes of one attachment follow each other, so that nothing
 	// detached comes back.
-	repairing sync.RWMutex
+	turns turns
 
 	mu   sync.Mutex
 	node *Node
@@ -106,13 +120,20 @@ type Attacher struct {
 	// notReady says why nothing is served, as long as it is not nil.
 	notReady error
 	list     map[cniapi.Attachment]Attachment
+	// arriving are those that are not in the list yet.
+	arriving map[cniapi.Attachment]*arrival
+	// queues gives each pod its class on the uplink.
+	queues func(Attachment) uint32
+	// examined is that what a crash has left half done was looked for.
+	examined bool
 }
 
 // New makes an Attacher that refuses everything until it is started.
-func New(kernel Kernel, ports Ports, flows Flows, tenants Tenants, log *slog.Logger) *Attacher {
+func New(kernel Kernel, ports Ports, flows Flows, tenants Tenants, limiter Limiter, log *slog.Logger) *Attacher {
 	return &Attacher{
-		kernel: kernel, ports: ports, flows: flows, tenants: tenants, log: log,
-		notReady: errors.New("the agent is starting"), list: map[cniapi.Attachment]Attachment{},
+		kernel: kernel, ports: ports, flows: flows, tenants: tenants, limiter: limiter, log: log,
+		notReady: errors.New("the agent is starting"), list: map[cniapi.Attachment]Attachment{}, arriving: map[cniapi.Attachment]*arrival{},
+		queues: func(Attachment) uint32 { return 0 },
 	}
 }
 
@@ -121,15 +142,6 @@ func (a *Attacher) SetReady(why error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.notReady = why
-}
-
-// SetMTU changes the MTU of pods that are attached from now on.
-func (a *Attacher) SetMTU(mtu int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.node != nil {
-		a.node.MTU = mtu
-	}
 }
 
 // List is everything attached, in order of address.
@@ -170,8 +182,11 @@ func (a *Attacher) remove(key cniapi.Attachment) {
 
 // Add attaches a pod. It leaves everything, or nothing.
 func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result, error) {
-	a.repairing.RLock()
-	defer a.repairing.RUnlock()
+	end, err := a.turns.take(ctx, req.Attachment())
+	if err != nil {
+		return nil, err
+	}
+	defer end()
 	node, pool, err := a.ready()
 	if err != nil {
 		return nil, err
@@ -185,6 +200,10 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	at := Attachment{
 		Attachment: req.Attachment(), Netns: req.Netns, Network: req.NetworkName, Namespace: req.PodNamespace, Pod: req.PodName,
 	}
+	defer a.expect(at)()
+	if at.Limits, err = a.limiter.Limits(ctx, req); err != nil {
+		return nil, err
+	}
 	if at.Address, err = pool.Allocate(at.lease()); err != nil {
 		var full *ipam.FullError
 		if errors.As(err, &full) {
@@ -193,14 +212,17 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 		return nil, err
 	}
 	at.Port = bridge.PodOfport(node.Subnet, at.Address)
-	if err := a.connect(ctx, node, &at); err != nil {
+	if err = a.connect(ctx, node, &at); err == nil {
+		node, err = a.arrive(ctx, at, node.MTU)
+	}
+	if err != nil {
+		a.remove(at.Attachment)
 		// Cleaning up gets its own time: the request's may be over.
 		if cleanErr := a.disconnect(context.WithoutCancel(ctx), node, pool, at); cleanErr != nil {
 			a.log.Error("a pod that could not be attached is not wholly cleaned up; GC or the next start does it", "sandbox", at.Netns, "error", cleanErr)
 		}
 		return nil, fmt.Errorf("attach %s/%s: %w", at.Namespace, at.Pod, err)
 	}
-	a.put(at)
 	a.log.Debug("attached", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "ofport", at.Port, "sandbox", at.Netns)
 	return result(node, at), nil
 }
@@ -233,15 +255,15 @@ func (a *Attacher) again(node Node, at Attachment, req cniapi.Request) (*cniapi.
 //     it. Should it not be, the device itself causes a second look. The other way
 //     round there are always two, one after the other.
 //
-// The opening of the device then runs beside the sandbox's set-up.
+// The opening of the device then runs beside the sandbox's set-up and the pod's
+// limits.
 func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error {
 	if at.Port != 0 {
-		if err := a.flows.Attach(ctx, at.attached()); err != nil {
+		if err := a.tell(ctx, at, a.attached(node, *at)); err != nil {
 			return classify(err)
 		}
 	}
-	spec := ovs.PortSpec{Name: at.HostIf(), OfportRequest: at.Port, ExternalIDs: at.externalIDs()}
-	if err := a.ports.AddPort(ctx, node.Bridge, spec); err != nil {
+	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
 		return classify(err)
 	}
 	wire := a.wire(node, *at)
@@ -249,7 +271,7 @@ func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error
 		return err
 	}
 	configured := make(chan error, 1)
-	go func() { configured <- a.kernel.Configure(wire) }()
+	go func() { configured <- a.configure(wire) }()
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
 	if err := errors.Join(err, <-configured); err != nil {
 		return err
@@ -258,13 +280,23 @@ func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error
 		return nil
 	}
 	at.Port = port
-	return classify(a.flows.Attach(ctx, at.attached()))
+	return classify(a.tell(ctx, at, a.attached(node, *at)))
+}
+
+func (a *Attacher) configure(w Wire) error {
+	if err := a.kernel.Configure(w); err != nil || w.Limits == (limits.Limits{}) {
+		return err
+	}
+	return a.kernel.Shape(w)
 }
 
 // Del detaches. What is gone already is no error.
 func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
-	a.repairing.RLock()
-	defer a.repairing.RUnlock()
+	end, err := a.turns.take(ctx, req.Attachment())
+	if err != nil {
+		return err
+	}
+	defer end()
 	node, pool, err := a.known()
 	if err != nil {
 		return err
@@ -320,101 +352,15 @@ func (a *Attacher) disconnect(ctx context.Context, node Node, pool *ipam.Pool, a
 	if err := errors.Join(a.kernel.Delete(at.HostIf()), <-forgotten); err != nil {
 		return err
 	}
+	if err := a.kernel.Unshape(at.HostIf()); err != nil {
+		return err
+	}
 	pool.Release(at.Attachment)
 	return nil
 }
 
-// Check compares the attachment with what it should be: sandbox, port, flows.
-func (a *Attacher) Check(ctx context.Context, req cniapi.Request) error {
-	node, _, err := a.ready()
-	if err != nil {
-		return err
-	}
-	at, ok := a.find(req.Attachment())
-	if !ok {
-		return cniapi.Errorf(cniapi.CodeUnknownContainer, "attachment %s is not known on this node", req.Attachment())
-	}
-	var diff []string
-	if at.Netns != req.Netns {
-		diff = append(diff, fmt.Sprintf("CNI_NETNS is %s, it was attached in %s", req.Netns, at.Netns))
-	}
-	diff = append(diff, previous(req.PrevResult, at)...)
-	sandbox, err := a.kernel.Differences(a.wire(node, at))
-	if err != nil {
-		return err
-	}
-	diff = append(diff, sandbox...)
-	port, err := a.checkPort(ctx, node, at)
-	if err != nil {
-		return err
-	}
-	diff = append(diff, port...)
-	flows, err := a.flows.Check(ctx, at.Address)
-	if err != nil {
-		return classify(err)
-	}
-	diff = append(diff, flows...)
-	if len(diff) > 0 {
-		return cniapi.Errorf(cniapi.CodeInternal, "attachment %s is not as it should be: %s", at.Attachment, strings.Join(diff, "; "))
-	}
-	return nil
-}
-
-func (a *Attacher) checkPort(ctx context.Context, node Node, at Attachment) ([]string, error) {
-	ports, err := a.ports.Ports(node.Bridge)
-	if err != nil {
-		return nil, err
-	}
-	i := slices.IndexFunc(ports, func(p ovs.Port) bool { return p.Name == at.HostIf() })
-	if i < 0 {
-		return []string{fmt.Sprintf("bridge %s has no port %s", node.Bridge, at.HostIf())}, nil
-	}
-	var diff []string
-	p := ports[i]
-	if p.Error != "" {
-		diff = append(diff, fmt.Sprintf("port %s: %s", p.Name, p.Error))
-	}
-	if p.Ofport == 0 && p.Error == "" {
-		// Just attached: ovs-vswitchd writes the number last.
-		if p.Ofport, err = a.ports.WaitOfport(ctx, p.Name); err != nil {
-			return nil, err
-		}
-	}
-	if p.Ofport != at.Port {
-		diff = append(diff, fmt.Sprintf("port %s has number %d, not %d", p.Name, p.Ofport, at.Port))
-	}
-	want := at.externalIDs()
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		if p.ExternalIDs[key] != want[key] {
-			diff = append(diff, fmt.Sprintf("port %s: external_ids:%s is %q, not %q", p.Name, key, p.ExternalIDs[key], want[key]))
-		}
-	}
-	return diff, nil
-}
-
-// previous compares what the runtime remembers of ADD with what is.
-func previous(prev *cniapi.PrevResult, at Attachment) []string {
-	if prev == nil {
-		return nil
-	}
-	want := netip.PrefixFrom(at.Address, 32)
-	for _, ip := range prev.IPs {
-		if ip.Interface != nil && *ip.Interface < len(prev.Interfaces) {
-			if f := prev.Interfaces[*ip.Interface]; f.Name != at.IfName || f.Sandbox == "" {
-				continue // another plugin's
-			}
-		}
-		if ip.Address.Addr() == want.Addr() {
-			return nil
-		}
-	}
-	return []string{fmt.Sprintf("prevResult does not have the address %s of %s", want, at.IfName)}
-}
-
 // GC detaches everything of the network that the runtime no longer lists.
 func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
-	a.repairing.RLock()
-	defer a.repairing.RUnlock()
 	node, pool, err := a.known()
 	if err != nil {
 		return err
@@ -428,6 +374,12 @@ func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
 		if valid[at.Attachment] || at.Network != req.NetworkName {
 			return
 		}
+		end, err := a.turns.take(ctx, at.Attachment)
+		if err != nil {
+			errs = append(errs, err)
+			return
+		}
+		defer end()
 		if err := a.disconnect(ctx, node, pool, at); err != nil {
 			errs = append(errs, fmt.Errorf("collect %s: %w", at.Attachment, err))
 			return
@@ -443,7 +395,7 @@ func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
 			drop(fromLease(lease))
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, a.sweep(a.List()))...)
 }
 
 // Status is nil when ADD can be served.
@@ -459,8 +411,28 @@ func (a *Attacher) Status(context.Context) error {
 func (a *Attacher) wire(node Node, at Attachment) Wire {
 	return Wire{
 		HostIf: at.HostIf(), Netns: at.Netns, IfName: at.IfName, Address: at.Address, Gateway: node.Gateway,
-		MTU: node.MTU, NoOffload: node.Datapath == ovs.DatapathNetdev,
+		MTU: node.MTU.Device, RouteMTU: node.MTU.Route, Limits: at.Limits, NoOffload: node.Datapath == ovs.DatapathNetdev,
 	}
+}
+
+// attached is what flows need to know.
+func (a *Attacher) attached(node Node, at Attachment) desired.Attached {
+	a.mu.Lock()
+	queue := a.queues
+	a.mu.Unlock()
+	return desired.Attached{
+		Namespace: at.Namespace, Address: at.Address, Port: at.Port,
+		Meter: shaping.Meter(at.Limits.Egress, node.MTU.Device), Queue: queue(at),
+	}
+}
+
+// tell makes the flows of at what is wanted.
+func (a *Attacher) tell(ctx context.Context, at *Attachment, wanted desired.Attached) error {
+	err := a.flows.Attach(ctx, wanted)
+	if err == nil {
+		at.told = wanted
+	}
+	return err
 }
 
 func result(node Node, at Attachment) *cniapi.Result {
@@ -471,7 +443,7 @@ func result(node Node, at Attachment) *cniapi.Result {
 			{Dst: netip.PrefixFrom(node.Gateway, node.Gateway.BitLen())},
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: node.Gateway},
 		},
-		MTU: node.MTU,
+		MTU: node.MTU.Route,
 	}
 }
 

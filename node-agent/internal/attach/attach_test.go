@@ -8,215 +8,15 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
-
-// world is a kernel, a database and a flow table in memory. Its n-th step
-// fails when failAt is n.
-type world struct {
-	mu     sync.Mutex
-	links  map[string]Wire
-	ports  map[string]ovs.Port
-	flows  map[netip.Addr]desired.Attached
-	step   int
-	failAt int
-	// renumber makes Open vSwitch give other port numbers than asked for.
-	renumber bool
-	unknown  map[string]bool
-}
-
-var errInjected = errors.New("injected")
-
-func newWorld() *world {
-	return &world{links: map[string]Wire{}, ports: map[string]ovs.Port{}, flows: map[netip.Addr]desired.Attached{}, unknown: map[string]bool{}}
-}
-
-// enter counts a step and holds the world until the returned function runs.
-func (w *world) enter() (func(), error) {
-	w.mu.Lock()
-	w.step++
-	if w.step == w.failAt {
-		w.mu.Unlock()
-		return nil, errInjected
-	}
-	return w.mu.Unlock, nil
-}
-
-func (w *world) CreateVeth(x Wire) error {
-	leave, err := w.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	if x.Netns == "/gone" {
-		return cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_NETNS: %s: no such network namespace", x.Netns)
-	}
-	w.links[x.HostIf] = Wire{}
-	return nil
-}
-
-func (w *world) Configure(x Wire) error {
-	leave, err := w.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	w.links[x.HostIf] = x
-	return nil
-}
-
-func (w *world) Delete(hostIf string) error {
-	leave, err := w.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	delete(w.links, hostIf)
-	return nil
-}
-
-func (w *world) Forget(netip.Addr) error {
-	leave, err := w.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	return nil
-}
-
-func (w *world) Exists(hostIf string) (bool, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	_, ok := w.links[hostIf]
-	return ok, nil
-}
-
-func (w *world) Differences(x Wire) ([]string, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.links[x.HostIf] != x {
-		return []string{"the sandbox differs"}, nil
-	}
-	return nil, nil
-}
-
-func (w *world) AddPort(_ context.Context, bridge string, spec ovs.PortSpec) error {
-	leave, err := w.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	number := spec.OfportRequest
-	if w.renumber {
-		number += 1000
-	}
-	w.ports[spec.Name] = ovs.Port{Bridge: bridge, Name: spec.Name, Ofport: number, ExternalIDs: spec.ExternalIDs}
-	return nil
-}
-
-func (w *world) WaitOfport(_ context.Context, name string) (uint32, error) {
-	leave, err := w.enter()
-	if err != nil {
-		return 0, err
-	}
-	defer leave()
-	return w.ports[name].Ofport, nil
-}
-
-func (w *world) DeletePort(_ context.Context, _, name string) error {
-	leave, err := w.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	delete(w.ports, name)
-	return nil
-}
-
-func (w *world) Ports(string) ([]ovs.Port, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var out []ovs.Port
-	for _, p := range w.ports {
-		out = append(out, p)
-	}
-	return out, nil
-}
-
-func (w *world) Attach(_ context.Context, a desired.Attached) error {
-	leave, err := w.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	w.flows[a.Address] = a
-	return nil
-}
-
-func (w *world) Detach(_ context.Context, a netip.Addr) error {
-	leave, err := w.enter()
-	if err != nil {
-		return err
-	}
-	defer leave()
-	delete(w.flows, a)
-	return nil
-}
-
-func (w *world) Check(_ context.Context, a netip.Addr) ([]string, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if _, ok := w.flows[a]; !ok {
-		return []string{"flow is missing"}, nil
-	}
-	return nil, nil
-}
-
-func (w *world) WaitKnown(_ context.Context, namespace string) error {
-	if w.unknown[namespace] {
-		return cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID", namespace)
-	}
-	return nil
-}
-
-// empty says what is left in the world.
-func (w *world) empty(t *testing.T) {
-	t.Helper()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if len(w.links)+len(w.ports)+len(w.flows) > 0 {
-		t.Errorf("left behind: links %v, ports %v, flows %v", w.links, w.ports, w.flows)
-	}
-}
-
-var theNode = Node{
-	Bridge: "br0", Subnet: netip.MustParsePrefix("172.11.0.0/29"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Datapath: ovs.DatapathNetdev,
-}
-
-func start(t *testing.T, w *world, dir string) *Attacher {
-	t.Helper()
-	a := New(w, w, w, w, slog.New(slog.DiscardHandler))
-	if _, err := a.Start(context.Background(), theNode, dir, "boot"); err != nil {
-		t.Fatal(err)
-	}
-	a.SetReady(nil)
-	return a
-}
-
-func request(n int) cniapi.Request {
-	return cniapi.Request{
-		ContainerID: fmt.Sprintf("c%d", n), IfName: "eth0", Netns: fmt.Sprintf("/run/netns/p%d", n),
-		PodNamespace: "a", PodName: fmt.Sprintf("p%d", n), NetworkName: "net",
-	}
-}
 
 func TestAddDel(t *testing.T) {
 	ctx := context.Background()
@@ -258,29 +58,52 @@ func TestAddDel(t *testing.T) {
 	}
 }
 
-// TestAddFailsAnywhere: whichever step fails, nothing stays; and where even the
-// cleaning fails, DEL finishes it.
+// TestAddFailsAnywhere: whichever step fails, nothing stays, neither of a plain
+// pod nor of one with limits, nor of one whose limits and MTU change meanwhile.
 func TestAddFailsAnywhere(t *testing.T) {
 	ctx := context.Background()
-	for failAt := 1; ; failAt++ {
-		w := newWorld()
-		a := start(t, w, t.TempDir())
-		w.failAt = w.step + failAt
-		_, err := a.Add(ctx, request(1))
-		if err == nil {
-			if failAt < 5 {
-				t.Fatalf("ADD has only %d steps", failAt-1)
+	for name, tc := range map[string]struct {
+		asked limits.Limits
+		// meanwhile happens while the devices are made.
+		meanwhile func(a *Attacher)
+		steps     int
+	}{
+		"plain":   {steps: 5},
+		"limited": {asked: both(10_000_000), steps: 6},
+		"changed": {
+			asked: both(10_000_000), steps: 10,
+			meanwhile: func(a *Attacher) {
+				_ = a.SetLimits(ctx, "a", "p1", both(5_000_000))
+				_ = a.SetMTU(ctx, MTU{1400, 1400})
+			},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for failAt := 1; ; failAt++ {
+				w := newWorld()
+				w.asked["p1"] = tc.asked
+				a := start(t, w, t.TempDir())
+				if tc.meanwhile != nil {
+					w.making = func() { tc.meanwhile(a) }
+				}
+				w.failAt = w.step + failAt
+				_, err := a.Add(ctx, request(1))
+				if err == nil {
+					if failAt <= tc.steps {
+						t.Fatalf("ADD has only %d steps", failAt-1)
+					}
+					return
+				}
+				if !errors.Is(err, errInjected) {
+					t.Fatalf("step %d: %v", failAt, err)
+				}
+				w.failAt = 0
+				w.empty(t)
+				if n := len(a.pool.Leases()) + len(a.List()) + len(a.arriving) + len(a.turns.held); n != 0 {
+					t.Errorf("step %d: %d leases, attachments, arrivals and turns left", failAt, n)
+				}
 			}
-			return
-		}
-		if !errors.Is(err, errInjected) {
-			t.Fatalf("step %d: %v", failAt, err)
-		}
-		w.failAt = 0
-		w.empty(t)
-		if n := len(a.pool.Leases()); n != 0 {
-			t.Errorf("step %d: %d leases left", failAt, n)
-		}
+		})
 	}
 }
 
@@ -288,6 +111,7 @@ func TestDelFailsAnywhere(t *testing.T) {
 	ctx := context.Background()
 	for failAt := 1; ; failAt++ {
 		w := newWorld()
+		w.asked["p1"] = both(10_000_000)
 		a := start(t, w, t.TempDir())
 		if _, err := a.Add(ctx, request(1)); err != nil {
 			t.Fatal(err)
@@ -296,7 +120,7 @@ func TestDelFailsAnywhere(t *testing.T) {
 		err := a.Del(ctx, request(1))
 		w.failAt = 0
 		if err == nil {
-			if failAt < 3 {
+			if failAt < 5 {
 				t.Fatalf("DEL has only %d steps", failAt-1)
 			}
 			return
@@ -321,6 +145,10 @@ func TestRefused(t *testing.T) {
 	w.unknown["stranger"] = true
 	stranger := request(2)
 	stranger.PodNamespace = "stranger"
+	w.asked["p4"] = both(1)
+	if _, err := a.Add(ctx, request(4)); err == nil || !strings.Contains(err.Error(), "1 bit/s") {
+		t.Errorf("limits that are none: %v", err)
+	}
 	for name, tc := range map[string]struct {
 		req  cniapi.Request
 		code uint
@@ -368,9 +196,16 @@ func TestFull(t *testing.T) {
 func TestCheck(t *testing.T) {
 	ctx := context.Background()
 	for name, damage := range map[string]func(*world, *cniapi.Request){
-		"flows":         func(w *world, _ *cniapi.Request) { clear(w.flows) },
-		"port":          func(w *world, _ *cniapi.Request) { clear(w.ports) },
-		"device":        func(w *world, _ *cniapi.Request) { clear(w.links) },
+		"flows":  func(w *world, _ *cniapi.Request) { clear(w.flows) },
+		"port":   func(w *world, _ *cniapi.Request) { clear(w.ports) },
+		"device": func(w *world, _ *cniapi.Request) { clear(w.links) },
+		"limits": func(w *world, _ *cniapi.Request) { clear(w.shapes) },
+		"MTU":    func(w *world, _ *cniapi.Request) { w.narrow(1300) },
+		"limits of port": func(w *world, _ *cniapi.Request) {
+			for _, p := range w.ports {
+				delete(p.ExternalIDs, keyLimits)
+			}
+		},
 		"other sandbox": func(_ *world, r *cniapi.Request) { r.Netns = "/run/netns/other" },
 		"other address": func(_ *world, r *cniapi.Request) {
 			r.PrevResult = &cniapi.PrevResult{IPs: []cniapi.PrevIP{{Address: netip.MustParsePrefix("172.11.0.3/32")}}}
@@ -384,6 +219,7 @@ func TestCheck(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld()
+			w.asked["p1"] = both(10_000_000)
 			a := start(t, w, t.TempDir())
 			if _, err := a.Add(ctx, request(1)); err != nil {
 				t.Fatal(err)
@@ -465,7 +301,7 @@ func TestRestart(t *testing.T) {
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Error(diff)
 			}
-			if _, err := b.Repair(ctx); err != nil {
+			if _, err := b.Repair(ctx, true); err != nil {
 				t.Fatal(err)
 			}
 			if len(w.ports) != len(tc.want) {
@@ -493,7 +329,7 @@ func TestForeignSubnet(t *testing.T) {
 	}
 	moved := theNode
 	moved.Subnet, moved.Gateway = netip.MustParsePrefix("172.11.0.8/29"), netip.MustParseAddr("172.11.0.9")
-	b := New(w, w, w, w, slog.New(slog.DiscardHandler))
+	b := New(w, w, w, w, w, slog.New(slog.DiscardHandler))
 	if _, err := b.Start(ctx, moved, dir, "boot"); err == nil || !strings.Contains(err.Error(), "172.11.0.8/29") {
 		t.Errorf("started: %v", err)
 	}
@@ -522,7 +358,7 @@ func TestRenumbered(t *testing.T) {
 		p.Ofport = 77
 		w.ports[name] = p
 	}
-	if n, err := a.Repair(ctx); err != nil || n != 1 {
+	if n, err := a.Repair(ctx, false); err != nil || n != 1 {
 		t.Errorf("repaired %d, %v", n, err)
 	}
 	if got := w.flows[netip.MustParseAddr("172.11.0.2")].Port; got != 77 {

@@ -3,12 +3,16 @@ package attach
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -24,6 +28,13 @@ type Attachment struct {
 	Address        netip.Addr
 	// Port is the OpenFlow port number of the host's end.
 	Port uint32
+	// Limits of the pod.
+	Limits limits.Limits
+
+	// mtu is what its devices were given by this process; zero where that was another.
+	mtu MTU
+	// told is what its flows were made for last.
+	told desired.Attached
 }
 
 // HostIfPrefix begins the name of every host's end, so that the firewall can
@@ -41,22 +52,25 @@ func HostIf(a cniapi.Attachment) string {
 // HostIf is the name of the host's end of the veth pair.
 func (a Attachment) HostIf() string { return HostIf(a.Attachment) }
 
-// attached is what flows need to know.
-func (a Attachment) attached() desired.Attached {
-	return desired.Attached{Namespace: a.Namespace, Address: a.Address, Port: a.Port}
+// port is the pod's port of the bridge.
+func (a Attachment) port(node Node) ovs.PortSpec {
+	return ovs.PortSpec{
+		Name: a.HostIf(), OfportRequest: bridge.PodOfport(node.Subnet, a.Address), ExternalIDs: a.externalIDs(), SharedQoS: portQoS,
+	}
 }
 
 // lease is what the address pool keeps of the attachment.
 func (a Attachment) lease() ipam.Lease {
 	return ipam.Lease{
 		Address: a.Address, ContainerID: a.ContainerID, IfName: a.IfName, PodNamespace: a.Namespace, PodName: a.Pod,
-		Netns: a.Netns, NetworkName: a.Network,
+		Netns: a.Netns, NetworkName: a.Network, Limits: a.Limits,
 	}
 }
 
 func fromLease(l ipam.Lease) Attachment {
 	return Attachment{
 		Attachment: l.Attachment(), Netns: l.Netns, Network: l.NetworkName, Namespace: l.PodNamespace, Pod: l.PodName, Address: l.Address,
+		Limits: l.Limits,
 	}
 }
 
@@ -71,6 +85,7 @@ const (
 	keyNamespace = "k8s-ovs-namespace"
 	keyPod       = "k8s-ovs-pod"
 	keyAddress   = "k8s-ovs-address"
+	keyLimits    = "k8s-ovs-limits"
 	keyIfaceID   = "iface-id"
 	keyMAC       = "attached-mac"
 )
@@ -85,7 +100,22 @@ func (a Attachment) externalIDs() map[string]string {
 	if a.Network != "" {
 		ids[keyNetwork] = a.Network
 	}
+	if l := encodeLimits(a.Limits); l != "" {
+		ids[keyLimits] = l
+	}
 	return ids
+}
+
+// encodeLimits is their JSON; nothing for none.
+func encodeLimits(l limits.Limits) string {
+	if l == (limits.Limits{}) {
+		return ""
+	}
+	data, err := json.Marshal(l)
+	if err != nil {
+		panic("attach: " + err.Error()) // numbers always encode
+	}
+	return string(data)
 }
 
 // fromExternalIDs reads an attachment back; ok is false where the port is no
@@ -102,4 +132,15 @@ func fromExternalIDs(ids map[string]string, port uint32) (a Attachment, ok bool,
 		return a, true, fmt.Errorf("attachment %s: address %q in its external_ids is not an IPv4 address", a.Attachment, ids[keyAddress])
 	}
 	return a, true, nil
+}
+
+// decodeLimits reads what encodeLimits wrote.
+func decodeLimits(s string) (l limits.Limits, err error) {
+	if s == "" {
+		return l, nil
+	}
+	if err := json.Unmarshal([]byte(s), &l); err != nil {
+		return limits.Limits{}, fmt.Errorf("external_ids:%s is %q: %w", keyLimits, s, err)
+	}
+	return l, nil
 }

@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -14,19 +16,25 @@ import (
 type Netlink struct {
 	// Host is the node's namespace.
 	Host *link.NS
+	// Shaper holds pods to their limits.
+	Shaper *shaping.Shaper
 }
 
 // CreateVeth makes the pair with its end in the sandbox.
 func (k Netlink) CreateVeth(w Wire) error {
+	spec := link.VethSpec{
+		PeerName: w.IfName, MAC: topology.MAC(w.Address), MTU: w.MTU,
+		Prepare: func() error { return shaping.PrepareHost(k.Host, w.HostIf) },
+	}
 	return k.in(w, func(sandbox *link.NS) error {
-		err := k.Host.CreateVeth(w.HostIf, sandbox, link.VethSpec{PeerName: w.IfName, MAC: topology.MAC(w.Address), MTU: w.MTU})
+		err := k.Host.CreateVeth(w.HostIf, sandbox, spec)
 		if errors.Is(err, link.ErrLinkExists) {
 			// The name follows from the attachment, which is not attached: this is the
 			// rest of an attempt that was cut off.
 			if err := k.Host.DeleteVeth(w.HostIf); err != nil {
 				return err
 			}
-			err = k.Host.CreateVeth(w.HostIf, sandbox, link.VethSpec{PeerName: w.IfName, MAC: topology.MAC(w.Address), MTU: w.MTU})
+			err = k.Host.CreateVeth(w.HostIf, sandbox, spec)
 		}
 		return err
 	})
@@ -35,9 +43,57 @@ func (k Netlink) CreateVeth(w Wire) error {
 // Configure sets up the pod's end.
 func (k Netlink) Configure(w Wire) error {
 	return k.in(w, func(sandbox *link.NS) error {
+		if err := shaping.PrepareSandbox(sandbox, w.IfName); err != nil {
+			return err
+		}
 		_, err := sandbox.ConfigureSandbox(w.sandbox())
 		return err
 	})
+}
+
+// SetMTU changes the MTU of a pair that is in use. A frame larger than what a limit
+// lets pass at once would be dropped: it grows first, and shrinks last.
+func (k Netlink) SetMTU(w Wire) error {
+	host, ok, err := k.Host.Link(w.HostIf)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("network device %s: %w", w.HostIf, link.ErrNoLink)
+	}
+	limited := w.Limits != (limits.Limits{})
+	if limited && w.MTU > host.MTU {
+		if err := k.Shape(w); err != nil {
+			return err
+		}
+	}
+	err = k.in(w, func(sandbox *link.NS) error {
+		_, err := k.Host.SetPairMTU(w.HostIf, sandbox, w.sandbox())
+		return err
+	})
+	if err != nil || !limited {
+		return err
+	}
+	return k.Shape(w)
+}
+
+// Shape makes the limits what w says.
+func (k Netlink) Shape(w Wire) error { return k.Shaper.Apply(w.shaping(), w.Limits) }
+
+// Unshape removes what is left of limits when the pair is gone.
+func (k Netlink) Unshape(hostIf string) error { return k.Shaper.Remove(hostIf) }
+
+// Sweep is Unshape for all pairs that are not in keep.
+func (k Netlink) Sweep(keep map[string]bool) (int, error) { return k.Shaper.Sweep(keep) }
+
+// ShapeDifferences says how the limits differ from w.
+func (k Netlink) ShapeDifferences(w Wire) ([]string, error) {
+	return k.Shaper.Differences(w.shaping(), w.Limits)
+}
+
+// Counters of a pod with limits.
+func (k Netlink) Counters(w Wire) (shaping.Counters, error) {
+	return k.Shaper.Counters(w.shaping(), w.Limits)
 }
 
 // Delete removes the pair; one that is gone is no error.
@@ -60,6 +116,8 @@ func (k Netlink) Differences(w Wire) ([]string, error) {
 		diff = append(diff, fmt.Sprintf("the node has no device %s", w.HostIf))
 	case !host.Up:
 		diff = append(diff, fmt.Sprintf("%s is down", w.HostIf))
+	case host.MTU != w.MTU:
+		diff = append(diff, fmt.Sprintf("%s has MTU %d, not %d", w.HostIf, host.MTU, w.MTU))
 	}
 	err = k.in(w, func(sandbox *link.NS) error {
 		inside, err := sandbox.CheckSandbox(w.sandbox())
@@ -71,9 +129,13 @@ func (k Netlink) Differences(w Wire) ([]string, error) {
 
 func (w Wire) sandbox() link.SandboxSpec {
 	return link.SandboxSpec{
-		Name: w.IfName, MAC: topology.MAC(w.Address), MTU: w.MTU, Address: w.Address,
+		Name: w.IfName, MAC: topology.MAC(w.Address), MTU: w.MTU, RouteMTU: w.RouteMTU, Address: w.Address,
 		Gateway: w.Gateway, GatewayMAC: topology.MAC(w.Gateway), OffloadsOff: w.NoOffload,
 	}
+}
+
+func (w Wire) shaping() shaping.Wire {
+	return shaping.Wire{HostIf: w.HostIf, Sandbox: w.Netns, IfName: w.IfName, MTU: w.MTU}
 }
 
 // in opens the sandbox for fn. One that is gone is the caller's mistake.

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
@@ -45,6 +48,9 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 		if at.Port == 0 {
 			at.Port = bridge.PodOfport(node.Subnet, at.Address)
 		}
+		if at.Limits, err = decodeLimits(p.ExternalIDs[keyLimits]); err != nil {
+			a.log.Error("a pod's limits are lost", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "error", err)
+		}
 		list[at.Attachment] = at
 		leases = append(leases, at.lease())
 	}
@@ -55,13 +61,18 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	if err := a.fromLeases(node, pool, list); err != nil {
 		return nil, err
 	}
+	if err := a.sweep(slices.Collect(maps.Values(list))); err != nil {
+		return nil, err
+	}
+	var attached []desired.Attached
+	for key, at := range list {
+		at.told = a.attached(node, at)
+		list[key] = at
+		attached = append(attached, at.told)
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.node, a.pool, a.list = &node, pool, list
-	var attached []desired.Attached
-	for _, at := range list {
-		attached = append(attached, at.attached())
-	}
+	a.node, a.pool, a.list, a.examined = &node, pool, list, false
 	return attached, nil
 }
 
@@ -88,9 +99,10 @@ func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attach
 	return nil
 }
 
-// Repair puts back ports that somebody else removed, and follows port numbers
-// that Open vSwitch changed. It returns how many it mended.
-func (a *Attacher) Repair(ctx context.Context) (int, error) {
+// Repair puts back ports that somebody else removed, and their QoS, and follows
+// port numbers that Open vSwitch changed. A full one also puts back the limits of
+// pods. It returns how many pods it mended.
+func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	node, _, err := a.known()
 	if err != nil {
 		return 0, err
@@ -103,37 +115,44 @@ func (a *Attacher) Repair(ctx context.Context) (int, error) {
 	for _, p := range ports {
 		have[p.Name] = p
 	}
-	mended := 0
-	var errs []error
+	var wrong []cniapi.Attachment
+	var bare []string
 	for _, at := range a.List() {
 		p, there := have[at.HostIf()]
-		if there && (p.Ofport == at.Port || p.Ofport == 0) {
-			continue
+		if !there || p.Ofport != at.Port && p.Ofport != 0 {
+			wrong = append(wrong, at.Attachment)
 		}
-		ok, err := a.repair(ctx, node, at, there)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("repair the port of %s/%s: %w", at.Namespace, at.Pod, err))
-		} else if ok {
-			mended++
+		if there && (p.QoS == nil || p.QoS.Type != portQoS) {
+			bare = append(bare, p.Name)
 		}
 	}
-	return mended, errors.Join(errs...)
+	var mended atomic.Int32
+	repairErr := a.each(ctx, wrong, func(ctx context.Context, node Node, at Attachment) error {
+		ok, err := a.repair(ctx, node, at, have)
+		if ok {
+			mended.Add(1)
+		}
+		return err
+	})
+	shared, shareErr := a.ports.ShareQoS(ctx, node.Bridge, portQoS, bare)
+	if shared {
+		mended.Add(int32(len(bare)))
+	}
+	if err := errors.Join(repairErr, shareErr); err != nil || !full {
+		return int(mended.Load()), err
+	}
+	return int(mended.Load()) + a.reshape(ctx), nil
 }
 
-func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, there bool) (bool, error) {
-	a.repairing.Lock()
-	defer a.repairing.Unlock()
-	if _, still := a.find(at.Attachment); !still {
-		return false, nil // detached meanwhile
-	}
-	if !there {
+// repair mends the port of at and reports whether there was something to do.
+func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, have map[string]ovs.Port) (bool, error) {
+	if _, there := have[at.HostIf()]; !there {
 		// Without its device the pod is gone; DEL or GC will say so.
 		if exists, err := a.kernel.Exists(at.HostIf()); err != nil || !exists {
 			return false, err
 		}
-		spec := ovs.PortSpec{Name: at.HostIf(), OfportRequest: bridge.PodOfport(node.Subnet, at.Address), ExternalIDs: at.externalIDs()}
-		if err := a.ports.AddPort(ctx, node.Bridge, spec); err != nil {
-			return false, err
+		if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
+			return false, fmt.Errorf("putting its port back: %w", err)
 		}
 	}
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
@@ -141,6 +160,7 @@ func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, there b
 		return false, err
 	}
 	at.Port = port
+	err = a.tell(ctx, &at, a.attached(node, at))
 	a.put(at)
-	return true, a.flows.Attach(ctx, at.attached())
+	return true, err
 }

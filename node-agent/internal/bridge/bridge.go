@@ -49,7 +49,8 @@ type Spec struct {
 	VTEP netip.Addr
 	// Gateway is the address of tun0.
 	Gateway netip.Addr
-	// MTU of tun0, bytes.
+	// MTU of tun0 and of the bridge's own device, bytes. Open vSwitch keeps both at
+	// it: without, it makes them the least of all ports'.
 	MTU int
 	// VXLANPort is the UDP port of tunnels.
 	VXLANPort uint16
@@ -64,7 +65,7 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 			return sw.EnsureBridge(ctx, ovs.BridgeSpec{
 				Name: spec.Name, DatapathType: spec.Datapath, FailMode: ovs.FailSecure,
 				// A fixed address keeps the datapath id, and so the connection, when ports come and go.
-				MAC:         topology.MAC(spec.VTEP),
+				MAC: topology.MAC(spec.VTEP), LocalMTU: spec.MTU,
 				ExternalIDs: map[string]string{"k8s-ovs": "bridge"},
 			})
 		},

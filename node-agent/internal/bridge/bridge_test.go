@@ -51,6 +51,7 @@ func TestEnsure(t *testing.T) {
 		{"4790", "interface", "vxlan0", "options:dst_port"},
 		{"flow", "interface", "vxlan0", "options:remote_ip"},
 		{"1450", "interface", "tun0", "mtu_request"},
+		{"1450", "interface", "br0", "mtu_request"},
 		{"2", "interface", "tun0", "ofport"},
 		{"internal", "interface", "foreign", "type"},
 	} {

@@ -93,7 +93,11 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, s
 
 // Pod is the model of one attachment.
 func Pod(slots Slots, a Attached) pipeline.Pod {
-	return pipeline.Pod{Address: a.Address, Port: a.Port, Slot: slots.Assign(a.Namespace)}
+	p := pipeline.Pod{Address: a.Address, Port: a.Port, Slot: slots.Assign(a.Namespace), Queue: a.Queue}
+	if a.Meter.Rate > 0 {
+		p.Meter = a.Port
+	}
+	return p
 }
 
 // Tenant is the model of one namespace.

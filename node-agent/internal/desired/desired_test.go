@@ -134,6 +134,10 @@ func TestTenant(t *testing.T) {
 		if got, want := Pod(slots, a), (pipeline.Pod{Address: a.Address, Port: 12, Slot: tc.want.Slot}); got != want {
 			t.Errorf("%s: %+v, want %+v", name, got, want)
 		}
+		a.Queue, a.Meter = 7, Meter{Rate: 1000, Burst: 100}
+		if got, want := Pod(slots, a), (pipeline.Pod{Address: a.Address, Port: 12, Slot: tc.want.Slot, Meter: 12, Queue: 7}); got != want {
+			t.Errorf("%s, with a limit: %+v, want %+v", name, got, want)
+		}
 	}
 }
 

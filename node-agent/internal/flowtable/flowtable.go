@@ -34,13 +34,18 @@ var (
 type Switch interface {
 	Flows(ctx context.Context, filter of.FlowFilter) ([]of.FlowStats, error)
 	Commit(ctx context.Context, mods []of.Mod) error
+	Meters(ctx context.Context) ([]of.Meter, error)
+	MeterCounters(ctx context.Context) ([]of.MeterCounters, error)
+	AddMeter(ctx context.Context, m of.Meter) error
+	ModifyMeter(ctx context.Context, m of.Meter) error
+	DeleteMeter(ctx context.Context, id uint32) error
 }
 
 // Observer is told about what the table does; for metrics.
 type Observer interface {
 	// Committed: one bundle of n changes took seconds.
 	Committed(n int, seconds float64)
-	// Repaired: n flows had been changed by somebody else.
+	// Repaired: n flows or meters had been changed by somebody else.
 	Repaired(n int)
 	// Dropped: n more packets were dropped for a reason.
 	Dropped(reason pipeline.Reason, n uint64)
@@ -68,9 +73,14 @@ type Table struct {
 	recalled bool
 	// model without pods, as of the last refresh; nil until there is one.
 	model *pipeline.Model
+	// pathMTUs are of the peers, by VTEP, whose paths carry less than pods' devices.
+	pathMTUs map[netip.Addr]int
 	// installed is what the switch is known to have, by flow key.
 	installed map[string]of.Flow
-	drops     map[string]uint64
+	// meters are those that the switch is known to have, nil before they were read.
+	meters   map[uint32]of.Meter
+	drops    map[string]uint64
+	tooLarge uint64 // packets counted as such
 	// commits counts bundles.
 	commits uint64
 }
@@ -248,7 +258,7 @@ func (t *Table) Connect(ctx context.Context, sw Switch) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sw = sw
-	t.installed = map[string]of.Flow{}
+	t.installed, t.meters = map[string]of.Flow{}, nil
 	if t.model == nil {
 		return nil
 	}
@@ -311,7 +321,10 @@ func (t *Table) Check(ctx context.Context, address netip.Addr) ([]string, error)
 		return nil, err
 	}
 	want := t.flowsAround(address)
-	var diff []string
+	diff, err := t.checkMeter(ctx, a)
+	if err != nil {
+		return nil, err
+	}
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		f := want[key]
 		got, ok := have[key]
@@ -369,6 +382,7 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 	}
 	first := t.model == nil
 	m.ServiceProxy = t.proxy
+	t.withPathMTUs(&m)
 	t.model = &m
 	if first {
 		// What the switch has from before was not read yet.
@@ -410,51 +424,37 @@ func (t *Table) sync(ctx context.Context) (int, error) {
 	for _, s := range stats {
 		actual[s.Key()] = s.Flow
 	}
+	if err := t.readMeters(ctx); err != nil {
+		return 0, err
+	}
 	t.countDrops(stats)
 	t.recall(stats)
 	mods, want := difference(actual, t.desired())
+	repaired := len(mods) + t.meterDifferences()
 	if err := t.commit(ctx, mods); err != nil {
 		return 0, err
 	}
 	t.installed = want
-	return len(mods), nil
+	return repaired, t.countTooLarge(ctx)
 }
 
-// countDrops adds what the drop flows counted since they were last read. A
-// flow that was replaced starts again from zero.
-func (t *Table) countDrops(stats []of.FlowStats) {
-	seen := make(map[string]uint64, len(t.drops))
-	for _, s := range stats {
-		reason := pipeline.DecodeCookie(s.Cookie).Reason
-		if reason == 0 {
-			continue
-		}
-		key := s.Key()
-		seen[key] = s.Packets
-		n := s.Packets
-		if last := t.drops[key]; last <= n {
-			n -= last
-		}
-		if n > 0 {
-			t.observer.Dropped(reason, n)
-		}
-	}
-	t.drops = seen
-}
-
+// commit brings parts of the picture into the switch, and its meters.
 func (t *Table) commit(ctx context.Context, mods []of.Mod) error {
 	if t.sw == nil {
 		return ErrDisconnected
 	}
-	if len(mods) == 0 {
-		return nil
+	if err := t.ensureMeters(ctx); err != nil {
+		return err
 	}
-	start := t.now()
-	if err := t.sw.Commit(ctx, mods); err != nil {
-		return fmt.Errorf("commit %d flow changes: %w", len(mods), err)
+	if len(mods) > 0 {
+		start := t.now()
+		if err := t.sw.Commit(ctx, mods); err != nil {
+			return fmt.Errorf("commit %d flow changes: %w", len(mods), err)
+		}
+		t.commits++
+		t.observer.Committed(len(mods), t.now()-start)
 	}
-	t.commits++
-	t.observer.Committed(len(mods), t.now()-start)
+	t.pruneMeters(ctx)
 	return nil
 }
 

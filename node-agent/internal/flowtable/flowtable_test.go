@@ -186,6 +186,7 @@ func TestRandomHistory(t *testing.T) {
 			table.Disconnect()
 			if rnd.IntN(2) == 0 {
 				o.OFCtl("del-flows", "br0")
+				o.OFCtl("del-meters", "br0")
 			}
 			if err := table.Attach(ctx, pod("a", 250)); !errors.Is(err, ErrDisconnected) {
 				t.Fatalf("Attach without a switch: %v", err)
@@ -202,6 +203,7 @@ func TestRandomHistory(t *testing.T) {
 		default:
 			p := pod(names[rnd.IntN(len(names))], 2+rnd.IntN(20))
 			p.Port += uint32(rnd.IntN(2)) * 100
+			p.Meter, p.Queue = desired.Meter{Rate: 1000 * uint32(rnd.IntN(3)), Burst: 100}, uint32(rnd.IntN(2))
 			if err := table.Attach(ctx, p); err != nil {
 				t.Fatal(err)
 			}
@@ -216,6 +218,9 @@ func TestRandomHistory(t *testing.T) {
 		}
 		if diff := cmp.Diff(expect(t, current, pods), flows(t, conn)); diff != "" {
 			t.Fatalf("seed %d step %d (-want +got):\n%s", seed, step, diff)
+		}
+		if diff := cmp.Diff(expectMeters(pods), meters(t, conn)); diff != "" {
+			t.Fatalf("seed %d step %d: meters (-want +got):\n%s", seed, step, diff)
 		}
 	}
 	if err := table.Resync(ctx); err != nil || obs.repaired != 0 {

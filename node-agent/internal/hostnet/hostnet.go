@@ -32,6 +32,9 @@ type Spec struct {
 	Gateway netip.Addr
 	// NodeSubnet has this node's pods, ClusterNetwork all pods.
 	NodeSubnet, ClusterNetwork netip.Prefix
+	// RouteMTU is the most that the node sends to pods, bytes, where that is less than
+	// the device's MTU; else 0.
+	RouteMTU int
 	// ServiceProxy says who serves services, ServiceNetwork has their addresses. With
 	// the bridge as proxy, what pods still send there is refused; with either, pods use
 	// ports of the node (NodePort, hostPort, load balancers) as the node itself.
@@ -39,6 +42,9 @@ type Spec struct {
 	ServiceNetwork netip.Prefix
 	// VXLANPort is the UDP port of tunnels, 4789 by default (RFC 7348, section 8.1).
 	VXLANPort uint16
+	// ProbePort is the UDP port where agents measure the paths between nodes, which is
+	// none for pods; 0 where they do not.
+	ProbePort uint16
 	// SwitchDevices are the devices whose packets belong to the switch alone: names,
 	// or prefixes followed by "*". Needed with the userspace datapath, harmless
 	// with the kernel's: pods' host ends and the uplink.
@@ -135,7 +141,7 @@ func matches(have []*knftables.Rule, want map[string][]string) bool {
 // ensureDevice sets the gateway device up, gives it its address and the routes
 // through it.
 func (n *Net) ensureDevice(spec Spec) (changed bool, err error) {
-	route := link.Route{Dst: spec.ClusterNetwork, Via: topology.NextHop, OnLink: true, Src: spec.Gateway}
+	route := link.Route{Dst: spec.ClusterNetwork, Via: topology.NextHop, OnLink: true, Src: spec.Gateway, MTU: spec.RouteMTU}
 	steps := []func() (bool, error){
 		func() (bool, error) { return n.ns.SetMAC(spec.Device, topology.MAC(spec.Gateway)) },
 		func() (bool, error) { return n.dropStale(spec) },

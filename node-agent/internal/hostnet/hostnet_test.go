@@ -134,6 +134,27 @@ func TestPodsCannotSendVXLAN(t *testing.T) {
 	}
 }
 
+// A pod can neither keep agents busy with probes nor pass for the agent of its node.
+func TestPodsCannotProbe(t *testing.T) {
+	l := newLab(t)
+	l.spec.ProbePort = 4790
+	l.ensure(true)
+	s := l.sniff(l.outside, "eth0")
+	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4790", 100)
+	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4788", 100) // passes, and marks the end
+	if s.until(udpTo(4788), udpTo(4790)) {
+		t.Error("to a peer: a probe got out")
+	}
+	agent, err := ns.ListenUDP(ns.Path(l.node), "198.18.0.7:4790")
+	l.ok(err)
+	defer agent.Close()
+	l.udp(l.pods, "172.11.0.5", "198.18.0.7:4790", 100)
+	l.udp(l.outside, "198.18.0.1", "198.18.0.7:4790", 7) // a peer may, and marks the end
+	if n, from, err := agent.ReadFromUDP(make([]byte, 200)); err != nil || n != 7 {
+		t.Errorf("the node's agent got %d bytes from %v, %v; want the peer's 7 only", n, from, err)
+	}
+}
+
 // The bridge serves services: what it sends to the node all the same is refused, at
 // once, and not translated by the node.
 func TestServicesAreRefused(t *testing.T) {
@@ -308,6 +329,27 @@ func TestSubnetChanges(t *testing.T) {
 	l.ok(err)
 	if len(d.Addresses) != 1 || d.Addresses[0] != netip.MustParsePrefix("172.11.4.1/32") || d.MAC.String() != "0a:58:ac:0b:04:01" {
 		t.Errorf("tun0 has %v and MAC %s", d.Addresses, d.MAC)
+	}
+}
+
+// What the node sends may be less than what its device takes, while that lasts.
+func TestRouteMTU(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	pod := netip.MustParseAddr("172.11.8.9")
+	before, err := l.ns.PathTo(pod)
+	l.ok(err)
+	for _, mtu := range []int{1300, 1200, 0} {
+		l.spec.RouteMTU = mtu
+		l.ensure(true)
+		l.ensure(false)
+		want := mtu
+		if mtu == 0 {
+			want = before.MTU
+		}
+		if p, err := l.ns.PathTo(pod); err != nil || p.MTU != want {
+			t.Errorf("the way to pods has MTU %d (%v), want %d", p.MTU, err, want)
+		}
 	}
 }
 

@@ -60,14 +60,20 @@ func chains(s Spec) []chain {
 	forward.rules = append(forward.rules,
 		rule{[]any{notIn, out, "ct state { new, invalid, untracked } ct status & dnat == 0 counter drop"}, "hosts outside may not route into pods"})
 
+	input := chain{name: "input", kind: knftables.FilterType, hook: knftables.InputHook, priority: knftables.FilterPriority, rules: []rule{
+		{[]any{in, vxlan, "counter drop"}, "pods may not make tunnel packets, also after DNAT"},
+	}}
+	if s.ProbePort != 0 {
+		probes := rule{[]any{in, fmt.Sprintf("udp dport %d", s.ProbePort), "counter drop"}, "pods have no part in the probes of nodes' paths"}
+		input.rules, forward.rules = append(input.rules, probes), append(forward.rules, probes)
+	}
+
 	return []chain{
 		raw,
 		{name: "raw-output", kind: knftables.FilterType, hook: knftables.OutputHook, priority: knftables.RawPriority, rules: []rule{
 			{[]any{notOut, vxlan, "notrack"}, "tunnel packets need no conntrack"},
 		}},
-		{name: "input", kind: knftables.FilterType, hook: knftables.InputHook, priority: knftables.FilterPriority, rules: []rule{
-			{[]any{in, vxlan, "counter drop"}, "pods may not make tunnel packets, also after DNAT"},
-		}},
+		input,
 		forward,
 		refusals(s, in),
 		postrouting(s, in, out, notOut),

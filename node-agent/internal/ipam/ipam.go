@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 )
 
 // Lease is an address and the attachment that holds it.
@@ -24,10 +25,11 @@ type Lease struct {
 	IfName       string     `json:"ifName"`
 	PodNamespace string     `json:"podNamespace,omitempty"`
 	PodName      string     `json:"podName,omitempty"`
-	// Netns is the sandbox's path and NetworkName the CNI network's name: with
-	// them a lease is enough to make the attachment's port anew.
-	Netns       string `json:"netns,omitempty"`
-	NetworkName string `json:"networkName,omitempty"`
+	// Netns is the sandbox's path, NetworkName the CNI network's name and Limits the
+	// pod's at first: with them a lease is enough to make the attachment's port anew.
+	Netns       string        `json:"netns,omitempty"`
+	NetworkName string        `json:"networkName,omitempty"`
+	Limits      limits.Limits `json:"limits,omitzero"`
 	// Since is when it was given out; Allocate sets it.
 	Since time.Time `json:"since"`
 }

@@ -49,19 +49,22 @@ const (
 	ServiceTenant
 	ServiceState
 	Loopback
+	MTUToHost
+	// TooLarge is counted by [MeterTooLarge]: no flow has it.
+	TooLarge
 )
 
 var reasonNames = map[Reason]string{
 	UnknownPeer: "unknown-peer", Forged: "forged", NoTenant: "no-tenant", HostForged: "host-forged", IPv6: "ipv6", ARP: "arp",
 	NoNode: "no-node", Multicast: "multicast", HostReturn: "host-return",
 	OtherTenant: "tenant", NoPod: "no-pod", VXLANToHost: "vxlan-to-host",
-	ServiceTenant: "service-tenant", ServiceState: "service-state", Loopback: "loopback",
+	ServiceTenant: "service-tenant", ServiceState: "service-state", Loopback: "loopback", MTUToHost: "mtu-to-host", TooLarge: "too-large",
 }
 
 // Reasons are all reasons, in order.
 func Reasons() []Reason {
 	out := make([]Reason, 0, len(reasonNames))
-	for r := UnknownPeer; r <= Loopback; r++ {
+	for r := UnknownPeer; r <= TooLarge; r++ {
 		out = append(out, r)
 	}
 	return out

@@ -14,7 +14,7 @@ import (
 
 // Version is the generation that stands in every cookie. It grows with every
 // change of the flows; the golden test fails where it does not.
-const Version = 3
+const Version = 4
 
 // The tables.
 const (
@@ -30,6 +30,7 @@ const (
 	TableChosen        uint8 = 27
 	TableReply         uint8 = 30
 	TableReplied       uint8 = 31
+	TableSize          uint8 = 35
 	TableDeliver       uint8 = 40
 	TableAdmit         uint8 = 45
 	TableHost          uint8 = 50
@@ -62,6 +63,9 @@ type Model struct {
 type Peer struct {
 	VTEP   netip.Addr
 	Subnet netip.Prefix
+	// PathMTU is what the path to it carries of a pod's packet, bytes, where that is
+	// less than a pod's device; else 0.
+	PathMTU uint16
 }
 
 // Tenant is a namespace with pods on this node, or with services.
@@ -82,6 +86,9 @@ type Pod struct {
 	Port    uint32
 	// Slot is that of its tenant.
 	Slot uint32
+	// Meter is the number of the meter that what it sends goes through, Queue its
+	// queue on the uplink; 0 for none.
+	Meter, Queue uint32
 }
 
 // Flows are all flows of the node.
@@ -90,6 +97,7 @@ func (m Model) Flows() []of.Flow {
 	for _, p := range m.Peers {
 		flows = append(flows, m.Peer(p)...)
 	}
+	flows = append(flows, m.size()...)
 	for _, t := range m.Tenants {
 		flows = append(flows, m.Tenant(t)...)
 	}
@@ -134,6 +142,8 @@ func (m Model) Fixed() []of.Flow {
 		drop(TableAdmit, 0, OtherTenant),
 
 		drop(TableHost, 100, VXLANToHost, anyIP, of.UDPDst(m.VXLANPort)),
+		// The node would believe it of any path that the pod names, also a peer's.
+		drop(TableHost, 100, MTUToHost, anyIP, of.ICMPType(icmpUnreachable), of.ICMPCode(icmpFragmentation)),
 		flow(TableHost, 0, nil, []of.Action{of.SetField(of.EthDst(topology.MAC(m.Gateway))), of.Output(tun0)}),
 	}
 	return append(flows, m.fixedServices()...)
@@ -176,9 +186,14 @@ func (m Model) Peer(p Peer) []of.Flow {
 		[]of.Action{
 			of.Move(of.Whole(of.FieldReg0), of.Range(of.FieldTunnelID, 0, 32)),
 			of.SetField(of.TunnelDst(p.VTEP)),
-			of.Output(m.TunnelPort),
 		},
 		of.IP(), of.IPv4Dst(p.Subnet))
+	if p.PathMTU == 0 {
+		out.Actions = append(out.Actions, of.Output(m.TunnelPort))
+	} else {
+		out.Actions = append(out.Actions, measure(p.PathMTU)...)
+		out.Goto = to(TableSize)
+	}
 	return owned([]of.Flow{in, out}, cookie)
 }
 
@@ -228,11 +243,16 @@ func (t Tenant) own(f of.Flow) of.Flow {
 func (m Model) Pod(p Pod) []of.Flow {
 	mac, addr := topology.MAC(p.Address), host(p.Address)
 	slot := of.SetField(of.Reg(1, p.Slot))
+	send := []of.Action{slot}
+	if p.Queue > 0 {
+		send = append(send, of.SetQueue(p.Queue))
+	}
 	flows := []of.Flow{
-		flow(TableSource, 100, to(TableTenant), []of.Action{slot}, of.IP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.IPv4Src(addr)),
+		flow(TableSource, 100, to(TableTenant), send, of.IP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.IPv4Src(addr)),
 		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.ARPOp(arpRequest), of.ARPSPA(addr), of.ARPSHA(mac)),
 		flow(TableDeliver, 100, to(TableAdmit), []of.Action{slot, of.SetField(of.Reg(2, p.Port)), of.SetField(of.EthDst(mac))}, of.IP(), of.IPv4Dst(addr)),
 	}
+	flows[0].Meter = p.Meter
 	if m.ServiceProxy == KubeProxy {
 		flows = append(flows, m.podBesideKubeProxy(p)...)
 	}

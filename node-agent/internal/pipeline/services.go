@@ -135,6 +135,7 @@ func (m Model) toServices(addresses netip.Prefix) []of.Flow {
 // ICMP errors, which carry the packet that they are about (RFC 792).
 const (
 	icmpUnreachable      = 3
+	icmpFragmentation    = 4 // its code "fragmentation needed"
 	icmpTimeExceeded     = 11
 	icmpParameterProblem = 12
 )

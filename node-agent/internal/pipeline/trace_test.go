@@ -38,6 +38,17 @@ func newBridge(t *testing.T, m Model) *bridge {
 	}
 	t.Cleanup(func() { conn.Close() })
 	b := &bridge{OVS: o, t: t, conn: conn, m: m}
+	meters := m.Meters()
+	for _, p := range m.Pods {
+		if p.Meter > 0 {
+			meters = append(meters, of.Meter{ID: p.Meter, Flags: of.MeterKbps, Bands: []of.Band{{Rate: 1000}}})
+		}
+	}
+	for _, meter := range meters {
+		if err := conn.AddMeter(context.Background(), meter); err != nil {
+			t.Fatal(err)
+		}
+	}
 	b.install(m)
 	return b
 }
@@ -86,6 +97,11 @@ func fromPod(p Pod, dst string, extra string) string {
 	return fmt.Sprintf("in_port=%d,udp,dl_src=%s,dl_dst=0a:58:ac:0b:00:01,nw_src=%s,nw_dst=%s%s", p.Port, topology.MAC(p.Address), p.Address, dst, extra)
 }
 
+// icmpOf makes a packet of UDP one of ICMP "fragmentation needed".
+func icmpOf(packet string) string {
+	return strings.Replace(packet, ",udp,", ",icmp,", 1) + ",icmp_type=3,icmp_code=4"
+}
+
 // TestTrace asks Open vSwitch where packets of every kind go.
 func TestTrace(t *testing.T) {
 	m := sample()
@@ -126,6 +142,12 @@ func TestTrace(t *testing.T) {
 		{"VXLAN to the own node", fromPod(a, "198.18.0.1", ",udp_dst=4789"), "drop"},
 		{"VXLAN to the gateway", fromPod(a, "172.11.0.1", ",udp_dst=4789"), "drop"},
 		{"UDP 4789 inside the tenant is the tenant's own", fromPod(a, "172.11.0.5", ",udp_dst=4789"), "15"},
+		{"a path's MTU to the own node", icmpOf(fromPod(a, "198.18.0.1", "")), "drop"},
+		{"a path's MTU to the gateway", icmpOf(fromPod(a, "172.11.0.1", "")), "drop"},
+		{"a path's MTU to a peer", icmpOf(fromPod(a, "198.18.0.2", "")), "drop"},
+		{"a path's MTU from a peer's pod", icmpOf(tunnel(v1, "198.18.0.2", "172.11.4.9", "172.11.0.1")), "drop"},
+		{"a path's MTU inside the tenant is the tenant's own", icmpOf(fromPod(a, "172.11.0.5", "")), "15"},
+		{"other ICMP to the own node", strings.Replace(icmpOf(fromPod(a, "198.18.0.1", "")), "icmp_code=4", "icmp_code=3", 1), "2"},
 		{"TCP 4789 to the outside", strings.Replace(fromPod(a, "203.0.113.9", ",tcp_dst=4789"), ",udp,", ",tcp,", 1), "2"},
 
 		{"forged MAC", "in_port=12,udp,dl_src=0a:58:ac:0b:00:05,nw_src=172.11.0.2,nw_dst=172.11.0.5", "drop"},
@@ -251,6 +273,23 @@ func TestTraceProperty(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestSize: only packets to a peer whose path carries less are measured, and only
+// what is larger comes to the agent, by way of its meter.
+func TestSize(t *testing.T) {
+	m := sample()
+	br := newBridge(t, m)
+	const want = "check_pkt_len(size=1364,gt(meter("
+	for dst, measured := range map[string]bool{"172.11.12.9": true, "172.11.8.9": false, "172.11.0.3": false, "203.0.113.9": false} {
+		_, text := br.trace(fromPod(m.Pods[0], dst, ""))
+		if strings.Contains(text, want) != measured || strings.Contains(text, "CONTROLLER") != measured {
+			t.Errorf("to %s: measured is not %t:\n%s", dst, measured, text)
+		}
+	}
+	if where, text := br.trace(fromPod(m.Pods[0], "172.11.12.9", "")); where != port(m.TunnelPort) {
+		t.Errorf("a small packet goes to %s\n%s", where, text)
 	}
 }
 

@@ -10,7 +10,7 @@ import (
 
 // Differences says how what the kernel has differs from the limits l; nothing
 // where [Shaper.Apply] would change no limit. [link.ErrNoLink] or [link.ErrNoSandbox]
-// where the pod is gone.
+// where the pod is gone, or its own device: with what differs on the host's end.
 func (s *Shaper) Differences(w Wire, l limits.Limits) ([]string, error) {
 	diff, err := s.ingressDifferences(w, l.Ingress)
 	if err != nil {
@@ -29,7 +29,7 @@ func (s *Shaper) Differences(w Wire, l limits.Limits) ([]string, error) {
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("limits of %s: %w", w.HostIf, err)
+		return diff, fmt.Errorf("limits of %s: %w", w.HostIf, err)
 	}
 	return diff, nil
 }

@@ -61,8 +61,8 @@ type Shaper struct {
 // New returns the shaper of the node whose namespace is host.
 func New(host *link.NS, log *slog.Logger) *Shaper { return &Shaper{host: host, log: log} }
 
-// PrepareHost puts the gate on the host's end of a pair, which should not be up
-// yet: so nothing is lost. It may be repeated.
+// PrepareHost puts the gate on the host's end of a pair, whose other end should not
+// be up yet: so nothing is lost. It may be repeated.
 func PrepareHost(host *link.NS, hostIf string) error {
 	_, err := host.EnsureGate(hostIf)
 	return err

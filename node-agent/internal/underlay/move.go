@@ -52,10 +52,9 @@ func (s *Setup) move(ctx context.Context, ip netip.Addr, uplink link.Link) (u Un
 	if err != nil || !ok || l.Name != bridge {
 		return Underlay{}, true, fmt.Errorf("the node address %s is not on %s after the move: %w", ip, bridge, errors.Join(err, link.ErrNoLink))
 	}
-	if u, err = s.describe(ip, l); err != nil {
+	if u, err = s.describe(ip, l, uplink.Name); err != nil {
 		return Underlay{}, true, err
 	}
-	u.Uplink = uplink.Name
 	return u, true, nil
 }
 

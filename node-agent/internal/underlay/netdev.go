@@ -53,7 +53,7 @@ func (s *Setup) adopt(ctx context.Context, b ovs.Bridge, ip netip.Addr, l link.L
 	if err := s.remember(ctx, b.Name, ip); err != nil {
 		return Underlay{}, false, err
 	}
-	u, err := s.describe(ip, l)
+	u, err := s.describe(ip, l, "")
 	return u, false, err
 }
 
@@ -78,8 +78,7 @@ func (s *Setup) keep(ctx context.Context, b ovs.Bridge, ip netip.Addr, saved lin
 	if l, _, err = s.ns.Link(b.Name); err != nil { // its MTU may be another now
 		return Underlay{}, changed, err
 	}
-	u, err := s.describe(ip, l)
-	u.Uplink = uplink
+	u, err := s.describe(ip, l, uplink)
 	return u, changed, err
 }
 
@@ -112,7 +111,7 @@ func (s *Setup) restore(ctx context.Context, bridge string, ip netip.Addr, own b
 // MTU, and that it has none of the bridge's addresses: the node's start scripts put
 // them there again.
 func (s *Setup) freeUplink(ctx context.Context, bridge, uplink string, saved link.Config) (bool, error) {
-	l, exists, err := s.ns.Link(uplink)
+	exists, err := s.ns.LinkExists(uplink)
 	if err != nil || !exists {
 		return false, err
 	}
@@ -120,7 +119,11 @@ func (s *Setup) freeUplink(ctx context.Context, bridge, uplink string, saved lin
 	if err != nil {
 		return changed, err
 	}
-	did, err := s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{Name: bridge, FailMode: ovs.FailStandalone, LocalMTU: l.MTU})
+	_, mtu, err := s.Narrowest(Underlay{Link: bridge, Uplink: uplink})
+	if err != nil {
+		return changed, err
+	}
+	did, err := s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{Name: bridge, FailMode: ovs.FailStandalone, LocalMTU: mtu})
 	changed = changed || did
 	if err != nil {
 		return changed, err
@@ -168,7 +171,7 @@ func (s *Setup) suitable(l link.Link) error {
 		return fmt.Errorf("%s has the node address but is a port of Open vSwitch bridge %s, whose local port should have it; %s", l.Name, p.Bridge, wayOut)
 	}
 	switch l.Type {
-	case "bridge", "openvswitch", "vxlan", "ipip", "gre", "wireguard", "ipvlan", "macvlan":
+	case "openvswitch", "vxlan", "ipip", "gre", "wireguard", "ipvlan", "macvlan":
 		return fmt.Errorf("%s has the node address but is a %s, which cannot be a port of an Open vSwitch bridge; %s", l.Name, l.Type, wayOut)
 	}
 	return nil

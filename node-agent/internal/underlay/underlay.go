@@ -52,8 +52,10 @@ type Underlay struct {
 	VTEP netip.Addr
 	// Link is the device that has it.
 	Link string
-	// MTU, bytes, of an IP packet on the way to peers.
-	MTU int
+	// MTU, bytes, of the narrowest of the devices that tunnel packets surely leave by,
+	// and its name; 0 where that is for routes to say, as the address is on loopback.
+	MTU       int
+	Narrowest string
 	// Uplink is the port of the bridge that leads outside, where this package
 	// made the bridge; else empty. What arrives there belongs to the switch, and
 	// the node's firewall must drop it before the node's own stack sees it twice.
@@ -149,28 +151,17 @@ func (s *Setup) system(ip netip.Addr) (Underlay, error) {
 	if !ok {
 		return Underlay{}, fmt.Errorf("no network device has the node address %s; give the address of this node with --node-ip", ip)
 	}
-	if l.Loopback {
-		return Underlay{}, fmt.Errorf("the node address %s is on loopback %s: peers cannot send there; choose another with --node-ip", ip, l.Name)
-	}
-	return s.describe(ip, l)
+	return s.describe(ip, l, "")
 }
 
-func (s *Setup) describe(ip netip.Addr, l link.Link) (Underlay, error) {
-	c, err := s.ns.ReadConfig(l.Name)
-	if err != nil {
+// describe is the underlay as it is.
+func (s *Setup) describe(ip netip.Addr, l link.Link, uplink string) (u Underlay, err error) {
+	u = Underlay{VTEP: ip, Link: l.Name, Uplink: uplink}
+	if u.Narrowest, u.MTU, err = s.Narrowest(u); err != nil {
 		return Underlay{}, err
 	}
-	return Underlay{VTEP: ip, Link: l.Name, MTU: underlayMTU(l.MTU, ip, c)}, nil
-}
-
-// underlayMTU is the least of the device's MTU and those of the routes that
-// peers are reached by: the default route and networks that have the node's own address.
-func underlayMTU(device int, ip netip.Addr, c link.Config) int {
-	mtu := device
-	for _, r := range c.Routes {
-		if r.MTU > 0 && (r.Dst.Bits() == 0 || r.Dst.Contains(ip)) {
-			mtu = min(mtu, r.MTU)
-		}
+	if uplink != "" && l.MTU < u.MTU { // ovs-vswitchd did not follow
+		u.Narrowest, u.MTU = l.Name, l.MTU
 	}
-	return mtu
+	return u, nil
 }

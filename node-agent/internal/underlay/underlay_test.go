@@ -119,7 +119,7 @@ func TestMoveAndBack(t *testing.T) {
 	wire := newWire(t)
 	n := newNode(t, wire, 1)
 	before := show(t, n.name, "route show") + show(t, n.name, "-4 -o addr show dev eth0")
-	want := Underlay{VTEP: netip.MustParseAddr("192.0.2.1"), Link: "br-phy", MTU: 1500, Uplink: "eth0"}
+	want := Underlay{VTEP: netip.MustParseAddr("192.0.2.1"), Link: "br-phy", MTU: 1500, Narrowest: "eth0", Uplink: "eth0"}
 	if d := cmp.Diff(want, n.ensure(true), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
 		t.Errorf("underlay (-want +got):\n%s", d)
 	}
@@ -269,9 +269,18 @@ func TestAddressOnBoth(t *testing.T) {
 func TestUplinkMTUChanges(t *testing.T) {
 	n := newNode(t, newWire(t), 1)
 	n.ensure(true)
-	ip(t, n.name, "link set eth0 mtu 1400")
-	if u := n.ensure(true); u.MTU != 1400 {
-		t.Errorf("MTU %d, want the uplink's 1400", u.MTU)
+	// The wire's port takes them all.
+	for _, mtu := range []int{1400, 9000, 1280} {
+		ip(t, n.name, fmt.Sprintf("link set eth0 mtu %d", mtu))
+		if name, now, err := n.setup.Narrowest(Underlay{Link: "br-phy", Uplink: "eth0"}); name != "eth0" || now != mtu || err != nil {
+			t.Errorf("narrowest %s, %d, %v", name, now, err)
+		}
+		if u := n.ensure(true); u.MTU != mtu {
+			t.Errorf("MTU %d, want the uplink's %d", u.MTU, mtu)
+		}
+		if l, _, _ := n.ns.Link("br-phy"); l.MTU != mtu {
+			t.Errorf("br-phy has MTU %d, want %d", l.MTU, mtu)
+		}
 	}
 	n.ensure(false)
 }
@@ -344,7 +353,6 @@ func TestUnsuitableUplinks(t *testing.T) {
 		{"nobody's address", "192.0.2.77", nil, "", "no network device has the node address 192.0.2.77"},
 		{"loopback", "203.0.113.9", []string{"addr add 203.0.113.9/32 dev lo"}, "", "loopback lo"},
 		{"bridge port", "192.0.2.1", []string{"link add br9 type bridge", "link set br9 up", "link set eth0 master br9"}, "", "belongs to bridge br9"},
-		{"linux bridge", "203.0.113.9", []string{"link add br9 type bridge", "link set br9 up", "addr add 203.0.113.9/24 dev br9"}, "", "br9 has the node address but is a bridge"},
 		{"port of another switch", "192.0.2.1", nil, "add-br br-ex -- set bridge br-ex datapath_type=netdev -- add-port br-ex eth0", "port of Open vSwitch bridge br-ex"},
 		{"not IPv4", "2001:db8::1", nil, "", "not IPv4"},
 	}
@@ -405,15 +413,22 @@ func TestBridgeIsGiven(t *testing.T) {
 func TestSystemDatapath(t *testing.T) {
 	n := newNode(t, newWire(t), 1)
 	n.setup = New(Config{Datapath: ovs.DatapathSystem}, n.ns, n.client)
-	if u := n.ensure(false); u != (Underlay{VTEP: netip.MustParseAddr("192.0.2.1"), Link: "eth0", MTU: 1500}) {
+	if u := n.ensure(false); u != (Underlay{VTEP: netip.MustParseAddr("192.0.2.1"), Link: "eth0", MTU: 1500, Narrowest: "eth0"}) {
 		t.Errorf("underlay %+v", u)
 	}
-	ip(t, n.name, "link set eth0 mtu 9000", "route replace default via 192.0.2.254 metric 100 proto dhcp mtu 1400", "route add 198.51.100.0/24 via 192.0.2.254 mtu 1300")
-	if u := n.ensure(false); u.MTU != 1400 {
-		t.Errorf("MTU %d, want the default route's 1400", u.MTU)
+	ip(t, n.name, "link set eth0 mtu 9000")
+	if u := n.ensure(false); u.MTU != 9000 {
+		t.Errorf("MTU %d, want the link's 9000", u.MTU)
 	}
-	n.setup = New(Config{Datapath: ovs.DatapathSystem, NodeIP: netip.MustParseAddr("127.0.0.1")}, n.ns, n.client)
-	if _, _, err := n.setup.Ensure(within(t, time.Second)); err == nil || !strings.Contains(err.Error(), "loopback") {
+	// Routed hosts have it there: routes say the rest.
+	loopback := netip.MustParseAddr("192.0.2.77")
+	ip(t, n.name, "addr add 192.0.2.77/32 dev lo")
+	n.setup = New(Config{Datapath: ovs.DatapathSystem, NodeIP: loopback}, n.ns, n.client)
+	if u := n.ensure(false); u != (Underlay{VTEP: loopback, Link: "lo"}) {
+		t.Errorf("underlay %+v", u)
+	}
+	n.setup = New(Config{Datapath: ovs.DatapathNetdev, NodeIP: loopback}, n.ns, n.client)
+	if _, _, err := n.setup.Ensure(within(t, time.Second)); err == nil || !strings.Contains(err.Error(), "loopback lo, which cannot be an uplink") {
 		t.Errorf("node address on loopback: %v", err)
 	}
 }
@@ -453,5 +468,61 @@ func TestMoveUnderTraffic(t *testing.T) {
 	t.Logf("the move took %v; %d answers to %d packets", took, got, count)
 	if got < count*9/10 {
 		t.Errorf("%d answers to %d packets", got, count)
+	}
+}
+
+// Each device below the node's address counts, and only those.
+func TestNarrowest(t *testing.T) {
+	n := newNode(t, newWire(t), 1)
+	n.setup = New(Config{Datapath: ovs.DatapathSystem, NodeIP: netip.MustParseAddr("198.51.100.1")}, n.ns, n.client)
+	ip(t, n.name, "link set eth0 mtu 1400", "link add under mtu 9000 type veth peer name other", "link set under up", "link set other up")
+	n.vswitch.VSCtl("add-br", "br-ex", "--", "set", "bridge", "br-ex", "datapath_type=netdev", "--", "set", "interface", "br-ex", "mtu_request=9000",
+		"--", "add-port", "br-ex", "vtep0", "--", "set", "interface", "vtep0", "type=internal", "mtu_request=9000")
+	ip(t, n.name, "link set vtep0 up")
+	for _, tc := range []struct {
+		name  string
+		setup []string
+		want  string
+		mtu   int
+	}{
+		{"bridge and its port", []string{"link add name brl type bridge", "link set brl mtu 9000", "link set brl up", "link set under mtu 1460 master brl", "link set brl mtu 1500", "addr add 198.51.100.1/24 dev brl"}, "under", 1460},
+		{"macvlan", []string{"addr del 198.51.100.1/24 dev brl", "link set under nomaster mtu 9000", "link add name mac link under mtu 1300 type macvlan", "link set mac up", "addr add 198.51.100.1/24 dev mac"}, "mac", 1300},
+		{"internal port", []string{"link del mac", "addr add 198.51.100.1/24 dev vtep0"}, "vtep0", 9000},
+	} {
+		ip(t, n.name, tc.setup...)
+		if u := n.ensure(false); u.Narrowest != tc.want || u.MTU != tc.mtu {
+			t.Errorf("%s: %+v, want %s with %d", tc.name, u, tc.want, tc.mtu)
+		}
+	}
+	ip(t, n.name, "link set under mtu 1350")
+	n.vswitch.VSCtl("add-port", "br-ex", "under")
+	if u := n.ensure(false); u.Narrowest != "under" || u.MTU != 1350 {
+		t.Errorf("port of the bridge: %+v", u)
+	}
+}
+
+// A bridge of the kernel can be the uplink: its ports' MTU counts, and nobody is
+// answered twice.
+func TestLinuxBridgeAsUplink(t *testing.T) {
+	wire := newWire(t)
+	n := newNode(t, wire, 1)
+	ip(t, n.name, "link add name host0 type bridge", "addr flush dev eth0", "link set eth0 master host0", "link set host0 up",
+		"addr add 192.0.2.1/24 dev host0", "route add default via 192.0.2.254")
+	want := Underlay{VTEP: netip.MustParseAddr("192.0.2.1"), Link: "br-phy", MTU: 1500, Narrowest: "host0", Uplink: "host0"}
+	if u := n.ensure(true); u != want {
+		t.Errorf("underlay %+v, want %+v", u, want)
+	}
+	n.ensure(false)
+	for _, from := range []struct {
+		node *node
+		to   string
+	}{{n, "203.0.113.1"}, {&node{t: t, name: wire}, "192.0.2.1"}} {
+		if got := from.node.pings(10, from.to); got != 10 {
+			t.Errorf("%d answers to 10 packets to %s", got, from.to)
+		}
+	}
+	ip(t, n.name, "link set eth0 mtu 1400")
+	if u := n.ensure(true); u.MTU != 1400 {
+		t.Errorf("MTU %d, want 1400", u.MTU)
 	}
 }

@@ -1,0 +1,114 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// mtuWriter writes the node's MTU record while the loop goes on: etcd may be away,
+// and the node's links change all the same. But for run it belongs to the loop's
+// goroutine.
+type mtuWriter struct {
+	put func(context.Context, topology.NodeMTU) (revision int64, err error)
+	log *slog.Logger
+	// asked has the newest request, done what became of it.
+	asked chan mtuRequest
+	done  chan mtuWritten
+
+	number   int // of the last request; 0 for none
+	last     topology.NodeMTU
+	revision int64 // of the last request, once written; else 0
+}
+
+type mtuRequest struct {
+	number int
+	record topology.NodeMTU
+}
+
+type mtuWritten struct {
+	number   int
+	revision int64
+}
+
+func newMTUWriter(put func(context.Context, topology.NodeMTU) (int64, error), log *slog.Logger) *mtuWriter {
+	return &mtuWriter{put: put, log: log, asked: make(chan mtuRequest, 1), done: make(chan mtuWritten)}
+}
+
+// write has the record written, in place of what is not written yet.
+func (w *mtuWriter) write(record topology.NodeMTU) {
+	w.number++
+	w.last, w.revision = record, 0
+	select {
+	case <-w.asked:
+	default:
+	}
+	w.asked <- mtuRequest{w.number, record}
+}
+
+// take takes in what came from done.
+func (w *mtuWriter) take(d mtuWritten) {
+	if d.number == w.number {
+		w.revision = d.revision
+	}
+}
+
+// confirmed reports whether a view as of revision has all that was ever written:
+// nothing is under way. An earlier agent's writes count as under way until the first
+// of this one.
+func (w *mtuWriter) confirmed(revision int64) bool {
+	return w.revision > 0 && w.revision <= revision
+}
+
+// forget makes what was written count for nothing.
+func (w *mtuWriter) forget() {
+	if w.revision > 0 {
+		w.last, w.revision = topology.NodeMTU{}, 0
+	}
+}
+
+// run writes what is asked for until ctx ends. A record that was replaced
+// meanwhile is not tried again.
+func (w *mtuWriter) run(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-w.asked:
+			if !w.persist(ctx, r) {
+				return
+			}
+		}
+	}
+}
+
+// persist tries until the record, or a newer one, is written; false when ctx ended.
+func (w *mtuWriter) persist(ctx context.Context, r mtuRequest) bool {
+	pause, said := newPause(), ""
+	for {
+		revision, err := w.put(ctx, r.record)
+		if err == nil {
+			select {
+			case w.done <- mtuWritten{r.number, revision}:
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		}
+		if ctx.Err() != nil {
+			return false
+		}
+		if err.Error() != said {
+			said = err.Error()
+			w.log.Warn("other nodes do not know of this one's MTU; trying again", "error", err)
+		}
+		select {
+		case r = <-w.asked:
+		case <-time.After(pause.take()):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}

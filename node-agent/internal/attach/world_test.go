@@ -1,0 +1,384 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"sync"
+	"testing"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+// world is a kernel, a database and a flow table in memory. Its n-th step
+// fails when failAt is n.
+type world struct {
+	mu    sync.Mutex
+	links map[string]Wire
+	// shapes are the limits in force, by host's end; they outlive it.
+	shapes map[string]limits.Limits
+	// shapedFor is the MTU that they were computed with.
+	shapedFor map[string]int
+	ports     map[string]ovs.Port
+	flows     map[netip.Addr]desired.Attached
+	step      int
+	failAt    int
+	// renumber makes Open vSwitch give other port numbers than asked for.
+	renumber bool
+	unknown  map[string]bool
+	// asked are the limits of each pod.
+	asked map[string]limits.Limits
+	// making runs before a pair is made.
+	making func()
+	// stuck are the host's ends whose devices cannot be changed.
+	stuck map[string]error
+	// broken are the moments in which a meter held back what its shape lets pass.
+	broken []string
+}
+
+var errInjected = errors.New("injected")
+
+func newWorld() *world {
+	return &world{
+		links: map[string]Wire{}, shapes: map[string]limits.Limits{}, shapedFor: map[string]int{}, ports: map[string]ovs.Port{}, flows: map[netip.Addr]desired.Attached{},
+		unknown: map[string]bool{}, asked: map[string]limits.Limits{}, stuck: map[string]error{},
+	}
+}
+
+// enter counts a step and holds the world until the returned function runs.
+func (w *world) enter() (func(), error) {
+	w.mu.Lock()
+	w.step++
+	if w.step == w.failAt {
+		w.mu.Unlock()
+		return nil, errInjected
+	}
+	return w.mu.Unlock, nil
+}
+
+func (w *world) CreateVeth(x Wire) error {
+	if w.making != nil {
+		w.making()
+	}
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if x.Netns == "/gone" {
+		return cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_NETNS: %s: no such network namespace", x.Netns)
+	}
+	w.links[x.HostIf] = Wire{Address: x.Address}
+	return nil
+}
+
+func (w *world) Configure(x Wire) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	x.Limits = limits.Limits{}
+	w.links[x.HostIf] = x
+	return nil
+}
+
+func (w *world) SetMTU(x Wire) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	have, ok := w.links[x.HostIf]
+	if !ok {
+		return link.ErrNoLink
+	}
+	have.MTU, have.RouteMTU = x.MTU, x.RouteMTU
+	w.links[x.HostIf] = have
+	w.shapedFor[x.HostIf] = x.MTU
+	w.behind(x.HostIf)
+	return w.stuck[x.HostIf]
+}
+
+// narrow changes the MTU of every pair by hand.
+func (w *world) narrow(mtu int) {
+	for name, l := range w.links {
+		l.MTU = mtu
+		w.links[name] = l
+	}
+}
+
+func (w *world) Shape(x Wire) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if _, ok := w.links[x.HostIf]; !ok {
+		return link.ErrNoLink
+	}
+	if err := w.stuck[x.HostIf]; err != nil {
+		return err
+	}
+	w.shapes[x.HostIf], w.shapedFor[x.HostIf] = x.Limits, x.MTU
+	if x.Limits == (limits.Limits{}) {
+		delete(w.shapes, x.HostIf)
+	}
+	w.behind(x.HostIf)
+	return nil
+}
+
+// behind notes when a pod's meter is narrower than its shape.
+func (w *world) behind(hostIf string) {
+	meter := w.flows[w.links[hostIf].Address].Meter
+	shape := shaping.Meter(w.shapes[hostIf].Egress, w.shapedFor[hostIf])
+	if w.shapedFor[hostIf] > 0 && meter != wider(meter, shape) {
+		w.broken = append(w.broken, fmt.Sprintf("%s: meter %+v, shape %+v", hostIf, meter, shape))
+	}
+}
+
+func (w *world) Unshape(hostIf string) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	delete(w.shapes, hostIf)
+	delete(w.shapedFor, hostIf)
+	return nil
+}
+
+func (w *world) Sweep(keep map[string]bool) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	n := 0
+	for name := range w.shapes {
+		if _, there := w.links[name]; !there && !keep[name] {
+			delete(w.shapes, name)
+			n++
+		}
+	}
+	return n, nil
+}
+
+func (w *world) ShapeDifferences(x Wire) ([]string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.links[x.HostIf]; !ok {
+		return nil, link.ErrNoLink
+	}
+	if w.shapes[x.HostIf] != x.Limits {
+		return []string{"the limits differ"}, nil
+	}
+	return nil, nil
+}
+
+func (w *world) Counters(x Wire) (shaping.Counters, error) {
+	return shaping.Counters{Egress: shaping.Direction{Bytes: x.Limits.Egress.Rate}}, w.stuck[x.HostIf]
+}
+
+func (w *world) Limits(_ context.Context, req cniapi.Request) (limits.Limits, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	l := w.asked[req.PodName]
+	if l.Egress.Rate == 1 {
+		return l, errors.New("1 bit/s is no rate")
+	}
+	return l, nil
+}
+
+func (w *world) Delete(hostIf string) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	delete(w.links, hostIf)
+	return nil
+}
+
+func (w *world) Forget(netip.Addr) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	return nil
+}
+
+func (w *world) Exists(hostIf string) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, ok := w.links[hostIf]
+	return ok, nil
+}
+
+func (w *world) Differences(x Wire) ([]string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	x.Limits = limits.Limits{}
+	if w.links[x.HostIf] != x {
+		return []string{"the sandbox differs"}, nil
+	}
+	return nil, nil
+}
+
+func (w *world) AddPort(_ context.Context, bridge string, spec ovs.PortSpec) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	number := spec.OfportRequest
+	if w.renumber {
+		number += 1000
+	}
+	w.ports[spec.Name] = ovs.Port{Bridge: bridge, Name: spec.Name, Ofport: number, ExternalIDs: spec.ExternalIDs, QoS: &ovs.QoS{Type: spec.SharedQoS}}
+	return nil
+}
+
+func (w *world) SetPortExternalIDs(_ context.Context, name string, ids map[string]string) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	p, ok := w.ports[name]
+	if !ok {
+		return ovs.ErrNoPort
+	}
+	p.ExternalIDs = maps.Clone(p.ExternalIDs)
+	maps.Copy(p.ExternalIDs, ids)
+	maps.DeleteFunc(p.ExternalIDs, func(_, v string) bool { return v == "" })
+	w.ports[name] = p
+	return nil
+}
+
+func (w *world) ShareQoS(_ context.Context, _, kind string, ports []string) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, name := range ports {
+		p := w.ports[name]
+		p.QoS = &ovs.QoS{Type: kind}
+		w.ports[name] = p
+	}
+	return len(ports) > 0, nil
+}
+
+func (w *world) WaitOfport(_ context.Context, name string) (uint32, error) {
+	leave, err := w.enter()
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	return w.ports[name].Ofport, nil
+}
+
+func (w *world) DeletePort(_ context.Context, _, name string) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	delete(w.ports, name)
+	return nil
+}
+
+func (w *world) Ports(string) ([]ovs.Port, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var out []ovs.Port
+	for _, p := range w.ports {
+		out = append(out, p)
+	}
+	return out, nil
+}
+
+func (w *world) Attach(_ context.Context, a desired.Attached) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	w.flows[a.Address] = a
+	for name, l := range w.links {
+		if l.Address == a.Address {
+			w.behind(name)
+		}
+	}
+	return nil
+}
+
+func (w *world) Detach(_ context.Context, a netip.Addr) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	delete(w.flows, a)
+	return nil
+}
+
+func (w *world) Check(_ context.Context, a netip.Addr) ([]string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.flows[a]; !ok {
+		return []string{"flow is missing"}, nil
+	}
+	return nil, nil
+}
+
+func (w *world) WaitKnown(_ context.Context, namespace string) error {
+	if w.unknown[namespace] {
+		return cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID", namespace)
+	}
+	return nil
+}
+
+// empty says what is left in the world.
+func (w *world) empty(t *testing.T) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.links)+len(w.shapes)+len(w.ports)+len(w.flows) > 0 {
+		t.Errorf("left behind: links %v, shapes %v, ports %v, flows %v", w.links, w.shapes, w.ports, w.flows)
+	}
+}
+
+var theNode = Node{
+	Bridge: "br0", Subnet: netip.MustParsePrefix("172.11.0.0/29"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: MTU{1450, 1450}, Datapath: ovs.DatapathNetdev,
+}
+
+func start(t *testing.T, w *world, dir string) *Attacher {
+	t.Helper()
+	a := New(w, w, w, w, w, slog.New(slog.DiscardHandler))
+	attached, err := a.Start(context.Background(), theNode, dir, "boot")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, at := range attached {
+		w.flows[at.Address] = at
+	}
+	a.SetReady(nil)
+	return a
+}
+
+func request(n int) cniapi.Request {
+	return cniapi.Request{
+		ContainerID: fmt.Sprintf("c%d", n), IfName: "eth0", Netns: fmt.Sprintf("/run/netns/p%d", n),
+		PodNamespace: "a", PodName: fmt.Sprintf("p%d", n), NetworkName: "net",
+	}
+}
+
+// both are limits of both directions.
+func both(rate uint64) limits.Limits {
+	return limits.Limits{Ingress: limits.Limit{Rate: rate}, Egress: limits.Limit{Rate: rate}}
+}

@@ -1,0 +1,89 @@
+package flowtable
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+)
+
+// countDrops adds what the drop flows counted since they were last read. A
+// flow that was replaced starts again from zero.
+func (t *Table) countDrops(stats []of.FlowStats) {
+	seen := make(map[string]uint64, len(t.drops))
+	for _, s := range stats {
+		reason := pipeline.DecodeCookie(s.Cookie).Reason
+		if reason == 0 {
+			continue
+		}
+		key := s.Key()
+		seen[key] = s.Packets
+		n := s.Packets
+		if last := t.drops[key]; last <= n {
+			n -= last
+		}
+		if n > 0 {
+			t.observer.Dropped(reason, n)
+		}
+	}
+	t.drops = seen
+}
+
+// MeterDrops is how many packets of each metered pod its meter has dropped since it
+// was made or, in userspace, changed. It fails with [ErrDisconnected] or an error of the switch.
+func (t *Table) MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	drops := map[netip.Addr]uint64{}
+	pods := map[uint32]netip.Addr{}
+	for address, a := range t.attached {
+		if a.Meter.Rate > 0 {
+			pods[a.Port] = address
+		}
+	}
+	if len(pods) == 0 {
+		return drops, nil
+	}
+	if t.sw == nil {
+		return nil, ErrDisconnected
+	}
+	counters, err := t.sw.MeterCounters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range counters {
+		if address, ok := pods[c.ID]; ok {
+			drops[address] = c.Dropped
+		}
+	}
+	return drops, nil
+}
+
+// countTooLarge adds the packets that were too large for their path since they were last
+// counted. Their flow's own count is of no use: Open vSwitch adds to it also those that
+// check_pkt_larger found small enough.
+func (t *Table) countTooLarge(ctx context.Context) error {
+	if _, there := t.meters[pipeline.MeterTooLarge]; !there {
+		t.tooLarge = 0
+		return nil
+	}
+	counters, err := t.sw.MeterCounters(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range counters {
+		if c.ID != pipeline.MeterTooLarge {
+			continue
+		}
+		n := c.Packets
+		if t.tooLarge <= n {
+			n -= t.tooLarge
+		}
+		if n > 0 {
+			t.observer.Dropped(pipeline.TooLarge, n)
+		}
+		t.tooLarge = c.Packets
+	}
+	return nil
+}
