@@ -22,6 +22,7 @@ type writer interface {
 	DeleteNamespace(ctx context.Context, key string, rev int64) (int64, error)
 	DeleteNode(ctx context.Context, key string, rev int64) (int64, error)
 	PutReleased(ctx context.Context, r store.Released, rev int64) (int64, error)
+	DropMTUs(ctx context.Context) (dropped []string, err error)
 }
 
 // term is the time from an election to its end. What it remembers dies with it:
@@ -36,9 +37,10 @@ type term struct {
 	released store.Versioned[store.Released] // revision 0: no record
 	follower *follower                       // of the Kubernetes cluster; nil for none
 
-	last      store.Records // the newest
-	seen      time.Time     // when it came
-	lastWrite int64         // revision of our newest write
+	last      store.Records   // the newest
+	seen      time.Time       // when it came
+	lastWrite int64           // revision of our newest write
+	nodes     map[string]bool // keys of the nodes that were there last; nil at first
 }
 
 func newTerm(c *Controller, w writer) *term {
@@ -151,6 +153,9 @@ func (t *term) act(ctx context.Context) error {
 	ids, err := t.actTenants(ctx)
 	subnets, nodeErr := t.actNodes(ctx)
 	if err := errors.Join(err, nodeErr); err != nil {
+		return err
+	}
+	if err := t.dropMTUs(ctx); err != nil {
 		return err
 	}
 	return t.keepReleased(ctx, store.Released{NetIDs: append(freedIDs{}, ids...), Subnets: subnets})

@@ -1,0 +1,43 @@
+package lead
+
+import (
+	"context"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+)
+
+// dropMTUs deletes the MTU records of nodes that went: agents, whose they are,
+// leave them behind, since pods run on without their agent. It looks when a node went,
+// and when a term begins.
+func (t *term) dropMTUs(ctx context.Context) error {
+	present := nodeKeys(t.last)
+	gone := t.nodes == nil
+	for key := range t.nodes {
+		gone = gone || !present[key]
+	}
+	if gone {
+		dropped, err := t.writer.DropMTUs(ctx)
+		for _, key := range dropped {
+			t.log.Info("a node went, and its MTU does not count any more", "node", key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	t.nodes = present
+	return nil
+}
+
+// nodeKeys are the last parts of the keys of all node records.
+func nodeKeys(r store.Records) map[string]bool {
+	keys := map[string]bool{}
+	for ip := range r.Nodes {
+		keys[ip.String()] = true
+	}
+	for _, raw := range r.Revs.Invalid {
+		if raw.Node {
+			keys[raw.Key] = true
+		}
+	}
+	return keys
+}
