@@ -48,6 +48,8 @@ type IO struct {
 type records interface {
 	act.Store
 	Statuses(ctx context.Context) (map[netip.Addr]topology.NodeStatus, error)
+	MTUs(ctx context.Context) (topology.MTUs, error)
+	Limits(ctx context.Context) (map[netip.Addr]topology.NodeLimits, error)
 	Close() error
 }
 

@@ -69,6 +69,14 @@ kube-system   0         (all)          ready
 
 	l.netns("ls", "-o", "yaml").expect(t, ExitDone, []string{"- global: true\n", "  namespace: helloworld3\n", "  netID: 0\n"}, nil)
 	l.netns("show", "helloworld1").expect(t, ExitDone, []string{"NetID:", "5001", "Reaches:", "helloworld2, helloworld3, kube-system", "2/2 nodes"}, nil)
+	limited := l.store.LimitsPublisher(l.name, 0)
+	t.Cleanup(limited.Close)
+	limited.Set(topology.NodeLimits{Host: "n2", HostIP: address(2), Pods: []topology.PodLimits{
+		{Namespace: "helloworld1", Pod: "web", Egress: &topology.LimitUsed{Rate: 1_500_000, Bytes: 7}},
+	}})
+	l.eventually(func() bool {
+		return strings.Contains(l.netns("show", "helloworld1").out, "web           n2     egress      1500k")
+	})
 	o = l.netns("nodes", "-o", "yaml")
 	o.expect(t, ExitDone, nil, nil)
 	var nodes []view.Node

@@ -48,10 +48,15 @@ program. (all) marks global namespaces, which reach all and are reached by all.`
 func (p *program) show() *cobra.Command {
 	return &cobra.Command{
 		Use:   "show NAMESPACE",
-		Short: "Show one namespace: whom it reaches, its last request, where it is applied",
+		Short: "Show one namespace: whom it reaches, its last request, its limited pods",
 		Long: `Show tells all about one namespace: its netID, the namespaces that share it,
 everybody that it reaches and is reached by, a pending request or what became of
-the last one, and on how many nodes its record is in the flows.`,
+the last one, and on how many nodes its record is in the flows.
+
+Then its pods that have a rate limit: the rate in bits per second, the burst in
+bytes where one was asked for, and since the limit began the bytes that passed,
+the packets that waited, and those that were dropped. Nodes say so every 10
+seconds.`,
 		Args:              arguments("NAMESPACE"),
 		ValidArgsFunction: p.completeNamespaces(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -72,10 +77,14 @@ the last one, and on how many nodes its record is in the flows.`,
 			if err != nil {
 				return err
 			}
+			limits, err := st.Limits(cmd.Context())
+			if err != nil {
+				return err
+			}
 			if snap.Config.Single() {
 				p.note("the network %q has a single tenant: every namespace reaches all", snap.Config.Name)
 			}
-			return print(p, view.Show(snap, n, revs.Namespaces[args[0]].Mod, statuses), view.WriteDetail)
+			return print(p, view.Show(snap, n, revs.Namespaces[args[0]].Mod, statuses, limits), view.WriteDetail)
 		},
 	}
 }
@@ -85,7 +94,9 @@ func (p *program) nodes() *cobra.Command {
 		Use:   "nodes",
 		Short: "List nodes, their subnets and what they have applied",
 		Long: `Nodes shows every node that has a record, or whose agent reports. APPLIED is the
-etcd revision of the newest record that is in the node's flows. States:
+etcd revision of the newest record that is in the node's flows. MTU is what its
+pods send; the cluster's is the least that any node carries, so a node that
+carries less than the others is named, and by what. States:
 
   ready      it has all records in its flows
   behind     newer records are not in its flows yet
@@ -110,10 +121,14 @@ etcd revision of the newest record that is in the node's flows. States:
 			if err != nil {
 				return err
 			}
+			mtus, err := st.MTUs(cmd.Context())
+			if err != nil {
+				return err
+			}
 			if len(snap.Nodes) == 0 {
 				p.note("the network %q has no nodes yet; a node gets its record when its agent first starts", snap.Config.Name)
 			}
-			return print(p, view.Nodes(snap, statuses, newest(revs)), view.WriteNodes)
+			return print(p, view.Nodes(snap, statuses, mtus, newest(revs)), view.WriteNodes)
 		},
 	}
 }

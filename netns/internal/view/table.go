@@ -52,7 +52,10 @@ func WriteNodes(w io.Writer, rows []Node) error {
 	for _, r := range rows {
 		cells := []string{r.Node, r.Address, r.Subnet, r.Datapath, none, none, none, state(r.State, r.Message)}
 		if r.Live {
-			cells[4], cells[5], cells[6] = strconv.Itoa(r.MTU), strconv.Itoa(r.Pods), strconv.FormatInt(r.AppliedRevision, 10)
+			cells[5], cells[6] = strconv.Itoa(r.Pods), strconv.FormatInt(r.AppliedRevision, 10)
+		}
+		if r.MTU > 0 {
+			cells[4] = strconv.Itoa(r.MTU)
 		}
 		table = append(table, cells)
 	}
@@ -79,7 +82,13 @@ func WriteDetail(w io.Writer, d Detail) error {
 		lines = append(lines, []string{"Last request:", fmt.Sprintf("%s (%s)", d.LastRequest.Message, d.LastRequest.Time.Format(time.RFC3339))})
 	}
 	lines = append(lines, []string{"Applied on:", d.Nodes.String()})
-	return write(w, lines)
+	if err := write(w, lines); err != nil || len(d.Limited) == 0 {
+		return err
+	}
+	if _, err := fmt.Fprintln(w); err != nil {
+		return err
+	}
+	return writeLimits(w, d.Limited)
 }
 
 // WriteResult writes the result of an action for people.

@@ -68,6 +68,8 @@ type Detail struct {
 	Revision int64 `json:"revision"`
 	// Nodes says which nodes have the record in their flows.
 	Nodes Progress `json:"nodes"`
+	// Limited are its pods that have a limit.
+	Limited []Limited `json:"limited"`
 }
 
 // Outcome is what the controller had to say about a request.
@@ -94,14 +96,19 @@ type Node struct {
 	Address string `json:"address"`
 	// Subnet is empty while the node has none.
 	Subnet string `json:"subnet"`
-	// Live reports that the agent reports. Without that, the fields from
-	// Datapath to AppliedRevision are empty.
-	Live            bool   `json:"live"`
-	Datapath        string `json:"datapath"`
+	// Live reports that the agent reports. Without that, Datapath and the fields from
+	// Pods to AppliedRevision are empty.
+	Live     bool   `json:"live"`
+	Datapath string `json:"datapath"`
+	// MTU of the node's pods; 0 where that is not known.
 	MTU             int    `json:"mtu"`
 	Pods            int    `json:"pods"`
 	Version         string `json:"version"`
 	AppliedRevision int64  `json:"appliedRevision"`
+	// CarriesMTU is what the node's paths carry of a pod's packet, bytes; 0 where that
+	// is not known. MTULimit names what limits it.
+	CarriesMTU int    `json:"carriesMTU"`
+	MTULimit   string `json:"mtuLimit"`
 	// State is ready, behind, notLive, noSubnet, noRecord or invalid.
 	State   string `json:"state"`
 	Message string `json:"message"`
@@ -126,13 +133,14 @@ func Namespaces(s topology.Snapshot) []Namespace {
 }
 
 // Show is the detail of the namespace whose record n has revision rev.
-func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuses) Detail {
+func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuses, limits Limits) Detail {
 	ids := plan.IDs(s)
 	d := Detail{
 		Namespace: namespace(n, ids, byID(ids)),
 		Reaches:   orEmpty(plan.Reaches(ids, n.NetName)),
 		Revision:  rev,
 		Nodes:     Applied(s, statuses, rev),
+		Limited:   limits.of(n.NetName),
 	}
 	if n.Action != topology.None {
 		d.Request = plan.Of(n).String()
@@ -181,7 +189,7 @@ func byID(ids map[string]netid.ID) map[netid.ID][]string {
 
 // Nodes is all rows of `netns nodes`, in order of address. newest is the
 // revision of the newest record.
-func Nodes(s topology.Snapshot, statuses Statuses, newest int64) []Node {
+func Nodes(s topology.Snapshot, statuses Statuses, mtus topology.MTUs, newest int64) []Node {
 	rows := make([]Node, 0, len(s.Nodes))
 	for addr, n := range s.Nodes {
 		status, live := statuses[addr]
@@ -192,6 +200,7 @@ func Nodes(s topology.Snapshot, statuses Statuses, newest int64) []Node {
 		if row.Message == "" && n.Status != nil && !n.Ready() {
 			row.Message = n.Status.Message
 		}
+		row.packets(mtus, addr)
 		switch {
 		case !n.Ready():
 			row.State = NoSubnet
@@ -227,6 +236,27 @@ func nodeRow(host string, addr netip.Addr, status topology.NodeStatus, live bool
 		row.Version, row.AppliedRevision, row.Message = status.Version, status.Revision, status.Message
 	}
 	return row
+}
+
+// packets fills in how large the node's packets may be, and says so where it holds
+// the others back.
+func (n *Node) packets(mtus topology.MTUs, addr netip.Addr) {
+	m, ok := mtus.Nodes[addr]
+	if !ok {
+		return
+	}
+	n.MTU, n.CarriesMTU, n.MTULimit = m.Sends, m.Carries, m.Limit
+	var messages []string
+	if n.Message != "" {
+		messages = append(messages, n.Message)
+	}
+	if mtus.HoldsBack(addr) {
+		messages = append(messages, fmt.Sprintf("its MTU lags behind the others': it carries %d, by %s", m.Carries, m.Limit))
+	}
+	if m.BlackHoles != "" {
+		messages = append(messages, "large packets are lost on the way to "+m.BlackHoles+" (black hole)")
+	}
+	n.Message = strings.Join(messages, "; ")
 }
 
 // compareAddresses puts 192.0.2.9 before 192.0.2.10, and what is no address last.

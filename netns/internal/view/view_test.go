@@ -124,6 +124,33 @@ func cluster() (topology.Snapshot, Statuses) {
 	return s, Statuses{addr(1): status("n1", 1, 130), addr(2): stuck, addr(4): user, addr(50): status("n50", 50, 90)}
 }
 
+// limited has pods of web, one of them on two nodes: it is being replaced.
+func limited() Limits {
+	used := func(rate, burst uint64) *topology.LimitUsed {
+		return &topology.LimitUsed{Rate: rate, Burst: burst, Bytes: 1_234_567_890, Delayed: 4321, Dropped: 12}
+	}
+	return Limits{
+		addr(2): {Host: "n2", HostIP: addr(2), Pods: []topology.PodLimits{
+			{Namespace: "web", Pod: "front-0", Ingress: used(1_500_000, 0)}, {Namespace: "db", Pod: "other", Egress: used(1000, 0)},
+		}},
+		addr(1): {Host: "n1", HostIP: addr(1), Pods: []topology.PodLimits{
+			{Namespace: "web", Pod: "front-1", Egress: used(1<<30, 65536)}, {Namespace: "web", Pod: "front-0", Ingress: used(10_000_000, 0), Egress: used(999_999, 0)},
+		}},
+	}
+}
+
+// packets has n3, whose agent is away, hold all others back.
+func packets() topology.MTUs {
+	m := topology.MTUs{Nodes: map[netip.Addr]topology.NodeMTU{}}
+	for i, carries := range map[int]int{1: 1450, 2: 1450, 3: 1350, 4: 8950} {
+		m.Nodes[addr(i)] = topology.NodeMTU{Carries: carries, Receives: 1350, Sends: 1350, Limit: "eth0"}
+	}
+	hole := m.Nodes[addr(2)]
+	hole.BlackHoles = "192.0.2.3, 192.0.2.4"
+	m.Nodes[addr(2)] = hole
+	return m
+}
+
 func TestNamespaces(t *testing.T) {
 	s, _ := cluster()
 	all(t, "list", Namespaces(s), WriteNamespaces)
@@ -138,7 +165,7 @@ func TestAnnotated(t *testing.T) {
 		s.Namespaces[name] = n
 	}
 	all(t, "list-annotated", Namespaces(s), WriteNamespaces)
-	all(t, "show-annotated", Show(s, s.Namespaces["shop"], 125, statuses), WriteDetail)
+	all(t, "show-annotated", Show(s, s.Namespaces["shop"], 125, statuses, limited()), WriteDetail)
 }
 
 func TestNoNamespaces(t *testing.T) {
@@ -157,14 +184,14 @@ func TestSingleTenant(t *testing.T) {
 
 func TestNodes(t *testing.T) {
 	s, statuses := cluster()
-	all(t, "nodes", Nodes(s, statuses, 130), WriteNodes)
+	all(t, "nodes", Nodes(s, statuses, packets(), 130), WriteNodes)
 }
 
 func TestShow(t *testing.T) {
 	s, statuses := cluster()
 	for _, name := range []string{"web", "shop", "kube-system", "new"} {
 		t.Run(name, func(t *testing.T) {
-			all(t, "show-"+name, Show(s, s.Namespaces[name], 125, statuses), WriteDetail)
+			all(t, "show-"+name, Show(s, s.Namespaces[name], 125, statuses, limited()), WriteDetail)
 		})
 	}
 }
@@ -240,8 +267,8 @@ func TestWriteErrors(t *testing.T) {
 	r.Close()
 	for name, err := range map[string]error{
 		"namespaces": WriteNamespaces(w, Namespaces(s)),
-		"nodes":      WriteNodes(w, Nodes(s, statuses, 1)),
-		"detail":     WriteDetail(w, Show(s, s.Namespaces["web"], 1, statuses)),
+		"nodes":      WriteNodes(w, Nodes(s, statuses, topology.MTUs{}, 1)),
+		"detail":     WriteDetail(w, Show(s, s.Namespaces["web"], 1, statuses, limited())),
 		"result":     WriteResult(w, Result{}),
 	} {
 		if err == nil {
