@@ -9,7 +9,7 @@ export NETLAB_BIN := $(abspath $(BIN))
 
 PROGRAMS := $(BIN)/k8s-ovs $(BIN)/k8s-ovs-agent $(BIN)/k8s-ovs-controller $(BIN)/netns $(BIN)/netlab
 # The reference plugins that the benchmark measures against, pinned in go.mod.
-REFERENCE := $(BIN)/bridge $(BIN)/host-local
+REFERENCE := $(BIN)/bridge $(BIN)/host-local $(BIN)/bandwidth
 
 .PHONY: help
 help: ## list the targets
@@ -55,6 +55,10 @@ test: deps build ## everything that a change must pass: unit, contract, lab end-
 test-kernel: deps build ## demo and end-to-end tests on the kernel datapath, in an emulated machine (ALL=1: all; RUN=regexp)
 	@./test/kernel/run $(if $(RUN),--run '$(RUN)',$(if $(ALL),--all))
 
+.PHONY: test-kernel-short
+test-kernel-short: deps build ## the demo and a handful of tests on the kernel datapath
+	@./test/kernel/run --set test/kernel/ci
+
 .PHONY: verify
 verify: ## gofmt, vet, staticcheck, import rules, manifests decode, go.mod tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
@@ -70,7 +74,7 @@ fuzz: ## each fuzz target for FUZZTIME (default 20s)
 	@./test/fuzz $(or $(FUZZTIME),20s)
 
 .PHONY: bench
-bench: deps build reference ## measure against the reference plugins; writes test/bench/results.json and RESULTS.md (root)
+bench: deps build reference ## measure against the reference plugins; writes results.json, RESULTS.md and limits.svg into test/bench (root)
 	go run ./test/bench
 
 .PHONY: reference
@@ -78,6 +82,7 @@ reference:
 	@mkdir -p $(BIN)
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/bridge github.com/containernetworking/plugins/plugins/main/bridge
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/host-local github.com/containernetworking/plugins/plugins/ipam/host-local
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/bandwidth github.com/containernetworking/plugins/plugins/meta/bandwidth
 
 .PHONY: conformance
 conformance: image reference ## real Kubernetes: upstream and own specs, pod starts; writes test/conformance/RESULTS.md (root)

@@ -25,6 +25,7 @@ var measurements = []measurement{
 	{"burst", burst},
 	{"bundle", bundle},
 	{"pipeline", pipelineCost},
+	{"limits", limits},
 	{"services", services},
 	{"service-traffic", serviceTraffic},
 	{"tenants", tenants},

@@ -19,7 +19,7 @@ import (
 func programs(t *testing.T, without string) string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, p := range []string{"k8s-ovs", "k8s-ovs-agent", "k8s-ovs-controller", "netns", "netlab", "bridge", "host-local"} {
+	for _, p := range []string{"k8s-ovs", "k8s-ovs-agent", "k8s-ovs-controller", "netns", "netlab", "bridge", "host-local", "bandwidth"} {
 		if p == without {
 			continue
 		}

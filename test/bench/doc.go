@@ -1,7 +1,7 @@
 // Command bench measures k8s-ovs beside the reference plugins of
 // containernetworking/plugins and beside a bare Open vSwitch bridge, on a lab of
-// real programs (package netlab), and writes test/bench/results.json and
-// RESULTS.md. Nothing writes these two files but this program. Where services are
+// real programs (package netlab), and writes test/bench/results.json,
+// RESULTS.md and limits.svg. Nothing writes these files but this program. Where services are
 // measured it is the API server that the agents watch (package kubetest).
 //
 // Whatever has a reference is measured in turn with it, first the one, then the

@@ -38,11 +38,12 @@ func newPlugin(name, bin, dir, netns string, conf []byte) (*plugin, error) {
 // referenceConfig is bridge with host-local as every runtime's documentation
 // has it: the bridge is the pods' gateway, nothing is masqueraded. host-local
 // gives out of a /22, as ours does; its files are on the same file system as ours.
-func referenceConfig(dir string) []byte {
+// Plugins that are chained come after it.
+func referenceConfig(dir string, chained ...map[string]any) []byte {
 	conf, err := json.Marshal(map[string]any{
 		"cniVersion": "1.1.0",
 		"name":       "reference",
-		"plugins": []map[string]any{{
+		"plugins": append([]map[string]any{{
 			"type":      "bridge",
 			"bridge":    "cni0",
 			"isGateway": true,
@@ -53,7 +54,7 @@ func referenceConfig(dir string) []byte {
 				"ranges":  [][]map[string]string{{{"subnet": "10.22.0.0/22"}}},
 				"routes":  []map[string]string{{"dst": "0.0.0.0/0"}},
 			},
-		}},
+		}}, chained...),
 	})
 	if err != nil {
 		panic(err) // maps of strings always encode
@@ -61,9 +62,14 @@ func referenceConfig(dir string) []byte {
 	return conf
 }
 
+// limitingPlugin is the reference for limits, as it is chained.
+var limitingPlugin = map[string]any{"type": "bandwidth", "capabilities": map[string]bool{"bandwidth": true}}
+
 // attached is a sandbox and the attachment that is, or was last, in it.
 type attached struct {
 	pod netlab.Pod
+	// bandwidth is the capability of that name; nil for no limits.
+	bandwidth map[string]uint64
 	// id is the container's: a new one each time, as each pod has.
 	id     string
 	result types.Result
@@ -85,7 +91,7 @@ func (b *bench) sandboxes(n int, namespace func(i int) string) ([]attached, erro
 }
 
 func (p *plugin) runtimeConf(a attached) *libcni.RuntimeConf {
-	return &libcni.RuntimeConf{
+	rt := &libcni.RuntimeConf{
 		ContainerID: a.id, NetNS: a.pod.Sandbox(), IfName: "eth0",
 		Args: [][2]string{
 			{"IgnoreUnknown", "1"},
@@ -95,6 +101,10 @@ func (p *plugin) runtimeConf(a attached) *libcni.RuntimeConf {
 			{"K8S_POD_UID", a.pod.UID},
 		},
 	}
+	if a.bandwidth != nil {
+		rt.CapabilityArgs = map[string]any{"bandwidth": a.bandwidth}
+	}
+	return rt
 }
 
 // add calls ADD and returns how long it took.

@@ -20,7 +20,7 @@ const defaultOut = "test/bench"
 type config struct {
 	short bool
 	only  *regexp.Regexp
-	// out is the folder for the two files; empty for none.
+	// out is the folder for the files; empty for none.
 	out string
 	bin string
 }
@@ -55,7 +55,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	fs.SetOutput(stderr)
 	short := fs.Bool("short", false, "few repetitions; writes files only with -out")
 	only := fs.String("only", "", "measure only what matches this `regexp`; writes files only with -out")
-	out := fs.String("out", "", "`folder` for results.json and RESULTS.md (default "+defaultOut+", without -short and -only)")
+	out := fs.String("out", "", "`folder` for results.json, RESULTS.md and the plot (default "+defaultOut+", without -short and -only)")
 	bin := fs.String("bin", os.Getenv("NETLAB_BIN"), "`folder` with the programs and the reference plugins (default $NETLAB_BIN, or bin)")
 	if err := fs.Parse(args); err != nil {
 		return config{}, err
@@ -85,7 +85,7 @@ func parse(args []string, stderr io.Writer) (config, error) {
 			return config{}, fmt.Errorf("-out %s is not a folder; run this from the module's folder, or name another one", cfg.out)
 		}
 	}
-	for _, p := range []string{"k8s-ovs", "k8s-ovs-agent", "k8s-ovs-controller", "netns", "netlab", "bridge", "host-local"} {
+	for _, p := range []string{"k8s-ovs", "k8s-ovs-agent", "k8s-ovs-controller", "netns", "netlab", "bridge", "host-local", "bandwidth"} {
 		if _, err := os.Stat(filepath.Join(cfg.bin, p)); err != nil {
 			return config{}, fmt.Errorf("program %s is not in %s: run `make build reference`, or name another folder with -bin", p, cfg.bin)
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -16,6 +17,8 @@ type report struct {
 	rows    []Row
 	// sections follow the table, in order.
 	sections []section
+	// pictures are further files, by their names.
+	pictures map[string][]byte
 }
 
 // section is a part of the report's text: how something was measured, or where
@@ -60,7 +63,7 @@ func (r report) table() string {
 	b.WriteString("| measured | ours | reference | unit | ratio | bar | | n |\n")
 	b.WriteString("|---|---:|---:|---|---:|---|---|---:|\n")
 	for _, row := range r.rows {
-		bar, verdict := "", ""
+		bar, verdict := row.Note, ""
 		if row.bar != nil {
 			bar, verdict = row.bar.String(), "met"
 			if !row.met() {
@@ -97,13 +100,15 @@ func (n number) ratio() string {
 	return fmt.Sprintf("%.3f", float64(n))
 }
 
-// write writes both files into dir, each whole or not at all.
+// write writes all files into dir, each whole or not at all.
 func (r report) write(dir string) error {
 	data, err := r.json()
 	if err != nil {
 		return err
 	}
-	for name, content := range map[string][]byte{"results.json": data, "RESULTS.md": []byte(r.markdown())} {
+	files := map[string][]byte{"results.json": data, "RESULTS.md": []byte(r.markdown())}
+	maps.Copy(files, r.pictures)
+	for name, content := range files {
 		tmp := filepath.Join(dir, "."+name+".tmp")
 		if err := os.WriteFile(tmp, content, 0o644); err != nil {
 			return fmt.Errorf("write the results: %w", err)

@@ -18,8 +18,10 @@ var testReport = report{
 		compared("tcp", "TCP", "Mbit/s", 900, 1000, 6, ratioAtLeast(0.95)),
 		alone("rss", "memory", "MB", 43.44, 1, oursAtMost(60)),
 		alone("start", "start", "ms", 250, 8, nil),
+		{Name: "limit", title: "limit", Ours: 700, Reference: 960, Ratio: 0.7, Unit: "Mbit/s", N: 3, Note: "800 Mbit/s without a limit"},
 	},
 	sections: []section{{"Where the time goes", "Nowhere.\n"}},
+	pictures: map[string][]byte{"limits.svg": []byte("<svg/>")},
 }
 
 func TestMarkdown(t *testing.T) {
@@ -34,6 +36,7 @@ func TestMarkdown(t *testing.T) {
 | TCP | 900 | 1000 | Mbit/s | 0.900 | ratio ≥ 0.95 | **missed** | 6 |
 | memory | 43.4 | – | MB | – | ours ≤ 60 | met | 1 |
 | start | 250 | – | ms | – |  |  | 8 |
+| limit | 700 | 960 | Mbit/s | 0.700 | 800 Mbit/s without a limit |  | 3 |
 
 ## Where the time goes
 
@@ -60,6 +63,7 @@ func TestJSON(t *testing.T) {
 		{"name": "tcp", "ours": 900.0, "reference": 1000.0, "unit": "Mbit/s", "ratio": 0.9, "n": 6.0},
 		{"name": "rss", "ours": 43.44, "reference": nil, "unit": "MB", "ratio": nil, "n": 1.0},
 		{"name": "start", "ours": 250.0, "reference": nil, "unit": "ms", "ratio": nil, "n": 8.0},
+		{"name": "limit", "ours": 700.0, "reference": 960.0, "unit": "Mbit/s", "ratio": 0.7, "n": 3.0, "note": "800 Mbit/s without a limit"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -79,6 +83,9 @@ func TestMet(t *testing.T) {
 		{"above it", compared("", "", "", 13.1, 10, 1, ratioAtMost(1.3)), false},
 		{"enough", compared("", "", "", 95, 100, 1, ratioAtLeast(0.95)), true},
 		{"not enough", compared("", "", "", 94, 100, 1, ratioAtLeast(0.95)), false},
+		{"within", compared("", "", "", 103, 100, 1, ratioWithin(0.97, 1.03)), true},
+		{"too much", compared("", "", "", 104, 100, 1, ratioWithin(0.97, 1.03)), false},
+		{"too little", compared("", "", "", 96, 100, 1, ratioWithin(0.97, 1.03)), false},
 		{"no bar", alone("", "", "", 1, 1, nil), true},
 		{"nothing measured", alone("", "", "", math.NaN(), 0, oursAtMost(1)), false},
 		{"no reference measured", compared("", "", "", 1, 0, 1, ratioAtMost(1)), false},
@@ -102,7 +109,7 @@ func TestWrite(t *testing.T) {
 	for _, e := range entries {
 		names = append(names, e.Name())
 	}
-	if diff := cmp.Diff([]string{"RESULTS.md", "results.json"}, names); diff != "" {
+	if diff := cmp.Diff([]string{"RESULTS.md", "limits.svg", "results.json"}, names); diff != "" {
 		t.Error(diff)
 	}
 	got, err := os.ReadFile(filepath.Join(dir, "RESULTS.md"))

@@ -11,13 +11,15 @@ type Row struct {
 	// Name is stable: "cni_add_0_pods_median".
 	Name string `json:"name"`
 	Ours number `json:"ours"`
-	// Reference and Ratio (ours / reference) are null where there is nothing to
-	// compare with.
+	// Reference and Ratio (ours / reference; of a limit's rows ours / limit) are null
+	// where there is nothing to compare with.
 	Reference number `json:"reference"`
 	Unit      string `json:"unit"`
 	Ratio     number `json:"ratio"`
 	// N is how many single measurements of each side the number is from.
 	N int `json:"n"`
+	// Note says why a row has no bar that others of its kind have.
+	Note string `json:"note,omitempty"`
 
 	// title says in words what was measured; bar is what must hold, if anything.
 	title string
@@ -51,22 +53,25 @@ func (n *number) UnmarshalJSON(data []byte) error {
 type bar struct {
 	// of is the column: "ratio" or "ours".
 	of string
-	// atLeast asks for limit or more, else for limit or less.
-	atLeast bool
-	limit   float64
+	// The value is to be from min to max; one that is infinite asks for nothing.
+	min, max float64
 }
 
-func ratioAtMost(limit float64) *bar  { return &bar{"ratio", false, limit} }
-func ratioAtLeast(limit float64) *bar { return &bar{"ratio", true, limit} }
-func oursAtMost(limit float64) *bar   { return &bar{"ours", false, limit} }
+func ratioAtMost(limit float64) *bar    { return &bar{"ratio", math.Inf(-1), limit} }
+func ratioAtLeast(limit float64) *bar   { return &bar{"ratio", limit, math.Inf(1)} }
+func ratioWithin(min, max float64) *bar { return &bar{"ratio", min, max} }
+func oursAtMost(limit float64) *bar     { return &bar{"ours", math.Inf(-1), limit} }
 
 // String is the bar as the report prints it.
 func (b *bar) String() string {
-	op := "≤"
-	if b.atLeast {
-		op = "≥"
+	switch {
+	case math.IsInf(b.max, 1):
+		return fmt.Sprintf("%s ≥ %g", b.of, b.min)
+	case math.IsInf(b.min, -1):
+		return fmt.Sprintf("%s ≤ %g", b.of, b.max)
+	default:
+		return fmt.Sprintf("%g ≤ %s ≤ %g", b.min, b.of, b.max)
 	}
-	return fmt.Sprintf("%s %s %g", b.of, op, b.limit)
 }
 
 // met reports whether the row reaches its bar; a row without one does. A
@@ -79,10 +84,7 @@ func (r Row) met() bool {
 	if r.bar.of == "ratio" {
 		value = r.Ratio
 	}
-	if r.bar.atLeast {
-		return float64(value) >= r.bar.limit
-	}
-	return float64(value) <= r.bar.limit
+	return float64(value) >= r.bar.min && float64(value) <= r.bar.max
 }
 
 // compared is a row of two numbers, n measurements each.
