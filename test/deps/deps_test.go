@@ -90,8 +90,8 @@ func TestOnlyImporter(t *testing.T) {
 // TestPure: these packages decide and never touch the world.
 func TestPure(t *testing.T) {
 	pure := []string{
-		"pkg/netid", "pkg/topology", "pkg/alloc", "pkg/service",
-		"node-agent/internal/pipeline", "node-agent/internal/desired",
+		"pkg/netid", "pkg/topology", "pkg/alloc", "pkg/service", "pkg/limits",
+		"node-agent/internal/pipeline", "node-agent/internal/desired", "node-agent/internal/mtu", "node-agent/internal/toobig",
 		"controller/internal/tenant", "controller/internal/subnet",
 	}
 	forbidden := []string{"os", "os/exec", "syscall", "net/http", "golang.org/x/sys", "github.com/vishvananda", "go.etcd.io", "github.com/ovn-org"}
