@@ -36,6 +36,7 @@ func TestFromAnnotations(t *testing.T) {
 		{map[string]string{EgressRateAnnotation: "1.001P"}, Limits{}, `"1.001P"`},
 		{map[string]string{EgressRateAnnotation: "99999999999999999999E"}, Limits{}, `"99999999999999999999E"`},
 		{map[string]string{EgressRateAnnotation: "1e999999999"}, Limits{}, `"1e999999999"`},
+		{map[string]string{EgressRateAnnotation: "0." + strings.Repeat("7", 200_000)}, Limits{}, EgressRateAnnotation + ` is "0.` + strings.Repeat("7", maxLength-2) + `"...: not a quantity`},
 		{map[string]string{EgressBurstAnnotation: "1k"}, Limits{}, EgressBurstAnnotation + ` is "1k",no ` + EgressRateAnnotation},
 		{map[string]string{EgressRateAnnotation: "1M", EgressBurstAnnotation: "0"}, Limits{}, EgressBurstAnnotation + ` is "0",1 to 4294967295 bytes`},
 		{map[string]string{EgressRateAnnotation: "1M", EgressBurstAnnotation: "4Gi"}, Limits{}, `"4Gi"`},

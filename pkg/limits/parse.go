@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/big"
+	"strconv"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
@@ -54,22 +55,30 @@ func fromAnnotations(a map[string]string, rate, burst string) (Limit, error) {
 	burstText, bursts := a[burst]
 	if !limited {
 		if bursts {
-			return Limit{}, fmt.Errorf("annotation %s is %q, but there is no %s, which it belongs to", burst, burstText, rate)
+			return Limit{}, fmt.Errorf("annotation %s is %s, but there is no %s, which it belongs to", burst, quote(burstText), rate)
 		}
 		return Limit{}, nil
 	}
 	var l Limit
 	var err error
 	if l.Rate, err = ParseRate(rateText); err != nil {
-		return Limit{}, fmt.Errorf("annotation %s is %q: %w", rate, rateText, err)
+		return Limit{}, fmt.Errorf("annotation %s is %s: %w", rate, quote(rateText), err)
 	}
 	if !bursts {
 		return l, nil
 	}
 	if l.Burst, err = within(burstText, 1, MaxBurst); err != nil {
-		return Limit{}, fmt.Errorf("annotation %s is %q: %w bytes", burst, burstText, err)
+		return Limit{}, fmt.Errorf("annotation %s is %s: %w bytes", burst, quote(burstText), err)
 	}
 	return l, nil
+}
+
+// quote is a value for an error, of which nobody needs more than what could be one.
+func quote(text string) string {
+	if len(text) > maxLength {
+		return strconv.Quote(text[:maxLength]) + "..."
+	}
+	return strconv.Quote(text)
 }
 
 // within reads a quantity from lowest to highest.

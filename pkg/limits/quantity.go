@@ -21,10 +21,17 @@ var suffixes = map[string]struct{ base, exponent int64 }{
 // memory: what is that far away from 1 is neither a rate nor a burst.
 const maxExponent = 99
 
+// maxLength is that of a quantity, bytes: an annotation has room for 256 KiB, and to
+// compute with so many digits takes a second.
+const maxLength = 64
+
 // parseQuantity reads a Kubernetes quantity, exactly, and rounds it up to a whole
 // number, as Quantity.Value does. It is here and not that package's, because a
 // pure package depends on nobody.
 func parseQuantity(s string) (*big.Int, error) {
+	if len(s) > maxLength {
+		return nil, errNoQuantity
+	}
 	number, suffix := s, ""
 	if i := strings.IndexFunc(s, func(r rune) bool { return !strings.ContainsRune("+-.0123456789", r) }); i >= 0 {
 		number, suffix = s[:i], s[i:]
