@@ -56,7 +56,7 @@ the last one, and on how many nodes its record is in the flows.
 Then its pods that have a rate limit: the rate in bits per second, the burst in
 bytes where one was asked for, and since the limit began the bytes that passed,
 the packets that waited, and those that were dropped. Nodes say so every 10
-seconds.`,
+seconds, in large clusters less often.`,
 		Args:              arguments("NAMESPACE"),
 		ValidArgsFunction: p.completeNamespaces(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -20,8 +21,10 @@ import (
 
 const (
 	// publishLimitsEvery is how often what limits do is written where operators see
-	// it, while it changes.
+	// it, while it changes; less often where all nodes together would write more than
+	// publishLimitsRate bytes per second: etcd keeps an hour of it.
 	publishLimitsEvery = 10 * time.Second
+	publishLimitsRate  = 100_000
 	// dropsPatience bounds the question to the switch how much its meters dropped.
 	dropsPatience = time.Second
 )
@@ -157,18 +160,18 @@ func (n *node) publishLimits(ctx context.Context) error {
 		}
 	}()
 	var last topology.NodeLimits
-	tick := time.NewTicker(publishLimitsEvery)
-	defer tick.Stop()
+	pause := publishLimitsEvery
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-tick.C:
+		case <-time.After(pause):
 		}
 		record := limitsRecord(n.attacher.Counters())
 		record.Host, record.HostIP = n.cfg.NodeName, n.self
 		switch {
 		case len(record.Pods) == 0:
+			pause = publishLimitsEvery
 			if to != nil {
 				to.Close()
 				to, last = nil, record
@@ -185,8 +188,18 @@ func (n *node) publishLimits(ctx context.Context) error {
 			to = n.store.LimitsPublisher(cfg.Value.Name, 0)
 		}
 		to.Set(record)
-		last = record
+		last, pause = record, limitsPause(record, 1+len(n.table.Peers()))
 	}
+}
+
+// limitsPause is the time between writes of a record like this in a cluster of that
+// many nodes.
+func limitsPause(record topology.NodeLimits, nodes int) time.Duration {
+	data, err := json.Marshal(record)
+	if err != nil {
+		panic("agent: " + err.Error()) // numbers and names always encode
+	}
+	return max(publishLimitsEvery, time.Duration(len(data)*nodes)*time.Second/publishLimitsRate)
 }
 
 // limitsRecord is the record's pods, in order.

@@ -2,10 +2,12 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -105,5 +107,27 @@ func TestLimitsRecord(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, limitsRecord(twice().counters).Pods); diff != "" {
 		t.Errorf("record (-want +got):\n%s", diff)
+	}
+}
+
+// The records of large clusters do not fill etcd.
+func TestLimitsPause(t *testing.T) {
+	record := topology.NodeLimits{Host: "n1", HostIP: netip.MustParseAddr("198.18.0.1")}
+	for range 100 {
+		used := &topology.LimitUsed{Rate: 10_000_000, Bytes: 1 << 40, Delayed: 1 << 20, Dropped: 1 << 10}
+		record.Pods = append(record.Pods, topology.PodLimits{Namespace: "shop", Pod: "front-0", Ingress: used, Egress: used})
+	}
+	data, err := json.Marshal(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, nodes := range []int{1, 10, 1000, 5000} {
+		pause := limitsPause(record, nodes)
+		if hour := float64(len(data)*nodes) * 3600 / pause.Seconds(); pause < 10*time.Second || hour > 400e6 {
+			t.Errorf("%d nodes write every %s, %.0f bytes an hour", nodes, pause, hour)
+		}
+	}
+	if pause := limitsPause(record, 10); pause != 10*time.Second {
+		t.Errorf("10 nodes write every %s", pause)
 	}
 }

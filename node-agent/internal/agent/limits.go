@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -51,6 +52,9 @@ type limiter struct {
 	// pods are what the watch shows; nil before it shows any.
 	pods    map[kube.PodKey]kube.Pod
 	changed chan struct{}
+	// newer are the UIDs of pods that were attached and whose namesakes the watch may
+	// still show: a StatefulSet's pod returns by its name.
+	newer map[kube.PodKey]string
 	// refused is what was said of pods, by UID.
 	refused map[string]string
 
@@ -63,7 +67,7 @@ type limiter struct {
 func newLimiter(api podSource, cfg Config, log *slog.Logger) *limiter {
 	return &limiter{
 		api: api, node: cfg.NodeName, lenient: cfg.BandwidthPolicy == BandwidthLenient, log: log,
-		changed: make(chan struct{}), refused: map[string]string{}, unfinished: map[kube.PodKey]bool{},
+		changed: make(chan struct{}), newer: map[kube.PodKey]string{}, refused: map[string]string{}, unfinished: map[kube.PodKey]bool{},
 	}
 }
 
@@ -100,6 +104,9 @@ func (l *limiter) find(ctx context.Context, key kube.PodKey, uid string) (kube.P
 	if l.api == nil {
 		return kube.Pod{}, false
 	}
+	l.mu.Lock()
+	l.newer[key] = uid
+	l.mu.Unlock()
 	if pod, ok := l.await(ctx, key, uid); ok {
 		return pod, true
 	}
@@ -180,11 +187,11 @@ func (l *limiter) learn(pods map[kube.PodKey]kube.Pod) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for uid := range l.refused {
-		if !there[uid] {
-			delete(l.refused, uid)
-		}
-	}
+	maps.DeleteFunc(l.refused, func(uid, _ string) bool { return !there[uid] })
+	maps.DeleteFunc(l.newer, func(key kube.PodKey, uid string) bool {
+		p, shown := pods[key]
+		return !shown || p.Is(uid)
+	})
 	l.pods = pods
 	close(l.changed)
 	l.changed = make(chan struct{})
@@ -196,13 +203,13 @@ func (l *limiter) follow(ctx context.Context, attached limitedPods) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	l.mu.Lock()
-	pods := l.pods
+	pods, newer := l.pods, maps.Clone(l.newer)
 	l.mu.Unlock()
 	var errs []error
 	unfinished := map[kube.PodKey]bool{}
 	for _, at := range attached.List() {
 		pod, ok := pods[kube.PodKey{Namespace: at.Namespace, Name: at.Pod}]
-		if !ok {
+		if !ok || !pod.Is(newer[pod.PodKey]) {
 			continue
 		}
 		want, err := limits.FromAnnotations(pod.Annotations)

@@ -159,6 +159,26 @@ func TestLimitsWaitForWatch(t *testing.T) {
 	}
 }
 
+// A pod that returns by its name keeps its limits while the watch shows the one
+// before it.
+func TestLimitsOfNamesake(t *testing.T) {
+	before, after := apiPod("p", "old", nil), apiPod("p", "new", map[string]string{limits.EgressRateAnnotation: "1M"})
+	l := limiterOf(newPodAPI(after), BandwidthStrict)
+	l.learn(map[kube.PodKey]kube.Pod{before.PodKey: before})
+	got, err := l.Limits(t.Context(), cniapi.Request{PodNamespace: "red", PodName: "p", PodUID: "new"})
+	list := &podList{pods: map[string]limits.Limits{"p": got}}
+	l.follow(t.Context(), list)
+	if err != nil || list.get("p") != (limits.Limits{Egress: limits.Limit{Rate: 1_000_000}}) {
+		t.Errorf("while the watch shows another: %+v, %v", list.get("p"), err)
+	}
+	after.Annotations = nil
+	l.learn(map[kube.PodKey]kube.Pod{after.PodKey: after})
+	l.follow(t.Context(), list)
+	if list.get("p") != (limits.Limits{}) || len(l.newer) != 0 {
+		t.Errorf("when the watch shows it: %+v, still waiting for %v", list.get("p"), l.newer)
+	}
+}
+
 // podList is attached pods; broken keeps limits from being set whole, once.
 type podList struct {
 	mu     sync.Mutex

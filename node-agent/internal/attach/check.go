@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -71,14 +72,20 @@ func (a *Attacher) checkPort(ctx context.Context, node Node, at Attachment) ([]s
 	}
 	var diff []string
 	p := ports[i]
-	if p.Error != "" {
-		diff = append(diff, fmt.Sprintf("port %s: %s", p.Name, p.Error))
-	}
-	if p.Ofport == 0 && p.Error == "" {
-		// Just attached: ovs-vswitchd writes the number last.
-		if p.Ofport, err = a.ports.WaitOfport(ctx, p.Name); err != nil {
+	if p.Ofport == 0 {
+		// Just attached: ovs-vswitchd writes the number last, and before that perhaps
+		// that the device, which was about to come, is not there.
+		var refused *ovs.PortError
+		p.Ofport, err = a.ports.WaitOfport(ctx, p.Name)
+		if err != nil && !errors.As(err, &refused) {
 			return nil, err
 		}
+		if err == nil {
+			p.Error = ""
+		}
+	}
+	if p.Error != "" {
+		diff = append(diff, fmt.Sprintf("port %s: %s", p.Name, p.Error))
 	}
 	if p.Ofport != at.Port {
 		diff = append(diff, fmt.Sprintf("port %s has number %d, not %d", p.Name, p.Ofport, at.Port))

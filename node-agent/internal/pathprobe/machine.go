@@ -3,6 +3,7 @@ package pathprobe
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -11,6 +12,10 @@ const (
 	tries = 3
 	// rungs are how many sizes one round of a search tries, at most.
 	rungs = 16
+	// A size that passes is sent 2*confirmations times at last, as is the next one: sure
+	// of these must be answered, and none of those, or it is no hole but a path that is
+	// overloaded and loses some of any size.
+	confirmations, sure = 3, 5
 	// maxWide bounds the searches that try many sizes at once: whatever is behind the
 	// same black hole is found with few, once its size is known.
 	maxWide = 8
@@ -75,6 +80,9 @@ type search struct {
 	sizes      []int
 	sends      int
 	wide       bool
+	// confirms is that this is the last round, and passed how often pass did in it.
+	confirms bool
+	passed   int
 }
 
 // target is the size that should pass; 0 while that is not known.
@@ -229,9 +237,16 @@ func (m *machine) searchOn(out []probe, p *peer, now time.Time) []probe {
 		}
 		s.sizes, s.sends, p.heard = nil, 0, false
 	}
-	if s.fail-s.pass <= 1 {
-		m.found(p, s.pass, now)
-		return out
+	if s.fail-s.pass <= 1 && s.sizes == nil {
+		switch {
+		case s.pass >= p.target() || s.pass == p.size || s.passed >= sure:
+			m.found(p, s.pass, now)
+			return out
+		case s.confirms:
+			m.rest(p, m.later(now)) // it loses too much to be judged
+			return out
+		}
+		s.confirms, s.sizes = true, slices.Repeat([]int{s.pass, s.fail}, confirmations)
 	}
 	if s.sizes == nil {
 		if !s.wide && m.wide >= maxWide {
@@ -246,7 +261,7 @@ func (m *machine) searchOn(out []probe, p *peer, now time.Time) []probe {
 		s.sizes = ladder(s.pass, s.fail)
 	}
 	for _, size := range s.sizes {
-		if size > s.pass {
+		if size > s.pass || s.confirms {
 			out = m.send(out, p, size)
 		}
 	}
@@ -294,8 +309,10 @@ func (m *machine) answer(now time.Time, from netip.Addr, nonce uint64, theirs in
 	m.retarget(p, now, p.own, theirs)
 	switch {
 	case size == small:
+	case p.search != nil && p.search.confirms && size == p.search.pass:
+		p.search.passed++
 	case p.search != nil:
-		p.search.pass = max(p.search.pass, size)
+		p.search.pass, p.search.passed = max(p.search.pass, size), 0
 	case size >= p.aim():
 		m.rest(p, m.later(now))
 	}

@@ -292,3 +292,21 @@ func TestGone(t *testing.T) {
 		t.Errorf("Counters of nothing: %+v, %v; want none", c, err)
 	}
 }
+
+// A pod that renames its device keeps nobody from mending what it receives.
+func TestRenamed(t *testing.T) {
+	p := newPod(t, 1450)
+	l := limits.Limits{Ingress: limits.Limit{Rate: 1e6}, Egress: limits.Limit{Rate: 1e6}}
+	p.apply(t, l)
+	p.ip(t, p.sandbox, "link set eth0 down", "link set eth0 name other", "link set other up")
+	p.tc(t, p.host, "filter del dev "+p.wire.HostIf)
+	for _, want := range []int{1, 0} {
+		diff, err := p.Differences(p.wire, l)
+		if len(diff) != want || !errors.Is(err, link.ErrNoLink) {
+			t.Errorf("Differences: %q, %v; want %d and ErrNoLink", diff, err, want)
+		}
+		if err := p.Apply(p.wire, l); !errors.Is(err, link.ErrNoLink) {
+			t.Errorf("Apply: %v; want ErrNoLink", err)
+		}
+	}
+}
