@@ -40,3 +40,44 @@ func (l *Lab) UseKubernetes(use bool) error {
 	}
 	return l.update(func(s *state) error { s.Kubeconfig = path; return nil })
 }
+
+// API is the part of an API server that has the lab's pods; kubetest.Server is one.
+type API interface {
+	PutPod(namespace, name, uid, node string, annotations map[string]string) error
+	DeletePod(namespace, name, node string) error
+}
+
+// ShowPods makes the lab's pods, those there are and those made by l from now on,
+// pods of the API server too: the test's, which agents watch after UseKubernetes.
+func (l *Lab) ShowPods(api API) error {
+	l.api = api
+	s, err := l.read()
+	if err != nil {
+		return err
+	}
+	for _, p := range s.Pods {
+		if err := l.showPod(p, p.Options.Annotations); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// SetAnnotations makes these all the annotations that a pod has in the API server.
+func (l *Lab) SetAnnotations(p Pod, annotations map[string]string) error {
+	if l.api == nil {
+		return fmt.Errorf("pod %s: annotations are the API server's, and lab %s has none: see ShowPods", p, l.name)
+	}
+	return l.showPod(p, annotations)
+}
+
+// showPod makes the pod one of the API server's, where there is one.
+func (l *Lab) showPod(p Pod, annotations map[string]string) error {
+	if l.api == nil {
+		return nil
+	}
+	if err := l.api.PutPod(p.Namespace, p.Name, p.UID, p.Node, annotations); err != nil {
+		return fmt.Errorf("pod %s: %w", p, err)
+	}
+	return nil
+}

@@ -90,6 +90,8 @@ type Options struct {
 type Lab struct {
 	name, dir, id string
 	mu            sync.Mutex // orders this program's changes of the state file
+	// api has the pods too; nil where there is none.
+	api API
 }
 
 // Name of the lab.

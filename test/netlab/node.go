@@ -159,6 +159,19 @@ func (l *Lab) SetNodeAddress(node string, addr netip.Addr) error {
 	})
 }
 
+// SetAgentArgs makes args what goes behind the lab's own arguments when the node's
+// agent is started from now on.
+func (l *Lab) SetAgentArgs(node string, args ...string) error {
+	return l.update(func(s *state) error {
+		n, err := s.node(node)
+		if err != nil {
+			return err
+		}
+		n.AgentArgs = args
+		return nil
+	})
+}
+
 func (l *Lab) nodeDir(node string) string   { return filepath.Join(l.dir, node) }
 func (l *Lab) stateDir(node string) string  { return filepath.Join(l.nodeDir(node), "state") }
 func (l *Lab) cniSocket(node string) string { return filepath.Join(l.nodeDir(node), "cni.sock") }

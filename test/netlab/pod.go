@@ -21,6 +21,8 @@ type PodOptions struct {
 	// sends, in bits per second; 0 is no limit.
 	IngressBandwidth uint64 `json:"ingressBandwidth,omitempty"`
 	EgressBandwidth  uint64 `json:"egressBandwidth,omitempty"`
+	// Annotations are the pod's in the API server: see [Lab.ShowPods].
+	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
 // Pod is a pod of the lab: a network namespace that was attached through CNI.
@@ -122,6 +124,9 @@ func (l *Lab) NewSandbox(node, namespace, name string, o PodOptions) (Pod, error
 	if err != nil {
 		return Pod{}, errors.Join(err, ns.Delete(p.Netns))
 	}
+	if err := l.showPod(p, o.Annotations); err != nil {
+		return Pod{}, errors.Join(err, l.ForgetPod(p))
+	}
 	return p, nil
 }
 
@@ -143,6 +148,11 @@ func (l *Lab) DelPod(ctx context.Context, p Pod) error {
 func (l *Lab) ForgetPod(p Pod) error {
 	if err := ns.Delete(p.Netns); err != nil {
 		return err
+	}
+	if l.api != nil {
+		if err := l.api.DeletePod(p.Namespace, p.Name, p.Node); err != nil {
+			return fmt.Errorf("pod %s: %w", p, err)
+		}
 	}
 	return l.update(func(s *state) error {
 		s.dropNamespace(p.Netns)

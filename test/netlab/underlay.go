@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
@@ -69,8 +70,16 @@ func (l *Lab) makeUnderlay(ctx context.Context) error {
 	if err := l.newNetns(l.ControllerNetns()); err != nil {
 		return err
 	}
-	return l.Plug(ctx, l.ControllerNetns(), "ctl", netip.PrefixFrom(controllerIP, underlay.Bits()))
+	if err := l.Plug(ctx, l.ControllerNetns(), "ctl", netip.PrefixFrom(controllerIP, underlay.Bits())); err != nil {
+		return err
+	}
+	// Whatever a test does to the MTU of nodes, they reach the controller: TCP keeps
+	// to the least that either end has.
+	return ns.IP(ctx, l.ControllerNetns(), fmt.Sprintf("link set dev eth0 mtu %d", minMTU))
 }
+
+// minMTU is the least that a test may give a link of the underlay, bytes.
+const minMTU = 1280
 
 // Plug connects a namespace to the underlay: a veth named eth0 in it, with
 // addr and a default route, whose other end, named port, is in the underlay's
@@ -120,6 +129,53 @@ func (l *Lab) Cut(ctx context.Context, node string) error { return l.portState(c
 
 // Heal undoes Cut.
 func (l *Lab) Heal(ctx context.Context, node string) error { return l.portState(ctx, node, 3) }
+
+// SetMTU changes the MTU of a node's link at both ends, bytes, as its operator does
+// with the card and the switch's port.
+func (l *Lab) SetMTU(ctx context.Context, node string, mtu int) error {
+	s, err := l.read()
+	if err != nil {
+		return err
+	}
+	n, err := s.node(node)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		ns.IP(ctx, l.UnderlayNetns(), fmt.Sprintf("link set dev %s mtu %d", node, mtu)),
+		ns.IP(ctx, n.Netns, fmt.Sprintf("link set dev eth0 mtu %d", mtu)))
+}
+
+// Narrow makes the underlay drop, without a word, what a node sends to others and
+// receives from them in packets above mtu bytes, while all links keep their MTU: a black
+// hole. 0 mends it.
+func (l *Lab) Narrow(ctx context.Context, node string, mtu int) error {
+	s, err := l.read()
+	if err != nil {
+		return err
+	}
+	if _, err := s.node(node); err != nil {
+		return err
+	}
+	// Together they are one transaction; nft(8) deletes only what is there.
+	rules := fmt.Sprintf("table bridge %[1]s\ndelete table bridge %[1]s\n", node)
+	if mtu != 0 {
+		rules += fmt.Sprintf(`table bridge %[1]s {
+			chain narrow { type filter hook forward priority 0;
+			iifname %[1]s meta length > %[2]d drop
+			oifname %[1]s meta length > %[2]d drop
+			}
+		}`, node, mtu)
+	}
+	cmd := exec.CommandContext(ctx, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := ns.Do(l.UnderlayNetns(), cmd.Run); err != nil {
+		return fmt.Errorf("narrow the underlay at %s: %w: %s", node, err, bytes.TrimSpace(out.Bytes()))
+	}
+	return nil
+}
 
 // portState sets a bridge port's state: 0 disabled, 3 forwarding (bridge(8)).
 func (l *Lab) portState(ctx context.Context, node string, state int) error {

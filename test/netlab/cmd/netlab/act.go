@@ -2,15 +2,13 @@ package main
 
 import (
 	"fmt"
-	"math"
 	"os"
 	"os/exec"
-	"strconv"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 )
 
@@ -50,28 +48,16 @@ func (t *tool) pod() *cobra.Command {
 	return c
 }
 
-// parseRate reads a rate in bits per second the way Kubernetes writes it in
-// annotations (kubernetes.io/ingress-bandwidth): k, M, G are powers of 1000,
-// Ki, Mi, Gi of 1024.
+// parseRate reads a rate as annotations have it; none is no limit.
 func parseRate(flag, s string) (uint64, error) {
 	if s == "" {
 		return 0, nil
 	}
-	number, factor := s, 1.0
-	for _, u := range []struct {
-		suffix string
-		factor float64
-	}{{"Ki", 1 << 10}, {"Mi", 1 << 20}, {"Gi", 1 << 30}, {"k", 1e3}, {"K", 1e3}, {"M", 1e6}, {"G", 1e9}} {
-		if rest, ok := strings.CutSuffix(s, u.suffix); ok {
-			number, factor = rest, u.factor
-			break
-		}
+	rate, err := limits.ParseRate(s)
+	if err != nil {
+		return 0, fmt.Errorf("%s is %q: %w", flag, s, err)
 	}
-	v, err := strconv.ParseFloat(number, 64)
-	if err != nil || !(v*factor >= 1 && v*factor < math.MaxInt64) { // also not a number
-		return 0, fmt.Errorf("%s %q: write bits per second such as 10M, 1.5G or 512k", flag, s)
-	}
-	return uint64(v * factor), nil
+	return rate, nil
 }
 
 func (t *tool) delete() *cobra.Command {
