@@ -44,6 +44,7 @@ func (l *lab) inCluster(endpoints ...string) *cluster {
 	c.serveAPI()
 	l.t.Cleanup(func() { _ = c.api.Away() })
 	l.must(l.UseKubernetes(true))
+	l.must(l.ShowPods(c.api))
 	for _, node := range []string{"n1", "n2"} {
 		l.must(c.api.Put(&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: node}}))
 		l.must(l.Agent(node).Restart(l.t.Context()))
@@ -111,13 +112,14 @@ func (c *cluster) waitGroups(node string, endpoints int) {
 
 // answers has a pod answer on TCP and UDP port 8080: over TCP with its name and then
 // with what comes, over UDP with its name and what came.
-func (c *cluster) answers(p netlab.Pod) {
-	c.t.Helper()
-	tcp, err := ns.ListenTCP(p.Sandbox(), "0.0.0.0:8080")
-	c.must(err)
-	udp, err := ns.ListenUDP(p.Sandbox(), "0.0.0.0:8080")
-	c.must(err)
-	c.t.Cleanup(func() { _, _ = tcp.Close(), udp.Close() })
+func (l *lab) answers(p netlab.Pod) {
+	l.t.Helper()
+	at := netip.AddrPortFrom(p.IP, 8080).String()
+	tcp, err := ns.ListenTCP(p.Sandbox(), at)
+	l.must(err)
+	udp, err := ns.ListenUDP(p.Sandbox(), at)
+	l.must(err)
+	l.t.Cleanup(func() { _, _ = tcp.Close(), udp.Close() })
 	go func() {
 		for {
 			conn, err := tcp.Accept()
