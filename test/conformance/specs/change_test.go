@@ -96,6 +96,8 @@ func TestAgentRollingUpdateLosesNothing(t *testing.T) {
 	report := run.Stop()
 	if err = errors.Join(err, report.Err()); err != nil {
 		t.Error(err)
+		logs, err := kubectl("-n", "kube-system", "logs", "-l", "app.kubernetes.io/name=k8s-ovs-agent", "--prefix", "--tail=-1")
+		t.Logf("what the new agents say (%v):\n%s", err, logs)
 	}
 	t.Attr(measured, fmt.Sprintf("%d of %d messages lost in %v", report.Lost(), report.Sent(), time.Since(begin).Round(time.Second)))
 }
@@ -106,6 +108,15 @@ func TestAgentRollingUpdateLosesNothing(t *testing.T) {
 func (c *cluster) awaitCalm(t *testing.T) {
 	t.Helper()
 	eventually(t, time.Minute, "pods of earlier specs are gone", func() error {
+		namespaces, err := c.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		for _, n := range namespaces.Items {
+			if n.DeletionTimestamp != nil {
+				return fmt.Errorf("namespace %s is being deleted", n.Name)
+			}
+		}
 		pods, err := c.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{})
 		if err != nil {
 			return err
