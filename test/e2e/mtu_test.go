@@ -252,10 +252,11 @@ func TestMTUNodes(t *testing.T) {
 // TestMTUUplinks: the link that carries the tunnels is found where it is a bridge, and where
 // the default route leaves by another.
 func TestMTUUplinks(t *testing.T) {
-	l := up(t, netlab.Options{Bare: true})
+	l := up(t, netlab.Options{Bare: true, Nodes: 3})
 	ctx := t.Context()
 	l.must(l.StartController(ctx))
-	l.bridgeUplink("n1")
+	l.bridgeUplink("n1", false)
+	l.bridgeUplink("n3", true)
 	l.must(ns.IP(ctx, l.Name()+"-n2",
 		"link add name other type veth peer name far",
 		"link set dev other mtu 9000 up", "link set dev far up",
@@ -264,34 +265,38 @@ func TestMTUUplinks(t *testing.T) {
 	l.must(l.SetAgentArgs("n2", often))
 	l.must(l.Agent("n1").Start(ctx))
 	l.must(l.Agent("n2").Start(ctx))
+	l.must(l.Agent("n3").Start(ctx))
 	pods := l.spread()
 	l.waitMTU("at first", follow, 1450, pods...)
 	for _, c := range []struct {
 		node           string
 		underlay, want int
-	}{{"n1", 1400, 1350}, {"n2", 1380, 1330}, {"n1", 1500, 1330}, {"n2", 1500, 1450}} {
+	}{{"n1", 1400, 1350}, {"n2", 1380, 1330}, {"n1", 1500, 1330}, {"n3", 1350, 1300}, {"n2", 1500, 1300}, {"n3", 1500, 1450}} {
 		l.must(l.SetMTU(ctx, c.node, c.underlay))
 		l.waitMTU(fmt.Sprintf("%s has %d", c.node, c.underlay), follow, c.want, pods...)
 	}
 }
 
 // bridgeUplink puts a node's address on a bridge that has its link, before its
-// agent is started: one of Linux on the kernel datapath, and on the userspace
-// datapath, which takes no other, one of Open vSwitch.
-func (l *lab) bridgeUplink(node string) {
+// agent is started: one of Linux, or of Open vSwitch.
+func (l *lab) bridgeUplink(node string, ofOVS bool) {
 	l.t.Helper()
 	ctx := l.t.Context()
 	netns, address := l.Name()+"-"+node, l.vtep(node)
 	args := []string{often}
-	if os.Getenv("NETLAB_DATAPATH") == "system" {
-		l.must(ns.IP(ctx, netns, "link add name host0 type bridge stp_state 0 mcast_snooping 0", "link set dev eth0 master host0"))
-	} else {
+	if ofOVS {
 		mac, err := ns.Output(ctx, netns, "-br", "link", "show", "dev", "eth0")
 		l.must(err)
-		_, err = l.OVS(node).VSCtl(ctx, "add-br", "host0", "--", "set", "Bridge", "host0", "datapath_type=netdev",
+		datapath := "netdev"
+		if os.Getenv("NETLAB_DATAPATH") == "system" {
+			datapath = "system"
+		}
+		_, err = l.OVS(node).VSCtl(ctx, "add-br", "host0", "--", "set", "Bridge", "host0", "datapath_type="+datapath,
 			"other_config:hwaddr="+strings.Fields(mac)[2], "--", "add-port", "host0", "eth0")
 		l.must(err)
 		args = append(args, "--vtep-bridge=host0")
+	} else {
+		l.must(ns.IP(ctx, netns, "link add name host0 type bridge stp_state 0 mcast_snooping 0", "link set dev eth0 master host0"))
 	}
 	l.must(ns.IP(ctx, netns,
 		"addr flush dev eth0",

@@ -157,10 +157,14 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	if err != nil {
 		return err
 	}
+	devices, bridges, err := n.switchDevices(under)
+	if err != nil {
+		return err
+	}
 	movedHost, err := n.hostnet.Ensure(ctx, hostnet.Spec{
 		Device: bridge.GatewayPort, Gateway: me.Gateway(), NodeSubnet: me.Subnet, ClusterNetwork: n.records.Config.Network, RouteMTU: routeMTU,
 		ServiceProxy: n.cfg.Cluster.ServiceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
-		VXLANPort: n.cfg.VXLANPort, ProbePort: n.cfg.MTUProbePort, SwitchDevices: n.switchDevices(under),
+		VXLANPort: n.cfg.VXLANPort, ProbePort: n.cfg.MTUProbePort, SwitchDevices: devices, SwitchBridges: bridges,
 	})
 	if err != nil {
 		return err
@@ -188,15 +192,19 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 
 // switchDevices are those whose packets only the switch may take. The kernel
 // datapath takes them before the node's stack sees them.
-func (n *node) switchDevices(u underlay.Underlay) []string {
+func (n *node) switchDevices(u underlay.Underlay) (devices, bridges []string, err error) {
 	if n.datapath != ovs.DatapathNetdev {
-		return nil
+		return nil, nil, nil
 	}
-	devices := []string{attach.HostIfPrefix + "*"}
-	if u.Uplink != "" {
-		devices = append(devices, u.Uplink)
+	devices = []string{attach.HostIfPrefix + "*"}
+	if u.Uplink == "" {
+		return devices, nil, nil
 	}
-	return devices
+	uplink, _, err := n.host.Link(u.Uplink)
+	if uplink.Type == "bridge" {
+		return devices, []string{u.Uplink}, err
+	}
+	return append(devices, u.Uplink), nil, err
 }
 
 // apply brings the newest records into the flows, and tells who waits for them.

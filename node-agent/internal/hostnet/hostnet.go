@@ -49,6 +49,10 @@ type Spec struct {
 	// or prefixes followed by "*". Needed with the userspace datapath, harmless
 	// with the kernel's: pods' host ends and the uplink.
 	SwitchDevices []string
+	// SwitchBridges are bridges of the kernel that are the uplink of the userspace
+	// datapath: as SwitchDevices, but their ports' packets come to the node's hooks
+	// before the switch has seen them, where br_netfilter is in use.
+	SwitchBridges []string
 	// Hairpin lets packets from pods be routed back to pods by the node. They
 	// carry no tenant any more, so it is only for networks of a single tenant.
 	Hairpin bool

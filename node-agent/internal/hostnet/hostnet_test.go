@@ -319,6 +319,29 @@ func TestSwitchDevicesAreDeafForTheNode(t *testing.T) {
 	}
 }
 
+// A bridge of the kernel as the uplink: the node does not answer, though the switch,
+// which takes what comes to the bridge, is given it, also where br_netfilter asks the
+// node's hooks about the bridge's ports.
+func TestSwitchBridgeIsDeafForTheNode(t *testing.T) {
+	l := newLab(t)
+	l.ip(l.node, "link add name host0 type bridge", "link add port0 type veth peer name eth1 netns "+l.outside, "link set port0 up master host0",
+		"link set host0 up", "addr add 203.0.113.7/24 dev host0")
+	l.ip(l.outside, "link set eth1 up", "addr add 203.0.113.1/24 dev eth1")
+	if got := l.tcp(l.outside, "", "203.0.113.7:8080", l.node, "203.0.113.7:8080"); got != "203.0.113.1" {
+		t.Fatalf("without rules the node is not reached either (%q)", got)
+	}
+	l.spec.SwitchBridges = []string{"host0"}
+	l.ensure(true)
+	received := func() string { return l.run(l.node, "cat", "/sys/class/net/host0/statistics/rx_packets") }
+	before := received()
+	if got := l.tcp(l.outside, "", "203.0.113.7:8080", l.node, "203.0.113.7:8080"); got != "" {
+		t.Errorf("the node answered %s on the switch's uplink", got)
+	}
+	if received() == before {
+		t.Error("nothing came to the bridge's own device: the switch would not see it either")
+	}
+}
+
 func TestSubnetChanges(t *testing.T) {
 	l := newLab(t)
 	l.ensure(true)

@@ -42,6 +42,9 @@ func chains(s Spec) []chain {
 		// the node's own stack, which would answer twice, or route it past all flows.
 		raw.rules = append(raw.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "counter drop"}, "only the switch takes packets from " + d})
 	}
+	for _, d := range s.SwitchBridges {
+		raw.rules = append(raw.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "notrack"}, "the switch has yet to take it, untranslated, from " + d})
+	}
 	raw.rules = append(raw.rules, rule{[]any{notIn, vxlan, "notrack"}, "tunnel packets need no conntrack"})
 
 	// "ct state" also makes the kernel put fragments together before these hooks,
@@ -63,6 +66,11 @@ func chains(s Spec) []chain {
 	input := chain{name: "input", kind: knftables.FilterType, hook: knftables.InputHook, priority: knftables.FilterPriority, rules: []rule{
 		{[]any{in, vxlan, "counter drop"}, "pods may not make tunnel packets, also after DNAT"},
 	}}
+	for _, d := range s.SwitchBridges {
+		only := "only the switch takes packets from " + d
+		input.rules = append(input.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "counter drop"}, only})
+		forward.rules = append(forward.rules, rule{[]any{fmt.Sprintf("iifname %q oifname != %q", d, d), "counter drop"}, only})
+	}
 	if s.ProbePort != 0 {
 		probes := rule{[]any{in, fmt.Sprintf("udp dport %d", s.ProbePort), "counter drop"}, "pods have no part in the probes of nodes' paths"}
 		input.rules, forward.rules = append(input.rules, probes), append(forward.rules, probes)
