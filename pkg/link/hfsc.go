@@ -44,7 +44,40 @@ type HFSCClass struct {
 	Limit uint64
 }
 
-// RootQdiscs are those of all devices that have one.
+// RootQdisc is that of one device; only its Link is known where it has none.
+// [ErrNoLink] where there is no device.
+func (n *NS) RootQdisc(name string) (RootQdisc, error) {
+	l, err := n.must(name)
+	if err != nil {
+		return RootQdisc{}, err
+	}
+	root := RootQdisc{Link: l.Index}
+	replies, err := n.tc(unix.RTM_GETQDISC, unix.NLM_F_ECHO, l.Index)
+	if err == nil && len(replies) > 0 {
+		err = root.parse(replies[0])
+	}
+	if err != nil {
+		return RootQdisc{}, fmt.Errorf("qdisc of %s: %w", name, qdiscError(err))
+	}
+	return root, nil
+}
+
+func (q *RootQdisc) parse(reply []byte) error {
+	msg := nl.DeserializeTcMsg(reply)
+	attrs, err := nl.ParseRouteAttrAsMap(reply[msg.Len():])
+	if err != nil {
+		return err
+	}
+	q.Kind, q.Major = nl.BytesToString(attrs[nl.TCA_KIND].Value), uint16(msg.Handle>>16)
+	// struct tc_hfsc_qopt of linux/pkt_sched.h
+	if options := attrs[nl.TCA_OPTIONS].Value; q.Kind == "hfsc" && len(options) >= 2 {
+		q.Default = binary.NativeEndian.Uint16(options)
+	}
+	return nil
+}
+
+// RootQdiscs are those of all devices that have one. It reads every qdisc of the
+// node: where one device will do there is [NS.RootQdisc].
 func (n *NS) RootQdiscs() ([]RootQdisc, error) {
 	list, err := retryDump(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(nil) })
 	if err != nil {
@@ -65,18 +98,37 @@ func (n *NS) RootQdiscs() ([]RootQdisc, error) {
 	return out, nil
 }
 
-// AddHFSC puts hfsc at the root of a device, in the place of what the kernel chose.
-// It drops what belongs to no class and so everything, until there is class deflt. It
-// returns [ErrNoHFSC] where the kernel does not have it.
-func (n *NS) AddHFSC(name string, major, deflt uint16) error {
+// AddHFSC puts hfsc at the root of a device, in the place of what the kernel chose,
+// with classes, parents first; the last is for what belongs to no other. It returns
+// [ErrNoHFSC] where the kernel does not have it. After any error there is no hfsc.
+//
+// hfsc without a class for the rest drops everything, and the kernel takes one
+// thing at a time: what leaves by the device between these requests is lost. So
+// there is nothing else between them.
+func (n *NS) AddHFSC(name string, major uint16, classes ...HFSCClass) error {
 	l, err := n.must(name)
 	if err != nil {
 		return err
 	}
 	q := netlink.NewHfsc(netlink.QdiscAttrs{LinkIndex: l.Index, Handle: handle(major, 0), Parent: netlink.HANDLE_ROOT})
-	q.Defcls = deflt
-	if err := n.nl.QdiscAdd(q); err != nil {
-		return fmt.Errorf("putting hfsc on %s: %w", name, classifyHFSC(err))
+	q.Defcls = classes[len(classes)-1].Minor
+	var requests []*nl.NetlinkRequest
+	for _, c := range classes {
+		requests = append(requests, hfscClass(l.Index, major, c))
+	}
+	err = n.Do(func() error {
+		if err := n.nl.QdiscAdd(q); err != nil {
+			return classifyHFSC(err)
+		}
+		for _, req := range requests {
+			if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
+				return errors.Join(fmt.Errorf("its classes: %w", err), n.nl.QdiscDel(q))
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("putting hfsc on %s: %w", name, err)
 	}
 	return nil
 }
@@ -152,16 +204,7 @@ func (n *NS) SetHFSCClass(name string, major uint16, c HFSCClass) error {
 	if err != nil {
 		return err
 	}
-	parent := handle(major, c.Parent)
-	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
-	options.AddRtAttr(nl.TCA_HFSC_FSC, curve(c.Share))
-	if c.Limit > 0 {
-		options.AddRtAttr(nl.TCA_HFSC_USC, curve(c.Limit))
-	}
-	req := nl.NewNetlinkRequest(unix.RTM_NEWTCLASS, unix.NLM_F_CREATE|unix.NLM_F_ACK)
-	req.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(l.Index), Handle: handle(major, c.Minor), Parent: parent})
-	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("hfsc")))
-	req.AddData(options)
+	req := hfscClass(l.Index, major, c)
 	err = n.Do(func() error {
 		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 		return err
@@ -170,6 +213,20 @@ func (n *NS) SetHFSCClass(name string, major uint16, c HFSCClass) error {
 		return fmt.Errorf("class %x:%x of %s: %w", major, c.Minor, name, err)
 	}
 	return nil
+}
+
+// hfscClass is the request to make the class, or to change it.
+func hfscClass(index int, major uint16, c HFSCClass) *nl.NetlinkRequest {
+	options := nl.NewRtAttr(nl.TCA_OPTIONS, nil)
+	options.AddRtAttr(nl.TCA_HFSC_FSC, curve(c.Share))
+	if c.Limit > 0 {
+		options.AddRtAttr(nl.TCA_HFSC_USC, curve(c.Limit))
+	}
+	req := nl.NewNetlinkRequest(unix.RTM_NEWTCLASS, unix.NLM_F_CREATE|unix.NLM_F_ACK)
+	req.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(index), Handle: handle(major, c.Minor), Parent: handle(major, c.Parent)})
+	req.AddData(nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("hfsc")))
+	req.AddData(options)
+	return req
 }
 
 // QueueFairly gives a class without children fq_codel as its queue: its

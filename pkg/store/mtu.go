@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 
@@ -26,6 +27,20 @@ func (s *Store) PutNodeMTU(ctx context.Context, m topology.NodeMTU) (rev int64, 
 		}
 		return s.swap(ctx, op, key, k.rev.Mod, m)
 	})
+}
+
+// DeleteNodeMTU deletes the MTU record of the node with address ip, so that it does
+// not count any more; none is no error.
+func (s *Store) DeleteNodeMTU(ctx context.Context, ip netip.Addr) error {
+	cfg, err := s.Config(ctx)
+	if err != nil {
+		return err
+	}
+	err = s.remove(ctx, "delete the MTU of node "+ip.String(), s.keys.mtu(cfg.Value.Name, ip))
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // MTUs reads what each node's paths carry.

@@ -57,4 +57,10 @@ func TestMTUs(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, ch, "the node that went", func(m topology.MTUs) bool { _, ok := m.Nodes[a]; return !ok })
+	for range 2 { // none is no error
+		if err := s.DeleteNodeMTU(ctxOf(t), b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	until(t, ch, "the record that went", func(m topology.MTUs) bool { return len(m.Nodes) == 0 })
 }

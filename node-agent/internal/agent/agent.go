@@ -80,6 +80,9 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if ctx.Err() != nil {
 		n.leave(context.WithoutCancel(ctx))
 	}
+	if n.store != nil {
+		n.store.Close()
+	}
 	return err
 }
 
@@ -90,7 +93,6 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer n.store.Close()
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
 	if err != nil {
 		return err

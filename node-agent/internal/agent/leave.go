@@ -14,6 +14,8 @@ const (
 	// wantedTimeout bounds the question whether the node is still wanted, of an
 	// agent that ends.
 	wantedTimeout = 3 * time.Second
+	// forgetTimeout bounds deleting the node's MTU record.
+	forgetTimeout = 3 * time.Second
 	// releaseTimeout bounds giving the uplink back.
 	releaseTimeout = 10 * time.Second
 )
@@ -25,7 +27,7 @@ type wanted interface {
 }
 
 // leave is what an agent that ends does where the DaemonSet no longer wants the
-// node: the CNI configuration goes. The uplink loses its classes or, on the
+// node: the CNI configuration goes, and the MTU record. The uplink loses its classes or, on the
 // userspace datapath, gets its addresses back before Open vSwitch, which may be a pod
 // too, ends. Where the agent only restarts, or that cannot be found out, all stays.
 func (n *node) leave(ctx context.Context) {
@@ -44,6 +46,9 @@ func (n *node) leave(ctx context.Context) {
 		return
 	}
 	n.conf.remove()
+	if err := n.forgetMTU(ctx); err != nil {
+		n.log.Warn("the node leaves the network, but its MTU counts until the Node is deleted", "error", err)
+	}
 	ctx, cancel = context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
 	switch n.datapath {
@@ -60,6 +65,18 @@ func (n *node) leave(ctx context.Context) {
 		}
 		n.log.Info("the node leaves the network: the uplink has its addresses back")
 	}
+}
+
+// forgetMTU deletes the node's MTU record: with nobody to keep it true it could hold
+// back the cluster's MTU for ever. While there are pods it stays, as they go on to
+// send and take what it says.
+func (n *node) forgetMTU(ctx context.Context) error {
+	if !n.started.IsValid() || len(n.attacher.List()) > 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
+	defer cancel()
+	return n.store.DeleteNodeMTU(ctx, n.self)
 }
 
 // release gives the uplink back to the node's own stack.

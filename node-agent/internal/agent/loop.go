@@ -87,7 +87,9 @@ type events struct {
 	// services is nil outside of Kubernetes.
 	services <-chan service.Update
 	links    <-chan struct{}
-	mtus     <-chan topology.MTUs
+	// looked is when links were looked at last.
+	looked time.Time
+	mtus   <-chan topology.MTUs
 	// again fires at once at first, then after a pass that failed, and a while
 	// after somebody changed something.
 	again    *time.Timer
@@ -114,6 +116,20 @@ func (e *events) stop() {
 	e.again.Stop()
 	e.patience.Stop()
 	e.resync.Stop()
+}
+
+// look says what to do after devices or routes changed. A pod can bring that about
+// as often as it likes, and to look costs a listing of devices: what comes
+// right after the last look waits for the next event or pass.
+func (e *events) look(changed func() bool) due {
+	if time.Since(e.looked) < lookEvery {
+		return someTime
+	}
+	defer func() { e.looked = time.Now() }()
+	if changed() {
+		return aPass
+	}
+	return someTime
 }
 
 // next waits for an event. What can be done about it without a pass it does.
@@ -144,9 +160,8 @@ func (n *node) next(ctx context.Context, e *events) (due, error) {
 		if !open {
 			return nothing, errors.New("the kernel's network events cannot be read any more")
 		}
-		if !n.linksChanged() {
-			return someTime, nil
-		}
+		n.agreement.stale = true
+		return e.look(n.linksChanged), nil
 	case m, open := <-e.mtus:
 		if !open {
 			return nothing, ctx.Err()

@@ -43,6 +43,9 @@ const (
 	// calm is how long changes that others make to Open vSwitch or to the node's
 	// devices may wait while all is well: most of them are this agent's own.
 	calm = time.Second
+	// lookEvery is how often at most the MTU of the underlay is looked at because
+	// something changed; a pass does so too.
+	lookEvery = 50 * time.Millisecond
 	// warmEvery is how often peers are looked up anew: well within the 15 minutes
 	// after which Open vSwitch forgets one (tnl/neigh/aging, ovs-vswitchd(8)).
 	warmEvery = 5 * time.Minute

@@ -126,6 +126,8 @@ type Attacher struct {
 	queues func(Attachment) uint32
 	// examined is that what a crash has left half done was looked for.
 	examined bool
+	// unshaped is what was last said to keep limits from being put right.
+	unshaped string
 }
 
 // New makes an Attacher that refuses everything until it is started.

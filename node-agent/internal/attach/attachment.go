@@ -35,6 +35,8 @@ type Attachment struct {
 	mtu MTU
 	// told is what its flows were made for last.
 	told desired.Attached
+	// mended is that its limits were put right before: it may be its pod's doing.
+	mended bool
 }
 
 // HostIfPrefix begins the name of every host's end, so that the firewall can

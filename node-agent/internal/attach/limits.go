@@ -3,6 +3,7 @@ package attach
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
@@ -155,8 +156,8 @@ func wider(x, y desired.Meter) desired.Meter {
 
 // reshape puts back the limits of pods that may do so to their own devices. The
 // first time it also looks at pods without, for what a crash has left half done.
-// It returns how many it mended. What cannot be mended is logged: no pod may keep
-// its node from being ready.
+// It returns how many it mended. What cannot be mended is logged, once: no pod may
+// keep its node from being ready.
 func (a *Attacher) reshape(ctx context.Context) int {
 	a.mu.Lock()
 	examined := a.examined
@@ -169,25 +170,43 @@ func (a *Attacher) reshape(ctx context.Context) int {
 	}
 	var mended atomic.Int32
 	err := a.each(ctx, keys, func(ctx context.Context, node Node, at Attachment) error {
-		diff, err := a.kernel.ShapeDifferences(a.wire(node, at))
-		if len(diff) == 0 {
-			return err
-		}
-		a.log.Info("limits of a pod are put right", "tenant", at.Namespace, "pod", at.Pod, "sandbox", at.Netns, "differences", diff)
-		err = a.change(ctx, node, &at, a.kernel.Shape)
-		if err == nil {
+		ok, err := a.reshapeOne(ctx, node, at)
+		if ok {
 			mended.Add(1)
 		}
 		return err
 	})
+	said := ""
 	if err != nil {
+		said = err.Error()
+	}
+	a.mu.Lock()
+	news := said != a.unshaped
+	a.examined, a.unshaped = examined || err == nil, said
+	a.mu.Unlock()
+	if err != nil && news {
 		a.log.Warn("limits of pods are not as they should be", "error", err)
-	} else {
-		a.mu.Lock()
-		a.examined = true
-		a.mu.Unlock()
 	}
 	return int(mended.Load())
+}
+
+// reshapeOne puts the limits of at right, and reports whether they were wrong and
+// are right now. A pod can make that necessary as often as it likes, and is
+// worth one line.
+func (a *Attacher) reshapeOne(ctx context.Context, node Node, at Attachment) (bool, error) {
+	diff, err := a.kernel.ShapeDifferences(a.wire(node, at))
+	if len(diff) == 0 {
+		return false, err
+	}
+	level := slog.LevelInfo
+	if at.mended {
+		level = slog.LevelDebug
+	}
+	a.log.Log(ctx, level, "limits of a pod are put right", "tenant", at.Namespace, "pod", at.Pod, "sandbox", at.Netns, "differences", diff)
+	at.mended = true
+	a.put(at)
+	err = a.change(ctx, node, &at, a.kernel.Shape)
+	return err == nil, err
 }
 
 // sweep removes what a crash has left of the limits of pods that are not in list.

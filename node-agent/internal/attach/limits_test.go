@@ -1,9 +1,11 @@
 package attach
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -212,13 +214,71 @@ func TestRepairLimits(t *testing.T) {
 	// Left by a crash: what a pod without limits had, and what one had that is gone.
 	w.shapes[HostIf(request(3).Attachment())] = both(5)
 	w.shapes[HostIf(request(9).Attachment())] = both(6)
-	at, _ := a.find(request(2).Attachment())
-	w.ports[at.HostIf()].ExternalIDs[keyLimits] = "{"
 	a = start(t, w, dir)
-	repair(true, 2)
-	if d := cmp.Diff(map[string]limits.Limits{HostIf(request(1).Attachment()): both(1_000_000)}, w.shapes); d != "" {
+	repair(true, 1)
+	want := map[string]limits.Limits{HostIf(request(1).Attachment()): both(1_000_000), HostIf(request(2).Attachment()): both(2_000_000)}
+	if d := cmp.Diff(want, w.shapes); d != "" {
 		t.Error(d)
 	}
+}
+
+// TestUnreadableLimits: a pod whose limits are spoilt in the database has those of
+// its ADD, not none.
+func TestUnreadableLimits(t *testing.T) {
+	ctx := context.Background()
+	w, dir := newWorld(), t.TempDir()
+	w.asked["p1"] = both(1_000_000)
+	if _, err := start(t, w, dir).Add(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	w.ports[HostIf(request(1).Attachment())].ExternalIDs[keyLimits] = "{"
+	a := start(t, w, dir)
+	if n, err := a.Repair(ctx, true); err != nil || n != 0 {
+		t.Errorf("repaired %d, %v", n, err)
+	}
+	at := a.List()[0]
+	if got := w.shapes[at.HostIf()]; at.Limits != both(1_000_000) || got != at.Limits || w.flows[at.Address].Meter == (desired.Meter{}) {
+		t.Errorf("listed %+v, shaped %+v, meter %+v", at.Limits, got, w.flows[at.Address].Meter)
+	}
+}
+
+// TestRepairLimitsQuietly: what a pod undoes again and again, and what cannot be
+// mended, is said once.
+func TestRepairLimitsQuietly(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	w.asked["p1"], w.asked["p2"] = both(1_000_000), both(2_000_000)
+	a := start(t, w, t.TempDir())
+	var log bytes.Buffer
+	a.log = slog.New(slog.NewTextHandler(&log, nil))
+	for n := range 2 {
+		if _, err := a.Add(ctx, request(n+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said := func(when string, right, wrong int) {
+		t.Helper()
+		for range 3 {
+			delete(w.shapes, HostIf(request(1).Attachment()))
+			if _, err := a.Repair(ctx, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		got := log.String()
+		if strings.Count(got, "put right") != right || strings.Count(got, "not as they should be") != wrong {
+			t.Errorf("%s, want %d and %d lines:\n%s", when, right, wrong, got)
+		}
+	}
+	said("undone", 1, 0)
+	w.stuck[HostIf(request(1).Attachment())] = errInjected
+	said("stuck", 1, 1)
+	clear(w.stuck)
+	said("undone again", 1, 1)
+	w.stuck[HostIf(request(1).Attachment())] = errInjected
+	said("stuck again", 1, 2)
+	// Another pod is news.
+	delete(w.shapes, HostIf(request(2).Attachment()))
+	said("another", 2, 2)
 }
 
 // TestQueues: pods that are there, that come while queues change, and later ones.

@@ -24,7 +24,7 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	if err != nil {
 		return nil, err
 	}
-	list := map[cniapi.Attachment]Attachment{}
+	list, unread := map[cniapi.Attachment]Attachment{}, map[cniapi.Attachment]bool{}
 	var leases []ipam.Lease
 	for _, p := range ports {
 		at, ours, err := fromExternalIDs(p.ExternalIDs, p.Ofport)
@@ -49,7 +49,8 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 			at.Port = bridge.PodOfport(node.Subnet, at.Address)
 		}
 		if at.Limits, err = decodeLimits(p.ExternalIDs[keyLimits]); err != nil {
-			a.log.Error("a pod's limits are lost", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "error", err)
+			unread[at.Attachment] = true
+			a.log.Error("a pod's limits cannot be read: it gets those of its ADD", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "error", err)
 		}
 		list[at.Attachment] = at
 		leases = append(leases, at.lease())
@@ -58,7 +59,7 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	if err != nil {
 		return nil, err
 	}
-	if err := a.fromLeases(node, pool, list); err != nil {
+	if err := a.fromLeases(node, pool, list, unread); err != nil {
 		return nil, err
 	}
 	if err := a.sweep(slices.Collect(maps.Values(list))); err != nil {
@@ -78,11 +79,15 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 
 // fromLeases adds the attachments that only the pool remembers: the database of
 // Open vSwitch was lost, or somebody deleted the port. Their ports are made anew
-// by [Attacher.Repair].
-func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attachment]Attachment) error {
+// by [Attacher.Repair]. Those in unread get the limits of their leases.
+func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attachment]Attachment, unread map[cniapi.Attachment]bool) error {
 	for _, l := range pool.Leases() {
 		at := fromLease(l)
-		if _, known := list[at.Attachment]; known {
+		if known, ok := list[at.Attachment]; ok {
+			if unread[at.Attachment] {
+				known.Limits = at.Limits
+				list[at.Attachment] = known
+			}
 			continue
 		}
 		exists, err := a.kernel.Exists(at.HostIf())

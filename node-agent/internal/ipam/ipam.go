@@ -99,7 +99,8 @@ func WithClock(now func() time.Time) Option { return func(p *Pool) { p.now = now
 //     and the pool made from live. (Of another boot's, the place in the order is
 //     kept, so that the new pods do not get the addresses of the old ones.)
 //   - Otherwise the leases of both hold; where they contradict each other, live
-//     wins. A lease that only the file has stays: the attachment may exist though
+//     wins, but for what only the file knows: since when it is, and its limits at
+//     first. A lease that only the file has stays: the attachment may exist though
 //     OVSDB lost it. The runtime's DEL or GC releases it.
 //
 // Open fails if subnet has no room for a pod or the file cannot be written.
@@ -320,7 +321,7 @@ func (p *Pool) admitLive(live []Lease) {
 func (p *Pool) admitStored(stored []Lease) {
 	for _, l := range stored {
 		if have, ok := p.byKey[l.Attachment()]; ok && have.Address == l.Address {
-			have.Since = l.Since
+			have.Since, have.Limits = l.Since, l.Limits
 			p.put(have)
 			continue
 		}

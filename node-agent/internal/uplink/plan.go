@@ -89,26 +89,34 @@ func plan(have []link.HFSCClass, pods []Pod, rate uint64) []change {
 	return out
 }
 
-// topDown has the root first, and pods last.
+// topDown has the root first, then the node's, and pods last.
 func topDown(a, b uint16) int {
 	rank := func(m uint16) int {
 		switch {
 		case m == root:
 			return 0
-		case m > root:
+		case m == own:
 			return 1
+		case m > root:
+			return 2
 		}
-		return 2
+		return 3
 	}
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
+}
+
+// trunk are the classes that are there with or without pods, the node's last: what
+// has no class is lost before it is there.
+func trunk(rate uint64) []link.HFSCClass {
+	return []link.HFSCClass{{Minor: root, Share: share, Limit: wire(rate)}, {Minor: own, Parent: root, Share: share}}
 }
 
 // wanted are the classes for the pods, where those in is are there. Pods of more
 // tenants than there are numbers have none, and share the node's.
 func wanted(is map[uint16]link.HFSCClass, pods []Pod, rate uint64) map[uint16]link.HFSCClass {
-	want := map[uint16]link.HFSCClass{
-		root: {Minor: root, Share: share, Limit: wire(rate)},
-		own:  {Minor: own, Parent: root, Share: share},
+	want := map[uint16]link.HFSCClass{}
+	for _, c := range trunk(rate) {
+		want[c.Minor] = c
 	}
 	tenants := numbers(is, pods)
 	for _, p := range pods {

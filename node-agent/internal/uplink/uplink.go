@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
@@ -22,14 +23,19 @@ type Devices interface {
 	Link(name string) (link.Link, bool, error)
 	LinkByIndex(index int) (link.Link, bool, error)
 	Speed(name string) (bits uint64, ok bool, err error)
+	RootQdisc(name string) (link.RootQdisc, error)
 	RootQdiscs() ([]link.RootQdisc, error)
-	AddHFSC(name string, major, deflt uint16) error
+	AddHFSC(name string, major uint16, classes ...link.HFSCClass) error
 	DeleteHFSC(name string, major uint16) error
 	HFSCClasses(name string) ([]link.HFSCClass, error)
 	SetHFSCClass(name string, major uint16, c link.HFSCClass) error
 	QueueFairly(name string, major, minor uint16) error
 	DeleteHFSCClass(name string, major, minor uint16) error
 }
+
+// Pauses after a failure: the first, and the longest. A tree that fails when it is
+// new is taken away again, and each time costs the node packets.
+const firstPause, maxPause = time.Second, time.Minute
 
 // Uplink is the sharing of one node. It belongs to one goroutine.
 type Uplink struct {
@@ -39,6 +45,18 @@ type Uplink struct {
 	// unable is why it cannot be done at all.
 	unable string
 	was    state
+	// only is the index of the one device that may have the tree, 0 for none; it is
+	// nowhere else. Negative before that is known.
+	only   int
+	failed failure
+}
+
+// failure is the last one, if the last attempt failed.
+type failure struct {
+	device string
+	err    error
+	pause  time.Duration
+	until  time.Time
 }
 
 // state is what was said about the uplink.
@@ -52,19 +70,24 @@ type state struct {
 
 // New makes an Uplink.
 func New(devices Devices, rate Rate, log *slog.Logger) *Uplink {
-	return &Uplink{devices: devices, rate: rate, log: log}
+	return &Uplink{devices: devices, rate: rate, log: log, only: -1}
 }
 
 // Ensure shares the device between the pods and returns the rate that they share,
 // bits per second, or 0 where they do not. It changes only what differs, and takes
 // its tree from every other device. pods is nil while they are not known, and their
 // classes stay then. Call it every few seconds, and when pods, tenants or devices
-// changed.
+// changed. After an error it does nothing and returns the same for a while, which
+// grows to a minute.
 func (u *Uplink) Ensure(device string, pods []Pod) (rate uint64, err error) {
+	if u.failed.device == device && time.Now().Before(u.failed.until) {
+		return 0, u.failed.err
+	}
 	now, err := u.ensure(device, pods)
 	if err != nil {
-		return 0, fmt.Errorf("sharing the uplink: %w", err)
+		return 0, u.fail(device, fmt.Errorf("sharing the uplink: %w", err))
 	}
+	u.failed = failure{}
 	warn := now.warn || u.rate.Bits > 0
 	now.warn = false
 	if now != u.was {
@@ -74,16 +97,22 @@ func (u *Uplink) Ensure(device string, pods []Pod) (rate uint64, err error) {
 	return now.rate, nil
 }
 
+func (u *Uplink) fail(device string, err error) error {
+	pause := firstPause
+	if u.failed.device == device {
+		pause = min(2*u.failed.pause, maxPause)
+	}
+	u.failed = failure{device: device, err: err, pause: pause, until: time.Now().Add(pause)}
+	return err
+}
+
 // Deny says why the uplink cannot be shared at all.
 func (u *Uplink) Deny(why string) { u.unable = why }
 
 // Remove takes the tree from every device.
 func (u *Uplink) Remove() error {
-	roots, err := u.devices.RootQdiscs()
-	if err != nil {
-		return err
-	}
-	return u.removeBut(roots, 0)
+	u.only = -1
+	return u.keepOnly(0)
 }
 
 func (u *Uplink) say(now state, warn bool) {
@@ -103,45 +132,60 @@ func (u *Uplink) ensure(device string, pods []Pod) (state, error) {
 	if err != nil {
 		return state{}, err
 	}
-	roots, err := u.devices.RootQdiscs()
-	if err != nil {
-		return state{}, err
-	}
 	if !ok || l.Loopback {
-		return state{device: device, why: "the node's address is not on a device that leads outside"}, u.removeBut(roots, 0)
+		return state{device: device, why: "the node's address is not on a device that leads outside"}, u.keepOnly(0)
 	}
 	rate, why, err := u.rateOf(device)
 	if err != nil {
 		return state{}, err
 	}
-	i := slices.IndexFunc(roots, func(q link.RootQdisc) bool { return q.Link == l.Index })
-	ours := i >= 0 && isOurs(roots[i])
-	if why == "" && i >= 0 && !ours && roots[i].Major != 0 {
-		why = fmt.Sprintf("it has a queueing discipline of somebody else: %s %x:", roots[i].Kind, roots[i].Major)
-		return state{device: device, why: why, warn: true}, u.removeBut(roots, 0)
-	}
-	if why != "" {
-		return state{device: device, why: why}, u.removeBut(roots, 0)
-	}
-	if err := u.removeBut(roots, l.Index); err != nil {
+	q, err := u.devices.RootQdisc(device)
+	if err != nil {
 		return state{}, err
 	}
-	if !ours {
-		err = u.devices.AddHFSC(device, major, own)
+	if why == "" && q.Major != 0 && !isOurs(q) {
+		why = fmt.Sprintf("it has a queueing discipline of somebody else: %s %x:", q.Kind, q.Major)
+		return state{device: device, why: why, warn: true}, u.keepOnly(0)
 	}
-	if err == nil {
-		err = u.bring(device, pods, rate)
+	if why != "" {
+		return state{device: device, why: why}, u.keepOnly(0)
 	}
-	if err == nil {
-		return state{device: device, rate: rate}, nil
+	if err := u.keepOnly(l.Index); err != nil {
+		return state{}, err
 	}
-	// A tree that cannot be changed is worse than none: it is made anew.
-	err = errors.Join(err, u.devices.DeleteHFSC(device, major))
+	err = u.grow(device, pods, rate, !isOurs(q))
 	if errors.Is(err, link.ErrNoHFSC) {
 		u.Deny(err.Error())
 		return state{device: device, why: u.unable, warn: true}, nil
 	}
-	return state{}, err
+	return state{device: device, rate: rate}, err
+}
+
+// grow makes the tree what it should be; fresh where there is none. One that is new
+// and cannot be finished goes again, as does one that loses what has no class. Any
+// other stays after an error: it does most of what it should, and to take it away
+// loses packets.
+func (u *Uplink) grow(device string, pods []Pod, rate uint64, fresh bool) error {
+	if fresh {
+		if err := u.devices.AddHFSC(device, major, trunk(rate)...); err != nil {
+			return err
+		}
+	}
+	err := u.bring(device, pods, rate, fresh)
+	switch {
+	case err == nil:
+		return nil
+	case fresh || u.loses(device):
+		return errors.Join(err, u.devices.DeleteHFSC(device, major))
+	}
+	return fmt.Errorf("%w (the classes stay; to have all made anew: tc qdisc del dev %s root)", err, device)
+}
+
+// loses reports whether the tree has no class for the rest. Where that cannot be
+// read it most likely has.
+func (u *Uplink) loses(device string) bool {
+	have, err := u.devices.HFSCClasses(device)
+	return err == nil && !slices.ContainsFunc(have, func(c link.HFSCClass) bool { return c.Minor == own })
 }
 
 // rateOf is the rate to share, or why there is none.
@@ -167,7 +211,12 @@ func (u *Uplink) rateOf(device string) (rate uint64, why string, err error) {
 }
 
 // bring makes the classes of the device's tree what they should be.
-func (u *Uplink) bring(device string, pods []Pod, rate uint64) error {
+func (u *Uplink) bring(device string, pods []Pod, rate uint64, fresh bool) error {
+	if fresh {
+		if err := u.devices.QueueFairly(device, major, own); err != nil {
+			return err
+		}
+	}
 	have, err := u.devices.HFSCClasses(device)
 	if err != nil {
 		return err
@@ -188,8 +237,16 @@ func (u *Uplink) bring(device string, pods []Pod, rate uint64) error {
 	return nil
 }
 
-// removeBut takes our tree from all devices but the one with index keep.
-func (u *Uplink) removeBut(roots []link.RootQdisc, keep int) error {
+// keepOnly takes our tree from all devices but the one with index keep, 0 for none.
+// As nobody else makes one it looks for others only when the device is another.
+func (u *Uplink) keepOnly(keep int) error {
+	if u.only == keep {
+		return nil
+	}
+	roots, err := u.devices.RootQdiscs()
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, q := range roots {
 		if q.Link == keep || !isOurs(q) {
@@ -201,7 +258,10 @@ func (u *Uplink) removeBut(roots []link.RootQdisc, keep int) error {
 		}
 		errs = append(errs, err)
 	}
-	return errors.Join(errs...)
+	if err = errors.Join(errs...); err == nil {
+		u.only = keep
+	}
+	return err
 }
 
 // isOurs: nobody else has this number for what has no class.

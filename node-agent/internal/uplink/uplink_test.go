@@ -2,6 +2,7 @@ package uplink
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,8 +11,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
-	"github.com/google/go-cmp/cmp"
+	diff "github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
@@ -27,7 +30,8 @@ type fake struct {
 	queues map[uint16]bool
 	// refuse makes calls of that name fail.
 	refuse map[string]error
-	writes int
+	// writes were made, lists read of all devices, tries begun.
+	writes, lists, tries int
 }
 
 func newFake(t *testing.T) *fake {
@@ -56,11 +60,18 @@ func (f *fake) Speed(name string) (uint64, bool, error) {
 	return f.speeds[name], f.speeds[name] > 0, nil
 }
 
+func (f *fake) RootQdisc(name string) (link.RootQdisc, error) {
+	f.tries++
+	i := f.links[name].Index
+	return cmp.Or(f.roots[i], link.RootQdisc{Link: i}), nil
+}
+
 func (f *fake) RootQdiscs() ([]link.RootQdisc, error) {
+	f.lists++
 	return slices.Collect(maps.Values(f.roots)), f.refuse["list"]
 }
 
-func (f *fake) AddHFSC(name string, major, deflt uint16) error {
+func (f *fake) AddHFSC(name string, major uint16, classes ...link.HFSCClass) error {
 	i := f.links[name].Index
 	if f.roots[i].Major != 0 {
 		f.t.Errorf("hfsc in the place of %+v", f.roots[i])
@@ -69,8 +80,11 @@ func (f *fake) AddHFSC(name string, major, deflt uint16) error {
 		return err
 	}
 	f.writes++
-	f.roots[i] = link.RootQdisc{Link: i, Kind: "hfsc", Major: major, Default: deflt}
+	f.roots[i] = link.RootQdisc{Link: i, Kind: "hfsc", Major: major, Default: classes[len(classes)-1].Minor}
 	f.tree, f.queues = map[uint16]link.HFSCClass{}, map[uint16]bool{}
+	for _, c := range classes {
+		f.tree[c.Minor] = c
+	}
 	return nil
 }
 
@@ -84,7 +98,7 @@ func (f *fake) DeleteHFSC(name string, major uint16) error {
 }
 
 func (f *fake) HFSCClasses(string) ([]link.HFSCClass, error) {
-	return slices.Collect(maps.Values(f.tree)), nil
+	return slices.Collect(maps.Values(f.tree)), f.refuse["classes"]
 }
 
 func (f *fake) SetHFSCClass(name string, major uint16, c link.HFSCClass) error {
@@ -153,11 +167,11 @@ func TestTree(t *testing.T) {
 	}
 	// Tenants in order: 0, 10, 20. A pod whose port has no queue has no class.
 	want := map[uint16]uint16{root: 0, own: root, 0xf001: root, 0xf002: root, 0xf003: root, 6: 0xf003, 7: 0xf002, 8: 0xf003, 9: 0xf001}
-	if diff := cmp.Diff(want, f.parents()); diff != "" {
-		t.Errorf("classes (-want +got):\n%s", diff)
+	if d := diff.Diff(want, f.parents()); d != "" {
+		t.Errorf("classes (-want +got):\n%s", d)
 	}
-	if diff := cmp.Diff(map[uint16]bool{own: true, 6: true, 7: true, 8: true, 9: true}, f.queues); diff != "" {
-		t.Errorf("fair queues (-want +got):\n%s", diff)
+	if d := diff.Diff(map[uint16]bool{own: true, 6: true, 7: true, 8: true, 9: true}, f.queues); d != "" {
+		t.Errorf("fair queues (-want +got):\n%s", d)
 	}
 	for m, c := range f.tree {
 		limit := uint64(0)
@@ -179,8 +193,8 @@ func TestTree(t *testing.T) {
 	// Tenant 0 and a pod go, one of 20 joins 10: who stays keeps its class.
 	ensure(t, u, "eth0", []Pod{{Tenant: 20, Port: 5}, {Tenant: 10, Port: 6}, {Tenant: 10, Port: 7}})
 	want = map[uint16]uint16{root: 0, own: root, 0xf002: root, 0xf003: root, 6: 0xf003, 7: 0xf002, 8: 0xf002}
-	if diff := cmp.Diff(want, f.parents()); diff != "" {
-		t.Errorf("classes later (-want +got):\n%s", diff)
+	if d := diff.Diff(want, f.parents()); d != "" {
+		t.Errorf("classes later (-want +got):\n%s", d)
 	}
 
 	f.speeds["eth0"] = 100e6
@@ -300,12 +314,67 @@ func TestMovesAndLeaves(t *testing.T) {
 	if rate := ensure(t, u, "eth1", []Pod{{Tenant: 10, Port: 3}}); rate != 2e9 || f.roots[2].Kind != "mq" || !isOurs(f.roots[3]) {
 		t.Errorf("moved: rate %d, disciplines %+v", rate, f.roots)
 	}
+	lists := f.lists
+	for range 3 {
+		ensure(t, u, "eth1", nil)
+	}
+	if f.lists != lists {
+		t.Errorf("all devices were listed %d times though nothing moved", f.lists-lists)
+	}
 	if err := u.Remove(); err != nil || f.roots[3].Kind != "mq" {
 		t.Errorf("left: %v, %+v", err, f.roots)
 	}
 }
 
-// A tree that cannot be changed is made anew.
+// What cannot be changed stays while it loses nothing, and goes where it is new or
+// has no class for the rest; each time later, and with one message.
+func TestFailures(t *testing.T) {
+	grown := func(f *fake) { ensure(t, New(f, Rate{}, quiet()), "eth0", []Pod{{Tenant: 10, Port: 3}}) }
+	for _, c := range []struct {
+		name  string
+		spoil func(f *fake)
+		stays bool
+	}{
+		{"a tree that works", func(f *fake) { grown(f); f.refuse["set"] = errors.New("no") }, true},
+		{"a tree that cannot be read", func(f *fake) { grown(f); f.refuse["classes"] = errors.New("no") }, true},
+		{"a new tree", func(f *fake) { f.refuse["set"] = errors.New("no") }, false},
+		{"no class for the rest", func(f *fake) { grown(f); delete(f.tree, own); f.refuse["set"] = errors.New("no") }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(t)
+				c.spoil(f)
+				u := New(f, Rate{}, quiet())
+				pods := []Pod{{Tenant: 10, Port: 3}, {Tenant: 20, Port: 4}}
+				_, first := u.Ensure("eth0", pods)
+				if first == nil || isOurs(f.roots[2]) != c.stays {
+					t.Fatalf("%v; the tree is there: %t, want %t", first, isOurs(f.roots[2]), c.stays)
+				}
+				before, began := f.tries, time.Now()
+				for time.Since(began) < 10*time.Minute {
+					time.Sleep(time.Second)
+					if _, err := u.Ensure("eth0", pods); err == nil || err.Error() != first.Error() {
+						t.Fatalf("%v, then %v", first, err)
+					}
+				}
+				// After 1, 2, 4, 8, 16 and 32 s, then every minute.
+				if tries := f.tries - before; tries < 10 || tries > 16 {
+					t.Errorf("%d attempts in 10 minutes", tries)
+				}
+				clear(f.refuse)
+				if _, err := u.Ensure("eth1", nil); err != nil { // another device does not wait
+					t.Error(err)
+				}
+				ensure(t, u, "eth0", pods)
+				if !isOurs(f.roots[2]) || len(f.tree) != 6 {
+					t.Errorf("mended: %+v, %+v", f.roots[2], f.tree)
+				}
+			})
+		})
+	}
+}
+
+// A tree that somebody else changed says how to get rid of it.
 func TestBrokenTree(t *testing.T) {
 	f := newFake(t)
 	u := New(f, Rate{}, quiet())
@@ -313,15 +382,11 @@ func TestBrokenTree(t *testing.T) {
 	ensure(t, u, "eth0", pods)
 	f.tree[4] = link.HFSCClass{Minor: 4, Parent: 0xf001}
 	f.tree[0xf001] = link.HFSCClass{Minor: 0xf001, Parent: 0} // by hand, and with a child
-	if _, err := u.Ensure("eth0", pods); err == nil {
-		t.Fatal("a class with children was removed")
-	}
-	ensure(t, u, "eth0", pods)
-	if len(f.tree) != 4 {
-		t.Errorf("made anew: %+v", f.tree)
+	if _, err := u.Ensure("eth0", pods); err == nil || !strings.Contains(err.Error(), "tc qdisc del dev eth0 root") {
+		t.Errorf("error %v", err)
 	}
 	f.refuse["list"] = errors.New("no answer")
-	if _, err := u.Ensure("eth0", pods); err == nil || !strings.Contains(err.Error(), "no answer") {
+	if _, err := u.Ensure("eth1", pods); err == nil || !strings.Contains(err.Error(), "no answer") {
 		t.Errorf("error %v", err)
 	}
 }

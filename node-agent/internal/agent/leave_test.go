@@ -1,0 +1,79 @@
+package agent
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
+)
+
+// oneDevice and onePort are a pod's device and its port of the bridge.
+type oneDevice struct{ attach.Kernel }
+
+func (oneDevice) Exists(string) (bool, error)        { return true, nil }
+func (oneDevice) Sweep(map[string]bool) (int, error) { return 0, nil }
+
+type (
+	ports   = attach.Ports // the embedded field is not called as the method
+	onePort struct{ ports }
+)
+
+func (onePort) Ports(string) ([]ovs.Port, error) {
+	return []ovs.Port{{Name: "kov1", Ofport: 12, ExternalIDs: map[string]string{
+		"k8s-ovs-container": "c", "k8s-ovs-ifname": "eth0", "k8s-ovs-address": "172.11.0.2",
+	}}}, nil
+}
+
+// A node that leaves takes its MTU record along, unless its pods or the next agent go by it.
+func TestLeaveMTURecord(t *testing.T) {
+	cfg := configured(t)
+	self := netip.MustParseAddr("198.18.0.1")
+	subnet := netip.MustParsePrefix("172.11.0.0/22")
+	etcd := etcdtest.Start(t)
+	s, err := store.Open(store.Config{Endpoints: etcd.Endpoints, Logger: quiet()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.PutConfig(t.Context(), topology.DefaultConfig()); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.EnsureNode(t.Context(), "n1", self); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name               string
+		wanted, pod, early bool
+		stays              bool
+	}{
+		{name: "only restarts", wanted: true, stays: true},
+		{name: "does not know its pods yet", early: true, stays: true},
+		{name: "has a pod", pod: true, stays: true},
+		{name: "empty"},
+	} {
+		if _, err := s.PutNodeMTU(t.Context(), topology.NodeMTU{Host: "n1", HostIP: self, Carries: 1400, Receives: 1400, Sends: 1400}); err != nil {
+			t.Fatal(err)
+		}
+		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: c.wanted})
+		n.store, n.self = s, self
+		if !c.early {
+			n.started = subnet
+		}
+		n.attacher = attach.New(oneDevice{}, onePort{}, nil, nil, nil, quiet())
+		if c.pod {
+			node := attach.Node{Bridge: "br0", Subnet: subnet, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: attach.MTU{Device: 1400, Route: 1400}}
+			if _, err := n.attacher.Start(t.Context(), node, t.TempDir(), "boot-1"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		n.leave(t.Context())
+		all, err := s.MTUs(t.Context())
+		if _, there := all.Nodes[self]; err != nil || there != c.stays {
+			t.Errorf("a node that %s: the record is there: %t, %v; want %t", c.name, there, err, c.stays)
+		}
+	}
+}
