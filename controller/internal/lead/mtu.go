@@ -8,7 +8,8 @@ import (
 
 // dropMTUs deletes the MTU records of nodes that went: agents, whose they are,
 // leave them behind, since pods run on without their agent. It looks when a node went,
-// and when a term begins.
+// and when a term begins. One of a node that went before it was seen stays until then:
+// it counts for nobody.
 func (t *term) dropMTUs(ctx context.Context) error {
 	present := nodeKeys(t.last)
 	gone := t.nodes == nil

@@ -24,6 +24,10 @@ func TestMTUsGoWithNodes(t *testing.T) {
 		if err := s.EnsureNode(ctxOf(t), "n", ip); err != nil {
 			t.Fatal(err)
 		}
+		eventually(t, "the leader has seen the node", func() bool {
+			snapshot, _, err := s.Snapshot(ctxOf(t))
+			return err == nil && snapshot.Nodes[ip].Ready()
+		})
 		if _, err := s.PutNodeMTU(ctxOf(t), topology.NodeMTU{Host: "n", HostIP: ip, Carries: 1400, Receives: 1400, Sends: 1400, Limit: "eth0"}); err != nil {
 			t.Fatal(err)
 		}

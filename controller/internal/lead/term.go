@@ -1,6 +1,7 @@
 package lead
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -73,7 +74,7 @@ func (t *term) run(ctx context.Context) error {
 			return store.ErrDeposed
 		case r, ok := <-records:
 			if !ok {
-				return errors.New("the watch ended")
+				return cmp.Or(ctx.Err(), errors.New("the watch ended"))
 			}
 			fresh, err := t.take(r)
 			if err != nil {
