@@ -56,14 +56,7 @@ func (s *Store) MTUs(ctx context.Context) (topology.MTUs, error) {
 // WatchMTUs yields what each node's paths carry, and all of it anew after each
 // batch of changes, on the same terms as [Store.WatchRecords].
 func (s *Store) WatchMTUs(ctx context.Context) <-chan topology.MTUs {
-	ctx, cancel := s.bound(ctx)
-	out := make(latest[topology.MTUs], 1)
-	go func() {
-		defer close(out)
-		defer cancel()
-		s.follow(ctx, &mtuSink{keys: s.keys, out: out}, kindNodes, kindMTU)
-	}()
-	return out
+	return watch(ctx, s, func(out latest[topology.MTUs]) sink { return &mtuSink{keys: s.keys, out: out} }, kindNodes, kindMTU)
 }
 
 // mtuSet is the MTU records, and who has a node record: at the same revision, so

@@ -29,14 +29,7 @@ func (l latest[T]) send(v T) {
 // and an etcd restored from a backup; while etcd is away, or the network has no
 // valid configuration, nothing comes. The channel is closed when ctx ends.
 func (s *Store) WatchRecords(ctx context.Context) <-chan Records {
-	ctx, cancel := s.bound(ctx)
-	out := make(latest[Records], 1)
-	go func() {
-		defer close(out)
-		defer cancel()
-		s.follow(ctx, &recordSink{keys: s.keys, out: out}, kindNodes, kindNamespaces)
-	}()
-	return out
+	return watch(ctx, s, func(out latest[Records]) sink { return &recordSink{keys: s.keys, out: out} }, kindNodes, kindNamespaces)
 }
 
 // Watch is [Store.WatchRecords] for those who only read.
@@ -44,12 +37,18 @@ func (s *Store) WatchRecords(ctx context.Context) <-chan Records {
 // Every change up to a snapshot's Revision is in it. A change may also be in a
 // snapshot before Revision says so.
 func (s *Store) Watch(ctx context.Context) <-chan topology.Snapshot {
+	return watch(ctx, s, func(out latest[topology.Snapshot]) sink { return &recordSink{keys: s.keys, snapshots: out} }, kindNodes, kindNamespaces)
+}
+
+// watch follows records of those kinds into a sink, which sends what it makes of
+// them to out.
+func watch[T any](ctx context.Context, s *Store, into func(out latest[T]) sink, kinds ...string) <-chan T {
 	ctx, cancel := s.bound(ctx)
-	out := make(latest[topology.Snapshot], 1)
+	out := make(latest[T], 1)
 	go func() {
 		defer close(out)
 		defer cancel()
-		s.follow(ctx, &recordSink{keys: s.keys, snapshots: out}, kindNodes, kindNamespaces)
+		s.follow(ctx, into(out), kinds...)
 	}()
 	return out
 }
@@ -95,14 +94,7 @@ func (r *recordSink) emit(revision int64) {
 // WatchStatuses yields what all live nodes have applied, and all of it anew
 // after each batch of changes, on the same terms as [Store.WatchRecords].
 func (s *Store) WatchStatuses(ctx context.Context) <-chan map[netip.Addr]topology.NodeStatus {
-	ctx, cancel := s.bound(ctx)
-	out := make(latest[map[netip.Addr]topology.NodeStatus], 1)
-	go func() {
-		defer close(out)
-		defer cancel()
-		s.follow(ctx, &statusSink{keys: s.keys, out: out}, kindStatus)
-	}()
-	return out
+	return watch(ctx, s, func(out latest[map[netip.Addr]topology.NodeStatus]) sink { return &statusSink{keys: s.keys, out: out} }, kindStatus)
 }
 
 type statusSink struct {
