@@ -311,6 +311,7 @@ func validName(what, name string) error {
 
 func compare(a, b string) int { return cmp.Compare(a, b) }
 
-func sameSet(a, b []string) bool {
-	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
-}
+func sameSet(a, b []string) bool { return slices.Equal(sorted(a), sorted(b)) }
+
+// sorted gives a set of the database, which has no order of its own, one.
+func sorted(set []string) []string { return slices.Sorted(slices.Values(set)) }

@@ -58,7 +58,7 @@ type Info struct {
 	// SystemID is external_ids:system-id; may be empty.
 	SystemID string
 	// DatapathTypes and IfaceTypes that ovs-vswitchd supports; empty until it
-	// has started for the first time.
+	// has started for the first time. Both are sorted.
 	DatapathTypes, IfaceTypes []string
 	// NextCfg counts requests to apply the configuration, CurCfg the last one
 	// that ovs-vswitchd has applied. CurCfg stays behind while it is down.
@@ -147,7 +147,7 @@ type Bridge struct {
 	FailMode     string
 	// DatapathID is 16 hexadecimal digits; empty until ovs-vswitchd has made the bridge.
 	DatapathID  string
-	Protocols   []string
+	Protocols   []string // sorted
 	OtherConfig map[string]string
 	ExternalIDs map[string]string
 }
