@@ -129,12 +129,14 @@ func (s *Server) Delete(o runtime.Object) error {
 	return nil
 }
 
+// changeOf has the object say its kind.
 func changeOf(o runtime.Object) (change, error) {
 	gvks, _, err := scheme.Scheme.ObjectKinds(o)
 	if err != nil {
 		return change{}, err
 	}
 	plural, _ := meta.UnsafeGuessKindToResource(gvks[0])
+	o.GetObjectKind().SetGroupVersionKind(gvks[0])
 	it, ok := o.(object)
 	if _, known := kinds[plural.Resource]; !known || !ok {
 		return change{}, fmt.Errorf("the test's API server has no %s", plural.Resource)
@@ -291,8 +293,10 @@ func (s *Server) get(q request) {
 func (s *Server) list(q request) {
 	objects, at := s.selected(q)
 	gvk := kinds[q.resource]
-	list, err := scheme.Scheme.New(gvk.GroupVersion().WithKind(gvk.Kind + "List"))
+	gvk.Kind += "List"
+	list, err := scheme.Scheme.New(gvk)
 	if err == nil {
+		list.GetObjectKind().SetGroupVersionKind(gvk)
 		items := make([]runtime.Object, len(objects))
 		for i, o := range objects {
 			items[i] = o
@@ -354,6 +358,7 @@ func bookmark(resource string, at int) object {
 	if err != nil {
 		panic(err) // client-go knows all kinds
 	}
+	o.GetObjectKind().SetGroupVersionKind(kinds[resource])
 	b := o.(object)
 	b.SetResourceVersion(strconv.Itoa(at))
 	b.SetAnnotations(map[string]string{metav1.InitialEventsAnnotationKey: "true"})

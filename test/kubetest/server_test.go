@@ -3,10 +3,12 @@ package kubetest
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -175,6 +177,39 @@ func TestServerPods(t *testing.T) {
 	if e := s.Events(); len(e) != 1 || e[0].InvolvedObject.Name != "here" || e[0].Message != "for a reason" {
 		t.Errorf("events %+v", e)
 	}
+}
+
+// TestServerReaders: the same objects go to many who ask at once; the race detector
+// looks on.
+func TestServerReaders(t *testing.T) {
+	s := NewServer()
+	address := serve(t, s, "127.0.0.1:0")
+	const objects = 50
+	for i := range objects {
+		put(t, s, aService(fmt.Sprintf("s%d", i), "10.96.0.1"))
+	}
+	var readers sync.WaitGroup
+	for range 4 {
+		readers.Go(func() {
+			resp, err := http.Get("http://" + address + "/api/v1/services?watch=true&sendInitialEvents=true")
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer func() { _ = resp.Body.Close() }()
+			for i, events := 0, json.NewDecoder(resp.Body); i < objects; i++ {
+				var e struct {
+					Type   string
+					Object corev1.Service
+				}
+				if err := events.Decode(&e); err != nil || e.Type != "ADDED" || e.Object.Kind != "Service" || e.Object.APIVersion != "v1" {
+					t.Errorf("event %d: %+v, %v", i, e, err)
+					return
+				}
+			}
+		})
+	}
+	readers.Wait()
 }
 
 // kubeconfig is a file that leads to address.

@@ -31,10 +31,11 @@ func newWriter(w http.ResponseWriter, r *http.Request, gvk schema.GroupVersionKi
 	return &writer{w: w, info: info, gv: gvk.GroupVersion()}
 }
 
-// one answers with one object.
+// one answers with one object, which says its kind. An encoder that converts would write
+// into it, and others may be reading it.
 func (w *writer) one(o runtime.Object) {
 	w.w.Header().Set("Content-Type", w.info.MediaType)
-	_ = w.encoder(w.info.Serializer).Encode(o, w.w) // whoever asked may be gone
+	_ = w.info.Serializer.Encode(o, w.w) // whoever asked may be gone
 }
 
 func (w *writer) fail(code int32, reason metav1.StatusReason, message string) {
@@ -42,10 +43,6 @@ func (w *writer) fail(code int32, reason metav1.StatusReason, message string) {
 	w.w.WriteHeader(int(code))
 	status := &metav1.Status{Status: metav1.StatusFailure, Code: code, Reason: reason, Message: message}
 	_ = scheme.Codecs.EncoderForVersion(w.info.Serializer, metav1.SchemeGroupVersion).Encode(status, w.w)
-}
-
-func (w *writer) encoder(s runtime.Serializer) runtime.Encoder {
-	return scheme.Codecs.EncoderForVersion(s, w.gv)
 }
 
 // begin begins the answer to a watch.
@@ -58,14 +55,15 @@ func (w *writer) begin() {
 	w.framed = w.info.StreamSerializer.Framer.NewFrameWriter(w.w)
 }
 
-// event sends what became of an object. It may stay in a buffer until flush.
+// event sends what became of an object, which says its kind. It may stay in a buffer
+// until flush.
 func (w *writer) event(kind watch.EventType, o runtime.Object) {
 	if w.err != nil {
 		return
 	}
-	raw, err := runtime.Encode(w.encoder(w.info.Serializer), o)
+	raw, err := runtime.Encode(w.info.Serializer, o)
 	if err == nil {
-		err = w.encoder(w.info.StreamSerializer.Serializer).Encode(&metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Raw: raw}}, w.framed)
+		err = scheme.Codecs.EncoderForVersion(w.info.StreamSerializer.Serializer, w.gv).Encode(&metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Raw: raw}}, w.framed)
 	}
 	w.err = err
 }
