@@ -306,3 +306,51 @@ func (l *lab) bridgeUplink(node string, ofOVS bool) {
 	l.must(ns.Do(netns, func() error { return ns.TxChecksumOff("host0") }))
 	l.must(l.SetAgentArgs(node, args...))
 }
+
+// TestMTUStacked: nodes whose VTEP is on a VLAN of a bond, on a bridge over a VLAN, and
+// on a VLAN. They move there under the agents' eyes; what is below counts, not only the
+// device that has the address.
+func TestMTUStacked(t *testing.T) {
+	needKernelDatapath(t, "bonds and VLANs are not in every kernel")
+	l := up(t, netlab.Options{Nodes: 3, AgentArgs: []string{often}})
+	pods := l.spread()
+	l.waitMTU("plain links", follow, 1450, pods...)
+	vlan := []string{"link add link eth0 name eth0.7 type vlan id 7", "link set eth0.7 up"}
+	for node, s := range map[string]struct {
+		top   string
+		lines []string
+	}{
+		"n1": {"bond0.7", []string{
+			"link add bond0 type bond mode active-backup miimon 100", "link set eth0 down", "link set eth0 master bond0", "link set bond0 up",
+			"link add link bond0 name bond0.7 type vlan id 7", "link set bond0.7 up",
+		}},
+		"n2":  {"uplink", append(vlan, "link add uplink type bridge", "link set eth0.7 master uplink", "link set uplink up")},
+		"n3":  {"eth0.7", vlan},
+		"ctl": {"eth0.7", vlan},
+	} {
+		netns := l.Name() + "-" + node
+		addr, err := ns.Output(t.Context(), netns, "-4", "-o", "addr", "show", "dev", "eth0")
+		l.must(err)
+		ip := regexp.MustCompile(`inet (\S+)`).FindStringSubmatch(addr)
+		if ip == nil {
+			t.Fatalf("%s has no address: %q", node, addr)
+		}
+		l.must(ns.IP(t.Context(), netns, append(s.lines, "addr flush dev eth0", "addr add "+ip[1]+" dev "+s.top)...))
+	}
+	l.waitMTU("stacked", recovery, 1450, pods...)
+	for _, c := range []struct {
+		when, node, line string
+		want             int
+	}{
+		{"the bond's port has 1400", "n1", "link set eth0 mtu 1400", 1400},
+		{"the VLAN below the bridge has 1380", "n2", "link set eth0.7 mtu 1380", 1380},
+		{"the card of the VLAN has 1360", "n3", "link set eth0 mtu 1360", 1360},
+		{"the bond's port has 1500 again", "n1", "link set eth0 mtu 1500", 1360},
+		{"the VLAN below the bridge has 1500 again", "n2", "link set eth0.7 mtu 1500", 1360},
+	} {
+		l.must(ns.IP(t.Context(), l.Name()+"-"+c.node, c.line))
+		l.waitMTU(c.when, follow, c.want-encapsulation, pods...)
+	}
+	l.must(ns.IP(t.Context(), l.Name()+"-n3", "link set eth0 mtu 1500", "link set eth0.7 mtu 1500"))
+	l.waitMTU("the card of the VLAN has 1500 again", follow, 1450, pods...)
+}
