@@ -86,7 +86,7 @@ func newNode(t testing.TB, wire string, number int) *node {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = n.ns.Close() })
-	if n.client, err = ovs.Connect(within(t, 10*time.Second), ovs.Config{Endpoint: "unix:" + n.vswitch.DB}); err != nil {
+	if n.client, err = ovs.Connect(within(t, 10*time.Second), ovs.Config{Endpoint: "unix:" + n.vswitch.DB, RunDir: n.vswitch.RunDir}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(n.client.Close)

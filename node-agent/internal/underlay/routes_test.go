@@ -1,0 +1,87 @@
+package underlay
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// told is what ovs-vswitchd was told: peers, and by which hop.
+func (n *node) told() string {
+	n.t.Helper()
+	routes, err := n.client.TunnelRoutes(within(n.t, 5*time.Second))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	var out []string
+	for _, r := range routes {
+		hop := "link"
+		if r.Via.IsValid() {
+			hop = r.Via.String()
+		}
+		out = append(out, fmt.Sprintf("%s by %s via %s from %s", r.Dst, r.Device, hop, r.Src))
+	}
+	slices.Sort(out)
+	return strings.Join(out, "\n")
+}
+
+func TestRoutes(t *testing.T) {
+	n := newNode(t, newWire(t), 1)
+	u := n.ensure(true)
+	ctx := within(t, 20*time.Second)
+	near, far, lost := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.2")
+	r := NewRoutes(n.client)
+	ensure := func(when, want string, peers ...netip.Addr) {
+		t.Helper()
+		paths := n.ns.PathsTo(u.VTEP, peers)
+		fromVTEP, err := r.Ensure(ctx, u.Link, u.VTEP, paths)
+		if err != nil || !fromVTEP {
+			t.Errorf("%s: from the VTEP: %t, %v", when, fromVTEP, err)
+		}
+		if d := cmp.Diff(want, n.told()); d != "" {
+			t.Errorf("%s (-want +got):\n%s", when, d)
+		}
+	}
+	const one, two = "192.0.2.2/32 by br-phy via link from 192.0.2.1", "203.0.113.1/32 by br-phy via 192.0.2.254 from 192.0.2.1"
+	ensure("two peers", one+"\n"+two, near, far)
+	ensure("again", one+"\n"+two, near, far)
+	ip(t, n.name, "route add 203.0.113.1 via 192.0.2.253")
+	ensure("another hop", one+"\n"+strings.Replace(two, "254", "253", 1), near, far)
+	ip(t, n.name, "route add blackhole 203.0.113.2", "route replace 203.0.113.1 dev lo")
+	ensure("a peer that leaves by another device, one without a route", one, near, far, lost)
+	ip(t, n.name, "route del 203.0.113.1")
+	ensure("one peer", one, near)
+
+	if fromVTEP, err := r.Ensure(ctx, u.Link, netip.MustParseAddr("192.0.2.77"), n.ns.PathsTo(u.VTEP, []netip.Addr{near})); err != nil || fromVTEP {
+		t.Errorf("another address than the VTEP as source is not seen: %t, %v", fromVTEP, err)
+	}
+
+	n.vswitch.KillVswitchd()
+	n.vswitch.StartVswitchd()
+	if _, _, err := n.setup.Ensure(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.told(); got != "" {
+		t.Errorf("told after a start: %s", got)
+	}
+	r.Forget()
+	ensure("after ovs-vswitchd has started anew", one+"\n"+two, near, far)
+
+	n.vswitch.AppCtl("ovs/route/add", "198.51.100.0/24", u.Link, "192.0.2.254")
+	if err := NewRoutes(n.client).Remove(ctx, u.Link); err != nil {
+		t.Fatal(err)
+	}
+	if got := n.told(); !strings.HasPrefix(got, "198.51.100.0/24") || strings.Contains(got, "\n") {
+		t.Errorf("after removal there is %q, want what somebody else said, and nothing more", got)
+	}
+
+	n.vswitch.PauseVswitchd()
+	if _, err := NewRoutes(n.client).Ensure(within(t, 100*time.Millisecond), u.Link, u.VTEP, n.ns.PathsTo(u.VTEP, []netip.Addr{near})); err == nil {
+		t.Error("no error while ovs-vswitchd does not answer")
+	}
+}
