@@ -81,6 +81,9 @@ type Options struct {
 	// AgentArgs and ControllerArgs go behind the lab's own arguments.
 	AgentArgs      []string `json:"agentArgs,omitempty"`
 	ControllerArgs []string `json:"controllerArgs,omitempty"`
+	// SystemRoutes lets ovs-vswitchd read the kernel's routes, as it does by default;
+	// the one in manifests/ does not.
+	SystemRoutes bool `json:"systemRoutes,omitempty"`
 	// Bare starts neither controller nor agents: underlay and Open vSwitch only.
 	Bare bool `json:"bare,omitempty"`
 }

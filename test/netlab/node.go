@@ -53,6 +53,8 @@ func (l *Lab) makeNode(ctx context.Context, index int, o Options) error {
 		Index:     index,
 		Datapath:  o.Datapath,
 		AgentArgs: o.AgentArgs,
+		// Without an agent nobody else says how tunnels reach other nodes.
+		SystemRoutes: o.SystemRoutes || o.Bare,
 	}
 	if err := l.newNetns(n.Netns); err != nil {
 		return err

@@ -108,8 +108,19 @@ func (o OVS) StartVswitchd(ctx context.Context) error {
 		return err
 	}
 	bridges := strings.Fields(out)
-	return o.start(ctx, "ovs-vswitchd",
-		[]string{"ovs-vswitchd", o.DB(), "--unixctl=" + ctl, "-vconsole:info", "-vsyslog:off", "-vfile:off"},
+	s, err := o.lab.read()
+	if err != nil {
+		return err
+	}
+	n, err := s.node(o.node)
+	if err != nil {
+		return err
+	}
+	args := []string{"ovs-vswitchd", o.DB(), "--unixctl=" + ctl, "-vconsole:info", "-vsyslog:off", "-vfile:off"}
+	if !n.SystemRoutes {
+		args = append(args, "--disable-system-route") // as manifests/image/start-ovs-vswitchd
+	}
+	return o.start(ctx, "ovs-vswitchd", args,
 		func() (bool, error) {
 			have, err := o.AppCtl(ctx, "ofproto/list")
 			if err != nil {

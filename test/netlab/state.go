@@ -38,6 +38,8 @@ type nodeState struct {
 	Index     int      `json:"index"`
 	Datapath  string   `json:"datapath"`
 	AgentArgs []string `json:"agentArgs,omitempty"`
+	// SystemRoutes is that its ovs-vswitchd reads the kernel's.
+	SystemRoutes bool `json:"systemRoutes,omitempty"`
 }
 
 // Node is one node of the lab.

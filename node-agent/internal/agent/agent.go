@@ -153,6 +153,7 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.routes.Routes = underlay.NewRoutes(n.ovs)
 	n.setSelf(under.VTEP)
 	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.datapath)
 	return nil

@@ -89,6 +89,11 @@ func (n *node) release(ctx context.Context) error {
 	if err := client.WaitConnected(ctx); err != nil {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer: %w", n.cfg.OVSDB, err)
 	}
+	if n.agreement != nil {
+		if err := underlay.NewRoutes(client).Remove(ctx, n.agreement.under.Link); err != nil {
+			n.log.Warn("Open vSwitch keeps the ways to other nodes that it was told until it ends", "error", err)
+		}
+	}
 	under := underlay.New(underlay.Config{NodeIP: n.cfg.NodeIP, Datapath: n.datapath, Bridge: n.cfg.VTEPBridge, Logger: n.log}, n.host, client)
 	// The firewall keeps the node's stack from what comes in by the uplink.
 	return errors.Join(under.Remove(ctx), n.hostnet.Cleanup(ctx))

@@ -15,6 +15,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pathprobe"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -34,8 +35,10 @@ type agreement struct {
 	// under is the underlay as last seen, narrowest the least MTU of its devices.
 	under     underlay.Underlay
 	narrowest int
-	// paths are the ways to the nodes in records; stale asks to look anew.
+	// paths are the ways to the nodes in records, ways as the kernel has them, with
+	// none where there is no route; stale asks to look anew.
 	paths   []mtu.Path
+	ways    map[netip.Addr]link.Path
 	records *topology.Snapshot
 	stale   bool
 
@@ -243,7 +246,7 @@ func (n *node) measure(under underlay.Underlay) error {
 	return nil
 }
 
-// findPaths looks up the ways to all peers. A peer that there is no route to just
+// findPaths looks up the ways to all peers, and keeps them. A peer that there is no route to just
 // now keeps the way that it had: with no packets there are none too large.
 func (n *node) findPaths() []mtu.Path {
 	had := map[netip.Addr]mtu.Path{}
@@ -258,8 +261,13 @@ func (n *node) findPaths() []mtu.Path {
 	}
 	found := n.host.PathsTo(n.self, peers)
 	var out []mtu.Path
+	ways := make(map[netip.Addr]link.Path, len(peers))
 	for _, peer := range peers {
 		p, ok := found[peer]
+		ways[peer] = p
+		if !ok {
+			ways[peer] = n.agreement.ways[peer]
+		}
 		switch before, known := had[peer]; {
 		case ok && p.Link.Loopback: // an address of this node is no peer
 		case ok:
@@ -268,6 +276,7 @@ func (n *node) findPaths() []mtu.Path {
 			out = append(out, before)
 		}
 	}
+	n.agreement.ways = ways
 	return out
 }
 

@@ -74,6 +74,7 @@ type node struct {
 	limiter  *limiter
 	// agreement is there when the loop runs.
 	agreement *agreement
+	routes    tunnelRoutes
 	conn      *connection
 	file      records.File
 	status    *store.StatusPublisher
@@ -223,7 +224,7 @@ func (n *node) useCopy() {
 // all there was to do.
 func (n *node) follow(ctx context.Context, s topology.Snapshot) bool {
 	n.hold(s)
-	return n.started.IsValid() && n.conn.alive() && n.apply(ctx) == nil && n.Ready() == nil
+	return n.started.IsValid() && n.conn.alive() && !n.newPeers() && n.apply(ctx) == nil && n.Ready() == nil
 }
 
 // hold makes s the newest records.

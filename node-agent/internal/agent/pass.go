@@ -79,6 +79,7 @@ func (n *node) connect(ctx context.Context) error {
 
 // disconnect says that the switch is gone.
 func (n *node) disconnect() {
+	n.routes.forget()
 	n.table.Disconnect()
 	n.connected = false
 	n.disconnectServices()
@@ -153,6 +154,7 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	}
 	ports, _, err := bridge.Ensure(ctx, n.ovs, bridge.Spec{
 		Name: n.cfg.Bridge, Datapath: n.datapath, VTEP: n.self, Gateway: me.Gateway(), MTU: set.Receives, VXLANPort: n.cfg.VXLANPort,
+		TunnelSource: n.routePeers(ctx, under),
 	})
 	if err != nil {
 		return err

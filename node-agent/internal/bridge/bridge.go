@@ -54,6 +54,9 @@ type Spec struct {
 	MTU int
 	// VXLANPort is the UDP port of tunnels.
 	VXLANPort uint16
+	// TunnelSource is the address that tunnel packets are sent from and taken at;
+	// not valid: what the way to a peer says, and any of the node's.
+	TunnelSource netip.Addr
 }
 
 // Ensure makes the bridge what spec says and returns its ports' numbers. It
@@ -70,12 +73,11 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 			})
 		},
 		func() (bool, error) {
-			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{
-				Name: TunnelPort, Type: "vxlan", OfportRequest: tunnelOfport,
-				Options: map[string]string{
-					"key": "flow", "remote_ip": "flow", "local_ip": spec.VTEP.String(), "dst_port": strconv.Itoa(int(spec.VXLANPort)),
-				},
-			})
+			options := map[string]string{"key": "flow", "remote_ip": "flow", "dst_port": strconv.Itoa(int(spec.VXLANPort))}
+			if spec.TunnelSource.IsValid() {
+				options["local_ip"] = spec.TunnelSource.String()
+			}
+			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{Name: TunnelPort, Type: "vxlan", OfportRequest: tunnelOfport, Options: options})
 		},
 		func() (bool, error) {
 			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{

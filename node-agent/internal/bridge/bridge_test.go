@@ -44,7 +44,15 @@ func TestEnsure(t *testing.T) {
 	if _, changed, err = Ensure(ctx, client, spec); err != nil || !changed {
 		t.Errorf("after damage: changed %t, %v", changed, err)
 	}
+	if got := o.VSCtl("get", "interface", "vxlan0", "options"); strings.Contains(got, "local_ip") {
+		t.Errorf("options of vxlan0 are %s: bound to an address without a source", got)
+	}
+	spec.TunnelSource = spec.VTEP
+	if _, changed, err = Ensure(ctx, client, spec); err != nil || !changed {
+		t.Errorf("with a source: changed %t, %v", changed, err)
+	}
 	for _, tc := range []struct{ want, table, record, column string }{
+		{"198.18.0.1", "interface", "vxlan0", "options:local_ip"},
 		{"secure", "bridge", "br0", "fail_mode"},
 		{"else", "bridge", "br0", "external_ids:somebody"},
 		{"100", "bridge", "br0", "other_config:mac-table-size"},

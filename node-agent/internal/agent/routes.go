@@ -1,0 +1,64 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+// tunnelRoutes are the ways to peers that the userspace datapath is told.
+type tunnelRoutes struct {
+	*underlay.Routes // nil before the node's address is known
+	// source is what was last decided; said what was last complained about.
+	source netip.Addr
+	said   string
+}
+
+func (r *tunnelRoutes) forget() {
+	if r.Routes != nil {
+		r.Forget()
+	}
+}
+
+// routePeers tells the userspace datapath the ways to all peers, and returns the
+// address that tunnels are to be bound to; not valid for none. While it is bound to
+// one, the datapath also looks that up among what it reads from the kernel, and
+// drops packets whenever it reads that anew.
+func (n *node) routePeers(ctx context.Context, under underlay.Underlay) (source netip.Addr) {
+	if n.datapath != ovs.DatapathNetdev {
+		return n.self
+	}
+	r := &n.routes
+	fromVTEP, err := r.Ensure(ctx, under.Link, n.self, n.agreement.ways)
+	said := ""
+	switch {
+	case err != nil:
+		said = err.Error()
+	case !fromVTEP:
+		said = "it chooses another address of " + under.Link + " as the source"
+		r.source = n.self
+	default:
+		r.source = netip.Addr{}
+	}
+	if said != "" && said != r.said {
+		n.log.Warn("Open vSwitch does not take the ways to other nodes that it is told: between nodes it loses packets when a pod comes or goes", "error", said)
+	}
+	r.said = said
+	return r.source
+}
+
+// newPeers reports whether the records have peers whose ways the userspace datapath
+// was not told.
+func (n *node) newPeers() bool {
+	if n.datapath != ovs.DatapathNetdev {
+		return false
+	}
+	for ip, r := range n.records.Nodes {
+		if _, known := n.agreement.ways[ip]; !known && ip != n.self && r.Validate(n.records.Config) == nil {
+			return true
+		}
+	}
+	return false
+}
