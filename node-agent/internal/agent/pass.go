@@ -21,6 +21,9 @@ import (
 func (n *node) pass(ctx context.Context, full bool) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
+	if full {
+		n.routes.forget()
+	}
 	if !n.ovs.Connected() {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", n.cfg.OVSDB)
 	}

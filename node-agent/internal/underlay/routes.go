@@ -26,9 +26,11 @@ func NewRoutes(client *ovs.Client) *Routes { return &Routes{ovs: client} }
 // Forget has the next Ensure read what ovs-vswitchd has: it may have started anew.
 func (r *Routes) Forget() { r.has = nil }
 
-// Ensure makes the ways to peers what paths say; a peer whose path is not by the
-// bridge gets none. It reports whether all packets leave with the address vtep.
-// An error names each way that could not be set, while the others were.
+// Ensure makes the ways to peers what paths say, for those whose path is by the
+// bridge. It deletes none: with any way by a bridge that it forgets, ovs-vswitchd
+// also stops to take tunnel packets at the bridge's addresses, and the way to a peer
+// that is gone does no harm. Ensure reports whether all packets leave with the
+// address vtep. An error names each way that could not be set, while the others were.
 func (r *Routes) Ensure(ctx context.Context, bridge string, vtep netip.Addr, paths map[netip.Addr]link.Path) (fromVTEP bool, err error) {
 	if r.has == nil {
 		if err := r.read(ctx, bridge); err != nil {
@@ -41,18 +43,9 @@ func (r *Routes) Ensure(ctx context.Context, bridge string, vtep netip.Addr, pat
 		if p.Link.Name != bridge {
 			continue
 		}
-		want := ovs.TunnelRoute{Dst: netip.PrefixFrom(peer, peer.BitLen()), Device: bridge, Via: p.Via}
-		had, ok := r.has[peer]
-		want.Src = had.Src
-		if ok && had == want {
-			continue
-		}
-		errs = append(errs, r.ovs.SetTunnelRoute(ctx, want))
-		set = true
-	}
-	for peer, had := range r.has {
-		if p, ok := paths[peer]; !ok || p.Link.Name != bridge {
-			errs = append(errs, r.ovs.DeleteTunnelRoute(ctx, had.Dst))
+		want := ovs.TunnelRoute{Dst: netip.PrefixFrom(peer, peer.BitLen()), Device: bridge, Via: p.Via, Src: vtep}
+		if r.has[peer] != want {
+			errs = append(errs, r.ovs.SetTunnelRoute(ctx, want))
 			set = true
 		}
 	}
@@ -60,17 +53,25 @@ func (r *Routes) Ensure(ctx context.Context, bridge string, vtep netip.Addr, pat
 		errs = append(errs, r.read(ctx, bridge))
 	}
 	fromVTEP = true
-	for _, has := range r.has {
-		fromVTEP = fromVTEP && has.Src == vtep
+	for peer := range paths {
+		if has, ok := r.has[peer]; ok && has.Src != vtep {
+			fromVTEP = false
+		}
 	}
 	return fromVTEP, errors.Join(errs...)
 }
 
 // Remove has ovs-vswitchd forget all of them.
 func (r *Routes) Remove(ctx context.Context, bridge string) error {
+	if err := r.read(ctx, bridge); err != nil {
+		return err
+	}
+	var errs []error
+	for _, has := range r.has {
+		errs = append(errs, r.ovs.DeleteTunnelRoute(ctx, has.Dst))
+	}
 	r.Forget()
-	_, err := r.Ensure(ctx, bridge, netip.Addr{}, nil)
-	return err
+	return errors.Join(errs...)
 }
 
 func (r *Routes) read(ctx context.Context, bridge string) error {
