@@ -88,6 +88,10 @@ reference:
 conformance: image reference ## real Kubernetes: upstream and own specs, pod starts; writes test/conformance/RESULTS.md (root)
 	@./test/conformance/run
 
+.PHONY: conformance-overlays
+conformance-overlays: image reference ## each of test/conformance/overlays on real Kubernetes; writes its RESULTS.md (root; OVERLAYS="a b": only these)
+	@for o in $(or $(OVERLAYS),$(notdir $(wildcard test/conformance/overlays/*))); do echo "=== $$o"; ./test/conformance/run --overlay $$o || exit 1; done
+
 .PHONY: conformance-short
 conformance-short: image reference ## a dozen upstream specs and most of our own on real Kubernetes (root)
 	@./test/conformance/run --short

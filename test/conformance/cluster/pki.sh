@@ -36,6 +36,9 @@ openssl rsa -in sa.key -pubout -out sa.pub 2>/dev/null
 cert apiserver /CN=kube-apiserver ca "extendedKeyUsage=serverAuth\nsubjectAltName=DNS:kubernetes,DNS:kubernetes.default,DNS:kubernetes.default.svc,DNS:kubernetes.default.svc.cluster.local,DNS:localhost,IP:127.0.0.1,IP:10.96.0.1,IP:$API\n"
 cert apiserver-kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client ca 'extendedKeyUsage=clientAuth\n'
 cert front-proxy-client /CN=front-proxy-client front-proxy-ca 'extendedKeyUsage=clientAuth\n'
+ca etcd-ca
+cert etcd /CN=etcd etcd-ca "extendedKeyUsage=serverAuth\nsubjectAltName=IP:$API\n"
+cert etcd-client /CN=k8s-ovs etcd-ca 'extendedKeyUsage=clientAuth\n'
 client admin /O=system:masters/CN=admin
 client controller-manager /CN=system:kube-controller-manager
 client scheduler /CN=system:kube-scheduler

@@ -19,15 +19,17 @@ import (
 func main() {
 	from := flag.String("from", "", "folder with junit_01.xml, specs.json and facts.tsv, and podstart.jsonl of a whole run")
 	write := flag.String("write", "", "Markdown file to write")
+	overlay := flag.String("overlay", "", "which of test/conformance/overlays the network was, if any")
 	flag.Parse()
-	if err := judge(*from, *write); err != nil {
+	if err := judge(*from, *write, *overlay); err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(1)
 	}
 }
 
-func judge(from, write string) error {
+func judge(from, write, overlay string) error {
 	r, err := read(from)
+	r.overlay = overlay
 	if err != nil {
 		return err
 	}
@@ -41,6 +43,8 @@ func judge(from, write string) error {
 
 // results of a run.
 type results struct {
+	// overlay that the network was from, if not the manifest.
+	overlay  string
 	upstream []spec
 	// notRun counts the specs of sig-network that were not chosen, by reason.
 	notRun map[string]int

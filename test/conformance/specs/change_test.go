@@ -68,7 +68,7 @@ func TestStatefulSetPodKeepsItsName(t *testing.T) {
 // TestAgentRollingUpdateLosesNothing: every message that pods send each other, on
 // and between the nodes, arrives while all agents are replaced.
 func TestAgentRollingUpdateLosesNothing(t *testing.T) {
-	c := connectOurs(t)
+	c := connectTenants(t)
 	tn := c.tenant(t, "traffic", nil, node1, node2)
 	c.createPod(t, tn.name, "third", corev1.PodSpec{NodeName: node1})
 	stranger := c.tenant(t, "stranger", nil, node2)

@@ -70,7 +70,36 @@ func connectOurs(t *testing.T) *cluster {
 	t.Helper()
 	c := connect(t)
 	if network := os.Getenv("CNI"); network != "k8s-ovs" {
-		t.Skipf("is about tenants; the cluster's network is %s", network)
+		t.Skipf("is about k8s-ovs; the cluster's network is %s", network)
+	}
+	return c
+}
+
+// Overlays that specs other than their own heed.
+const (
+	singleTenant      = "single-tenant"
+	kubeProxyServices = "kube-proxy-services"
+)
+
+// connectTenants is connectOurs for specs that need more than one tenant.
+func connectTenants(t *testing.T) *cluster {
+	t.Helper()
+	c := connectOurs(t)
+	if overlay() == singleTenant {
+		t.Skip("is about tenants; the cluster's network has one")
+	}
+	return c
+}
+
+// overlay is which of overlays/ the network is from, if any.
+func overlay() string { return os.Getenv("OVERLAY") }
+
+// connectOverlay is connect for a spec about an overlay.
+func connectOverlay(t *testing.T, name string) *cluster {
+	t.Helper()
+	c := connectOurs(t)
+	if overlay() != name {
+		t.Skipf("is about overlays/%s: only `make conformance-overlays` runs it", name)
 	}
 	return c
 }

@@ -54,7 +54,21 @@ func (c *cluster) tenant(t *testing.T, name string, annotations map[string]strin
 	for _, node := range nodes {
 		tn.pods = append(tn.pods, c.awaitPod(t, tn.name, "web-"+node))
 	}
+	tn.awaitService(t)
 	return tn
+}
+
+// awaitService waits until the tenant's pods reach its service, where that is
+// kube-proxy's: it follows endpoints after a second or so. The bridge follows before a
+// pod is Ready.
+func (tn *tenant) awaitService(t *testing.T) {
+	t.Helper()
+	if overlay() != kubeProxyServices {
+		return
+	}
+	eventually(t, settle, "kube-proxy serves "+tn.name, func() error {
+		return reachServices([]*tenant{tn}, together)
+	})
 }
 
 // createPod makes a pod of the service "web"; spec says where.

@@ -15,7 +15,7 @@ import (
 // TestTenants is the life of two namespaces, each step on from the one before.
 // A third one stays apart from both throughout.
 func TestTenants(t *testing.T) {
-	c := connectOurs(t)
+	c := connectTenants(t)
 	red, blue := c.tenant(t, "red", nil, node1, node2), c.tenant(t, "blue", nil, node1, node2)
 	other := c.tenant(t, "other", nil, node2)
 	all := []*tenant{red, blue, other}
@@ -83,13 +83,14 @@ func TestTenants(t *testing.T) {
 // TestAnnotationBeforeFirstPod: a namespace that is made with an annotation is on
 // that network from its pods' first packet.
 func TestAnnotationBeforeFirstPod(t *testing.T) {
-	c := connectOurs(t)
+	c := connectTenants(t)
 	first := c.tenant(t, "first", nil)
 	network := map[string]string{networkAnnotation: first.name}
 	c.annotate(t, first.name, first.name)
 	c.createPod(t, first.name, "web-"+node1, corev1.PodSpec{NodeName: node1})
 	second := c.tenant(t, "second", network, node2)
 	first.pods = []pod{c.awaitPod(t, first.name, "web-"+node1)}
+	first.awaitService(t)
 	if err := reach(t, []*tenant{first, second}, together); err != nil {
 		t.Error(err)
 	}
@@ -97,7 +98,7 @@ func TestAnnotationBeforeFirstPod(t *testing.T) {
 
 // TestIsolatedTenantIsOutOfReach: no detour leads into another tenant.
 func TestIsolatedTenantIsOutOfReach(t *testing.T) {
-	c := connectOurs(t)
+	c := connectTenants(t)
 	inside := c.tenant(t, "inside", nil, node1, node2)
 	outside := c.tenant(t, "outside", nil, node1, node2)
 	byHand := handMade(t, c, outside.name, inside.pods)
@@ -186,7 +187,7 @@ func slicePort(name string, protocol corev1.Protocol, port int32) discoveryv1.En
 
 // TestNamespaceMadeAgainGetsNewNetID: a namespace of the same name is another tenant.
 func TestNamespaceMadeAgainGetsNewNetID(t *testing.T) {
-	c := connectOurs(t)
+	c := connectTenants(t)
 	namespaces := c.CoreV1().Namespaces()
 	netID := func(name string) (id string) {
 		eventually(t, settle, "netID of "+name, func() error {
