@@ -59,8 +59,11 @@ func (n *node) loop(ctx context.Context) error {
 			continue
 		}
 		pause.reset()
-		if n.mtuNews() == aPass { // one step may make the next one possible
+		switch {
+		case n.mtuNews() == aPass: // one step may make the next one possible
 			e.again.Reset(0)
+		case n.routes.retry != nil:
+			e.again.Reset(n.routes.retry.take())
 		}
 	}
 }

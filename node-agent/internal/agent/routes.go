@@ -14,6 +14,9 @@ type tunnelRoutes struct {
 	// source is what was last decided; said what was last complained about.
 	source netip.Addr
 	said   string
+	// retry is not nil while ovs-vswitchd refuses: it may have just started, and not
+	// have seen the addresses of its bridge yet.
+	retry *pause
 }
 
 func (r *tunnelRoutes) forget() {
@@ -34,13 +37,17 @@ func (n *node) routePeers(ctx context.Context, under underlay.Underlay) (source 
 	fromVTEP, err := r.Ensure(ctx, under.Link, n.self, n.agreement.ways)
 	said := ""
 	switch {
+	case err != nil && r.retry == nil:
+		r.retry = newPause()
 	case err != nil:
-		said = err.Error()
+		if said = r.said; r.retry.next == maxPause {
+			said = err.Error()
+		}
 	case !fromVTEP:
 		said = "it chooses another address of " + under.Link + " as the source"
-		r.source = n.self
+		r.source, r.retry = n.self, nil
 	default:
-		r.source = netip.Addr{}
+		r.source, r.retry = netip.Addr{}, nil
 	}
 	if said != "" && said != r.said {
 		n.log.Warn("Open vSwitch does not take the ways to other nodes that it is told: between nodes it loses packets when a pod comes or goes", "error", said)
