@@ -91,7 +91,9 @@ func TestFlood(t *testing.T) {
 	if err := ns.WaitRunning(t.Context(), f.from.netns, "eth0"); err != nil {
 		t.Fatal(err)
 	}
-	qdisc := strings.Fields("-n " + f.from.netns + " qdisc add dev eth0 root tbf rate 20mbit burst 16k limit 256k")
+	// Room for all that two connections queue: a segment that is lost would hold up what
+	// came behind it, and the share that counts in the window is luck.
+	qdisc := strings.Fields("-n " + f.from.netns + " qdisc add dev eth0 root tbf rate 20mbit burst 16k limit 4m")
 	if out, err := exec.CommandContext(t.Context(), "tc", qdisc...).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -102,8 +104,7 @@ func TestFlood(t *testing.T) {
 		share   float64 // of the frames
 		within  float64
 	}{
-		// What the receiver holds until a lost segment comes counts when it comes.
-		{"tcp", 0, 0, 1448. / 1514, 0.15},
+		{"tcp", 0, 0, 1448. / 1514, 0.05},
 		{"udp", 1.25 * rate, 1472, 1472. / 1514, 0.03},
 	} {
 		f.offered, f.payload = tc.offered, tc.payload
