@@ -246,8 +246,8 @@ func (n *node) measure(under underlay.Underlay) error {
 	return nil
 }
 
-// findPaths looks up the ways to all peers, and keeps them. A peer that there is no route to just
-// now keeps the way that it had: with no packets there are none too large.
+// findPaths looks up the ways to all peers, and keeps them. A peer that there is no
+// route to just now keeps the way that it had: with no packets there are none too large.
 func (n *node) findPaths() []mtu.Path {
 	had := map[netip.Addr]mtu.Path{}
 	for _, p := range n.agreement.paths {

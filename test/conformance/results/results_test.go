@@ -34,6 +34,20 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// TestOverlay: the results of an overlay name it, and say nothing of specs that were
+// not chosen.
+func TestOverlay(t *testing.T) {
+	r, err := read("testdata/run")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.overlay = "single-tenant"
+	got := r.markdown(time.Now())
+	if !strings.Contains(got, "make conformance-overlays") || !strings.Contains(got, "`test/conformance/overlays/single-tenant`") || strings.Contains(got, "Not run") {
+		t.Errorf("results of overlay single-tenant:\n%s", got)
+	}
+}
+
 func TestVerdict(t *testing.T) {
 	good := func() results {
 		return results{
