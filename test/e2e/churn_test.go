@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"regexp"
+	"strconv"
 	"testing"
 	"time"
 
@@ -30,6 +32,55 @@ func TestPodsComeAndGo(t *testing.T) {
 	report := run.Stop()
 	if err := report.Err(); err != nil {
 		t.Errorf("while pods came and went: %v", err)
+	}
+}
+
+// TestVswitchdPaused: packets that come while ovs-vswitchd waits for a processor wait
+// for it, and are not lost.
+func TestVswitchdPaused(t *testing.T) {
+	const pause = 300 * time.Millisecond
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a", "red/b", "red/c"}, "n2": {"red/d", "red/e", "red/f"}})
+	l.roomForPackets("n1", "n2")
+	pods, err := l.Pods()
+	l.must(err)
+	p, err := probe.Open(netlab.Endpoints(pods))
+	l.must(err)
+	defer func() { l.must(p.Close()) }()
+	run := p.Start(probe.Exactly(everybody), probe.RunOptions{Interval: 5 * time.Millisecond, Protocols: []probe.Protocol{probe.UDP, probe.Ping}, Grace: 5 * time.Second})
+	l.traffic(run, 20)
+	vswitchd := l.Process("n2/ovs-vswitchd")
+	l.must(vswitchd.Suspend())
+	time.Sleep(pause)
+	l.must(vswitchd.Resume())
+	l.traffic(run, 20)
+	report := run.Stop()
+	if err := report.Err(); err != nil {
+		t.Errorf("while ovs-vswitchd was paused: %v", err)
+	}
+}
+
+// packetSocket finds device and size of the receive buffer in what ss(8) says of a packet socket.
+var packetSocket = regexp.MustCompile(`\*:(\S+) .*skmem:\(r\d+,rb(\d+),`)
+
+// roomForPackets waits until packets have room while they wait for ovs-vswitchd: the
+// agent makes it within a second after a port has come.
+func (l *lab) roomForPackets(nodes ...string) {
+	l.t.Helper()
+	const least = 1 << 20 // bytes
+	for _, node := range nodes {
+		l.eventually("room for packets on "+node, 10*time.Second, func() error {
+			out, err := l.NodeExec(l.t.Context(), node, "ss", "--packet", "--all", "--memory")
+			if err != nil {
+				return err
+			}
+			for _, found := range packetSocket.FindAllStringSubmatch(out, -1) {
+				if size, err := strconv.Atoi(found[2]); err != nil || size < least {
+					return fmt.Errorf("%s has %s bytes", found[1], found[2])
+				}
+			}
+			return nil
+		})
 	}
 }
 

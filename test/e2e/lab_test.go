@@ -75,7 +75,42 @@ func keepLogs(t *testing.T, l *netlab.Lab) {
 			t.Log(err)
 		}
 	}
+	if err := keepCounters(l, dir); err != nil {
+		t.Log(err)
+	}
 	t.Logf("logs are in %s", dir)
+}
+
+// keepCounters writes down where each node has dropped packets: devices, sockets,
+// Open vSwitch and the machine's own queues.
+func keepCounters(l *netlab.Lab, dir string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second) // the test's own has ended
+	defer cancel()
+	var errs []error
+	backlog, err := os.ReadFile("/proc/net/softnet_stat") // of all labs, as the kernel has one for each processor
+	errs = append(errs, err)
+	nodes, err := l.Nodes()
+	errs = append(errs, err)
+	for _, n := range nodes {
+		var text strings.Builder
+		tell := func(what string, out string, err error) {
+			fmt.Fprintf(&text, "### %s\n%s\n", what, out)
+			if err != nil {
+				fmt.Fprintln(&text, err)
+			}
+		}
+		for _, command := range [][]string{{"ip", "-s", "-d", "link"}, {"ss", "--packet", "--all", "--memory"}, {"nstat", "-asz"}} {
+			out, err := l.NodeExec(ctx, n.Name, command...)
+			tell(strings.Join(command, " "), out, err)
+		}
+		for _, command := range [][]string{{"coverage/show"}, {"dpctl/show", "-s"}, {"dpctl/dump-flows", "-m"}, {"ovs/route/show"}, {"tnl/neigh/show"}} {
+			out, err := l.OVS(n.Name).AppCtl(ctx, command...)
+			tell("ovs-appctl "+strings.Join(command, " "), out, err)
+		}
+		tell("/proc/net/softnet_stat", string(backlog), nil)
+		errs = append(errs, os.WriteFile(filepath.Join(dir, n.Name+"-counters.txt"), []byte(text.String()), 0o644))
+	}
+	return errors.Join(errs...)
 }
 
 // checkRaces fails the test when a program reported a data race or a panic.

@@ -20,6 +20,7 @@ type metrics struct {
 	reconnects  prometheus.Counter
 	drops       *prometheus.CounterVec
 	tooLarge    prometheus.Counter
+	missed      prometheus.Counter
 	cni         *prometheus.HistogramVec
 	pods        prometheus.Gauge
 	flows       prometheus.Gauge
@@ -61,6 +62,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Namespace: "k8s_ovs", Name: "drops_total", Help: "Packets dropped by the pipeline, by reason; PIPELINE.md explains them.",
 		}, []string{"reason"}),
 		tooLarge: counter("fragmentation_needed_total", "Senders told that a packet is too large for its path."),
+		missed:   counter("datapath_missed_packets_total", "Packets lost because they came faster than ovs-vswitchd of the userspace datapath took them."),
 		cni: prometheus.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "cni_seconds", Help: "Time of CNI requests in the agent, by command and CNI error code (0 is success).",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
@@ -89,7 +91,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range pipeline.Reasons() {
 		m.drops.WithLabelValues(r.String())
 	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
 		m.uplinkRate, m.uplinkShared, m.services, m.endpoints, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }

@@ -75,6 +75,7 @@ type node struct {
 	// agreement is there when the loop runs.
 	agreement *agreement
 	routes    tunnelRoutes
+	room      packetRoom
 	conn      *connection
 	file      records.File
 	status    *store.StatusPublisher

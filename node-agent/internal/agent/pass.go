@@ -37,6 +37,7 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	if err := n.connect(ctx); err != nil {
 		return err
 	}
+	n.makeRoom(ctx)
 	if err := n.apply(ctx); err != nil {
 		return err
 	}
