@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
@@ -48,7 +49,9 @@ func TestChangesUnderProbe(t *testing.T) {
 			}
 		}
 	}
-	t.Logf("%d messages in %s, %d forbidden, %d lost between nodes", rep.Sent(), rep.Duration.Round(1e8), rep.Forbidden(), rep.Lost())
+	var totals strings.Builder
+	_ = rep.Render(&totals) // a builder takes all
+	t.Logf("%s:\n%s", rep.Duration.Round(1e8), totals.String())
 }
 
 // TestChangeWithBandwidth: pods with rate limits go through changes as others do

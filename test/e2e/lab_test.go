@@ -317,10 +317,10 @@ func during(name string, do func()) span {
 func lostOutside(rep probe.Report, spans []span, after time.Duration) []probe.Event {
 	return slices.DeleteFunc(slices.Clone(rep.LostEvents), func(e probe.Event) bool {
 		return slices.ContainsFunc(spans, func(s span) bool {
-			// A short connection may last a second, all else some milliseconds.
+			// A short connection may last two seconds, all else some milliseconds.
 			before := 50 * time.Millisecond
 			if e.Protocol == probe.TCP {
-				before = time.Second
+				before = 2 * time.Second
 			}
 			return !e.Sent.Before(s.began.Add(-before)) && e.Sent.Before(s.done.Add(after))
 		})

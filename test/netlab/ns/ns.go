@@ -222,41 +222,48 @@ func DialTCP(path, addr string, timeout time.Duration) (net.Conn, error) {
 	return net.FileConn(f)
 }
 
-// connect starts a connection on the non-blocking socket f and waits for it.
+// connect starts a connection on the non-blocking socket f and waits for it. At the
+// deadline it is the kernel that says whether there is one: a process that has waited
+// for a processor may see both at once.
 func connect(f *os.File, sa unix.Sockaddr, timeout time.Duration) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
 	}
+	var result error
+	err = raw.Control(func(fd uintptr) { result = unix.Connect(int(fd), sa) })
+	if err != nil || !errors.Is(result, unix.EINPROGRESS) {
+		return errors.Join(err, result)
+	}
 	if err := f.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
-	started := false
-	var result error
 	err = raw.Write(func(fd uintptr) bool {
-		if !started {
-			started = true
-			result = unix.Connect(int(fd), sa)
-			return !errors.Is(result, unix.EINPROGRESS)
-		}
-		code, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_ERROR)
-		switch {
-		case err != nil:
-			result = err
-		case code != 0:
-			result = unix.Errno(code)
-		default:
-			if _, err := unix.Getpeername(int(fd)); err != nil {
-				return false // woken early: not connected yet
-			}
-			result = nil
-		}
-		return true
+		result = connected(int(fd))
+		return !errors.Is(result, unix.EINPROGRESS)
 	})
-	if err != nil {
-		return err // the deadline
+	if err != nil { // the deadline
+		if control := raw.Control(func(fd uintptr) { result = connected(int(fd)) }); control != nil || errors.Is(result, unix.EINPROGRESS) {
+			return err
+		}
 	}
 	return result
+}
+
+// connected is what became of a connection that was started: EINPROGRESS while
+// nothing has.
+func connected(fd int) error {
+	code, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+	switch {
+	case err != nil:
+		return err
+	case code != 0:
+		return unix.Errno(code)
+	}
+	if _, err := unix.Getpeername(fd); err != nil {
+		return unix.EINPROGRESS
+	}
+	return nil
 }
 
 // ListenTCP listens in the namespace at path.

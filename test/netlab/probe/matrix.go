@@ -152,15 +152,15 @@ func (p *Prober) tryAll(ctx context.Context, m *matrixRun, protos []Protocol, tr
 	return nil
 }
 
-// request makes one connection and asks once; nil means that the right one answered.
+// request makes one connection and asks once, and waits for each; nil means that the
+// right one answered.
 func (s *station) request(p Protocol, h header, wait time.Duration) error {
-	deadline := time.Now().Add(wait)
 	c, err := s.dial(int(h.to), p, wait)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = c.Close() }()
-	if err := c.SetDeadline(deadline); err != nil {
+	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
 		return err
 	}
 	if p == HTTP {
