@@ -202,7 +202,7 @@ func TestPortLifecycle(t *testing.T) {
 }
 
 func TestPortErrors(t *testing.T) {
-	c, _, _ := start(t)
+	c, o, _ := start(t)
 	ctx := within(t)
 	bridge(t, c, "br0")
 	if err := c.AddPort(ctx, "none", PortSpec{Name: "x"}); !errors.Is(err, ErrNoBridge) {
@@ -218,6 +218,21 @@ func TestPortErrors(t *testing.T) {
 	var refused *PortError
 	if !errors.As(err, &refused) || !strings.Contains(refused.Text, "No such device") {
 		t.Errorf("port without a device: %v; want Open vSwitch's own text", err)
+	}
+	if p, ok := c.Port("nodevice"); !ok || !strings.Contains(p.Error, "No such device") {
+		t.Errorf("%+v; want Open vSwitch's own text", p)
+	}
+	// Of a port that was taken in the text is that of an attempt before.
+	if err := c.AddPort(ctx, "br0", PortSpec{Name: "taken", Type: "internal"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.WaitOfport(ctx, "taken"); err != nil {
+		t.Fatal(err)
+	}
+	o.VSCtl("set", "Interface", "taken", "error=stale", "external_ids:set=after")
+	until(t, c, "what was set by hand is seen", func() bool { p, _ := c.Port("taken"); return p.ExternalIDs["set"] == "after" })
+	if p, _ := c.Port("taken"); p.Error != "" || p.Ofport == 0 {
+		t.Errorf("%+v; want a number and no error", p)
 	}
 	short, cancel := context.WithTimeout(ctx, 20*time.Millisecond)
 	defer cancel()

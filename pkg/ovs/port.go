@@ -67,7 +67,6 @@ func (s *session) port(bridge string, row *rowPort) (Port, bool) {
 		Type:          i.Type,
 		Ofport:        uint32(max(0, deref(i.Ofport))),
 		OfportRequest: uint32(deref(i.OfportRequest)),
-		Error:         deref(i.Error),
 		MTU:           deref(i.MTU),
 		MTURequest:    deref(i.MTURequest),
 		Up:            deref(i.LinkState) == "up",
@@ -77,6 +76,11 @@ func (s *session) port(bridge string, row *rowPort) (Port, bool) {
 		OtherConfig:   i.OtherConfig,
 		BFDStatus:     i.BFDStatus,
 		QoS:           s.qosOf(row),
+	}
+	if p.Ofport == 0 {
+		// The column says why the number is -1 (ovs-vswitchd.conf.db(5)). Once there is a
+		// number, the text of an attempt before it may still be there for a second.
+		p.Error = deref(i.Error)
 	}
 	if mac, err := net.ParseMAC(deref(i.MACInUse)); err == nil {
 		p.MAC = mac

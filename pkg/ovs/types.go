@@ -123,7 +123,8 @@ type Port struct {
 	Ofport uint32
 	// OfportRequest is the number asked for, 0 for none.
 	OfportRequest uint32
-	// Error is Open vSwitch's own text about what is wrong with the port.
+	// Error is Open vSwitch's own text about what is wrong with a port that it has
+	// not taken in; empty for one that it has.
 	Error string
 	// MTU in use and asked for, bytes; 0 where unknown or not asked for.
 	MTU, MTURequest int
