@@ -32,8 +32,7 @@ type Found struct {
 // Tend gives each packet socket of a process that is bound to a device room for at
 // least as many bytes as room says, where it has less. A packet takes up its buffer in
 // the kernel: 768 bytes for a small one, 2304 for one of 1500. Tend needs
-// CAP_SYS_PTRACE and CAP_NET_ADMIN. An error names each socket that could not be
-// looked at, while the others were.
+// CAP_SYS_PTRACE, CAP_NET_ADMIN and Linux 5.6. It ends at the first error.
 func Tend(pid int, room func(ifindex int) int) (Found, error) {
 	var found Found
 	if pid <= 0 {
@@ -48,13 +47,12 @@ func Tend(pid int, room func(ifindex int) int) (Found, error) {
 	if err != nil {
 		return found, err
 	}
-	var errs []error
 	for _, number := range sockets {
 		if err := found.tend(process, number, room); err != nil {
-			errs = append(errs, fmt.Errorf("process %d, descriptor %d: %w", pid, number, err))
+			return found, fmt.Errorf("process %d, descriptor %d: %w", pid, number, err)
 		}
 	}
-	return found, errors.Join(errs...)
+	return found, nil
 }
 
 // tend looks after one descriptor of another process. It may have been closed by now,
