@@ -168,4 +168,14 @@ func TestHundredPodsAtOnce(t *testing.T) {
 			t.Errorf("%s at %s: %q answers, %v", name, address, who, err)
 		}
 	}
+	if err := c.AppsV1().Deployments(tn.name).Delete(t.Context(), "many", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 5*time.Minute, "all pods gone", func() error {
+		list, err := c.CoreV1().Pods(tn.name).List(t.Context(), metav1.ListOptions{LabelSelector: "pod-template-hash"})
+		if err == nil && len(list.Items) > 0 {
+			err = fmt.Errorf("%d are there", len(list.Items))
+		}
+		return err
+	})
 }

@@ -54,21 +54,18 @@ func (c *cluster) tenant(t *testing.T, name string, annotations map[string]strin
 	for _, node := range nodes {
 		tn.pods = append(tn.pods, c.awaitPod(t, tn.name, "web-"+node))
 	}
-	tn.awaitService(t)
+	if len(nodes) > 0 {
+		awaitServices(t, tn)
+	}
 	return tn
 }
 
-// awaitService waits until the tenant's pods reach its service, where that is
-// kube-proxy's: it follows endpoints after a second or so. The bridge follows before a
-// pod is Ready.
-func (tn *tenant) awaitService(t *testing.T) {
+// awaitServices waits until all of the tenants' pods reach all of their services: a pod
+// is Ready before Kubernetes names it as an endpoint, and kube-proxy, where it serves
+// them, follows that after a second or so.
+func awaitServices(t *testing.T, tenants ...*tenant) {
 	t.Helper()
-	if overlay() != kubeProxyServices {
-		return
-	}
-	eventually(t, settle, "kube-proxy serves "+tn.name, func() error {
-		return reachServices([]*tenant{tn}, together)
-	})
+	eventually(t, settle, "services with their endpoints", func() error { return reachServices(tenants, together) })
 }
 
 // createPod makes a pod of the service "web"; spec says where.

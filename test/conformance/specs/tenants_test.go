@@ -90,7 +90,7 @@ func TestAnnotationBeforeFirstPod(t *testing.T) {
 	c.createPod(t, first.name, "web-"+node1, corev1.PodSpec{NodeName: node1})
 	second := c.tenant(t, "second", network, node2)
 	first.pods = []pod{c.awaitPod(t, first.name, "web-"+node1)}
-	first.awaitService(t)
+	awaitServices(t, first, second)
 	if err := reach(t, []*tenant{first, second}, together); err != nil {
 		t.Error(err)
 	}
