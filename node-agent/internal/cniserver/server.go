@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/peercred"
 )
 
 // Attacher does the work. Its errors become CNI errors through
@@ -193,8 +194,8 @@ func transient(err error) bool {
 func (s *Server) serveConn(ctx context.Context, conn *net.UnixConn) {
 	defer conn.Close()
 	began := time.Now()
-	if uid, err := peerUID(conn); err != nil || uid != 0 {
-		s.log.Warn("refused a CNI connection: it is not root's", "uid", uid, "err", err)
+	if cred, err := peercred.Of(conn); err != nil || cred.Uid != 0 {
+		s.log.Warn("refused a CNI connection: it is not root's", "uid", cred.Uid, "err", err)
 		s.answer(conn, cniapi.Response{Error: cniapi.Errorf(cniapi.CodeIO, "only root may ask the k8s-ovs agent")})
 		return
 	}
@@ -354,23 +355,4 @@ func watch(conn *net.UnixConn, cmd cniapi.Command, cancel context.CancelFunc) (u
 		_ = conn.SetReadDeadline(time.Unix(1, 0))
 		<-ended
 	}
-}
-
-// peerUID is the user at the other end (SO_PEERCRED, unix(7)).
-func peerUID(conn *net.UnixConn) (uint32, error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	if err := raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return 0, err
-	}
-	if credErr != nil {
-		return 0, credErr
-	}
-	return cred.Uid, nil
 }
