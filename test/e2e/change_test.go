@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"strings"
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
@@ -49,9 +48,7 @@ func TestChangesUnderProbe(t *testing.T) {
 			}
 		}
 	}
-	var totals strings.Builder
-	_ = rep.Render(&totals) // a builder takes all
-	t.Logf("%s:\n%s", rep.Duration.Round(1e8), totals.String())
+	t.Logf("%s:\n%s", rep.Duration.Round(1e8), table(rep))
 }
 
 // TestChangeWithBandwidth: pods with rate limits go through changes as others do

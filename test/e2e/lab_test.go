@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -244,7 +245,7 @@ func (l *lab) waitMatrix(when string, timeout time.Duration, allowed func(a, b p
 	}
 }
 
-func table(r *probe.Result) string {
+func table(r interface{ Render(io.Writer) error }) string {
 	var b strings.Builder
 	_ = r.Render(&b) // a builder takes all
 	return b.String()

@@ -75,7 +75,6 @@ type node struct {
 	// agreement is there when the loop runs.
 	agreement *agreement
 	routes    tunnelRoutes
-	room      packetRoom
 	conn      *connection
 	file      records.File
 	status    *store.StatusPublisher
@@ -90,7 +89,9 @@ type node struct {
 	started netip.Prefix
 	asked   time.Time
 	// warmed are the peers whose hardware addresses the datapath has seen since.
-	warmed   map[netip.Addr]time.Time
+	warmed map[netip.Addr]time.Time
+	// noRoom is what makeRoom last complained about.
+	noRoom   string
 	problems []desired.Problem
 	// connected is that the flow table is connected to the switch.
 	connected bool

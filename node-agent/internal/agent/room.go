@@ -16,12 +16,6 @@ const (
 	uplinkRoom = 8 << 20
 )
 
-// packetRoom is what the loop remembers about it.
-type packetRoom struct {
-	// said is what was last complained about.
-	said string
-}
-
 // makeRoom gives packets room while they wait for ovs-vswitchd, and counts those that
 // had none. ovs-vswitchd makes a port's socket, with the machine's default size, when it
 // takes the port in or follows its MTU, so every pass looks at all of them. Without it
@@ -36,10 +30,10 @@ func (n *node) makeRoom(ctx context.Context) {
 	if err != nil {
 		said = err.Error()
 	}
-	if said != "" && said != n.room.said {
+	if said != "" && said != n.noRoom {
 		n.log.Warn("packets have little room while they wait for ovs-vswitchd: some are lost whenever it is busy", "error", err)
 	}
-	n.room.said = said
+	n.noRoom = said
 }
 
 func (n *node) tendSockets(ctx context.Context) (packetsock.Found, error) {

@@ -1,6 +1,7 @@
 package packetsock
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -49,7 +50,8 @@ func open(ifindex int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return fd, unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: ifindex})
+	// Small, whatever the machine's default is.
+	return fd, errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, room/8), unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: ifindex}))
 }
 
 func size(t *testing.T, fd int) int {
@@ -78,10 +80,7 @@ func TestTend(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Close(unbound) }()
-	small, unboundSize := size(t, fd), size(t, unbound)
-	if small >= room {
-		t.Skipf("sockets of this machine have %d bytes", small)
-	}
+	unboundSize := size(t, unbound)
 	give := func(index int) int {
 		if index != ifindex {
 			t.Errorf("asked for device %d, of which there is no socket", index)

@@ -54,9 +54,7 @@ func (c *cluster) tenant(t *testing.T, name string, annotations map[string]strin
 	for _, node := range nodes {
 		tn.pods = append(tn.pods, c.awaitPod(t, tn.name, "web-"+node))
 	}
-	if len(nodes) > 0 {
-		awaitServices(t, tn)
-	}
+	awaitServices(t, tn)
 	return tn
 }
 
