@@ -22,6 +22,17 @@ type Node struct {
 	// UID is that of the Kubernetes Node that the record follows; empty for a node
 	// that registered itself.
 	UID string `json:"UID,omitempty"`
+	// Identity tells the node's credentials apart from those of an earlier node of the
+	// same name; drawn anew for each bundle. Empty where UID does that.
+	Identity string `json:"Identity,omitempty"`
+}
+
+// ID is what the node's identity carries beside its name: see docs/identities.md.
+func (n Node) ID() string {
+	if n.Identity != "" {
+		return n.Identity
+	}
+	return n.UID
 }
 
 // Status is what the controller has to say about the last request in a record.
@@ -125,4 +136,7 @@ type NodeStatus struct {
 	Pods int `json:"Pods"`
 	// Message is empty, or what keeps the node from applying newer records.
 	Message string `json:"Message,omitempty"`
+	// Identity is the user of etcd that the agent writes as; empty where it has none
+	// of its own.
+	Identity string `json:"Identity,omitempty"`
 }

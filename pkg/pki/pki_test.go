@@ -1,0 +1,106 @@
+package pki
+
+import (
+	"crypto/x509"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var now = time.Date(2026, 11, 28, 12, 0, 0, 0, time.UTC)
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func TestChain(t *testing.T) {
+	ca := must(NewCA("test-ca", now))
+	other := must(NewCA("test-ca", now))
+	server := must(ca.Server("etcd", []netip.Addr{netip.MustParseAddr("192.0.2.1")}, now))
+	client := must(ca.Client(NodeUser("n1", "1"), time.Hour, now))
+	for name, test := range map[string]struct {
+		ca   *Pair
+		cert *x509.Certificate
+		use  x509.ExtKeyUsage
+		name string
+		at   time.Time
+		good bool
+	}{
+		"server":              {ca, server.Cert, x509.ExtKeyUsageServerAuth, "192.0.2.1", now, true},
+		"server, elsewhere":   {ca, server.Cert, x509.ExtKeyUsageServerAuth, "192.0.2.2", now, false},
+		"client":              {ca, client.Cert, x509.ExtKeyUsageClientAuth, "", now, true},
+		"client as server":    {ca, client.Cert, x509.ExtKeyUsageServerAuth, "", now, false},
+		"client of other CA":  {other, client.Cert, x509.ExtKeyUsageClientAuth, "", now, false},
+		"client, clocks vary": {ca, client.Cert, x509.ExtKeyUsageClientAuth, "", now.Add(-50 * time.Minute), true},
+		"client, late":        {ca, client.Cert, x509.ExtKeyUsageClientAuth, "", now.Add(2 * time.Hour), false},
+	} {
+		pool := x509.NewCertPool()
+		pool.AddCert(test.ca.Cert)
+		_, err := test.cert.Verify(x509.VerifyOptions{Roots: pool, DNSName: test.name, CurrentTime: test.at, KeyUsages: []x509.ExtKeyUsage{test.use}})
+		if (err == nil) != test.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if !Signs(ca.CertPEM, client.Cert) || Signs(other.CertPEM, client.Cert) {
+		t.Error("Signs does not tell CAs apart")
+	}
+}
+
+func TestSign(t *testing.T) {
+	ca := must(NewCA("test-ca", now))
+	key, keyPEM, err := NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	request := must(Request(key, NodeUser("n1", "1")))
+	certPEM := must(ca.Sign(request, NodeUser("n1", "1"), time.Hour, now))
+	p := must(ParsePair(certPEM, keyPEM))
+	if p.Cert.Subject.CommonName != "k8s-ovs-node:n1:1" || p.Cert.IsCA || !p.Cert.NotAfter.Equal(now.Add(time.Hour)) {
+		t.Errorf("signed %+v", p.Cert.Subject)
+	}
+	if _, err := ca.Sign(request, NodeUser("n2", "1"), time.Hour, now); err == nil || !strings.Contains(err.Error(), "not for") {
+		t.Errorf("another's name: %v", err)
+	}
+	for name, bad := range map[string][]byte{"nothing": nil, "a certificate": ca.CertPEM, "two": append(append([]byte{}, request...), request...), "broken": request[:len(request)-40]} {
+		if _, err := ParseRequest(bad); err == nil {
+			t.Errorf("%s passes as a request", name)
+		}
+	}
+	// Nothing outlives its CA.
+	late := must(ca.Client("x", CALifetime, now.Add(CALifetime/2)))
+	if late.Cert.NotAfter.After(ca.Cert.NotAfter) {
+		t.Errorf("a certificate ends at %s, its CA at %s", late.Cert.NotAfter, ca.Cert.NotAfter)
+	}
+}
+
+func TestBundle(t *testing.T) {
+	ca := must(NewCA("test-ca", now))
+	b := Bundle{Endpoints: []string{"https://192.0.2.1:2379"}, Prefix: "/x", CA: ca.CertPEM, Pair: must(ca.Client("who", time.Hour, now))}
+	data := must(b.Encode())
+	got := must(ParseBundle(data))
+	if got.User() != "who" || !cmp.Equal(got.Endpoints, b.Endpoints) || got.Prefix != "/x" || !cmp.Equal(got.CA, b.CA) || !cmp.Equal(got.Pair.KeyPEM, b.Pair.KeyPEM) {
+		t.Errorf("read back %+v", got)
+	}
+	// One file serves as certificate, key and CA.
+	if p, err := ParsePair(data, data); err != nil || p.Cert.Subject.CommonName != "who" {
+		t.Errorf("as certificate and key file: %v", err)
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(data) {
+		t.Error("no CA file")
+	}
+	if want := now.Add(-backdate).Add((time.Hour + backdate) / 2); !got.RenewAt().Equal(want) {
+		t.Errorf("renewed at %s, want %s", got.RenewAt(), want)
+	}
+	for part, say := range map[string]string{typeAccess: "where etcd is", typeKey: "no client certificate"} {
+		cut := strings.ReplaceAll(string(data), part, "SOMETHING")
+		if _, err := ParseBundle([]byte(cut)); err == nil || !strings.Contains(err.Error(), say) {
+			t.Errorf("without %s: %v, want %q", part, err, say)
+		}
+	}
+}
