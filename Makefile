@@ -59,6 +59,13 @@ test-kernel: deps build ## demo and end-to-end tests on the kernel datapath, in 
 test-kernel-short: deps build ## the demo and a handful of tests on the kernel datapath
 	@./test/kernel/run --set test/kernel/ci
 
+.PHONY: attacks
+attacks: deps build ## what hostile pods, tenants, nodes and hosts try: writes test/e2e/ATTACKS.md (root; KERNEL=1: on the kernel datapath too)
+	@rm -f $(BIN)/attacks $(BIN)/attacks-kernel; touch $(BIN)/attacks-kernel
+	ATTACKS=$(abspath $(BIN))/attacks go test -count=1 -timeout 40m -run '^TestAttack' ./test/e2e ./node-agent/internal/services
+	$(if $(KERNEL),ATTACKS=$(abspath $(BIN))/attacks-kernel ./test/kernel/run --run '^TestAttack')
+	go run ./test/attacks/report -version "$(VERSION)" $(BIN)/attacks $(BIN)/attacks-kernel > test/e2e/ATTACKS.md
+
 .PHONY: verify
 verify: ## gofmt, vet, staticcheck, import rules, manifests decode, go.mod tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }

@@ -9,14 +9,15 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/test/attacks"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
 )
 
-// TestNodeGoneWhileAgentDown: a peer whose record goes while the agent is down is
+// TestAttackNodeGone: a peer whose record goes while the agent is down is
 // no peer any more when it is back: its VXLAN is dropped (ancestors' failure 31).
-func TestNodeGoneWhileAgentDown(t *testing.T) {
+func TestAttackNodeGone(t *testing.T) {
 	l := up(t, netlab.Options{Nodes: 3})
 	l.pods(map[string][]string{"n1": {"blue/a"}, "n2": {"blue/b"}, "n3": {"blue/c"}})
 	e := l.listen()
@@ -41,12 +42,14 @@ func TestNodeGoneWhileAgentDown(t *testing.T) {
 		}
 		return nil
 	})
-	l.vxlanFrom(n2, n1, vni, partner, victim, "as nobody")
-	l.vxlanFrom(n3, n1, vni, l.get("blue/c"), victim, "as another peer")
-	if _, err := e.ports["blue/a"].WaitFor("as another peer", patience); err != nil {
-		t.Fatalf("the peer that stays is not heard: %v", err)
-	}
-	e.nobodyHears("as nobody")
+	l.attack(attacks.Node, "VXLAN after the node's record is gone", func() (int, int) {
+		l.vxlanFrom(n2, n1, vni, partner, victim, "as nobody;")
+		l.vxlanFrom(n3, n1, vni, l.get("blue/c"), victim, "as another peer")
+		if _, err := e.ports["blue/a"].WaitFor("as another peer", patience); err != nil {
+			t.Fatalf("the peer that stays is not heard: %v", err)
+		}
+		return 1, e.delivered([]forgery{{mark: "as nobody;"}})
+	})
 }
 
 // TestNodeComesAndGoes: a node that joins reaches all; when it and its record

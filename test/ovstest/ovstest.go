@@ -151,13 +151,21 @@ func (o *OVS) PauseVswitchd() (resume func()) {
 // the userspace datapath.
 var onKernel = os.Getenv("NETLAB_DATAPATH") == "system"
 
+// Datapath is that of bridges with real packets.
+func Datapath() string {
+	if onKernel {
+		return "system"
+	}
+	return "netdev"
+}
+
 // AddBridge makes a bridge of the given datapath type, "dummy" or "netdev", in
 // fail mode secure, and returns the path of its management socket. With
 // NETLAB_DATAPATH=system in the environment the kernel module stands in for netdev.
 func (o *OVS) AddBridge(name, datapathType string) string {
 	o.t.Helper()
-	if datapathType == "netdev" && onKernel {
-		datapathType = "system"
+	if datapathType == "netdev" {
+		datapathType = Datapath()
 	}
 	o.VSCtl("--may-exist", "add-br", name, "--", "set", "Bridge", name,
 		"datapath_type="+datapathType, "fail_mode=secure")

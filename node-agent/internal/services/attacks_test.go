@@ -12,7 +12,9 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/test/attacks"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
 // TestAttacks: a tenant that makes services and endpoints as it likes, and sends what
@@ -110,6 +112,15 @@ func TestAttacks(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			l.t = t
+			t.Cleanup(func() {
+				row := attacks.Row{By: attacks.Tenant, Name: tc.name, Datapath: ovstest.Datapath(), Tried: 1}
+				if t.Failed() {
+					row.Delivered = 1
+				}
+				if err := attacks.Record(row); err != nil {
+					t.Error(err)
+				}
+			})
 			tc.run(t)
 		})
 	}
