@@ -231,6 +231,9 @@ func TestManifestsLeastRights(t *testing.T) {
 			if slices.Contains(append(append(r.APIGroups, r.Resources...), r.Verbs...), "*") {
 				t.Errorf("%s grants by a star: %v", name, r)
 			}
+			if slices.Contains(r.Resources, "pods") && !slices.Equal(r.Verbs, []string{"list", "watch"}) && !slices.Equal(r.Verbs, []string{"list"}) {
+				t.Errorf("%s grants %v of pods; they are only listed and watched, by selectors", name, r.Verbs)
+			}
 			if slices.Contains(r.Resources, "secrets") && len(r.ResourceNames) == 0 && !slices.Equal(r.Verbs, []string{"create"}) {
 				t.Errorf("%s grants %v of any Secret", name, r.Verbs)
 			}

@@ -20,6 +20,7 @@ import (
 	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	discoveryv1 "k8s.io/client-go/kubernetes/typed/discovery/v1"
+	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
@@ -51,7 +52,9 @@ type Interfaces struct {
 	Core      corev1.CoreV1Interface
 	Discovery discoveryv1.DiscoveryV1Interface
 	Apps      appsv1.AppsV1Interface
-	// Clientset is what the three came from: a fake one says there which kinds
+	// Pods are the pods of a namespace, or of all where it is empty.
+	Pods func(namespace string) PodMetadata
+	// Clientset is what these came from: a fake one says there which kinds
 	// of watches it cannot do. Nil for the real ones.
 	Clientset any
 }
@@ -93,6 +96,11 @@ func Open(cfg Config) (*Client, error) {
 	if api.Apps, err = appsv1.NewForConfigAndClient(rc, hc); err != nil {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}
+	mc, err := metadata.NewForConfigAndClient(rc, hc)
+	if err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
+	api.Pods = func(namespace string) PodMetadata { return mc.Resource(podsResource).Namespace(namespace) }
 	return New(api, cfg.Logger), nil
 }
 

@@ -22,7 +22,7 @@ import (
 func (c *Client) HasPods(ctx context.Context, namespace string) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	pods, err := c.api.Core.Pods(namespace).List(ctx, metav1.ListOptions{Limit: 1})
+	pods, err := c.api.Pods(namespace).List(ctx, metav1.ListOptions{Limit: 1})
 	if err != nil {
 		return false, fmt.Errorf("list pods of namespace %s: %w", namespace, err)
 	}

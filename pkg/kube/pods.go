@@ -9,9 +9,20 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 )
+
+// PodMetadata is the pods of a namespace, of which the API server sends their metadata
+// only. That is all that the network asks of pods: what their containers are given, such as
+// passwords in the environment, never comes to this program.
+type PodMetadata interface {
+	List(ctx context.Context, o metav1.ListOptions) (*metav1.PartialObjectMetadataList, error)
+	Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error)
+}
+
+var podsResource = corev1.SchemeGroupVersion.WithResource("pods")
 
 // PodKey names a pod.
 type PodKey struct{ Namespace, Name string }
@@ -52,8 +63,7 @@ func (c *Client) WatchPods(ctx context.Context, nodeName string) <-chan map[PodK
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		match := metav1.ListOptions{FieldSelector: "spec.nodeName=" + nodeName}
-		follow(ctx, c, "pods", c.api.Core.Pods(""), &corev1.Pod{}, match, pods)
+		follow(ctx, c, "pods", c.api.Pods(metav1.NamespaceAll), &metav1.PartialObjectMetadata{}, ofNode(nodeName), pods)
 	}()
 	go func() {
 		defer close(out)
@@ -78,19 +88,32 @@ func (c *Client) WatchPods(ctx context.Context, nodeName string) <-chan map[PodK
 	return out
 }
 
-// Pod reads one pod; ErrNotFound where there is none.
-func (c *Client) Pod(ctx context.Context, key PodKey) (Pod, error) {
+// Pod reads one pod of the node called nodeName; ErrNotFound where it has none of that
+// name. It asks by selectors, as the watch does: an authorizer that judges those can keep
+// a node to its own pods.
+func (c *Client) Pod(ctx context.Context, nodeName string, key PodKey) (Pod, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	p, err := c.api.Core.Pods(key.Namespace).Get(ctx, key.Name, metav1.GetOptions{})
+	match := ofNode(nodeName)
+	match.FieldSelector += "," + named(key.Name).FieldSelector
+	list, err := c.api.Pods(key.Namespace).List(ctx, match)
 	if err != nil {
-		return Pod{}, fmt.Errorf("read pod %s/%s: %w", key.Namespace, key.Name, classify(err))
+		return Pod{}, fmt.Errorf("read pod %s/%s: %w", key.Namespace, key.Name, err)
 	}
-	_, pod := toPod(p)
-	return pod, nil
+	for i := range list.Items {
+		if found, pod := toPod(&list.Items[i]); found == key {
+			return pod, nil
+		}
+	}
+	return Pod{}, fmt.Errorf("read pod %s/%s: %w on node %s", key.Namespace, key.Name, ErrNotFound, nodeName)
 }
 
-func toPod(p *corev1.Pod) (PodKey, Pod) {
+// ofNode selects the pods of the node called name.
+func ofNode(name string) metav1.ListOptions {
+	return metav1.ListOptions{FieldSelector: "spec.nodeName=" + name}
+}
+
+func toPod(p *metav1.PartialObjectMetadata) (PodKey, Pod) {
 	key := PodKey{Namespace: p.Namespace, Name: p.Name}
 	out := Pod{PodKey: key, UID: string(p.UID), Mirrors: p.Annotations[corev1.MirrorPodAnnotationKey]}
 	for _, name := range limits.Annotations() {

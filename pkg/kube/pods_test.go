@@ -3,6 +3,13 @@ package kube_test
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -30,10 +37,10 @@ func TestWatchPods(t *testing.T) {
 	if diff := cmp.Diff(want, next(t, pods)); diff != "" {
 		t.Fatalf("pods (-want +got):\n%s", diff)
 	}
-	if p, err := client.Pod(ctx, key); err != nil || !cmp.Equal(want[key], p) {
+	if p, err := client.Pod(ctx, "n1", key); err != nil || !cmp.Equal(want[key], p) {
 		t.Errorf("read: %+v, %v", p, err)
 	}
-	if _, err := client.Pod(ctx, kube.PodKey{Namespace: "a", Name: "none"}); !errors.Is(err, kube.ErrNotFound) {
+	if _, err := client.Pod(ctx, "n1", kube.PodKey{Namespace: "a", Name: "none"}); !errors.Is(err, kube.ErrNotFound) {
 		t.Errorf("error %v, want ErrNotFound", err)
 	}
 
@@ -62,4 +69,103 @@ func TestPodIs(t *testing.T) {
 	if (kube.Pod{UID: "u"}).Is("other") {
 		t.Error("a pod is another one")
 	}
+}
+
+// TestPodMetadataOnly: what containers are given stays at the API server, and no request for
+// pods of a node is for more than those.
+func TestPodMetadataOnly(t *testing.T) {
+	const secret = "hunter2"
+	s := kubetest.NewServer()
+	must(t, s.Put(&corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "web", UID: "u"},
+		Spec:       corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Env: []corev1.EnvVar{{Name: "PASSWORD", Value: secret}}}}},
+	}))
+	wire := &recorder{to: s}
+	front := httptest.NewServer(wire)
+	defer front.Close()
+	client, err := kube.Open(kube.Config{Kubeconfig: kubeconfig(t, front.URL)})
+	must(t, err)
+	defer client.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+
+	web := kube.PodKey{Namespace: "a", Name: "web"}
+	if told := next(t, client.WatchPods(ctx, "n1")); told[web].UID != "u" {
+		t.Errorf("the watch shows %+v", told)
+	}
+	if pod, err := client.Pod(ctx, "n1", web); err != nil || pod.UID != "u" {
+		t.Errorf("read %+v, %v", pod, err)
+	}
+	if has, err := client.HasPods(ctx, "a"); err != nil || !has {
+		t.Errorf("has pods: %v, %v", has, err)
+	}
+	ofNode, answers := 0, wire.seen()
+	for _, a := range answers {
+		if strings.Contains(a.body, secret) {
+			t.Errorf("%s with Accept %q was answered with what a container is given", a.url, a.accept)
+		}
+		if strings.Contains(a.url.Query().Get("fieldSelector"), "spec.nodeName=n1") {
+			ofNode++
+		}
+	}
+	if len(answers) < 3 || ofNode != len(answers)-1 {
+		t.Errorf("%d of %d requests name the node, want all but one: %+v", ofNode, len(answers), answers)
+	}
+}
+
+// recorder keeps what is asked and answered.
+type recorder struct {
+	to      http.Handler
+	mu      sync.Mutex
+	answers []*answer
+}
+
+type answer struct {
+	url    *url.URL
+	accept string
+	body   string
+}
+
+func (r *recorder) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	a := &answer{url: req.URL, accept: req.Header.Get("Accept")}
+	r.mu.Lock()
+	r.answers = append(r.answers, a)
+	r.mu.Unlock()
+	r.to.ServeHTTP(&recorded{w, r, a}, req)
+}
+
+func (r *recorder) seen() []answer {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out []answer
+	for _, a := range r.answers {
+		out = append(out, *a)
+	}
+	return out
+}
+
+// recorded is an answer that is being written.
+type recorded struct {
+	http.ResponseWriter
+	by *recorder
+	a  *answer
+}
+
+func (w *recorded) Write(p []byte) (int, error) {
+	w.by.mu.Lock()
+	w.a.body += string(p)
+	w.by.mu.Unlock()
+	return w.ResponseWriter.Write(p)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *recorded) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// kubeconfig is a file that leads to an API server.
+func kubeconfig(t *testing.T, server string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	conf := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: '" + server + "'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	must(t, os.WriteFile(file, []byte(conf), 0o600))
+	return file
 }

@@ -16,7 +16,10 @@ import (
 func New(t testing.TB, objects ...runtime.Object) (*kube.Client, *fake.Clientset) {
 	t.Helper()
 	cs := fake.NewClientset(objects...)
-	c := kube.New(kube.Interfaces{Core: cs.CoreV1(), Discovery: cs.DiscoveryV1(), Apps: cs.AppsV1(), Clientset: cs}, nil)
+	c := kube.New(kube.Interfaces{
+		Core: cs.CoreV1(), Discovery: cs.DiscoveryV1(), Apps: cs.AppsV1(), Clientset: cs,
+		Pods: func(namespace string) kube.PodMetadata { return podMetadata{cs.CoreV1().Pods(namespace)} },
+	}, nil)
 	t.Cleanup(c.Close)
 	return c, cs
 }

@@ -3,6 +3,7 @@ package kubetest
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -165,8 +166,17 @@ func TestServerPods(t *testing.T) {
 	const limit = "kubernetes.io/egress-bandwidth"
 	must(s.PutPod("a", "here", "u", "n1", map[string]string{limit: "1M"}))
 	told("a limit", func(got map[kube.PodKey]kube.Pod) bool { return got[here].Annotations[limit] == "1M" })
-	if p, err := client.Pod(ctx, here); err != nil || p.Annotations[limit] != "1M" {
+	if p, err := client.Pod(ctx, "n1", here); err != nil || p.Annotations[limit] != "1M" {
 		t.Errorf("read: %+v, %v", p, err)
+	}
+	if p, err := client.Pod(ctx, "n2", here); !errors.Is(err, kube.ErrNotFound) {
+		t.Errorf("read as a pod of another node: %+v, %v", p, err)
+	}
+	if has, err := client.HasPods(ctx, "a"); err != nil || !has {
+		t.Errorf("a namespace with pods has none (%v)", err)
+	}
+	if has, err := client.HasPods(ctx, "b"); err != nil || has {
+		t.Errorf("a namespace without pods has some (%v)", err)
 	}
 	must(s.DeletePod("a", "here", "n1"))
 	told("its end", func(got map[kube.PodKey]kube.Pod) bool { return len(got) == 0 })

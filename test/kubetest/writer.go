@@ -2,9 +2,11 @@ package kubetest
 
 import (
 	"io"
+	"mime"
 	"net/http"
 	"strings"
 
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -17,23 +19,83 @@ type writer struct {
 	w    http.ResponseWriter
 	info runtime.SerializerInfo
 	gv   schema.GroupVersion
+	// partial is that the client takes only the metadata of objects.
+	partial bool
 	// framed is where a watch's events go.
 	framed io.Writer
 	err    error // the first of a watch: whoever asked is gone
 }
 
 func newWriter(w http.ResponseWriter, r *http.Request, gvk schema.GroupVersionKind) *writer {
-	mediaType := runtime.ContentTypeJSON
-	if strings.Contains(r.Header.Get("Accept"), runtime.ContentTypeProtobuf) {
-		mediaType = runtime.ContentTypeProtobuf
-	}
+	mediaType, partial := accepted(r.Header.Get("Accept"))
 	info, _ := runtime.SerializerInfoForMediaType(scheme.Codecs.SupportedMediaTypes(), mediaType)
-	return &writer{w: w, info: info, gv: gvk.GroupVersion()}
+	return &writer{w: w, info: info, gv: gvk.GroupVersion(), partial: partial}
+}
+
+// accepted is the first of what the client takes that there is: an encoding, of whole
+// objects or of their metadata.
+func accepted(accept string) (mediaType string, partial bool) {
+	for clause := range strings.SplitSeq(accept, ",") {
+		mediaType, params, err := mime.ParseMediaType(clause)
+		if err != nil || mediaType != runtime.ContentTypeProtobuf && mediaType != runtime.ContentTypeJSON {
+			continue
+		}
+		as := schema.GroupVersionKind{Group: params["g"], Version: params["v"], Kind: params["as"]}
+		switch as.Kind {
+		case "":
+			return mediaType, false
+		case "PartialObjectMetadata", "PartialObjectMetadataList":
+			if as.GroupVersion() == metav1.SchemeGroupVersion {
+				return mediaType, true
+			}
+		}
+	}
+	return runtime.ContentTypeJSON, false
+}
+
+// shown is the object as the client takes it.
+func (w *writer) shown(o runtime.Object) (runtime.Object, error) {
+	if !w.partial {
+		return o, nil
+	}
+	if !meta.IsListType(o) {
+		return metadataOf(o)
+	}
+	items, err := meta.ExtractList(o)
+	if err != nil {
+		return nil, err
+	}
+	list := &metav1.PartialObjectMetadataList{ListMeta: metav1.ListMeta{ResourceVersion: o.(metav1.ListInterface).GetResourceVersion()}}
+	list.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("PartialObjectMetadataList"))
+	for _, item := range items {
+		m, err := metadataOf(item)
+		if err != nil {
+			return nil, err
+		}
+		list.Items = append(list.Items, *m)
+	}
+	return list, nil
+}
+
+// metadataOf is an object's metadata.
+func metadataOf(o runtime.Object) (*metav1.PartialObjectMetadata, error) {
+	it, err := meta.Accessor(o)
+	if err != nil {
+		return nil, err
+	}
+	m := meta.AsPartialObjectMetadata(it)
+	m.SetGroupVersionKind(metav1.SchemeGroupVersion.WithKind("PartialObjectMetadata"))
+	return m, nil
 }
 
 // one answers with one object, which says its kind. An encoder that converts would write
 // into it, and others may be reading it.
 func (w *writer) one(o runtime.Object) {
+	o, err := w.shown(o)
+	if err != nil {
+		w.fail(http.StatusInternalServerError, metav1.StatusReasonInternalError, err.Error())
+		return
+	}
 	w.w.Header().Set("Content-Type", w.info.MediaType)
 	_ = w.info.Serializer.Encode(o, w.w) // whoever asked may be gone
 }
@@ -61,7 +123,11 @@ func (w *writer) event(kind watch.EventType, o runtime.Object) {
 	if w.err != nil {
 		return
 	}
-	raw, err := runtime.Encode(w.info.Serializer, o)
+	var raw []byte
+	o, err := w.shown(o)
+	if err == nil {
+		raw, err = runtime.Encode(w.info.Serializer, o)
+	}
 	if err == nil {
 		err = scheme.Codecs.EncoderForVersion(w.info.StreamSerializer.Serializer, w.gv).Encode(&metav1.WatchEvent{Type: string(kind), Object: runtime.RawExtension{Raw: raw}}, w.framed)
 	}

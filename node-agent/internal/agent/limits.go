@@ -30,7 +30,7 @@ const refusedReason = "BandwidthRefused"
 // podSource is the part of the Kubernetes API that limits come from.
 type podSource interface {
 	WatchPods(ctx context.Context, nodeName string) <-chan map[kube.PodKey]kube.Pod
-	Pod(ctx context.Context, key kube.PodKey) (kube.Pod, error)
+	Pod(ctx context.Context, nodeName string, key kube.PodKey) (kube.Pod, error)
 	Event(ref kube.ObjectRef, warning bool, reason, message string)
 }
 
@@ -112,7 +112,7 @@ func (l *limiter) find(ctx context.Context, key kube.PodKey, uid string) (kube.P
 	}
 	ctx, cancel := context.WithTimeout(ctx, readPatience)
 	defer cancel()
-	pod, err := l.api.Pod(ctx, key)
+	pod, err := l.api.Pod(ctx, l.node, key)
 	switch {
 	case err == nil && pod.Is(uid):
 		return pod, true

@@ -53,7 +53,7 @@ func (a *podAPI) WatchPods(ctx context.Context, _ string) <-chan map[kube.PodKey
 	return out
 }
 
-func (a *podAPI) Pod(_ context.Context, key kube.PodKey) (kube.Pod, error) {
+func (a *podAPI) Pod(_ context.Context, _ string, key kube.PodKey) (kube.Pod, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.away != nil {
