@@ -158,6 +158,14 @@ func TestParseEtcdAccess(t *testing.T) {
 			t.Errorf("with garbage as %s: error %v", missing, err)
 		}
 	}
+	for _, endpoints := range []string{"http://a:1", "https://a:1,http://b:1", "a:1", "unix:///run/etcd.sock"} {
+		data := whole()
+		data[kube.EndpointsKey] = []byte(endpoints)
+		_, err := kube.ParseEtcdAccess(data)
+		if !errors.Is(err, kube.ErrNotEncrypted) || !strings.Contains(err.Error(), "write https://") {
+			t.Errorf("%s: error %v", endpoints, err)
+		}
+	}
 	data := whole()
 	data[kube.EndpointsKey] = []byte(" https://a:1 ,\nhttps://b:1,")
 	if a, err := kube.ParseEtcdAccess(data); err != nil || len(a.Endpoints) != 2 || a.Endpoints[1] != "https://b:1" {

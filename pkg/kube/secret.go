@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"reflect"
-	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -36,8 +35,24 @@ type EtcdAccess struct {
 	Prefix string
 }
 
+// ErrNotEncrypted: an endpoint of etcd is not https://.
+var ErrNotEncrypted = errors.New("not encrypted")
+
+// CheckEncrypted says which endpoint is not reached by https://, if one is not: whoever
+// sits between a node and etcd would read and write every tenant's records. The error is
+// ErrNotEncrypted.
+func (a EtcdAccess) CheckEncrypted() error {
+	for _, e := range a.Endpoints {
+		if !strings.HasPrefix(e, "https://") {
+			return fmt.Errorf("its key %q has %s, which is %w: make etcd serve TLS, write https:// there, and put the certificates that etcd's is checked against into its key %q",
+				EndpointsKey, e, ErrNotEncrypted, CAKey)
+		}
+	}
+	return nil
+}
+
 // ParseEtcdAccess reads the data of the Secret. The error names the key that is
-// missing or wrong.
+// missing or wrong; it is ErrNotEncrypted where an endpoint is not https://.
 func ParseEtcdAccess(data map[string][]byte) (EtcdAccess, error) {
 	a := EtcdAccess{CA: data[CAKey], Cert: data[CertKey], Key: data[KeyKey], Prefix: strings.TrimSpace(string(data[PrefixKey]))}
 	for _, e := range strings.Split(string(data[EndpointsKey]), ",") {
@@ -45,15 +60,17 @@ func ParseEtcdAccess(data map[string][]byte) (EtcdAccess, error) {
 			a.Endpoints = append(a.Endpoints, e)
 		}
 	}
-	encrypted := slices.ContainsFunc(a.Endpoints, func(e string) bool { return strings.HasPrefix(e, "https://") })
+	if err := a.CheckEncrypted(); err != nil {
+		return EtcdAccess{}, err
+	}
 	switch {
 	case len(a.Endpoints) == 0:
 		return EtcdAccess{}, fmt.Errorf("its key %q is missing or empty: it has the comma-separated URLs of etcd", EndpointsKey)
-	case encrypted && len(a.CA) == 0:
+	case len(a.CA) == 0:
 		return EtcdAccess{}, fmt.Errorf("its key %q is missing or empty: it has the certificates that etcd's is checked against", CAKey)
 	case (len(a.Cert) == 0) != (len(a.Key) == 0):
 		return EtcdAccess{}, fmt.Errorf("only one of its keys %q and %q is there: a client certificate needs both", CertKey, KeyKey)
-	case len(a.CA) > 0 && !x509.NewCertPool().AppendCertsFromPEM(a.CA):
+	case !x509.NewCertPool().AppendCertsFromPEM(a.CA):
 		return EtcdAccess{}, fmt.Errorf("its key %q has no PEM certificate in it", CAKey)
 	}
 	if len(a.Cert) > 0 {

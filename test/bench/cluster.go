@@ -16,7 +16,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/kubetest"
-	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 )
 
 // cluster is the lab with agents that watch an API server.
@@ -31,13 +30,6 @@ type cluster struct {
 // API server is this program's.
 func (b *bench) inCluster(ctx context.Context, f func(*cluster) error) (err error) {
 	c := &cluster{bench: b, api: kubetest.NewServer()}
-	secret := &corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "k8s-ovs-etcd"},
-		Data:       map[string][]byte{"endpoints": []byte(netlab.EtcdURL)},
-	}
-	if err := c.api.Put(secret); err != nil {
-		return err
-	}
 	listener, err := b.lab.ListenAPIServer()
 	if err != nil {
 		return err

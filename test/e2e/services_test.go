@@ -35,10 +35,6 @@ type cluster struct {
 func (l *lab) inCluster(endpoints ...string) *cluster {
 	l.t.Helper()
 	c := &cluster{l, kubetest.NewServer()}
-	l.must(c.api.Put(&corev1.Secret{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "k8s-ovs-etcd"},
-		Data:       map[string][]byte{"endpoints": []byte(netlab.EtcdURL)},
-	}))
 	l.must(c.api.Put(c.service()))
 	c.endpoints(endpoints...)
 	c.serveAPI()

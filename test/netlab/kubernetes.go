@@ -27,9 +27,9 @@ current-context: lab
 `
 
 // UseKubernetes makes agents that start from now on parts of a Kubernetes cluster, or
-// standalone ones again. They find the way to etcd in the Secret
-// kube-system/k8s-ovs-etcd, and make no records: a standalone agent that ran before, or
-// the test, makes those.
+// standalone ones again. They are told the way to etcd, since a Secret leads to one that
+// is encrypted only, and make no records: a standalone agent that ran before, or the
+// test, makes those.
 func (l *Lab) UseKubernetes(use bool) error {
 	path := ""
 	if use {

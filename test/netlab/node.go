@@ -228,10 +228,9 @@ func (a Agent) start(ctx context.Context, ready func(context.Context) error) err
 		"--log-format", "text",
 		"--log-level", "debug",
 	}
+	args = append(args, "--etcd-endpoints", EtcdURL)
 	if s.Kubeconfig != "" {
 		args = append(args, "--kubeconfig", s.Kubeconfig)
-	} else {
-		args = append(args, "--etcd-endpoints", EtcdURL)
 	}
 	return l.run(ctx, command{
 		name:  a.name,

@@ -178,7 +178,10 @@ func (p *publisher) mine(ctx context.Context) error {
 		return err
 	}
 	a, err := kube.ParseEtcdAccess(data)
-	if err != nil || bytes.Equal(a.CA, p.access.CA) {
+	switch {
+	case errors.Is(err, kube.ErrNotEncrypted): // somebody's etcd, which may have the records
+		return fmt.Errorf("secret %s is for another etcd and cannot be used: %w; with --embedded-etcd=false the controller uses that one; only if it has no records delete the Secret", p.ref, err)
+	case err != nil, bytes.Equal(a.CA, p.access.CA):
 		return nil
 	}
 	return fmt.Errorf("secret %s is for another etcd, at %s, and --data-dir here has none of its certificates: run the controller on the machine that has the records, or put its data directory here; only if they are lost delete the Secret, which begins anew with other subnets and netIDs", p.ref, strings.Join(a.Endpoints, ", "))

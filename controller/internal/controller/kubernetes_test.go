@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -173,6 +174,19 @@ func TestPublisherLeavesGoodSecret(t *testing.T) {
 	for _, want := range []bool{true, false} {
 		if wrote, err := p.ensure(t.Context()); err != nil || wrote != want {
 			t.Errorf("wrote %v, %v; want %v", wrote, err, want)
+		}
+	}
+	// One that leads to somebody's etcd, encrypted or not, is never taken over.
+	for _, endpoint := range []string{"https://192.0.2.1:2379", "http://192.0.2.1:2379"} {
+		other := p.access
+		other.Endpoints, other.CA = []string{endpoint}, append(slices.Clone(other.CA), other.CA...)
+		if _, err := client.PutSecret(t.Context(), "kube-system/other", other.Data(), false); err != nil {
+			t.Fatal(err)
+		}
+		q := *p
+		q.ref = "kube-system/other"
+		if err := q.mine(t.Context()); err == nil || !strings.Contains(err.Error(), "another etcd") {
+			t.Errorf("%s: error %v", endpoint, err)
 		}
 	}
 	if a := published(t, client, c.Kube.EtcdSecret); a.Prefix != "/p" {

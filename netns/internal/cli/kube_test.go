@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-
-	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // apiServer answers with Secrets, by their paths, and gives back a kubeconfig.
@@ -36,12 +34,14 @@ func apiServer(t *testing.T, secrets map[string]map[string][]byte) (kubeconfig s
 
 // TestSecret: in Kubernetes a Secret says how to reach etcd, unless a flag does.
 func TestSecret(t *testing.T) {
-	l := newLab(t, topology.DefaultConfig(), 0, space("a", 100))
+	secure := newSecureEtcd(t, "127.0.0.1")
 	kubeconfig := apiServer(t, map[string]map[string][]byte{
-		"/api/v1/namespaces/kube-system/secrets/k8s-ovs-etcd": {"endpoints": []byte(l.etcd.Endpoints[0])},
+		"/api/v1/namespaces/kube-system/secrets/k8s-ovs-etcd": secure.secret(t),
 		"/api/v1/namespaces/x/secrets/empty":                  {},
+		"/api/v1/namespaces/x/secrets/plain":                  {"endpoints": []byte("http://" + secure.endpoint)},
 	})
-	netns(t.Context(), "--kubeconfig", kubeconfig, "list").expect(t, ExitDone, []string{"a           100"}, nil)
+	netns(t.Context(), "--kubeconfig", kubeconfig, "list").expect(t, ExitDone, []string{"helloworld1"}, nil)
+	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/plain", "list").expect(t, ExitFailed, nil, []string{"secret x/plain", "not encrypted", "write https://"})
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-endpoints", "127.0.0.1:9", "--etcd-dial-timeout", "300ms", "list").expect(t, ExitFailed, nil, []string{"127.0.0.1:9"})
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/empty", "list").expect(t, ExitFailed, nil, []string{"secret x/empty", `"endpoints" is missing`})
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/none", "list").expect(t, ExitFailed, nil, []string{"Secret x/none", "not found"})

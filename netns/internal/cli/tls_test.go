@@ -95,23 +95,30 @@ func freePort(t *testing.T) int {
 	return l.Addr().(*net.TCPAddr).Port
 }
 
-// TestTLS: an etcd that takes only clients with a certificate of its authority.
-func TestTLS(t *testing.T) {
-	ca := newAuthority(t, "ca")
-	server, serverKey := ca.sign("server", &x509.Certificate{
-		// Not the address that clients dial.
-		DNSNames: []string{"etcd.example"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-	})
-	client, clientKey := ca.sign("client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	stranger := newAuthority(t, "stranger")
-	strange, strangeKey := stranger.sign("client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+// secureEtcd is an etcd that takes only clients with a certificate of its authority, and
+// has the namespace helloworld1.
+type secureEtcd struct {
+	endpoint          string // host:port
+	ca                *authority
+	client, clientKey string
+}
 
+// newSecureEtcd starts one whose certificate is for this name or address.
+func newSecureEtcd(t *testing.T, name string) secureEtcd {
+	t.Helper()
+	ca := newAuthority(t, "ca")
+	template := &x509.Certificate{DNSNames: []string{name}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}}
+	if ip := net.ParseIP(name); ip != nil {
+		template.DNSNames, template.IPAddresses = nil, []net.IP{ip}
+	}
+	server, serverKey := ca.sign("server", template)
+	client, clientKey := ca.sign("client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	endpoint := fmt.Sprintf("127.0.0.1:%d", freePort(t))
 	etcdtest.Start(t, func(cfg *embed.Config) {
 		cfg.ListenClientUrls = []url.URL{{Scheme: "https", Host: endpoint}}
 		cfg.ClientTLSInfo = transport.TLSInfo{CertFile: server, KeyFile: serverKey, TrustedCAFile: ca.file, ClientCertAuth: true}
 	})
-	s, err := store.Open(store.Config{Endpoints: []string{endpoint}, CAFile: ca.file, CertFile: client, KeyFile: clientKey, ServerName: "etcd.example"})
+	s, err := store.Open(store.Config{Endpoints: []string{endpoint}, CAFile: ca.file, CertFile: client, KeyFile: clientKey, ServerName: name})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,6 +129,29 @@ func TestTLS(t *testing.T) {
 	if err := s.EnsureNamespace(t.Context(), "helloworld1"); err != nil {
 		t.Fatal(err)
 	}
+	return secureEtcd{endpoint, ca, client, clientKey}
+}
+
+// secret is the data of the Secret that leads to it.
+func (e secureEtcd) secret(t *testing.T) map[string][]byte {
+	t.Helper()
+	data := map[string][]byte{"endpoints": []byte("https://" + e.endpoint)}
+	for key, file := range map[string]string{"ca.crt": e.ca.file, "tls.crt": e.client, "tls.key": e.clientKey} {
+		var err error
+		if data[key], err = os.ReadFile(file); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return data
+}
+
+// TestTLS: an etcd that takes only clients with a certificate of its authority. Its name
+// is not the address that clients dial.
+func TestTLS(t *testing.T) {
+	etcd := newSecureEtcd(t, "etcd.example")
+	ca, endpoint, client, clientKey := etcd.ca, etcd.endpoint, etcd.client, etcd.clientKey
+	stranger := newAuthority(t, "stranger")
+	strange, strangeKey := stranger.sign("client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 
 	all := []string{"--etcd-endpoints", endpoint, "--etcd-cacert", ca.file, "--etcd-cert", client, "--etcd-key", clientKey, "--etcd-server-name", "etcd.example"}
 	list := func(flags ...string) outcome {

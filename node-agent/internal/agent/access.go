@@ -80,6 +80,9 @@ func (a *access) load() (copied kube.EtcdAccess, held bool) {
 	if err == nil {
 		err = json.Unmarshal(data, &copied)
 	}
+	if err == nil {
+		err = copied.CheckEncrypted() // an earlier version took others
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return kube.EtcdAccess{}, false

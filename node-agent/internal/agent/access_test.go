@@ -64,12 +64,14 @@ func TestAccessFirst(t *testing.T) {
 	s <- etcdAt("192.0.2.2:2379")
 	first(t, accessTo(t, s, dir, time.Minute), etcdAt("192.0.2.2:2379"))
 	first(t, accessTo(t, s, dir, time.Millisecond), etcdAt("192.0.2.2:2379"))
-	// A damaged copy is none.
-	if err := os.WriteFile(a.path, []byte("{"), 0o600); err != nil {
-		t.Fatal(err)
+	// A damaged copy is none, nor is one of an earlier version that is not encrypted.
+	for _, copied := range []string{"{", `{"Endpoints": ["http://192.0.2.9:2379"]}`} {
+		if err := os.WriteFile(a.path, []byte(copied), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(20*time.Millisecond, func() { s <- etcdAt("192.0.2.3:2379") })
+		first(t, accessTo(t, s, dir, time.Millisecond), etcdAt("192.0.2.3:2379"))
 	}
-	time.AfterFunc(20*time.Millisecond, func() { s <- etcdAt("192.0.2.3:2379") })
-	first(t, accessTo(t, s, dir, time.Millisecond), etcdAt("192.0.2.3:2379"))
 }
 
 func TestAccessFirstEnds(t *testing.T) {
