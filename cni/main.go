@@ -7,14 +7,12 @@ import (
 	"os"
 
 	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/containernetworking/cni/pkg/version"
+	cniversion "github.com/containernetworking/cni/pkg/version"
 
 	"github.com/k8s-ovs/k8s-ovs/cni/internal/install"
 	"github.com/k8s-ovs/k8s-ovs/cni/internal/plugin"
+	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
-
-// release is set by the linker: -X main.release=v1.2.3.
-var release = "unreleased"
 
 func main() {
 	// A runtime passes no arguments, and always a command.
@@ -32,5 +30,5 @@ func main() {
 		Check:  p.Check,
 		GC:     p.GC,
 		Status: p.Status,
-	}, version.All, "CNI plugin k8s-ovs "+release)
+	}, cniversion.All, "CNI plugin k8s-ovs "+version.String())
 }

@@ -23,6 +23,9 @@ import (
 // pluginDir has the real plugin under its real name.
 var pluginDir string
 
+// release is the version that the plugin is built as.
+const release = "v1.2.3-test"
+
 func TestMain(m *testing.M) { os.Exit(withPlugin(m.Run)) }
 
 func withPlugin(run func() int) int {
@@ -32,7 +35,9 @@ func withPlugin(run func() int) int {
 		return 1
 	}
 	defer os.RemoveAll(dir)
-	build := exec.Command("go", "build", "-o", filepath.Join(dir, "k8s-ovs"), "github.com/k8s-ovs/k8s-ovs/cni")
+	// As the Makefile builds it.
+	linker := "-X github.com/k8s-ovs/k8s-ovs/pkg/version.Version=" + release
+	build := exec.Command("go", "build", "-ldflags", linker, "-o", filepath.Join(dir, "k8s-ovs"), "github.com/k8s-ovs/k8s-ovs/cni")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "building the plugin: %v\n%s", err, out)

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -392,5 +393,13 @@ func TestGuard(t *testing.T) {
 	}
 	if err := guard(func() error { return cniapi.Errorf(7, "x") }); !errors.As(err, &e) || e.Code != 7 {
 		t.Errorf("an error became %v", err)
+	}
+}
+
+// People ask without CNI_COMMAND.
+func TestRelease(t *testing.T) {
+	out, err := exec.Command(filepath.Join(pluginDir, "k8s-ovs"), "--version").CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "CNI plugin k8s-ovs "+release+"\n") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
