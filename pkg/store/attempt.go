@@ -54,8 +54,11 @@ func (a *attempts) explain(err error, limit time.Duration) error {
 // often just hangs up.
 type silence struct{ limit time.Duration }
 
+// nobodyBehind asks what may be wrong where connections are taken and nothing is said on them.
+const nobodyBehind = "is etcd, or k8s-ovs-controller with etcd in it, running behind that address, and does it take this kind of connection and client certificate?"
+
 func (s *silence) Error() string {
-	return fmt.Sprintf("no answer within %s: is it etcd, and does it take this kind of connection and client certificate?", s.limit)
+	return fmt.Sprintf("no answer within %s: %s", s.limit, nobodyBehind)
 }
 
 func (*silence) Unwrap() error { return context.DeadlineExceeded }

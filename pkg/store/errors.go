@@ -124,5 +124,10 @@ func readable(err error) string {
 	if strings.HasPrefix(text, `"`) {
 		text = strings.Trim(text, `"`)
 	}
-	return strings.TrimPrefix(text, "transport: ")
+	text = strings.TrimPrefix(text, "transport: ")
+	// gRPC's words for a connection that was taken and ended before a word was said.
+	if strings.Contains(text, "error reading server preface") {
+		text = "connections are taken and ended at once: " + nobodyBehind + " (" + text + ")"
+	}
+	return text
 }

@@ -1,0 +1,37 @@
+package store
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestNothingBehind: a proxy that takes connections and has nobody to hand them to, as
+// a port-forward does while the controller is down.
+func TestNothingBehind(t *testing.T) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	s, err := Open(Config{Endpoints: []string{"http://" + l.Addr().String()}, DialTimeout: 500 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	_, _, err = s.Snapshot(t.Context())
+	if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), "k8s-ovs-controller with etcd in it, running behind that address") {
+		t.Errorf("error %v", err)
+	}
+}
