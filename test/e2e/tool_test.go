@@ -119,12 +119,36 @@ func TestTool(t *testing.T) {
 			t.Errorf("etcdctl (%s): %v\n%s", out, err, keys)
 		}
 	}
+	restartUnderEnv(t, name, run)
 	run("delete", "pod", "red/a", "red/b")
 	if _, err := tool(t, "up", "--name", name); err == nil || !strings.Contains(err.Error(), "up already") {
 		t.Errorf("second up: %v", err)
 	}
 	run("down")
 	nothingLeft(t, name)
+}
+
+// restartUnderEnv: what `eval $(netlab env)` sets is for people's netns: a controller that
+// is started in such a shell is the lab's as before, with etcd in it. While it is away netns
+// says what is wrong.
+func restartUnderEnv(t *testing.T, name string, run func(args ...string) string) {
+	t.Helper()
+	for line := range strings.Lines(run("env")) {
+		key, value, ok := strings.Cut(strings.TrimPrefix(strings.TrimSpace(line), "export "), "=")
+		if !ok {
+			t.Fatalf("netlab env prints %q", line)
+		}
+		t.Setenv(key, value)
+	}
+	run("stop", "controller")
+	_, err := tool(t, "--name", name, "netns", "--", "--etcd-dial-timeout", "500ms", "list")
+	if err == nil || !strings.Contains(err.Error(), "k8s-ovs-controller with etcd in it, running behind that address") {
+		t.Errorf("netns list without a controller: %v", err)
+	}
+	run("start", "controller")
+	if out := run("netns", "--", "list"); !strings.Contains(out, "red") {
+		t.Errorf("netns list after a restart:\n%s", out)
+	}
 }
 
 // TestUpSaysWhy: an agent that cannot start is named, with the end of its log,

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -20,7 +19,7 @@ func (l *Lab) Netns(ctx context.Context, args ...string) (string, error) {
 		return "", err
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(s.Options.BinDir, "netns"), args...)
-	cmd.Env = append(os.Environ(), l.Env(s.Etcd)...)
+	cmd.Env = append(Environ(), l.Env(s.Etcd)...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -55,7 +54,7 @@ func (l *Lab) PodExec(ctx context.Context, p Pod, args ...string) (string, error
 // is left running is marked, so that it goes with the lab.
 func (l *Lab) execIn(ctx context.Context, netns string, args []string) (string, error) {
 	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", netns}, args...)...)
-	cmd.Env = append(os.Environ(), l.Mark())
+	cmd.Env = append(Environ(), l.Mark())
 	out, err := cmd.Output()
 	if err != nil {
 		var exit *exec.ExitError

@@ -176,7 +176,7 @@ func (o OVS) AppCtl(ctx context.Context, args ...string) (string, error) {
 
 func (o OVS) tool(ctx context.Context, program string, args []string) (string, error) {
 	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = append(os.Environ(), o.env()...)
+	cmd.Env = append(Environ(), o.env()...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := ns.Do(o.lab.nodeNetns(o.node), cmd.Run); err != nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -16,6 +17,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
@@ -56,7 +58,7 @@ func (l *Lab) start(c command) (Process, error) {
 	}
 	defer func() { _ = log.Close() }() // the child has its own
 	cmd := exec.Command(c.args[0], c.args[1:]...)
-	cmd.Env = append(append(os.Environ(), c.env...), marker+"="+l.id)
+	cmd.Env = append(append(Environ(), c.env...), marker+"="+l.id)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.ExtraFiles = c.files
 	cmd.Dir = "/"
@@ -78,6 +80,12 @@ func (l *Lab) start(c command) (Process, error) {
 	// Reaped here for as long as this program runs; by init after that.
 	go func() { _ = cmd.Wait() }()
 	return p, nil
+}
+
+// Environ is this program's environment without the settings of k8s-ovs: those that
+// `eval $(netlab env)` left there are for people's netns, and not for what a lab starts.
+func Environ() []string {
+	return slices.DeleteFunc(os.Environ(), func(v string) bool { return strings.HasPrefix(v, options.EnvPrefix) })
 }
 
 // Alive reports whether the process still runs.

@@ -217,7 +217,7 @@ func (t *tool) netns() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return syscall.Exec(bin, append([]string{"netns"}, args...), append(os.Environ(), l.Env(st.Etcd)...))
+			return syscall.Exec(bin, append([]string{"netns"}, args...), append(netlab.Environ(), l.Env(st.Etcd)...))
 		},
 	}
 }
