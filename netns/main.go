@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -21,7 +22,18 @@ func main() {
 		Out:      os.Stdout,
 		Err:      os.Stderr,
 		Terminal: terminal(os.Stderr),
+		In:       answers(),
 	}))
+}
+
+// answers is where somebody can answer a question that they see; nil where nobody can.
+func answers() io.Reader {
+	for _, f := range []*os.File{os.Stdin, os.Stderr} {
+		if _, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS); err != nil {
+			return nil
+		}
+	}
+	return os.Stdin
 }
 
 // terminal reports whether f is a terminal on which a line can be rewritten.

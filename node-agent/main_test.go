@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/agent"
@@ -81,5 +82,19 @@ func TestWrongFlags(t *testing.T) {
 		if _, err := configure(tc.args...); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%q: error %v, want one that names %s", tc.args, err, tc.want)
 		}
+	}
+}
+
+// Programs share an environment: the others know this one's flags.
+func TestFlagsKnown(t *testing.T) {
+	fs := pflag.NewFlagSet("test", pflag.ContinueOnError)
+	cfg := agent.Defaults()
+	cfg.Register(fs)
+	options.AddConfig(fs)
+	got := []string{"version"}
+	fs.VisitAll(func(f *pflag.Flag) { got = append(got, f.Name) })
+	slices.Sort(got)
+	if diff := cmp.Diff(options.FlagsOf("k8s-ovs-agent"), got); diff != "" {
+		t.Errorf("flags (-package options knows +program has):\n%s", diff)
 	}
 }

@@ -35,7 +35,7 @@ func parse(t *testing.T, content string, env map[string]string, args ...string) 
 	if err := fs.Parse(args); err != nil {
 		t.Fatal(err)
 	}
-	if err := resolve(fs, nil, lookup(env)); err != nil {
+	if err := resolve(fs, nil, environ(env)); err != nil {
 		t.Fatal(err)
 	}
 	err := e.Complete()

@@ -56,24 +56,28 @@ func EnvName(flag string) string {
 // command line was parsed. Flags set so count as changed.
 //
 // A variable that is set but empty counts: K8S_OVS_METRICS_ADDRESS= is
-// --metrics-address "". A variable that belongs to no flag is not an error:
-// programs share an environment, and Kubernetes adds variables of its own
-// (K8S_OVS_CONTROLLER_SERVICE_HOST, for a service k8s-ovs-controller). A key in
-// the file that belongs to no flag is one. others has the flags of sibling
+// --metrics-address "". A variable that belongs to no flag of any program of k8s-ovs is
+// an error: programs share an environment. What Kubernetes adds for Services is not
+// looked at (K8S_OVS_CONTROLLER_SERVICE_HOST, for one called k8s-ovs-controller). A key in
+// the file that belongs to no flag is an error too. others has the flags of sibling
 // commands, which may stand in the file although this command has no use for them.
 //
 // Errors name the variable, or the file and the key.
 func Resolve(fs *pflag.FlagSet, others ...*pflag.FlagSet) error {
-	return resolve(fs, others, os.LookupEnv)
+	return resolve(fs, others, os.Environ())
 }
 
-func resolve(fs *pflag.FlagSet, others []*pflag.FlagSet, lookup func(string) (string, bool)) error {
+func resolve(fs *pflag.FlagSet, others []*pflag.FlagSet, environ []string) error {
+	env := environment(environ)
+	if err := checkNames(env, append([]*pflag.FlagSet{fs}, others...)...); err != nil {
+		return err
+	}
 	var failed error
 	fs.VisitAll(func(f *pflag.Flag) {
 		if failed != nil || f.Changed || f.Name == "help" {
 			return
 		}
-		value, ok := lookup(EnvName(f.Name))
+		value, ok := env[EnvName(f.Name)]
 		if !ok {
 			return
 		}

@@ -42,8 +42,11 @@ func write(t *testing.T, content string) string {
 	return path
 }
 
-func lookup(env map[string]string) func(string) (string, bool) {
-	return func(name string) (string, bool) { v, ok := env[name]; return v, ok }
+func environ(env map[string]string) (all []string) {
+	for name, value := range env {
+		all = append(all, name+"="+value)
+	}
+	return all
 }
 
 func TestResolve(t *testing.T) {
@@ -89,7 +92,12 @@ func TestResolve(t *testing.T) {
 		},
 		{
 			name: "foreign variables are not ours to judge",
-			env:  map[string]string{"K8S_OVS_CONTROLLER_SERVICE_HOST": "10.96.0.1", "K8S_OVS_HELP": "x", "NODE_NAME": "x"},
+			env: map[string]string{
+				"NODE_NAME": "x", "K8S_OVS": "x", // of others
+				"K8S_OVS_CONTROLLER_SERVICE_HOST": "10.96.0.1", "K8S_OVS_SERVICE_PORT_HTTPS": "443", "K8S_OVS_X_PORT": "tcp://10.96.0.1:443",
+				"K8S_OVS_X_PORT_443_TCP": "tcp://10.96.0.1:443", "K8S_OVS_X_PORT_443_TCP_ADDR": "10.96.0.1", // of Services
+				"K8S_OVS_VXLAN_PORT": "4789", "K8S_OVS_TIMEOUT": "1s", "K8S_OVS_DRY_RUN": "true", // of programs beside this one
+			},
 			want: defaults,
 		},
 		{name: "one value for a list", file: "list: a,b\n", want: with(func(v *values) { v.List = []string{"a", "b"} })},
@@ -108,7 +116,7 @@ func TestResolve(t *testing.T) {
 			}
 			sibling := pflag.NewFlagSet("sibling", pflag.ContinueOnError)
 			sibling.Duration("timeout", 0, "")
-			if err := resolve(fs, []*pflag.FlagSet{sibling}, lookup(tt.env)); err != nil {
+			if err := resolve(fs, []*pflag.FlagSet{sibling}, environ(tt.env)); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(tt.want, got); diff != "" {
@@ -127,6 +135,9 @@ func TestResolveErrors(t *testing.T) {
 	}{
 		{"bad variable", map[string]string{"K8S_OVS_COUNT": "many"}, "", []string{"environment variable K8S_OVS_COUNT", `"many"`}},
 		{"empty variable for a number", map[string]string{"K8S_OVS_COUNT": ""}, "", []string{"K8S_OVS_COUNT"}},
+		{"mistyped variable", map[string]string{"K8S_OVS_NODENAME": "n1"}, "", []string{"environment variable K8S_OVS_NODENAME", `did you mean "K8S_OVS_NODE_NAME"`}},
+		{"mistyped variable of another program", map[string]string{"K8S_OVS_VXLN_PORT": "4789"}, "", []string{`did you mean "K8S_OVS_VXLAN_PORT"?`}},
+		{"help is no setting", map[string]string{"K8S_OVS_HELP": "x"}, "", []string{"K8S_OVS_HELP"}},
 		{"file is missing", map[string]string{"K8S_OVS_CONFIG": "/nonexistent/k8s-ovs.yaml"}, "", []string{"configuration file", "/nonexistent/k8s-ovs.yaml", "no such file"}},
 		{"unknown key", nil, "conut: 3\n", []string{"config.yaml", `"conut"`, `did you mean "count"?`}},
 		{"underscore", nil, "node_name: x\n", []string{`"node_name"`, `did you mean "node-name"?`}},
@@ -154,7 +165,7 @@ func TestResolveErrors(t *testing.T) {
 			if err := fs.Parse(args); err != nil {
 				t.Fatal(err)
 			}
-			err := resolve(fs, nil, lookup(tt.env))
+			err := resolve(fs, nil, environ(tt.env))
 			if err == nil {
 				t.Fatalf("no error; values are %+v", got)
 			}
@@ -174,7 +185,7 @@ func TestUnknownKeySetsNothing(t *testing.T) {
 	if err := fs.Parse([]string{"--config", write(t, "count: 7\nzzz: 1\n")}); err != nil {
 		t.Fatal(err)
 	}
-	if err := resolve(fs, nil, lookup(nil)); err == nil {
+	if err := resolve(fs, nil, nil); err == nil {
 		t.Fatal("no error")
 	}
 	if got.Count != 1 {

@@ -46,6 +46,9 @@ type Options struct {
 	DryRun bool
 	// Force asks for the change also where an annotation rules the namespace.
 	Force bool
+	// Confirm is asked before anything is written, with what would change; its error
+	// keeps it from being written. May be nil.
+	Confirm func(plan.Plan) error
 	// NoWait writes the request and does not follow it.
 	NoWait bool
 	// Timeout bounds the waiting; zero for no bound.
@@ -81,6 +84,11 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 	case o.DryRun:
 		result.Result, result.Message = view.WouldChange, fmt.Sprintf("dry run of %s; nothing was changed", r)
 		return result, nil
+	}
+	if o.Confirm != nil {
+		if err := o.Confirm(p); err != nil {
+			return view.Result{}, err
+		}
 	}
 	request := st.RequestAction
 	if o.Force {

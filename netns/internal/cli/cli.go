@@ -10,6 +10,8 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -38,10 +40,12 @@ const defaultEndpoint = "http://127.0.0.1:2379"
 
 // IO is what a run reads from and writes to.
 type IO struct {
-	// Out gets what was asked for, Err gets errors, notes and progress.
+	// Out gets what was asked for, Err gets errors, notes, progress and questions.
 	Out, Err io.Writer
 	// Terminal reports that a line on Err can be rewritten.
 	Terminal bool
+	// In has the answers to questions; nil where nobody is there to answer.
+	In io.Reader
 }
 
 // records is what the commands need of [store.Store].
@@ -92,10 +96,26 @@ func run(ctx context.Context, args []string, io IO, open func(store.Config) (rec
 		return ExitFailed
 	}
 	fmt.Fprintf(io.Err, "netns: %v\n", err)
+	if hint := p.hint(err, args, os.Getenv("KUBECONFIG")); hint != "" {
+		fmt.Fprintf(io.Err, "hint: %s\n", hint)
+	}
 	if errors.Is(err, act.ErrTimeout) {
 		return ExitTimeout
 	}
 	return ExitFailed
+}
+
+// hint says what else to try when nobody said where etcd is and nothing answers where a
+// controller on this machine would; empty otherwise.
+func (p *program) hint(err error, args []string, kubeconfig string) string {
+	if p.endpoints || p.kube.Enabled || !errors.Is(err, store.ErrUnavailable) {
+		return ""
+	}
+	inside := "kubectl -n kube-system exec deploy/k8s-ovs-controller -- netns " + strings.Join(args, " ")
+	if kubeconfig != "" {
+		return fmt.Sprintf("netns does not read KUBECONFIG. In Kubernetes: `%s`; or from a machine that reaches etcd: --kubeconfig %s", inside, kubeconfig)
+	}
+	return fmt.Sprintf("nobody said where etcd is, so netns asked a controller on this machine: --etcd-endpoints says where. In Kubernetes: `%s`", inside)
 }
 
 const rootLong = `netns shows and changes the tenant networks of k8s-ovs.

@@ -1,19 +1,27 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
 
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/view"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -244,6 +252,77 @@ func TestUnreachable(t *testing.T) {
 	}
 }
 
+// TestHint: who asks nobody in particular is told how to ask in Kubernetes.
+func TestHint(t *testing.T) {
+	const inside = "`kubectl -n kube-system exec deploy/k8s-ovs-controller -- netns list -o json`"
+	down := fmt.Errorf("list: %w", store.ErrUnavailable)
+	args := []string{"list", "-o", "json"}
+	for _, tt := range []struct {
+		p          program
+		err        error
+		kubeconfig string
+		want       []string
+	}{
+		{program{}, down, "", []string{"--etcd-endpoints", inside}},
+		{program{}, down, "/root/admin.conf", []string{"does not read KUBECONFIG", inside, "--kubeconfig /root/admin.conf"}},
+		{program{endpoints: true}, down, "/root/admin.conf", nil},
+		{program{kube: options.Kube{Enabled: true}}, down, "/root/admin.conf", nil},
+		{program{}, errors.New("no such namespace"), "/root/admin.conf", nil},
+	} {
+		got := tt.p.hint(tt.err, args, tt.kubeconfig)
+		if (got == "") != (tt.want == nil) {
+			t.Errorf("endpoints %v, kubernetes %v, %v: hint %q", tt.p.endpoints, tt.p.kube.Enabled, tt.err, got)
+		}
+		for _, w := range tt.want {
+			if !strings.Contains(got, w) {
+				t.Errorf("hint %q lacks %q", got, w)
+			}
+		}
+	}
+	t.Setenv("KUBECONFIG", "/root/admin.conf")
+	var stderr bytes.Buffer
+	code := run(t.Context(), []string{"list"}, IO{Out: io.Discard, Err: &stderr}, func(store.Config) (records, error) { return nil, down })
+	if code != ExitFailed || !strings.Contains(stderr.String(), "hint: netns does not read KUBECONFIG") {
+		t.Errorf("exit code %d: %s", code, &stderr)
+	}
+}
+
+// TestGlobalAsks: before a namespace is opened to all, netns says to whom, and asks
+// whoever can answer.
+func TestGlobalAsks(t *testing.T) {
+	l := newLab(t, topology.DefaultConfig(), 0, space("a", 100), space("b", 200), space("c", 0), space("d", 300))
+	l.controller()
+	ask := func(answer io.Reader, args ...string) outcome {
+		var out, stderr bytes.Buffer
+		code := Run(t.Context(), append([]string{"--etcd-endpoints", l.etcd.Endpoints[0]}, args...), IO{Out: &out, Err: &stderr, In: answer})
+		return outcome{code, out.String(), stderr.String()}
+	}
+	const consequence, question = "a becomes global: it and b, d newly reach each other, and so does every namespace that comes later\n", "Make a global? [y/N] "
+	for _, answer := range []string{"", "\n", "n\n", "yess\n"} {
+		for _, args := range [][]string{{"global", "a"}, {"join", "a", "c"}} {
+			ask(strings.NewReader(answer), args...).expect(t, ExitFailed, nil, []string{consequence + question, "nothing was changed"})
+		}
+	}
+	if got := l.record("a"); *got.Effective != 100 || got.Action != topology.None {
+		t.Fatalf("it was changed: %+v", got)
+	}
+	ask(strings.NewReader("y\n"), "global", "a").expect(t, ExitDone, []string{"a is global"}, []string{consequence + question})
+	silent := func(o outcome) {
+		t.Helper()
+		if strings.Contains(o.err, "[y/N]") {
+			t.Errorf("asked: %s", o.err)
+		}
+	}
+	answered := ask(strings.NewReader(""), "global", "b", "--yes")
+	answered.expect(t, ExitDone, []string{"b is global"}, []string{"b becomes global: it and d newly reach each other"})
+	silent(answered)
+	script := ask(nil, "global", "d")
+	script.expect(t, ExitDone, []string{"d is global"}, []string{"d becomes global: it reaches no namespace that it does not reach now"})
+	silent(script)
+	silent(ask(strings.NewReader(""), "isolate", "d"))
+	silent(ask(strings.NewReader(""), "global", "b")) // nothing to do
+}
+
 func TestUsage(t *testing.T) {
 	config := filepath.Join(t.TempDir(), "netns.yaml")
 	if err := os.WriteFile(config, []byte("time-out: 1m\n"), 0o600); err != nil {
@@ -266,6 +345,7 @@ func TestUsage(t *testing.T) {
 		{[]string{"list", "--config", config}, `no flag is called "time-out"; did you mean "timeout"?`},
 		{[]string{"list", "--etcd-endpoints", "nowhere"}, `--etcd-endpoints: "nowhere": it needs a host and a port`},
 		{[]string{"list", "--etcd-endpoints", ""}, "--etcd-endpoints is empty"},
+		{[]string{"isolate", "a", "--yes"}, "unknown flag: --yes"},
 		{[]string{"list", "--etcd-cert", config}, "--etcd-cert is given without --etcd-key"},
 		{[]string{"completion"}, "bash, zsh or fish"},
 		{[]string{"completion", "powershell"}, "bash, zsh or fish"},
@@ -333,4 +413,25 @@ func TestSources(t *testing.T) {
 	t.Setenv("K8S_OVS_ETCD_ENDPOINTS", "127.0.0.1:9")
 	netns(t.Context(), "list").expect(t, ExitFailed, nil, []string{"127.0.0.1:9"})
 	l.netns("list").expect(t, ExitDone, nil, nil)
+}
+
+// TestMistypedVariable: a setting that has no effect is refused, as in the file.
+func TestMistypedVariable(t *testing.T) {
+	t.Setenv("K8S_OVS_ETCD_ENDPOINT", "127.0.0.1:9")
+	netns(t.Context(), "list").expect(t, ExitUsage, nil, []string{`K8S_OVS_ETCD_ENDPOINT: no program of k8s-ovs has such a flag; did you mean "K8S_OVS_ETCD_ENDPOINTS"`})
+}
+
+// TestFlagsKnown: programs share an environment, so the others know the flags of netns.
+func TestFlagsKnown(t *testing.T) {
+	names := map[string]bool{}
+	root := (&program{}).root()
+	for _, c := range append(root.Commands(), root) {
+		for _, set := range []*pflag.FlagSet{c.Flags(), c.PersistentFlags()} {
+			set.VisitAll(func(f *pflag.Flag) { names[f.Name] = true })
+		}
+	}
+	delete(names, "help")
+	if diff := cmp.Diff(options.FlagsOf("netns"), slices.Sorted(maps.Keys(names))); diff != "" {
+		t.Errorf("flags (-package options knows +netns has):\n%s", diff)
+	}
 }

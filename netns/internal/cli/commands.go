@@ -1,6 +1,9 @@
 package cli
 
 import (
+	"bufio"
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -176,7 +179,8 @@ func (p *program) global() *cobra.Command {
 		Use:   "global NAMESPACE",
 		Short: "Let a namespace reach all and be reached by all",
 		Long: `Global gives NAMESPACE netID 0: its pods reach the pods of all namespaces, and
-are reached by them.` + actionLong,
+are reached by them. Before it is done netns says which namespaces those are, and
+on a terminal asks; --yes answers. A script is not asked.` + actionLong,
 		Args:              arguments("NAMESPACE"),
 		ValidArgsFunction: p.completeNamespaces(1),
 	}, topology.MakeGlobal)
@@ -196,6 +200,10 @@ is on is changed with --force only; that stands until the annotation changes.`
 func (p *program) action(cmd *cobra.Command, a topology.Action) *cobra.Command {
 	o := act.Options{Timeout: act.DefaultTimeout}
 	fs := cmd.Flags()
+	var yes bool
+	if a != topology.Isolate { // which opens nothing
+		fs.BoolVarP(&yes, "yes", "y", false, "do not ask before a namespace becomes global")
+	}
 	fs.BoolVar(&o.DryRun, "dry-run", false, "say who could newly, or no longer, reach whom, and change nothing")
 	fs.BoolVar(&o.Force, "force", false, "change the namespace also where its annotation "+topology.NetworkAnnotation+" says otherwise")
 	fs.BoolVar(&o.NoWait, "no-wait", false, "write the request and do not wait for it to be carried out")
@@ -222,6 +230,7 @@ func (p *program) action(cmd *cobra.Command, a topology.Action) *cobra.Command {
 		}
 		progress := &progress{w: p.io.Err, rewrite: p.io.Terminal}
 		o.Progress = progress.show
+		o.Confirm = func(planned plan.Plan) error { return p.confirm(cmd.Context(), planned, yes) }
 		result, err := act.Do(cmd.Context(), st, r, o)
 		progress.clear()
 		// In a table the error says it all; a script reads how far it came.
@@ -234,6 +243,38 @@ func (p *program) action(cmd *cobra.Command, a topology.Action) *cobra.Command {
 		return err
 	}
 	return cmd
+}
+
+// confirm says whom a namespace opens itself to when it becomes global, and asks where
+// somebody is there to answer.
+func (p *program) confirm(ctx context.Context, planned plan.Plan, yes bool) error {
+	if !planned.OpensAll() {
+		return nil
+	}
+	name := planned.Request.Namespace
+	if err := view.WriteOpened(p.io.Err, name, planned.Change.Gains); err != nil {
+		return err
+	}
+	if yes || p.io.In == nil {
+		return nil
+	}
+	fmt.Fprintf(p.io.Err, "Make %s global? [y/N] ", name)
+	// A read of a terminal cannot be interrupted: after Ctrl-C it ends with the program.
+	typed := make(chan string, 1)
+	go func() {
+		line, _ := bufio.NewReader(p.io.In).ReadString('\n') // no answer is no
+		typed <- line
+	}()
+	select {
+	case line := <-typed:
+		switch strings.ToLower(strings.TrimSpace(line)) {
+		case "y", "yes":
+			return nil
+		}
+		return errors.New("nothing was changed")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 func (p *program) version() *cobra.Command {

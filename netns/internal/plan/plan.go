@@ -52,6 +52,11 @@ type Plan struct {
 	Change Change
 }
 
+// OpensAll reports that the namespace would become global: every namespace would reach it.
+func (p Plan) OpensAll() bool {
+	return p.Nothing == "" && (p.Request.Action == topology.MakeGlobal || p.Request.Action == topology.Join && p.TargetID.IsGlobal())
+}
+
 // fresh stands for the netID that isolating will draw: nobody has it, so it is
 // none that can be given.
 const fresh = netid.Max + 1

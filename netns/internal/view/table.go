@@ -106,6 +106,18 @@ func WriteResult(w io.Writer, r Result) error {
 	return err
 }
 
+// WriteOpened says whom a namespace that becomes global opens itself to.
+func WriteOpened(w io.Writer, namespace string, gains []string) error {
+	var b strings.Builder
+	if len(gains) == 0 {
+		fmt.Fprintf(&b, "%s becomes global: it reaches no namespace that it does not reach now; every namespace that comes later will reach it\n", namespace)
+	} else {
+		fmt.Fprintf(&b, "%s becomes global: it and %s newly reach each other, and so does every namespace that comes later\n", namespace, names(gains, spelled))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
 // reach lists one side of a dry run, a pair of namespaces a line; a long list
 // is cut, as -o json has it whole.
 func (r Result) reach(b *strings.Builder, title string, others []string) {
