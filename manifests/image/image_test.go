@@ -163,12 +163,17 @@ func runNode(t *testing.T, root string) {
 			t.Fatal(err)
 		}
 	}
-	// The image's shell finds the program in the image; Go would look outside.
+	// As in the manifests nothing is writable but what is mounted there.
+	const readOnly = `set -e; root=$1; shift
+mount --bind "$root" "$root"
+for d in /run/openvswitch /etc/openvswitch /tmp /dev; do mount --bind "$root$d" "$root$d"; done
+mount -o remount,ro,bind "$root"
+exec chroot "$root" "$@"`
 	command := func(args ...string) *exec.Cmd {
-		cmd := exec.Command("/usr/bin/sh", append([]string{"-c", `exec "$@"`, "sh"}, args...)...)
-		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin"}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: root, Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-		cmd.Dir = "/"
+		cmd := exec.Command("sh", append([]string{"-c", readOnly, "sh", root}, args...)...)
+		cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin"}
+		// The mounts go with the process.
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 		return cmd
 	}
 	for _, program := range runtimePrograms {
