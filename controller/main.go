@@ -1,6 +1,7 @@
 // Command k8s-ovs-controller gives netIDs to namespaces and subnets to nodes,
 // and carries out join, isolate and global. One of several leads. Without
-// --etcd-endpoints it runs etcd in its own process.
+// --etcd-endpoints it runs etcd in its own process. `k8s-ovs-controller give-data` makes
+// the folder of that etcd another user's.
 package main
 
 import (
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/controller"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/owner"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
@@ -27,6 +29,9 @@ func main() {
 
 // run returns the exit status: 0 after a signal, 1 when it failed, 2 for usage.
 func run(ctx context.Context, args []string) int {
+	if len(args) > 0 && args[0] == owner.Command {
+		return owner.Main(args[1:], os.Stdout, os.Stderr)
+	}
 	fs := pflag.NewFlagSet("k8s-ovs-controller", pflag.ContinueOnError)
 	fs.SortFlags = false
 	cfg := controller.Defaults()
