@@ -2,15 +2,26 @@
 #   docker build --target node -t k8s-ovs/node:dev .
 #   docker build --target controller -t k8s-ovs/controller:dev .
 # `make image` makes the same without a container engine.
-FROM golang:1.26-bookworm AS build
+#
+# A release says which bases it is made of, by digest, since what a tag names changes:
+#   docker build --target node -t k8s-ovs/node:v1.2.3 --build-arg VERSION=v1.2.3 \
+#     --build-arg GOLANG=golang:1.26-bookworm@sha256:... --build-arg DEBIAN=debian:bookworm-slim@sha256:... .
+ARG GOLANG=golang:1.26-bookworm
+ARG DEBIAN=debian:bookworm-slim
+
+FROM $GOLANG AS build
+ARG GOLANG
+ARG DEBIAN
+ARG VERSION=dev
+RUN for base in "$GOLANG" "$DEBIAN"; do case "$VERSION $base" in "dev "*|*@sha256:*) ;; \
+    *) echo "version $VERSION of base $base, which may change under its name: give --build-arg GOLANG=...@sha256:... and DEBIAN=...@sha256:..." >&2; exit 1 ;; esac; done
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-ARG VERSION=dev
 RUN make build plugins VERSION=$VERSION
 
-FROM debian:bookworm-slim AS node
+FROM $DEBIAN AS node
 # nft looks protocols up by name: netbase. modprobe: kmod.
 RUN apt-get update \
  && apt-get install -y --no-install-recommends kmod netbase nftables openvswitch-switch \
@@ -24,3 +35,4 @@ FROM scratch AS controller
 COPY --from=build /src/bin/k8s-ovs-controller /src/bin/netns /usr/bin/
 ENV PATH=/usr/bin
 WORKDIR /
+USER 65532:65532

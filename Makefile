@@ -35,8 +35,9 @@ plugins: ## build the CNI plugins of others that the node image carries
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/portmap github.com/containernetworking/plugins/plugins/meta/portmap
 
 .PHONY: image
-image: deps build plugins ## container images as archives in bin/images/, without a container engine
-	go run ./manifests/image -bin $(BIN) -out $(BIN)/images
+image: deps build plugins ## container images as archives in bin/images/, without a container engine; manifests that name them in bin/manifests/
+	go run ./manifests/image -bin $(BIN) -out $(BIN)/images -version $(VERSION)
+	go run ./manifests/render -out $(BIN)/manifests -version $(VERSION)
 
 .PHONY: manifests
 manifests: ## render manifests/*.yaml from the bases and components

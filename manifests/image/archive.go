@@ -18,13 +18,14 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// build makes an image for this machine's architecture of one layer a tree.
-func build(layers ...tree) (v1.Image, error) {
+// build makes an image for this machine's architecture of one layer a tree, whose
+// programs run as user.
+func build(user string, layers ...tree) (v1.Image, error) {
 	img := mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON)
 	img, err := mutate.ConfigFile(img, &v1.ConfigFile{
 		OS: "linux", Architecture: runtime.GOARCH, Created: v1.Time{Time: epoch},
 		RootFS: v1.RootFS{Type: "layers"},
-		Config: v1.Config{Env: []string{"PATH=/usr/sbin:/usr/bin"}, WorkingDir: "/"},
+		Config: v1.Config{Env: []string{"PATH=/usr/sbin:/usr/bin"}, WorkingDir: "/", User: user},
 	})
 	if err != nil {
 		return nil, err
@@ -49,8 +50,8 @@ func build(layers ...tree) (v1.Image, error) {
 
 // writeArchive writes an OCI image layout as one file, with the manifest.json
 // of `docker save` beside it for engines that only know that.
-func writeArchive(path, name string, img v1.Image) error {
-	files, err := archiveFiles(name, img)
+func writeArchive(path string, names []string, img v1.Image) error {
+	files, err := archiveFiles(names, img)
 	if err != nil {
 		return err
 	}
@@ -78,7 +79,7 @@ func writeArchive(path, name string, img v1.Image) error {
 
 // archiveFiles is the content of the archive (OCI image specification 1.1,
 // image-layout.md).
-func archiveFiles(name string, img v1.Image) (map[string][]byte, error) {
+func archiveFiles(names []string, img v1.Image) (map[string][]byte, error) {
 	blob := func(h v1.Hash) string { return filepath.Join("blobs", h.Algorithm, h.Hex) }
 	manifest, err := img.Manifest()
 	if err != nil {
@@ -101,7 +102,7 @@ func archiveFiles(name string, img v1.Image) (map[string][]byte, error) {
 		blob(digest):                 raw,
 		blob(manifest.Config.Digest): config,
 	}
-	docker := tarball.Descriptor{Config: blob(manifest.Config.Digest), RepoTags: []string{name}}
+	docker := tarball.Descriptor{Config: blob(manifest.Config.Digest), RepoTags: names}
 	layers, err := img.Layers()
 	if err != nil {
 		return nil, err
@@ -116,15 +117,16 @@ func archiveFiles(name string, img v1.Image) (map[string][]byte, error) {
 	if files["manifest.json"], err = json.Marshal([]tarball.Descriptor{docker}); err != nil {
 		return nil, err
 	}
-	files["index.json"], err = json.Marshal(v1.IndexManifest{
-		SchemaVersion: 2, MediaType: types.OCIImageIndex,
-		Manifests: []v1.Descriptor{{
+	index := v1.IndexManifest{SchemaVersion: 2, MediaType: types.OCIImageIndex}
+	for _, name := range names {
+		index.Manifests = append(index.Manifests, v1.Descriptor{
 			MediaType: types.OCIManifestSchema1, Digest: digest, Size: size,
 			Platform: &v1.Platform{OS: "linux", Architecture: runtime.GOARCH},
 			// containerd takes the image's name from here.
 			Annotations: map[string]string{"io.containerd.image.name": "docker.io/" + name},
-		}},
-	})
+		})
+	}
+	files["index.json"], err = json.Marshal(index)
 	return files, err
 }
 

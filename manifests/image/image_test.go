@@ -25,10 +25,62 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-const tags = "../components/images/kustomization.yaml"
+const (
+	tags    = "../components/images/kustomization.yaml"
+	version = "v1.2.3"
+)
 
 // ours stands for the programs that `make build` makes.
 var ours = []string{"k8s-ovs", "k8s-ovs-agent", "k8s-ovs-controller", "loopback", "netns", "portmap"}
+
+// checkBill: of the node image, whose own programs are stand-ins here.
+func checkBill(t *testing.T, path string) {
+	t.Helper()
+	var d document
+	unmarshal(t, read(t, path), &d)
+	if d.SPDXVersion != "SPDX-2.3" || d.Name != "k8s-ovs/node:"+version || !strings.Contains(d.DocumentNamespace, "sha256-") {
+		t.Errorf("document %s %q %s", d.SPDXVersion, d.Name, d.DocumentNamespace)
+	}
+	found := map[string]material{}
+	for _, m := range d.Packages {
+		found[m.Name] = m
+	}
+	for _, name := range []string{"/usr/bin/k8s-ovs-agent", "/usr/libexec/cni/portmap"} {
+		if m := found[name]; len(m.Checksums) != 1 || m.Checksums[0].Algorithm != "SHA256" {
+			t.Errorf("%s: %+v", name, m)
+		}
+	}
+	if _, err := os.Stat("/var/lib/dpkg/status"); err != nil {
+		return // not Debian
+	}
+	for _, name := range []string{"nftables", "kmod", "dash", "libc6"} {
+		if m := found[name]; m.VersionInfo == "" || m.ExternalRefs[0].Locator != "pkg:deb/debian/"+name+"@"+m.VersionInfo {
+			t.Errorf("%s: %+v", name, m)
+		}
+	}
+	if len(d.Relationships) != len(d.Packages) {
+		t.Errorf("%d of %d packages are described", len(d.Relationships), len(d.Packages))
+	}
+}
+
+// TestModules: a Go program is its modules.
+func TestModules(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	materials, err := madeOf("/usr/bin/x", self, packages{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := map[string]string{}
+	for _, m := range materials {
+		names[m.Name] = m.VersionInfo
+	}
+	if names["stdlib"] == "" || !strings.HasPrefix(names["github.com/google/go-containerregistry"], "v") {
+		t.Errorf("materials %v", names)
+	}
+}
 
 var archives = []string{"k8s-ovs-node.tar", "k8s-ovs-controller.tar"}
 
@@ -41,7 +93,7 @@ func write(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	if err := run(bin, out, tags); err != nil {
+	if err := run(bin, out, tags, version); err != nil {
 		t.Fatal(err)
 	}
 	return out
@@ -82,6 +134,13 @@ func TestImages(t *testing.T) {
 			t.Error(diff)
 		}
 	})
+	t.Run("controller is not root", func(t *testing.T) {
+		config, err := open(t, filepath.Join(out, "k8s-ovs-controller.tar")).ConfigFile()
+		if err != nil || config.Config.User != nobody {
+			t.Errorf("it runs as %q (%v)", config.Config.User, err)
+		}
+	})
+	t.Run("bill of materials", func(t *testing.T) { checkBill(t, filepath.Join(out, "k8s-ovs-node.spdx.json")) })
 	t.Run("node runs what it carries", func(t *testing.T) {
 		if os.Getuid() != 0 {
 			t.Skip("needs root to chroot")
@@ -122,17 +181,7 @@ func checkArchive(t *testing.T, path string) {
 			t.Fatal(err)
 		}
 	}
-	var docker tarball.Manifest
-	unmarshal(t, files["manifest.json"], &docker)
-	if !slices.Equal(docker[0].RepoTags, []string{name}) {
-		t.Errorf("%s: docker would call it %q, not %s", path, docker[0].RepoTags, name)
-	}
-	var index v1.IndexManifest
-	unmarshal(t, files["index.json"], &index)
-	first := index.Manifests[0]
-	if got := first.Annotations["io.containerd.image.name"]; got != "docker.io/"+name {
-		t.Errorf("%s: containerd would call it %q, not %s", path, got, name)
-	}
+	first := checkNames(t, path, name, files)
 	raw := files["blobs/sha256/"+first.Digest.Hex]
 	sum, size, err := v1.SHA256(bytes.NewReader(raw))
 	if err != nil || sum != first.Digest || size != first.Size {
@@ -148,6 +197,31 @@ func checkArchive(t *testing.T, path string) {
 			t.Errorf("%s: layer %v is not there whole", path, l.Digest)
 		}
 	}
+}
+
+// checkNames: both kinds of engines call the image what the manifests in the tree do, and by the
+// version. It returns what index.json leads to.
+func checkNames(t *testing.T, path, name string, files map[string][]byte) v1.Descriptor {
+	t.Helper()
+	var docker tarball.Manifest
+	unmarshal(t, files["manifest.json"], &docker)
+	repository, _, _ := strings.Cut(name, ":")
+	called := []string{name, repository + ":" + version}
+	if !slices.Equal(docker[0].RepoTags, called) {
+		t.Errorf("%s: docker would call it %q, not %s", path, docker[0].RepoTags, called)
+	}
+	var index v1.IndexManifest
+	unmarshal(t, files["index.json"], &index)
+	if len(index.Manifests) != len(called) {
+		t.Fatalf("%s: index.json has %d images, want one a name", path, len(index.Manifests))
+	}
+	first := index.Manifests[0]
+	for i, m := range index.Manifests {
+		if got := m.Annotations["io.containerd.image.name"]; got != "docker.io/"+called[i] || m.Digest != first.Digest {
+			t.Errorf("%s: containerd would call %s %q, not %s", path, m.Digest, got, called[i])
+		}
+	}
+	return first
 }
 
 // runNode runs the programs of an extracted node image in it, in a network
@@ -261,8 +335,38 @@ func TestDockerfile(t *testing.T) {
 	}
 }
 
+// A release's image is made of bases that cannot change under their names.
+func TestDockerfilePinned(t *testing.T) {
+	m := regexp.MustCompile(`(?m)^RUN (for base in .*\\\n(?:.*\\\n)*.*)$`).FindSubmatch(read(t, "../../Dockerfile"))
+	if m == nil {
+		t.Fatal("the Dockerfile checks no bases")
+	}
+	const pinned = "debian@sha256:0000000000000000000000000000000000000000000000000000000000000000"
+	for _, tt := range []struct {
+		version, golang, debian string
+		ok                      bool
+	}{
+		{"dev", "golang:1", "debian:12", true},
+		{"v1.2.3", "golang:1", "debian:12", false},
+		{"v1.2.3", pinned, "debian:12", false},
+		{"v1.2.3", "golang:1", pinned, false},
+		{"v1.2.3", pinned, pinned, true},
+	} {
+		cmd := exec.Command("sh", "-c", string(m[1]))
+		cmd.Env = []string{"VERSION=" + tt.version, "GOLANG=" + tt.golang, "DEBIAN=" + tt.debian}
+		if out, err := cmd.CombinedOutput(); (err == nil) != tt.ok || !tt.ok && !strings.Contains(string(out), "--build-arg") {
+			t.Errorf("%+v: %v\n%s", tt, err, out)
+		}
+	}
+	for _, from := range regexp.MustCompile(`(?m)^FROM (\S+)`).FindAllStringSubmatch(string(read(t, "../../Dockerfile")), -1) {
+		if !slices.Contains([]string{"$GOLANG", "$DEBIAN", "scratch"}, from[1]) {
+			t.Errorf("FROM %s is checked by nothing", from[1])
+		}
+	}
+}
+
 func TestMissingProgram(t *testing.T) {
-	err := run(t.TempDir(), t.TempDir(), tags)
+	err := run(t.TempDir(), t.TempDir(), tags, version)
 	if err == nil || !strings.Contains(err.Error(), "k8s-ovs") {
 		t.Errorf("error %v does not name the program that is missing", err)
 	}

@@ -1,6 +1,8 @@
 // Command image writes the container images of k8s-ovs as archives, without a
 // container engine: k8s-ovs-node.tar and k8s-ovs-controller.tar. Both `ctr -n
-// k8s.io images import` and `docker load` take them.
+// k8s.io images import` and `docker load` take them. An image has two names: the tag that
+// the manifests in the source tree have, and the version. Beside each is what it
+// is made of: k8s-ovs-node.spdx.json.
 //
 // Our programs come from a folder of static binaries. The node image also has
 // Open vSwitch, nft, modprobe and a shell, as this machine has them installed,
@@ -15,7 +17,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 
 	"sigs.k8s.io/kustomize/api/types"
 )
@@ -24,19 +28,27 @@ func main() {
 	bin := flag.String("bin", "bin", "`folder` with our programs")
 	out := flag.String("out", "bin/images", "`folder` for the archives")
 	tags := flag.String("tags", "manifests/components/images/kustomization.yaml", "the `file` that says how the manifests call the images")
+	version := flag.String("version", "", "`tag` that the images have too")
 	flag.Parse()
-	if err := run(*bin, *out, *tags); err != nil {
+	if err := run(*bin, *out, *tags, *version); err != nil {
 		fmt.Fprintf(os.Stderr, "image: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-func run(bin, out, tags string) error {
+func run(bin, out, tags, version string) error {
 	names, err := imageNames(tags)
 	if err != nil {
 		return err
 	}
+	if version != "" && !tagged.MatchString(version) {
+		return fmt.Errorf("-version %q cannot be the tag of an image", version)
+	}
 	debian, err := runtimeFiles()
+	if err != nil {
+		return err
+	}
+	owners, err := debianPackages("/var/lib/dpkg")
 	if err != nil {
 		return err
 	}
@@ -46,27 +58,49 @@ func run(bin, out, tags string) error {
 	for _, i := range []struct {
 		repository string
 		archive    string
+		user       string // that its programs run as; empty for root
 		layers     []tree // what changes least comes first
 	}{
-		{"k8s-ovs/node", "k8s-ovs-node.tar", []tree{debian, nodeFiles(bin)}},
-		{"k8s-ovs/controller", "k8s-ovs-controller.tar", []tree{controllerFiles(bin)}},
+		{"k8s-ovs/node", "k8s-ovs-node", "", []tree{debian, nodeFiles(bin)}},
+		{"k8s-ovs/controller", "k8s-ovs-controller", nobody, []tree{controllerFiles(bin)}},
 	} {
 		name, ok := names[i.repository]
 		if !ok {
 			return fmt.Errorf("%s does not give image %s a tag", tags, i.repository)
 		}
-		img, err := build(i.layers...)
+		img, err := build(i.user, i.layers...)
 		if err != nil {
 			return fmt.Errorf("build image %s: %w", name, err)
 		}
-		path := filepath.Join(out, i.archive)
-		if err := writeArchive(path, name, img); err != nil {
+		called := []string{name}
+		if repository := name[:strings.LastIndexByte(name, ':')]; version != "" && name != repository+":"+version {
+			called = append(called, repository+":"+version)
+		}
+		path := filepath.Join(out, i.archive+".tar")
+		if err := writeArchive(path, called, img); err != nil {
 			return fmt.Errorf("write image %s to %s: %w", name, path, err)
 		}
-		fmt.Println(path, name)
+		digest, err := img.Digest()
+		if err != nil {
+			return fmt.Errorf("image %s: %w", name, err)
+		}
+		bill, err := sbom(called[len(called)-1], digest.String(), owners, i.layers...)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(out, i.archive+".spdx.json"), bill, 0o644)
+		}
+		if err != nil {
+			return fmt.Errorf("bill of materials of image %s: %w", name, err)
+		}
+		fmt.Println(path, strings.Join(called, " "))
 	}
 	return nil
 }
+
+// nobody is the user and group of programs that need no rights; the manifests name it too.
+const nobody = "65532:65532"
+
+// tagged is what the tag of an image may be (OCI distribution specification 1.1).
+var tagged = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
 
 // imageNames is repository -> name with tag, as kustomize puts it into the manifests.
 func imageNames(path string) (map[string]string, error) {

@@ -38,6 +38,21 @@ func TestManifestsRendered(t *testing.T) {
 	}
 }
 
+// A release's manifests name its images, and differ in nothing else.
+func TestManifestsRetag(t *testing.T) {
+	text, err := render(manifests, "overlays/openvswitch")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := string(retag(text, "v1.2.3"))
+	if strings.Contains(got, ":dev") || strings.Count(got, ":v1.2.3") != strings.Count(string(text), "image: ") {
+		t.Errorf("not all images have the new tag:\n%s", got)
+	}
+	if diff := cmp.Diff(string(text), strings.ReplaceAll(got, ":v1.2.3", ":dev")); diff != "" {
+		t.Errorf("more than tags differ (-want +got):\n%s", diff)
+	}
+}
+
 // kustomizations are all that can be applied, with one that combines components
 // as a user's own would.
 func kustomizations(t *testing.T) []string {
