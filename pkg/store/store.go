@@ -64,6 +64,9 @@ type Config struct {
 	// DialTimeout bounds one call; an attempt to connect has half of it.
 	// DefaultDialTimeout when zero.
 	DialTimeout time.Duration
+	// By is who makes the requests that are written, such as "alice@host"; empty where
+	// no person does.
+	By string
 	// Logger hears of lost and regained connections; slog.Default() when nil.
 	Logger *slog.Logger
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -102,19 +103,16 @@ func (s *Store) request(ctx context.Context, ns string, action topology.Action, 
 			return false, nil
 		}
 		if n.Action != topology.None && (n.Action != action || n.Namespace != target) {
-			pending := string(n.Action)
-			if n.Action == topology.Join {
-				pending += " " + n.Namespace
-			}
-			return false, &Error{Op: op, Kind: ErrConflict, Cause: fmt.Errorf("its request %q is still pending: no controller has taken it yet", pending)}
+			return false, &Error{Op: op, Kind: ErrConflict, Cause: fmt.Errorf("its request %q is still pending: no controller has taken it yet", n.Request())}
 		}
-		n.Action, n.Namespace, n.Status, n.Forced = action, target, nil, forced
+		n.Action, n.Namespace, n.By, n.Status, n.Forced = action, target, s.cfg.By, nil, forced
 		return true, nil
 	})
 }
 
 // WithdrawAction takes back the request that stands at rev, so that it never
-// fires later. It does nothing when the request is gone or another one.
+// fires later, and leaves in the record who did. It does nothing when the request is
+// gone or another one.
 func (s *Store) WithdrawAction(ctx context.Context, ns string, rev int64) error {
 	op := "withdraw the request of namespace " + ns
 	cfg, err := s.Config(ctx)
@@ -128,12 +126,18 @@ func (s *Store) WithdrawAction(ctx context.Context, ns string, rev int64) error 
 		}
 		return err
 	}
-	n.Value.Action, n.Value.Namespace = topology.None, ""
+	n.Value.Status = s.status(topology.Withdrawn, "withdrawn: "+n.Value.Request())
+	n.Value.Action, n.Value.Namespace, n.Value.By = topology.None, "", ""
 	_, err = s.swap(ctx, op, s.keys.namespace(cfg.Value.Name, ns), rev, n.Value)
 	if errors.Is(err, ErrConflict) {
 		return nil
 	}
 	return err
+}
+
+// status is what a person did to a record.
+func (s *Store) status(o topology.Outcome, message string) *topology.Status {
+	return &topology.Status{Outcome: o, Message: message, By: s.cfg.By, Time: time.Now().UTC().Truncate(time.Second)}
 }
 
 // updateNamespace reads, changes and writes one record until no one else was

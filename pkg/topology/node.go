@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
-	"time"
 )
 
 // Node is the record subnets/<nodeIP>: a host that takes part in the overlay.
@@ -33,27 +32,6 @@ func (n Node) ID() string {
 		return n.Identity
 	}
 	return n.UID
-}
-
-// Status is what the controller has to say about the last request in a record.
-type Status struct {
-	Message string    `json:"Message"`
-	Time    time.Time `json:"Time"`
-}
-
-// UnmarshalJSON reads the time in UTC. Go reads times that it refuses to write,
-// such as one at +24:00: a record with one could never be written again.
-func (s *Status) UnmarshalJSON(data []byte) error {
-	type plain Status
-	var p plain
-	if err := json.Unmarshal(data, &p); err != nil {
-		return err
-	}
-	if p.Time = p.Time.UTC(); p.Time.Year() < 0 || p.Time.Year() > 9999 {
-		p.Time = time.Time{}
-	}
-	*s = Status(p)
-	return nil
 }
 
 // ParseNode decodes the node record that stands under key (the node's

@@ -32,6 +32,9 @@ type Namespace struct {
 	// Action and Namespace ask for a change; Namespace is the target of Join.
 	Action    Action
 	Namespace string
+	// By is who made the request, such as "alice@host", as their program says; empty
+	// where that is not known, or nothing is asked for.
+	By string
 	// Effective is the netID that the controller confirmed and that nodes
 	// program; nil as long as it has confirmed none.
 	Effective *netid.ID
@@ -63,6 +66,7 @@ type namespaceJSON struct {
 	NetID     *int64    `json:"NetID,omitempty"`
 	Action    Action    `json:"Action"`
 	Namespace string    `json:"Namespace"`
+	By        string    `json:"By,omitempty"`
 	Effective *netid.ID `json:"Effective,omitempty"`
 	Status    *Status   `json:"Status,omitempty"`
 	UID       string    `json:"UID,omitempty"`
@@ -102,6 +106,15 @@ func ParseNamespace(key string, data []byte) (Namespace, error) {
 		}
 	}
 	return n, nil
+}
+
+// Request is what the record asks for, as it is typed after the namespace's name:
+// "join b"; empty where it asks for nothing.
+func (n Namespace) Request() string {
+	if n.Action == Join {
+		return string(n.Action) + " " + n.Namespace
+	}
+	return string(n.Action)
 }
 
 // ValidateRequest says whether what the record asks for is well formed.

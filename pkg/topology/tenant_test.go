@@ -51,7 +51,8 @@ func TestMarshalNamespace(t *testing.T) {
 		`{"NetName":"ns","Action":"","Namespace":""}`:                                                        {NetName: "ns"},
 		`{"NetName":"ns","NetID":0,"Action":"","Namespace":"","Effective":0}`:                                {NetName: "ns", NetID: ptr[int64](0), Effective: ptr(netid.ID(0))},
 		`{"NetName":"ns","NetID":77,"Action":"join","Namespace":"b"}`:                                        {NetName: "ns", NetID: ptr[int64](77), Action: Join, Namespace: "b"},
-		`{"NetName":"ns","Action":"","Namespace":"","Status":{"Message":"m","Time":"2026-01-02T03:04:05Z"}}`: {NetName: "ns", Status: &Status{"m", time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}},
+		`{"NetName":"ns","Action":"isolate","Namespace":"","By":"alice@desk"}`:                               {NetName: "ns", Action: Isolate, By: "alice@desk"},
+		`{"NetName":"ns","Action":"","Namespace":"","Status":{"Message":"m","Time":"2026-01-02T03:04:05Z"}}`: {NetName: "ns", Status: &Status{Message: "m", Time: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}},
 	} {
 		got, err := json.Marshal(n)
 		if err != nil || string(got) != want {

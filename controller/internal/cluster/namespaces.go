@@ -150,7 +150,7 @@ func (d *round) undeclared(n networks, m *member) {
 		}
 		want.Declared, want.Forced = "", false
 		if !n.alone(m) {
-			want.Action, want.Status = topology.Isolate, nil
+			want.Action, want.By, want.Status = topology.Isolate, "", nil
 		}
 	}
 	d.write(m, want, "")
@@ -229,7 +229,7 @@ func (d *round) declare(m *member, right bool, action topology.Action, target st
 	want.UID, want.Declared, want.Forced = m.UID, m.network, false
 	again := m.record.Declared == m.network && d.resting(m.record.Status)
 	if !right && want.Action == topology.None && !again {
-		want.Action, want.Namespace, want.Status = action, target, nil
+		want.Action, want.Namespace, want.By, want.Status = action, target, "", nil
 	}
 	d.write(m, want, fmt.Sprintf("annotation %s: %s", topology.NetworkAnnotation, m.network))
 }

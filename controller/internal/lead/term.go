@@ -229,6 +229,9 @@ func (t *term) logTenant(w tenant.Write, rev int64) {
 	if w.Action != topology.None {
 		attrs = append(attrs, "action", w.Action)
 	}
+	if w.By != "" {
+		attrs = append(attrs, "by", w.By)
+	}
 	if w.Namespace.Effective != nil {
 		attrs = append(attrs, "netID", *w.Namespace.Effective)
 	}
@@ -238,7 +241,7 @@ func (t *term) logTenant(w tenant.Write, rev int64) {
 	if w.Message != "" {
 		attrs = append(attrs, "reason", w.Message)
 	}
-	if w.Outcome == tenant.Refused {
+	if w.Outcome == tenant.Refused || w.Outcome == tenant.Waiting {
 		level = slog.LevelWarn
 	}
 	t.log.Log(context.Background(), level, "namespace", attrs...)

@@ -38,7 +38,8 @@ type Record struct {
 	Decoded bool
 }
 
-// Outcome says what a Write does about its record.
+// Outcome says what a Write does about its record. Refused and Waiting are called as
+// in package topology.
 type Outcome string
 
 const (
@@ -217,6 +218,7 @@ func (r *round) misfit(rec Record) {
 	}
 	n := rec.Node
 	r.write(rec, n, Refused, message)
+	r.writes[len(r.writes)-1].Node.Status.Outcome = topology.Misfit
 }
 
 // freeOld moves the subnets that nobody has any more to the freed ones, and
@@ -369,7 +371,7 @@ func (r *round) refuse(rec Record, n topology.Node, reason string) {
 
 func (r *round) write(rec Record, n topology.Node, outcome Outcome, message string) {
 	if message != "" {
-		n.Status = &topology.Status{Message: message, Time: r.now}
+		n.Status = &topology.Status{Outcome: topology.Outcome(outcome), Message: message, Time: r.now}
 	}
 	r.writes = append(r.writes, Write{Key: rec.Key, Mod: rec.Mod, Node: n, Outcome: outcome, Message: message, create: rec.Create})
 }

@@ -108,6 +108,11 @@ func (w *world) want(key, subnet string, assign bool, say string) {
 	if n.Status != nil {
 		status = n.Status.Message
 	}
+	// What the message says in prose, the outcome says in a word.
+	outcomes := map[string]topology.Outcome{"": "", "refused": topology.Refused, "waiting": topology.Waiting, "does not fit the network configuration": topology.Misfit}
+	if prefix, _, _ := strings.Cut(status, ": "); n.Status != nil && n.Status.Outcome != outcomes[prefix] {
+		w.t.Errorf("%s: outcome %q of %q", key, n.Status.Outcome, status)
+	}
 	if got != subnet || n.Assign != assign || say == "" && status != "" || !strings.Contains(status, say) {
 		w.t.Errorf("%s: subnet %q, assign %v, status %q; want %q, %v, %q", key, got, n.Assign, status, subnet, assign, say)
 	}

@@ -139,12 +139,12 @@ func (r *round) unreadable(rec *Record) {
 	if !rec.Decoded || rec.Namespace.Action == topology.None {
 		return
 	}
-	n := rec.Namespace
-	action := n.Action
-	n.Action, n.Namespace = topology.None, ""
+	was := rec.Namespace
+	n := was
+	n.Action, n.Namespace, n.By = topology.None, "", ""
 	message := "refused: " + rec.Unreadable
-	n.Status = &topology.Status{Message: message, Time: r.now}
-	r.writes[rec.Key] = &Write{Key: rec.Key, Mod: rec.Mod, Namespace: n, Outcome: Refused, Action: action, Message: message, From: r.has(rec.Key), create: rec.Create}
+	n.Status = r.status(was, Refused, message)
+	r.writes[rec.Key] = &Write{Key: rec.Key, Mod: rec.Mod, Namespace: n, Outcome: Refused, Action: was.Action, By: was.By, Message: message, From: r.has(rec.Key), create: rec.Create}
 }
 
 // refuse answers no; the record keeps its netID. One without gets what it would
@@ -201,7 +201,7 @@ func (r *round) assign(rec *Record, refused string) verdict {
 		v.outcome, v.message = Refused, "refused: "+refused
 	case lack != "":
 		// It keeps asking: this is no change of tenant that could come as a surprise.
-		v.outcome, v.message = Refused, "waiting: "+lack
+		v.outcome, v.message = Waiting, "waiting: "+lack
 	}
 	return v
 }
@@ -270,14 +270,16 @@ func (r *round) global(rec *Record) verdict {
 func (r *round) write(rec *Record, v verdict) {
 	was := rec.Namespace
 	n := was
-	n.Action, n.Namespace, n.NetID, n.Effective = topology.None, "", nil, v.id
+	n.Action, n.Namespace, n.By, n.NetID, n.Effective = topology.None, "", "", nil, v.id
 	if v.id != nil {
 		id := int64(*v.id)
 		n.NetID = &id
 	}
 	switch {
 	case v.message != "":
-		n.Status = &topology.Status{Message: v.message, Time: r.now}
+		n.Status = r.status(was, v.outcome, v.message)
+	case v.outcome == Done && was.By != "":
+		n.Status = r.status(was, Done, "done: "+was.Request())
 	case v.outcome != Confirmed || !equal(was.Effective, v.id):
 		n.Status = nil
 	}
@@ -289,14 +291,27 @@ func (r *round) write(rec *Record, v verdict) {
 		from = m.confirmed
 	}
 	r.writes[rec.Key] = &Write{
-		Key: rec.Key, Mod: rec.Mod, Namespace: n, Outcome: v.outcome, Action: was.Action, Message: v.message, From: from, create: rec.Create,
+		Key: rec.Key, Mod: rec.Mod, Namespace: n, Outcome: v.outcome, Action: was.Action, By: asker(was), Message: v.message, From: from, create: rec.Create,
 	}
+}
+
+// status tells what became of what the record was asking for.
+func (r *round) status(was topology.Namespace, o Outcome, message string) *topology.Status {
+	return &topology.Status{Outcome: topology.Outcome(o), Message: message, By: asker(was), Time: r.now}
+}
+
+// asker is who made the request in a record; a name beside no request is nobody's.
+func asker(was topology.Namespace) string {
+	if was.Action == topology.None {
+		return ""
+	}
+	return was.By
 }
 
 // same reports whether a record says already what it should: a reason that
 // stays the same is not written anew, or its time would never rest.
 func same(was, n topology.Namespace) bool {
-	return was.Action == n.Action && equal(was.NetID, n.NetID) && equal(was.Effective, n.Effective) &&
+	return was.Action == n.Action && was.By == n.By && equal(was.NetID, n.NetID) && equal(was.Effective, n.Effective) &&
 		message(was.Status) == message(n.Status)
 }
 

@@ -36,7 +36,8 @@ type Record struct {
 	Decoded bool
 }
 
-// Outcome says what a Write does about its record.
+// Outcome says what a Write does about its record. Those that a Status tells of are
+// called as in package topology.
 type Outcome string
 
 const (
@@ -46,6 +47,8 @@ const (
 	Done Outcome = "done"
 	// Refused: its request cannot be carried out and is cleared.
 	Refused Outcome = "refused"
+	// Waiting: it asks for a first netID and none is free; the record keeps asking.
+	Waiting Outcome = "waiting"
 	// Unchanged: its request asks for what is so already, and is cleared.
 	Unchanged Outcome = "unchanged"
 	// Confirmed: a netID written by hand, or imported, is accepted, or the
@@ -61,6 +64,8 @@ type Write struct {
 	// Outcome and Action are for the log and the metrics; Action is the one asked for.
 	Outcome Outcome
 	Action  topology.Action
+	// By is who made the request, where that is known.
+	By string
 	// Message is the reason, where there is one.
 	Message string
 	// From is the netID until now, nil where there was none.

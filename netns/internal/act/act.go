@@ -199,11 +199,7 @@ func (w *wait) see(rec store.Records) error {
 // settle judges the record n, whose request is gone.
 func (w *wait) settle(n topology.Namespace, rev int64) error {
 	if !plan.Fulfilled(w.snapshot, w.request, w.targetID) {
-		reason := "it was taken back, or changed again, by somebody else"
-		if n.Status != nil && n.Status.Message != "" {
-			reason = n.Status.Message
-		}
-		return w.fail(view.Refused, "%s was not carried out: %s", w.request, reason)
+		return w.fail(view.Refused, "%s was not carried out: %s", w.request, reason(n.Status))
 	}
 	w.applied, w.result.Revision = rev, rev
 	ids := plan.IDs(w.snapshot)
@@ -213,6 +209,19 @@ func (w *wait) settle(n topology.Namespace, rev int64) error {
 		w.result.NetworkWith = others
 	}
 	return nil
+}
+
+// reason is why a request that is gone was not carried out.
+func reason(s *topology.Status) string {
+	switch {
+	case s == nil, s.Message == "", s.Is(topology.Done), s.Is(topology.Withdrawn):
+		who := "somebody else"
+		if s != nil && s.By != "" {
+			who = s.By
+		}
+		return "it was taken back, or changed again, by " + who
+	}
+	return s.Message
 }
 
 // finish words the result of what is done.
@@ -277,7 +286,7 @@ func (w *wait) timedOut(parent context.Context) (view.Result, error) {
 			return w.result, err
 		}
 		return w.result, w.lagging()
-	case ok && n.Status != nil:
+	case ok && n.Status != nil && !n.Status.Is(topology.Withdrawn):
 		return w.result, w.settle(n, revs.Namespaces[name].Mod)
 	}
 	return w.result, w.failTimeout(view.Withdrawn, "%s The request was withdrawn, nothing was changed", nobody)

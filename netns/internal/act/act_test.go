@@ -197,6 +197,8 @@ func TestNotCarriedOut(t *testing.T) {
 	}{
 		{"refused", records(60, refused(space("a", 100), "there is no namespace b"), space("c", 200)), view.Refused, "join a b was not carried out: there is no namespace b"},
 		{"taken back", records(60, space("a", 100), space("b", 200)), view.Refused, "taken back, or changed again, by somebody else"},
+		{"taken back by one who says so", records(60, said(space("a", 100), topology.Withdrawn, "bob@desk"), space("b", 200)), view.Refused, "taken back, or changed again, by bob@desk"},
+		{"changed again", records(60, said(space("a", 300), topology.Done, "bob@desk"), space("b", 200)), view.Refused, "taken back, or changed again, by bob@desk"},
 		{"deleted", records(60, space("b", 200)), view.Refused, "the record of namespace a was deleted"},
 		{"deleted and made anew", recreated, view.Refused, "the record of namespace a was deleted"},
 		{"overtaken", records(60, pending(space("a", 100), topology.Isolate, ""), space("b", 200)), view.Unknown, "another request, isolate a,"},
@@ -241,6 +243,16 @@ func TestTimeout(t *testing.T) {
 				s.after = func(s *script) { s.snapshot = records(70, space("a", 100), space("b", 200)) }
 			},
 			result: view.Withdrawn, message: []string{"no controller has taken the request in 30ms", "none is leading; is k8s-ovs-controller running?", "withdrawn"}, withdrawn: true,
+		},
+		{
+			name: "no controller, and the record says who withdrew it",
+			prepare: func(s *script) {
+				s.records <- asked
+				s.after = func(s *script) {
+					s.snapshot = records(70, said(space("a", 100), topology.Withdrawn, "alice@desk"), space("b", 200))
+				}
+			},
+			result: view.Withdrawn, message: []string{"no controller", "withdrawn"}, withdrawn: true,
 		},
 		{
 			name: "a controller that hangs",

@@ -92,6 +92,11 @@ func refused(n topology.Namespace, why string) topology.Namespace {
 	return n
 }
 
+func said(n topology.Namespace, o topology.Outcome, by string) topology.Namespace {
+	n.Status = &topology.Status{Outcome: o, Message: string(o) + ": x", By: by}
+	return n
+}
+
 func addr(last byte) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, last}) }
 
 // records is all records, namespaces at revision rev and two nodes.

@@ -178,8 +178,9 @@ func (p *program) prepare(cmd *cobra.Command, _ []string) error {
 // which flags of all commands may stand.
 func (p *program) resolve(cmd *cobra.Command) error {
 	var siblings []*pflag.FlagSet
-	for _, c := range cmd.Root().Commands() {
-		siblings = append(siblings, c.Flags())
+	for all := cmd.Root().Commands(); len(all) > 0; all = all[1:] {
+		siblings = append(siblings, all[0].Flags())
+		all = append(all, all[0].Commands()...)
 	}
 	if err := options.Resolve(cmd.Flags(), siblings...); err != nil {
 		return err
@@ -209,7 +210,9 @@ func (p *program) connect(ctx context.Context) (records, error) {
 	if p.verbose {
 		log = slog.New(slog.NewTextHandler(p.io.Err, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	return p.open(p.etcd.Config(log))
+	cfg := p.etcd.Config(log)
+	cfg.By = author()
+	return p.open(cfg)
 }
 
 // readSecret learns from the Kubernetes API server how to reach etcd.

@@ -22,6 +22,8 @@ const (
 	Withdrawn = "withdrawn"
 	// Lagging: carried out, but not every live node has it in its flows in time.
 	Lagging = "lagging"
+	// Confirmed: an address is confirmed as a node's.
+	Confirmed = "confirmed"
 	// Unknown: waiting ended before it was clear; the request may stand.
 	Unknown = "unknown"
 )
@@ -66,4 +68,14 @@ func NewResult(p plan.Plan) Result {
 		Loses:       orEmpty(p.Change.Loses),
 		NetworkWith: []string{},
 	}
+}
+
+// Confirmation is what `netns nodes confirm` says.
+type Confirmation struct {
+	Node    string `json:"node"`
+	Address string `json:"address"`
+	// Result is confirmed, nothingToDo or withdrawn.
+	Result string `json:"result"`
+	// Message is the result in words.
+	Message string `json:"message"`
 }

@@ -79,7 +79,7 @@ func WriteDetail(w io.Writer, d Detail) error {
 		lines = append(lines, []string{"Annotation:", d.annotation()})
 	}
 	if d.LastRequest != nil {
-		lines = append(lines, []string{"Last request:", fmt.Sprintf("%s (%s)", d.LastRequest.Message, d.LastRequest.Time.Format(time.RFC3339))})
+		lines = append(lines, []string{"Last request:", d.LastRequest.String()})
 	}
 	lines = append(lines, []string{"Applied on:", d.Nodes.String()})
 	if err := write(w, lines); err != nil || len(d.Limited) == 0 {
@@ -89,6 +89,17 @@ func WriteDetail(w io.Writer, d Detail) error {
 		return err
 	}
 	return writeLimits(w, d.Limited)
+}
+
+// String is the outcome in words, with who asked and when.
+func (o Outcome) String() string {
+	return fmt.Sprintf("%s (%s%s)", o.Message, o.Time.Format(time.RFC3339), by(o.By))
+}
+
+// WriteConfirmation writes what `netns nodes confirm` did for people.
+func WriteConfirmation(w io.Writer, c Confirmation) error {
+	_, err := fmt.Fprintln(w, c.Message)
+	return err
 }
 
 // WriteResult writes the result of an action for people.

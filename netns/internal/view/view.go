@@ -52,6 +52,13 @@ type Namespace struct {
 	// names; empty for none. Forced reports that a change by hand stands over it.
 	Declared string `json:"declared,omitempty"`
 	Forced   bool   `json:"forced,omitempty"`
+	// Request is the pending request, as it is typed; empty for none. RequestedBy is
+	// who made it, where that is known.
+	Request     string `json:"request"`
+	RequestedBy string `json:"requestedBy,omitempty"`
+	// LastRequest is what became of the last one, where the records say something
+	// about it; else null.
+	LastRequest *Outcome `json:"lastRequest"`
 }
 
 // Detail is what `netns show` shows.
@@ -59,11 +66,6 @@ type Detail struct {
 	Namespace
 	// Reaches is the other namespaces that it reaches and that reach it.
 	Reaches []string `json:"reaches"`
-	// Request is the pending request, as it is typed; empty for none.
-	Request string `json:"request"`
-	// LastRequest is what became of the last one that the controller had
-	// something to say about; null for none.
-	LastRequest *Outcome `json:"lastRequest"`
 	// Revision is the etcd revision of the record.
 	Revision int64 `json:"revision"`
 	// Nodes says which nodes have the record in their flows.
@@ -72,10 +74,15 @@ type Detail struct {
 	Limited []Limited `json:"limited"`
 }
 
-// Outcome is what the controller had to say about a request.
+// Outcome is what became of a request.
 type Outcome struct {
-	Message string    `json:"message"`
-	Time    time.Time `json:"time"`
+	// Outcome is done, unchanged, refused, waiting or withdrawn; left out where the
+	// record does not say.
+	Outcome topology.Outcome `json:"outcome,omitempty"`
+	Message string           `json:"message"`
+	// By is who asked; left out where that is not known.
+	By   string    `json:"by,omitempty"`
+	Time time.Time `json:"time"`
 }
 
 // Progress says how far a revision is in the flows of the nodes.
@@ -142,18 +149,18 @@ func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuse
 		Nodes:     Applied(s, statuses, rev),
 		Limited:   limits.of(n.NetName),
 	}
-	if n.Action != topology.None {
-		d.Request = plan.Of(n).String()
-	}
-	if n.Status != nil {
-		d.LastRequest = &Outcome{Message: n.Status.Message, Time: n.Status.Time.UTC()}
-	}
 	return d
 }
 
 func namespace(n topology.Namespace, ids map[string]netid.ID, sharing map[netid.ID][]string) Namespace {
 	row := Namespace{Namespace: n.NetName, NetworkWith: []string{}, Declared: n.Declared, Forced: n.Forced}
 	row.State, row.Message = namespaceState(n)
+	if n.Action != topology.None {
+		row.Request, row.RequestedBy = plan.Of(n).String(), n.By
+	}
+	if st := n.Status; st != nil {
+		row.LastRequest = &Outcome{Outcome: st.Outcome, Message: st.Message, By: st.By, Time: st.Time.UTC()}
+	}
 	if id, ok := ids[n.NetName]; ok {
 		row.NetID, row.Global = &id, id.IsGlobal()
 		for _, other := range sharing[id] {
@@ -168,13 +175,21 @@ func namespace(n topology.Namespace, ids map[string]netid.ID, sharing map[netid.
 func namespaceState(n topology.Namespace) (state, message string) {
 	switch {
 	case n.Action != topology.None:
-		return Pending, fmt.Sprintf("%s is requested", plan.Of(n))
+		return Pending, fmt.Sprintf("%s is requested%s", plan.Of(n), by(n.By))
 	case n.Effective == nil && n.NetID == nil:
 		return Pending, "waits for a netID"
 	case n.Effective == nil || n.NetID != nil && *n.NetID != int64(*n.Effective):
 		return Pending, fmt.Sprintf("netID %d, written by hand, waits for the controller's check", *n.NetID)
 	}
 	return Ready, ""
+}
+
+// by names who asked, if that is known.
+func by(who string) string {
+	if who == "" {
+		return ""
+	}
+	return " by " + who
 }
 
 // byID is the namespaces that have each netID, in order: one pass, where
@@ -198,7 +213,7 @@ func Nodes(s topology.Snapshot, statuses Statuses, mtus topology.MTUs, newest in
 			row.Subnet = n.Subnet.String()
 		}
 		if row.Message == "" && n.Status != nil && !n.Ready() {
-			row.Message = n.Status.Message
+			row.Message = n.Status.Message + by(n.Status.By)
 		}
 		row.packets(mtus, addr)
 		switch {

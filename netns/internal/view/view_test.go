@@ -85,9 +85,9 @@ func status(name string, last int, rev int64) topology.NodeStatus {
 func cluster() (topology.Snapshot, Statuses) {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.FixedZone("elsewhere", 3600))
 	refused := space("web", 300924)
-	refused.Status = &topology.Status{Message: "join web wbe: there is no namespace wbe", Time: at}
+	refused.Status = &topology.Status{Outcome: topology.Refused, Message: "refused: there is no namespace wbe", By: "alice@desk", Time: at}
 	asking := space("shop", 300924)
-	asking.Action, asking.Namespace = topology.Join, "db"
+	asking.Action, asking.Namespace, asking.By = topology.Join, "db", "bob@desk"
 	byHand := space("typo", 6693608)
 	*byHand.NetID = 7
 	unseen := int64(12800140)
