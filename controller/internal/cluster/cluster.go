@@ -11,6 +11,8 @@ package cluster
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -65,14 +67,15 @@ type Event struct {
 
 // Reasons of Events.
 const (
-	NetworkJoined   = "NetworkJoined"
-	NetworkIsolated = "NetworkIsolated"
-	NetworkGlobal   = "NetworkGlobal"
-	NetworkRefused  = "NetworkRefused"
-	NodeRefused     = "NodeRefused"
-	SubnetRefused   = "SubnetRefused"
-	SubnetWaiting   = "SubnetWaiting"
-	ConfigRefused   = "NetworkConfigurationRefused"
+	NetworkJoined      = "NetworkJoined"
+	NetworkIsolated    = "NetworkIsolated"
+	NetworkGlobal      = "NetworkGlobal"
+	NetworkRefused     = "NetworkRefused"
+	NodeRefused        = "NodeRefused"
+	NodeAddressWaiting = "NodeAddressWaiting"
+	SubnetRefused      = "SubnetRefused"
+	SubnetWaiting      = "SubnetWaiting"
+	ConfigRefused      = "NetworkConfigurationRefused"
 )
 
 // Plan is what should be done about one state of things.
@@ -91,35 +94,71 @@ type Plan struct {
 	Again time.Time
 }
 
-// Planner plans for one term of one leader. It remembers only what it said.
+// Planner plans for one term of one leader. It remembers only what it said, and how
+// long it has not heard of agents whose Node claims another address.
 type Planner struct {
 	source SubnetSource
 	said   map[kube.ObjectRef]string
+	silent map[string]quiet // by UID of the Node
+}
+
+// quiet is since when the agent at ip has not reported, and when that was last seen.
+type quiet struct {
+	ip          netip.Addr
+	since, seen time.Time
 }
 
 // New starts a term.
 func New(source SubnetSource) *Planner {
-	return &Planner{source: source, said: map[kube.ObjectRef]string{}}
+	return &Planner{source: source, said: map[kube.ObjectRef]string{}, silent: map[string]quiet{}}
+}
+
+// State is what a plan is made of.
+type State struct {
+	// Cluster is all namespaces and nodes there are.
+	Cluster kube.Cluster
+	// Records are all there are at one revision.
+	Records store.Records
+	// Empty has the UIDs of namespaces that have no pod left.
+	Empty map[string]bool
+	// Reporting are the addresses whose agents report. It is looked at only where
+	// AddressesDiffer.
+	Reporting map[netip.Addr]bool
+}
+
+// AddressesDiffer reports whether a Node does not list the address of its record.
+func (s State) AddressesDiffer() bool {
+	listed := map[string][]netip.Addr{}
+	for _, n := range s.Cluster.Nodes {
+		listed[n.UID] = n.Addresses
+	}
+	for ip, rec := range s.Records.Nodes {
+		if addresses := listed[rec.UID]; len(addresses) > 0 && !slices.Contains(addresses, ip) {
+			return true
+		}
+	}
+	return false
 }
 
 // round is the making of one plan.
 type round struct {
-	planner *Planner
-	cluster kube.Cluster
-	records store.Records
-	empty   map[string]bool
-	now     time.Time
-	plan    Plan
-	said    map[kube.ObjectRef]string
+	planner   *Planner
+	cluster   kube.Cluster
+	records   store.Records
+	empty     map[string]bool
+	reporting map[netip.Addr]bool
+	now       time.Time
+	plan      Plan
+	said      map[kube.ObjectRef]string
+	quiet     map[string]quiet
 }
 
-// Plan says what should be done. c is all namespaces and nodes there are, r all
-// records at one revision, empty the UIDs of namespaces that have no pod left.
-func (p *Planner) Plan(c kube.Cluster, r store.Records, empty map[string]bool, now time.Time) Plan {
-	d := &round{planner: p, cluster: c, records: r, empty: empty, now: now, said: map[kube.ObjectRef]string{}}
+// Plan says what should be done.
+func (p *Planner) Plan(s State, now time.Time) Plan {
+	d := &round{planner: p, cluster: s.Cluster, records: s.Records, empty: s.Empty, reporting: s.Reporting, now: now, said: map[kube.ObjectRef]string{}, quiet: map[string]quiet{}}
 	d.namespaces()
 	d.nodes()
-	p.said = d.said
+	p.said, p.silent = d.said, d.quiet
 	return d.plan
 }
 
@@ -134,17 +173,22 @@ func (d *round) refuse(object kube.ObjectRef, reason, message string) {
 // resting reports that what a record asked for was refused only just; it is
 // asked for again later.
 func (d *round) resting(s *topology.Status) bool {
-	if s == nil || !strings.HasPrefix(s.Message, "refused:") {
+	if !s.Is(topology.Refused) {
 		return false
 	}
 	again := s.Time.Add(retryRefused)
 	if !again.After(d.now) {
 		return false
 	}
-	if d.plan.Again.IsZero() || again.Before(d.plan.Again) {
-		d.plan.Again = again
-	}
+	d.again(again)
 	return true
+}
+
+// again has the next plan made at that time, if not before.
+func (d *round) again(at time.Time) {
+	if d.plan.Again.IsZero() || at.Before(d.plan.Again) {
+		d.plan.Again = at
+	}
 }
 
 // NamespaceRef is a Namespace as the object of an Event: Events about it are

@@ -21,13 +21,16 @@ var now = time.Unix(5000, 0)
 type scene struct {
 	cluster kube.Cluster
 	records store.Records
-	age     int64
+	// reporting are the addresses whose agents report.
+	reporting map[netip.Addr]bool
+	age       int64
 }
 
 func newScene() *scene {
 	cfg := topology.DefaultConfig()
 	return &scene{
-		cluster: kube.Cluster{Namespaces: map[string]kube.Namespace{}, Nodes: map[string]kube.Node{}},
+		cluster:   kube.Cluster{Namespaces: map[string]kube.Namespace{}, Nodes: map[string]kube.Node{}},
+		reporting: map[netip.Addr]bool{},
 		records: store.Records{
 			Snapshot: topology.Snapshot{Config: cfg, Nodes: map[netip.Addr]topology.Node{}, Namespaces: map[string]topology.Namespace{}, Invalid: map[string]string{}},
 			Revs:     store.Revs{Nodes: map[netip.Addr]store.Rev{}, Namespaces: map[string]store.Rev{}},
@@ -66,7 +69,11 @@ func (s *scene) change(name string, f func(*topology.Namespace)) *scene {
 	return s.put(n)
 }
 
-func (s *scene) plan() Plan { return New(FromRecords).Plan(s.cluster, s.records, nil, now) }
+func (s *scene) state() State {
+	return State{Cluster: s.cluster, Records: s.records, Reporting: s.reporting}
+}
+
+func (s *scene) plan() Plan { return New(FromRecords).Plan(s.state(), now) }
 
 // words are the writes of a plan in short: what is written, not all of it.
 func words(p Plan) []string {
@@ -171,11 +178,13 @@ func (s *scene) terminating(name string) *scene {
 func TestNamespaceGone(t *testing.T) {
 	s := newScene().record("a", 10, "")
 	p := New(FromRecords)
-	plan := p.Plan(s.cluster, s.records, nil, now)
+	plan := p.Plan(s.state(), now)
 	if len(plan.Writes) != 0 || !cmp.Equal(plan.Asks, []Ask{{Namespace: "a", UID: "u-a"}}) {
 		t.Errorf("pods unknown: %+v", plan)
 	}
-	plan = p.Plan(s.cluster, s.records, map[string]bool{"u-a": true}, now)
+	gone := s.state()
+	gone.Empty = map[string]bool{"u-a": true}
+	plan = p.Plan(gone, now)
 	if diff := cmp.Diff([]string{"a deleted"}, words(plan)); diff != "" || plan.Asks != nil {
 		t.Errorf("no pods: %+v", plan)
 	}
@@ -184,12 +193,12 @@ func TestNamespaceGone(t *testing.T) {
 func TestInvalidAnnotation(t *testing.T) {
 	s := newScene().namespace("a", "Blue").record("a", 10, "x").namespace("b", "").record("b", 11, "")
 	p := New(FromRecords)
-	plan := p.Plan(s.cluster, s.records, nil, now)
+	plan := p.Plan(s.state(), now)
 	if plan.Refused != 2 || len(plan.Events) != 2 || !strings.Contains(plan.Events[0].Message, `"Blue"`) || plan.Events[0].Reason != NetworkRefused ||
 		plan.Events[0].Object != NamespaceRef("a", "u-a") {
 		t.Errorf("plan %+v", plan)
 	}
-	if plan = p.Plan(s.cluster, s.records, nil, now); plan.Refused != 2 || len(plan.Events) != 0 {
+	if plan = p.Plan(s.state(), now); plan.Refused != 2 || len(plan.Events) != 0 {
 		t.Errorf("said again: %+v", plan)
 	}
 }
@@ -198,7 +207,9 @@ func TestInvalidAnnotation(t *testing.T) {
 func TestRefusedRests(t *testing.T) {
 	s := newScene().namespace("a", "global").record("a", 10, "global")
 	at := func(age time.Duration) {
-		s.change("a", func(n *topology.Namespace) { n.Status = &topology.Status{Message: "refused: x", Time: now.Add(-age)} })
+		s.change("a", func(n *topology.Namespace) {
+			n.Status = &topology.Status{Outcome: topology.Refused, Message: "refused: x", Time: now.Add(-age)}
+		})
 	}
 	at(time.Second)
 	if plan := s.plan(); len(plan.Writes) != 0 || !plan.Again.Equal(now.Add(retryRefused-time.Second)) {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -155,7 +156,13 @@ func (t *term) actCluster(ctx context.Context) (wrote bool, err error) {
 		return false, nil
 	}
 	t.check(now)
-	plan := f.planner.Plan(now, t.last, f.errands.Empty(), t.c.cfg.Now())
+	state := cluster.State{Cluster: now, Records: t.last, Empty: f.errands.Empty()}
+	if state.AddressesDiffer() {
+		if state.Reporting, err = t.reporting(ctx); err != nil {
+			return false, err
+		}
+	}
+	plan := f.planner.Plan(state, t.c.cfg.Now())
 	f.errands.Set(plan)
 	t.c.cfg.Metrics.follows(now, plan)
 	if !plan.Again.IsZero() {
@@ -173,6 +180,19 @@ func (t *term) actCluster(ctx context.Context) (wrote bool, err error) {
 		t.logCluster(w, rev)
 	}
 	return len(plan.Writes) > 0, nil
+}
+
+// reporting are the addresses whose agents report.
+func (t *term) reporting(ctx context.Context) (map[netip.Addr]bool, error) {
+	live, err := t.c.cfg.Store.Statuses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	addresses := map[netip.Addr]bool{}
+	for ip := range live {
+		addresses[ip] = true
+	}
+	return addresses, nil
 }
 
 // check warns of a configuration record that does not fit the cluster. It stands:
@@ -226,15 +246,23 @@ func (f *follower) tellTenant(w tenant.Write) {
 	object := cluster.NamespaceRef(w.Key, w.Namespace.UID)
 	reasons := map[topology.Action]string{topology.Join: cluster.NetworkJoined, topology.Isolate: cluster.NetworkIsolated, topology.MakeGlobal: cluster.NetworkGlobal}
 	switch {
-	case w.Outcome == tenant.Refused:
-		f.cluster.API.Event(object, true, cluster.NetworkRefused, w.Message)
+	case w.Outcome == tenant.Refused, w.Outcome == tenant.Waiting:
+		f.cluster.API.Event(object, true, cluster.NetworkRefused, w.Message+askedBy(w.By))
 	case w.Outcome == tenant.Done && reasons[w.Action] != "":
 		message := fmt.Sprintf("netID %d", *w.Namespace.Effective)
 		if w.Namespace.Declared != "" && !w.Namespace.Forced {
 			message += fmt.Sprintf(", by annotation %s: %s", topology.NetworkAnnotation, w.Namespace.Declared)
 		}
-		f.cluster.API.Event(object, false, reasons[w.Action], message)
+		f.cluster.API.Event(object, false, reasons[w.Action], message+askedBy(w.By))
 	}
+}
+
+// askedBy names who made a request, where that is known.
+func askedBy(who string) string {
+	if who == "" {
+		return ""
+	}
+	return ", asked for by " + who
 }
 
 // tellNode tells what keeps a node from having a subnet.

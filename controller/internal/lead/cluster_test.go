@@ -2,8 +2,10 @@ package lead
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -222,17 +224,99 @@ func TestFollowsNodes(t *testing.T) {
 	k.event("default", cluster.NodeRefused, "inside the pod network")
 	before, _ := at("192.0.2.1")
 
-	if _, err := nodes.Update(ctxOf(t), aNode("n1", "192.0.2.7"), metav1.UpdateOptions{}); err != nil {
+	// Nobody else has its address, and it goes nowhere without somebody's word.
+	for _, n := range []*corev1.Node{aNode("n2", "192.0.2.1"), aNode("n1", "192.0.2.7")} {
+		_, err := nodes.Create(ctxOf(t), n, metav1.CreateOptions{})
+		if err != nil {
+			_, err = nodes.Update(ctxOf(t), n, metav1.UpdateOptions{})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	k.event("default", cluster.NodeRefused, "is the address of node n1")
+	k.event("default", cluster.NodeAddressWaiting, "netns nodes confirm n1 192.0.2.7")
+	if now, _ := at("192.0.2.1"); now != before {
+		t.Errorf("the record is %+v, was %+v", now, before)
+	}
+	if _, err := k.store.ConfirmNode(ctxOf(t), "n1", netip.MustParseAddr("192.0.2.7"), false); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "a record at the new address", func() bool { n, ok := at("192.0.2.7"); return ok && !n.Assign })
-	if after, _ := at("192.0.2.7"); after.Subnet != before.Subnet || after.UID != "u-n1" {
+	if after, _ := at("192.0.2.7"); after.Subnet != before.Subnet || after.UID != "u-n1" || after.Status != nil {
 		t.Errorf("after the move %+v, before it %+v", after, before)
 	}
+	eventually(t, "the old address for the one that claims it now", func() bool { n, ok := at("192.0.2.1"); return ok && n.UID == "u-n2" })
 	if err := nodes.Delete(ctxOf(t), "n1", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the end of its record", func() bool { _, ok := at("192.0.2.7"); return !ok })
+}
+
+// A node whose agent reports from its old address waits; one that is silent for long
+// enough moves by itself.
+func TestNodeMovesInSilence(t *testing.T) {
+	clock := &clock{now: time.Now()}
+	k := startKubernetes(t, func(c *Config) { c.Now = clock.Now })
+	nodes, here := k.cs.CoreV1().Nodes(), netip.MustParseAddr("192.0.2.1")
+	if _, err := nodes.Create(ctxOf(t), aNode("n1", "192.0.2.1"), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	var was topology.Node
+	eventually(t, "a subnet", func() bool {
+		n, err := k.store.Node(ctxOf(t), here)
+		was = n.Value
+		return err == nil && was.Ready()
+	})
+	agent := k.store.StatusPublisher("k8ssdn", 0)
+	t.Cleanup(agent.Close)
+	agent.Set(topology.NodeStatus{Host: "n1", HostIP: here})
+	eventually(t, "the agent's report", func() bool { all, err := k.store.Statuses(ctxOf(t)); return err == nil && len(all) == 1 })
+	if _, err := nodes.Update(ctxOf(t), aNode("n1", "192.0.2.7"), metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	k.event("default", cluster.NodeAddressWaiting, "stays at 192.0.2.1")
+	// poke has the controller plan at a time that is further on.
+	pokes := 0
+	poke := func() {
+		clock.add(30 * time.Second)
+		pokes++
+		name := fmt.Sprintf("poke-%d", pokes)
+		k.namespace(name, "u-"+name, "")
+		k.record(name, "a netID", settledRecord)
+	}
+	for range 8 {
+		poke()
+	}
+	if n, err := k.store.Node(ctxOf(t), here); err != nil || n.Value != was {
+		t.Errorf("with an agent that reports: %+v, %v; it was %+v", n.Value, err, was)
+	}
+	agent.Close()
+	for range 5 {
+		poke()
+	}
+	eventually(t, "the move", func() bool {
+		n, err := k.store.Node(ctxOf(t), netip.MustParseAddr("192.0.2.7"))
+		return err == nil && n.Value.Subnet == was.Subnet && n.Value.UID == "u-n1"
+	})
+}
+
+// clock is one that the test moves on.
+type clock struct {
+	mu  sync.Mutex // guards now
+	now time.Time
+}
+
+func (c *clock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.now
+}
+
+func (c *clock) add(d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.now = c.now.Add(d)
 }
 
 // A configuration that does not fit the cluster is not written; the controller

@@ -51,6 +51,7 @@ type IO struct {
 // records is what the commands need of [store.Store].
 type records interface {
 	act.Store
+	act.Confirmer
 	Statuses(ctx context.Context) (map[netip.Addr]topology.NodeStatus, error)
 	MTUs(ctx context.Context) (topology.MTUs, error)
 	Limits(ctx context.Context) (map[netip.Addr]topology.NodeLimits, error)

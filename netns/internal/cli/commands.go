@@ -93,7 +93,7 @@ seconds, in large clusters less often.`,
 }
 
 func (p *program) nodes() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "nodes",
 		Short: "List nodes, their subnets and what they have applied",
 		Long: `Nodes shows every node that has a record, or whose agent reports. APPLIED is the
@@ -134,6 +134,8 @@ carries less than the others is named, and by what. States:
 			return print(p, view.Nodes(snap, statuses, mtus, newest(revs)), view.WriteNodes)
 		},
 	}
+	cmd.AddCommand(p.confirm())
+	return cmd
 }
 
 // newest is the revision of the newest record that nodes program.
