@@ -20,6 +20,7 @@ import (
 	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	discoveryv1 "k8s.io/client-go/kubernetes/typed/discovery/v1"
+	networkingv1 "k8s.io/client-go/kubernetes/typed/networking/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -54,6 +55,8 @@ type Interfaces struct {
 	Apps      appsv1.AppsV1Interface
 	// Pods are the pods of a namespace, or of all where it is empty.
 	Pods func(namespace string) PodMetadata
+	// Networking is used by the controller only.
+	Networking networkingv1.NetworkingV1Interface
 	// Clientset is what these came from: a fake one says there which kinds
 	// of watches it cannot do. Nil for the real ones.
 	Clientset any
@@ -101,6 +104,9 @@ func Open(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}
 	api.Pods = func(namespace string) PodMetadata { return mc.Resource(podsResource).Namespace(namespace) }
+	if api.Networking, err = networkingv1.NewForConfigAndClient(rc, hc); err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
 	return New(api, cfg.Logger), nil
 }
 

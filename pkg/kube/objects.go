@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -70,8 +71,8 @@ func (c *Client) DaemonSetWants(ctx context.Context, namespace, name, node strin
 	return labels.SelectorFromSet(ds.Spec.Template.Spec.NodeSelector).Matches(labels.Set(n.Labels)), nil
 }
 
-// ObjectRef names the object that an Event is about.
-type ObjectRef struct{ Kind, Namespace, Name, UID string }
+// ObjectRef names the object that an Event is about. An empty APIVersion is v1.
+type ObjectRef struct{ APIVersion, Kind, Namespace, Name, UID string }
 
 // Event sends an Event. It does not wait; equal ones are sent as one with a count,
 // and floods are cut off.
@@ -81,7 +82,7 @@ func (c *Client) Event(ref ObjectRef, warning bool, reason, message string) {
 		kind = corev1.EventTypeWarning
 	}
 	object := &corev1.ObjectReference{
-		Kind: ref.Kind, APIVersion: "v1", Namespace: ref.Namespace, Name: ref.Name, UID: types.UID(ref.UID),
+		Kind: ref.Kind, APIVersion: cmp.Or(ref.APIVersion, "v1"), Namespace: ref.Namespace, Name: ref.Name, UID: types.UID(ref.UID),
 	}
 	c.eventRecorder().Event(object, kind, reason, message)
 }

@@ -24,13 +24,14 @@ import (
 
 // kinds are what a Server has objects of, by the name in the URL.
 var kinds = map[string]schema.GroupVersionKind{
-	"pods":           {Version: "v1", Kind: "Pod"},
-	"services":       {Version: "v1", Kind: "Service"},
-	"events":         {Version: "v1", Kind: "Event"},
-	"nodes":          {Version: "v1", Kind: "Node"},
-	"secrets":        {Version: "v1", Kind: "Secret"},
-	"endpointslices": {Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"},
-	"daemonsets":     {Group: "apps", Version: "v1", Kind: "DaemonSet"},
+	"pods":            {Version: "v1", Kind: "Pod"},
+	"services":        {Version: "v1", Kind: "Service"},
+	"events":          {Version: "v1", Kind: "Event"},
+	"nodes":           {Version: "v1", Kind: "Node"},
+	"secrets":         {Version: "v1", Kind: "Secret"},
+	"endpointslices":  {Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"},
+	"daemonsets":      {Group: "apps", Version: "v1", Kind: "DaemonSet"},
+	"networkpolicies": {Group: "networking.k8s.io", Version: "v1", Kind: "NetworkPolicy"},
 }
 
 // Server is an API server for programs that read: get, list and watch of a few

@@ -15,6 +15,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
@@ -186,6 +187,33 @@ func TestServerPods(t *testing.T) {
 	}
 	if e := s.Events(); len(e) != 1 || e[0].InvolvedObject.Name != "here" || e[0].Message != "for a reason" {
 		t.Errorf("events %+v", e)
+	}
+}
+
+// TestServerPolicies: NetworkPolicies are listed and watched as a real server's are.
+func TestServerPolicies(t *testing.T) {
+	s := NewServer()
+	client, err := kube.Open(kube.Config{Kubeconfig: kubeconfig(t, serve(t, s, "127.0.0.1:0"))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	policies := client.WatchNetworkPolicies(ctx)
+	if got := <-policies; len(got) != 0 || ctx.Err() != nil {
+		t.Fatalf("told %v", got)
+	}
+	deny := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "deny", UID: "u"}}
+	put(t, s, deny)
+	if got := <-policies; got["u"].Ref() != (kube.ObjectRef{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Namespace: "a", Name: "deny", UID: "u"}) {
+		t.Errorf("told %v", got)
+	}
+	if err := s.Delete(deny); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-policies; len(got) != 0 || ctx.Err() != nil {
+		t.Errorf("told %v", got)
 	}
 }
 

@@ -22,6 +22,7 @@ type Cluster struct {
 	API interface {
 		cluster.API
 		WatchCluster(ctx context.Context) <-chan kube.Cluster
+		WatchNetworkPolicies(ctx context.Context) <-chan map[string]kube.NetworkPolicy
 	}
 	// SubnetSource says where the subnets of nodes come from.
 	SubnetSource cluster.SubnetSource
@@ -120,6 +121,7 @@ func (t *term) follow(ctx context.Context) (events <-chan struct{}, stop func())
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	running.Go(func() { t.follower.errands.Run(ctx) })
+	running.Go(func() { t.tellPolicies(ctx) })
 	merged := make(chan struct{})
 	running.Go(func() {
 		var timer <-chan time.Time

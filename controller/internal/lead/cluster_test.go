@@ -4,15 +4,18 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
@@ -42,16 +45,18 @@ func startKubernetes(t *testing.T, change func(*Config)) *kubernetes {
 		}
 	})
 	// The fake loses what happens between a list and its watch.
-	eventually(t, "watches", func() bool {
-		n := 0
-		for _, a := range cs.Actions() {
-			if a.GetVerb() == "watch" {
-				n++
-			}
-		}
-		return n >= 2
-	})
+	for _, resource := range []string{"namespaces", "nodes"} {
+		k.watched(resource)
+	}
 	return k
+}
+
+// watched waits until the controller watches.
+func (k *kubernetes) watched(resource string) {
+	k.t.Helper()
+	eventually(k.t, "the watch of "+resource, func() bool {
+		return slices.ContainsFunc(k.cs.Actions(), func(a clienttesting.Action) bool { return a.Matches("watch", resource) })
+	})
 }
 
 // namespace makes or changes a Namespace; annotation "" for none.
@@ -299,6 +304,25 @@ func TestNodeMovesInSilence(t *testing.T) {
 		n, err := k.store.Node(ctxOf(t), netip.MustParseAddr("192.0.2.7"))
 		return err == nil && n.Value.Subnet == was.Subnet && n.Value.UID == "u-n1"
 	})
+}
+
+// Who wrote a NetworkPolicy is told that it does nothing.
+func TestTellsOfPolicies(t *testing.T) {
+	k := startKubernetes(t, nil)
+	policies := k.cs.NetworkingV1().NetworkPolicies("a")
+	k.watched("networkpolicies")
+	if _, err := policies.Create(ctxOf(t), &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "deny", UID: "u"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	k.event("a", cluster.PolicyNotEnforced, "does not enforce NetworkPolicy")
+	count := func() float64 { return value(t, k.cfg.Metrics.notEnforced) }
+	if got := count(); got != 1 {
+		t.Errorf("counted %v", got)
+	}
+	if err := policies.Delete(ctxOf(t), "deny", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "none counted", func() bool { return count() == 0 })
 }
 
 // clock is one that the test moves on.

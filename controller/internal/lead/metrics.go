@@ -25,6 +25,8 @@ type Metrics struct {
 	write      prometheus.Histogram
 	cluster    *prometheus.GaugeVec
 	refused    prometheus.Gauge
+	// notEnforced has a name without the controller in it: it is about the cluster.
+	notEnforced prometheus.Gauge
 }
 
 // NewMetrics registers them.
@@ -49,7 +51,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	m.cluster = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("kubernetes_objects", "Kubernetes objects that the records follow, by kind.")), []string{"kind"})
 	m.refused = prometheus.NewGauge(prometheus.GaugeOpts(opts("refused_annotations", "Namespaces whose network annotation cannot be followed.")))
-	reg.MustRegister(m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused)
+	m.notEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "networkpolicies_not_enforced", Help: "NetworkPolicies in the cluster, none of which is enforced; the leader's."})
+	reg.MustRegister(m.notEnforced, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused)
 	return m
 }
 
@@ -60,6 +63,7 @@ func (m *Metrics) leading(yes bool) {
 		m.subnets.Reset()
 		m.cluster.Reset()
 		m.refused.Set(0)
+		m.notEnforced.Set(0)
 		return
 	}
 	m.leader.Set(1)

@@ -134,7 +134,7 @@ carries less than the others is named, and by what. States:
 			return print(p, view.Nodes(snap, statuses, mtus, newest(revs)), view.WriteNodes)
 		},
 	}
-	cmd.AddCommand(p.confirm())
+	cmd.AddCommand(p.confirmAddress())
 	return cmd
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/view"
 )
 
-func (p *program) confirm() *cobra.Command {
+func (p *program) confirmAddress() *cobra.Command {
 	var o act.ConfirmOptions
 	var ip netip.Addr
 	cmd := &cobra.Command{
