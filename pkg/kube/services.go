@@ -157,7 +157,7 @@ func (f *serviceFeed) serve(key service.Key) service.Service {
 
 func toSpec(s *corev1.Service) (service.Key, service.Spec) {
 	key := service.Key{Namespace: s.Namespace, Name: s.Name}
-	spec := service.Spec{Key: key}
+	spec := service.Spec{Key: key, UID: string(s.UID)}
 	if s.Spec.Type == corev1.ServiceTypeExternalName {
 		return key, spec
 	}

@@ -7,9 +7,11 @@ import (
 
 // For returns what node should serve of spec, whose endpoints are in all; slices of other services are ignored.
 func For(spec Spec, all []Slice, node Node) Service {
-	served := Service{Key: spec.Key, Affinity: spec.Affinity}
+	served := Service{Key: spec.Key, UID: spec.UID, Affinity: spec.Affinity}
 	for _, port := range spec.Ports {
-		endpoints := choose(candidates(spec, port, all), spec.InternalLocal, node)
+		found, leftOut := candidates(spec, port, all)
+		served.LeftOut = append(served.LeftOut, leftOut...)
+		endpoints := choose(found, spec.InternalLocal, node)
 		for _, vip := range spec.VIPs {
 			if vip.Is4() {
 				served.Ports = append(served.Ports, Port{VIP: vip, Protocol: port.Protocol, Port: port.Port, Endpoints: endpoints})
@@ -19,6 +21,8 @@ func For(spec Spec, all []Slice, node Node) Service {
 	slices.SortFunc(served.Ports, func(a, b Port) int {
 		return cmp.Or(a.VIP.Compare(b.VIP), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 	})
+	slices.SortFunc(served.LeftOut, LeftOut.Compare)
+	served.LeftOut = slices.Compact(served.LeftOut)
 	return served
 }
 
@@ -28,25 +32,30 @@ type candidate struct {
 	Port uint16
 }
 
-// candidates leaves out endpoints that nothing can be sent to: the switch would refuse them, and all services with them.
-func candidates(spec Spec, port PortSpec, all []Slice) []candidate {
-	var found []candidate
+// candidates leaves out endpoints that nothing may be sent to. Some of them the switch would refuse, and all services with them; nobody
+// but a person writes one (an endpoint of a pod has the pod's address), so it is said which.
+func candidates(spec Spec, port PortSpec, all []Slice) (found []candidate, leftOut []LeftOut) {
 	for _, slice := range all {
 		if slice.Service != spec.Key {
 			continue
 		}
 		for _, at := range slice.Ports {
-			if at.Name != port.Name || at.Protocol != port.Protocol {
+			if at.Name != port.Name || at.Protocol != port.Protocol || at.Port == 0 {
 				continue
 			}
 			for _, endpoint := range slice.Endpoints {
-				if at.Port != 0 && endpoint.Address.Is4() && endpoint.Address.IsGlobalUnicast() {
-					found = append(found, candidate{endpoint, at.Port})
+				if !endpoint.Address.Is4() {
+					continue
 				}
+				if reason := Unreachable(endpoint.Address); reason != "" {
+					leftOut = append(leftOut, LeftOut{at.Protocol, Endpoint{endpoint.Address, at.Port}, reason})
+					continue
+				}
+				found = append(found, candidate{endpoint, at.Port})
 			}
 		}
 	}
-	return found
+	return found, leftOut
 }
 
 // choose returns the endpoints that clients on node are sent to: the ready ones, or when there are none, those that still serve while

@@ -91,6 +91,41 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
+// TestLeftOut: what is named and nobody is sent to is told by its reason, once, and
+// does not count when endpoints are chosen.
+func TestLeftOut(t *testing.T) {
+	var named []SliceEndpoint
+	want := []LeftOut{}
+	for _, tc := range []struct {
+		address string
+		reason  Reason
+	}{
+		{"0.0.0.0", Unspecified}, {"0.1.2.3", Unspecified}, {"127.0.0.1", Loopback}, {"127.255.0.1", Loopback}, {"169.254.77.2", LinkLocal}, {"169.254.169.254", LinkLocal},
+		{"224.0.0.1", Multicast}, {"239.1.2.3", Multicast}, {"240.0.0.1", Reserved}, {"255.255.255.255", Reserved},
+		{"10.0.0.1", ""}, {"223.255.255.255", ""}, {"192.0.2.1", ""},
+	} {
+		a := netip.MustParseAddr(tc.address)
+		if got := Unreachable(a); got != tc.reason {
+			t.Errorf("%v is left out as %q, want %q", a, got, tc.reason)
+		}
+		if tc.reason != "" {
+			named = append(named, SliceEndpoint{Address: a, Node: "n1", Ready: true, Serving: true})
+			want = append(want, LeftOut{TCP, Endpoint{a, 8080}, tc.reason})
+		}
+	}
+	spec := Spec{Key: key, UID: "u", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Ports: []PortSpec{{"http", TCP, 80}}}
+	got := For(spec, []Slice{slice(named...), slice(append(named, leaving(1, "n1"))...)}, here)
+	if diff := cmp.Diff(want, got.LeftOut, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+	if diff := cmp.Diff([]Endpoint{{addr(1), 8080}}, got.Ports[0].Endpoints, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("endpoints (-want +got)\n%s", diff)
+	}
+	if got.UID != "u" || got.Equal(For(spec, nil, here)) {
+		t.Errorf("%v is equal to a service that names none", got)
+	}
+}
+
 // TestPorts: every IPv4 address with every port, in order.
 func TestPorts(t *testing.T) {
 	a, b := netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("10.96.0.9")

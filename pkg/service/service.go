@@ -46,6 +46,7 @@ func (p Protocol) String() string {
 // Spec is a service as its owner asked for it.
 type Spec struct {
 	Key
+	UID           string
 	VIPs          []netip.Addr // cluster addresses; those that are not IPv4 are left out of what is served. None: headless
 	Ports         []PortSpec
 	Affinity      time.Duration // a client stays with its endpoint until it made no new connection for this long; 0: no affinity
@@ -91,13 +92,16 @@ type Node struct{ Name, Zone string }
 // Service is what one node serves of a service.
 type Service struct {
 	Key
+	UID      string
 	Affinity time.Duration
 	Ports    []Port // sorted by VIP, protocol and port; none: there is nothing to serve
+	// LeftOut are the endpoints that it names and that nobody is sent to: sorted and distinct.
+	LeftOut []LeftOut
 }
 
 // Equal compares all of two services.
 func (s Service) Equal(o Service) bool {
-	return s.Key == o.Key && s.Affinity == o.Affinity && slices.EqualFunc(s.Ports, o.Ports, Port.Equal)
+	return s.Key == o.Key && s.UID == o.UID && s.Affinity == o.Affinity && slices.EqualFunc(s.Ports, o.Ports, Port.Equal) && slices.Equal(s.LeftOut, o.LeftOut)
 }
 
 // Addresses returns the distinct cluster addresses of the service, in order.

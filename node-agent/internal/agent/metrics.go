@@ -36,6 +36,7 @@ type metrics struct {
 
 	services       prometheus.Gauge
 	endpoints      prometheus.Gauge
+	leftOut        *prometheus.GaugeVec
 	serviceFlows   prometheus.Gauge
 	programming    prometheus.Histogram
 	serviceRepairs prometheus.Counter
@@ -79,8 +80,11 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		uplinkRate:   gauge("uplink_rate_bits_per_second", "Rate that pods share on the uplink; 0 where they do not."),
 		uplinkShared: gauge("uplink_shared", "1 when pods share the uplink by tenant."),
 
-		services:     gauge("services", "Services that the bridge serves to this node's pods."),
-		endpoints:    gauge("service_endpoints", "Distinct endpoints of these services."),
+		services:  gauge("services", "Services that the bridge serves to this node's pods."),
+		endpoints: gauge("service_endpoints", "Distinct endpoints of these services."),
+		leftOut: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Namespace: "k8s_ovs", Name: "service_endpoints_left_out", Help: "Endpoints that services name and that no pod is sent to, by reason; docs/kubernetes.md explains them.",
+		}, []string{"reason"}),
 		serviceFlows: gauge("service_flows", "Flows of services in the bridge; each port of a service with endpoints has a group besides."),
 		programming: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "service_programming_seconds", Help: "Time to bring one batch of news of services into the flows.",
@@ -92,7 +96,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.drops.WithLabelValues(r.String())
 	}
 	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
-		m.uplinkRate, m.uplinkShared, m.services, m.endpoints, m.serviceFlows, m.programming, m.serviceRepairs)
+		m.uplinkRate, m.uplinkShared, m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }
 

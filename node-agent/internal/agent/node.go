@@ -164,8 +164,9 @@ func (n *node) setSelf(vtep netip.Addr) {
 	n.table = flowtable.New(vtep, n.cfg.VXLANPort, n.metrics, func() float64 { return time.Since(start).Seconds() })
 	n.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
 	if n.api != nil {
+		said := leftOutSayer{api: n.api, self: vtep, peers: n.table.Peers, log: n.log}
 		n.services.table = services.New(services.Config{
-			Base: n.table, Public: n.cfg.Cluster.PublicServices, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
+			Base: n.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
 		})
 	}
 	n.attacher = attach.New(attach.Netlink{Host: n.host, Shaper: shaping.New(n.host, n.log)}, switchPorts{n.ovs, n.conn.ports}, n.table, n.tenants, n.limiter, n.log)

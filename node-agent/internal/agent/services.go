@@ -21,6 +21,8 @@ type serviceTable interface {
 	Resync(ctx context.Context) error
 	// Counts are services, distinct endpoints and flows.
 	Counts() (services, endpoints, flows int)
+	// LeftOut counts the endpoints that no pod is sent to.
+	LeftOut() map[service.Reason]int
 }
 
 // serviceFeed is the services of the cluster on their way into the flows.
@@ -85,6 +87,10 @@ func (n *node) served(err error) {
 	n.metrics.services.Set(float64(count))
 	n.metrics.endpoints.Set(float64(endpoints))
 	n.metrics.serviceFlows.Set(float64(flows))
+	left := n.services.table.LeftOut()
+	for _, reason := range service.Reasons {
+		n.metrics.leftOut.WithLabelValues(string(reason)).Set(float64(left[reason]))
+	}
 	away := errors.Is(err, flowtable.ErrDisconnected) || errors.Is(err, flowtable.ErrNotReady)
 	if err == nil && !n.services.told {
 		err = errNoServices

@@ -36,6 +36,9 @@ func (s *servedTable) Connect(context.Context, services.Switch) error { return s
 func (s *servedTable) Resync(context.Context) error                   { return s.call("resync") }
 func (s *servedTable) Disconnect()                                    { _ = s.call("disconnect") }
 func (s *servedTable) Counts() (int, int, int)                        { return 1, 2, 3 }
+func (s *servedTable) LeftOut() map[service.Reason]int {
+	return map[service.Reason]int{service.Loopback: 4}
+}
 
 func TestServices(t *testing.T) {
 	table := &servedTable{}

@@ -57,7 +57,7 @@ func TestAttacks(t *testing.T) {
 			l.set(svc(udpPort(53, vipOf(11).String())), other)
 			u := l.udp("a2", dns)
 			for range 3 { // an open connection too
-				u.reach(10, "nothing")
+				u.reach(10, "refused")
 			}
 		}},
 		{"an address that becomes another tenant's service", func(t *testing.T) {

@@ -60,7 +60,7 @@ func TestPackets(t *testing.T) {
 		}},
 		{"endpoints made by hand that are no endpoints", func(t *testing.T) {
 			l.set(svc(tcpPort("10.96.0.11")))
-			l.reach("a1", web, "nothing")
+			l.reach("a1", web, "refused")
 			vtep := svc(udpPort(53, self.String()))
 			vtep.Ports[0].Endpoints[0].Port = 4789
 			l.set(vtep)

@@ -56,7 +56,10 @@ type change struct {
 // replace makes the part of one service what is wanted.
 func (c *change) replace(key service.Key) {
 	t := c.t
-	old, wanted := t.parts[key], t.wanted[key]
+	old := t.parts[key]
+	wanted, left := t.admit(t.wanted[key])
+	wanted.Key = key
+	t.note(wanted, left)
 	// What both have must not go and come.
 	if len(wanted.Ports) > 0 {
 		p := part{service: wanted, public: t.isPublic(wanted)}

@@ -46,6 +46,12 @@ type Config struct {
 	// Public are the services that every tenant may use. So are those whose
 	// endpoints are nodes.
 	Public []service.Key
+	// TunnelPorts are the UDP ports at which nodes take what is for themselves alone:
+	// packets of other nodes' pods, and probes.
+	TunnelPorts []uint16
+	// LeftOut, if not nil, is told of a service when it names other endpoints than before
+	// that no pod is sent to; left is all of them. It must not wait for anything.
+	LeftOut func(s service.Service, left []service.LeftOut)
 	// Repaired is told how many flows and groups had been changed by somebody else.
 	Repaired func(n int)
 	Logger   *slog.Logger
@@ -76,6 +82,8 @@ type Table struct {
 	wanted map[service.Key]service.Service
 	full   bool
 	dirty  map[service.Key]bool
+	// left are the endpoints that are left out, by services that have some.
+	left map[service.Key][]service.LeftOut
 	// parts are the services that are in the picture, ids the numbers of their ports,
 	// model what else it follows from.
 	parts map[service.Key]part
@@ -107,6 +115,7 @@ func New(cfg Config) *Table {
 	}
 	t := &Table{
 		cfg: cfg, public: map[service.Key]bool{}, wanted: map[service.Key]service.Service{}, dirty: map[service.Key]bool{},
+		left: map[service.Key][]service.LeftOut{},
 	}
 	for _, k := range cfg.Public {
 		t.public[k] = true

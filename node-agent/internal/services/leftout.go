@@ -1,0 +1,90 @@
+package services
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+)
+
+// Who wrote an endpoint cannot be told from it: labels and targetRef are the author's
+// too. So what is left out is what nobody needs and what leads somewhere by the node's
+// doing. Addresses of nodes stay, since those of pods on the host's network are such: from
+// tun0 a pod reaches a node's ports whether a service names them or not. Those of pods stay,
+// since the bridge checks the tenant after it has translated.
+
+// admit is what of a service pods are sent to, and what it names besides.
+func (t *Table) admit(s service.Service) (service.Service, []service.LeftOut) {
+	left := slices.Clone(s.LeftOut)
+	ports := slices.Clone(s.Ports)
+	for i, p := range ports {
+		ports[i].Endpoints = slices.DeleteFunc(slices.Clone(p.Endpoints), func(e service.Endpoint) bool {
+			reason := t.refuses(p.Protocol, e)
+			if reason != "" {
+				left = append(left, service.LeftOut{Protocol: p.Protocol, Endpoint: e, Reason: reason})
+			}
+			return reason != ""
+		})
+	}
+	if len(left) == len(s.LeftOut) {
+		return s, left
+	}
+	slices.SortFunc(left, service.LeftOut.Compare)
+	s.Ports = ports
+	return s, slices.Compact(left)
+}
+
+// refuses is why pods are not sent to an endpoint; "" where they are.
+func (t *Table) refuses(p service.Protocol, e service.Endpoint) service.Reason {
+	m := t.model
+	switch {
+	case m.ServiceNetwork.Contains(e.Address):
+		return service.InServiceNetwork
+	case isGateway(m, e.Address):
+		return service.IsGateway
+	// A node takes these at all its addresses, of which a record names one.
+	case p == service.UDP && !m.Network.Contains(e.Address) && slices.Contains(t.cfg.TunnelPorts, e.Port):
+		return service.IsTunnel
+	}
+	return ""
+}
+
+// isGateway reports whether an address is the first of a node's subnet, which is
+// the node's own.
+func isGateway(m pipeline.Model, a netip.Addr) bool {
+	if !m.Network.Contains(a) {
+		return false
+	}
+	subnet, err := a.Prefix(m.Subnet.Bits())
+	return err == nil && subnet.Addr().Next() == a
+}
+
+// note keeps what of a service is left out, and tells when that changed.
+func (t *Table) note(s service.Service, left []service.LeftOut) {
+	if slices.Equal(t.left[s.Key], left) {
+		return
+	}
+	if len(left) == 0 {
+		delete(t.left, s.Key)
+	} else {
+		t.left[s.Key] = left
+	}
+	if t.cfg.LeftOut != nil {
+		t.cfg.LeftOut(s, left)
+	}
+}
+
+// LeftOut counts the endpoints that services name and that no pod is sent to.
+func (t *Table) LeftOut() map[service.Reason]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	counts := map[service.Reason]int{}
+	for left := range maps.Values(t.left) {
+		for _, l := range left {
+			counts[l.Reason]++
+		}
+	}
+	return counts
+}
