@@ -41,6 +41,9 @@ type Node struct {
 	Created   time.Time
 	// Addresses are its InternalIPs, IPv4 only, in their order.
 	Addresses []netip.Addr
+	// Every is all addresses that it has by its status, of both families, inside of the
+	// cluster and out.
+	Every []netip.Addr
 	// PodCIDR is its IPv4 spec.podCIDR; not valid where there is none.
 	PodCIDR netip.Prefix
 }
@@ -142,10 +145,12 @@ func toNamespace(n *corev1.Namespace) (string, Namespace) {
 func toNode(n *corev1.Node) (string, Node) {
 	out := Node{Name: n.Name, UID: string(n.UID), Created: n.CreationTimestamp.Time}
 	for _, a := range n.Status.Addresses {
-		if a.Type != corev1.NodeInternalIP {
-			continue
+		ip, err := netip.ParseAddr(a.Address)
+		if err != nil {
+			continue // a name
 		}
-		if ip, err := netip.ParseAddr(a.Address); err == nil && ip.Is4() {
+		out.Every = append(out.Every, ip)
+		if a.Type == corev1.NodeInternalIP && ip.Is4() {
 			out.Addresses = append(out.Addresses, ip)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
+	admissionv1 "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	discoveryv1 "k8s.io/client-go/kubernetes/typed/discovery/v1"
@@ -53,6 +54,7 @@ type Interfaces struct {
 	Core      corev1.CoreV1Interface
 	Discovery discoveryv1.DiscoveryV1Interface
 	Apps      appsv1.AppsV1Interface
+	Admission admissionv1.AdmissionregistrationV1Interface
 	// Pods are the pods of a namespace, or of all where it is empty.
 	Pods func(namespace string) PodMetadata
 	// Networking is used by the controller only.
@@ -105,6 +107,9 @@ func Open(cfg Config) (*Client, error) {
 	}
 	api.Pods = func(namespace string) PodMetadata { return mc.Resource(podsResource).Namespace(namespace) }
 	if api.Networking, err = networkingv1.NewForConfigAndClient(rc, hc); err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
+	if api.Admission, err = admissionv1.NewForConfigAndClient(rc, hc); err != nil {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}
 	return New(api, cfg.Logger), nil

@@ -61,7 +61,7 @@ func TestWatchCluster(t *testing.T) {
 			"b": {Name: "b", UID: "ub", Created: created.Time, Terminating: true},
 		},
 		Nodes: map[string]kube.Node{"n1": {Name: "n1", UID: "un", Created: created.Time,
-			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, PodCIDR: netip.MustParsePrefix("10.1.0.0/24")}},
+			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Every: []netip.Addr{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("192.0.2.1")}, PodCIDR: netip.MustParsePrefix("10.1.0.0/24")}},
 		KubernetesService: netip.MustParseAddr("10.96.0.1"),
 	}
 	if diff := cmp.Diff(want, next(t, clusters), byValue); diff != "" {

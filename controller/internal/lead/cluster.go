@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/admission"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
@@ -21,13 +22,14 @@ type Cluster struct {
 	// API is the connection to its API server.
 	API interface {
 		cluster.API
+		admission.API
 		WatchCluster(ctx context.Context) <-chan kube.Cluster
 		WatchNetworkPolicies(ctx context.Context) <-chan map[string]kube.NetworkPolicy
 	}
 	// SubnetSource says where the subnets of nodes come from.
 	SubnetSource cluster.SubnetSource
-	// Pod is what Events about the network configuration are about: the
-	// controller's own. Without a name none are sent.
+	// Pod is what Events about the network configuration, and about policies that are not
+	// in force, are about: the controller's own. Without a name none are sent.
 	Pod kube.ObjectRef
 }
 
@@ -104,12 +106,16 @@ type follower struct {
 	cluster *Cluster
 	planner *cluster.Planner
 	errands *cluster.Errands
+	guards  *admission.Keeper
 	again   chan time.Duration
 	said    string // of the network configuration
 }
 
-func newFollower(c *Cluster, log *slog.Logger) *follower {
-	return &follower{cluster: c, planner: cluster.New(c.SubnetSource), errands: cluster.NewErrands(c.API, log), again: make(chan time.Duration, 1)}
+func newFollower(c *Cluster, m *Metrics, log *slog.Logger) *follower {
+	return &follower{
+		cluster: c, planner: cluster.New(c.SubnetSource), errands: cluster.NewErrands(c.API, log), again: make(chan time.Duration, 1),
+		guards: admission.New(admission.Config{API: c.API, Pod: c.Pod, Absent: m.policiesAbsent, Logger: log}),
+	}
 }
 
 // follow makes the calls that plans want until stop, and sends to events whenever
@@ -122,6 +128,7 @@ func (t *term) follow(ctx context.Context) (events <-chan struct{}, stop func())
 	var running sync.WaitGroup
 	running.Go(func() { t.follower.errands.Run(ctx) })
 	running.Go(func() { t.tellPolicies(ctx) })
+	running.Go(func() { t.follower.guards.Run(ctx) })
 	merged := make(chan struct{})
 	running.Go(func() {
 		var timer <-chan time.Time
@@ -166,6 +173,7 @@ func (t *term) actCluster(ctx context.Context) (wrote bool, err error) {
 	}
 	plan := f.planner.Plan(state, t.c.cfg.Now())
 	f.errands.Set(plan)
+	f.guards.Set(admission.Network{Config: t.last.Config, Nodes: now.Nodes, Records: t.last.Nodes})
 	t.c.cfg.Metrics.follows(now, plan)
 	if !plan.Again.IsZero() {
 		select {

@@ -27,6 +27,7 @@ type Metrics struct {
 	refused    prometheus.Gauge
 	// notEnforced has a name without the controller in it: it is about the cluster.
 	notEnforced prometheus.Gauge
+	absent      prometheus.Gauge
 }
 
 // NewMetrics registers them.
@@ -52,7 +53,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.cluster = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("kubernetes_objects", "Kubernetes objects that the records follow, by kind.")), []string{"kind"})
 	m.refused = prometheus.NewGauge(prometheus.GaugeOpts(opts("refused_annotations", "Namespaces whose network annotation cannot be followed.")))
 	m.notEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "networkpolicies_not_enforced", Help: "NetworkPolicies in the cluster, none of which is enforced; the leader's."})
-	reg.MustRegister(m.notEnforced, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused)
+	m.absent = prometheus.NewGauge(prometheus.GaugeOpts(opts("policies_absent", "Admission policies of k8s-ovs that are not in force: while it is not 0, tenants may reach each other by endpoints written by hand.")))
+	reg.MustRegister(m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.absent)
 	return m
 }
 
@@ -64,6 +66,7 @@ func (m *Metrics) leading(yes bool) {
 		m.cluster.Reset()
 		m.refused.Set(0)
 		m.notEnforced.Set(0)
+		m.absent.Set(0)
 		return
 	}
 	m.leader.Set(1)
@@ -91,6 +94,8 @@ func (m *Metrics) follows(c kube.Cluster, p cluster.Plan) {
 	m.cluster.WithLabelValues("node").Set(float64(len(c.Nodes)))
 	m.refused.Set(float64(p.Refused))
 }
+
+func (m *Metrics) policiesAbsent(n int) { m.absent.Set(float64(n)) }
 
 func (m *Metrics) answered(w tenant.Write) {
 	action := "netid"

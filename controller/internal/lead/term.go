@@ -47,7 +47,7 @@ type term struct {
 func newTerm(c *Controller, w writer) *term {
 	t := &term{c: c, writer: w, log: c.log}
 	if c.world != nil {
-		t.follower = newFollower(c.cfg.Cluster, c.log)
+		t.follower = newFollower(c.cfg.Cluster, c.cfg.Metrics, c.log)
 	}
 	return t
 }
