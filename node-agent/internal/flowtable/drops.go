@@ -61,11 +61,11 @@ func (t *Table) MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error) {
 }
 
 // countTooLarge adds the packets that were too large for their path since they were last
-// counted. Their flow's own count is of no use: Open vSwitch adds to it also those that
+// counted. Their flows' own counts are of no use: Open vSwitch adds to them also those that
 // check_pkt_larger found small enough.
 func (t *Table) countTooLarge(ctx context.Context) error {
 	if _, there := t.meters[pipeline.MeterTooLarge]; !there {
-		t.tooLarge = 0
+		clear(t.tooLarge)
 		return nil
 	}
 	counters, err := t.sw.MeterCounters(ctx)
@@ -73,17 +73,17 @@ func (t *Table) countTooLarge(ctx context.Context) error {
 		return err
 	}
 	for _, c := range counters {
-		if c.ID != pipeline.MeterTooLarge {
+		if !pipeline.CountsTooLarge(c.ID) {
 			continue
 		}
 		n := c.Packets
-		if t.tooLarge <= n {
-			n -= t.tooLarge
+		if last := t.tooLarge[c.ID]; last <= n {
+			n -= last
 		}
 		if n > 0 {
 			t.observer.Dropped(pipeline.TooLarge, n)
 		}
-		t.tooLarge = c.Packets
+		t.tooLarge[c.ID] = c.Packets
 	}
 	return nil
 }

@@ -67,6 +67,7 @@ type Table struct {
 	// those that serve.
 	slots   desired.Slots
 	members map[string]int
+	fair    fairness
 	serving map[string]bool
 	proxy   pipeline.ServiceProxy
 	// recalled is that serving was read back from the switch, or told.
@@ -77,10 +78,12 @@ type Table struct {
 	pathMTUs map[netip.Addr]int
 	// installed is what the switch is known to have, by flow key.
 	installed map[string]of.Flow
-	// meters are those that the switch is known to have, nil before they were read.
-	meters   map[uint32]of.Meter
-	drops    map[string]uint64
-	tooLarge uint64 // packets counted as such
+	// meters are those that the switch is known to have, nil before they were read; want
+	// those of the picture, nil when it has changed; settled says that both are the same.
+	meters, want map[uint32]of.Meter
+	settled      bool
+	drops        map[string]uint64
+	tooLarge     map[uint32]uint64 // packets counted as such, by meter
 	// commits counts bundles.
 	commits uint64
 }
@@ -91,7 +94,7 @@ func New(self netip.Addr, vxlanPort uint16, observer Observer, now func() float6
 	return &Table{
 		self: self, vxlanPort: vxlanPort, observer: observer, now: now,
 		attached: map[netip.Addr]desired.Attached{}, slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{},
-		installed: map[string]of.Flow{}, drops: map[string]uint64{},
+		installed: map[string]of.Flow{}, drops: map[string]uint64{}, tooLarge: map[uint32]uint64{}, fair: newFairness(),
 	}
 }
 
@@ -155,6 +158,9 @@ func (t *Table) take(p desired.Attached) {
 	t.attached[p.Address] = p
 	t.members[p.Namespace]++
 	t.slots.Assign(p.Namespace)
+	if t.fair.assign(p.Namespace, t.slots[p.Namespace]) || p.Meter.Rate > 0 {
+		t.remeter()
+	}
 }
 
 // leave takes the pod with that address out of the picture, and its namespace's
@@ -165,8 +171,13 @@ func (t *Table) leave(address netip.Addr) {
 		return
 	}
 	delete(t.attached, address)
+	if p.Meter.Rate > 0 {
+		t.remeter()
+	}
 	if t.members[p.Namespace]--; t.members[p.Namespace] == 0 {
 		delete(t.members, p.Namespace)
+		t.fair.release(p.Namespace)
+		t.remeter()
 		t.release(p.Namespace)
 	}
 }
@@ -259,6 +270,8 @@ func (t *Table) Connect(ctx context.Context, sw Switch) error {
 	defer t.mu.Unlock()
 	t.sw = sw
 	t.installed, t.meters = map[string]of.Flow{}, nil
+	t.fair.unmetered = nil
+	t.remeter()
 	if t.model == nil {
 		return nil
 	}
@@ -384,6 +397,7 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 	m.ServiceProxy = t.proxy
 	t.withPathMTUs(&m)
 	t.model = &m
+	t.remeter()
 	if first {
 		// What the switch has from before was not read yet.
 		_, err := t.sync(ctx)

@@ -24,9 +24,21 @@ func meter(a desired.Attached) of.Meter {
 	}
 }
 
+// remeter says that the picture's meters have changed. An ADD of a pod that has none of
+// its own, in a namespace with pods here, does not look at them.
+func (t *Table) remeter() { t.want, t.settled = nil, false }
+
 // desiredMeters are those of the picture, by number.
 func (t *Table) desiredMeters() map[uint32]of.Meter {
+	if t.want != nil {
+		return t.want
+	}
 	want := map[uint32]of.Meter{}
+	for namespace := range t.fair.numbers {
+		for _, m := range t.model.TenantMeters(t.tenantModel(namespace), t.fair.allowance(namespace)) {
+			want[m.ID] = m
+		}
+	}
 	for _, m := range t.model.Meters() {
 		want[m.ID] = m
 	}
@@ -35,6 +47,7 @@ func (t *Table) desiredMeters() map[uint32]of.Meter {
 			want[a.Port] = meter(a)
 		}
 	}
+	t.want = want
 	return want
 }
 
@@ -44,7 +57,7 @@ func (t *Table) readMeters(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	t.meters = make(map[uint32]of.Meter, len(all))
+	t.meters, t.settled = make(map[uint32]of.Meter, len(all)), false
 	for _, m := range all {
 		t.meters[m.ID] = m
 	}
@@ -70,6 +83,9 @@ func (t *Table) meterDifferences() int {
 // ensureMeters adds the meters that the picture's flows refer to, and changes in place
 // those whose rate changed. t.sw is not nil.
 func (t *Table) ensureMeters(ctx context.Context) error {
+	if t.settled {
+		return nil
+	}
 	if t.meters == nil {
 		if err := t.readMeters(ctx); err != nil {
 			return err
@@ -86,6 +102,11 @@ func (t *Table) ensureMeters(ctx context.Context) error {
 		}
 		if err := set(ctx, m); err != nil {
 			t.meters = nil // somebody else was at them: they are read again
+			if !there && pipeline.OfTenant(id) {
+				// The next attempt is made without them: pods come first.
+				t.fair.unmetered = err
+				t.remeter()
+			}
 			return err
 		}
 		t.meters[id] = m
@@ -96,15 +117,21 @@ func (t *Table) ensureMeters(ctx context.Context) error {
 // pruneMeters deletes what no flow refers to any more. What cannot be deleted now is
 // tried again with the next change: it is no reason to take back one that was made.
 func (t *Table) pruneMeters(ctx context.Context) {
-	want := t.desiredMeters()
+	if t.settled {
+		return
+	}
+	want, all := t.desiredMeters(), true
 	for id := range t.meters {
 		if _, keep := want[id]; keep {
 			continue
 		}
-		if t.sw.DeleteMeter(ctx, id) == nil {
-			delete(t.meters, id)
+		if t.sw.DeleteMeter(ctx, id) != nil {
+			all = false
+			continue
 		}
+		delete(t.meters, id)
 	}
+	t.settled = all
 }
 
 // checkMeter says what is wrong with the pod's meter in the switch.

@@ -144,7 +144,12 @@ func (t *Table) flowsOf(namespaces []string) []of.Flow {
 
 // tenant are the flows of a namespace that has a slot.
 func (t *Table) tenant(namespace string) []of.Flow {
+	return t.model.Tenant(t.tenantModel(namespace))
+}
+
+func (t *Table) tenantModel(namespace string) pipeline.Tenant {
 	m := desired.Tenant(*t.records, t.slots, namespace)
 	m.Serves = t.serving[namespace]
-	return t.model.Tenant(m)
+	m.Meters = t.fair.meters(namespace)
+	return m
 }

@@ -14,7 +14,7 @@ import (
 
 // Version is the generation that stands in every cookie. It grows with every
 // change of the flows; the golden test fails where it does not.
-const Version = 4
+const Version = 5
 
 // The tables.
 const (
@@ -22,6 +22,7 @@ const (
 	TableTenant        uint8 = 5
 	TableARP           uint8 = 10
 	TableRoute         uint8 = 20
+	TableNew           uint8 = 21
 	TableService       uint8 = 22
 	TableServiceTenant uint8 = 23
 	TableAffinity      uint8 = 24 // learned flows only
@@ -78,6 +79,8 @@ type Tenant struct {
 	Known bool
 	// Serves says that it has services.
 	Serves bool
+	// Meters are those of what its pods here may; none where it has no pods here.
+	Meters TenantMeters
 }
 
 // Pod is a local pod.
@@ -208,7 +211,7 @@ func (m Model) Tenant(t Tenant) []of.Flow {
 	if t.Serves {
 		flows = append(flows, t.admit(m.translate(), of.Reg(3, t.Slot), ServiceTenant)...)
 	}
-	return flows
+	return append(flows, m.fairly(t)...)
 }
 
 // admit are accept for the senders that the tenant admits, and a drop for all

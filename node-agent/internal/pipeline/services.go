@@ -110,6 +110,7 @@ func (m Model) fixedServices() []of.Flow {
 	}
 	return append(flows,
 		flow(TableRoute, 260, nil, []of.Action{of.SetField(of.InPort(0)), m.ctHairpin(TableReply, false, &of.NATSpec{})}, ip, of.IPv4Dst(host(hairpin))),
+		flow(TableNew, 0, to(TableBalance), nil),
 		flow(TableBalance, 0, to(TableHost), nil),
 		drop(TableEndpoint, 0, ServiceState),
 		// What was learned since the first look wins over the choice: two first
@@ -126,7 +127,7 @@ func (m Model) toServices(addresses netip.Prefix) []of.Flow {
 	}
 	if m.ServiceProxy == OVS {
 		flows = append(flows,
-			flow(TableRoute, 230, to(TableBalance), nil, ip, untranslated, services),
+			flow(TableRoute, 230, to(TableNew), nil, ip, untranslated, services),
 			drop(TableRoute, 220, ServiceState, ip, tracked, services))
 	}
 	return flows

@@ -14,12 +14,13 @@ const (
 	regTooLarge = 10 // 1 for a packet that is larger
 )
 
-// MeterTooLarge is the number of the meter of packets that are too large for their
-// path: above all numbers of ports, which are those of the pods' meters.
+// MeterTooLarge is the number of the meter of packets that are too large for their path
+// and of no namespace with pods here: above all numbers of ports, which are those of the
+// pods' meters.
 const MeterTooLarge uint32 = 1 << 16
 
-// tooLargePerSecond is how many of them the agent is given, and as many at once: to tell a sender
-// takes one.
+// tooLargePerSecond is how many of them the agent is given of one namespace, or of the node, and
+// as many at once: to tell a sender takes one.
 const tooLargePerSecond = 100
 
 // ethernetHeader is its length, bytes, which check_pkt_larger counts.
@@ -33,23 +34,31 @@ func measure(mtu uint16) []of.Action {
 // size are the flows by which the agent gets packets that are too large for the path
 // to their peer, and the others go out. There are none where all paths carry all.
 func (m Model) size() []of.Flow {
-	if len(m.Meters()) == 0 {
+	if !m.measures() {
 		return nil
 	}
-	large := flow(TableSize, 100, nil, []of.Action{of.Output(of.PortController)}, of.RegMasked(regTooLarge, 1, 1))
+	large := tellTooLarge(100)
 	large.Meter = MeterTooLarge
 	return []of.Flow{large, flow(TableSize, 0, nil, []of.Action{of.Output(m.TunnelPort)})}
 }
 
-// Meters are those of the flows for peers. The pods' are not the pipeline's to know.
+// tellTooLarge gives the agent a packet that is too large, of the senders that match.
+func tellTooLarge(priority uint16, match ...of.Field) of.Flow {
+	return flow(TableSize, priority, nil, []of.Action{of.Output(of.PortController)}, append(match, of.RegMasked(regTooLarge, 1, 1))...)
+}
+
+// measures reports whether a path carries less than the pods' devices.
+func (m Model) measures() bool {
+	return slices.ContainsFunc(m.Peers, func(p Peer) bool { return p.PathMTU > 0 })
+}
+
+// Meters are those of the flows for peers. The pods' are not the pipeline's to know,
+// those of namespaces are [Model.TenantMeters].
 func (m Model) Meters() []of.Meter {
-	if !slices.ContainsFunc(m.Peers, func(p Peer) bool { return p.PathMTU > 0 }) {
+	if !m.measures() {
 		return nil
 	}
-	return []of.Meter{{
-		ID: MeterTooLarge, Flags: of.MeterPktps | of.MeterBurst | of.MeterStats,
-		Bands: []of.Band{{Rate: tooLargePerSecond, Burst: tooLargePerSecond}},
-	}}
+	return []of.Meter{packetMeter(MeterTooLarge, Allowance{tooLargePerSecond, tooLargePerSecond})}
 }
 
 // ReadTooLarge reads a packet that its path does not carry, as the agent was given it,

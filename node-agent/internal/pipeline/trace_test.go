@@ -39,6 +39,9 @@ func newBridge(t *testing.T, m Model) *bridge {
 	t.Cleanup(func() { conn.Close() })
 	b := &bridge{OVS: o, t: t, conn: conn, m: m}
 	meters := m.Meters()
+	for _, t := range m.Tenants {
+		meters = append(meters, m.TenantMeters(t, Allowance{Rate: 1000, Burst: 1000})...)
+	}
 	for _, p := range m.Pods {
 		if p.Meter > 0 {
 			meters = append(meters, of.Meter{ID: p.Meter, Flags: of.MeterKbps, Bands: []of.Band{{Rate: 1000}}})
