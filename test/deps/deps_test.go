@@ -91,7 +91,7 @@ func TestOnlyImporter(t *testing.T) {
 func TestPure(t *testing.T) {
 	pure := []string{
 		"pkg/netid", "pkg/topology", "pkg/alloc", "pkg/service", "pkg/limits", "pkg/pki",
-		"node-agent/internal/pipeline", "node-agent/internal/desired", "node-agent/internal/mtu", "node-agent/internal/toobig",
+		"node-agent/internal/pipeline", "node-agent/internal/desired", "node-agent/internal/mtu", "node-agent/internal/toobig", "node-agent/internal/fairness",
 		"controller/internal/tenant", "controller/internal/subnet",
 	}
 	forbidden := []string{"os", "os/exec", "syscall", "net/http", "golang.org/x/sys", "github.com/vishvananda", "go.etcd.io", "github.com/ovn-org"}
