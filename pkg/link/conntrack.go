@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -31,4 +32,49 @@ func (n *NS) ForgetConnections(ip netip.Addr) error {
 		return fmt.Errorf("forget the connections of %s: %w", ip, err)
 	}
 	return nil
+}
+
+// Connections are how many connections the kernel tracks in the namespace, and how many
+// it has room for. It fails with [ErrNoSysctl] in a kernel without conntrack.
+func (n *NS) Connections() (used, size uint64, err error) {
+	read := func(name string) (v uint64, err error) {
+		text, err := n.Sysctl("net/netfilter/" + name)
+		if err != nil {
+			return 0, err
+		}
+		return strconv.ParseUint(text, 10, 64)
+	}
+	if size, err = read("nf_conntrack_max"); err == nil {
+		used, err = read("nf_conntrack_count")
+	}
+	if err != nil {
+		return 0, 0, fmt.Errorf("tracked connections: %w", err)
+	}
+	return used, size, nil
+}
+
+// ConnectionsBySource counts the IPv4 connections that the kernel tracks in the
+// namespace by who began them, in all zones: of the addresses in from. It reads the
+// whole table.
+func (n *NS) ConnectionsBySource(from netip.Prefix) (map[netip.Addr]uint64, error) {
+	var flows []*netlink.ConntrackFlow
+	err := n.Do(func() error {
+		nf, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
+		if err != nil {
+			return err
+		}
+		defer nf.Close()
+		flows, err = nf.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+		return err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list tracked connections: %w", err)
+	}
+	counts := map[netip.Addr]uint64{}
+	for _, f := range flows {
+		if a, ok := netip.AddrFromSlice(f.Forward.SrcIP); ok && from.Contains(a.Unmap()) {
+			counts[a.Unmap()]++
+		}
+	}
+	return counts, nil
 }
