@@ -1,0 +1,99 @@
+package hostnet
+
+import (
+	"fmt"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
+)
+
+// Pods of one namespace share what it may; another's pods have their own. What is there
+// already is not written again, and what somebody flushed comes back.
+func TestGate(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	l.ip(l.pods, "addr add 172.11.0.7/32 dev eth0")
+	gate, err := NewGate(l.ns)
+	l.ok(err)
+	ctx := t.Context()
+	// Each ping is a connection of its own.
+	ping := func(from string) bool {
+		return exec.Command("ip", "netns", "exec", l.pods, "ping", "-q", "-c1", "-W1", "-I", from, "198.18.0.1").Run() == nil
+	}
+	five, six, seven := netip.MustParseAddr("172.11.0.5"), netip.MustParseAddr("172.11.0.6"), netip.MustParseAddr("172.11.0.7")
+	others := fairness.Allowance{Rate: 1, Burst: 3}
+	little := fairness.Allowance{Rate: 1, Burst: 2}
+	want := map[string]Passage{
+		"red":  {little, []netip.Addr{five, six}},
+		"blue": {fairness.Allowance{Rate: 1000, Burst: 1000}, []netip.Addr{seven}},
+	}
+	l.ok(gate.Set(ctx, "tun0", others, want))
+	passed := 0
+	for i := range 10 {
+		if ping(fmt.Sprint("172.11.0.", 5+i%2)) {
+			passed++
+		}
+		if !ping("172.11.0.7") {
+			t.Error("another namespace is held back")
+		}
+	}
+	asked, err := gate.Asked(ctx)
+	l.ok(err)
+	if passed == 10 || asked["red"].Refused != uint64(10-passed) {
+		t.Errorf("%d of 10 passed, counted are %+v", passed, asked)
+	}
+	if diff := cmp.Diff(fairness.Asked{All: 10}, asked["blue"]); diff != "" {
+		t.Error(diff)
+	}
+
+	list := func() string { return l.run(l.node, "nft", "-a", "-s", "list", "table", "ip", gateTable) }
+	before := list()
+	l.ok(gate.Set(ctx, "tun0", others, want))
+	if after := list(); after != before {
+		t.Errorf("the table was written though nothing differed:\n%s\n%s", before, after)
+	}
+	l.run(l.node, "nft", "flush", "ruleset")
+	l.ok(gate.Set(ctx, "tun0", others, want))
+	again := list()
+
+	// A namespace may less, another's only pod goes to it.
+	want["red"] = Passage{fairness.Allowance{Rate: 5, Burst: 7}, []netip.Addr{five, seven}}
+	delete(want, "blue")
+	l.ok(gate.Set(ctx, "tun0", others, want))
+	out := list()
+	for _, part := range []string{"5/second burst 7 packets", "172.11.0.7 : goto t-red"} {
+		if !strings.Contains(out, part) {
+			t.Errorf("no %q in\n%s", part, out)
+		}
+	}
+	for _, part := range []string{"blue", "172.11.0.6"} {
+		if strings.Contains(out, part) {
+			t.Errorf("%q is still in\n%s\nwas\n%s", part, out, again)
+		}
+	}
+	// A pod of which nothing is known yet is bounded as well.
+	passed = 0
+	for range 10 {
+		if ping("172.11.0.6") {
+			passed++
+		}
+	}
+	if passed == 0 || passed == 10 {
+		t.Errorf("%d of 10 connections of a pod of nobody's passed", passed)
+	}
+	l.ok(gate.Remove(ctx))
+	if out := l.run(l.node, "nft", "list", "tables"); strings.Contains(out, gateTable) {
+		t.Errorf("tables after Remove:\n%s", out)
+	}
+	none, err := gate.Asked(ctx)
+	l.ok(err)
+	if len(none) > 0 {
+		t.Errorf("without a table %v are counted", none)
+	}
+	l.ok(gate.Set(ctx, "tun0", others, want))
+}
