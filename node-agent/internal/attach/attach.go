@@ -122,6 +122,8 @@ type Attacher struct {
 	list     map[cniapi.Attachment]Attachment
 	// arriving are those that are not in the list yet.
 	arriving map[cniapi.Attachment]*arrival
+	// maxPods is how many pods a namespace may have here; 0 for any number.
+	maxPods int
 	// queues gives each pod its class on the uplink.
 	queues func(Attachment) uint32
 	// examined is that what a crash has left half done was looked for.
@@ -137,6 +139,14 @@ func New(kernel Kernel, ports Ports, flows Flows, tenants Tenants, limiter Limit
 		notReady: errors.New("the agent is starting"), list: map[cniapi.Attachment]Attachment{}, arriving: map[cniapi.Attachment]*arrival{},
 		queues: func(Attachment) uint32 { return 0 },
 	}
+}
+
+// SetMaxPods makes n the number of pods that a namespace may have on this node; 0 for as
+// many as there are addresses. Those that it has already stay.
+func (a *Attacher) SetMaxPods(n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.maxPods = n
 }
 
 // SetReady says that nothing keeps the agent from serving (nil), or what does.
@@ -202,7 +212,11 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	at := Attachment{
 		Attachment: req.Attachment(), Netns: req.Netns, Network: req.NetworkName, Namespace: req.PodNamespace, Pod: req.PodName,
 	}
-	defer a.expect(at)()
+	arrived, err := a.expect(at)
+	if err != nil {
+		return nil, err
+	}
+	defer arrived()
 	if at.Limits, err = a.limiter.Limits(ctx, req); err != nil {
 		return nil, err
 	}

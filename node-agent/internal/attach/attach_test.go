@@ -384,3 +384,41 @@ func TestHostIf(t *testing.T) {
 		seen[name] = true
 	}
 }
+
+// A namespace gets no more pods than it may have, at once or one after the other; others
+// get theirs, and one that goes makes room.
+func TestMaxPods(t *testing.T) {
+	ctx := context.Background()
+	a := start(t, newWorld(), t.TempDir())
+	a.SetMaxPods(2)
+	results := make(chan error)
+	for i := range 6 {
+		go func() {
+			_, err := a.Add(ctx, request(i+1))
+			results <- err
+		}()
+	}
+	refused := 0
+	for range 6 {
+		if err := <-results; err != nil {
+			refused++
+			if !strings.Contains(err.Error(), "--max-pods-per-namespace") {
+				t.Error(err)
+			}
+		}
+	}
+	if n := len(a.List()); refused != 4 || n != 2 {
+		t.Errorf("%d of 6 refused, %d attached", refused, n)
+	}
+	other := request(7)
+	other.PodNamespace = "b"
+	if _, err := a.Add(ctx, other); err != nil {
+		t.Errorf("another namespace: %v", err)
+	}
+	if err := a.Del(ctx, cniapi.Request{ContainerID: a.List()[0].ContainerID, IfName: a.List()[0].IfName}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Add(ctx, request(8)); err != nil {
+		t.Errorf("after one has gone: %v", err)
+	}
+}

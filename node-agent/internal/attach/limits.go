@@ -45,15 +45,41 @@ type arrival struct {
 
 // expect makes at one that is arriving, before its limits are asked for, and
 // returns what ends that.
-func (a *Attacher) expect(at Attachment) (end func()) {
+func (a *Attacher) expect(at Attachment) (end func(), err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if err := a.room(at); err != nil {
+		return nil, err
+	}
 	a.arriving[at.Attachment] = &arrival{namespace: at.Namespace, pod: at.Pod}
 	return func() {
 		a.mu.Lock()
 		defer a.mu.Unlock()
 		delete(a.arriving, at.Attachment)
+	}, nil
+}
+
+// room is nil when the pod's namespace may have another pod here. a.mu is held.
+func (a *Attacher) room(at Attachment) error {
+	if a.maxPods == 0 {
+		return nil
 	}
+	n := 0
+	for _, other := range a.list {
+		if other.Namespace == at.Namespace {
+			n++
+		}
+	}
+	for _, other := range a.arriving {
+		if other.namespace == at.Namespace {
+			n++
+		}
+	}
+	if n < a.maxPods {
+		return nil
+	}
+	return cniapi.Errorf(cniapi.CodeTryAgain, "pod %s/%s: namespace %s has %d pods on this node already, and may have %d (the agent's --max-pods-per-namespace)", at.Namespace, at.Pod, at.Namespace, n, a.maxPods).
+		WithDetails("spread the pods over more nodes, or raise the limit")
 }
 
 // arrive puts a pod that was attached with that MTU into the list, and brings to
