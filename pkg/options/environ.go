@@ -18,8 +18,8 @@ import (
 var flags = map[string][]string{
 	"k8s-ovs-agent": {
 		"bandwidth-policy", "bridge", "cni-conf-dir", "cni-conf-file", "cni-conf-template", "cni-socket", "daemonset", "datapath", "log-format", "log-level",
-		"metrics-address", "mtu", "mtu-on-blackhole", "mtu-probe-interval", "mtu-probe-port", "node-ip", "node-name", "ovs-db", "ovs-rundir", "profiling",
-		"public-services", "service-proxy", "state-dir", "uplink-rate", "version", "vtep-bridge", "vxlan-port",
+		"max-pods-per-namespace", "metrics-address", "mtu", "mtu-on-blackhole", "mtu-probe-interval", "mtu-probe-port", "node-connection-rate", "node-ip", "node-name", "ovs-db", "ovs-rundir", "profiling",
+		"public-services", "service-connection-rate", "service-proxy", "state-dir", "uplink-rate", "version", "vtep-bridge", "vxlan-port",
 	},
 	"k8s-ovs-controller": {
 		"data-dir", "embedded-etcd", "global-namespaces", "host-subnet-length", "id", "leader-ttl", "listen-client-cacert", "listen-client-cert",

@@ -21,9 +21,18 @@ var redAndBlue = tenants{"red": "r", "blue": "b"}
 // metric is the sum of all samples of a node's metric.
 func (l *lab) metric(node, name string) float64 {
 	l.t.Helper()
+	sum, found, text := l.findMetric(node, name)
+	if !found {
+		l.t.Fatalf("%s has no metric %s:\n%s", node, name, text)
+	}
+	return sum
+}
+
+// findMetric is metric where there may be none yet; text is all there are.
+func (l *lab) findMetric(node, name string) (sum float64, found bool, text string) {
+	l.t.Helper()
 	text, err := l.Agent(node).Metrics(l.t.Context())
 	l.must(err)
-	sum, found := 0.0, false
 	for _, line := range strings.Split(text, "\n") {
 		rest, ok := strings.CutPrefix(line, name)
 		if !ok || rest == "" || rest[0] != ' ' && rest[0] != '{' {
@@ -33,10 +42,7 @@ func (l *lab) metric(node, name string) float64 {
 		l.must(err)
 		sum, found = sum+v, true
 	}
-	if !found {
-		l.t.Fatalf("%s has no metric %s:\n%s", node, name, text)
-	}
-	return sum
+	return sum, found, text
 }
 
 // TestFlowsPutRight: flows that somebody deletes or adds by hand are put right

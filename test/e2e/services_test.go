@@ -88,13 +88,19 @@ func (c *cluster) endpoints(pods ...string) {
 // and packets follow them.
 func (c *cluster) waitGroups(node string, endpoints int) {
 	c.t.Helper()
-	c.eventually(fmt.Sprintf("%s has %d endpoints", node, endpoints), 30*time.Second, func() error {
+	c.waitBuckets(node, 2*endpoints) // one group for each of two ports
+}
+
+// waitBuckets waits until a node has so many endpoints of service ports in its flows,
+// and packets follow them.
+func (c *cluster) waitBuckets(node string, buckets int) {
+	c.t.Helper()
+	c.eventually(fmt.Sprintf("%s has %d endpoints of service ports", node, buckets), 30*time.Second, func() error {
 		out, err := c.OVS(node).OFCtl(c.t.Context(), "dump-groups", "br0")
 		if err != nil {
 			return err
 		}
-		// One group for each of two ports.
-		if n := strings.Count(out, "bucket="); n != 2*endpoints {
+		if n := strings.Count(out, "bucket="); n != buckets {
 			return fmt.Errorf("%d buckets in\n%s", n, out)
 		}
 		return nil

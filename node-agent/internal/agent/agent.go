@@ -111,6 +111,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return follow(ctx) })
 	group.Go(func() error { return n.limiter.run(ctx, n.attacher) })
 	group.Go(func() error { return n.publishLimits(ctx) })
+	group.Go(func() error { return n.allot(ctx) })
 	return group.Wait()
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/uplink"
@@ -62,6 +63,12 @@ type Config struct {
 	BandwidthPolicy string
 	// UplinkRate is what pods share of the uplink.
 	UplinkRate uplink.Rate
+	// ServiceConnections and NodeConnections are the most new connections per second that
+	// the pods of a namespace may make to services and through the node.
+	ServiceConnections, NodeConnections fairness.Rate
+	// MaxPods is how many pods a namespace may have on this node; 0 for as many as there
+	// are addresses.
+	MaxPods int
 	// VXLANPort is the UDP port of the tunnels.
 	VXLANPort uint16
 	Diag      diag.Flags
@@ -106,6 +113,9 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.Uint16Var(&c.MTUProbePort, "mtu-probe-port", c.MTUProbePort, "UDP `port` of these probes, the same on every node; 0 for none")
 	fs.Var(&c.UplinkRate, "uplink-rate", "`rate` that pods share by tenant when they overload the uplink (kernel datapath): bits per second, such as 950M, auto (the link's own), or off")
 	fs.StringVar(&c.BandwidthPolicy, "bandwidth-policy", c.BandwidthPolicy, "what becomes of a pod whose rate limit is not valid: strict (it does not start) or lenient (it starts without)")
+	fs.Var(&c.ServiceConnections, "service-connection-rate", "most new connections per second of the pods of one namespace on this node to services: a `number`, auto (a sixteenth of the connection table), or off")
+	fs.Var(&c.NodeConnections, "node-connection-rate", "most new connections per second of the pods of one namespace through the node (to the outside and to ports of nodes): a `number`, auto (a sixteenth of the connection table), or off")
+	fs.IntVar(&c.MaxPods, "max-pods-per-namespace", c.MaxPods, "most `pods` of one namespace on this node (default: as many as there are addresses)")
 	fs.Uint16Var(&c.VXLANPort, "vxlan-port", c.VXLANPort, "UDP `port` of the tunnels; the same on every node")
 	c.Diag.Register(fs)
 	c.Cluster.register(fs)
@@ -163,6 +173,9 @@ func (c *Config) Complete() error {
 	}
 	if c.BandwidthPolicy != BandwidthStrict && c.BandwidthPolicy != BandwidthLenient {
 		return fmt.Errorf("--bandwidth-policy %q is none of %s, %s", c.BandwidthPolicy, BandwidthStrict, BandwidthLenient)
+	}
+	if c.MaxPods < 0 {
+		return fmt.Errorf("--max-pods-per-namespace %d is less than 0", c.MaxPods)
 	}
 	if c.VXLANPort == 0 {
 		return fmt.Errorf("--vxlan-port 0 is no port")

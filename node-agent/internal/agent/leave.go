@@ -51,6 +51,11 @@ func (n *node) leave(ctx context.Context) {
 	}
 	ctx, cancel = context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
+	if n.gate != nil {
+		if err := n.gate.Remove(ctx); err != nil {
+			n.log.Error("the node leaves the network, but its limit of pods' connections stays", "error", err)
+		}
+	}
 	switch n.datapath {
 	case ovs.DatapathSystem:
 		if err := n.sharing.remove(ctx); err != nil {

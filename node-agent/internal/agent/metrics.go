@@ -30,6 +30,7 @@ type metrics struct {
 	ready       prometheus.Gauge
 	mtu         prometheus.Gauge
 	paths       *pathMetrics
+	fair        *fairMetrics
 
 	uplinkRate   prometheus.Gauge
 	uplinkShared prometheus.Gauge
@@ -76,6 +77,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		ready:    gauge("ready", "1 when pods can be attached."),
 		mtu:      gauge("pod_mtu_bytes", "MTU that pods get."),
 		paths:    newPathMetrics(reg),
+		fair:     newFairMetrics(reg),
 
 		uplinkRate:   gauge("uplink_rate_bits_per_second", "Rate that pods share on the uplink; 0 where they do not."),
 		uplinkShared: gauge("uplink_shared", "1 when pods share the uplink by tenant."),

@@ -12,6 +12,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
@@ -68,6 +69,7 @@ type node struct {
 	datapath string
 	underlay *underlay.Setup
 	hostnet  *hostnet.Net
+	gate     *hostnet.Gate // belongs to allot's goroutine
 	sharing  *sharing
 	self     netip.Addr
 	tenants  *tenants
@@ -112,13 +114,17 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	if err != nil {
 		return nil, err
 	}
+	gate, err := hostnet.NewGate(host)
+	if err != nil {
+		return nil, err
+	}
 	sharing, err := newSharing(host, cfg.UplinkRate, log)
 	if err != nil {
 		return nil, err
 	}
 	n := &node{
 		cfg: cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
-		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, sharing: sharing, notReady: errors.New("the agent is starting"),
+		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errors.New("the agent is starting"),
 	}
 	if api != nil {
 		n.noServices = errNoServices
@@ -163,6 +169,9 @@ func (n *node) setSelf(vtep netip.Addr) {
 	start := time.Now()
 	n.table = flowtable.New(vtep, n.cfg.VXLANPort, n.metrics, func() float64 { return time.Since(start).Seconds() })
 	n.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
+	if n.cfg.ServiceConnections == fairness.Off {
+		n.table.Unlimited()
+	}
 	if n.api != nil {
 		said := leftOutSayer{api: n.api, self: vtep, peers: n.table.Peers, log: n.log}
 		n.services.table = services.New(services.Config{
@@ -170,6 +179,7 @@ func (n *node) setSelf(vtep netip.Addr) {
 		})
 	}
 	n.attacher = attach.New(attach.Netlink{Host: n.host, Shaper: shaping.New(n.host, n.log)}, switchPorts{n.ovs, n.conn.ports}, n.table, n.tenants, n.limiter, n.log)
+	n.attacher.SetMaxPods(n.cfg.MaxPods)
 }
 
 // Ready is nil when pods can be attached, else what is missing.

@@ -1,0 +1,268 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+const (
+	// lookAtConnections is how often the fill of the connection tables is looked at;
+	// below a quarter, who asks for connections is looked at once in calmLooks only.
+	lookAtConnections = 500 * time.Millisecond
+	calmLooks         = 10
+	// countHoldersEvery is how often the kernel's table is read to see who holds what,
+	// while it is short.
+	countHoldersEvery = 5 * time.Second
+	// userspaceSize is what is taken for the size of the userspace datapath's table at
+	// most. Its own limit is 3,000,000 by default, some GiB.
+	userspaceSize = 1 << 18
+	// sayAgain is the pause between two log lines about one namespace.
+	sayAgain = time.Minute
+)
+
+// allotment keeps namespaces from using up the connection tables of the node. It belongs
+// to one goroutine.
+type allotment struct {
+	n    *node
+	gate *hostnet.Gate
+	// services are connections through the bridge, through those through the node.
+	services, through *tableUse
+	looks             int
+	// passages are as last set, found as they were at the last look.
+	passages, found map[string]hostnet.Passage
+	holds           map[string]uint64
+	counted         time.Time
+	failed          map[string]string
+}
+
+// tableUse is what namespaces make of one connection table.
+type tableUse struct {
+	// limit is its name in metrics and log lines, flag what changes it.
+	limit, flag string
+	judge       fairness.Judge
+	// last is what was asked for, for the metrics, said when a namespace was named in the log.
+	last map[string]fairness.Asked
+	said map[string]time.Time
+	log  *slog.Logger
+	m    *fairMetrics
+}
+
+// allot looks at the connection tables until ctx ends.
+func (n *node) allot(ctx context.Context) error {
+	a := &allotment{n: n, gate: n.gate, looks: calmLooks - 1, failed: map[string]string{}}
+	a.services = n.newTableUse("service-connections", "service-connection-rate", n.cfg.ServiceConnections)
+	a.through = n.newTableUse("node-connections", "node-connection-rate", n.cfg.NodeConnections)
+	tick := time.NewTicker(lookAtConnections)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			a.look(ctx)
+		}
+	}
+}
+
+func (n *node) newTableUse(limit, flag string, rate fairness.Rate) *tableUse {
+	return &tableUse{
+		limit: limit, flag: flag, judge: fairness.Judge{Rate: rate}, last: map[string]fairness.Asked{}, said: map[string]time.Time{},
+		log: n.log, m: n.metrics.fair,
+	}
+}
+
+// look does all there is to do about both tables. What fails is tried again at the next
+// look: nobody waits for it.
+func (a *allotment) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	m, ready := a.n.table.Model()
+	if !ready {
+		return
+	}
+	a.looks++
+	kernel, err := a.kernelTable()
+	a.say("the node's connection table", err)
+	if err == nil {
+		a.countHolders(m.Subnet, kernel)
+		a.say("the limit of connections through the node", a.throughNode(ctx, kernel))
+	}
+	switch {
+	case m.ServiceProxy != pipeline.OVS || a.n.cfg.ServiceConnections == fairness.Off:
+	case a.n.datapath == ovs.DatapathNetdev:
+		a.say("the limit of connections to services", a.throughBridge(ctx, nil))
+	case err == nil:
+		a.say("the limit of connections to services", a.throughBridge(ctx, &kernel))
+	}
+}
+
+// say logs what is wrong once.
+func (a *allotment) say(what string, err error) {
+	text := ""
+	if err != nil && !errors.Is(err, flowtable.ErrDisconnected) && !errors.Is(err, context.Canceled) {
+		text = err.Error()
+	}
+	if text != "" && text != a.failed[what] {
+		a.n.log.Warn("a tenant might use up what others need: "+what+" is not in force", "error", err)
+	}
+	a.failed[what] = text
+}
+
+func (a *allotment) kernelTable() (fairness.Table, error) {
+	used, size, err := a.n.host.Connections()
+	if errors.Is(err, link.ErrNoSysctl) {
+		return fairness.Table{Size: userspaceSize}, nil // nothing tracks connections yet
+	}
+	return fairness.Table{Size: size, Used: used}, err
+}
+
+// countHolders reads who holds what of the kernel's table, where that matters.
+func (a *allotment) countHolders(pods netip.Prefix, t fairness.Table) {
+	switch {
+	case !t.Short():
+		a.holds = nil
+		return
+	case time.Since(a.counted) < countHoldersEvery:
+		return
+	}
+	a.counted = time.Now()
+	counts, err := a.n.host.ConnectionsBySource(pods)
+	a.say("the share of the node's connection table", err)
+	a.holds = map[string]uint64{}
+	for _, at := range a.n.attacher.List() {
+		a.holds[at.Namespace] += counts[at.Address]
+	}
+}
+
+// throughBridge allots the connections to services; t is nil on the userspace datapath,
+// which has a table of its own.
+func (a *allotment) throughBridge(ctx context.Context, t *fairness.Table) error {
+	holds := a.holds
+	if t == nil {
+		used, size, err := a.n.ovs.UserspaceConnections(ctx)
+		if err != nil {
+			return err
+		}
+		t, holds = &fairness.Table{Size: min(size, userspaceSize), Used: used}, nil
+	}
+	held := a.services.judge.Held()
+	if a.due(*t) {
+		demands, err := a.n.table.Demands(ctx)
+		if err != nil {
+			return err
+		}
+		asked := make(map[string]fairness.Asked, len(demands))
+		for namespace, d := range demands {
+			asked[namespace] = fairness.Asked{All: d.Connections, Refused: d.Refused}
+		}
+		held = a.services.next(*t, asked, holds)
+		a.n.metrics.fair.tooLarge(demands)
+	}
+	allowances := make(map[string]pipeline.Allowance, len(held))
+	for namespace, h := range held {
+		allowances[namespace] = pipeline.Allowance(h)
+	}
+	return a.n.table.SetAllowances(ctx, pipeline.Allowance(a.n.cfg.ServiceConnections.Ceiling(t.Size)), allowances)
+}
+
+// due is whether it matters now who asks for connections.
+func (a *allotment) due(t fairness.Table) bool { return a.looks%calmLooks == 0 || t.Used >= t.Size/4 }
+
+// throughNode allots the connections through the node.
+func (a *allotment) throughNode(ctx context.Context, t fairness.Table) error {
+	if a.n.cfg.NodeConnections == fairness.Off {
+		return a.gate.Remove(ctx)
+	}
+	held := a.through.judge.Held()
+	if a.due(t) {
+		asked, err := a.gate.Asked(ctx)
+		if err != nil {
+			return err
+		}
+		held = a.through.next(t, asked, a.holds)
+	}
+	want := map[string]hostnet.Passage{}
+	all := a.n.cfg.NodeConnections.Ceiling(t.Size)
+	for _, at := range a.n.attacher.List() {
+		p, ok := want[at.Namespace]
+		if !ok {
+			p.Allowance = all
+			if h, less := held[at.Namespace]; less {
+				p.Allowance = h
+			}
+		}
+		p.Addresses = append(p.Addresses, at.Address)
+		want[at.Namespace] = p
+	}
+	if a.looks%calmLooks != 0 && !a.urgent(want) {
+		return nil
+	}
+	err := a.gate.Set(ctx, bridge.GatewayPort, all, want)
+	a.passages = want
+	if err != nil {
+		a.passages = nil
+	}
+	return err
+}
+
+// urgent is whether what pods may through the node must be written now: at once where a
+// namespace may more or less than before, and when pods have stopped coming and going, which
+// must not wait for the firewall.
+func (a *allotment) urgent(want map[string]hostnet.Passage) bool {
+	settled := maps.EqualFunc(want, a.found, hostnet.Passage.Equal)
+	a.found = want
+	if settled && !maps.EqualFunc(want, a.passages, hostnet.Passage.Equal) {
+		return true
+	}
+	for namespace, p := range want {
+		if was, known := a.passages[namespace]; known && was.Allowance != p.Allowance {
+			return true
+		}
+	}
+	return false
+}
+
+// next is the judge's word on a table, told to whom it concerns.
+func (u *tableUse) next(t fairness.Table, asked map[string]fairness.Asked, holds map[string]uint64) map[string]fairness.Allowance {
+	now := time.Now()
+	held := u.judge.Next(now, t, asked, holds)
+	u.m.table(u.limit, t, len(held))
+	for namespace, n := range asked {
+		last := u.last[namespace]
+		if last.Refused > n.Refused {
+			last.Refused = 0
+		}
+		refused := n.Refused - last.Refused
+		u.m.refused.WithLabelValues(namespace, u.limit).Add(float64(refused))
+		if refused == 0 || now.Sub(u.said[namespace]) < sayAgain {
+			continue
+		}
+		u.said[namespace] = now
+		allowed, isHeld := held[namespace]
+		if !isHeld {
+			allowed = u.judge.Rate.Ceiling(t.Size)
+		}
+		u.log.Warn("new connections of a namespace are refused: it asks for more than it may; have its pods keep connections open, or raise the limit by the agent's flag or a larger connection table (net.netfilter.nf_conntrack_max)",
+			"limit", u.limit, "flag", "--"+u.flag, "tenant", namespace, "refused", refused, "perSecond", allowed.Rate, "tableUsed", t.Used, "tableSize", t.Size)
+	}
+	for namespace := range u.last {
+		if _, there := asked[namespace]; !there {
+			u.m.refused.DeleteLabelValues(namespace, u.limit)
+			delete(u.said, namespace)
+		}
+	}
+	u.last = maps.Clone(asked)
+	return held
+}
