@@ -28,7 +28,7 @@ func TestAttackPodFrames(t *testing.T) {
 		to := l.get(target)
 		add := func(kind string, frame func(mark string) []byte) {
 			mark := fmt.Sprintf("forged %s to %s;", kind, target)
-			forged[kind] = append(forged[kind], forgery{mark, [][]byte{frame(mark)}})
+			forged[kind] = append(forged[kind], forgery{mark: mark, frames: [][]byte{frame(mark)}})
 		}
 		addIP := func(kind string, dst, src net.HardwareAddr, source netip.Addr) {
 			add(kind, func(mark string) []byte {
@@ -100,7 +100,7 @@ func TestAttackPodVXLAN(t *testing.T) {
 					mark := fmt.Sprintf("%s: VNI %d for %s;", kind, vni, victim)
 					inner := wire.Ethernet(l.mac(victim), l.mac(partner), wire.TypeIPv4,
 						wire.IPv4(l.get(partner).IP, to.IP, wire.ProtoUDP, wire.UDP(1000, 9, []byte(mark))))
-					forged[kind] = append(forged[kind], forgery{mark, frames(wire.UDP(50000, dst.Port(), wire.VXLAN(vni, inner)))})
+					forged[kind] = append(forged[kind], forgery{mark: mark, frames: frames(wire.UDP(50000, dst.Port(), wire.VXLAN(vni, inner)))})
 				}
 				ethernet := func(packet []byte) []byte { return wire.Ethernet(gateway, me, wire.TypeIPv4, packet) }
 				add("", func(udp []byte) [][]byte {

@@ -47,10 +47,12 @@ func (l *lab) datapath() string {
 const patience = 10 * time.Second
 
 // forgery is what is sent to forge one message: its frames, all of which contain the
-// mark where they are whole.
+// mark where they are whole. Where it has a victim, what others see of the mark is none of
+// its delivery, such as the errors that its sender is told.
 type forgery struct {
 	mark   string
 	frames [][]byte
+	victim string
 }
 
 // send sends forgeries from a pod, waits until they must have arrived, and returns how
@@ -77,6 +79,9 @@ func (e *ears) delivered(forged []forgery) (n int) {
 	for _, f := range forged {
 		reached := ""
 		for name, frames := range seen {
+			if f.victim != "" && f.victim != name {
+				continue
+			}
 			for _, frame := range frames {
 				if bytes.Contains(frame, []byte(f.mark)) {
 					reached = name

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
@@ -61,7 +62,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		hostRepairs: counter("host_repairs_total", "Times that the host's addresses, routes or firewall rules had to be put right."),
 		reconnects:  counter("ovs_reconnects_total", "Connections made to ovs-vswitchd."),
 		drops: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Namespace: "k8s_ovs", Name: "drops_total", Help: "Packets dropped by the pipeline, by reason; PIPELINE.md explains them.",
+			Namespace: "k8s_ovs", Name: "drops_total", Help: "Packets dropped by the pipeline and by the node's firewall, by reason; PIPELINE.md explains them.",
 		}, []string{"reason"}),
 		tooLarge: counter("fragmentation_needed_total", "Senders told that a packet is too large for its path."),
 		missed:   counter("datapath_missed_packets_total", "Packets lost because they came faster than ovs-vswitchd of the userspace datapath took them."),
@@ -97,6 +98,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range pipeline.Reasons() {
 		m.drops.WithLabelValues(r.String())
 	}
+	for _, r := range hostnet.Reasons() {
+		m.drops.WithLabelValues(string(r))
+	}
 	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
 		m.uplinkRate, m.uplinkShared, m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
@@ -118,6 +122,13 @@ func (m *metrics) ServicesRepaired(n int) { m.serviceRepairs.Add(float64(n)) }
 // Dropped implements flowtable.Observer.
 func (m *metrics) Dropped(r pipeline.Reason, n uint64) {
 	m.drops.WithLabelValues(r.String()).Add(float64(n))
+}
+
+// firewallDropped counts what the node's firewall has dropped.
+func (m *metrics) firewallDropped(by map[hostnet.Reason]uint64) {
+	for r, n := range by {
+		m.drops.WithLabelValues(string(r)).Add(float64(n))
+	}
 }
 
 // ObserveRequest implements cniserver.Metrics.

@@ -50,6 +50,11 @@ func (n *node) pass(ctx context.Context, full bool) error {
 		if err := n.table.Resync(ctx); err != nil {
 			return err
 		}
+		dropped, err := n.hostnet.Dropped(ctx)
+		if err != nil {
+			return err
+		}
+		n.metrics.firewallDropped(dropped)
 	}
 	n.warm()
 	n.observe()

@@ -63,6 +63,8 @@ type Spec struct {
 type Net struct {
 	ns  *link.NS
 	nft knftables.Interface
+	// counted is what the table's counters said last.
+	counted map[Reason]uint64
 }
 
 // New makes a Net for the node's namespace. It fails where nftables cannot be used.
@@ -113,7 +115,7 @@ func (n *Net) ensureRules(ctx context.Context, want []chain) (changed bool, err 
 		if err := n.nft.Run(ctx, tx); err != nil {
 			return fmt.Errorf("firewall table %s: writing: %w", table, err)
 		}
-		changed = true
+		changed, n.counted = true, nil
 		return nil
 	})
 	return changed, err

@@ -93,68 +93,6 @@ func TestOtherTablesAreLeftAlone(t *testing.T) {
 	}
 }
 
-// A pod may not make tunnel packets: not to a peer, not to its own node, not through
-// DNAT, not in fragments.
-func TestPodsCannotSendVXLAN(t *testing.T) {
-	l := newLab(t)
-	l.ensure(true)
-	l.run(l.node, "nft", `add table ip svc; add chain ip svc pre { type nat hook prerouting priority dstnat; };
-		add rule ip svc pre ip daddr 10.96.0.10 udp dport 53 dnat to 198.18.0.1:4789;
-		add rule ip svc pre ip daddr 10.96.0.11 udp dport 53 dnat to 198.18.0.7:4789`)
-	attempts := []struct {
-		name, dst string
-		size      int
-	}{
-		{"to a peer", "198.18.0.1:4789", 100}, {"to a peer in fragments", "198.18.0.1:4789", 4000},
-		{"by DNAT to a peer", "10.96.0.10:53", 100}, {"by DNAT in fragments", "10.96.0.10:53", 4000},
-	}
-	for _, a := range attempts {
-		s := l.sniff(l.outside, "eth0")
-		l.udp(l.pods, "172.11.0.5", a.dst, a.size)
-		l.udp(l.pods, "172.11.0.5", "198.18.0.1:4788", 100) // passes, and marks the end
-		if s.until(udpTo(4788), func(p []byte) bool { return udpTo(4789)(p) || anyFragment(p) }) {
-			t.Errorf("%s: a tunnel packet got out", a.name)
-		}
-	}
-	vtep, err := ns.ListenUDP(ns.Path(l.node), "198.18.0.7:4789")
-	l.ok(err)
-	defer vtep.Close()
-	l.udp(l.pods, "172.11.0.5", "198.18.0.7:4789", 100)
-	l.udp(l.pods, "172.11.0.5", "10.96.0.11:53", 100)
-	l.udp(l.outside, "198.18.0.1", "198.18.0.7:4789", 7) // a peer may, and marks the end
-	buf := make([]byte, 2000)
-	if n, peer, err := vtep.ReadFromUDP(buf); err != nil || n != 7 {
-		t.Errorf("the node's VTEP got %d bytes from %v, %v; want the peer's 7 only", n, peer, err)
-	}
-	// The rules are what holds it back.
-	l.ok(l.net.Cleanup(context.Background()))
-	l.udp(l.pods, "172.11.0.5", "198.18.0.7:4789", 100)
-	if n, _, err := vtep.ReadFromUDP(buf); err != nil || n != 100 {
-		t.Errorf("without rules nothing arrives either (%d bytes, %v): the test proves nothing", n, err)
-	}
-}
-
-// A pod can neither keep agents busy with probes nor pass for the agent of its node.
-func TestPodsCannotProbe(t *testing.T) {
-	l := newLab(t)
-	l.spec.ProbePort = 4790
-	l.ensure(true)
-	s := l.sniff(l.outside, "eth0")
-	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4790", 100)
-	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4788", 100) // passes, and marks the end
-	if s.until(udpTo(4788), udpTo(4790)) {
-		t.Error("to a peer: a probe got out")
-	}
-	agent, err := ns.ListenUDP(ns.Path(l.node), "198.18.0.7:4790")
-	l.ok(err)
-	defer agent.Close()
-	l.udp(l.pods, "172.11.0.5", "198.18.0.7:4790", 100)
-	l.udp(l.outside, "198.18.0.1", "198.18.0.7:4790", 7) // a peer may, and marks the end
-	if n, from, err := agent.ReadFromUDP(make([]byte, 200)); err != nil || n != 7 {
-		t.Errorf("the node's agent got %d bytes from %v, %v; want the peer's 7 only", n, from, err)
-	}
-}
-
 // The bridge serves services: what it sends to the node all the same is refused, at
 // once, and not translated by the node.
 func TestServicesAreRefused(t *testing.T) {
@@ -186,20 +124,6 @@ func TestServicesAreRefused(t *testing.T) {
 	}))
 	if !errors.Is(answer, unix.ECONNREFUSED) {
 		t.Errorf("UDP: %v, want connection refused", answer)
-	}
-}
-
-// Another port than 4789 is guarded as well.
-func TestVXLANPortIsConfigurable(t *testing.T) {
-	l := newLab(t)
-	l.ensure(true)
-	l.spec.VXLANPort = 4790
-	l.ensure(true)
-	s := l.sniff(l.outside, "eth0")
-	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4790", 100)
-	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4789", 100)
-	if s.until(udpTo(4789), udpTo(4790)) {
-		t.Error("a packet to the tunnel port 4790 got out")
 	}
 }
 

@@ -94,6 +94,13 @@ func (l *lab) ensure(want bool) {
 	}
 }
 
+// up waits until nothing that pods send is lost because their link is not up yet.
+func (l *lab) up() {
+	l.t.Helper()
+	l.ok(ns.WaitRunning(context.Background(), l.pods, "eth0"))
+	l.ok(ns.WaitRunning(context.Background(), l.node, "tun0"))
+}
+
 // patience is how long a connection may take that is expected to fail in the end;
 // one that works takes less than a millisecond, or a second where the first packet is
 // lost because a device just came up.
@@ -203,17 +210,23 @@ func from(ip string) func([]byte) bool {
 
 func anyFragment(p []byte) bool { return p[6]&0x20 != 0 || p[6]&0x1f != 0 || p[7] != 0 }
 
-// udp sends size bytes from a namespace.
+// udp sends size bytes from a namespace, from an address with or without a port, or has its own firewall refuse them.
 func (l *lab) udp(name, src, dst string, size int) {
 	l.t.Helper()
 	l.ok(ns.Do(name, func() error {
-		d := net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(src)}}
+		local := &net.UDPAddr{IP: net.ParseIP(src)}
+		if local.IP == nil {
+			local = net.UDPAddrFromAddrPort(netip.MustParseAddrPort(src))
+		}
+		d := net.Dialer{LocalAddr: local}
 		c, err := d.Dial("udp4", dst)
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		_, err = c.Write(make([]byte, size))
+		if _, err = c.Write(make([]byte, size)); errors.Is(err, unix.EPERM) {
+			return nil
+		}
 		return err
 	}))
 }

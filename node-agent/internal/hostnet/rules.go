@@ -29,14 +29,21 @@ type rule struct {
 // with the final zero.
 const maxComment = 127
 
+// early is before what others do to packets that they have not seen yet: choose a zone of
+// connection tracking, or none. It is after fragments were put together (-400).
+const early knftables.BaseChainPriority = "-310"
+
+// late is behind all that translates: what comes in, ipvs with 98 and 99 the last, and what
+// goes out (100).
+const late knftables.BaseChainPriority = "110"
+
 // chains are the rules that spec asks for.
 func chains(s Spec) []chain {
 	dev := func(direction, op string) string { return fmt.Sprintf("%s %s%q", direction, op, s.Device) }
 	in, notIn := dev("iifname", ""), dev("iifname", "!= ")
 	out, notOut := dev("oifname", ""), dev("oifname", "!= ")
-	vxlan := fmt.Sprintf("udp dport %d", s.VXLANPort)
 
-	raw := chain{name: "raw-prerouting", kind: knftables.FilterType, hook: knftables.PreroutingHook, priority: knftables.RawPriority}
+	raw := chain{name: "raw-prerouting", kind: knftables.FilterType, hook: knftables.PreroutingHook, priority: early}
 	for _, d := range s.SwitchDevices {
 		// AF_PACKET gives the userspace datapath a copy; the original goes on to
 		// the node's own stack, which would answer twice, or route it past all flows.
@@ -45,12 +52,10 @@ func chains(s Spec) []chain {
 	for _, d := range s.SwitchBridges {
 		raw.rules = append(raw.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "notrack"}, "the switch has yet to take it, untranslated, from " + d})
 	}
-	raw.rules = append(raw.rules, rule{[]any{notIn, vxlan, "notrack"}, "tunnel packets need no conntrack"})
 
 	// "ct state" also makes the kernel put fragments together before these hooks,
 	// so a second fragment without ports cannot pass.
 	forward := chain{name: "forward", kind: knftables.FilterType, hook: knftables.ForwardHook, priority: knftables.FilterPriority, rules: []rule{
-		{[]any{in, vxlan, "counter drop"}, "pods may not make tunnel packets, also after DNAT"},
 		{[]any{in, "ct state invalid counter drop"}, "would leave with the pod's address: NAT does not apply"},
 	}}
 	if !s.Hairpin {
@@ -63,26 +68,23 @@ func chains(s Spec) []chain {
 	forward.rules = append(forward.rules,
 		rule{[]any{notIn, out, "ct state { new, invalid, untracked } ct status & dnat == 0 counter drop"}, "hosts outside may not route into pods"})
 
-	input := chain{name: "input", kind: knftables.FilterType, hook: knftables.InputHook, priority: knftables.FilterPriority, rules: []rule{
-		{[]any{in, vxlan, "counter drop"}, "pods may not make tunnel packets, also after DNAT"},
-	}}
+	input := chain{name: "input", kind: knftables.FilterType, hook: knftables.InputHook, priority: knftables.FilterPriority}
 	for _, d := range s.SwitchBridges {
 		only := "only the switch takes packets from " + d
 		input.rules = append(input.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "counter drop"}, only})
 		forward.rules = append(forward.rules, rule{[]any{fmt.Sprintf("iifname %q oifname != %q", d, d), "counter drop"}, only})
 	}
-	if s.ProbePort != 0 {
-		probes := rule{[]any{in, fmt.Sprintf("udp dport %d", s.ProbePort), "counter drop"}, "pods have no part in the probes of nodes' paths"}
-		input.rules, forward.rules = append(input.rules, probes), append(forward.rules, probes)
-	}
-
+	guard := guards(s, in, notIn, notOut)
+	raw.rules = append(raw.rules, guard.came...)
+	forward.rules = append(guard.pods, forward.rules...)
+	input.rules = append(guard.toNode, input.rules...)
 	return []chain{
 		raw,
-		{name: "raw-output", kind: knftables.FilterType, hook: knftables.OutputHook, priority: knftables.RawPriority, rules: []rule{
-			{[]any{notOut, vxlan, "notrack"}, "tunnel packets need no conntrack"},
-		}},
+		{name: "raw-output", kind: knftables.FilterType, hook: knftables.OutputHook, priority: early, rules: guard.made},
 		input,
+		{name: "tunnels-in", kind: knftables.FilterType, hook: knftables.InputHook, priority: late, rules: guard.in},
 		forward,
+		{name: "tunnels-out", kind: knftables.FilterType, hook: knftables.PostroutingHook, priority: late, rules: guard.out},
 		refusals(s, in),
 		postrouting(s, in, out, notOut),
 	}
@@ -106,6 +108,8 @@ func refusals(s Spec, in string) chain {
 // postrouting gives packets the address under which their answers come back.
 func postrouting(s Spec, in, out, notOut string) chain {
 	c := chain{name: "postrouting", kind: knftables.NATType, hook: knftables.PostroutingHook, priority: knftables.SNATPriority, rules: []rule{
+		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "meta l4proto udp counter masquerade to", ":" + s.sourcePorts(), "fully-random"},
+			"pods leave with the node's address, from none of its own ports"},
 		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
 		{[]any{out, "fib saddr type local ip saddr !=", s.Gateway.String(), "counter masquerade"}, "peers know this node's gateway, not its other addresses"},
 	}}
@@ -148,6 +152,9 @@ func replace(tx *knftables.Transaction, cs []chain) {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
+	for _, r := range Reasons() {
+		tx.Add(&knftables.Counter{Name: string(r)})
+	}
 	texts := comments(cs)
 	for _, c := range cs {
 		tx.Add(&knftables.Chain{Name: c.name, Type: knftables.PtrTo(c.kind), Hook: knftables.PtrTo(c.hook), Priority: knftables.PtrTo(c.priority)})
