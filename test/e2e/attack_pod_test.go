@@ -1,14 +1,17 @@
 package e2e
 
 import (
+	"bytes"
 	"fmt"
 	"net"
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/test/attacks"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/wire"
 )
 
@@ -120,4 +123,189 @@ func TestAttackPodVXLAN(t *testing.T) {
 		l.attack(attacks.Pod, kind, func() (int, int) { return e.send("red/a", f, "red/b", "red/c") })
 	}
 	l.requireMatrix("after forging", tenants{"red": "r", "blue": "b"}.allowed)
+}
+
+// TestAttackPodEncapsulations: nothing that a pod puts into something else is taken
+// apart by a node, however it is addressed.
+func TestAttackPodEncapsulations(t *testing.T) {
+	o := upOdd(t)
+	me, gateway, from := o.mac("red/a"), o.gatewayMAC("red/a"), o.get("red/a").IP
+	o.ears.fence("red/a", "red/b")
+	for where, to := range map[string]string{
+		"its node": "198.18.0.1", "a peer": "198.18.0.2", "the underlay's broadcast address": "198.18.0.255",
+		"everybody": "255.255.255.255", "all hosts by multicast": "224.0.0.1", "its gateway": o.get("red/a").Gateway.String(),
+	} {
+		var forged []forgery
+		marks := map[string]string{}
+		for kind, build := range o.encapsulations(func(kind string) []byte {
+			marks[kind] = fmt.Sprintf("pod's %s to %s;", kind, where)
+			return o.inner(marks[kind])
+		}) {
+			proto, payload := build()
+			packet := wire.IPv4(from, netip.MustParseAddr(to), proto, payload)
+			forged = append(forged, forgery{mark: marks[kind], victim: "blue/a", frames: [][]byte{
+				wire.Ethernet(gateway, me, wire.TypeIPv4, packet), wire.Ethernet(wire.Broadcast, me, wire.TypeIPv4, packet),
+			}})
+		}
+		o.attack(attacks.Pod, "encapsulations to "+where, func() (int, int) { return o.ears.send("red/a", forged, "red/b") })
+	}
+}
+
+// TestAttackPodOddFrames: VLAN tags, source routes and fragments that overlap get a pod
+// no further than its plain frames.
+func TestAttackPodOddFrames(t *testing.T) {
+	o := upOdd(t)
+	me, gateway, from := o.mac("red/a"), o.gatewayMAC("red/a"), o.get("red/a")
+	o.ears.fence("red/a", "red/b")
+	ip := func(p []byte) []byte { return wire.Ethernet(gateway, me, wire.TypeIPv4, p) }
+	vni := o.netID("blue")
+	var tagged, routed, overlapping []forgery
+	for _, victim := range []string{"blue/a", "blue/b", "red/b"} {
+		to := o.get(victim).IP
+		plain := func(mark string) []byte { return wire.UDP(1000, 9, []byte(mark)) }
+		for _, vid := range []uint16{0, 1, 4094} {
+			mark := fmt.Sprintf("VLAN %d to %s;", vid, victim)
+			frame := wire.Tag(ip(wire.IPv4(from.IP, to, wire.ProtoUDP, plain(mark))), vid)
+			tagged = append(tagged, forgery{mark: mark, frames: [][]byte{frame}},
+				forgery{mark: "twice " + mark, frames: [][]byte{wire.Tag(wire.Tag(ip(wire.IPv4(from.IP, to, wire.ProtoUDP, plain("twice "+mark))), vid), 7)}})
+		}
+		if victim == "red/b" {
+			continue // what follows would be its own tenant's
+		}
+		for _, by := range []netip.Addr{from.Gateway, o.vtep("n1"), o.vtep("n2"), o.get("red/b").IP} {
+			mark := fmt.Sprintf("routed by %s to %s;", by, victim)
+			routed = append(routed, forgery{mark: mark, frames: [][]byte{ip(wire.SourceRouted(from.IP, by, to, wire.ProtoUDP, plain(mark)))}, victim: victim})
+		}
+	}
+	for _, node := range []string{"n1", "n2"} {
+		// The first piece says that it is for an honest port; the next ones begin anew.
+		for i, pieces := range [][3]int{{0, 8, 0}, {0, 16, 0}, {0, 32, 8}, {8, 8, 0}} {
+			mark := fmt.Sprintf("overlapping no. %d to %s;", i, node)
+			udp := func(port uint16) []byte { return wire.UDP(50000, port, wire.VXLAN(vni, o.inner(mark))) }
+			honest, tunnel := udp(53), udp(wire.VXLANPort)
+			overlapping = append(overlapping, forgery{mark: mark, victim: "blue/a", frames: [][]byte{
+				ip(wire.Fragment(from.IP, o.vtep(node), wire.ProtoUDP, honest[pieces[0]:pieces[0]+pieces[1]], pieces[0], true)),
+				ip(wire.Fragment(from.IP, o.vtep(node), wire.ProtoUDP, tunnel[pieces[2]:], pieces[2], false)),
+				ip(wire.Fragment(from.IP, o.vtep(node), wire.ProtoUDP, tunnel[:8], 0, true)),
+			}})
+		}
+	}
+	o.attack(attacks.Pod, "frames with VLAN tags", func() (int, int) { return o.ears.send("red/a", tagged, "red/b") })
+	o.attack(attacks.Pod, "source routes to another tenant", func() (int, int) { return o.ears.send("red/a", routed, "red/b") })
+	o.attack(attacks.Pod, "overlapping fragments with another port", func() (int, int) { return o.ears.send("red/a", overlapping, "red/b") })
+}
+
+// TestAttackPodNode: what a pod tells its node about routes is not believed, and what
+// the agent keeps to the node itself is not reached.
+func TestAttackPodNode(t *testing.T) {
+	o := upOdd(t)
+	me, gateway, from := o.mac("red/a"), o.gatewayMAC("red/a"), o.get("red/a")
+	o.ears.fence("red/a", "red/b")
+	outside := netip.MustParseAddr("203.0.113.1")
+	route := func() string { return o.node("n1", "ip", "route", "get", outside.String()) }
+	before := route()
+	o.attack(attacks.Pod, "ICMP redirects of the node", func() (tried, moved int) {
+		about := wire.IPv4(o.vtep("n1"), outside, wire.ProtoUDP, wire.UDP(1, 2, nil))
+		for _, source := range []netip.Addr{from.IP, from.Gateway, netip.MustParseAddr("198.18.0.254")} {
+			for _, to := range []netip.Addr{o.vtep("n1"), from.Gateway} {
+				o.must(o.ears.ports["red/a"].Send(wire.Ethernet(gateway, me, wire.TypeIPv4,
+					wire.IPv4(source, to, wire.ProtoICMP, wire.Redirect(from.IP, about)))))
+				tried++
+			}
+		}
+		o.ears.fence("red/a", "red/b")
+		o.reachesNode()
+		if after := route(); after != before {
+			t.Logf("the way to %s was %q and is %q", outside, before, after)
+			moved = 1
+		}
+		return tried, moved
+	})
+	o.attack(attacks.Pod, "what listens at the node's loopback address", func() (tried, heard int) {
+		at, err := ns.ListenUDP(ns.Path(o.Name()+"-n1"), "127.0.0.1:7777")
+		o.must(err)
+		defer func() { _ = at.Close() }()
+		o.node("n1", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet") // as kube-proxy does
+		for _, to := range []string{"127.0.0.1", "127.1.2.3"} {
+			o.must(o.ears.ports["red/a"].Send(wire.Ethernet(gateway, me, wire.TypeIPv4,
+				wire.IPv4(from.IP, netip.MustParseAddr(to), wire.ProtoUDP, wire.UDP(50000, 7777, []byte("loopback"))))))
+			tried++
+		}
+		o.ears.fence("red/a", "red/b")
+		o.reachesNode()
+		_ = at.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, err := at.Read(make([]byte, 100)); err == nil {
+			heard = 1
+		}
+		return tried, heard
+	})
+	o.attack(attacks.Pod, "probes of nodes", func() (tried, answered int) {
+		probe := append([]byte("kovp\x01\x00\x05\xdc 8 bytes"), make([]byte, 100)...)
+		for _, to := range []netip.Addr{o.vtep("n1"), o.vtep("n2"), from.Gateway} {
+			for _, sport := range []uint16{50000, 4790} {
+				o.must(o.ears.ports["red/a"].Send(wire.Ethernet(gateway, me, wire.TypeIPv4, wire.IPv4(from.IP, to, wire.ProtoUDP, wire.UDP(sport, 4790, probe)))))
+				tried++
+			}
+		}
+		o.reachesNode()
+		o.ears.fence("red/a", "red/b")
+		o.ears.fence("red/b", "red/a")
+		for _, f := range o.ears.ports["red/a"].Frames() {
+			// Not what a node says of a port that it has closed.
+			if bytes.Contains(f, []byte("kovp")) && f[23] == wire.ProtoUDP {
+				answered++
+			}
+		}
+		return tried, answered
+	})
+}
+
+// reachesNode waits until n1 has taken what red/a sent it before: it answers a ping.
+func (o *odd) reachesNode() {
+	o.t.Helper()
+	if out, err := o.PodExec(o.t.Context(), o.get("red/a"), "ping", "-c1", "-W5", o.vtep("n1").String()); err != nil {
+		o.t.Fatalf("red/a does not reach its node: %v\n%s", err, out)
+	}
+}
+
+// TestAttackPodReflection: an answer that a trusted process gives a pod is no tunnel
+// packet, though the pod chose its own port so that it would be, and the node's translation keeps it.
+func TestAttackPodReflection(t *testing.T) {
+	o := upOdd(t)
+	// As a service's proxy does that does not choose ports at random.
+	o.node("n1", "nft", "add table ip lab; add chain ip lab post { type nat hook postrouting priority 90; }; add rule ip lab post udp dport { 7777, 7778 } masquerade")
+	for _, port := range []string{"7777", "7778"} {
+		at, err := ns.ListenUDP(ns.Path(o.Name()+"-n2"), o.vtep("n2").String()+":"+port)
+		o.must(err)
+		defer func() { _ = at.Close() }()
+		go func() {
+			buf := make([]byte, 9000)
+			for {
+				n, from, err := at.ReadFromUDPAddrPort(buf)
+				if err != nil {
+					return
+				}
+				_, _ = at.WriteToUDPAddrPort(buf[:n], from)
+			}
+		}()
+	}
+	me, gateway, from := o.mac("red/a"), o.gatewayMAC("red/a"), o.get("red/a")
+	red := o.ears.ports["red/a"]
+	send := func(sport, dport uint16, payload []byte) {
+		o.must(o.ears.ports["red/a"].Send(wire.Ethernet(gateway, me, wire.TypeIPv4, wire.IPv4(from.IP, o.vtep("n2"), wire.ProtoUDP, wire.UDP(sport, dport, payload)))))
+	}
+	o.attack(attacks.Pod, "answers of a trusted process to the port of tunnels", func() (int, int) {
+		var forged []forgery
+		for _, vni := range []uint32{0, o.netID("blue")} {
+			f := forgery{mark: fmt.Sprintf("reflected with VNI %d;", vni), victim: "blue/a"}
+			send(wire.VXLANPort, 7777, wire.VXLAN(vni, o.inner(f.mark)))
+			forged = append(forged, f)
+		}
+		send(50000, 7778, []byte("honest echo"))
+		if _, err := red.WaitFor("honest echo", patience); err != nil {
+			t.Fatalf("no honest answer arrives, so this test shows nothing: %v", err)
+		}
+		o.ears.fence("red/b", "red/a")
+		return len(forged), o.ears.delivered(forged)
+	})
 }

@@ -12,6 +12,7 @@ import (
 const (
 	TypeIPv4 = 0x0800
 	TypeARP  = 0x0806
+	TypeVLAN = 0x8100
 )
 
 // VXLANPort is VXLAN's UDP port (RFC 7348, section 5).
@@ -41,16 +42,34 @@ func Fragments(src, dst netip.Addr, proto uint8, payload []byte, at int) [2][]by
 	}
 }
 
-func ipv4(src, dst netip.Addr, proto uint8, fragment uint16, payload []byte) []byte {
-	b := make([]byte, 20, 20+len(payload))
-	b[0] = 0x45 // version 4, 5 words of header
-	binary.BigEndian.PutUint16(b[2:], uint16(20+len(payload)))
+// Fragment is one of a packet, at an offset, a multiple of 8 bytes, with more to come or not:
+// also such as no sender makes.
+func Fragment(src, dst netip.Addr, proto uint8, payload []byte, offset int, more bool) []byte {
+	field := uint16(offset / 8)
+	if more {
+		field |= 0x2000
+	}
+	return ipv4(src, dst, proto, field, payload)
+}
+
+// SourceRouted builds a packet for dst that asks it to be sent on to next (loose source
+// route, RFC 791).
+func SourceRouted(src, dst, next netip.Addr, proto uint8, payload []byte) []byte {
+	n := next.As4()
+	return ipv4(src, dst, proto, 0x4000, payload, 131, 7, 4, n[0], n[1], n[2], n[3], 0)
+}
+
+func ipv4(src, dst netip.Addr, proto uint8, fragment uint16, payload []byte, options ...byte) []byte {
+	b := make([]byte, 20+len(options), 20+len(options)+len(payload))
+	b[0] = 0x40 | byte(len(b)/4) // version 4, words of header
+	binary.BigEndian.PutUint16(b[2:], uint16(cap(b)))
 	binary.BigEndian.PutUint16(b[4:], 0x4b38) // identification: the same for fragments of one packet
 	binary.BigEndian.PutUint16(b[6:], fragment)
 	b[8], b[9] = 64, proto
 	s, d := src.As4(), dst.As4()
 	copy(b[12:], s[:])
 	copy(b[16:], d[:])
+	copy(b[20:], options)
 	binary.BigEndian.PutUint16(b[10:], checksum(b))
 	return append(b, payload...)
 }
@@ -67,8 +86,13 @@ func checksum(b []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// ProtoUDP is UDP's protocol number.
-const ProtoUDP = 17
+// Protocol numbers.
+const (
+	ProtoICMP = 1
+	ProtoIPIP = 4 // RFC 2003
+	ProtoUDP  = 17
+	ProtoGRE  = 47
+)
 
 // UDP builds a datagram without checksum, which IPv4 allows (RFC 768).
 func UDP(sport, dport uint16, payload []byte) []byte {
@@ -85,6 +109,38 @@ func VXLAN(vni uint32, inner []byte) []byte {
 	b[0] = 0x08 // the VNI is valid
 	binary.BigEndian.PutUint32(b[4:], vni<<8)
 	return append(b, inner...)
+}
+
+// Geneve puts a frame behind a Geneve header (RFC 8926, section 3.4).
+func Geneve(vni uint32, inner []byte) []byte {
+	b := []byte{0, 0, 0x65, 0x58, 0, 0, 0, 0} // no options, Ethernet
+	binary.BigEndian.PutUint32(b[4:], vni<<8)
+	return append(b, inner...)
+}
+
+// GRE puts a frame behind a GRE header with a key (RFC 2890).
+func GRE(key uint32, inner []byte) []byte {
+	b := []byte{0x20, 0, 0x65, 0x58, 0, 0, 0, 0} // with a key, Ethernet
+	binary.BigEndian.PutUint32(b[4:], key)
+	return append(b, inner...)
+}
+
+// Tag puts a VLAN tag into a frame (IEEE 802.1Q): vid 0 only has a priority.
+func Tag(frame []byte, vid uint16) []byte {
+	b := append(make([]byte, 0, len(frame)+4), frame[:12]...)
+	b = binary.BigEndian.AppendUint16(b, TypeVLAN)
+	b = binary.BigEndian.AppendUint16(b, 3<<13|vid)
+	return append(b, frame[12:]...)
+}
+
+// Redirect is the ICMP message that to gets somewhere by another gateway, about a
+// packet that its receiver sent (RFC 792).
+func Redirect(gateway netip.Addr, about []byte) []byte {
+	g := gateway.As4()
+	b := append([]byte{5, 1, 0, 0}, g[:]...) // for the host
+	b = append(b, about[:28]...)
+	binary.BigEndian.PutUint16(b[2:], checksum(b))
+	return b
 }
 
 // ARP operations (RFC 826).
