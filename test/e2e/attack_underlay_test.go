@@ -102,7 +102,7 @@ func TestAttackUnderlayEncapsulations(t *testing.T) {
 	}
 	const why = "packets between nodes are not signed: the underlay must not let hosts take nodes' addresses"
 	o.attackNotHeld(attacks.Underlay, "VXLAN with a node's address as its source", why, func() (int, int) {
-		f := forgery{mark: "host's VXLAN as n2;"}
+		f := forgery{mark: "host's VXLAN as n2;", victim: "blue/a"}
 		return seen([]forgery{f}, wire.Ethernet(n1, me, wire.TypeIPv4,
 			wire.IPv4(o.vtep("n2"), o.vtep("n1"), wire.ProtoUDP, wire.UDP(50000, wire.VXLANPort, wire.VXLAN(o.netID("blue"), o.inner(f.mark))))))
 	})
