@@ -175,11 +175,18 @@ var podClass = regexp.MustCompile(`class hfsc 1:[0-9a-f]+ parent 1:f00[1-9a-f] `
 func (l *lab) waitClasses(node string, n int) {
 	l.t.Helper()
 	l.eventually("classes of pods on the uplink", 10*time.Second, func() error {
-		classes := l.node(node, "tc", "class", "show", "dev", "eth0")
+		// An agent that starts makes the classes before the firewall's table.
+		classes, err := l.NodeExec(l.t.Context(), node, "tc", "class", "show", "dev", "eth0")
+		if err != nil {
+			return err
+		}
 		if got := len(podClass.FindAllString(classes, -1)); got != n {
 			return fmt.Errorf("%d pods have classes, want %d:\n%s", got, n, classes)
 		}
-		named := l.node(node, "nft", "list", "map", "ip", "k8s-ovs-uplink", "classes")
+		named, err := l.NodeExec(l.t.Context(), node, "nft", "list", "map", "ip", "k8s-ovs-uplink", "classes")
+		if err != nil {
+			return err
+		}
 		if got := strings.Count(named, " : 1:"); got != n {
 			return fmt.Errorf("%d pods have priorities, want %d:\n%s", got, n, named)
 		}

@@ -184,7 +184,11 @@ func (l *lab) judge(rep probe.Report, outages []span) {
 func (l *lab) waitFlowsOfPods(node string, want []string) {
 	l.t.Helper()
 	l.eventually("flows are complete", 10*time.Second, func() error {
-		if got := l.flows(node); len(got) != len(want) {
+		got, err := l.tryFlows(node) // br0 may not be back
+		if err != nil {
+			return err
+		}
+		if len(got) != len(want) {
 			return fmt.Errorf("%d flows, want %d", len(got), len(want))
 		}
 		return nil
