@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -83,12 +85,14 @@ func TestAttacks(t *testing.T) {
 			u := l.udp("a2", dns)
 			u.reach(10, "a1 172.11.0.3")
 			port := u.c.LocalAddr().(*net.UDPAddr).Port
-			for _, about := range []string{dns, podAddr(0).String() + ":8080"} {
+			before := l.refusedByTenant()
+			for i, about := range []string{dns, podAddr(0).String() + ":8080"} {
 				l.unreachable("b1", fmt.Sprintf("%s:%d", podAddr(1), port), about)
+				l.eventually("the forged error is dropped", func() bool { return l.refusedByTenant() == before+i+1 })
 			}
 			u.reach(10, "a1 172.11.0.3") // and no error
 			l.unreachable("a1", fmt.Sprintf("%s:%d", podAddr(1), port), podAddr(0).String()+":8080")
-			u.reach(10, "refused") // it would have had one
+			u.failed() // it would have had one
 		}},
 		{"whatever connection tracking says", func(t *testing.T) {
 			l.set(svc(tcpPort("a1", "b1", remote.String()), udpPort(53, "a1", "b1", remote.String())))
@@ -125,6 +129,21 @@ func TestAttacks(t *testing.T) {
 		})
 	}
 }
+
+// refusedByTenant is how many packets Admit refused: their sender is of another tenant
+// than their receiver.
+func (l *lab) refusedByTenant() (n int) {
+	l.t.Helper()
+	l.AppCtl("revalidator/purge") // what the datapath counted reaches the flows
+	for _, m := range refused.FindAllStringSubmatch(l.OFCtl("dump-flows", "br0", "table=45"), -1) {
+		i, err := strconv.Atoi(m[1])
+		l.ok(err)
+		n += i
+	}
+	return n
+}
+
+var refused = regexp.MustCompile(`n_packets=(\d+), .*actions=drop`)
 
 // unreachable sends from a pod, to the client's address, that its UDP datagrams to
 // server find no port (RFC 792).

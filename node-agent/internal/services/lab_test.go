@@ -272,6 +272,26 @@ func (u udp) ask(n int) string {
 	return who
 }
 
+// failed waits until the socket learns, without sending anything, that its datagrams
+// find no port: by an ICMP error whose address and port are those that it sends to.
+func (u udp) failed() {
+	u.l.t.Helper()
+	_ = u.c.SetDeadline(time.Now().Add(10 * time.Second))
+	if n, err := u.c.Read(make([]byte, 1<<16)); !errors.Is(err, unix.ECONNREFUSED) {
+		u.l.t.Errorf("%v had %d bytes (%v), want an ICMP error from %v", u.c.LocalAddr(), n, err, u.c.RemoteAddr())
+	}
+}
+
+// eventually waits until ok; the test fails when that takes long.
+func (l *lab) eventually(what string, ok func() bool) {
+	l.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			l.t.Fatalf("%s: not in 10 s", what)
+		}
+	}
+}
+
 // svc is a service of namespace a with the ports given.
 func svc(ports ...service.Port) service.Service {
 	return service.Service{Key: service.Key{Namespace: "a", Name: "web"}, Ports: ports}

@@ -124,6 +124,12 @@ func TestPackets(t *testing.T) {
 			u := l.udp("a2", dns)
 			u.reach(10, "refused") // the ICMP error is about the service's address
 		}},
+		{"a closed port of a pod that reaches itself", func(t *testing.T) {
+			s := svc(udpPort(53, "a1"))
+			s.Ports[0].Endpoints[0].Port = 9
+			l.set(s)
+			l.udp("a1", dns).reach(10, "refused")
+		}},
 		{"UDP clients move when their endpoint goes", func(t *testing.T) {
 			l.set(svc(udpPort(53, "a1")))
 			u := l.udp("a2", dns)
