@@ -48,16 +48,18 @@ var (
 	newTracked   = of.CTState(of.CTTracked|of.CTNew, of.CTTracked|of.CTNew)
 	tracked      = of.CTState(of.CTTracked, of.CTTracked)
 	answers      = of.CTState(of.CTTracked|of.CTReply, of.CTTracked|of.CTReply) // and ICMP errors about requests
+	errorsAsSent = of.CTState(of.CTTracked|of.CTRelated, of.CTTracked|of.CTRelated|of.CTDNAT)
 )
 
 // Registers of services.
 const (
-	regServiceSlot = 3 // of the service's namespace
-	regProxied     = 5 // KubeProxy: what the packet has to do with a connection that the node translated
-	regPort        = 6 // number of the service port
-	regAddress     = 7 // the endpoint chosen: address
-	regTarget      = 8 // and port
-	regChosen      = 9 // 1 once a choice was made for this packet
+	regServiceSlot = 3  // of the service's namespace
+	regProxied     = 5  // KubeProxy: what the packet has to do with a connection that the node translated
+	regPort        = 6  // number of the service port
+	regAddress     = 7  // the endpoint chosen: address
+	regTarget      = 8  // and port
+	regChosen      = 9  // 1 once a choice was made for this packet
+	regError       = 11 // 1 once a client's ICMP error was sent to be translated
 )
 
 // Values of regProxied.
@@ -128,6 +130,9 @@ func (m Model) toServices(addresses netip.Prefix) []of.Flow {
 	if m.ServiceProxy == OVS {
 		flows = append(flows,
 			flow(TableRoute, 230, to(TableNew), nil, ip, untranslated, services),
+			// The kernel leaves the ICMP errors of a connection's client as they are
+			// unless they are committed too (ovs_ct_nat). Once: they must not go round.
+			flow(TableRoute, 225, nil, []of.Action{set(regError, 1), m.ct(TableRoute, true, &of.NATSpec{})}, ip, errorsAsSent, of.Reg(regError, 0), services),
 			drop(TableRoute, 220, ServiceState, ip, tracked, services))
 	}
 	return flows

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,9 +77,15 @@ var (
 // trace is where Open vSwitch itself sends the packet: "drop", "in_port", or
 // the port's number; and the whole trace. (Without an underlay it cannot send
 // what the pipeline put into the tunnel; that the pipeline did so is what counts.)
-func (b *bridge) trace(packet string) (where, text string) {
+// states are what connection tracking says, each time that it is asked; a trace
+// translates no address.
+func (b *bridge) trace(packet string, states ...string) (where, text string) {
 	b.t.Helper()
-	text = b.AppCtl("ofproto/trace", "br0", packet)
+	args := []string{"ofproto/trace", "br0", packet}
+	for _, s := range states {
+		args = append(args, "--ct-next", s)
+	}
+	text = b.AppCtl(args...)
 	out := outputPort.FindAllStringSubmatch(text, -1)
 	switch {
 	case inPort.MatchString(text) && len(out) == 0:
@@ -278,6 +285,52 @@ func TestTraceProperty(t *testing.T) {
 		}
 	}
 }
+
+// TestTraceICMPErrors: ICMP errors about connections to services are translated, once,
+// and those of another tenant go nowhere, whatever connection tracking says.
+func TestTraceICMPErrors(t *testing.T) {
+	m := with(OVS)
+	client := Pod{Address: addr("172.11.0.5"), Port: 15, Slot: 101}
+	stranger := Pod{Address: addr("172.11.0.6"), Port: 16, Slot: 104}
+	m.Pods = append(m.Pods, client, stranger)
+	m.Tenants = append(m.Tenants, Tenant{Slot: 104, NetID: 400000, Known: true, Serves: true})
+	br := newBridge(t, m)
+	const vip = "10.96.0.10"
+	for _, f := range m.ServiceAddress(ServiceAddress{VIP: addr(vip), Slot: 101}) {
+		if err := br.conn.Commit(context.Background(), []of.Mod{of.AddFlow(f)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	failed := func(from Pod, dst string, icmp int) string {
+		return strings.Replace(fromPod(from, dst, ""), ",udp,", ",icmp,", 1) + fmt.Sprintf(",icmp_type=%d,icmp_code=1", icmp)
+	}
+	const back, there, again = "ct(table=40,zone=65520,nat)", "ct(table=20,zone=65520,nat)", "ct(commit,table=20,zone=65520,nat)"
+	endpoint := m.Pods[0]
+	for _, icmp := range []int{3, 11, 12} {
+		for _, tc := range []struct {
+			name, packet string
+			states       []string
+			want         string
+			tracked      []string
+		}{
+			{"an endpoint's", failed(endpoint, client.Address.String(), icmp), []string{"trk,rel,rpl"}, "15", []string{back}},
+			{"about nothing known", failed(endpoint, client.Address.String(), icmp), []string{"trk,inv"}, "15", []string{back}},
+			{"another tenant's", failed(stranger, client.Address.String(), icmp), []string{"trk,rel,rpl,snat"}, "drop", []string{back}},
+			{"a client's, translated at once (userspace)", failed(client, vip, icmp), []string{"trk,rel,dnat"}, "drop", []string{there}},
+			{"a client's, translated when committed (kernel)", failed(client, vip, icmp), []string{"trk,rel", "trk,rel,dnat"}, "drop", []string{there, again}},
+			{"a client's, never translated", failed(client, vip, icmp), []string{"trk,rel", "trk,rel", "trk,rel"}, "drop", []string{there, again}},
+			{"another tenant's to the service", failed(stranger, vip, icmp), []string{"trk,rel", "trk,rel,dnat"}, "drop", nil},
+		} {
+			got, text := br.trace(tc.packet, tc.states...)
+			if tracked := trackedBy.FindAllString(text, -1); got != tc.want || !slices.Equal(tracked, tc.tracked) {
+				t.Errorf("%s (ICMP %d) goes to %s by %q, want %s by %q\n%s", tc.name, icmp, got, tracked, tc.want, tc.tracked, text)
+			}
+		}
+	}
+}
+
+// trackedBy finds what a packet is tracked by in a trace.
+var trackedBy = regexp.MustCompile(`ct\((?:commit,)?table=\d+,[^)]*\)`)
 
 // TestSize: only packets to a peer whose path carries less are measured, and only
 // what is larger comes to the agent, by way of its meter.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
 // hairpin is whom a pod that reaches itself takes for its client.
@@ -130,6 +131,13 @@ func TestPackets(t *testing.T) {
 			l.set(s)
 			l.udp("a1", dns).reach(10, "refused")
 		}},
+		{"a client that has closed its port", func(t *testing.T) {
+			s := svc(udpPort(53, "a1"))
+			s.Ports[0].Endpoints[0].Port = 8081
+			l.set(s)
+			l.closedClient("a2", "a1", podAddr(0).String()+":8081", dns)
+			l.closedClient("a1", "a1", podAddr(0).String()+":8081", dns) // itself
+		}},
 		{"UDP clients move when their endpoint goes", func(t *testing.T) {
 			l.set(svc(udpPort(53, "a1")))
 			u := l.udp("a2", dns)
@@ -217,6 +225,34 @@ func (l *lab) expect(ask func() string, want ...string) {
 	if !slices.Contains(want, got) {
 		l.t.Errorf("got %q, want %q", got, want)
 	}
+}
+
+// closedClient: a client asks a service and closes its socket; so the endpoint's answer
+// finds no port, and the endpoint learns that.
+func (l *lab) closedClient(client, server, listen, dst string) {
+	l.t.Helper()
+	var endpoint *net.UDPConn
+	l.ok(ns.Do(l.id+server, func() (err error) {
+		endpoint, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(listen)))
+		return err
+	}))
+	u := l.udp(client, dst)
+	_, err := u.c.Write([]byte("x"))
+	l.ok(err)
+	_ = endpoint.SetDeadline(time.Now().Add(10 * time.Second))
+	_, from, err := endpoint.ReadFromUDPAddrPort(make([]byte, 10))
+	l.ok(err)
+	l.ok(endpoint.Close()) // and again as one that is connected, which gets errors
+	l.ok(u.c.Close())
+	var back *net.UDPConn
+	l.ok(ns.Do(l.id+server, func() (err error) {
+		back, err = net.DialUDP("udp4", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(listen)), net.UDPAddrFromAddrPort(from))
+		return err
+	}))
+	defer back.Close()
+	_, err = back.Write([]byte("x"))
+	l.ok(err)
+	udp{l, back}.failed()
 }
 
 // TestAffinity: a client stays with its endpoint until it paused for the timeout, or
