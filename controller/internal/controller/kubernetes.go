@@ -136,7 +136,7 @@ func (c *Config) serve(client *kube.Client, log *slog.Logger) (*publisher, error
 	if err != nil {
 		return nil, err
 	}
-	c.Embedded.CertFile, c.Embedded.KeyFile, c.Embedded.ClientCAFile = certs.ServerCertFile, certs.ServerKeyFile, certs.CAFile
+	c.Embedded.CertFile, c.Embedded.KeyFile, c.Embedded.ClientCAFile = certs.ServerFile, certs.ServerFile, certs.CAFile
 	access := kube.EtcdAccess{Endpoints: []string{c.servedEndpoint()}, CA: certs.CA, Cert: certs.ClientCert, Key: certs.ClientKey}
 	if c.Etcd.Prefix != store.DefaultPrefix {
 		access.Prefix = c.Etcd.Prefix
