@@ -12,13 +12,25 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+)
+
+const (
+	// DefaultDataDir is where a controller without other word keeps its etcd's records.
+	DefaultDataDir = "/var/lib/k8s-ovs/etcd"
+	// EtcdSocket is the unix socket of that etcd, in its data directory: whoever may open
+	// it is etcd's root.
+	EtcdSocket = "client.sock"
 )
 
 // Etcd says how to reach etcd. Fill in defaults, [Etcd.Register] the flags,
 // resolve them, let [Etcd.Complete] check all of it, and open the store with
 // [Etcd.Config].
 type Etcd struct {
+	// BundleFile says all but DialTimeout: where etcd is, and who the client is. See
+	// [pki.Bundle].
+	BundleFile string
 	// Endpoints are host:port, http(s)://host:port or unix:///path.
 	Endpoints []string
 	// Prefix is where all records stand, with a leading slash and none at its end.
@@ -51,6 +63,7 @@ func (e *Etcd) Register(fs *pflag.FlagSet) {
 	if e.DialTimeout == 0 {
 		e.DialTimeout = store.DefaultDialTimeout
 	}
+	fs.StringVar(&e.BundleFile, "etcd-bundle", e.BundleFile, "`file` that says all about etcd: where it is, its CA, and the client's certificate with its key; k8s-ovs-controller bundle makes one")
 	fs.StringSliceVar(&e.Endpoints, "etcd-endpoints", e.Endpoints, "comma-separated `endpoints` of etcd: host:port, https://host:port, unix:///path")
 	fs.StringVar(&e.Prefix, "etcd-prefix", e.Prefix, "`key` below which all records stand")
 	fs.StringVar(&e.CAFile, "etcd-cacert", e.CAFile, "PEM `file` with the certificates that etcd's is checked against")
@@ -107,6 +120,9 @@ func (e *Etcd) Use(endpoints []string, ca, cert, key []byte, prefix string) erro
 // given, http:// otherwise. No endpoints at all are accepted: whether that
 // makes sense is the program's to say. Errors name the flag.
 func (e *Etcd) Complete() error {
+	if err := e.completeBundle(); err != nil {
+		return err
+	}
 	if err := e.checkFiles(); err != nil {
 		return err
 	}
@@ -131,6 +147,61 @@ func (e *Etcd) Complete() error {
 	}
 	e.Endpoints = full
 	return nil
+}
+
+// completeBundle takes over what the bundle says. Its file stays the source of the
+// certificates: it may be renewed.
+func (e *Etcd) completeBundle() error {
+	if e.BundleFile == "" {
+		return nil
+	}
+	for _, other := range []struct {
+		flag  string
+		given bool
+	}{
+		{"etcd-endpoints", len(e.Endpoints) > 0}, {"etcd-cacert", e.CAFile != ""}, {"etcd-cert", e.CertFile != ""}, {"etcd-key", e.KeyFile != ""},
+		{"etcd-username", e.Username != ""}, {"etcd-insecure-skip-verify", e.InsecureSkipVerify},
+	} {
+		if other.given {
+			return fmt.Errorf("--%s and --etcd-bundle are both given: the bundle says that too, drop one", other.flag)
+		}
+	}
+	b, err := ReadBundle(e.BundleFile)
+	if err != nil {
+		return fmt.Errorf("--etcd-bundle: %w", err)
+	}
+	prefix := b.Prefix
+	if prefix == "" {
+		prefix = store.DefaultPrefix
+	}
+	if e.Prefix != store.DefaultPrefix && e.Prefix != prefix {
+		return fmt.Errorf("--etcd-prefix is %s, but the bundle %s is for %s: drop the flag", e.Prefix, e.BundleFile, prefix)
+	}
+	e.UseBundle(b, e.BundleFile)
+	return nil
+}
+
+// ReadBundle reads a bundle file.
+func ReadBundle(path string) (pki.Bundle, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return pki.Bundle{}, err
+	}
+	b, err := pki.ParseBundle(data)
+	if err != nil {
+		return pki.Bundle{}, fmt.Errorf("%s: %w", path, err)
+	}
+	return b, nil
+}
+
+// UseBundle makes b, which is in the file at path, what etcd is reached with.
+func (e *Etcd) UseBundle(b pki.Bundle, path string) {
+	e.BundleFile, e.Endpoints, e.Prefix = "", b.Endpoints, store.DefaultPrefix
+	if b.Prefix != "" {
+		e.Prefix = b.Prefix
+	}
+	e.CAFile, e.CertFile, e.KeyFile = path, path, path
+	e.CA, e.Cert, e.Key = nil, nil, nil
 }
 
 func (e *Etcd) checkFiles() error {

@@ -34,10 +34,11 @@ type access struct {
 // User is who the bundle's holder is.
 func (b Bundle) User() string { return b.Pair.Cert.Subject.CommonName }
 
-// RenewAt is when half of the certificate's life is over.
+// RenewAt is when half of the time is over for which the certificate was asked.
 func (b Bundle) RenewAt() time.Time {
 	c := b.Pair.Cert
-	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) / 2)
+	begin := c.NotBefore.Add(backdate)
+	return begin.Add(c.NotAfter.Sub(begin) / 2)
 }
 
 // Encode writes the bundle: where etcd is, the client's certificate, the CA's, the key.

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -9,6 +10,8 @@ import (
 	"net/url"
 	"os"
 	"strings"
+
+	"google.golang.org/grpc/credentials"
 )
 
 // validate names the field that is wrong.
@@ -75,6 +78,23 @@ func (c Config) validateEndpoint(e string) error {
 	return nil
 }
 
+// handshakes are the credentials of a Config: its files are read anew at each
+// handshake, since CAs and certificates are renewed while we run.
+type handshakes struct {
+	credentials.TransportCredentials
+	cfg Config
+}
+
+func (h handshakes) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	t, err := h.cfg.tls()
+	if err != nil {
+		return nil, nil, err
+	}
+	return credentials.NewTLS(t).ClientHandshake(ctx, authority, conn)
+}
+
+func (h handshakes) Clone() credentials.TransportCredentials { return h }
+
 // tls builds the TLS configuration; nil where none is asked for.
 func (c Config) tls() (*tls.Config, error) {
 	if !c.encrypted() {
@@ -86,11 +106,13 @@ func (c Config) tls() (*tls.Config, error) {
 		return nil, err
 	}
 	if load := c.pair(); load != nil {
-		if _, err := load(); err != nil {
+		pair, err := load()
+		if err != nil {
 			return nil, err
 		}
-		// Read again at each handshake: certificates are renewed while we run.
-		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return load() }
+		// Whatever CAs etcd says it knows: with a certificate of none of them it says
+		// what is wrong, without one it does not.
+		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }
 	}
 	if c.ServerName != "" && !c.InsecureSkipVerify {
 		// gRPC puts the endpoint's name in the place of t.ServerName, so the

@@ -25,6 +25,7 @@ import (
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 )
 
 const (
@@ -129,6 +130,10 @@ func Open(cfg Config) (*Store, error) {
 			}),
 			grpc.WithChainUnaryInterceptor(recordAttempts),
 		},
+	}
+	if tlsConfig != nil {
+		// The library's own would keep the files as they are now.
+		s.ccfg.DialOptions = append(s.ccfg.DialOptions, grpc.WithTransportCredentials(handshakes{credentials.NewTLS(tlsConfig), cfg}))
 	}
 	if cfg.Username == "" {
 		if _, err := s.connect(); err != nil {

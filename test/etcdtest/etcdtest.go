@@ -18,6 +18,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 )
 
 // startTimeout bounds how long etcd may take to elect itself.
@@ -27,6 +29,8 @@ const startTimeout = 30 * time.Second
 type Server struct {
 	// Endpoints are for clients: unix:///path, unless an Option says otherwise.
 	Endpoints []string
+	// CA signs for a secured one; nil for others.
+	CA *pki.Pair
 
 	tb      testing.TB
 	dir     string
@@ -44,12 +48,17 @@ type Option func(*embed.Config)
 // Start runs etcd until the test ends. Its data starts empty.
 func Start(tb testing.TB, options ...Option) *Server {
 	tb.Helper()
+	return start(tb, nil, options...)
+}
+
+func start(tb testing.TB, ca *pki.Pair, options ...Option) *Server {
+	tb.Helper()
 	// Not tb.TempDir: a unix socket's path has at most 107 bytes (unix(7)).
 	dir, err := os.MkdirTemp("", "etcdtest")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	s := &Server{tb: tb, dir: dir, options: options}
+	s := &Server{CA: ca, tb: tb, dir: dir, options: options}
 	tb.Cleanup(func() {
 		s.Stop()
 		os.RemoveAll(dir)
@@ -85,6 +94,9 @@ func (s *Server) Restart() {
 	s.Endpoints = nil
 	for _, u := range cfg.ListenClientUrls {
 		s.Endpoints = append(s.Endpoints, u.String())
+	}
+	if s.CA != nil {
+		s.enableAuth()
 	}
 }
 
@@ -176,7 +188,7 @@ func (s *Server) Save() (restore func()) {
 // Client is a new client of this etcd, closed when the test ends.
 func (s *Server) Client() *clientv3.Client {
 	s.tb.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: s.Endpoints, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	c, err := clientv3.New(clientv3.Config{Endpoints: s.Endpoints, DialTimeout: 5 * time.Second, TLS: s.rootTLS(), Logger: zap.NewNop()})
 	if err != nil {
 		s.tb.Fatal(err)
 	}

@@ -44,3 +44,13 @@ func TestServer(t *testing.T) {
 		t.Errorf("after Wipe /a = %q, want none", got)
 	}
 }
+
+func TestSecured(t *testing.T) {
+	s := StartSecured(t)
+	s.Put("/a", "1")
+	s.Stop()
+	s.Restart()
+	if got := get(t, s, "/a"); got != "1" {
+		t.Errorf("after Stop and Restart /a = %q, want 1", got)
+	}
+}

@@ -19,11 +19,13 @@ import (
 
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 )
 
 const (
 	// DefaultDataDir is where the records are kept.
-	DefaultDataDir = "/var/lib/k8s-ovs/etcd"
+	DefaultDataDir = options.DefaultDataDir
 	// DefaultServePort is where it serves the nodes of a Kubernetes cluster, whose
 	// own etcd often has 2379 and 2380 on the same address.
 	DefaultServePort = 2389
@@ -80,7 +82,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		stop()
 		return nil, err
 	}
-	own := url.URL{Scheme: "unix", Path: filepath.Join(dir, "client.sock")}
+	own := url.URL{Scheme: "unix", Path: filepath.Join(dir, options.EtcdSocket)}
 	s.own = own.String()
 	ec.ListenPeerUrls = []url.URL{{Scheme: "unix", Path: filepath.Join(dir, "peer.sock")}}
 	ec.ListenClientUrls = append(ec.ListenClientUrls, own)
@@ -212,7 +214,7 @@ func (s *Server) socketDir(dataDir string) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("--data-dir: %w", err)
 	}
-	if len(filepath.Join(dir, "client.sock")) <= maxSocketPath {
+	if len(filepath.Join(dir, options.EtcdSocket)) <= maxSocketPath {
 		return dir, nil
 	}
 	if s.ownDir, err = os.MkdirTemp("", "k8s-ovs-etcd-"); err != nil {

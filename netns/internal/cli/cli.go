@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -35,7 +37,7 @@ const (
 	ExitTimeout = 3
 )
 
-// defaultEndpoint is where a controller with embedded etcd listens.
+// defaultEndpoint is where an etcd of its own listens by default.
 const defaultEndpoint = "http://127.0.0.1:2379"
 
 // IO is what a run reads from and writes to.
@@ -68,6 +70,8 @@ type program struct {
 	verbose bool
 	// endpoints reports that --etcd-endpoints was given: the Secret does not count.
 	endpoints bool
+	// socket is the unix socket of a controller with embedded etcd on this machine.
+	socket string
 	// running tells errors of the command from errors in how it was called.
 	running bool
 }
@@ -79,7 +83,7 @@ func Run(ctx context.Context, args []string, io IO) int {
 }
 
 func run(ctx context.Context, args []string, io IO, open func(store.Config) (records, error)) int {
-	p := &program{io: io, open: open, etcd: options.Etcd{Endpoints: []string{defaultEndpoint}}}
+	p := &program{io: io, open: open, socket: filepath.Join(options.DefaultDataDir, options.EtcdSocket)}
 	root := p.root()
 	root.SetArgs(args)
 	root.SetOut(io.Out)
@@ -136,7 +140,7 @@ const rootExample = `  netns list
   netns join helloworld1 helloworld2 --dry-run
   netns join helloworld1 helloworld2
   netns isolate helloworld1
-  netns --etcd-endpoints https://192.0.2.1:2379 --etcd-cacert ca.pem nodes`
+  netns --etcd-bundle me.pem nodes`
 
 func (p *program) root() *cobra.Command {
 	root := &cobra.Command{
@@ -186,7 +190,7 @@ func (p *program) resolve(cmd *cobra.Command) error {
 	if err := options.Resolve(cmd.Flags(), siblings...); err != nil {
 		return err
 	}
-	p.endpoints = cmd.Flags().Changed("etcd-endpoints")
+	p.endpoints = cmd.Flags().Changed("etcd-endpoints") || p.etcd.BundleFile != ""
 	return nil
 }
 
@@ -205,7 +209,9 @@ func (p *program) connect(ctx context.Context) (records, error) {
 		}
 	}
 	if len(p.etcd.Endpoints) == 0 {
-		return nil, &usageError{errors.New("--etcd-endpoints is empty: name at least one, such as " + defaultEndpoint)}
+		if err := p.local(); err != nil {
+			return nil, &usageError{err}
+		}
 	}
 	log := slog.New(slog.DiscardHandler)
 	if p.verbose {
@@ -214,6 +220,24 @@ func (p *program) connect(ctx context.Context) (records, error) {
 	cfg := p.etcd.Config(log)
 	cfg.By = author()
 	return p.open(cfg)
+}
+
+// local is the etcd on this machine: that of a controller, through its socket, or one of
+// its own.
+func (p *program) local() error {
+	if p.endpoints {
+		return errors.New("--etcd-endpoints is empty: name at least one, such as " + defaultEndpoint)
+	}
+	_, err := os.Stat(p.socket)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("only root may use the controller's etcd through its socket %s: use sudo, or give --etcd-bundle", p.socket)
+	case err == nil && !p.etcd.TLS() && p.etcd.Username == "":
+		p.etcd.Endpoints = []string{"unix://" + p.socket}
+	default:
+		p.etcd.Endpoints = []string{strings.TrimPrefix(defaultEndpoint, "http://")}
+	}
+	return p.etcd.Complete()
 }
 
 // readSecret learns from the Kubernetes API server how to reach etcd.
