@@ -66,11 +66,11 @@ func (s *Store) Campaign(ctx context.Context, name, id string, ttl time.Duration
 	}()
 	election := concurrency.NewElection(session, strings.TrimSuffix(s.keys.kind(name, kindLeader), "/"))
 	if err := stand(cctx, election, id); err != nil {
-		l := &Leadership{store: s, session: session}
-		l.revoke()
 		if ctx.Err() == nil && cctx.Err() != nil {
 			err = errors.New("the lease was lost while waiting")
 		}
+		l := &Leadership{store: s, session: session}
+		l.revoke()
 		return nil, s.classify(ctx, op, err)
 	}
 	l := &Leadership{store: s, name: name, session: session, key: election.Key(), create: election.Rev(), done: make(chan struct{})}

@@ -93,7 +93,7 @@ func denied(err error) bool {
 	for _, d := range []error{
 		rpctypes.ErrAuthFailed, rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty, rpctypes.ErrInvalidAuthToken,
 		rpctypes.ErrAuthNotEnabled, rpctypes.ErrRoleNotGranted, rpctypes.ErrPermissionNotGranted,
-		rpctypes.ErrInvalidAuthMgmt, rpctypes.ErrAuthOldRevision,
+		rpctypes.ErrInvalidAuthMgmt,
 	} {
 		if errors.Is(rpctypes.Error(err), d) || errors.Is(err, d) {
 			return true

@@ -12,6 +12,8 @@ const (
 	kindStatus     = "status/"
 	kindMTU        = "mtu/"
 	kindLimits     = "limits/"
+	kindRequests   = "requests/"
+	kindCerts      = "certificates/"
 	kindLeader     = "leader/"
 	keyReleased    = "released"
 )
@@ -39,6 +41,14 @@ func (k keyspace) limits(name string, ip netip.Addr) string {
 }
 
 func (k keyspace) mtu(name string, ip netip.Addr) string { return k.kind(name, kindMTU) + ip.String() }
+
+func (k keyspace) request(name string, ip netip.Addr) string {
+	return k.kind(name, kindRequests) + ip.String()
+}
+
+func (k keyspace) certificate(name string, ip netip.Addr) string {
+	return k.kind(name, kindCerts) + ip.String()
+}
 
 func (k keyspace) released(name string) string { return k.prefix + "/" + name + "/" + keyReleased }
 

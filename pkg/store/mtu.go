@@ -117,24 +117,28 @@ func (m *mtuSink) put(kind string, k kv)   { m.set.put(kind, k) }
 func (m *mtuSink) remove(kind, key string) { m.set.remove(kind, key) }
 func (m *mtuSink) emit(revision int64)     { m.out.send(m.set.snapshot(revision)) }
 
-// DropMTUs deletes the MTU records of nodes that have no record any more, and
-// returns which. ErrConflict where one changed meanwhile, ErrDeposed.
+// DropMTUs deletes the MTU records, and the certificates, of nodes that have no record any
+// more, and returns which. ErrConflict where one changed meanwhile, ErrDeposed.
 func (l *Leadership) DropMTUs(ctx context.Context) (dropped []string, err error) {
-	all, err := l.store.list(ctx, kindNodes, kindMTU)
+	kinds := []string{kindNodes, kindMTU, kindCerts}
+	all, err := l.store.list(ctx, kinds...)
 	if err != nil {
 		return nil, err
 	}
 	set := newMTUSet(l.store.keys, all)
-	for _, k := range all.kinds[1] {
-		node := l.store.keys.last(k.key, l.name, kindMTU)
-		if set.nodes[node] {
-			continue
+	for i, kind := range kinds[1:] {
+		for _, k := range all.kinds[i+1] {
+			node := l.store.keys.last(k.key, l.name, kind)
+			if set.nodes[node] {
+				continue
+			}
+			if _, err := l.transact(ctx, "delete what node "+node+" left", k.key, k.rev.Mod, clientv3.OpDelete(k.key)); err != nil {
+				return dropped, err
+			}
+			if kind == kindMTU {
+				dropped = append(dropped, node)
+			}
 		}
-		_, err := l.transact(ctx, "delete the MTU of node "+node, k.key, k.rev.Mod, clientv3.OpDelete(k.key))
-		if err != nil {
-			return dropped, err
-		}
-		dropped = append(dropped, node)
 	}
 	return dropped, nil
 }

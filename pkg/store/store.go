@@ -224,6 +224,7 @@ func call[T any](ctx context.Context, s *Store, op string, f func(context.Contex
 	tried := &attempts{}
 	cctx, cancel := context.WithTimeout(context.WithValue(ctx, attemptsKey{}, tried), s.cfg.DialTimeout)
 	defer cancel()
+	// What etcd refuses only because users were changed meanwhile the library tries again.
 	v, err := f(cctx, c)
 	if err != nil {
 		return zero, s.classify(ctx, op, tried.explain(err, s.cfg.DialTimeout))

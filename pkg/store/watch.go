@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"net/netip"
 
@@ -131,33 +130,6 @@ func (t *statusSink) emit(int64) { t.out.send(maps.Clone(t.statuses)) }
 // no record, or one that does not parse. Errors: that of ctx, ErrDenied,
 // ErrNoConfig; while etcd is away it keeps trying.
 func (s *Store) WaitNamespace(ctx context.Context, ns string, cond func(record Versioned[topology.Namespace], ok bool) bool) (Versioned[topology.Namespace], error) {
-	var pause pauser
-	for {
-		n, done, err := s.waitOnce(ctx, ns, cond)
-		if done {
-			return n, nil
-		}
-		if ctx.Err() != nil {
-			return n, ctx.Err()
-		}
-		if err != nil && !errors.Is(err, ErrUnavailable) {
-			return n, err
-		}
-		pause.wait(ctx)
-	}
-}
-
-// waitOnce reads and then watches until the watch ends.
-func (s *Store) waitOnce(ctx context.Context, ns string, cond func(Versioned[topology.Namespace], bool) bool) (n Versioned[topology.Namespace], done bool, err error) {
-	cfg, err := s.Config(ctx)
-	if err != nil {
-		return n, false, err
-	}
-	key := s.keys.namespace(cfg.Value.Name, ns)
-	k, ok, resp, err := s.get(ctx, "read namespace "+ns, key)
-	if err != nil {
-		return n, false, err
-	}
 	parse := func(k kv, ok bool) (Versioned[topology.Namespace], bool) {
 		if !ok {
 			return Versioned[topology.Namespace]{}, false
@@ -165,12 +137,28 @@ func (s *Store) waitOnce(ctx context.Context, ns string, cond func(Versioned[top
 		v, err := topology.ParseNamespace(ns, k.value)
 		return Versioned[topology.Namespace]{Value: v, Revision: k.rev.Mod}, err == nil
 	}
-	if n, ok = parse(k, ok); cond(n, ok) {
-		return n, true, nil
+	k, err := s.waitKey(ctx, func(network string) string { return s.keys.namespace(network, ns) }, func(k kv, ok bool) bool { return cond(parse(k, ok)) })
+	n, _ := parse(k, k.rev.Create != 0)
+	return n, err
+}
+
+// waitOnce reads and then watches until the watch ends.
+func (s *Store) waitOnce(ctx context.Context, name func(network string) string, cond func(kv, bool) bool) (k kv, done bool, err error) {
+	cfg, err := s.Config(ctx)
+	if err != nil {
+		return k, false, err
+	}
+	key := name(cfg.Value.Name)
+	k, ok, resp, err := s.get(ctx, "read "+key, key)
+	if err != nil {
+		return k, false, err
+	}
+	if cond(k, ok) {
+		return k, true, nil
 	}
 	c, err := s.connect()
 	if err != nil {
-		return n, false, err
+		return k, false, err
 	}
 	wctx, cancel := s.bound(ctx)
 	defer cancel()
@@ -181,16 +169,16 @@ func (s *Store) waitOnce(ctx context.Context, ns string, cond func(Versioned[top
 	for {
 		select {
 		case <-wctx.Done():
-			return n, false, wctx.Err()
+			return k, false, wctx.Err()
 		case <-down:
-			return n, false, nil
+			return k, false, nil
 		case r, open := <-events:
 			if !open || r.Err() != nil {
-				return n, false, nil
+				return k, false, nil
 			}
 			for _, e := range r.Events {
-				if n, ok = parse(toKV(e.Kv), e.Type != clientv3.EventTypeDelete); cond(n, ok) {
-					return n, true, nil
+				if k = toKV(e.Kv); cond(k, e.Type != clientv3.EventTypeDelete) {
+					return k, true, nil
 				}
 			}
 		}

@@ -30,6 +30,8 @@ type Config struct {
 	Network topology.Config
 	// GlobalNamespaces start global.
 	GlobalNamespaces []string
+	// CertificateLifetime is that of nodes outside of Kubernetes.
+	CertificateLifetime time.Duration
 	// Etcd is the cluster to use; without endpoints etcd runs in this process, or,
 	// in Kubernetes without RunEtcd, a Secret says where it is.
 	Etcd options.Etcd
@@ -42,8 +44,17 @@ type Config struct {
 
 	network, services string
 	explicit          map[string]bool
-	fs                *pflag.FlagSet
+	// now is the clock.
+	now func() time.Time
+	fs  *pflag.FlagSet
 }
+
+const (
+	// DefaultCertificateLifetime is that of nodes outside of Kubernetes.
+	DefaultCertificateLifetime = 30 * 24 * time.Hour
+	// minCertificateLifetime leaves time to renew.
+	minCertificateLifetime = 10 * time.Second
+)
 
 // networkFlags are the fields of the network configuration, by flag.
 var networkFlags = map[string]string{
@@ -54,8 +65,10 @@ var networkFlags = map[string]string{
 // Defaults are the values without flags.
 func Defaults() Config {
 	return Config{
-		LeaderTTL: store.DefaultLeaderTTL,
-		Network:   topology.DefaultConfig(),
+		now:                 time.Now,
+		CertificateLifetime: DefaultCertificateLifetime,
+		LeaderTTL:           store.DefaultLeaderTTL,
+		Network:             topology.DefaultConfig(),
 		// Where the cluster's own services run, which all others use.
 		GlobalNamespaces: []string{"kube-system"},
 		RunEtcd:          true,
@@ -76,12 +89,14 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.StringSliceVar(&c.GlobalNamespaces, "global-namespaces", c.GlobalNamespaces, "comma-separated `namespaces` that start global: they reach all and are reached by all")
 	fs.StringVar(&c.ID, "id", c.ID, "`name` of this controller among the candidates (default: host name and a random part)")
 	fs.DurationVar(&c.LeaderTTL, "leader-ttl", c.LeaderTTL, "how long a controller that died without a word stays the leader")
+	fs.DurationVar(&c.CertificateLifetime, "certificate-lifetime", c.CertificateLifetime, "how long the certificates of nodes outside of Kubernetes are good for; agents renew them after half of that")
 	c.Etcd.Register(fs)
 	fs.StringVar(&c.Embedded.DataDir, "data-dir", c.Embedded.DataDir, "`folder` of the embedded etcd, which runs when no --etcd-endpoints are given")
 	fs.StringSliceVar(&c.Embedded.ListenClientURLs, "listen-client-urls", c.Embedded.ListenClientURLs, "comma-separated `URLs` on which the embedded etcd serves: http(s)://address:port, unix:///path")
-	fs.StringVar(&c.Embedded.CertFile, "listen-client-cert", "", "PEM `file` with the certificate of the embedded etcd, for https:// URLs")
+	fs.StringVar(&c.Embedded.CertFile, "listen-client-cert", "", "PEM `file` with the certificate of the embedded etcd, for https:// URLs (default: the controller makes it, and its CA)")
 	fs.StringVar(&c.Embedded.KeyFile, "listen-client-key", "", "PEM `file` with its key")
 	fs.StringVar(&c.Embedded.ClientCAFile, "listen-client-cacert", "", "PEM `file` with the certificates that a client's own is checked against; clients must have one then")
+	fs.BoolVar(&c.Embedded.InsecureHTTP, "insecure-listen-http", false, "let the embedded etcd serve http:// beyond this machine: whoever reaches it rules the network")
 	fs.BoolVar(&c.RunEtcd, "embedded-etcd", c.RunEtcd, "run etcd in this process when no --etcd-endpoints are given; false: with --kubernetes, use the one that --etcd-secret names")
 	c.Kube.register(fs)
 	c.Diag.Register(fs)
@@ -105,6 +120,9 @@ func (c *Config) Complete() error {
 	if c.LeaderTTL < 2*time.Second {
 		return fmt.Errorf("--leader-ttl %s: it must be 2s or more", c.LeaderTTL)
 	}
+	if c.CertificateLifetime < minCertificateLifetime {
+		return fmt.Errorf("--certificate-lifetime %s: it must be %s or more", c.CertificateLifetime, minCertificateLifetime)
+	}
 	if c.ID == "" {
 		if err := c.makeID(); err != nil {
 			return err
@@ -114,12 +132,15 @@ func (c *Config) Complete() error {
 		return err
 	}
 	if len(c.Etcd.Endpoints) > 0 {
-		for _, flag := range []string{"data-dir", "listen-client-urls", "listen-client-cert", "listen-client-key", "listen-client-cacert"} {
+		for _, flag := range []string{"data-dir", "listen-client-urls", "listen-client-cert", "listen-client-key", "listen-client-cacert", "insecure-listen-http"} {
 			if f := c.fs.Lookup(flag); f.Changed {
 				return fmt.Errorf("--%s is for the embedded etcd, which does not run with --etcd-endpoints: drop one of them", flag)
 			}
 		}
 		return nil
+	}
+	if (c.Embedded.CertFile == "") != (c.Embedded.KeyFile == "") || c.Embedded.CertFile == "" && c.Embedded.ClientCAFile != "" {
+		return errors.New("--listen-client-cert, --listen-client-key and --listen-client-cacert: a certificate needs its key, and clients are asked for theirs by a server with one: give all three, or none, for certificates of the controller's own making")
 	}
 	switch {
 	case !c.RunEtcd && !c.Kube.Enabled:

@@ -18,6 +18,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/lead"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 )
 
@@ -37,7 +38,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 
 // runWith is Run with a client of the API server, nil for none.
 func runWith(ctx context.Context, cfg Config, client *kube.Client, log *slog.Logger) error {
-	i := &instance{cfg: cfg, client: client, log: log, registry: diag.NewRegistry("k8s-ovs-controller")}
+	i := newInstance(cfg, client, log)
 	server := diag.NewServer(diag.Config{
 		Address: cfg.Diag.MetricsAddress, Registry: i.registry, Profiling: cfg.Diag.Profiling, Logger: log,
 		Ready: []diag.Check{{Name: "records", Probe: func(context.Context) error { return i.ready() }}},
@@ -66,6 +67,22 @@ type instance struct {
 	candidate atomic.Pointer[lead.Controller]
 	// waits is what keeps it from etcd, where that is known.
 	waits atomic.Pointer[error]
+	// insecure says why clients of etcd have no identities; identities is the metric of it.
+	insecure   atomic.Pointer[string]
+	identities prometheus.Gauge
+	// signer signs for nodes; nil where the controller has no CA.
+	signer *signer
+}
+
+// newInstance makes one, with its metrics.
+func newInstance(cfg Config, client *kube.Client, log *slog.Logger) *instance {
+	i := &instance{cfg: cfg, client: client, log: log, registry: diag.NewRegistry("k8s-ovs-controller")}
+	i.identities = prometheus.NewGauge(prometheus.GaugeOpts{
+		Namespace: "k8s_ovs", Subsystem: "controller", Name: "identities_enforced",
+		Help: "1 where each client of the embedded etcd has a user of its own with no more rights than it needs, 0 where all have all rights; of an external etcd 0.",
+	})
+	i.registry.MustRegister(i.identities)
+	return i
 }
 
 func (i *instance) ready() error {
@@ -78,11 +95,23 @@ func (i *instance) ready() error {
 	return errors.New("there is no connection to etcd yet")
 }
 
+// state is what /debug/state shows.
+type state struct {
+	lead.State
+	// Insecure says why clients of etcd have no identities; absent where they do.
+	Insecure string `json:"insecure,omitempty"`
+}
+
 func (i *instance) state() any {
-	if c := i.candidate.Load(); c != nil {
-		return c.State()
+	c := i.candidate.Load()
+	if c == nil {
+		return nil
 	}
-	return nil
+	s := state{State: c.State()}
+	if why := i.insecure.Load(); why != nil {
+		s.Insecure = *why
+	}
+	return s
 }
 
 // work connects to etcd, which may run in this process, and stands for the lead.
@@ -117,7 +146,11 @@ func (i *instance) work(ctx context.Context) error {
 		Store: s, ID: i.cfg.ID, Network: i.cfg.Network, Explicit: i.cfg.explicit, GlobalNamespaces: i.cfg.GlobalNamespaces,
 		LeaderTTL: i.cfg.LeaderTTL, Random: rand.Reader, Metrics: lead.NewMetrics(i.registry), Logger: i.log,
 	}
+	if i.signer != nil {
+		c.Signer = i.signer
+	}
 	if i.client != nil {
+		c.SharedUser = pki.SharedUser
 		c.Cluster = &lead.Cluster{API: i.client, SubnetSource: i.cfg.Kube.SubnetSource, Pod: i.cfg.Kube.Pod}
 	}
 	candidate := lead.New(c)
@@ -129,10 +162,20 @@ func (i *instance) work(ctx context.Context) error {
 // embedded starts etcd in this process, and in Kubernetes tells the nodes how to
 // reach it.
 func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*etcd.Server, error) {
+	var authority *etcd.Authority
+	if i.cfg.signs() {
+		var err error
+		if authority, err = i.awaitAuthority(ctx); err != nil {
+			return nil, err
+		}
+		i.cfg.Embedded.Authority = authority
+		i.signer = &signer{lifetime: i.cfg.CertificateLifetime, now: i.cfg.now}
+		i.signer.current.Store(authority)
+	}
 	var secret *publisher
 	if i.client != nil {
 		var err error
-		if secret, err = i.cfg.serve(i.client, i.log); err != nil {
+		if secret, err = i.cfg.serve(i.client, authority, i.log); err != nil {
 			return nil, err
 		}
 		if err := secret.claim(ctx, func(why error) { i.waits.Store(&why) }); err != nil {
@@ -145,6 +188,16 @@ func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*
 		return nil, err
 	}
 	i.log.Info("the embedded etcd serves", "urls", i.cfg.Embedded.ListenClientURLs, "dataDir", i.cfg.Embedded.DataDir)
+	i.tellInsecure(server.Insecure())
+	if authority != nil {
+		group.Go(func() error {
+			i.keepAuthority(gctx, authority, func(a *etcd.Authority) {
+				server.Trust(a.Trust)
+				i.signer.current.Store(a)
+			})
+			return nil
+		})
+	}
 	group.Go(func() error {
 		select {
 		case err := <-server.Failed():

@@ -130,14 +130,13 @@ type publisher struct {
 	log    *slog.Logger
 }
 
-// serve makes the certificates of the embedded etcd, and what the Secret is to say.
-func (c *Config) serve(client *kube.Client, log *slog.Logger) (*publisher, error) {
-	certs, err := etcd.EnsureCertificates(c.Embedded.DataDir, c.Kube.NodeIP, time.Now())
+// serve makes what the Secret is to say.
+func (c *Config) serve(client *kube.Client, authority *etcd.Authority, log *slog.Logger) (*publisher, error) {
+	shared, err := authority.Shared(time.Now())
 	if err != nil {
 		return nil, err
 	}
-	c.Embedded.CertFile, c.Embedded.KeyFile, c.Embedded.ClientCAFile = certs.ServerFile, certs.ServerFile, certs.CAFile
-	access := kube.EtcdAccess{Endpoints: []string{c.servedEndpoint()}, CA: certs.CA, Cert: certs.ClientCert, Key: certs.ClientKey}
+	access := kube.EtcdAccess{Endpoints: []string{c.servedEndpoint()}, CA: authority.Trust, Cert: shared.CertPEM, Key: shared.KeyPEM}
 	if c.Etcd.Prefix != store.DefaultPrefix {
 		access.Prefix = c.Etcd.Prefix
 	}

@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -160,6 +161,16 @@ func eventuallyReady(t *testing.T, r *running) {
 	t.Fatalf("not ready; log:\n%s", r.log)
 }
 
+// ensure is the CA of a configuration.
+func ensure(t *testing.T, c Config) *etcd.Authority {
+	t.Helper()
+	a, err := etcd.EnsureAuthority(c.Embedded.DataDir, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
 // What the Secret says is left alone if it gives the same access.
 func TestPublisherLeavesGoodSecret(t *testing.T) {
 	client, _ := kubetest.New(t)
@@ -167,7 +178,7 @@ func TestPublisherLeavesGoodSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.serve(client, slog.New(slog.DiscardHandler))
+	p, err := c.serve(client, ensure(t, c), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -216,7 +227,7 @@ func TestForeignSecretIsNotTakenOver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p, err := c.serve(client, slog.New(slog.DiscardHandler))
+		p, err := c.serve(client, ensure(t, c), slog.New(slog.DiscardHandler))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -30,7 +30,7 @@ const (
 	// own etcd often has 2379 and 2380 on the same address.
 	DefaultServePort = 2389
 	// DefaultListenClientURL is reached from this machine only.
-	DefaultListenClientURL = "http://127.0.0.1:2379"
+	DefaultListenClientURL = "https://127.0.0.1:2379"
 
 	// memberName is that of the one member. It is part of the data: never change it.
 	memberName = "k8s-ovs-controller"
@@ -52,9 +52,13 @@ type Config struct {
 	DataDir string
 	// ListenClientURLs are http(s)://address:port or unix:///path; at least one.
 	ListenClientURLs []string
-	// CertFile and KeyFile are for https:// URLs; ClientCAFile, if given, has the
-	// certificates that a client's own is checked against, and makes it must. PEM.
+	// Authority has the certificates of https:// URLs, and signs for clients; nil where
+	// CertFile and KeyFile have them, and ClientCAFile, if given, the certificates that a
+	// client's own is checked against. PEM.
+	Authority                       *Authority
 	CertFile, KeyFile, ClientCAFile string
+	// InsecureHTTP allows http:// URLs beyond this machine.
+	InsecureHTTP bool
 	// Logger gets etcd's warnings and errors.
 	Logger *slog.Logger
 }
@@ -62,9 +66,12 @@ type Config struct {
 // Server is a running etcd.
 type Server struct {
 	etcd   *embed.Etcd
+	guard  *guard
 	stop   context.CancelFunc // ends the clients' streams
 	own    string             // URL of the socket for this process
 	ownDir string             // to be deleted; empty when it is the data directory
+	// insecure says why clients have no identities; nil where they do.
+	insecure error
 }
 
 // Start starts etcd and waits until it serves. The error names what to mend.
@@ -75,8 +82,11 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		stop()
 		return nil, err
 	}
-	ec.GRPCAdditionalServerOptions = append(ec.GRPCAdditionalServerOptions, endStreams(closing))
-	s := &Server{stop: stop}
+	s := &Server{stop: stop, guard: &guard{closing: closing}, insecure: cfg.insecure()}
+	if cfg.Authority != nil {
+		s.guard.trust(cfg.Authority.Trust)
+	}
+	ec.GRPCAdditionalServerOptions = append(ec.GRPCAdditionalServerOptions, s.guard.options()...)
 	dir, err := s.socketDir(cfg.DataDir)
 	if err != nil {
 		stop()
@@ -93,21 +103,35 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		return nil, fmt.Errorf("start the embedded etcd in %s: %w", cfg.DataDir, explain(err))
 	}
 	s.etcd = e
+	if err := s.ready(ctx); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("start the embedded etcd in %s: %w", cfg.DataDir, err)
+	}
+	return s, nil
+}
+
+// ready waits until etcd serves, and puts its users in force.
+func (s *Server) ready(ctx context.Context) error {
 	timeout := time.NewTimer(startTimeout)
 	defer timeout.Stop()
 	select {
-	case <-e.Server.ReadyNotify():
-		return s, nil
-	case err = <-e.Err():
-	case <-e.Server.StopNotify():
-		err = errors.New("it stopped at once")
+	case <-s.etcd.Server.ReadyNotify():
+	case err := <-s.etcd.Err():
+		return err
+	case <-s.etcd.Server.StopNotify():
+		return errors.New("it stopped at once")
 	case <-timeout.C:
-		err = fmt.Errorf("it is not ready after %s", startTimeout)
+		return fmt.Errorf("it is not ready after %s", startTimeout)
 	case <-ctx.Done():
-		err = ctx.Err()
+		return ctx.Err()
 	}
-	s.Close()
-	return nil, fmt.Errorf("start the embedded etcd in %s: %w", cfg.DataDir, err)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := s.enforce(ctx); err != nil {
+		return fmt.Errorf("its users: %w", err)
+	}
+	s.guard.admit(s.etcd.Server.AuthStore())
+	return nil
 }
 
 // explain adds the way out to errors that people meet.
@@ -143,9 +167,6 @@ func (c Config) embed(closing context.Context) (*embed.Config, error) {
 			ec.AdvertiseClientUrls = append(ec.AdvertiseClientUrls, *u)
 		}
 		tls = tls || u.Scheme == "https"
-		if u.Scheme == "http" && !loopback(u.Hostname()) {
-			c.Logger.Warn("the embedded etcd listens beyond this machine without encryption: whoever reaches it rules the network", "url", text)
-		}
 	}
 	if len(ec.ListenClientUrls) == 0 {
 		return nil, errors.New("--listen-client-urls: at least one URL is needed")
@@ -155,9 +176,15 @@ func (c Config) embed(closing context.Context) (*embed.Config, error) {
 		ec.AdvertiseClientUrls = []url.URL{{Scheme: "http", Host: "127.0.0.1:2379"}}
 	}
 	if tls {
-		ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile = c.CertFile, c.KeyFile
-		ec.ClientTLSInfo.TrustedCAFile, ec.ClientTLSInfo.ClientCertAuth = c.ClientCAFile, c.ClientCAFile != ""
+		ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile, ec.ClientTLSInfo.TrustedCAFile = c.CertFile, c.KeyFile, c.ClientCAFile
+		if a := c.Authority; a != nil {
+			ec.ClientTLSInfo.CertFile, ec.ClientTLSInfo.KeyFile, ec.ClientTLSInfo.TrustedCAFile = a.ServerFile(), a.ServerFile(), a.CAFile()
+		}
 	}
+	// Users are told by certificates; that of root at the unix socket too: see guard.
+	ec.ClientTLSInfo.ClientCertAuth = ec.ClientTLSInfo.TrustedCAFile != "" || !tls
+	// Its requests have no client certificate.
+	ec.EnableGRPCGateway = false
 	ec.InitialCluster = memberName + "=" + ec.AdvertisePeerUrls[0].String()
 	return ec, nil
 }
@@ -177,8 +204,8 @@ func (c Config) listenURL(text string) (*url.URL, error) {
 		}
 		return u, nil
 	case "https":
-		if c.CertFile == "" || c.KeyFile == "" {
-			return nil, errors.New("https:// needs --listen-client-cert and --listen-client-key")
+		if c.Authority == nil && (c.CertFile == "" || c.KeyFile == "") {
+			return nil, errors.New("https:// needs --listen-client-cert and --listen-client-key, or neither, for certificates of the controller's own making")
 		}
 	case "http":
 	default:
@@ -190,6 +217,9 @@ func (c Config) listenURL(text string) (*url.URL, error) {
 	}
 	if host != "localhost" && net.ParseIP(host) == nil {
 		return nil, errors.New("etcd listens on addresses, not on names")
+	}
+	if u.Scheme == "http" && !c.InsecureHTTP && !loopback(host) {
+		return nil, errors.New("http:// beyond this machine lets whoever reaches it rule the network: write https://; --insecure-listen-http allows it all the same")
 	}
 	u.Path = ""
 	return u, nil
@@ -225,6 +255,13 @@ func (s *Server) socketDir(dataDir string) (string, error) {
 
 // Endpoint is where this process reaches etcd: always a unix socket of its own.
 func (s *Server) Endpoint() string { return s.own }
+
+// Insecure says why clients have no identities, and all of them all rights; nil where
+// each has its own.
+func (s *Server) Insecure() error { return s.insecure }
+
+// Trust says which CAs are trusted from now on: see [Authority].
+func (s *Server) Trust(trust []byte) { s.guard.trust(trust) }
 
 // Failed yields an error if etcd ends by itself.
 func (s *Server) Failed() <-chan error { return s.etcd.Err() }

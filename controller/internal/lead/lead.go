@@ -46,6 +46,10 @@ type Config struct {
 	// Cluster is the Kubernetes cluster whose namespaces and nodes the records
 	// follow; nil for none.
 	Cluster *Cluster
+	// Signer signs for nodes outside of Kubernetes; nil where nobody does.
+	Signer Signer
+	// SharedUser may write all records, where etcd heeds users; empty for none.
+	SharedUser string
 	// Random is the source of netIDs: crypto/rand.Reader.
 	Random io.Reader
 	// Now is the clock of Status times; time.Now when nil.

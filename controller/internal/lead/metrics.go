@@ -28,6 +28,7 @@ type Metrics struct {
 	// notEnforced has a name without the controller in it: it is about the cluster.
 	notEnforced prometheus.Gauge
 	absent      prometheus.Gauge
+	users       prometheus.Gauge
 }
 
 // NewMetrics registers them.
@@ -54,7 +55,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.refused = prometheus.NewGauge(prometheus.GaugeOpts(opts("refused_annotations", "Namespaces whose network annotation cannot be followed.")))
 	m.notEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "networkpolicies_not_enforced", Help: "NetworkPolicies in the cluster, none of which is enforced; the leader's."})
 	m.absent = prometheus.NewGauge(prometheus.GaugeOpts(opts("policies_absent", "Admission policies of k8s-ovs that are not in force: while it is not 0, tenants may reach each other by endpoints written by hand.")))
-	reg.MustRegister(m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.absent)
+	m.users = prometheus.NewGauge(prometheus.GaugeOpts(opts("node_users", "Nodes that have a user of their own in etcd, kept by this leader.")))
+	reg.MustRegister(m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.absent)
 	return m
 }
 
@@ -67,6 +69,7 @@ func (m *Metrics) leading(yes bool) {
 		m.refused.Set(0)
 		m.notEnforced.Set(0)
 		m.absent.Set(0)
+		m.users.Set(0)
 		return
 	}
 	m.leader.Set(1)

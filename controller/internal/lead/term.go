@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -24,6 +25,8 @@ type writer interface {
 	DeleteNode(ctx context.Context, key string, rev int64) (int64, error)
 	PutReleased(ctx context.Context, r store.Released, rev int64) (int64, error)
 	DropMTUs(ctx context.Context) (dropped []string, err error)
+	PutCertificate(ctx context.Context, ip netip.Addr, c topology.Certificate, rev int64) (int64, error)
+	DropRequest(ctx context.Context, key string) error
 }
 
 // term is the time from an election to its end. What it remembers dies with it:
@@ -42,6 +45,8 @@ type term struct {
 	seen      time.Time       // when it came
 	lastWrite int64           // revision of our newest write
 	nodes     map[string]bool // keys of the nodes that were there last; nil at first
+
+	identities identities
 }
 
 func newTerm(c *Controller, w writer) *term {
@@ -62,6 +67,9 @@ func (t *term) run(ctx context.Context) error {
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	records := t.c.cfg.Store.WatchRecords(wctx)
+	requests := t.c.cfg.Store.WatchRequests(wctx)
+	compare := time.NewTicker(compareEvery)
+	defer compare.Stop()
 	events, stop := t.follow(wctx)
 	defer stop()
 	var retry <-chan time.Time
@@ -81,6 +89,18 @@ func (t *term) run(ctx context.Context) error {
 				return err
 			}
 			if !fresh {
+				continue
+			}
+		case r, ok := <-requests:
+			if !ok {
+				return cmp.Or(ctx.Err(), errors.New("the watch ended"))
+			}
+			t.takeRequests(r)
+			if t.last.Revision < t.lastWrite || t.seen.IsZero() {
+				continue
+			}
+		case <-compare.C:
+			if t.last.Revision < t.lastWrite || t.seen.IsZero() {
 				continue
 			}
 		case <-events:
@@ -153,7 +173,7 @@ func (t *term) act(ctx context.Context) error {
 	}
 	ids, err := t.actTenants(ctx)
 	subnets, nodeErr := t.actNodes(ctx)
-	if err := errors.Join(err, nodeErr); err != nil {
+	if err := errors.Join(err, nodeErr, t.actIdentities(ctx)); err != nil {
 		return err
 	}
 	if err := t.dropMTUs(ctx); err != nil {
