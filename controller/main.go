@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/admin"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/controller"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/owner"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
@@ -39,11 +40,22 @@ func run(ctx context.Context, args []string) int {
 	options.AddConfig(fs)
 	showVersion := fs.Bool("version", false, "print the version and exit")
 	fs.Usage = func() {
-		fmt.Fprintf(os.Stderr, "k8s-ovs-controller gives netIDs to namespaces and subnets to nodes.\n\nFlags (each also from %sNAME or a key in --config):\n%s", options.EnvPrefix, fs.FlagUsages())
+		fmt.Fprintf(os.Stderr, "k8s-ovs-controller gives netIDs to namespaces and subnets to nodes.\n\n"+admin.Commands+"\nFlags (each also from %sNAME or a key in --config):\n%s", options.EnvPrefix, fs.FlagUsages())
 	}
 	usage := func(err error) int {
 		fmt.Fprintf(os.Stderr, "k8s-ovs-controller: %v\n", err)
 		return 2
+	}
+	if len(args) > 0 && admin.Known(args[0]) {
+		err := admin.Run(ctx, args, admin.IO{Out: os.Stdout, Err: os.Stderr}, fs)
+		switch {
+		case errors.Is(err, pflag.ErrHelp), err == nil:
+			return 0
+		case admin.IsUsage(err):
+			return usage(err)
+		}
+		fmt.Fprintf(os.Stderr, "k8s-ovs-controller: %v\n", err)
+		return 1
 	}
 	if err := options.Parse(fs, args); err != nil {
 		if errors.Is(err, pflag.ErrHelp) {

@@ -71,6 +71,18 @@ func NewCA(commonName string, now time.Time) (*Pair, error) {
 	}, key.Public(), nil, key, keyPEM, now)
 }
 
+// Vouch is ca's word for another CA: a certificate of that one's name and key, PEM. Who
+// trusts ca trusts with it what the other one signs.
+func (ca *Pair) Vouch(other *Pair, now time.Time) ([]byte, error) {
+	p, err := issue(&x509.Certificate{
+		Subject: other.Cert.Subject, IsCA: true, BasicConstraintsValid: true, KeyUsage: other.Cert.KeyUsage, NotAfter: other.Cert.NotAfter,
+	}, other.Key.Public(), ca, ca.Key, nil, now)
+	if err != nil {
+		return nil, err
+	}
+	return p.CertPEM, nil
+}
+
 // Server makes the certificate of an etcd at addresses, signed by ca. It is a
 // client's too: etcd's gateway calls its own server with it.
 func (ca *Pair) Server(commonName string, addresses []netip.Addr, now time.Time) (*Pair, error) {

@@ -19,6 +19,15 @@ const (
 // after the other: see [topology.Node.User].
 func NodeUser(host, id string) string { return nodePrefix + host + ":" + id }
 
+// ParseNodeUser takes the name of a node's user apart.
+func ParseNodeUser(user string) (host, id string, ok bool) {
+	rest, ok := strings.CutPrefix(user, nodePrefix)
+	if !ok {
+		return "", "", false
+	}
+	return strings.Cut(rest, ":")
+}
+
 // IsNodeUser reports whether user is the agent of some node.
 func IsNodeUser(user string) bool { return strings.HasPrefix(user, nodePrefix) }
 

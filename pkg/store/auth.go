@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -12,6 +13,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // The roles that several users have. docs/identities.md says what each may do.
@@ -333,3 +336,102 @@ func (s *Store) DropShared(ctx context.Context, user string) error {
 }
 
 func nobody(string) bool { return false }
+
+// HasUser reports whether etcd has that user.
+func (s *Store) HasUser(ctx context.Context, user string) (bool, error) {
+	_, err := call(ctx, s, "read etcd's user "+user, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserGetResponse, error) {
+		return c.UserGet(ctx, user)
+	})
+	if missing(err) {
+		return false, nil
+	}
+	return err == nil, noUsers(err)
+}
+
+// DropUser takes a user away; one that is not there is no error.
+func (s *Store) DropUser(ctx context.Context, user string) error {
+	return s.change(ctx, step{verb: deleteUser, name: user})
+}
+
+// ClientURLs are where etcd says that clients reach it.
+func (s *Store) ClientURLs(ctx context.Context) (urls []string, err error) {
+	r, err := call(ctx, s, "ask etcd where it is", func(ctx context.Context, c *clientv3.Client) (*clientv3.MemberListResponse, error) {
+		return c.MemberList(ctx)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range r.Members {
+		urls = append(urls, m.ClientURLs...)
+	}
+	return urls, nil
+}
+
+// Identify gives the node with address ip another identity, in the record that it has, or
+// in one that asks for a subnet. ErrConflict where the record is another node's, or
+// follows a Node of Kubernetes.
+func (s *Store) Identify(ctx context.Context, host string, ip netip.Addr, identity string) error {
+	op := fmt.Sprintf("give node %s (%s) an identity", host, ip)
+	cfg, err := s.Config(ctx)
+	if err != nil {
+		return err
+	}
+	if err := (topology.Node{Host: host, HostIP: ip}).Validate(cfg.Value); err != nil {
+		return &Error{Op: op, Kind: ErrInvalid, Cause: err}
+	}
+	_, err = retryConflict(ctx, op, func() (int64, error) {
+		n, err := s.node(ctx, cfg.Value.Name, ip)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			n.Value = topology.Node{Host: host, HostIP: ip, Assign: true}
+		case err != nil:
+			return 0, err
+		case n.Value.Host != host:
+			return 0, fail(&Error{Op: op, Kind: ErrConflict, Cause: fmt.Errorf("address %s is node %s's in the records: delete that record first", ip, n.Value.Host)})
+		case n.Value.UID != "":
+			return 0, fail(&Error{Op: op, Kind: ErrConflict, Cause: errors.New("its record follows a Node of Kubernetes, where its agent gets its certificate by itself")})
+		}
+		n.Value.Identity = identity
+		return s.swap(ctx, op, s.keys.node(cfg.Value.Name, ip), n.Revision, n.Value)
+	})
+	return err
+}
+
+// Commands are what etcdctl would be told to make want of have: see [Store.SetAccess].
+func Commands(have, want Access, ours func(name string) bool) []string {
+	var lines []string
+	for _, st := range difference(have, want, ours) {
+		lines = append(lines, "etcdctl "+st.command())
+	}
+	return lines
+}
+
+func (st step) command() string {
+	span := func() string {
+		if st.perm.End == "" {
+			return fmt.Sprintf("'%s'", st.perm.From)
+		}
+		return fmt.Sprintf("'%s' '%s'", st.perm.From, st.perm.End)
+	}
+	switch st.verb {
+	case addRole:
+		return "role add " + st.name
+	case grant:
+		kind := "read"
+		if st.perm.Write {
+			kind = "readwrite"
+		}
+		return fmt.Sprintf("role grant-permission %s %s %s", st.name, kind, span())
+	case addUser:
+		return "user add --no-password " + st.name
+	case grantRole:
+		return fmt.Sprintf("user grant-role %s %s", st.name, st.role)
+	case revokeRole:
+		return fmt.Sprintf("user revoke-role %s %s", st.name, st.role)
+	case deleteUser:
+		return "user delete " + st.name
+	case revoke:
+		return fmt.Sprintf("role revoke-permission %s %s", st.name, span())
+	}
+	return "role delete " + st.name
+}

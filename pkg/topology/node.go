@@ -117,4 +117,7 @@ type NodeStatus struct {
 	// Identity is the user of etcd that the agent writes as; empty where it has none
 	// of its own.
 	Identity string `json:"Identity,omitempty"`
+	// Issuer is the key of the CA that says so (the AuthorityKeyId of its certificate, RFC
+	// 5280, 4.2.1.1), in hexadecimal digits.
+	Issuer string `json:"Issuer,omitempty"`
 }

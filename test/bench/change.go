@@ -50,7 +50,7 @@ func change(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	events, err := recordEvents(ctx, node, moving)
+	events, err := recordEvents(ctx, b.lab, node, moving)
 	if err != nil {
 		return err
 	}
@@ -169,10 +169,14 @@ func next(ctx context.Context, c <-chan time.Time, what string) (time.Time, erro
 
 // recordEvents says when the namespace's record says that a new netID is in
 // force, as seen from the node: the agent's own watch is beside this one.
-func recordEvents(ctx context.Context, node netlab.Node, namespace string) (<-chan time.Time, error) {
-	address := strings.TrimPrefix(netlab.EtcdURL, "http://")
+func recordEvents(ctx context.Context, lab *netlab.Lab, node netlab.Node, namespace string) (<-chan time.Time, error) {
+	address := strings.TrimPrefix(netlab.EtcdURL, "https://")
+	identity, err := lab.NodeIdentity(node.Name)
+	if err != nil {
+		return nil, err
+	}
 	c, err := clientv3.New(clientv3.Config{
-		Endpoints: []string{netlab.EtcdURL}, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		Endpoints: []string{netlab.EtcdURL}, TLS: netlab.TLS(identity), DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
 		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
 			return ns.DialTCP(ns.Path(node.Netns), address, 5*time.Second)
 		})},

@@ -112,8 +112,11 @@ func TestTool(t *testing.T) {
 	}
 	// Any client reaches etcd from the namespace that the lab was started in.
 	if out, err := exec.Command("etcdctl", "version").CombinedOutput(); err == nil {
-		cmd := exec.CommandContext(t.Context(), "etcdctl", "--endpoints", want.Etcd.Endpoints[0], "get", "--keys-only", "--prefix", want.Etcd.Prefix)
-		cmd.Env = append(os.Environ(), "ETCDCTL_API=3")
+		cmd := exec.CommandContext(t.Context(), "etcdctl", "get", "--keys-only", "--prefix", want.Etcd.Prefix)
+		cmd.Env = os.Environ()
+		for _, line := range strings.Split(strings.TrimSpace(run("env")), "\n") {
+			cmd.Env = append(cmd.Env, strings.TrimPrefix(line, "export "))
+		}
 		keys, err := cmd.CombinedOutput()
 		if err != nil || !strings.Contains(string(keys), "/netnamespaces/red") {
 			t.Errorf("etcdctl (%s): %v\n%s", out, err, keys)

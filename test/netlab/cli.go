@@ -28,11 +28,6 @@ func (l *Lab) Netns(ctx context.Context, args ...string) (string, error) {
 	return stdout.String(), nil
 }
 
-// Env is the environment that makes the CLI use the lab's etcd.
-func (l *Lab) Env(e EtcdStatus) []string {
-	return []string{"K8S_OVS_ETCD_ENDPOINTS=" + strings.Join(e.Endpoints, ","), "K8S_OVS_ETCD_PREFIX=" + e.Prefix}
-}
-
 // Mark is the environment variable that makes a process one of the lab's: Down ends it.
 func (l *Lab) Mark() string { return marker + "=" + l.id }
 

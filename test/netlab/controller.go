@@ -6,11 +6,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
@@ -33,11 +35,14 @@ func (l *Lab) StartController(ctx context.Context) error {
 		return err
 	}
 	args := []string{
-		"--data-dir", filepath.Join(l.dir, "ctl", "etcd"),
-		"--listen-client-urls", EtcdURL,
+		"--data-dir", l.dataDir(),
+		"--listen-client-urls", o.url(),
 		"--network", o.Network.String(),
 		"--host-subnet-length", fmt.Sprint(o.HostSubnetLength),
 		"--plugin-name", plugin,
+	}
+	if o.Insecure {
+		args = append(args, "--insecure-listen-http")
 	}
 	if o.ServiceNetwork.IsValid() {
 		args = append(args, "--service-network", o.ServiceNetwork.String())
@@ -48,7 +53,16 @@ func (l *Lab) StartController(ctx context.Context) error {
 // StartExtraController starts one more controller, a client of the first one's
 // etcd, under a name such as "controller-2".
 func (l *Lab) StartExtraController(ctx context.Context, name string, args ...string) error {
-	return l.startController(ctx, name, append([]string{"--etcd-endpoints", EtcdURL}, args...))
+	s, err := l.read()
+	if err != nil {
+		return err
+	}
+	if !s.Options.Insecure {
+		if _, err := l.ControllerBundle(ctx); err != nil {
+			return err
+		}
+	}
+	return l.startController(ctx, name, append(s.Options.access(l.controllerBundle()), args...))
 }
 
 func (l *Lab) startController(ctx context.Context, name string, args []string) error {
@@ -101,7 +115,8 @@ func (l *Lab) startForwarder(ctx context.Context, o Options) error {
 		return err
 	}
 	return l.update(func(s *state) error {
-		s.Etcd = EtcdStatus{Endpoints: []string{"http://" + listener.Addr().String()}, Prefix: EtcdPrefix}
+		scheme, _, _ := strings.Cut(o.url(), "://")
+		s.Etcd = EtcdStatus{Endpoints: []string{scheme + "://" + listener.Addr().String()}, Prefix: EtcdPrefix}
 		return nil
 	})
 }
@@ -131,7 +146,7 @@ func Forward(ctx context.Context, listener net.Listener, netns, address string) 
 	}
 }
 
-// Etcd returns a client of the lab's etcd. The caller closes it.
+// Etcd returns a client of the lab's etcd that may do everything. The caller closes it.
 func (l *Lab) Etcd() (*clientv3.Client, error) {
 	s, err := l.read()
 	if err != nil {
@@ -141,7 +156,7 @@ func (l *Lab) Etcd() (*clientv3.Client, error) {
 		return nil, fmt.Errorf("lab %s is bare: it has no etcd", l.name)
 	}
 	return clientv3.New(clientv3.Config{
-		Endpoints:   s.Etcd.Endpoints,
+		Endpoints:   []string{"unix://" + filepath.Join(l.dataDir(), options.EtcdSocket)},
 		DialTimeout: 5 * time.Second,
 		Logger:      zap.NewNop(), // errors come back to the caller
 	})

@@ -54,9 +54,6 @@ var (
 	Outside = netip.MustParseAddr("203.0.113.1")
 )
 
-// EtcdURL is where the lab's etcd listens, as its nodes reach it.
-const EtcdURL = "http://198.18.0.250:2379"
-
 // maxNodes leaves the addresses from 198.18.0.201 on to others.
 const maxNodes = 200
 
@@ -81,6 +78,8 @@ type Options struct {
 	// AgentArgs and ControllerArgs go behind the lab's own arguments.
 	AgentArgs      []string `json:"agentArgs,omitempty"`
 	ControllerArgs []string `json:"controllerArgs,omitempty"`
+	// Insecure has etcd serve plain http, without identities.
+	Insecure bool `json:"insecure,omitempty"`
 	// SystemRoutes lets ovs-vswitchd read the kernel's routes, as it does by default;
 	// the one in manifests/ does not.
 	SystemRoutes bool `json:"systemRoutes,omitempty"`
@@ -280,7 +279,10 @@ func (l *Lab) build(ctx context.Context, o Options) error {
 			if err := l.startForwarder(gctx, o); err != nil {
 				return err
 			}
-			return l.StartController(gctx)
+			if err := l.StartController(gctx); err != nil || o.Insecure {
+				return err
+			}
+			return l.giveOperator(gctx)
 		})
 	}
 	for i := range o.Nodes {
@@ -294,9 +296,19 @@ func (l *Lab) build(ctx context.Context, o Options) error {
 	}
 	g, gctx = errgroup.WithContext(ctx)
 	for i := range o.Nodes {
-		g.Go(func() error { return l.Agent(nodeName(i + 1)).Start(gctx) })
+		g.Go(func() error { return l.startFirst(gctx, nodeName(i+1), o) })
 	}
 	return g.Wait()
+}
+
+// startFirst starts a node's agent for the first time.
+func (l *Lab) startFirst(ctx context.Context, node string, o Options) error {
+	if !o.Insecure {
+		if err := l.GiveBundle(ctx, node); err != nil {
+			return err
+		}
+	}
+	return l.Agent(node).Start(ctx)
 }
 
 // Open returns the lab of that name, which someone has brought up before.

@@ -97,7 +97,7 @@ func (l *Lab) AddNode(ctx context.Context) (Node, error) {
 	name := nodeName(index)
 	err = l.makeNode(ctx, index, s.Options)
 	if err == nil && !s.Options.Bare {
-		err = l.Agent(name).Start(ctx)
+		err = l.startFirst(ctx, name, s.Options)
 	}
 	if err != nil {
 		if gone := l.RemoveNode(name); gone != nil {
@@ -228,7 +228,7 @@ func (a Agent) start(ctx context.Context, ready func(context.Context) error) err
 		"--log-format", "text",
 		"--log-level", "debug",
 	}
-	args = append(args, "--etcd-endpoints", EtcdURL)
+	args = append(args, s.Options.access(l.nodeBundle(n.Name))...)
 	if s.Kubeconfig != "" {
 		args = append(args, "--kubeconfig", s.Kubeconfig)
 	}

@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -63,14 +64,15 @@ func (i *instance) awaitAuthority(ctx context.Context) (*etcd.Authority, error) 
 
 // keepAuthority looks after the certificates until ctx ends. use hears of the CA as it is
 // now, whenever it is another one.
-func (i *instance) keepAuthority(ctx context.Context, now *etcd.Authority, use func(*etcd.Authority)) {
+// It returns an error when a CA is trusted no more: etcd takes that over in a new start.
+func (i *instance) keepAuthority(ctx context.Context, now *etcd.Authority, use func(*etcd.Authority)) error {
 	said := ""
-	trust := string(now.Trust)
+	trust := now.Trust
 	for ticker := time.NewTicker(pkiEvery); ; {
 		select {
 		case <-ctx.Done():
 			ticker.Stop()
-			return
+			return nil
 		case <-ticker.C:
 		}
 		a, made, err := i.renewServer()
@@ -85,8 +87,11 @@ func (i *instance) keepAuthority(ctx context.Context, now *etcd.Authority, use f
 		if made {
 			i.log.Info("renewed the certificate of the embedded etcd", "addresses", i.cfg.serverAddresses())
 		}
-		if string(a.Trust) != trust {
-			trust = string(a.Trust)
+		if !a.Keeps(trust) {
+			return errors.New("a former CA of the embedded etcd is trusted no more: a new start takes that over (pods keep their network)")
+		}
+		if !bytes.Equal(a.Trust, trust) {
+			trust = a.Trust
 			i.log.Info("the CA of the embedded etcd is another one now", "until", a.CA.Cert.NotAfter)
 			use(a)
 		}

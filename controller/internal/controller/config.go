@@ -50,8 +50,6 @@ type Config struct {
 }
 
 const (
-	// DefaultCertificateLifetime is that of nodes outside of Kubernetes.
-	DefaultCertificateLifetime = 30 * 24 * time.Hour
 	// minCertificateLifetime leaves time to renew.
 	minCertificateLifetime = 10 * time.Second
 )
@@ -66,7 +64,7 @@ var networkFlags = map[string]string{
 func Defaults() Config {
 	return Config{
 		now:                 time.Now,
-		CertificateLifetime: DefaultCertificateLifetime,
+		CertificateLifetime: etcd.NodeLifetime,
 		LeaderTTL:           store.DefaultLeaderTTL,
 		Network:             topology.DefaultConfig(),
 		// Where the cluster's own services run, which all others use.

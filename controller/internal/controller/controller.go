@@ -191,11 +191,10 @@ func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*
 	i.tellInsecure(server.Insecure())
 	if authority != nil {
 		group.Go(func() error {
-			i.keepAuthority(gctx, authority, func(a *etcd.Authority) {
+			return i.keepAuthority(gctx, authority, func(a *etcd.Authority) {
 				server.Trust(a.Trust)
 				i.signer.current.Store(a)
 			})
-			return nil
 		})
 	}
 	group.Go(func() error {

@@ -32,6 +32,9 @@ const (
 	serverName = "k8s-ovs-etcd"
 )
 
+// NodeLifetime is that of the certificates of nodes outside of Kubernetes.
+const NodeLifetime = 30 * 24 * time.Hour
+
 // ErrClock: the clock is before the CA's beginning, or behind its end. Nothing is wrong
 // with the CA where the clock is.
 var ErrClock = errors.New("the clock of this machine is not within the life of the CA")
@@ -140,6 +143,53 @@ func matching(certPEM, keys []byte) (*pki.Pair, error) {
 		err = perr
 	}
 	return nil, err
+}
+
+// Rotating reports whether a former CA is still trusted.
+func (a *Authority) Rotating() bool { return !bytes.Equal(a.Trust, a.CA.CertPEM) }
+
+// Rotate makes a new CA, for which the former one vouches: clients of either are let in,
+// and trust the server, until Finish. A controller that runs takes it over by itself.
+func (a *Authority) Rotate(now time.Time) error {
+	if a.Rotating() {
+		return fmt.Errorf("the CA in %s is being rotated already: finish that first", a.CAFile())
+	}
+	next, err := pki.NewCA(caName, now)
+	if err != nil {
+		return err
+	}
+	word, err := a.CA.Vouch(next, now)
+	if err != nil {
+		return err
+	}
+	// Until the certificate is in place the old key counts: see matching.
+	keys := filepath.Join(a.dir, keyFile)
+	if err := replaceFile(keys, slices.Concat(next.KeyPEM, a.CA.KeyPEM)); err != nil {
+		return err
+	}
+	if err := replaceFile(a.CAFile(), slices.Concat(next.CertPEM, word, a.Trust)); err != nil {
+		return err
+	}
+	return replaceFile(keys, next.KeyPEM)
+}
+
+// Finish drops the former CA: what it signed is good for nothing any more.
+func (a *Authority) Finish() error {
+	if !a.Rotating() {
+		return fmt.Errorf("the CA in %s is not being rotated", a.CAFile())
+	}
+	return replaceFile(a.CAFile(), a.CA.CertPEM)
+}
+
+// Keeps reports whether all CAs that before trusts are trusted by a too.
+func (a *Authority) Keeps(before []byte) bool {
+	now := trustedKeys(a.Trust)
+	for key := range trustedKeys(before) {
+		if !now[key] {
+			return false
+		}
+	}
+	return true
 }
 
 // CAFile has Trust.

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -59,6 +60,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	n.identityMetrics = identity.NewMetrics(reg)
 	reg.MustRegister(newLimitsCollector(n.limitSources))
 	// Nothing that the agent waits for is mended by a restart, so there are no
 	// checks of liveness.
@@ -112,6 +114,10 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.limiter.run(ctx, n.attacher) })
 	group.Go(func() error { return n.publishLimits(ctx) })
 	group.Go(func() error { return n.allot(ctx) })
+	if n.asking != nil {
+		group.Go(func() error { return n.asking.run(ctx) })
+	}
+	group.Go(func() error { return n.renew(ctx) })
 	return group.Wait()
 }
 

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -11,6 +13,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/uplink"
@@ -39,6 +42,10 @@ type Config struct {
 	NodeIP netip.Addr
 	nodeIP string
 	Etcd   options.Etcd
+	// bundle is the file of --etcd-bundle, of which the agent keeps a copy that it renews.
+	bundle string
+	// ownIdentity is that the node has a bundle of its own.
+	ownIdentity bool
 	// Datapath is "auto", "system" or "netdev".
 	Datapath string
 	// Bridge is the overlay's bridge, VTEPBridge the one that holds the VTEP
@@ -183,8 +190,33 @@ func (c *Config) Complete() error {
 	if err := c.Cluster.complete(c.CNISocket); err != nil {
 		return err
 	}
-	if len(c.Etcd.Endpoints) == 0 && !c.Cluster.Enabled {
-		return fmt.Errorf("--etcd-endpoints is empty: name the controller's (or your cluster's) etcd, such as 192.0.2.10:2379; in a Kubernetes cluster, --kubernetes")
+	if !c.Cluster.Enabled {
+		if err := c.completeIdentity(); err != nil {
+			return err
+		}
 	}
 	return c.Etcd.Complete()
+}
+
+// completeIdentity looks for the node's bundle: the one it was given, and the copy of it
+// in the state directory.
+func (c *Config) completeIdentity() error {
+	c.ownIdentity = true
+	own := identity.NewFile(c.StateDir).Path()
+	_, err := os.Stat(own)
+	switch {
+	case c.Etcd.BundleFile != "":
+		c.bundle = c.Etcd.BundleFile
+		if _, given := os.Stat(c.bundle); errors.Is(given, fs.ErrNotExist) && err == nil {
+			// It was taken over before.
+			c.bundle, c.Etcd.BundleFile = "", own
+		}
+	case len(c.Etcd.Endpoints) > 0:
+		c.ownIdentity = false
+	case err == nil:
+		c.Etcd.BundleFile = own
+	default:
+		return errors.New("--etcd-bundle is missing: make one with `k8s-ovs-controller bundle node` on the controller's machine; with an etcd of your own, --etcd-endpoints; in a Kubernetes cluster, --kubernetes")
+	}
+	return nil
 }

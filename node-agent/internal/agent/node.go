@@ -15,6 +15,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
@@ -64,6 +65,12 @@ type node struct {
 	conf   *configuration
 	bootID string
 	store  *store.Store
+	// identity is the bundle that the node reaches etcd with; nil where it has none of
+	// its own.
+	identity        *identity.File
+	identityMetrics *identity.Metrics
+	// asking is nil in Kubernetes, where records follow the API server.
+	asking *asking
 
 	ovs      *ovs.Client
 	datapath string
@@ -89,7 +96,6 @@ type node struct {
 	applied  int64
 	// started is the subnet that the node was set up with.
 	started netip.Prefix
-	asked   time.Time
 	// warmed are the peers whose hardware addresses the datapath has seen since.
 	warmed map[netip.Addr]time.Time
 	// noRoom is what makeRoom last complained about.
@@ -137,6 +143,11 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 func (n *node) openStore(ctx context.Context) (follow func(context.Context) error, err error) {
 	etcd := n.cfg.Etcd
 	follow = func(context.Context) error { return nil }
+	if n.api == nil {
+		if err := n.takeIdentity(&etcd); err != nil {
+			return nil, err
+		}
+	}
 	if len(etcd.Endpoints) == 0 {
 		ref := n.cfg.Cluster.EtcdSecret
 		n.setReady(fmt.Errorf("waiting for Secret %s with the access to etcd: the controller makes it", ref))
@@ -155,7 +166,8 @@ func (n *node) openStore(ctx context.Context) (follow func(context.Context) erro
 	}
 	var ask Asker
 	if n.api == nil {
-		ask = n.store
+		n.asking = newAsking(n.cfg.NodeName, n.store.PutRequest, n.log)
+		ask = n.asking
 	}
 	n.tenants = newTenants(ask, n.log)
 	return follow, nil
@@ -166,6 +178,9 @@ func (n *node) setSelf(vtep netip.Addr) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.self = vtep
+	if n.asking != nil {
+		n.asking.setSelf(vtep)
+	}
 	start := time.Now()
 	n.table = flowtable.New(vtep, n.cfg.VXLANPort, n.metrics, func() float64 { return time.Since(start).Seconds() })
 	n.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
@@ -260,6 +275,7 @@ func (n *node) publish() {
 		Host: n.cfg.NodeName, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
 		Subnet: n.started,
 	}
+	st.Identity, st.Issuer = n.who()
 	st.Pods = len(n.attacher.List())
 	n.mu.Lock()
 	st.MTU = n.mtu

@@ -27,7 +27,7 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	if !n.ovs.Connected() {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", n.cfg.OVSDB)
 	}
-	me, err := n.place(ctx)
+	me, err := n.place()
 	if err != nil {
 		return err
 	}
@@ -96,16 +96,17 @@ func (n *node) disconnect() {
 
 // place is this node's record; outside of Kubernetes, where the controller makes
 // one for every Node, it asks for one where there is none.
-func (n *node) place(ctx context.Context) (topology.Node, error) {
+func (n *node) place() (topology.Node, error) {
 	if n.records == nil {
 		return topology.Node{}, fmt.Errorf("no records yet from etcd at %v", n.store.Endpoints())
 	}
+	if err := n.lockedOut(); err != nil {
+		return topology.Node{}, err
+	}
 	me, ok := n.records.Nodes[n.self]
-	if n.api == nil && n.fromEtcd && (!ok || me.Host != n.cfg.NodeName) && time.Since(n.asked) > time.Second {
-		n.asked = time.Now()
-		if err := n.store.EnsureNode(ctx, n.cfg.NodeName, n.self); err != nil {
-			return topology.Node{}, err
-		}
+	if n.asking != nil && n.fromEtcd {
+		// One that has an identity got it together with its record: it was removed.
+		n.asking.subnet(n.identity == nil && (!ok || me.Host != n.cfg.NodeName) || ok && me.Host == n.cfg.NodeName && !me.Ready() && !me.Assign && me.Status == nil)
 	}
 	// The copy on disk may be from before this node got its address; the
 	// subnet of who had it then is not this node's, and its own pods are not gone.
@@ -139,6 +140,9 @@ func (n *node) noSubnet(me topology.Node) string {
 		if n.api != nil && other.Host == n.cfg.NodeName && ip != n.self {
 			return fmt.Sprintf("its record is for %s, the Node's InternalIP: give the agent that address with --node-ip", ip)
 		}
+	}
+	if n.identity != nil && !me.HostIP.IsValid() {
+		return fmt.Sprintf("it has no record: it was removed. Make a new bundle with `k8s-ovs-controller bundle node %s --node-ip %s`", n.cfg.NodeName, n.self)
 	}
 	return "the controller has not given it one"
 }
@@ -236,6 +240,9 @@ func (n *node) apply(ctx context.Context) error {
 	}
 	n.applied = s.Revision
 	n.tenants.applied(s)
+	if n.asking != nil {
+		n.asking.applied(s)
+	}
 	n.warm()
 	n.reportProblems(problems)
 	n.metrics.revision.Set(float64(s.Revision))
@@ -244,7 +251,7 @@ func (n *node) apply(ctx context.Context) error {
 		if err := n.file.Save(s); err != nil {
 			n.log.Error("the copy of the records is out of date: a start without etcd would use the old one", "error", err)
 		}
-		n.adopt(ctx, s)
+		n.adopt(s)
 	}
 	return nil
 }
@@ -279,8 +286,8 @@ func (n *node) settle(ctx context.Context) {
 // adopt asks for records of namespaces that have pods here and no record:
 // somebody deleted it. Without one their pods are cut off. In Kubernetes that is
 // the controller's to mend.
-func (n *node) adopt(ctx context.Context, s topology.Snapshot) {
-	if s.Config.Single() || n.api != nil {
+func (n *node) adopt(s topology.Snapshot) {
+	if s.Config.Single() || n.asking == nil {
 		return
 	}
 	missing := map[string]bool{}
@@ -291,9 +298,7 @@ func (n *node) adopt(ctx context.Context, s topology.Snapshot) {
 	}
 	for namespace := range missing {
 		n.log.Warn("a namespace with pods on this node has no record: asking for a new one", "tenant", namespace)
-		if err := n.store.EnsureNamespace(ctx, namespace); err != nil {
-			n.log.Error("asking for a namespace's record", "tenant", namespace, "error", err)
-		}
+		n.asking.namespace(namespace)
 	}
 }
 

@@ -106,9 +106,10 @@ func (t *tool) list() *cobra.Command {
 }
 
 func (t *tool) env() *cobra.Command {
-	return &cobra.Command{
+	var node string
+	c := &cobra.Command{
 		Use:   "env",
-		Short: "Print what makes netns and etcdctl use the lab: eval $(netlab env)",
+		Short: "Print what makes netns and etcdctl use the lab, as an operator or a node: eval $(netlab env)",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			l, err := netlab.Open(t.name)
@@ -119,12 +120,20 @@ func (t *tool) env() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			for _, v := range append(l.Env(st.Etcd), "ETCDCTL_API=3", "ETCDCTL_ENDPOINTS="+strings.Join(st.Etcd.Endpoints, ",")) {
+			env := l.Env(st.Etcd)
+			if node != "" {
+				if env, err = l.NodeEnv(node); err != nil {
+					return err
+				}
+			}
+			for _, v := range env {
 				fmt.Println("export " + v)
 			}
 			return nil
 		},
 	}
+	c.Flags().StringVar(&node, "node", "", "`NODE` whose identity to take")
+	return c
 }
 
 func (t *tool) ps() *cobra.Command {

@@ -1,0 +1,145 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// asking is what this node asks the leading controller for: one record, which only this
+// node writes. Outside of Kubernetes only.
+type asking struct {
+	put func(context.Context, topology.Request) error
+	log *slog.Logger
+
+	mu     sync.Mutex // guards what follows
+	want   topology.Request
+	spaces map[string]bool
+	// wake is that there may be something to write; tried is closed after each
+	// attempt to write, whose error is err.
+	wake  chan struct{}
+	tried chan struct{}
+	err   error
+}
+
+func newAsking(host string, put func(context.Context, topology.Request) error, log *slog.Logger) *asking {
+	return &asking{
+		put: put, log: log, want: topology.Request{Host: host}, spaces: map[string]bool{}, wake: make(chan struct{}, 1), tried: make(chan struct{}),
+	}
+}
+
+func (a *asking) change(fn func()) {
+	a.mu.Lock()
+	fn()
+	a.mu.Unlock()
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// setSelf fixes the node's address, without which nothing is asked for.
+func (a *asking) setSelf(ip netip.Addr) { a.change(func() { a.want.HostIP = ip }) }
+
+// subnet asks for a node record with a subnet, or no longer does.
+func (a *asking) subnet(yes bool) { a.change(func() { a.want.Subnet = yes }) }
+
+// certificate asks for one, with a PEM request; empty: no longer.
+func (a *asking) certificate(csr string) { a.change(func() { a.want.CSR = csr }) }
+
+// namespace asks for the record of a namespace, until there is one.
+func (a *asking) namespace(name string) { a.change(func() { a.spaces[name] = true }) }
+
+// applied takes out what is there.
+func (a *asking) applied(s topology.Snapshot) {
+	a.mu.Lock()
+	held := slices.ContainsFunc(slices.Collect(maps.Keys(a.spaces)), func(ns string) bool { _, ok := s.Namespaces[ns]; return ok })
+	a.mu.Unlock()
+	if held {
+		a.change(func() {
+			maps.DeleteFunc(a.spaces, func(ns string, _ bool) bool { _, ok := s.Namespaces[ns]; return ok })
+		})
+	}
+}
+
+// EnsureNamespace implements [Asker]: it returns when the question stands, or could not
+// be put.
+func (a *asking) EnsureNamespace(ctx context.Context, namespace string) error {
+	a.namespace(namespace)
+	// Whatever attempt is under way may be without it.
+	for range 2 {
+		a.mu.Lock()
+		tried := a.tried
+		a.mu.Unlock()
+		select {
+		case <-tried:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		a.mu.Lock()
+		err := a.err
+		a.mu.Unlock()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// now is the request to be written.
+func (a *asking) now() topology.Request {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r := a.want
+	r.Namespaces = slices.Sorted(maps.Keys(a.spaces))
+	// The rest follows when these are there.
+	r.Namespaces = r.Namespaces[:min(len(r.Namespaces), topology.MaxRequestedNamespaces)]
+	return r
+}
+
+// run writes what is asked for until ctx ends, at first also where that is nothing: an
+// agent before this one may have asked.
+func (a *asking) run(ctx context.Context) error {
+	var written *topology.Request
+	var retry <-chan time.Time
+	pause, said := newPause(), ""
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-a.wake:
+		case <-retry:
+		}
+		retry = nil
+		r := a.now()
+		if !r.HostIP.IsValid() || written != nil && same(*written, r) {
+			continue
+		}
+		err := a.put(ctx, r)
+		if err == nil {
+			written, said = &r, ""
+			pause.reset()
+		} else {
+			if err.Error() != said && ctx.Err() == nil {
+				said = err.Error()
+				a.log.Warn("the controller cannot be asked for what this node lacks; trying again", "error", err)
+			}
+			retry = time.After(pause.take())
+		}
+		a.mu.Lock()
+		a.err = err
+		close(a.tried)
+		a.tried = make(chan struct{})
+		a.mu.Unlock()
+	}
+}
+
+func same(a, b topology.Request) bool {
+	return a.Host == b.Host && a.HostIP == b.HostIP && a.Subnet == b.Subnet && a.CSR == b.CSR && slices.Equal(a.Namespaces, b.Namespaces)
+}
