@@ -337,15 +337,18 @@ func (s *Store) DropShared(ctx context.Context, user string) error {
 
 func nobody(string) bool { return false }
 
-// HasUser reports whether etcd has that user.
-func (s *Store) HasUser(ctx context.Context, user string) (bool, error) {
-	_, err := call(ctx, s, "read etcd's user "+user, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserGetResponse, error) {
+// HasUser reports whether etcd has that user, with those roles.
+func (s *Store) HasUser(ctx context.Context, user string, roles ...string) (bool, error) {
+	r, err := call(ctx, s, "read etcd's user "+user, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserGetResponse, error) {
 		return c.UserGet(ctx, user)
 	})
 	if missing(err) {
 		return false, nil
 	}
-	return err == nil, noUsers(err)
+	if err != nil {
+		return false, noUsers(err)
+	}
+	return !slices.ContainsFunc(roles, func(role string) bool { return !slices.Contains(r.Roles, role) }), nil
 }
 
 // DropUser takes a user away; one that is not there is no error.

@@ -99,6 +99,21 @@ func (l *Lab) NodeIdentity(node string) (pki.Bundle, error) {
 	return b, err
 }
 
+// GivenBundle is the bundle that a node was given last.
+func (l *Lab) GivenBundle(node string) (pki.Bundle, error) {
+	s, err := l.read()
+	if err != nil {
+		return pki.Bundle{}, err
+	}
+	data, err := os.ReadFile(l.nodeBundle(node))
+	if err != nil {
+		return pki.Bundle{}, err
+	}
+	b, err := pki.ParseBundle(data)
+	b.Endpoints = s.Etcd.Endpoints
+	return b, err
+}
+
 // NodeEnv is [Lab.Env] as a node, and not as an operator.
 func (l *Lab) NodeEnv(node string) ([]string, error) {
 	b, err := l.NodeIdentity(node)

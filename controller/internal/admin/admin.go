@@ -190,7 +190,7 @@ func (c *command) node(ctx context.Context, s *store.Store, host string) (user s
 	ctx, cancel := context.WithTimeout(ctx, userTimeout)
 	defer cancel()
 	for {
-		there, err := s.HasUser(ctx, user)
+		there, err := s.HasUser(ctx, user, user, store.ReaderRole)
 		if there {
 			return user, nil
 		}

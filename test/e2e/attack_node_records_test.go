@@ -1,0 +1,323 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+	"github.com/k8s-ovs/k8s-ovs/test/attacks"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
+)
+
+// etcdAs is a client of the lab's etcd with a TLS configuration.
+func (l *lab) etcdAs(config *tls.Config) *clientv3.Client {
+	l.t.Helper()
+	st, err := l.Status()
+	l.must(err)
+	c, err := clientv3.New(clientv3.Config{Endpoints: st.Etcd.Endpoints, TLS: config, DialTimeout: patience, Logger: zap.NewNop()})
+	l.must(err)
+	l.t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+// each tries all, and counts those that are not refused. One that is just not answered is
+// refused too: of a connection without a good certificate etcd says no more.
+func (l *lab) each(tries map[string]func(ctx context.Context) error) (tried, delivered int) {
+	l.t.Helper()
+	for name, try := range tries {
+		ctx, cancel := context.WithTimeout(l.t.Context(), 3*time.Second)
+		if err := try(ctx); err == nil {
+			l.t.Logf("%s: not refused", name)
+			delivered++
+		}
+		cancel()
+	}
+	return len(tries), delivered
+}
+
+// TestAttackNodeRecords: a node's credentials let it write its own records, and nothing else.
+func TestAttackNodeRecords(t *testing.T) {
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a"}, "n2": {"blue/b"}})
+	own, err := l.NodeIdentity("n1")
+	l.must(err)
+	n1 := l.etcdAs(netlab.TLS(own))
+	if _, err := n1.Put(t.Context(), networkKey+"/limits/198.18.0.1", "x"); err != nil {
+		t.Fatalf("its own record is refused, so this test sees nothing: %v", err)
+	}
+	before := l.record("red")
+
+	put := func(key, value string) func(context.Context) error {
+		return func(ctx context.Context) error { _, err := n1.Put(ctx, networkKey+"/"+key, value); return err }
+	}
+	remove := func(key string, opts ...clientv3.OpOption) func(context.Context) error {
+		return func(ctx context.Context) error { _, err := n1.Delete(ctx, networkKey+"/"+key, opts...); return err }
+	}
+	l.attack(attacks.Node, "records that are not its own, written to etcd", func() (int, int) {
+		return l.each(map[string]func(context.Context) error{
+			"another's status":      put("status/198.18.0.2", "x"),
+			"another's limits":      put("limits/198.18.0.2", "x"),
+			"another's MTU":         put("mtu/198.18.0.2", "x"),
+			"another's requests":    put("requests/198.18.0.2", "x"),
+			"its own certificate":   put("certificates/198.18.0.1", "x"),
+			"its own subnet":        put("subnets/198.18.0.1", "x"),
+			"another's subnet":      put("subnets/198.18.0.2", "x"),
+			"a node":                put("subnets/198.18.0.9", `{"Host":"n9","HostIP":"198.18.0.9","Assign":true}`),
+			"a join":                put("netnamespaces/red", `{"NetName":"red","Action":"join","Namespace":"blue"}`),
+			"a namespace global":    put("netnamespaces/red", `{"NetName":"red","NetID":0,"Effective":0}`),
+			"the lead":              put("leader/0", "x"),
+			"the freed netIDs":      put("released", "{}"),
+			"a key of another kind": put("x/198.18.0.1", "x"),
+			"a status by its prefix": func(ctx context.Context) error {
+				_, err := n1.Put(ctx, networkKey+"/status/198.18.0.10", "x")
+				return err
+			},
+			"the configuration": func(ctx context.Context) error {
+				_, err := n1.Put(ctx, strings.TrimSuffix(networkKey, "/k8ssdn")+"/config", "x")
+				return err
+			},
+			"what is elsewhere": func(ctx context.Context) error { _, err := n1.Put(ctx, "/elsewhere", "x"); return err },
+			"all deleted":       remove("", clientv3.WithPrefix()),
+			"its kind deleted":  remove("status/", clientv3.WithPrefix()),
+			"a node deleted":    remove("subnets/198.18.0.2"),
+			"a transaction": func(ctx context.Context) error {
+				_, err := n1.Txn(ctx).Then(clientv3.OpPut(networkKey+"/limits/198.18.0.1", "y"), clientv3.OpPut(networkKey+"/netnamespaces/red", "y")).Commit()
+				return err
+			},
+		})
+	})
+	l.attack(attacks.Node, "etcd's own matters", func() (int, int) {
+		return l.each(map[string]func(context.Context) error{
+			"users off":   func(ctx context.Context) error { _, err := n1.AuthDisable(ctx); return err },
+			"a user":      func(ctx context.Context) error { _, err := n1.UserAdd(ctx, "x", "y"); return err },
+			"root's role": func(ctx context.Context) error { _, err := n1.UserGrantRole(ctx, own.User(), "root"); return err },
+			"a permission": func(ctx context.Context) error {
+				_, err := n1.RoleGrantPermission(ctx, own.User(), "a", "b", 2)
+				return err
+			},
+			"a user gone": func(ctx context.Context) error { _, err := n1.UserDelete(ctx, "root"); return err },
+			"the users":   func(ctx context.Context) error { _, err := n1.UserList(ctx); return err },
+			"a snapshot": func(ctx context.Context) error {
+				r, err := n1.Snapshot(ctx)
+				if err == nil {
+					_, err = r.Read(make([]byte, 1))
+				}
+				if err == io.EOF {
+					return nil
+				}
+				return err
+			},
+			"compaction":      func(ctx context.Context) error { _, err := n1.Compact(ctx, 2); return err },
+			"the raft leader": func(ctx context.Context) error { _, err := n1.MoveLeader(ctx, 1); return err },
+			"a member": func(ctx context.Context) error {
+				_, err := n1.MemberAdd(ctx, []string{"http://203.0.113.1:2380"})
+				return err
+			},
+			"an alarm": func(ctx context.Context) error { _, err := n1.AlarmList(ctx); return err },
+			"another's lease": func(ctx context.Context) error {
+				r, err := n1.Get(ctx, networkKey+"/status/198.18.0.2")
+				if err != nil || len(r.Kvs) == 0 {
+					return fmt.Errorf("no status of n2: %w", err)
+				}
+				_, err = n1.Revoke(ctx, clientv3.LeaseID(r.Kvs[0].Lease))
+				return err
+			},
+			"the leases": func(ctx context.Context) error { _, err := n1.Leases(ctx); return err },
+			"the gateway": func(ctx context.Context) error {
+				h := http.Client{Transport: &http.Transport{TLSClientConfig: netlab.TLS(own)}}
+				req, err := http.NewRequestWithContext(ctx, http.MethodPost, n1.Endpoints()[0]+"/v3/kv/range", strings.NewReader(`{"key":"AA==","range_end":"AA=="}`))
+				if err != nil {
+					return err
+				}
+				r, err := h.Do(req)
+				if err == nil && r.StatusCode != http.StatusOK {
+					err = fmt.Errorf("%s", r.Status)
+				}
+				return err
+			},
+		})
+	})
+	if after := l.record("red"); after != before {
+		t.Errorf("namespace red is %+v, was %+v", after, before)
+	}
+}
+
+// TestAttackUnderlayCertificates: without a certificate of the lab's CA, which has not
+// ended, nobody gets anywhere.
+func TestAttackUnderlayCertificates(t *testing.T) {
+	l := up(t, netlab.Options{Nodes: 1})
+	own, err := l.NodeIdentity("n1")
+	l.must(err)
+	stranger, err := pki.NewCA("k8s-ovs-etcd-ca", time.Now())
+	l.must(err)
+	forged := func(user string) *tls.Config {
+		p, err := stranger.Client(user, time.Hour, time.Now())
+		l.must(err)
+		b := own
+		b.Pair = p
+		return netlab.TLS(b)
+	}
+	get := func(config *tls.Config) func(context.Context) error {
+		return func(ctx context.Context) error {
+			c := l.etcdAs(config)
+			defer c.Close()
+			_, err := c.Get(ctx, networkKey, clientv3.WithPrefix())
+			return err
+		}
+	}
+	none := netlab.TLS(own)
+	none.Certificates = nil
+	l.must(l.GiveBundle(t.Context(), "n1", "--lifetime", "-1m"))
+	late, err := l.GivenBundle("n1")
+	l.must(err)
+	first := get(netlab.TLS(own))
+	l.eventually("the first bundle is revoked by the second", patience, func() error {
+		if first(t.Context()) == nil {
+			return fmt.Errorf("it opens etcd still")
+		}
+		return nil
+	})
+	l.attack(attacks.Underlay, "etcd without a good certificate", func() (int, int) {
+		return l.each(map[string]func(context.Context) error{
+			"none":                       get(none),
+			"no TLS":                     get(nil),
+			"signed by another CA":       get(forged(own.User())),
+			"root's by another CA":       get(forged("root")),
+			"an expired one":             get(netlab.TLS(late)),
+			"one that was given anew":    first,
+			"plain HTTP of the metrics":  func(ctx context.Context) error { return plain(ctx, l, "/metrics") },
+			"plain HTTP of the gateway":  func(ctx context.Context) error { return plain(ctx, l, "/v3/kv/range") },
+			"plain HTTP of the versions": func(ctx context.Context) error { return plain(ctx, l, "/version") },
+		})
+	})
+}
+
+// plain asks the lab's etcd over TLS without a certificate.
+func plain(ctx context.Context, l *lab, path string) error {
+	st, err := l.Status()
+	l.must(err)
+	h := http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, st.Etcd.Endpoints[0]+path, nil)
+	l.must(err)
+	r, err := h.Do(req)
+	if err == nil {
+		_ = r.Body.Close()
+	}
+	return err
+}
+
+// TestNodeRemoved: the key of a node that was removed is good for nothing, at once; its
+// pods keep their network; a new bundle lets it in again.
+func TestNodeRemoved(t *testing.T) {
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a"}, "n2": {"red/b"}})
+	own, err := l.NodeIdentity("n2")
+	l.must(err)
+	n2 := l.etcdAs(netlab.TLS(own))
+	watch := n2.Watch(t.Context(), networkKey, clientv3.WithPrefix(), clientv3.WithCreatedNotify())
+	if r := <-watch; r.Err() != nil {
+		t.Fatal(r.Err())
+	}
+	began := time.Now()
+	_, err = l.etcd().Delete(t.Context(), networkKey+"/subnets/198.18.0.2")
+	l.must(err)
+	for open := true; open; {
+		select {
+		case r, more := <-watch:
+			open = more && r.Err() == nil
+		case <-time.After(patience):
+			t.Fatal("a node that was removed still watches")
+		}
+	}
+	t.Logf("the watch of a removed node ended after %s", time.Since(began).Round(time.Millisecond))
+	if _, err := n2.Get(t.Context(), networkKey+"/status/198.18.0.2"); err == nil {
+		t.Error("a node that was removed still reads")
+	}
+	l.eventually("the agent says what is wrong", patience, func() error {
+		err := l.Agent("n2").Ready(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "bundle node n2") {
+			return fmt.Errorf("it says %v", err)
+		}
+		return nil
+	})
+	if l.registered("198.18.0.2") {
+		t.Error("it has made itself a record again")
+	}
+	l.must(l.GiveBundle(t.Context(), "n2"))
+	l.must(l.Agent("n2").Restart(t.Context()))
+	l.reaches("red/a", "red/b")
+}
+
+// registered reports whether the node of that address has a record.
+func (l *lab) registered(ip string) bool {
+	l.t.Helper()
+	r, err := l.etcd().Get(l.t.Context(), networkKey+"/subnets/"+ip)
+	l.must(err)
+	return len(r.Kvs) > 0
+}
+
+// reaches fails the test unless a pod can ping another.
+func (l *lab) reaches(from, to string) {
+	l.t.Helper()
+	_, err := l.PodExec(l.t.Context(), l.get(from), "ping", "-c1", "-W5", l.get(to).IP.String())
+	l.must(err)
+}
+
+// TestCertificateRenewed: certificates that live for seconds are renewed while the probe
+// loses nothing, also over a CA that is rotated.
+func TestCertificateRenewed(t *testing.T) {
+	l := up(t, netlab.Options{ControllerArgs: []string{"--certificate-lifetime", "20s"}})
+	l.pods(map[string][]string{"n1": {"red/a"}, "n2": {"red/b"}})
+	serial := func(node string) string {
+		b, err := l.NodeIdentity(node)
+		l.must(err)
+		return b.Pair.Cert.SerialNumber.String()
+	}
+	renewed := func(what string) {
+		t.Helper()
+		before := map[string]string{"n1": serial("n1"), "n2": serial("n2")}
+		l.eventually(what, 60*time.Second, func() error {
+			for node, old := range before {
+				if serial(node) == old {
+					return fmt.Errorf("%s has the old one", node)
+				}
+			}
+			return nil
+		})
+	}
+	run := l.run(probe.Exactly(everybody))
+	l.traffic(run, 20)
+	// The first ones live for 30 days: rotation has them renewed.
+	_, err := l.Admin(t.Context(), "rotate-ca")
+	l.must(err)
+	renewed("renewed by the new CA")
+	renewed("renewed after half of its life")
+	l.eventually("the former CA is dropped", 60*time.Second, func() error {
+		_, err := l.Admin(t.Context(), "rotate-ca", "--finish")
+		return err
+	})
+	// It ends by itself, to start with the new CA only.
+	l.eventually("the controller ends", patience, func() error {
+		if l.Controller().Alive() {
+			return fmt.Errorf("it runs")
+		}
+		return nil
+	})
+	l.must(l.StartController(t.Context()))
+	renewed("renewed by the new CA alone")
+	rep := run.Stop()
+	for _, e := range rep.LostEvents {
+		t.Errorf("lost %s", e)
+	}
+	t.Logf("%s:\n%s", rep.Duration.Round(1e8), table(rep))
+}
