@@ -126,7 +126,10 @@ func readable(err error) string {
 	}
 	text = strings.TrimPrefix(text, "transport: ")
 	// gRPC's words for a connection that was taken and ended before a word was said.
-	if strings.Contains(text, "error reading server preface") {
+	// With TLS it is the handshake that ends so.
+	ended := strings.Contains(text, "error reading server preface") ||
+		strings.Contains(text, "authentication handshake failed") && (strings.HasSuffix(text, "EOF") || strings.Contains(text, "connection reset by peer"))
+	if ended {
 		text = "connections are taken and ended at once: " + nobodyBehind + " (" + text + ")"
 	}
 	return text

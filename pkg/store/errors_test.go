@@ -25,7 +25,14 @@ func TestNothingBehind(t *testing.T) {
 			conn.Close()
 		}
 	}()
-	s, err := Open(Config{Endpoints: []string{"http://" + l.Addr().String()}, DialTimeout: 500 * time.Millisecond})
+	for _, scheme := range []string{"http://", "https://"} {
+		nothingBehind(t, scheme+l.Addr().String())
+	}
+}
+
+func nothingBehind(t *testing.T, endpoint string) {
+	t.Helper()
+	s, err := Open(Config{Endpoints: []string{endpoint}, InsecureSkipVerify: strings.HasPrefix(endpoint, "https"), DialTimeout: 500 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}

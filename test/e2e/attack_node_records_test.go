@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -147,8 +148,8 @@ func TestAttackNodeRecords(t *testing.T) {
 			},
 		})
 	})
-	if after := l.record("red"); after != before {
-		t.Errorf("namespace red is %+v, was %+v", after, before)
+	if diff := cmp.Diff(before, l.record("red")); diff != "" {
+		t.Errorf("namespace red changed (-was +is):\n%s", diff)
 	}
 }
 

@@ -137,8 +137,8 @@ func TestNodesSwapAddresses(t *testing.T) {
 	c := l.etcd()
 	ctx := t.Context()
 	type node struct {
-		Host, HostIP, Subnet string
-		Assign               bool
+		Host, HostIP, Subnet, Identity string
+		Assign                         bool
 	}
 	addresses := map[string]string{"n1": "198.18.0.1", "n2": "198.18.0.2"}
 	swapped := map[string]string{"n1": "198.18.0.2", "n2": "198.18.0.1"}

@@ -112,7 +112,7 @@ func TestTool(t *testing.T) {
 	}
 	// Any client reaches etcd from the namespace that the lab was started in.
 	if out, err := exec.Command("etcdctl", "version").CombinedOutput(); err == nil {
-		cmd := exec.CommandContext(t.Context(), "etcdctl", "get", "--keys-only", "--prefix", want.Etcd.Prefix)
+		cmd := exec.CommandContext(t.Context(), "etcdctl", "get", "--keys-only", "--prefix", want.Etcd.Prefix+"/")
 		cmd.Env = os.Environ()
 		for _, line := range strings.Split(strings.TrimSpace(run("env")), "\n") {
 			cmd.Env = append(cmd.Env, strings.TrimPrefix(line, "export "))

@@ -47,7 +47,10 @@ func (l *Lab) StartController(ctx context.Context) error {
 	if o.ServiceNetwork.IsValid() {
 		args = append(args, "--service-network", o.ServiceNetwork.String())
 	}
-	return l.startController(ctx, "controller", append(args, o.ControllerArgs...))
+	if err := l.startController(ctx, "controller", append(args, o.ControllerArgs...)); err != nil {
+		return err
+	}
+	return l.ensureOperator(ctx, s)
 }
 
 // StartExtraController starts one more controller, a client of the first one's

@@ -46,7 +46,7 @@ func (l *Lab) Admin(ctx context.Context, args ...string) (string, error) {
 		return "", err
 	}
 	cmd := exec.CommandContext(ctx, filepath.Join(s.Options.BinDir, "k8s-ovs-controller"), append(args, "--data-dir", l.dataDir())...)
-	cmd.Env = append(os.Environ(), l.Mark())
+	cmd.Env = append(Environ(), l.Mark())
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Run(); err != nil {
@@ -70,13 +70,21 @@ func (l *Lab) GiveBundle(ctx context.Context, node string, args ...string) error
 	return err
 }
 
-// giveOperator makes the operator's bundle, for the namespace that the lab was started from.
-func (l *Lab) giveOperator(ctx context.Context) error {
-	s, err := l.read()
-	if err != nil {
-		return err
+// ensureBundle gives a node its first bundle.
+func (l *Lab) ensureBundle(ctx context.Context, node string, o Options) error {
+	if _, err := os.Stat(l.nodeBundle(node)); o.Insecure || err == nil {
+		return nil
 	}
-	_, err = l.Admin(ctx, "bundle", "operator", "netlab", "--endpoints", strings.Join(s.Etcd.Endpoints, ","), "--out", l.operatorBundle(), "--ca-out", l.operatorBundle()+".ca")
+	return l.GiveBundle(ctx, node)
+}
+
+// ensureOperator makes the operator's bundle, for the namespace that the lab was started
+// from; a bare lab has no way to etcd from there.
+func (l *Lab) ensureOperator(ctx context.Context, s state) error {
+	if _, err := os.Stat(l.operatorBundle()); s.Options.Insecure || len(s.Etcd.Endpoints) == 0 || err == nil {
+		return nil
+	}
+	_, err := l.Admin(ctx, "bundle", "operator", "netlab", "--endpoints", strings.Join(s.Etcd.Endpoints, ","), "--out", l.operatorBundle(), "--ca-out", l.operatorBundle()+".ca")
 	return err
 }
 

@@ -279,10 +279,7 @@ func (l *Lab) build(ctx context.Context, o Options) error {
 			if err := l.startForwarder(gctx, o); err != nil {
 				return err
 			}
-			if err := l.StartController(gctx); err != nil || o.Insecure {
-				return err
-			}
-			return l.giveOperator(gctx)
+			return l.StartController(gctx)
 		})
 	}
 	for i := range o.Nodes {
@@ -296,19 +293,9 @@ func (l *Lab) build(ctx context.Context, o Options) error {
 	}
 	g, gctx = errgroup.WithContext(ctx)
 	for i := range o.Nodes {
-		g.Go(func() error { return l.startFirst(gctx, nodeName(i+1), o) })
+		g.Go(func() error { return l.Agent(nodeName(i + 1)).Start(gctx) })
 	}
 	return g.Wait()
-}
-
-// startFirst starts a node's agent for the first time.
-func (l *Lab) startFirst(ctx context.Context, node string, o Options) error {
-	if !o.Insecure {
-		if err := l.GiveBundle(ctx, node); err != nil {
-			return err
-		}
-	}
-	return l.Agent(node).Start(ctx)
 }
 
 // Open returns the lab of that name, which someone has brought up before.

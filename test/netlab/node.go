@@ -97,7 +97,7 @@ func (l *Lab) AddNode(ctx context.Context) (Node, error) {
 	name := nodeName(index)
 	err = l.makeNode(ctx, index, s.Options)
 	if err == nil && !s.Options.Bare {
-		err = l.startFirst(ctx, name, s.Options)
+		err = l.Agent(name).Start(ctx)
 	}
 	if err != nil {
 		if gone := l.RemoveNode(name); gone != nil {
@@ -215,6 +215,9 @@ func (a Agent) start(ctx context.Context, ready func(context.Context) error) err
 		return fmt.Errorf("the agent of %s runs already", a.node)
 	}
 	l := a.lab
+	if err := l.ensureBundle(ctx, a.node, s.Options); err != nil {
+		return err
+	}
 	args := []string{
 		filepath.Join(s.Options.BinDir, "k8s-ovs-agent"),
 		"--node-name", n.Name,

@@ -177,7 +177,7 @@ func tryNext(l *netlab.Lab, t *teller, o Options) error {
 		lab + " exec helloworld1/a -- ping -c3 " + podIP(st, "helloworld3", "b"),
 		"eval $(" + lab + " env); " + o.Programs + "/netns list",
 		lab + " node exec n1 -- ovs-ofctl -O OpenFlow14 dump-flows br0",
-		"eval $(" + lab + " env); etcdctl get --prefix " + st.Etcd.Prefix,
+		"eval $(" + lab + " env); etcdctl get --prefix " + st.Etcd.Prefix + "/",
 		lab + " down",
 	} {
 		t.say("  %s\n", line)
