@@ -30,6 +30,10 @@ func level(l zapcore.Level) slog.Level {
 var quiet = map[string]bool{
 	// One port for both is what clients of a small etcd expect.
 	"Running http and grpc server on single port. This is not recommended for production.": true,
+	// Who calls through the unix socket is root: see guard.
+	"scheme is http or unix while --client-cert-auth is enabled; ignoring client cert auth for this URL": true,
+	// Clients try again.
+	"request auth revision is less than current node auth revision": true,
 	// Tokens end with the process; a cluster that needs others is a real etcd cluster.
 	"simple token is not cryptographically signed": true,
 }

@@ -21,27 +21,33 @@ type asking struct {
 	mu     sync.Mutex // guards what follows
 	want   topology.Request
 	spaces map[string]bool
-	// wake is that there may be something to write; tried is closed after each
-	// attempt to write, whose error is err.
-	wake  chan struct{}
-	tried chan struct{}
-	err   error
+	// wake is that there may be something to write. changes counts what was asked and
+	// taken back; told is how many of them etcd was told of, or not told because of err.
+	// Whenever it is seen to, news is closed.
+	wake          chan struct{}
+	changes, told int
+	err           error
+	news          chan struct{}
 }
 
 func newAsking(host string, put func(context.Context, topology.Request) error, log *slog.Logger) *asking {
 	return &asking{
-		put: put, log: log, want: topology.Request{Host: host}, spaces: map[string]bool{}, wake: make(chan struct{}, 1), tried: make(chan struct{}),
+		put: put, log: log, want: topology.Request{Host: host}, spaces: map[string]bool{}, wake: make(chan struct{}, 1), news: make(chan struct{}),
 	}
 }
 
-func (a *asking) change(fn func()) {
+// change returns its number among the changes.
+func (a *asking) change(fn func()) int {
 	a.mu.Lock()
 	fn()
+	a.changes++
+	n := a.changes
 	a.mu.Unlock()
 	select {
 	case a.wake <- struct{}{}:
 	default:
 	}
+	return n
 }
 
 // setSelf fixes the node's address, without which nothing is asked for.
@@ -54,7 +60,7 @@ func (a *asking) subnet(yes bool) { a.change(func() { a.want.Subnet = yes }) }
 func (a *asking) certificate(csr string) { a.change(func() { a.want.CSR = csr }) }
 
 // namespace asks for the record of a namespace, until there is one.
-func (a *asking) namespace(name string) { a.change(func() { a.spaces[name] = true }) }
+func (a *asking) namespace(name string) int { return a.change(func() { a.spaces[name] = true }) }
 
 // applied takes out what is there.
 func (a *asking) applied(s topology.Snapshot) {
@@ -71,36 +77,31 @@ func (a *asking) applied(s topology.Snapshot) {
 // EnsureNamespace implements [Asker]: it returns when the question stands, or could not
 // be put.
 func (a *asking) EnsureNamespace(ctx context.Context, namespace string) error {
-	a.namespace(namespace)
-	// Whatever attempt is under way may be without it.
-	for range 2 {
+	n := a.namespace(namespace)
+	for {
 		a.mu.Lock()
-		tried := a.tried
+		told, err, news := a.told, a.err, a.news
 		a.mu.Unlock()
+		if told >= n {
+			return err
+		}
 		select {
-		case <-tried:
+		case <-news:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		a.mu.Lock()
-		err := a.err
-		a.mu.Unlock()
-		if err != nil {
-			return err
-		}
 	}
-	return nil
 }
 
-// now is the request to be written.
-func (a *asking) now() topology.Request {
+// now is the request to be written, with all changes up to that number.
+func (a *asking) now() (topology.Request, int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r := a.want
 	r.Namespaces = slices.Sorted(maps.Keys(a.spaces))
 	// The rest follows when these are there.
 	r.Namespaces = r.Namespaces[:min(len(r.Namespaces), topology.MaxRequestedNamespaces)]
-	return r
+	return r, a.changes
 }
 
 // run writes what is asked for until ctx ends, at first also where that is nothing: an
@@ -117,11 +118,14 @@ func (a *asking) run(ctx context.Context) error {
 		case <-retry:
 		}
 		retry = nil
-		r := a.now()
-		if !r.HostIP.IsValid() || written != nil && same(*written, r) {
+		r, n := a.now()
+		if !r.HostIP.IsValid() {
 			continue
 		}
-		err := a.put(ctx, r)
+		var err error
+		if written == nil || !same(*written, r) {
+			err = a.put(ctx, r)
+		}
 		if err == nil {
 			written, said = &r, ""
 			pause.reset()
@@ -133,9 +137,9 @@ func (a *asking) run(ctx context.Context) error {
 			retry = time.After(pause.take())
 		}
 		a.mu.Lock()
-		a.err = err
-		close(a.tried)
-		a.tried = make(chan struct{})
+		a.told, a.err = n, err
+		close(a.news)
+		a.news = make(chan struct{})
 		a.mu.Unlock()
 	}
 }
