@@ -2,6 +2,8 @@ package pki
 
 import (
 	"crypto/x509"
+	"encoding/pem"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -101,6 +103,42 @@ func TestBundle(t *testing.T) {
 		cut := strings.ReplaceAll(string(data), part, "SOMETHING")
 		if _, err := ParseBundle([]byte(cut)); err == nil || !strings.Contains(err.Error(), say) {
 			t.Errorf("without %s: %v, want %q", part, err, say)
+		}
+	}
+}
+
+// TestVouch: who trusts a CA trusts what one signs that it vouches for.
+func TestVouch(t *testing.T) {
+	former, next := must(NewCA("ca", now)), must(NewCA("ca", now))
+	word := must(x509.ParseCertificate(mustDecode(must(former.Vouch(next, now)))))
+	client := must(next.Client("who", time.Hour, now))
+	for name, test := range map[string]struct {
+		root, between *x509.Certificate
+		good          bool
+	}{"the former with its word": {former.Cert, word, true}, "the former without": {former.Cert, next.Cert, false}, "the new one": {next.Cert, word, true}} {
+		roots, between := x509.NewCertPool(), x509.NewCertPool()
+		roots.AddCert(test.root)
+		between.AddCert(test.between)
+		_, err := client.Cert.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+		if (err == nil) != test.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func mustDecode(data []byte) []byte {
+	block, _ := pem.Decode(data)
+	return block.Bytes
+}
+
+func TestParseNodeUser(t *testing.T) {
+	for user, want := range map[string][3]string{
+		NodeUser("n1", "id"): {"n1", "id", "true"}, NodeUser("n1.example", "a:b"): {"n1.example", "a:b", "true"},
+		OperatorUser("n1"): {"", "", "false"}, "k8s-ovs-node:n1": {"n1", "", "false"},
+	} {
+		host, id, ok := ParseNodeUser(user)
+		if got := [3]string{host, id, fmt.Sprint(ok)}; got != want {
+			t.Errorf("%s: %v, want %v", user, got, want)
 		}
 	}
 }

@@ -190,3 +190,15 @@ func TLS(b pki.Bundle) *tls.Config {
 	own := tls.Certificate{Certificate: [][]byte{b.Pair.Cert.Raw}, PrivateKey: b.Pair.Key}
 	return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{own}}
 }
+
+// UseIdentities makes a lab without identities one with them, for controller and agents
+// that are started from now on.
+func (l *Lab) UseIdentities() error {
+	return l.update(func(s *state) error {
+		s.Options.Insecure = false
+		for i, e := range s.Etcd.Endpoints {
+			s.Etcd.Endpoints[i] = strings.Replace(e, "http://", "https://", 1)
+		}
+		return nil
+	})
+}

@@ -21,6 +21,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
@@ -232,5 +233,35 @@ func enableAuth(t *testing.T, c *clientv3.Client, password string) {
 	}
 	if _, err := c.AuthEnable(ctx); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestLocal: without flags netns finds the etcd of a controller on this machine, and where
+// there is none an etcd of the machine's own.
+func TestLocal(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "client.sock")
+	if err := os.WriteFile(socket, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name   string
+		socket string
+		etcd   options.Etcd
+		want   string
+	}{
+		{"the socket", socket, options.Etcd{}, "unix://" + socket},
+		{"no socket", filepath.Join(dir, "none"), options.Etcd{}, defaultEndpoint},
+		{"a user", socket, options.Etcd{Username: "root", Password: "x"}, defaultEndpoint},
+	} {
+		tt.etcd.Prefix, tt.etcd.DialTimeout = store.DefaultPrefix, time.Second
+		p := &program{socket: tt.socket, etcd: tt.etcd}
+		if err := p.local(); err != nil || p.etcd.Endpoints[0] != tt.want {
+			t.Errorf("%s: %v, %v; want %s", tt.name, p.etcd.Endpoints, err, tt.want)
+		}
+	}
+	p := &program{socket: socket, endpoints: true}
+	if err := p.local(); err == nil {
+		t.Error("endpoints that were given, but empty, are passed over")
 	}
 }
