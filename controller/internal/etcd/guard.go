@@ -31,7 +31,7 @@ var (
 )
 
 // open are the methods that users without the role root may call. etcd judges by key what
-// they do with them; some of the others it lets anybody call, such as Compact.
+// they do with them; some of the others it lets anybody call, such as LeaseLeases.
 var open = map[string]bool{
 	"/etcdserverpb.KV/Range": true, "/etcdserverpb.KV/Put": true, "/etcdserverpb.KV/DeleteRange": true, "/etcdserverpb.KV/Txn": true,
 	"/etcdserverpb.Watch/Watch":      true,
