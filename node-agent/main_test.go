@@ -1,15 +1,20 @@
 package main
 
 import (
+	"bytes"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/agent"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
@@ -25,9 +30,62 @@ func configure(args ...string) (agent.Config, error) {
 	return cfg, cfg.Complete()
 }
 
+// nodeBundle is that of some node.
+func nodeBundle(t *testing.T) []byte {
+	t.Helper()
+	ca, err := pki.NewCA("ca", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	pair, err := ca.Client(pki.NodeUser("n1", "id"), time.Hour, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := pki.Bundle{Endpoints: []string{"https://192.0.2.10:2379"}, CA: ca.CertPEM, Pair: pair}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// TestIdentityFile: a bundle that was taken over serves when the one that was given is
+// gone, and without the flag.
+func TestIdentityFile(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "identity.pem"), nodeBundle(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{{"--etcd-bundle", dir + "/gone.pem"}, nil} {
+		cfg, err := configure(append(args, "--state-dir", dir)...)
+		if err != nil || len(cfg.Etcd.Endpoints) != 1 {
+			t.Errorf("%v: %+v, %v", args, cfg.Etcd.Endpoints, err)
+		}
+	}
+	if _, err := configure("--etcd-bundle", dir+"/gone.pem", "--state-dir", t.TempDir()); err == nil {
+		t.Error("a bundle that is nowhere is taken")
+	}
+}
+
 // The example that we ship is one that the program takes.
 func TestManifest(t *testing.T) {
-	cfg, err := configure("--config", "../manifests/standalone/agent.yaml")
+	manifest, err := os.ReadFile("../manifests/standalone/agent.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	bundle := filepath.Join(dir, "etcd.pem")
+	if err := os.WriteFile(bundle, nodeBundle(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// The one difference: where the bundle is.
+	if !bytes.Contains(manifest, []byte("/etc/k8s-ovs/etcd.pem")) {
+		t.Error("the manifest names no bundle")
+	}
+	path := filepath.Join(dir, "agent.yaml")
+	if err := os.WriteFile(path, bytes.ReplaceAll(manifest, []byte("/etc/k8s-ovs/etcd.pem"), []byte(bundle)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := configure("--config", path, "--state-dir", dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,7 +112,7 @@ func TestWrongFlags(t *testing.T) {
 		args []string
 		want string // in the error
 	}{
-		{nil, "--etcd-endpoints"},
+		{nil, "--etcd-bundle"},
 		{[]string{etcd, "extra"}, `"extra"`},
 		{[]string{etcd, "--node-ip", "x"}, "--node-ip"},
 		{[]string{etcd, "--node-ip", "fe80::1"}, "--node-ip"},

@@ -22,7 +22,7 @@ var flags = map[string][]string{
 		"public-services", "service-connection-rate", "service-proxy", "state-dir", "uplink-rate", "version", "vtep-bridge", "vxlan-port",
 	},
 	"k8s-ovs-controller": {
-		"data-dir", "embedded-etcd", "global-namespaces", "host-subnet-length", "id", "leader-ttl", "listen-client-cacert", "listen-client-cert",
+		"certificate-lifetime", "data-dir", "embedded-etcd", "global-namespaces", "host-subnet-length", "id", "insecure-listen-http", "leader-ttl", "listen-client-cacert", "listen-client-cert",
 		"listen-client-key", "listen-client-urls", "log-format", "log-level", "metrics-address", "name", "network", "node-ip", "plugin-name", "pod", "profiling",
 		"service-network", "subnet-source", "version",
 	},
