@@ -94,6 +94,42 @@ func (c *Client) WatchCluster(ctx context.Context) <-chan Cluster {
 	return out
 }
 
+// WatchNodeUID tells the UID of the Node called name, now and whenever it is another
+// one: the machine was registered anew. The newest wins. The channel is closed when ctx ends.
+func (c *Client) WatchNodeUID(ctx context.Context, name string) <-chan string {
+	p := newPicture()
+	nodes := newTable(p, func(n *corev1.Node) (string, string) { return n.Name, string(n.UID) })
+	out := make(chan string)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		follow(ctx, c, "own node", c.api.Core.Nodes(), &corev1.Node{}, named(name), nodes)
+	}()
+	go func() {
+		defer close(out)
+		defer func() { <-done }()
+		var told, pending string
+		var ready chan<- string
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-p.wake:
+				p.mu.Lock()
+				uid := nodes.items[name]
+				p.mu.Unlock()
+				ready = nil
+				if uid != "" && uid != told {
+					pending, ready = uid, out
+				}
+			case ready <- pending:
+				told, ready = pending, nil
+			}
+		}
+	}()
+	return out
+}
+
 // kubernetesService waits for the address of default/kubernetes, which never
 // changes. The only error is that of ctx.
 func (c *Client) kubernetesService(ctx context.Context) (netip.Addr, error) {

@@ -1,6 +1,6 @@
 // Package kube is the Kubernetes API as the network needs it: services for one
-// node, namespaces and nodes for the controller, the Secret with access to etcd,
-// and the few things that are written back.
+// node, namespaces and nodes for the controller, the way to etcd, certificates that
+// are asked for and given, and the few things that are written back.
 //
 // It is the only package that knows client-go. It decides nothing about the
 // network: it turns objects into values and calls into requests. Watches hold
@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 	admissionv1 "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
+	certificatesv1 "k8s.io/client-go/kubernetes/typed/certificates/v1"
 	corev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	discoveryv1 "k8s.io/client-go/kubernetes/typed/discovery/v1"
 	networkingv1 "k8s.io/client-go/kubernetes/typed/networking/v1"
@@ -36,6 +37,9 @@ const (
 	// The controller annotates every namespace when it first runs; client-go's
 	// own bound of 5 requests a second would make that minutes.
 	requestsPerSecond, requestBurst = 50, 100
+	// requestRetry is how often a certificate that was asked for is looked for, where
+	// no watch tells of it.
+	requestRetry = 10 * time.Second
 )
 
 // ErrNotFound: there is no such object.
@@ -55,6 +59,8 @@ type Interfaces struct {
 	Discovery discoveryv1.DiscoveryV1Interface
 	Apps      appsv1.AppsV1Interface
 	Admission admissionv1.AdmissionregistrationV1Interface
+	// Certificates has the requests for certificates.
+	Certificates certificatesv1.CertificatesV1Interface
 	// Pods are the pods of a namespace, or of all where it is empty.
 	Pods func(namespace string) PodMetadata
 	// Networking is used by the controller only.
@@ -110,6 +116,9 @@ func Open(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}
 	if api.Admission, err = admissionv1.NewForConfigAndClient(rc, hc); err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
+	if api.Certificates, err = certificatesv1.NewForConfigAndClient(rc, hc); err != nil {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}
 	return New(api, cfg.Logger), nil

@@ -6,7 +6,6 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"maps"
 	"reflect"
 	"strings"
 
@@ -113,23 +112,48 @@ func (c *Client) EtcdAccess(ctx context.Context, ref string) (EtcdAccess, error)
 // whenever it says something else that is whole. The channel is closed when ctx
 // ends, or at once when ref is none: see [ParseRef].
 func (c *Client) WatchEtcdAccess(ctx context.Context, ref string) <-chan EtcdAccess {
+	p := newPicture()
+	secrets := newTable(p, func(s *corev1.Secret) (string, map[string][]byte) { return s.Name, s.Data })
+	w := accessWatch{
+		client: c, ref: ref, absent: errors.New("there is no such Secret: whoever runs the external etcd makes it"),
+		follow: func(ctx context.Context, namespace, name string) {
+			follow(ctx, c, "secret", c.api.Core.Secrets(namespace), &corev1.Secret{}, named(name), secrets)
+		},
+		read: func(name string) (EtcdAccess, error) { return ParseEtcdAccess(secrets.items[name]) },
+		has:  func(name string) bool { _, there := secrets.items[name]; return there },
+	}
+	return w.start(ctx, p)
+}
+
+// accessWatch tells what one object says of etcd. It remembers what was told and
+// logged.
+type accessWatch struct {
+	client *Client
+	ref    string
+	absent error
+	follow func(ctx context.Context, namespace, name string)
+	// has and read are called with the picture's lock held.
+	has  func(name string) bool
+	read func(name string) (EtcdAccess, error)
+	told EtcdAccess
+	said string
+}
+
+func (w *accessWatch) start(ctx context.Context, p *picture) <-chan EtcdAccess {
 	out := make(chan EtcdAccess)
-	namespace, name, err := ParseRef(ref)
+	namespace, name, err := ParseRef(w.ref)
 	if err != nil {
 		close(out)
 		return out
 	}
-	p := newPicture()
-	secrets := newTable(p, func(s *corev1.Secret) (string, map[string][]byte) { return s.Name, s.Data })
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		follow(ctx, c, "secret", c.api.Core.Secrets(namespace), &corev1.Secret{}, named(name), secrets)
+		w.follow(ctx, namespace, name)
 	}()
 	go func() {
 		defer close(out)
 		defer func() { <-done }()
-		w := accessWatch{client: c, ref: ref, name: name}
 		var ready chan<- EtcdAccess
 		for {
 			select {
@@ -137,10 +161,12 @@ func (c *Client) WatchEtcdAccess(ctx context.Context, ref string) <-chan EtcdAcc
 				return
 			case <-p.wake:
 				p.mu.Lock()
-				data, there := secrets.items[name]
-				data = maps.Clone(data)
+				a, err := EtcdAccess{}, w.absent
+				if w.has(name) {
+					a, err = w.read(name)
+				}
 				p.mu.Unlock()
-				if w.take(data, there) {
+				if w.take(a, err) {
 					ready = out
 				}
 			case ready <- w.told:
@@ -151,25 +177,12 @@ func (c *Client) WatchEtcdAccess(ctx context.Context, ref string) <-chan EtcdAcc
 	return out
 }
 
-// accessWatch remembers what was told and logged.
-type accessWatch struct {
-	client    *Client
-	ref, name string
-	told      EtcdAccess
-	said      string
-}
-
-// take takes the Secret's data in; true when there is something new to tell.
-func (w *accessWatch) take(data map[string][]byte, there bool) bool {
-	err := errors.New("there is no such Secret: the controller makes it unless etcd is external")
-	var a EtcdAccess
-	if there {
-		a, err = ParseEtcdAccess(data)
-	}
+// take takes in what the object says; true when there is something new to tell.
+func (w *accessWatch) take(a EtcdAccess, err error) bool {
 	if err != nil {
 		if err.Error() != w.said {
 			w.said = err.Error()
-			w.client.log.Info("waiting for access to etcd", "secret", w.ref, "reason", err)
+			w.client.log.Info("waiting for access to etcd", "object", w.ref, "reason", err)
 		}
 		return false
 	}
@@ -221,10 +234,29 @@ func (c *Client) PutSecret(ctx context.Context, ref string, data map[string][]by
 	return true, nil
 }
 
+// DeleteSecret takes the Secret ref (NAMESPACE/NAME) away; one that is not there is
+// no error.
+func (c *Client) DeleteSecret(ctx context.Context, ref string) error {
+	namespace, name, err := ParseRef(ref)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err = c.api.Core.Secrets(namespace).Delete(ctx, name, metav1.DeleteOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("delete Secret %s: %w", ref, err)
+	}
+	return nil
+}
+
 // classify makes errors of the API server recognisable without client-go.
 func classify(err error) error {
-	if apierrors.IsNotFound(err) {
+	switch {
+	case apierrors.IsNotFound(err):
 		return fmt.Errorf("%w: %w", ErrNotFound, err)
+	case apierrors.IsConflict(err):
+		return fmt.Errorf("%w: %w", ErrChanged, err)
 	}
 	return err
 }

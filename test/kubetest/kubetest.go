@@ -18,7 +18,7 @@ func New(t testing.TB, objects ...runtime.Object) (*kube.Client, *fake.Clientset
 	cs := fake.NewClientset(objects...)
 	c := kube.New(kube.Interfaces{
 		Core: cs.CoreV1(), Discovery: cs.DiscoveryV1(), Apps: cs.AppsV1(),
-		Networking: cs.NetworkingV1(), Admission: cs.AdmissionregistrationV1(), Clientset: cs,
+		Networking: cs.NetworkingV1(), Admission: cs.AdmissionregistrationV1(), Certificates: cs.CertificatesV1(), Clientset: cs,
 		Pods: func(namespace string) kube.PodMetadata { return podMetadata{cs.CoreV1().Pods(namespace)} },
 	}, nil)
 	t.Cleanup(c.Close)
