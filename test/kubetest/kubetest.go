@@ -4,6 +4,9 @@
 package kubetest
 
 import (
+	"net"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -23,4 +26,26 @@ func New(t testing.TB, objects ...runtime.Object) (*kube.Client, *fake.Clientset
 	}, nil)
 	t.Cleanup(c.Close)
 	return c, cs
+}
+
+// Open serves s and makes a real client of it, over HTTP.
+func Open(t testing.TB, s *Server) *kube.Client {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Serve(l)
+	t.Cleanup(func() { _ = s.Away() })
+	file := filepath.Join(t.TempDir(), "kubeconfig")
+	conf := "apiVersion: v1\nkind: Config\nclusters: [{name: c, cluster: {server: 'http://" + l.Addr().String() + "'}}]\ncontexts: [{name: c, context: {cluster: c}}]\ncurrent-context: c\n"
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := kube.Open(kube.Config{Kubeconfig: file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
 }

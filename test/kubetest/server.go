@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 
+	certificatesv1 "k8s.io/api/certificates/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -28,18 +29,26 @@ var kinds = map[string]schema.GroupVersionKind{
 	"services":        {Version: "v1", Kind: "Service"},
 	"events":          {Version: "v1", Kind: "Event"},
 	"nodes":           {Version: "v1", Kind: "Node"},
+	"namespaces":      {Version: "v1", Kind: "Namespace"},
 	"secrets":         {Version: "v1", Kind: "Secret"},
+	"configmaps":      {Version: "v1", Kind: "ConfigMap"},
 	"endpointslices":  {Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"},
 	"daemonsets":      {Group: "apps", Version: "v1", Kind: "DaemonSet"},
 	"networkpolicies": {Group: "networking.k8s.io", Version: "v1", Kind: "NetworkPolicy"},
+
+	"certificatesigningrequests": {Group: "certificates.k8s.io", Version: "v1", Kind: "CertificateSigningRequest"},
 }
 
-// Server is an API server for programs that read: get, list and watch of a few
+// Server is an API server: get, list, watch, and what our programs write, of a few
 // kinds over HTTP, with the encodings, bookmarks and streamed lists of a real one. The
-// test writes, by [Server.Put] and [Server.Delete]; programs write Events only, see
-// [Server.Events]. It refuses nobody and keeps every version of an object, so that
-// a watch may begin at any.
+// test writes by [Server.Put] and [Server.Delete], and sees what programs wrote by
+// [Server.Object] and [Server.Events]. It refuses nobody, checks no objects, and keeps every
+// version of an object, so that a watch may begin at any.
 type Server struct {
+	// Who says who made a request, where a test cares: it goes into
+	// CertificateSigningRequests. Set it before Serve.
+	Who func(*http.Request) (username string, extra map[string][]string)
+
 	mu sync.Mutex
 	// log has every change; the resource version of one is its place, from 1.
 	log []change
@@ -108,11 +117,27 @@ func (s *Server) Put(o runtime.Object) error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.put(c)
+	return nil
+}
+
+// put is Put with the lock held.
+func (s *Server) put(c change) {
 	if _, had := s.objects[c.resource][keyOf(c.object)]; had {
 		c.kind = watch.Modified
 	}
 	s.objects[c.resource][keyOf(c.object)] = c.object
 	s.append(c)
+}
+
+// Object is the one of a resource, such as "secrets", as it is now; nil where there is
+// none. It is not to be changed.
+func (s *Server) Object(resource, namespace, name string) runtime.Object {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o, there := s.objects[resource][namespace+"/"+name]; there {
+		return o
+	}
 	return nil
 }
 
@@ -203,12 +228,14 @@ func (s *Server) wait(ctx context.Context, resource string) bool {
 // request is what a URL asks for.
 type request struct {
 	resource, namespace, name string
-	labels                    labels.Selector
-	fields                    fields.Selector
-	writer                    *writer
+	// part is a subresource: status or approval.
+	part   string
+	labels labels.Selector
+	fields fields.Selector
+	writer *writer
 }
 
-// ServeHTTP is the API's reading half, and Events.
+// ServeHTTP is the API.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	q, err := parse(r)
 	if err != nil {
@@ -247,7 +274,10 @@ func parse(r *http.Request) (request, error) {
 	if len(parts) > 1 {
 		q.name = parts[1]
 	}
-	if _, known := kinds[q.resource]; !known || len(parts) > 2 {
+	if len(parts) > 2 {
+		q.part = parts[2]
+	}
+	if _, known := kinds[q.resource]; !known || len(parts) > 3 {
 		return request{}, errors.New("no such resource")
 	}
 	var err error
@@ -260,8 +290,11 @@ func parse(r *http.Request) (request, error) {
 
 func (q request) matches(o object) bool {
 	selectable := fields.Set{"metadata.name": o.GetName(), "metadata.namespace": o.GetNamespace()}
-	if p, ok := o.(*corev1.Pod); ok {
-		selectable["spec.nodeName"] = p.Spec.NodeName
+	switch o := o.(type) {
+	case *corev1.Pod:
+		selectable["spec.nodeName"] = o.Spec.NodeName
+	case *certificatesv1.CertificateSigningRequest:
+		selectable["spec.signerName"] = o.Spec.SignerName
 	}
 	return (q.namespace == "" || q.namespace == o.GetNamespace()) && q.labels.Matches(labels.Set(o.GetLabels())) && q.fields.Matches(selectable)
 }
