@@ -5,6 +5,9 @@
 package identity
 
 import (
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,11 +18,14 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 )
 
-// File is the node's bundle on disk.
-type File struct{ path string }
+// File is the node's bundle on disk, and beside it the key of the next one while its
+// certificate is asked for.
+type File struct{ path, next string }
 
 // NewFile names the bundle in the agent's state directory.
-func NewFile(stateDir string) File { return File{filepath.Join(stateDir, "identity.pem")} }
+func NewFile(stateDir string) File {
+	return File{filepath.Join(stateDir, "identity.pem"), filepath.Join(stateDir, "identity-next.key")}
+}
 
 // Path is where it is. It serves as CA file, certificate file and key file at once.
 func (f File) Path() string { return f.path }
@@ -60,4 +66,34 @@ func (f File) Import(given pki.Bundle) (taken bool, err error) {
 		return false, nil
 	}
 	return true, f.Save(given)
+}
+
+// nextKey is the key that a certificate is asked for with: the same one until there is an
+// answer, also by an agent that started anew, so that who signs has one request of each node.
+func (f File) nextKey() (crypto.Signer, []byte, error) {
+	data, err := os.ReadFile(f.next)
+	if err == nil {
+		if block, _ := pem.Decode(data); block != nil {
+			key, perr := x509.ParsePKCS8PrivateKey(block.Bytes)
+			if signer, ok := key.(crypto.Signer); ok && perr == nil {
+				return signer, data, nil
+			}
+		}
+	}
+	key, keyPEM, err := pki.NewKey()
+	if err != nil {
+		return nil, nil, err
+	}
+	if err := atomicfile.Write(f.next, keyPEM, 0o600); err != nil {
+		return nil, nil, fmt.Errorf("the key of the node's next identity: %w", err)
+	}
+	return key, keyPEM, nil
+}
+
+// dropNext has the next certificate asked for with another key.
+func (f File) dropNext() error {
+	if err := os.Remove(f.next); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("the key of the node's next identity: %w", err)
+	}
+	return nil
 }

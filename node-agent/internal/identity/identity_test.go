@@ -68,9 +68,7 @@ func renewing(t *testing.T, lifetime time.Duration, test func(t *testing.T, r *R
 	synctest.Test(t, func(t *testing.T) {
 		s := &signer{ca: must(pki.NewCA("ca", time.Now())), lifetime: lifetime}
 		f := NewFile(dir)
-		if err := f.Save(must(Obtain(t.Context(), s, user, []string{"https://192.0.2.1:2379"}, ""))); err != nil {
-			t.Fatal(err)
-		}
+		must(f.Obtain(t.Context(), s, user, []string{"https://192.0.2.1:2379"}, ""))
 		r := NewRenewer(f, s, NewMetrics(prometheus.NewRegistry()), slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
@@ -176,5 +174,55 @@ func TestImport(t *testing.T) {
 	}
 	if taken, err := f.Import(given); !taken || err != nil {
 		t.Errorf("over garbage: %v, %v", taken, err)
+	}
+}
+
+// keys remembers what keys were asked with, and answers as it is told.
+type keys struct {
+	signer
+	seen []string
+	err  error
+}
+
+func (k *keys) Issue(ctx context.Context, request []byte, user string) (cert, ca []byte, err error) {
+	r := must(pki.ParseRequest(request))
+	k.seen = append(k.seen, string(r.RawSubjectPublicKeyInfo))
+	if k.err != nil {
+		return nil, nil, k.err
+	}
+	return k.signer.Issue(ctx, request, user)
+}
+
+// TestObtainAsksOnce: until there is an answer a certificate is asked for with the same key,
+// also by an agent that started anew; each certificate has a key of its own.
+func TestObtainAsksOnce(t *testing.T) {
+	dir := t.TempDir()
+	k := &keys{signer: signer{ca: must(pki.NewCA("ca", time.Now())), lifetime: time.Hour}}
+	ask := func(answer error) string {
+		t.Helper()
+		k.err = answer
+		_, err := NewFile(dir).Obtain(t.Context(), k, user, []string{"https://192.0.2.1:2379"}, "")
+		if !errors.Is(err, answer) {
+			t.Errorf("error %v, want %v", err, answer)
+		}
+		return k.seen[len(k.seen)-1]
+	}
+	away := errors.New("away")
+	first := ask(away)
+	if info, err := os.Stat(NewFile(dir).next); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the key: %v, %v", info, err)
+	}
+	if ask(away) != first || ask(ErrRefused) != first {
+		t.Error("asked with another key before there was an answer")
+	}
+	second := ask(nil)
+	if second == first {
+		t.Error("asked with a key that was refused")
+	}
+	if third := ask(nil); third == second {
+		t.Error("two certificates for one key")
+	}
+	if _, err := os.Stat(NewFile(dir).next); err == nil {
+		t.Error("the key is still there without its certificate")
 	}
 }

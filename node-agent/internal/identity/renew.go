@@ -2,6 +2,7 @@ package identity
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -29,10 +30,14 @@ const (
 	lookEvery = time.Minute
 )
 
-// Obtain makes a key and has a certificate of user signed for it. A bundle of it reaches
-// etcd at endpoints.
-func Obtain(ctx context.Context, issuer Issuer, user string, endpoints []string, prefix string) (pki.Bundle, error) {
-	key, keyPEM, err := pki.NewKey()
+// ErrRefused: there will be no answer but this to the request; the next one is made with
+// another key.
+var ErrRefused = errors.New("the certificate is refused")
+
+// Obtain has a certificate of user signed, and makes the bundle with it, which reaches etcd
+// at endpoints, the one in f.
+func (f File) Obtain(ctx context.Context, issuer Issuer, user string, endpoints []string, prefix string) (pki.Bundle, error) {
+	key, keyPEM, err := f.nextKey()
 	if err != nil {
 		return pki.Bundle{}, err
 	}
@@ -42,16 +47,23 @@ func Obtain(ctx context.Context, issuer Issuer, user string, endpoints []string,
 	}
 	cert, ca, err := issuer.Issue(ctx, request, user)
 	if err != nil {
+		if errors.Is(err, ErrRefused) {
+			err = errors.Join(err, f.dropNext())
+		}
 		return pki.Bundle{}, err
 	}
 	pair, err := pki.ParsePair(cert, keyPEM)
 	if err != nil {
-		return pki.Bundle{}, fmt.Errorf("the certificate that came for %s: %w", user, err)
+		return pki.Bundle{}, errors.Join(fmt.Errorf("the certificate that came for %s: %w", user, err), f.dropNext())
 	}
 	if got := pair.Cert.Subject.CommonName; got != user {
-		return pki.Bundle{}, fmt.Errorf("the certificate that came for %s is %q's", user, got)
+		return pki.Bundle{}, errors.Join(fmt.Errorf("the certificate that came for %s is %q's", user, got), f.dropNext())
 	}
-	return pki.Bundle{Endpoints: endpoints, Prefix: prefix, CA: ca, Pair: pair}, nil
+	b := pki.Bundle{Endpoints: endpoints, Prefix: prefix, CA: ca, Pair: pair}
+	if err := f.Save(b); err != nil {
+		return pki.Bundle{}, err
+	}
+	return b, f.dropNext()
 }
 
 // Metrics are those of the identity.
@@ -144,10 +156,7 @@ func (r *Renewer) Run(ctx context.Context) error {
 func (r *Renewer) renew(ctx context.Context, b pki.Bundle) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	defer cancel()
-	next, err := Obtain(ctx, r.Issuer, b.User(), b.Endpoints, b.Prefix)
-	if err == nil {
-		err = r.File.Save(next)
-	}
+	next, err := r.File.Obtain(ctx, r.Issuer, b.User(), b.Endpoints, b.Prefix)
 	if err != nil {
 		r.Metrics.renewals.WithLabelValues("failed").Inc()
 		return err
