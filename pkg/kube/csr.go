@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	certificatesv1 "k8s.io/api/certificates/v1"
@@ -17,8 +18,13 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 )
 
-// What a node's certificate is for, as a CertificateSigningRequest says it.
 const (
+	// AgentSigner signs the certificates of nodes.
+	AgentSigner = "k8s-ovs.io/agent"
+	// AgentLifetime is that of such a certificate.
+	AgentLifetime = 24 * time.Hour
+
+	// What it is for, as a CertificateSigningRequest says it.
 	ClientAuth       = string(certificatesv1.UsageClientAuth)
 	DigitalSignature = string(certificatesv1.UsageDigitalSignature)
 )
@@ -215,13 +221,14 @@ func (c *Client) RequestCertificate(ctx context.Context, prefix string, requestP
 	return c.awaitCertificate(ctx, name)
 }
 
-// requestName names a request by its key.
+// requestName names a request by its key and its user.
 func requestName(prefix string, requestPEM []byte) (string, error) {
 	r, err := pki.ParseRequest(requestPEM)
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256(r.RawSubjectPublicKeyInfo)
+	// With the user, who may change while the key is the same.
+	sum := sha256.Sum256(slices.Concat(r.RawSubjectPublicKeyInfo, r.RawSubject))
 	return prefix + hex.EncodeToString(sum[:8]), nil
 }
 

@@ -16,9 +16,9 @@ import (
 
 const (
 	// Name is the signer that agents ask.
-	Name = "k8s-ovs.io/agent"
+	Name = kube.AgentSigner
 	// Lifetime is that of the certificates; less where less is asked for.
-	Lifetime = 24 * time.Hour
+	Lifetime = kube.AgentLifetime
 
 	// What the API server says of a token that is bound to a pod (Kubernetes 1.30,
 	// ServiceAccountTokenPodNodeInfo).

@@ -3,103 +3,300 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+)
+
+const (
+	// firstAsk and lastAsk bound the pause after a certificate was asked for in vain;
+	// askTimeout bounds one attempt, after which the same request is waited for.
+	firstAsk, lastAsk = time.Second, 5 * time.Minute
+	askTimeout        = time.Minute
+	// longestName leaves room for the rest of the name of a CertificateSigningRequest.
+	longestName = 200
 )
 
 // accessSource is the API server, as far as the way to etcd stands in it.
 type accessSource interface {
-	// WatchEtcdAccess tells what the Secret says as soon as it is there and whole,
-	// and then whenever it says something else.
-	WatchEtcdAccess(ctx context.Context, ref string) <-chan kube.EtcdAccess
+	// WatchEtcdPlace tells what the ConfigMap says as soon as it is there and whole, and
+	// then whenever it says something else.
+	WatchEtcdPlace(ctx context.Context, ref string) <-chan kube.EtcdAccess
+	// WatchNodeUID tells the UID of the Node, and whenever it is another one.
+	WatchNodeUID(ctx context.Context, name string) <-chan string
+	// RequestCertificate waits until a certificate is signed, or refused: kube.ErrDenied.
+	RequestCertificate(ctx context.Context, prefix string, requestPEM []byte, signer string, lifetime time.Duration) ([]byte, error)
 }
 
-// access is how the agent reaches etcd in Kubernetes: as a Secret says, of which
-// it keeps a copy for a start while the API server is away.
+// access is how the agent reaches etcd in Kubernetes: a ConfigMap says where it is, and
+// the node's own certificate opens it. Both are kept on disk, for a start while the API
+// server is away.
 type access struct {
-	// ref is the Secret, NAMESPACE/NAME; now tells what it says.
-	ref  string
-	now  <-chan kube.EtcdAccess
-	path string
-	// patience is how long the API server may take where there is a copy.
+	source accessSource
+	// ref is the ConfigMap, NAMESPACE/NAME; places tells what it says.
+	ref    string
+	places <-chan kube.EtcdAccess
+	// uids tells the UID of the Node called node.
+	node string
+	uids <-chan string
+	file identity.File
+	// shared is where the release before this one kept its copy of the access that all
+	// nodes shared.
+	shared string
+	// patience is how long the certificate may take where there is such a copy.
 	patience time.Duration
+	renewer  *identity.Renewer
 	log      *slog.Logger
+
+	// want is the user that the node should be; empty before its UID is known.
+	want string
+
+	mu    sync.Mutex
+	place *kube.EtcdAccess // nil before it is known
 }
 
-// newAccess watches the Secret until ctx ends.
-func newAccess(ctx context.Context, source accessSource, ref, stateDir string, log *slog.Logger) *access {
-	return &access{
-		ref: ref, now: source.WatchEtcdAccess(ctx, ref), path: filepath.Join(stateDir, "etcd-access.json"), patience: etcdPatience, log: log,
+// newAccess watches the ConfigMap and the Node until ctx ends.
+func newAccess(ctx context.Context, source accessSource, ref, node, stateDir string, metrics *identity.Metrics, log *slog.Logger) *access {
+	a := &access{
+		source: source, ref: ref, places: source.WatchEtcdPlace(ctx, ref), node: node, uids: source.WatchNodeUID(ctx, node),
+		file: identity.NewFile(stateDir), shared: filepath.Join(stateDir, "etcd-access.json"), patience: etcdPatience, log: log,
 	}
+	a.renewer = identity.NewRenewer(a.file, a, metrics, log)
+	return a
 }
 
-// first is what to start with: what the Secret says, or the copy where the API
-// server does not say in time.
-func (a *access) first(ctx context.Context) (kube.EtcdAccess, error) {
-	copied, held := a.load()
-	var late <-chan time.Time
-	if held {
-		late = time.After(a.patience)
+// way is how etcd is reached.
+type way struct {
+	etcd options.Etcd
+	// bundle is the node's own; not there in the first minutes after an upgrade from a
+	// release whose nodes had none.
+	bundle *pki.Bundle
+}
+
+// user is who etcd takes the agent for, where it is itself.
+func (w way) user() string {
+	if w.bundle == nil {
+		return ""
 	}
-	select {
-	case now, open := <-a.now:
-		if !open {
-			return kube.EtcdAccess{}, ctx.Err()
+	return w.bundle.User()
+}
+
+// first is the way to start with. The node's bundle is used at once, whatever its dates say:
+// it is renewed beside. Without one it is waited for; tell hears why.
+func (a *access) first(ctx context.Context, flags options.Etcd, tell func(error)) (way, error) {
+	if b, held := a.held(); held {
+		return a.by(flags, b)
+	}
+	copied, has := a.loadShared()
+	asking, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if has {
+		asking, cancel = context.WithTimeout(ctx, a.patience)
+		defer cancel()
+	}
+	b, err := a.settle(asking, way{}, tell)
+	switch {
+	case err == nil:
+		return a.by(flags, b)
+	case ctx.Err() != nil || !has:
+		return way{}, err
+	}
+	a.log.Warn("the node has no certificate of its own yet: going on with the access that all nodes shared before", "error", err)
+	w := way{etcd: flags}
+	return w, w.etcd.Use(copied.Endpoints, copied.CA, copied.Cert, copied.Key, copied.Prefix)
+}
+
+// by is the way by the node's own bundle.
+func (a *access) by(flags options.Etcd, b pki.Bundle) (way, error) {
+	w := way{etcd: flags, bundle: &b}
+	w.etcd.UseBundle(b, a.file.Path())
+	a.forgetShared()
+	return w, w.etcd.Complete()
+}
+
+// follow keeps the bundle good. It returns an error when the agent has to start anew: etcd is
+// elsewhere, or the node is another user.
+func (a *access) follow(ctx context.Context, used way) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	if used.bundle != nil {
+		running.Go(func() { _ = a.renewer.Run(ctx) }) // the end of ctx
+	}
+	b, err := a.settle(ctx, used, func(error) {})
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("the node is %s now: a new start takes that over (pods keep their network)", b.User())
+}
+
+// settle returns when there is a bundle for the user that the node should be, and that is not the
+// one which is used. It follows what the ConfigMap says meanwhile.
+func (a *access) settle(ctx context.Context, used way, tell func(error)) (pki.Bundle, error) {
+	pause, said := firstAsk, ""
+	retry := time.After(0)
+	why := errors.New("the API server does not answer yet")
+	for {
+		if err := a.missing(); err != nil {
+			why = err
+			tell(err)
 		}
-		a.save(now)
-		return now, nil
-	case <-late:
-		a.log.Warn("Secret with the access to etcd cannot be read: going on with the copy on disk", "secret", a.ref)
-		return copied, nil
-	}
-}
-
-// follow returns an error when the Secret says something else than what is used:
-// the agent starts anew with it.
-func (a *access) follow(ctx context.Context, used kube.EtcdAccess) error {
-	for now := range a.now {
-		a.save(now)
-		if !now.Equal(used) {
-			return fmt.Errorf("the access to etcd in Secret %s changed: a new start takes it over (pods keep their network)", a.ref)
+		select {
+		case <-ctx.Done():
+			return pki.Bundle{}, fmt.Errorf("the node has no certificate for etcd: %w (%w)", why, ctx.Err())
+		case place, open := <-a.places:
+			if !open {
+				a.places = nil // with ctx
+				continue
+			}
+			if err := a.moved(place, used); err != nil {
+				return pki.Bundle{}, err
+			}
+		case uid, open := <-a.uids:
+			if !open {
+				a.uids = nil
+				continue
+			}
+			a.want = pki.NodeUser(a.node, uid)
+			pause = firstAsk
+		case <-retry:
 		}
+		retry = nil
+		if a.missing() != nil || a.want == used.user() {
+			continue
+		}
+		b, err := a.obtain(ctx)
+		if err == nil {
+			return b, nil
+		}
+		if why = err; err.Error() != said && ctx.Err() == nil {
+			said = err.Error()
+			a.log.Warn("no certificate for etcd; asking again", "user", a.want, "error", err)
+		}
+		tell(err)
+		retry = time.After(pause/2 + rand.N(pause))
+		pause = min(2*pause, lastAsk)
 	}
-	return ctx.Err()
 }
 
-// load is the copy on disk; held is false where there is none that can be used.
-func (a *access) load() (copied kube.EtcdAccess, held bool) {
-	data, err := os.ReadFile(a.path)
+// missing is what has to be known before a certificate is asked for.
+func (a *access) missing() error {
+	switch {
+	case a.now() == nil:
+		return fmt.Errorf("waiting for ConfigMap %s, which says where etcd is: the controller makes it", a.ref)
+	case a.want == "":
+		return fmt.Errorf("waiting for Node %s to be registered", a.node)
+	}
+	return nil
+}
+
+// obtain asks for the certificate of the user that the node should be.
+func (a *access) obtain(ctx context.Context) (pki.Bundle, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	place := a.now()
+	return a.file.Obtain(ctx, a, a.want, place.Endpoints, place.Prefix)
+}
+
+// Issue has a certificate signed by the controller; see [identity.Issuer].
+func (a *access) Issue(ctx context.Context, request []byte, _ string) (cert, ca []byte, err error) {
+	if a.now() == nil {
+		return nil, nil, a.missing()
+	}
+	prefix := "k8s-ovs-agent-" + a.node[:min(len(a.node), longestName)] + "-"
+	cert, err = a.source.RequestCertificate(ctx, prefix, request, kube.AgentSigner, kube.AgentLifetime)
+	if errors.Is(err, kube.ErrDenied) {
+		err = fmt.Errorf("%w: %w", identity.ErrRefused, err)
+	}
+	return cert, a.now().CA, err
+}
+
+func (a *access) now() *kube.EtcdAccess {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.place
+}
+
+// moved takes in what the ConfigMap says. The bundle on disk says the same from then on. The
+// error is that etcd is not where used is.
+func (a *access) moved(place kube.EtcdAccess, used way) error {
+	a.mu.Lock()
+	a.place = &place
+	a.mu.Unlock()
+	b, held := a.held()
+	if used.bundle == nil || !held {
+		return nil
+	}
+	elsewhere := !slices.Equal(b.Endpoints, place.Endpoints) || b.Prefix != place.Prefix
+	if !elsewhere && string(b.CA) == string(place.CA) {
+		return nil
+	}
+	b.Endpoints, b.Prefix, b.CA = place.Endpoints, place.Prefix, place.CA
+	if err := a.file.Save(b); err != nil {
+		return err
+	}
+	if elsewhere {
+		return fmt.Errorf("etcd is elsewhere, says ConfigMap %s: a new start takes that over (pods keep their network)", a.ref)
+	}
+	a.log.Info("took over the certificates of etcd's CA", "configMap", a.ref)
+	// The first of them signs now.
+	if first, _ := pem.Decode(place.CA); first != nil && !pki.Signs(pem.EncodeToMemory(first), b.Pair.Cert) {
+		a.renewer.Renew()
+	}
+	return nil
+}
+
+// held is the bundle on disk, if it is this node's: a disk may be copied to another one.
+func (a *access) held() (pki.Bundle, bool) {
+	b, held, err := a.file.Load()
+	switch {
+	case err != nil:
+		a.log.Warn("starting without the node's certificate; another one is asked for", "error", err)
+		return pki.Bundle{}, false
+	case held && !strings.HasPrefix(b.User(), pki.NodeUser(a.node, "")):
+		a.log.Warn("the certificate on disk is another node's; one of our own is asked for", "path", a.file.Path(), "user", b.User(), "node", a.node)
+		return pki.Bundle{}, false
+	}
+	return b, held
+}
+
+// loadShared is the access that all nodes shared before, if it can be used.
+func (a *access) loadShared() (copied kube.EtcdAccess, held bool) {
+	data, err := os.ReadFile(a.shared)
+	if errors.Is(err, fs.ErrNotExist) {
+		return kube.EtcdAccess{}, false
+	}
 	if err == nil {
 		err = json.Unmarshal(data, &copied)
 	}
 	if err == nil {
 		err = copied.CheckEncrypted() // an earlier version took others
 	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return kube.EtcdAccess{}, false
-	case err != nil:
-		a.log.Warn("starting without the copy of the access to etcd", "path", a.path, "error", err)
+	if err != nil {
+		a.log.Warn("the access that all nodes shared before is not readable; going on without", "path", a.shared, "error", err)
 		return kube.EtcdAccess{}, false
 	}
 	return copied, len(copied.Endpoints) > 0
 }
 
-// save replaces the copy. It holds a private key.
-func (a *access) save(e kube.EtcdAccess) {
-	data, err := json.Marshal(e)
-	if err == nil {
-		err = atomicfile.Write(a.path, data, 0o600)
-	}
-	if err != nil {
-		a.log.Error("the copy of the access to etcd is out of date: a start without the API server would use the old one", "error", err)
+// forgetShared takes that access away, which has a private key in it: the node has its own.
+func (a *access) forgetShared() {
+	if err := os.Remove(a.shared); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		a.log.Warn("the key that all nodes shared before is still on disk", "path", a.shared, "error", err)
 	}
 }

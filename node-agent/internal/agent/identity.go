@@ -59,9 +59,10 @@ func (n *node) takeIdentity(etcd *options.Etcd) (err error) {
 	return nil
 }
 
-// renew renews the node's certificate until ctx ends, through the records.
+// renew renews the node's certificate until ctx ends, through the records. In Kubernetes
+// access does that.
 func (n *node) renew(ctx context.Context) error {
-	if n.identity == nil {
+	if n.identity == nil || n.api != nil {
 		return nil
 	}
 	renewer := identity.NewRenewer(*n.identity, recordsIssuer{n.store, n.asking, n.self}, n.identityMetrics, n.log)
@@ -139,6 +140,9 @@ func (n *node) who() (user, issuer string) {
 func (n *node) lockedOut() error {
 	if n.identity == nil || !errors.Is(n.store.Healthy(), store.ErrDenied) {
 		return nil
+	}
+	if n.api != nil {
+		return fmt.Errorf("%w. If its Node is there, another certificate is asked for", errLockedOut)
 	}
 	return fmt.Errorf("%w. Make a new bundle with `k8s-ovs-controller bundle node %s --node-ip %s`", errLockedOut, n.cfg.NodeName, n.self)
 }

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -138,8 +137,8 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	return n, nil
 }
 
-// openStore opens the records in etcd, once it is known where that is. In
-// Kubernetes a Secret says so, and what is returned ends when it says otherwise.
+// openStore opens the records in etcd, once it is known where that is, and who the node
+// is. What is returned ends when it has to be opened anew.
 func (n *node) openStore(ctx context.Context) (follow func(context.Context) error, err error) {
 	etcd := n.cfg.Etcd
 	follow = func(context.Context) error { return nil }
@@ -149,15 +148,13 @@ func (n *node) openStore(ctx context.Context) (follow func(context.Context) erro
 		}
 	}
 	if len(etcd.Endpoints) == 0 {
-		ref := n.cfg.Cluster.EtcdSecret
-		n.setReady(fmt.Errorf("waiting for Secret %s with the access to etcd: the controller makes it", ref))
-		a := newAccess(ctx, n.api, ref, n.cfg.StateDir, n.log)
-		used, err := a.first(ctx)
+		a := newAccess(ctx, n.api, n.cfg.Cluster.EtcdSecret, n.cfg.NodeName, n.cfg.StateDir, n.identityMetrics, n.log)
+		used, err := a.first(ctx, etcd, n.setReady)
 		if err != nil {
 			return nil, err
 		}
-		if err := etcd.Use(used.Endpoints, used.CA, used.Cert, used.Key, used.Prefix); err != nil {
-			return nil, fmt.Errorf("access to etcd in Secret %s: %w", ref, err)
+		if etcd = used.etcd; used.bundle != nil {
+			n.identity = &a.file
 		}
 		follow = func(ctx context.Context) error { return a.follow(ctx, used) }
 	}

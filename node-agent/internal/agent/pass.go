@@ -141,7 +141,7 @@ func (n *node) noSubnet(me topology.Node) string {
 			return fmt.Sprintf("its record is for %s, the Node's InternalIP: give the agent that address with --node-ip", ip)
 		}
 	}
-	if n.identity != nil && !me.HostIP.IsValid() {
+	if n.identity != nil && n.api == nil && !me.HostIP.IsValid() {
 		return fmt.Sprintf("it has no record: it was removed. Make a new bundle with `k8s-ovs-controller bundle node %s --node-ip %s`", n.cfg.NodeName, n.self)
 	}
 	return "the controller has not given it one"
