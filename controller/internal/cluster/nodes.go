@@ -184,14 +184,16 @@ func (d *round) node(p placed, gone bool) {
 	if rec.Status.Is(topology.Confirmed) && exists {
 		why, want.Status = "its Node, whose address was confirmed by "+cmp.Or(rec.Status.By, "an operator"), nil
 	}
-	want.Host, want.UID = n.Name, n.UID
+	// Its UID is its identity from then on: a bundle that somebody made for it before is of
+	// no use.
+	want.Host, want.UID, want.Identity = n.Name, n.UID, ""
 	if reason := d.subnet(&want, n, kept, p.moved); reason != "" {
 		d.refuse(NodeRef(n.Name), SubnetRefused, reason)
 		if !exists {
 			return
 		}
 	}
-	if exists && want.Host == rec.Host && want.UID == rec.UID && want.Subnet == rec.Subnet && want.Assign == rec.Assign {
+	if exists && want.Host == rec.Host && want.UID == rec.UID && want.Identity == rec.Identity && want.Subnet == rec.Subnet && want.Assign == rec.Assign {
 		return
 	}
 	d.plan.Writes = append(d.plan.Writes, Write{Key: p.address.String(), Node: &want, Revision: revision, Why: why})

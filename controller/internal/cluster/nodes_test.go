@@ -121,3 +121,21 @@ func (s *scene) own(address string) *scene {
 	s.cluster.KubernetesService = netip.MustParseAddr(address)
 	return s
 }
+
+// TestBundleOfAdoptedNode: the record of a node that joined by a bundle, and is a Node of the
+// cluster now, has the Node's identity.
+func TestBundleOfAdoptedNode(t *testing.T) {
+	s := newScene().node("n1", "", "192.0.2.1").nodeRecord("n1", "192.0.2.1", "172.11.0.0/22", "u-n1")
+	ip := netip.MustParseAddr("192.0.2.1")
+	rec := s.records.Nodes[ip]
+	rec.Identity = "of-its-bundle"
+	s.records.Nodes[ip] = rec
+	plan := New(FromRecords).Plan(s.cluster, s.records, nil, now)
+	if len(plan.Writes) != 1 || plan.Writes[0].Node.ID() != "u-n1" {
+		t.Fatalf("plan %+v", plan.Writes)
+	}
+	s.records.Nodes[ip] = *plan.Writes[0].Node
+	if again := New(FromRecords).Plan(s.cluster, s.records, nil, now); len(again.Writes) != 0 {
+		t.Errorf("then %+v", again.Writes)
+	}
+}

@@ -50,6 +50,9 @@ type Config struct {
 	Signer Signer
 	// SharedUser may write all records, where etcd heeds users; empty for none.
 	SharedUser string
+	// Duties are what a leader does beside the records. Each is called once for a term,
+	// and returns when its ctx ends, with the term, if not before.
+	Duties []func(ctx context.Context)
 	// Random is the source of netIDs: crypto/rand.Reader.
 	Random io.Reader
 	// Now is the clock of Status times; time.Now when nil.

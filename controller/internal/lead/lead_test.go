@@ -250,6 +250,41 @@ func TestFailoverOnSigterm(t *testing.T) {
 
 // A leader that dies without a word: the next one leads when its lease is over,
 // and finishes what it began.
+// TestDuties: only the leader has them, and a term that ends waits for their end.
+func TestDuties(t *testing.T) {
+	e := etcdtest.Start(t)
+	on := make(chan string, 10)
+	with := func(id string) func(*Config) {
+		return func(c *Config) {
+			c.Duties = []func(context.Context){
+				func(context.Context) {}, // done before the term is
+				func(ctx context.Context) {
+					on <- id
+					<-ctx.Done()
+					on <- id + " off"
+				},
+			}
+		}
+	}
+	first := start(t, e, "first", with("first"))
+	expect := func(want string) {
+		t.Helper()
+		select {
+		case got := <-on:
+			if got != want {
+				t.Fatalf("%s, want %s", got, want)
+			}
+		case <-time.After(patience):
+			t.Fatalf("not %s within %s", want, patience)
+		}
+	}
+	expect("first")
+	start(t, e, "second", with("second"))
+	first.stop()
+	expect("first off")
+	expect("second")
+}
+
 func TestFailoverOnDeath(t *testing.T) {
 	e := etcdtest.Start(t)
 	one := start(t, e, "one", nil)

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
@@ -72,6 +73,12 @@ func (t *term) run(ctx context.Context) error {
 	defer compare.Stop()
 	events, stop := t.follow(wctx)
 	defer stop()
+	var duties sync.WaitGroup
+	defer duties.Wait()
+	for _, duty := range t.c.cfg.Duties {
+		duties.Go(func() { duty(wctx) })
+	}
+	defer cancel()
 	var retry <-chan time.Time
 	pause := minPause
 	for {
