@@ -255,3 +255,27 @@ func TestManifestsLeastRights(t *testing.T) {
 		}
 	}
 }
+
+// Whoever takes a node over has its agent's rights: nothing secret is among what they
+// reach, and nothing that says who may have which certificate.
+func TestManifestsAgentRights(t *testing.T) {
+	for _, k := range kustomizations(t) {
+		for _, o := range decode(t, k) {
+			var name string
+			var rules []rbacv1.PolicyRule
+			switch o := o.(type) {
+			case *rbacv1.Role:
+				name, rules = o.Name, o.Rules
+			case *rbacv1.ClusterRole:
+				name, rules = o.Name, o.Rules
+			}
+			for _, r := range rules {
+				for _, forbidden := range []string{"secrets", "certificatesigningrequests/approval", "certificatesigningrequests/status", "signers", "*"} {
+					if name == "k8s-ovs-agent" && slices.Contains(r.Resources, forbidden) {
+						t.Errorf("%s: %s has %v on %s", k, name, r.Verbs, forbidden)
+					}
+				}
+			}
+		}
+	}
+}

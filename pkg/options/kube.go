@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// DefaultEtcdSecret is the Secret with access to etcd.
+// DefaultEtcdSecret names what says how to reach etcd.
 const DefaultEtcdSecret = "kube-system/k8s-ovs-etcd"
 
 // Kube says whether and how to use the Kubernetes API. [Kube.Register] the
@@ -18,8 +18,9 @@ type Kube struct {
 	Enabled bool
 	// Kubeconfig is a file; empty for the service account of the pod.
 	Kubeconfig string
-	// EtcdSecret is the NAMESPACE/NAME of the Secret with access to etcd; it
-	// counts where no endpoints of etcd are given.
+	// EtcdSecret is the NAMESPACE/NAME of the ConfigMap that tells agents where etcd is,
+	// and of the Secret with the controllers' own access to an external one. It counts where no endpoints
+	// of etcd are given.
 	EtcdSecret string
 }
 
@@ -30,7 +31,7 @@ func (k *Kube) Register(fs *pflag.FlagSet) {
 	}
 	fs.BoolVar(&k.Enabled, "kubernetes", k.Enabled, "use the Kubernetes API server: that of the pod's service account, or --kubeconfig")
 	fs.StringVar(&k.Kubeconfig, "kubeconfig", k.Kubeconfig, "`file` that says how to reach the Kubernetes API server; implies --kubernetes")
-	fs.StringVar(&k.EtcdSecret, "etcd-secret", k.EtcdSecret, "`namespace/name` of the Secret with access to etcd; used with --kubernetes where no --etcd-endpoints are given")
+	fs.StringVar(&k.EtcdSecret, "etcd-secret", k.EtcdSecret, "`namespace/name` of the ConfigMap that tells agents where etcd is, and of the Secret with the controllers' access to an external one; used with --kubernetes where no --etcd-endpoints are given")
 }
 
 // Complete checks what was given. Errors name the flag.

@@ -70,8 +70,8 @@ type program struct {
 	verbose bool
 	// endpoints reports that --etcd-endpoints was given: the Secret does not count.
 	endpoints bool
-	// socket is the unix socket of a controller with embedded etcd on this machine.
-	socket string
+	// dataDir is that of a controller with embedded etcd on this machine.
+	dataDir string
 	// running tells errors of the command from errors in how it was called.
 	running bool
 }
@@ -83,7 +83,7 @@ func Run(ctx context.Context, args []string, io IO) int {
 }
 
 func run(ctx context.Context, args []string, io IO, open func(store.Config) (records, error)) int {
-	p := &program{io: io, open: open, socket: filepath.Join(options.DefaultDataDir, options.EtcdSocket)}
+	p := &program{io: io, open: open, dataDir: options.DefaultDataDir}
 	root := p.root()
 	root.SetArgs(args)
 	root.SetOut(io.Out)
@@ -158,6 +158,7 @@ func (p *program) root() *cobra.Command {
 	options.AddConfig(fs)
 	p.etcd.Register(fs)
 	p.kube.Register(fs)
+	fs.StringVar(&p.dataDir, "data-dir", p.dataDir, "`folder` of a controller with embedded etcd on this machine, whose etcd is used where no other is named")
 	fs.StringVarP(&p.output, "output", "o", "table", "`format` of the output: table, json or yaml")
 	fs.BoolVarP(&p.verbose, "verbose", "v", false, "log what happens between netns and etcd")
 	must(root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)))
@@ -203,7 +204,7 @@ func (p *program) connect(ctx context.Context) (records, error) {
 	if err := p.kube.Complete(); err != nil {
 		return nil, &usageError{err}
 	}
-	if p.kube.Enabled && !p.endpoints {
+	if p.kube.Enabled && !p.endpoints && !p.beside() {
 		if err := p.readSecret(ctx); err != nil {
 			return nil, err
 		}
@@ -222,18 +223,28 @@ func (p *program) connect(ctx context.Context) (records, error) {
 	return p.open(cfg)
 }
 
+// socket is that of the etcd in the controller.
+func (p *program) socket() string { return filepath.Join(p.dataDir, options.EtcdSocket) }
+
+// beside reports whether the controller with etcd in it runs on this machine, as it does for
+// `kubectl exec deploy/k8s-ovs-controller -- netns`.
+func (p *program) beside() bool {
+	_, err := os.Stat(p.socket())
+	return err == nil
+}
+
 // local is the etcd on this machine: that of a controller, through its socket, or one of
 // its own.
 func (p *program) local() error {
 	if p.endpoints {
 		return errors.New("--etcd-endpoints is empty: name at least one, such as " + defaultEndpoint)
 	}
-	_, err := os.Stat(p.socket)
+	_, err := os.Stat(p.socket())
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("only root may use the controller's etcd through its socket %s: use sudo, or give --etcd-bundle", p.socket)
+		return fmt.Errorf("only root may use the controller's etcd through its socket %s: use sudo, or give --etcd-bundle", p.socket())
 	case err == nil && !p.etcd.TLS() && p.etcd.Username == "":
-		p.etcd.Endpoints = []string{"unix://" + p.socket}
+		p.etcd.Endpoints = []string{"unix://" + p.socket()}
 	default:
 		p.etcd.Endpoints = []string{strings.TrimPrefix(defaultEndpoint, "http://")}
 	}
@@ -248,6 +259,9 @@ func (p *program) readSecret(ctx context.Context) error {
 	}
 	defer client.Close()
 	data, err := client.Secret(ctx, p.kube.EtcdSecret)
+	if errors.Is(err, kube.ErrNotFound) {
+		return fmt.Errorf("%w: the etcd in the controller is reached from there: kubectl -n kube-system exec deploy/k8s-ovs-controller -- netns ..., or with a bundle: --etcd-bundle", err)
+	}
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -44,6 +45,9 @@ func TestSecret(t *testing.T) {
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/plain", "list").expect(t, ExitFailed, nil, []string{"secret x/plain", "not encrypted", "write https://"})
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-endpoints", "127.0.0.1:9", "--etcd-dial-timeout", "300ms", "list").expect(t, ExitFailed, nil, []string{"127.0.0.1:9"})
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/empty", "list").expect(t, ExitFailed, nil, []string{"secret x/empty", `"endpoints" is missing`})
-	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/none", "list").expect(t, ExitFailed, nil, []string{"Secret x/none", "not found"})
+	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/none", "list").expect(t, ExitFailed, nil, []string{"Secret x/none", "not found", "exec deploy/k8s-ovs-controller", "--etcd-bundle"})
+	// Beside a controller with etcd in it there is no Secret.
+	beside := filepath.Dir(strings.TrimPrefix(l.etcd.Endpoints[0], "unix://"))
+	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/none", "--data-dir", beside, "list").expect(t, ExitDone, []string{"a           100"}, nil)
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "none", "list").expect(t, ExitUsage, nil, []string{"--etcd-secret"})
 }
