@@ -21,8 +21,10 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/kubetest"
 )
@@ -76,53 +78,108 @@ func TestWatchCluster(t *testing.T) {
 	}
 }
 
+// secret is a Secret of kube-system.
+func secret(name string, data map[string][]byte) *corev1.Secret {
+	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name}, Data: data}
+}
+
 func TestEtcdAccess(t *testing.T) {
 	const ref = "kube-system/etcd"
-	client, _ := kubetest.New(t)
+	api := kubetest.NewServer()
+	client := kubetest.Open(t, api)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	updates := client.WatchEtcdAccess(ctx, ref)
-	answer := make(chan kube.EtcdAccess, 1)
-	go func() {
-		a, _ := client.EtcdAccess(ctx, ref)
-		answer <- a
-	}()
 	cert, private := pair(t)
-	want := kube.EtcdAccess{Endpoints: []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379"}, CA: cert, Cert: cert, Key: private, Prefix: "/p"}
-	// Half of it does not count. The fake loses what happens before a watch begins,
-	// so it is written until it is seen.
+	ca, err := pki.NewCA("clients", time.Now())
+	must(t, err)
+	want := kube.EtcdAccess{Endpoints: []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379"}, CA: cert, Cert: cert, Key: private, Prefix: "/p", SignerCert: ca.CertPEM, SignerKey: ca.KeyPEM}
+	// Half of it does not count.
 	half := want.Data()
 	delete(half, kube.KeyKey)
-	put := func(data map[string][]byte) {
-		t.Helper()
-		if _, err := client.PutSecret(ctx, ref, data, false); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put(half)
-	put(want.Data())
-	for _, ch := range []<-chan kube.EtcdAccess{updates, answer} {
-		if got := next(t, ch); !got.Equal(want) {
-			t.Errorf("access %+v, want %+v", got, want)
-		}
-	}
-	put(half)
-	want.Prefix = ""
-	put(want.Data())
-	if got := next(t, updates); !got.Equal(want) {
+	must(t, api.Put(secret("etcd", half)))
+	must(t, api.Put(secret("etcd", want.Data())))
+	got := next(t, updates)
+	if !got.Equal(want) || got.Signer() == nil || !got.Signer().Cert.Equal(ca.Cert) {
 		t.Errorf("access %+v, want %+v", got, want)
 	}
-	if wrote, err := client.PutSecret(ctx, ref, half, true); wrote || err != nil {
-		t.Errorf("put over one that is there: %v, %v", wrote, err)
+	must(t, api.Put(secret("etcd", half)))
+	want.Prefix, want.SignerCert, want.SignerKey = "", nil, nil
+	must(t, api.Put(secret("etcd", want.Data())))
+	if got := next(t, updates); !got.Equal(want) || got.Signer() != nil {
+		t.Errorf("access %+v, want %+v", got, want)
 	}
 	if data, err := client.Secret(ctx, ref); err != nil || !bytes.Equal(data[kube.KeyKey], private) {
 		t.Errorf("Secret %v, %v", data, err)
 	}
-	if _, err := client.Secret(ctx, "kube-system/none"); !errors.Is(err, kube.ErrNotFound) {
+	for range 2 { // one that is not there is no error
+		must(t, client.DeleteSecret(ctx, ref))
+	}
+	if _, err := client.Secret(ctx, ref); !errors.Is(err, kube.ErrNotFound) {
 		t.Errorf("error %v, want ErrNotFound", err)
 	}
-	if _, err := client.EtcdAccess(ctx, "etcd"); err == nil || !strings.Contains(err.Error(), "NAMESPACE/NAME") {
+	if _, err := client.Secret(ctx, "etcd"); err == nil || !strings.Contains(err.Error(), "NAMESPACE/NAME") {
 		t.Errorf("error %v, want the form of a reference", err)
+	}
+	if _, open := <-client.WatchEtcdAccess(ctx, "etcd"); open {
+		t.Error("tells of a reference that is none")
+	}
+}
+
+// TestEtcdPlace: what agents read has nothing secret in it, whatever somebody put there.
+func TestEtcdPlace(t *testing.T) {
+	const ref = "kube-system/etcd"
+	client := kubetest.Open(t, kubetest.NewServer())
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if _, err := client.ConfigMap(ctx, ref); !errors.Is(err, kube.ErrNotFound) {
+		t.Errorf("error %v, want ErrNotFound", err)
+	}
+	updates := client.WatchEtcdPlace(ctx, ref)
+	cert, private := pair(t)
+	all := kube.EtcdAccess{Endpoints: []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379"}, CA: cert, Cert: cert, Key: private, Prefix: "/p", SignerCert: cert, SignerKey: private}
+	want := kube.EtcdAccess{Endpoints: all.Endpoints, CA: cert, Prefix: "/p"}
+	if diff := cmp.Diff(want.Place(), all.Place()); diff != "" {
+		t.Errorf("published (-want +got):\n%s", diff)
+	}
+	must(t, client.PutConfigMap(ctx, ref, all.Place()))
+	if got := next(t, updates); !got.Equal(want) {
+		t.Errorf("place %+v, want %+v", got, want)
+	}
+	want.Prefix = ""
+	must(t, client.PutConfigMap(ctx, ref, want.Place()))
+	if got := next(t, updates); !got.Equal(want) {
+		t.Errorf("place %+v, want %+v", got, want)
+	}
+	for key, value := range map[string]string{"endpoints": "http://192.0.2.1:2379", "ca.crt": "", "prefix": ""} {
+		data := want.Place()
+		data[key] = value
+		if _, err := kube.ParseEtcdPlace(data); (err == nil) != (key == "prefix") || err != nil && !strings.Contains(err.Error(), key) {
+			t.Errorf("%s %q: %v", key, value, err)
+		}
+	}
+}
+
+// TestNodeUID: of the one Node, now, and when it is registered anew.
+func TestNodeUID(t *testing.T) {
+	api := kubetest.NewServer()
+	client := kubetest.Open(t, api)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	node := func(name, uid, label string) *corev1.Node {
+		return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(uid), Labels: map[string]string{"x": label}}}
+	}
+	must(t, api.Put(node("n2", "u2", "")))
+	uids := client.WatchNodeUID(ctx, "n1")
+	must(t, api.Put(node("n1", "u1", "")))
+	if got := next(t, uids); got != "u1" {
+		t.Errorf("UID %s", got)
+	}
+	must(t, api.Put(node("n1", "u1", "changed")))
+	must(t, api.Delete(node("n1", "u1", "")))
+	must(t, api.Put(node("n1", "u3", "")))
+	if got := next(t, uids); got != "u3" {
+		t.Errorf("then UID %s", got)
 	}
 }
 
@@ -164,6 +221,20 @@ func TestParseEtcdAccess(t *testing.T) {
 		_, err := kube.ParseEtcdAccess(data)
 		if !errors.Is(err, kube.ErrNotEncrypted) || !strings.Contains(err.Error(), "write https://") {
 			t.Errorf("%s: error %v", endpoints, err)
+		}
+	}
+	ca, err := pki.NewCA("clients", time.Now())
+	must(t, err)
+	for say, signer := range map[string][2][]byte{
+		"no CA with its key":                  {ca.CertPEM, nil},
+		"are no CA":                           {nil, ca.KeyPEM},
+		"not the certificate of a CA":         {cert, private},
+		`"client-ca.crt" and "client-ca.key"`: {ca.CertPEM, private},
+	} {
+		data := whole()
+		data[kube.SignerCertKey], data[kube.SignerKeyKey] = signer[0], signer[1]
+		if _, err := kube.ParseEtcdAccess(data); err == nil || !strings.Contains(err.Error(), say) {
+			t.Errorf("error %v, want %s", err, say)
 		}
 	}
 	data := whole()

@@ -12,15 +12,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 )
 
-// The keys of the Secret with access to etcd.
+// The keys of the Secret with access to an external etcd. The ConfigMap that says where etcd is
+// has those that are not secret.
 const (
-	EndpointsKey = "endpoints"
-	CAKey        = "ca.crt"
-	CertKey      = corev1.TLSCertKey
-	KeyKey       = corev1.TLSPrivateKeyKey
-	PrefixKey    = "prefix"
+	EndpointsKey  = "endpoints"
+	CAKey         = "ca.crt"
+	CertKey       = corev1.TLSCertKey
+	KeyKey        = corev1.TLSPrivateKeyKey
+	PrefixKey     = "prefix"
+	SignerCertKey = "client-ca.crt"
+	SignerKeyKey  = "client-ca.key"
 )
 
 // EtcdAccess is what the Secret says of etcd.
@@ -32,6 +37,18 @@ type EtcdAccess struct {
 	CA, Cert, Key []byte
 	// Prefix is where the records stand; empty for the default.
 	Prefix string
+	// SignerCert and SignerKey are the CA that signs the certificates of nodes; only a Secret
+	// has them. PEM.
+	SignerCert, SignerKey []byte
+}
+
+// Signer is the CA that signs the certificates of nodes; nil where there is none.
+func (a EtcdAccess) Signer() *pki.Pair {
+	p, err := pki.ParsePair(a.SignerCert, a.SignerKey)
+	if err != nil {
+		return nil
+	}
+	return p
 }
 
 // ErrNotEncrypted: an endpoint of etcd is not https://.
@@ -53,7 +70,10 @@ func (a EtcdAccess) CheckEncrypted() error {
 // ParseEtcdAccess reads the data of the Secret. The error names the key that is
 // missing or wrong; it is ErrNotEncrypted where an endpoint is not https://.
 func ParseEtcdAccess(data map[string][]byte) (EtcdAccess, error) {
-	a := EtcdAccess{CA: data[CAKey], Cert: data[CertKey], Key: data[KeyKey], Prefix: strings.TrimSpace(string(data[PrefixKey]))}
+	a := EtcdAccess{
+		CA: data[CAKey], Cert: data[CertKey], Key: data[KeyKey], Prefix: strings.TrimSpace(string(data[PrefixKey])),
+		SignerCert: data[SignerCertKey], SignerKey: data[SignerKeyKey],
+	}
 	for _, e := range strings.Split(string(data[EndpointsKey]), ",") {
 		if e = strings.TrimSpace(e); e != "" {
 			a.Endpoints = append(a.Endpoints, e)
@@ -77,7 +97,21 @@ func ParseEtcdAccess(data map[string][]byte) (EtcdAccess, error) {
 			return EtcdAccess{}, fmt.Errorf("its keys %q and %q are no client certificate with its key: %w", CertKey, KeyKey, err)
 		}
 	}
-	return a, nil
+	return a, a.checkSigner()
+}
+
+func (a EtcdAccess) checkSigner() error {
+	if len(a.SignerCert) == 0 && len(a.SignerKey) == 0 {
+		return nil
+	}
+	p, err := pki.ParsePair(a.SignerCert, a.SignerKey)
+	switch {
+	case err != nil:
+		return fmt.Errorf("its keys %q and %q are no CA with its key: %w", SignerCertKey, SignerKeyKey, err)
+	case !p.Cert.IsCA:
+		return fmt.Errorf("its key %q is not the certificate of a CA", SignerCertKey)
+	}
+	return nil
 }
 
 // Data is the Secret's data that says a.
@@ -86,27 +120,14 @@ func (a EtcdAccess) Data() map[string][]byte {
 	if a.Prefix != "" {
 		data[PrefixKey] = []byte(a.Prefix)
 	}
+	if len(a.SignerCert) > 0 {
+		data[SignerCertKey], data[SignerKeyKey] = a.SignerCert, a.SignerKey
+	}
 	return data
 }
 
 // Equal reports whether both say the same.
 func (a EtcdAccess) Equal(b EtcdAccess) bool { return reflect.DeepEqual(a, b) }
-
-// EtcdAccess waits until the Secret ref (NAMESPACE/NAME) is there and whole, and
-// logs what it waits for. Errors: that of ctx, and a ref that is none.
-func (c *Client) EtcdAccess(ctx context.Context, ref string) (EtcdAccess, error) {
-	if _, _, err := ParseRef(ref); err != nil {
-		return EtcdAccess{}, fmt.Errorf("--etcd-secret: %w", err)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	updates := c.WatchEtcdAccess(ctx, ref)
-	a, ok := <-updates
-	if !ok {
-		return EtcdAccess{}, fmt.Errorf("wait for Secret %s with access to etcd: %w", ref, ctx.Err())
-	}
-	return a, nil
-}
 
 // WatchEtcdAccess tells what the Secret ref (NAMESPACE/NAME) says, now and
 // whenever it says something else that is whole. The channel is closed when ctx
@@ -208,30 +229,6 @@ func (c *Client) Secret(ctx context.Context, ref string) (map[string][]byte, err
 		return nil, fmt.Errorf("read Secret %s: %w", ref, classify(err))
 	}
 	return s.Data, nil
-}
-
-// PutSecret writes the Secret ref (NAMESPACE/NAME), whether or not there is one;
-// with ifAbsent it leaves one that is there alone. It reports whether it wrote.
-func (c *Client) PutSecret(ctx context.Context, ref string, data map[string][]byte, ifAbsent bool) (bool, error) {
-	namespace, name, err := ParseRef(ref)
-	if err != nil {
-		return false, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	secrets := c.api.Core.Secrets(namespace)
-	s := &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}, Type: corev1.SecretTypeOpaque, Data: data}
-	_, err = secrets.Create(ctx, s, metav1.CreateOptions{})
-	if apierrors.IsAlreadyExists(err) {
-		if ifAbsent {
-			return false, nil
-		}
-		_, err = secrets.Update(ctx, s, metav1.UpdateOptions{})
-	}
-	if err != nil {
-		return false, fmt.Errorf("write Secret %s: %w", ref, classify(err))
-	}
-	return true, nil
 }
 
 // DeleteSecret takes the Secret ref (NAMESPACE/NAME) away; one that is not there is

@@ -18,7 +18,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/lead"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
-	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 )
 
@@ -119,6 +118,7 @@ func (i *instance) work(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	group, gctx := errgroup.WithContext(ctx)
 	defer func() { cancel(); group.Wait() }()
+	var access kube.EtcdAccess // of an external etcd, by a Secret
 	switch {
 	case len(i.cfg.Etcd.Endpoints) > 0:
 	case i.cfg.RunEtcd:
@@ -128,8 +128,8 @@ func (i *instance) work(ctx context.Context) error {
 		}
 		defer server.Close()
 	default:
-		access, err := i.client.EtcdAccess(ctx, i.cfg.Kube.EtcdSecret)
-		if err != nil {
+		var err error
+		if access, err = i.awaitAccess(ctx); err != nil {
 			return err
 		}
 		if err := i.cfg.Etcd.Use(access.Endpoints, access.CA, access.Cert, access.Key, access.Prefix); err != nil {
@@ -150,8 +150,8 @@ func (i *instance) work(ctx context.Context) error {
 		c.Signer = i.signer
 	}
 	if i.client != nil {
-		c.SharedUser = pki.SharedUser
 		c.Cluster = &lead.Cluster{API: i.client, SubnetSource: i.cfg.Kube.SubnetSource, Pod: i.cfg.Kube.Pod}
+		i.identify(&c, access)
 	}
 	candidate := lead.New(c)
 	i.candidate.Store(candidate)
@@ -172,13 +172,10 @@ func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*
 		i.signer = &signer{lifetime: i.cfg.CertificateLifetime, now: i.cfg.now}
 		i.signer.current.Store(authority)
 	}
-	var secret *publisher
+	var place *publisher
 	if i.client != nil {
-		var err error
-		if secret, err = i.cfg.serve(i.client, authority, i.log); err != nil {
-			return nil, err
-		}
-		if err := secret.claim(ctx, func(why error) { i.waits.Store(&why) }); err != nil {
+		place = i.cfg.publisher(i.client, i.log)
+		if err := place.claim(ctx, func(why error) { i.waits.Store(&why) }); err != nil {
 			return nil, err
 		}
 	}
@@ -205,8 +202,8 @@ func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*
 			return nil
 		}
 	})
-	if secret != nil {
-		group.Go(func() error { secret.run(gctx); return nil })
+	if place != nil {
+		group.Go(func() error { place.run(gctx); return nil })
 	}
 	// A private socket: no flags for TLS apply to it.
 	e := &i.cfg.Etcd

@@ -1,7 +1,6 @@
 package controller
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,14 +10,17 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/lead"
+	csr "github.com/k8s-ovs/k8s-ovs/controller/internal/signer"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/upgrade"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 )
 
@@ -27,10 +29,8 @@ const (
 	// addresses: more than the 110 pods that a kubelet takes by default.
 	kubernetesNetwork          = "10.128.0.0/14"
 	kubernetesHostSubnetLength = 9
-	// secretInterval is how often the Secret is looked after: someone may delete
-	// it. secretRetry is the pause after a failure.
-	secretInterval = 30 * time.Second
-	secretRetry    = 2 * time.Second
+	// defaultAccount is the agents' service account in the manifests.
+	defaultAccount = "kube-system/k8s-ovs-agent"
 )
 
 // Kubernetes is what the controller runs with as a part of a Kubernetes cluster.
@@ -42,14 +42,17 @@ type Kubernetes struct {
 	SubnetSource cluster.SubnetSource
 	// Pod is the controller's own; its name is empty where it is in none.
 	Pod kube.ObjectRef
+	// Account is the user name that agents have.
+	Account string
 
-	nodeIP, source, pod string
+	nodeIP, source, pod, account string
 }
 
 func (k *Kubernetes) register(fs *pflag.FlagSet) {
 	k.Kube.Register(fs)
 	fs.StringVar(&k.nodeIP, "node-ip", "", "`address` of this machine at which nodes reach the embedded etcd, with --kubernetes")
 	fs.StringVar(&k.source, "subnet-source", string(k.SubnetSource), "where the pod subnets of nodes come from, with --kubernetes: records (given out by the controller) or node (spec.podCIDR)")
+	fs.StringVar(&k.account, "agent-service-account", defaultAccount, "`NAMESPACE/NAME` of the service account that agents have: nobody else is given the certificate of a node")
 	fs.StringVar(&k.pod, "pod", "", "`NAMESPACE/NAME[/UID]` of the controller's own pod, for Events about the network configuration")
 }
 
@@ -61,6 +64,11 @@ func (k *Kubernetes) complete() (err error) {
 	if k.SubnetSource != cluster.FromRecords && k.SubnetSource != cluster.FromNode {
 		return fmt.Errorf("--subnet-source %q is neither %s nor %s", k.source, cluster.FromRecords, cluster.FromNode)
 	}
+	namespace, name, err := kube.ParseRef(k.account)
+	if err != nil {
+		return fmt.Errorf("--agent-service-account: %w", err)
+	}
+	k.Account = csr.Account(namespace, name)
 	if k.nodeIP != "" {
 		if k.NodeIP, err = netip.ParseAddr(k.nodeIP); err != nil || !k.NodeIP.Is4() {
 			return fmt.Errorf("--node-ip %q is not an IPv4 address", k.nodeIP)
@@ -122,106 +130,80 @@ func (c *Config) servedEndpoint() string {
 	return ""
 }
 
-// publisher keeps the Secret with access to the embedded etcd.
-type publisher struct {
-	client *kube.Client
-	ref    string
-	access kube.EtcdAccess
-	log    *slog.Logger
+// publisher is that of the embedded etcd. The CA is looked at anew each time: it may be
+// rotated.
+func (c *Config) publisher(client *kube.Client, log *slog.Logger) *publisher {
+	return &publisher{client: client, ref: c.Kube.EtcdSecret, log: log, place: func() (kube.EtcdAccess, error) {
+		a, err := etcd.OpenAuthority(c.Embedded.DataDir)
+		if err != nil {
+			return kube.EtcdAccess{}, err
+		}
+		return kube.EtcdAccess{Endpoints: []string{c.servedEndpoint()}, CA: a.Trust, Prefix: c.publishedPrefix()}, nil
+	}}
 }
 
-// serve makes what the Secret is to say.
-func (c *Config) serve(client *kube.Client, authority *etcd.Authority, log *slog.Logger) (*publisher, error) {
-	shared, err := authority.Shared(time.Now())
-	if err != nil {
-		return nil, err
+// publishedPrefix is empty for the default.
+func (c *Config) publishedPrefix() string {
+	if c.Etcd.Prefix == store.DefaultPrefix {
+		return ""
 	}
-	access := kube.EtcdAccess{Endpoints: []string{c.servedEndpoint()}, CA: authority.Trust, Cert: shared.CertPEM, Key: shared.KeyPEM}
-	if c.Etcd.Prefix != store.DefaultPrefix {
-		access.Prefix = c.Etcd.Prefix
-	}
-	return &publisher{client: client, ref: c.Kube.EtcdSecret, access: access, log: log}, nil
+	return c.Etcd.Prefix
 }
 
-// claim waits until the Secret is not another etcd's: one with the network's
-// records may be on another machine, and nodes that came to this one, which is
-// empty, would give running pods' subnets and netIDs away. tell hears why it waits.
-func (p *publisher) claim(ctx context.Context, tell func(error)) error {
-	said := ""
-	for {
-		err := p.mine(ctx)
-		if err == nil || ctx.Err() != nil {
-			return ctx.Err()
-		}
-		tell(err)
-		if err.Error() != said {
-			said = err.Error()
-			p.log.Error("the embedded etcd does not start yet; looking again", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(secretRetry):
-		}
+// signed adds to what a leader does the signing of nodes' certificates by ca.
+func (i *instance) signed(c *lead.Config, ca func() (*pki.Pair, error)) {
+	s := csr.Config{
+		API: i.client, Records: c.Store, CA: ca, Account: i.cfg.Kube.Account, Metrics: csr.NewMetrics(i.registry), Logger: i.log,
 	}
+	c.Duties = append(c.Duties, func(ctx context.Context) { csr.New(s).Run(ctx) })
 }
 
-// mine is nil when the Secret is not there, is of no use to anybody, or was made
-// with the certificates of this data directory.
-func (p *publisher) mine(ctx context.Context) error {
-	data, err := p.client.Secret(ctx, p.ref)
-	if errors.Is(err, kube.ErrNotFound) {
-		return nil
-	}
+// ended adds the end of the identity that all nodes of a release before shared.
+func (i *instance) ended(c *lead.Config) {
+	u := upgrade.Config{Users: sharedUser{c.Store}, Tidy: i.forgetShared, Event: i.client.Event, Pod: i.cfg.Kube.Pod, Logger: i.log}
+	c.Duties = append(c.Duties, func(ctx context.Context) { upgrade.New(u).Run(ctx) })
+}
+
+// forgetShared takes away the Secret of a release before, if it is this etcd's, and then the
+// certificate that is in it.
+func (i *instance) forgetShared(ctx context.Context) error {
+	a, err := etcd.OpenAuthority(i.cfg.Embedded.DataDir)
 	if err != nil {
 		return err
 	}
-	a, err := kube.ParseEtcdAccess(data)
-	switch {
-	case errors.Is(err, kube.ErrNotEncrypted): // somebody's etcd, which may have the records
-		return fmt.Errorf("secret %s is for another etcd and cannot be used: %w; with --embedded-etcd=false the controller uses that one; only if it has no records delete the Secret", p.ref, err)
-	case err != nil, bytes.Equal(a.CA, p.access.CA):
-		return nil
-	}
-	return fmt.Errorf("secret %s is for another etcd, at %s, and --data-dir here has none of its certificates: run the controller on the machine that has the records, or put its data directory here; only if they are lost delete the Secret, which begins anew with other subnets and netIDs", p.ref, strings.Join(a.Endpoints, ", "))
-}
-
-// run puts the Secret in place, and again when someone takes it away, until ctx ends.
-func (p *publisher) run(ctx context.Context) {
-	said := ""
-	for {
-		pause := secretInterval
-		switch wrote, err := p.ensure(ctx); {
-		case ctx.Err() != nil:
-			return
-		case err != nil:
-			pause = secretRetry
-			if err.Error() != said {
-				said = err.Error()
-				p.log.Error("nodes cannot learn how to reach etcd; trying again", "error", err)
-			}
-		case wrote:
-			said = ""
-			p.log.Info("wrote the Secret with access to etcd", "secret", p.ref, "endpoints", p.access.Endpoints)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-	}
-}
-
-// ensure writes the Secret unless the one that is there gives the same access; it
-// may have another client certificate of the same CA.
-func (p *publisher) ensure(ctx context.Context) (wrote bool, err error) {
-	data, err := p.client.Secret(ctx, p.ref)
+	data, err := i.client.Secret(ctx, i.cfg.Kube.EtcdSecret)
 	if err != nil && !errors.Is(err, kube.ErrNotFound) {
-		return false, err
+		return err
 	}
-	if a, perr := kube.ParseEtcdAccess(data); perr == nil && slices.Equal(a.Endpoints, p.access.Endpoints) &&
-		a.Prefix == p.access.Prefix && bytes.Equal(a.CA, p.access.CA) && etcd.Signed(a.CA, a.Cert, a.Key, time.Now()) {
-		return false, nil
+	if access, perr := kube.ParseEtcdAccess(data); perr == nil && sharesCA(access.CA, a.Trust) {
+		if err := i.client.DeleteSecret(ctx, i.cfg.Kube.EtcdSecret); err != nil {
+			return err
+		}
+		i.log.Info("deleted the Secret with the certificate that all nodes shared", "secret", i.cfg.Kube.EtcdSecret)
 	}
-	return p.client.PutSecret(ctx, p.ref, p.access.Data(), false)
+	return a.ForgetShared()
+}
+
+// sharedUser is the user that all nodes of a release before were.
+type sharedUser struct{ store *store.Store }
+
+// Shared reports whether there is one.
+func (u sharedUser) Shared(ctx context.Context) (bool, error) {
+	return u.store.HasUser(ctx, pki.SharedUser)
+}
+
+// Drop takes it away.
+func (u sharedUser) Drop(ctx context.Context) error { return u.store.DropShared(ctx, pki.SharedUser) }
+
+// Nodes are those there are now.
+func (u sharedUser) Nodes(ctx context.Context) ([]upgrade.Node, error) {
+	records, _, err := u.store.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	live, err := u.store.Statuses(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return upgrade.Nodes(records.Nodes, live), nil
 }

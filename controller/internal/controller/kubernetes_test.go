@@ -1,23 +1,29 @@
 package controller
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"log/slog"
 	"net"
-	"slices"
+	"net/http"
+	"net/netip"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
 	"github.com/k8s-ovs/k8s-ovs/test/kubetest"
 )
 
@@ -40,13 +46,14 @@ func TestCompleteKubernetes(t *testing.T) {
 		t.Errorf("%+v, %v", c.Network, err)
 	}
 	for args, say := range map[string]string{
-		"--kubernetes":                   "--node-ip is missing",
-		"--kubernetes --node-ip=fd00::1": "--node-ip",
-		"--kubernetes --etcd-secret=x":   "--etcd-secret",
-		"--kubernetes --subnet-source=x": "--subnet-source",
-		"--kubernetes --pod=x":           "--pod",
-		"--kubeconfig=/nonexistent":      "--kubeconfig",
-		"--embedded-etcd=false":          "--etcd-endpoints",
+		"--kubernetes":                           "--node-ip is missing",
+		"--kubernetes --node-ip=fd00::1":         "--node-ip",
+		"--kubernetes --etcd-secret=x":           "--etcd-secret",
+		"--kubernetes --subnet-source=x":         "--subnet-source",
+		"--kubernetes --pod=x":                   "--pod",
+		"--kubernetes --agent-service-account=x": "--agent-service-account",
+		"--kubeconfig=/nonexistent":              "--kubeconfig",
+		"--embedded-etcd=false":                  "--etcd-endpoints",
 		"--kubernetes --node-ip=192.0.2.1 --listen-client-urls=http://192.0.2.1:9": "not encrypted",
 		"--kubernetes --node-ip=192.0.2.1 --listen-client-cert=x":                  "own making",
 	} {
@@ -85,59 +92,64 @@ func inCluster(t *testing.T, client *kube.Client, args ...string) *running {
 	return r
 }
 
-// The embedded etcd serves whoever has the Secret, and nobody else; a second
-// controller finds it by the Secret.
-func TestSecretOpensEtcd(t *testing.T) {
-	const ref = "kube-system/k8s-ovs-etcd"
-	client, cs := kubetest.New(t, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1"}})
-	if _, err := client.PutSecret(t.Context(), ref, map[string][]byte{"ca.crt": []byte("old")}, false); err != nil {
-		t.Fatal(err)
+// clusterOf is an API server with Node n1, UID u1, and its client. Whoever asks for a
+// certificate is the agent of that node.
+func clusterOf(t *testing.T) (*kube.Client, *kubetest.Server) {
+	t.Helper()
+	api := kubetest.NewServer()
+	api.Who = func(*http.Request) (string, map[string][]string) {
+		return "system:serviceaccount:kube-system:k8s-ovs-agent", map[string][]string{
+			"authentication.kubernetes.io/node-name": {"n1"}, "authentication.kubernetes.io/node-uid": {"u1"}, "authentication.kubernetes.io/pod-uid": {"p1"},
+		}
 	}
-	first := inCluster(t, client, "--data-dir="+t.TempDir(), "--listen-client-urls=https://127.0.0.1:"+freePort(t))
-	waiting := inCluster(t, client, "--embedded-etcd=false", "--etcd-secret=kube-system/later")
-	first.leads(t)
-	if code, _ := waiting.get("/healthz"); code != 200 {
-		t.Errorf("one that waits for the Secret is not alive: %d", code)
-	}
-	access := published(t, client, ref)
-	s := openStore(t, store.Config{Endpoints: access.Endpoints, CA: access.CA, Cert: access.Cert, Key: access.Key})
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if _, err := s.WaitConfig(ctx, nil); err != nil {
-		t.Fatal(err)
-	}
-	without := openStore(t, store.Config{Endpoints: access.Endpoints, CA: access.CA, DialTimeout: time.Second})
-	if _, err := without.Config(ctx); err == nil {
-		t.Error("etcd answers without a client certificate")
-	}
+	put(t, api, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1"}})
+	put(t, api, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "u1"}, Status: corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}}}})
+	return kubetest.Open(t, api), api
+}
 
-	if _, err := client.PutSecret(ctx, "kube-system/later", access.Data(), false); err != nil {
+func put(t *testing.T, api *kubetest.Server, o runtime.Object) {
+	t.Helper()
+	if err := api.Put(o); err != nil {
 		t.Fatal(err)
-	}
-	eventuallyReady(t, waiting)
-	if _, err := cs.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u"}}, metav1.CreateOptions{}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.WaitNamespace(ctx, "a", func(n store.Versioned[topology.Namespace], ok bool) bool {
-		return ok && n.Value.Effective != nil && n.Value.UID == "u"
-	}); err != nil {
-		t.Error(err)
 	}
 }
 
+func secret(name string, data map[string][]byte) *corev1.Secret {
+	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name}, Data: data}
+}
+
+const etcdRef = "kube-system/k8s-ovs-etcd"
+
+// published waits until agents know where etcd is.
 func published(t *testing.T, client *kube.Client, ref string) kube.EtcdAccess {
 	t.Helper()
-	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		data, err := client.Secret(t.Context(), ref)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if a, err := kube.ParseEtcdAccess(data); err == nil && !bytes.Equal(a.CA, []byte("old")) {
-			return a
-		}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	for a := range client.WatchEtcdPlace(ctx, ref) {
+		return a
 	}
-	t.Fatal("the Secret is not written")
+	t.Fatal("the ConfigMap is not written")
 	panic("unreachable")
+}
+
+// identity asks for a certificate as the agent of the Node does.
+func identity(t *testing.T, client *kube.Client, place kube.EtcdAccess, user string) store.Config {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	key, keyPEM, err := pki.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	csr, err := pki.Request(key, user)
+	if err != nil {
+		t.Fatal(err)
+	}
+	certPEM, err := client.RequestCertificate(ctx, "k8s-ovs-agent-", csr, kube.AgentSigner, kube.AgentLifetime)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return store.Config{Endpoints: place.Endpoints, CA: place.CA, Cert: certPEM, Key: keyPEM}
 }
 
 func openStore(t *testing.T, cfg store.Config) *store.Store {
@@ -153,64 +165,119 @@ func openStore(t *testing.T, cfg store.Config) *store.Store {
 
 func eventuallyReady(t *testing.T, r *running) {
 	t.Helper()
+	eventually(t, "ready; log:\n"+r.log.String(), func() bool { code, _ := r.get("/readyz"); return code == 200 })
+}
+
+func eventually(t *testing.T, what string, cond func() bool) {
+	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if code, _ := r.get("/readyz"); code == 200 {
+		if cond() {
 			return
 		}
 	}
-	t.Fatalf("not ready; log:\n%s", r.log)
+	t.Fatalf("not %s", what)
 }
 
-// ensure is the CA of a configuration.
-func ensure(t *testing.T, c Config) *etcd.Authority {
-	t.Helper()
-	a, err := etcd.EnsureAuthority(c.Embedded.DataDir, time.Now())
-	if err != nil {
+// TestNodesReachEtcd: a fresh cluster has where etcd is in a ConfigMap, and no Secret. A node gets its own
+// certificate, with which it is itself and nobody else.
+func TestNodesReachEtcd(t *testing.T) {
+	client, api := clusterOf(t)
+	dir := t.TempDir()
+	first := inCluster(t, client, "--data-dir="+dir, "--listen-client-urls=https://127.0.0.1:"+freePort(t))
+	first.leads(t)
+	place := published(t, client, etcdRef)
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	s := openStore(t, identity(t, client, place, "k8s-ovs-node:n1:u1"))
+	if _, err := s.WaitConfig(ctx, nil); err != nil {
 		t.Fatal(err)
 	}
-	return a
+	mtu := func(host, ip string) error {
+		_, err := s.PutNodeMTU(ctx, topology.NodeMTU{Host: host, HostIP: netip.MustParseAddr(ip)})
+		return err
+	}
+	eventually(t, "the node writes its own record", func() bool { return mtu("n1", "192.0.2.1") == nil })
+	if err := mtu("n2", "192.0.2.2"); !errors.Is(err, store.ErrDenied) {
+		t.Errorf("another's record: %v", err)
+	}
+	put(t, api, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u"}})
+	if _, err := s.WaitNamespace(ctx, "a", func(n store.Versioned[topology.Namespace], ok bool) bool {
+		return ok && n.Value.Effective != nil && n.Value.UID == "u"
+	}); err != nil {
+		t.Error(err)
+	}
+	without := openStore(t, store.Config{Endpoints: place.Endpoints, CA: place.CA, DialTimeout: time.Second})
+	if _, err := without.Config(ctx); err == nil {
+		t.Error("etcd answers without a client certificate")
+	}
+	if api.Object("secrets", "kube-system", "k8s-ovs-etcd") != nil {
+		t.Error("there is a Secret")
+	}
+	if shared, err := filepath.Glob(filepath.Join(dir, "pki", "client*")); err != nil || len(shared) > 0 {
+		t.Errorf("there is a certificate for all: %v, %v", shared, err)
+	}
+	// What a node may do ends with its record.
+	if err := api.Delete(api.Object("nodes", "", "n1")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the node locked out", func() bool { _, err := s.Config(ctx); return errors.Is(err, store.ErrDenied) })
 }
 
-// What the Secret says is left alone if it gives the same access.
-func TestPublisherLeavesGoodSecret(t *testing.T) {
-	client, _ := kubetest.New(t)
-	c, err := parse(t, "--kubernetes", "--node-ip=127.0.0.1", "--data-dir="+t.TempDir(), "--etcd-prefix=/p")
+// TestExternalEtcd: the controllers' Secret leads to etcd, with the CA that signs for nodes, or they
+// do not start.
+func TestExternalEtcd(t *testing.T) {
+	client, api := clusterOf(t)
+	e := etcdtest.StartSecured(t)
+	nodes, err := pki.NewCA("clients", time.Now())
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := c.serve(client, ensure(t, c), slog.New(slog.DiscardHandler))
-	if err != nil {
-		t.Fatal(err)
+	own := e.Bundle(pki.RootUser, time.Hour)
+	access := kube.EtcdAccess{Endpoints: e.Endpoints, CA: own.CA, Cert: own.Pair.CertPEM, Key: own.Pair.KeyPEM}
+	c := inCluster(t, client, "--embedded-etcd=false")
+	eventually(t, "saying what it waits for", func() bool { _, body := c.get("/readyz"); return strings.Contains(body, "Secret "+etcdRef) })
+	if code, _ := c.get("/healthz"); code != 200 {
+		t.Errorf("one that waits is not alive: %d", code)
 	}
+	put(t, api, secret("k8s-ovs-etcd", access.Data()))
+	eventually(t, "saying what is missing", func() bool { _, body := c.get("/readyz"); return strings.Contains(body, `no keys "client-ca.crt"`) })
+	access.SignerCert, access.SignerKey = nodes.CertPEM, nodes.KeyPEM
+	put(t, api, secret("k8s-ovs-etcd", access.Data()))
+	c.leads(t)
+	place := published(t, client, etcdRef)
+	if diff := cmp.Diff(kube.EtcdAccess{Endpoints: e.Endpoints, CA: own.CA}, place); diff != "" {
+		t.Errorf("published (-want +got):\n%s", diff)
+	}
+	cert := identity(t, client, place, "k8s-ovs-node:n1:u1")
+	p, err := pki.ParsePair(cert.Cert, cert.Key)
+	if err != nil || !pki.Signs(nodes.CertPEM, p.Cert) {
+		t.Errorf("the node's certificate: %v", err)
+	}
+	if api.Object("secrets", "kube-system", "k8s-ovs-etcd") == nil {
+		t.Error("the controllers' Secret is gone")
+	}
+}
+
+// What the ConfigMap says is left alone if it is right.
+func TestPublisherLeavesGoodConfigMap(t *testing.T) {
+	client, _ := clusterOf(t)
+	p := publisherAt(t, client, t.TempDir(), "--etcd-prefix=/p")
 	for _, want := range []bool{true, false} {
 		if wrote, err := p.ensure(t.Context()); err != nil || wrote != want {
 			t.Errorf("wrote %v, %v; want %v", wrote, err, want)
 		}
 	}
-	// One that leads to somebody's etcd, encrypted or not, is never taken over.
-	for _, endpoint := range []string{"https://192.0.2.1:2379", "http://192.0.2.1:2379"} {
-		other := p.access
-		other.Endpoints, other.CA = []string{endpoint}, append(slices.Clone(other.CA), other.CA...)
-		if _, err := client.PutSecret(t.Context(), "kube-system/other", other.Data(), false); err != nil {
+	if a := published(t, client, etcdRef); a.Prefix != "/p" || a.Endpoints[0] != "https://127.0.0.1:2389" {
+		t.Errorf("place %+v", a)
+	}
+	for key, value := range map[string]string{"endpoints": "https://127.0.0.2:1", "ca.crt": "", "prefix": "/q"} {
+		own, err := p.place()
+		if err != nil {
 			t.Fatal(err)
 		}
-		q := *p
-		q.ref = "kube-system/other"
-		if err := q.mine(t.Context()); err == nil || !strings.Contains(err.Error(), "another etcd") {
-			t.Errorf("%s: error %v", endpoint, err)
-		}
-	}
-	if a := published(t, client, c.Kube.EtcdSecret); a.Prefix != "/p" {
-		t.Errorf("access %+v", a)
-	}
-	for _, change := range []func(map[string][]byte){
-		func(d map[string][]byte) { d["endpoints"] = []byte("https://127.0.0.2:1") },
-		func(d map[string][]byte) { d["tls.key"] = nil },
-		func(d map[string][]byte) { d["prefix"] = []byte("/q") },
-	} {
-		data := p.access.Data()
-		change(data)
-		if _, err := client.PutSecret(t.Context(), p.ref, data, false); err != nil {
+		data := own.Place()
+		data[key] = value
+		if err := client.PutConfigMap(t.Context(), etcdRef, data); err != nil {
 			t.Fatal(err)
 		}
 		if wrote, err := p.ensure(t.Context()); err != nil || !wrote {
@@ -219,48 +286,78 @@ func TestPublisherLeavesGoodSecret(t *testing.T) {
 	}
 }
 
-// A controller on a machine without the records does not take the nodes over.
-func TestForeignSecretIsNotTakenOver(t *testing.T) {
-	client, cs := kubetest.New(t)
-	publisherAt := func(dir string) *publisher {
-		c, err := parse(t, "--kubernetes", "--node-ip=127.0.0.1", "--data-dir="+dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		p, err := c.serve(client, ensure(t, c), slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	here, there := publisherAt(t.TempDir()), publisherAt(t.TempDir())
-	never := func(err error) { t.Errorf("waits: %v", err) }
-	if err := here.claim(t.Context(), never); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := here.ensure(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := here.claim(t.Context(), never); err != nil { // it starts again
-		t.Fatal(err)
-	}
-	why := make(chan error, 1)
-	claimed := make(chan error, 1)
-	go func() {
-		claimed <- there.claim(t.Context(), func(err error) {
-			select {
-			case why <- err:
-			default:
-			}
-		})
-	}()
-	if err := <-why; !strings.Contains(err.Error(), here.access.Endpoints[0]) || !strings.Contains(err.Error(), "delete the Secret") {
+// TestUnencryptedEtcdIsNotTakenOver: it may have the records.
+func TestUnencryptedEtcdIsNotTakenOver(t *testing.T) {
+	client, api := clusterOf(t)
+	p := publisherAt(t, client, t.TempDir())
+	put(t, api, secret("k8s-ovs-etcd", map[string][]byte{"endpoints": []byte("http://192.0.2.1:2379")}))
+	if err := p.mine(t.Context()); err == nil || !strings.Contains(err.Error(), "another etcd") || !strings.Contains(err.Error(), "--embedded-etcd=false") {
 		t.Errorf("says %v", err)
 	}
-	if err := cs.CoreV1().Secrets("kube-system").Delete(t.Context(), "k8s-ovs-etcd", metav1.DeleteOptions{}); err != nil {
+}
+
+// publisherAt is that of a controller with an authority in dir.
+func publisherAt(t *testing.T, client *kube.Client, dir string, args ...string) *publisher {
+	t.Helper()
+	c, err := parse(t, append([]string{"--kubernetes", "--node-ip=127.0.0.1", "--data-dir=" + dir}, args...)...)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if err := <-claimed; err != nil {
-		t.Error(err)
+	if _, err := etcd.EnsureAuthority(dir, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	return c.publisher(client, slog.New(slog.DiscardHandler))
+}
+
+// A controller on a machine without the records does not take the nodes over, whether they know of
+// etcd by the ConfigMap or by the Secret of a release before.
+func TestForeignEtcdIsNotTakenOver(t *testing.T) {
+	for kind, publish := range map[string]func(*testing.T, *kubetest.Server, *publisher) runtime.Object{
+		"ConfigMap": func(t *testing.T, api *kubetest.Server, p *publisher) runtime.Object {
+			if _, err := p.ensure(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return api.Object("configmaps", "kube-system", "k8s-ovs-etcd")
+		},
+		"Secret": func(t *testing.T, api *kubetest.Server, p *publisher) runtime.Object {
+			own, err := p.place()
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(t, api, secret("k8s-ovs-etcd", own.Data()))
+			return secret("k8s-ovs-etcd", nil)
+		},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			client, api := clusterOf(t)
+			here, there := publisherAt(t, client, t.TempDir()), publisherAt(t, client, t.TempDir())
+			never := func(err error) { t.Errorf("waits: %v", err) }
+			if err := here.claim(t.Context(), never); err != nil {
+				t.Fatal(err)
+			}
+			o := publish(t, api, here)
+			if err := here.claim(t.Context(), never); err != nil { // it starts again
+				t.Fatal(err)
+			}
+			why := make(chan error, 1)
+			claimed := make(chan error, 1)
+			go func() {
+				claimed <- there.claim(t.Context(), func(err error) {
+					select {
+					case why <- err:
+					default:
+					}
+				})
+			}()
+			if err := <-why; !strings.Contains(err.Error(), "https://127.0.0.1:2389") || !strings.Contains(err.Error(), "delete the "+kind) {
+				t.Errorf("says %v", err)
+			}
+			if err := api.Delete(o); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-claimed; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }

@@ -72,6 +72,8 @@ type Server struct {
 	ownDir string             // to be deleted; empty when it is the data directory
 	// insecure says why clients have no identities; nil where they do.
 	insecure error
+	// shared: a release before made a certificate that all nodes have.
+	shared bool
 }
 
 // Start starts etcd and waits until it serves. The error names what to mend.
@@ -84,6 +86,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	}
 	s := &Server{stop: stop, guard: &guard{closing: closing}, insecure: cfg.insecure()}
 	if cfg.Authority != nil {
+		s.shared = cfg.Authority.HasShared()
 		s.guard.trust(cfg.Authority.Trust)
 	}
 	ec.GRPCAdditionalServerOptions = append(ec.GRPCAdditionalServerOptions, s.guard.options()...)

@@ -51,6 +51,11 @@ func (s *Server) enforce(ctx context.Context) error {
 	if _, err := server.UserGrantRole(ctx, &pb.AuthUserGrantRoleRequest{User: pki.RootUser, Role: pki.RootUser}); err != nil {
 		return err
 	}
+	if s.shared {
+		if err := s.admitShared(ctx); err != nil {
+			return err
+		}
+	}
 	_, err := server.AuthEnable(ctx, &pb.AuthEnableRequest{})
 	return err
 }

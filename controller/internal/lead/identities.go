@@ -102,11 +102,6 @@ func (t *term) compareUsers(ctx context.Context, now time.Time) error {
 		common := store.CommonRoles(t.c.cfg.Store.Prefix(), t.writer.Name())
 		maps.DeleteFunc(i.applied.Roles, func(name string, _ []store.Permission) bool { return !ours(name) && common[name] == nil })
 		i.revision = state.Revision
-		if t.c.cfg.SharedUser != "" {
-			if err := t.c.cfg.Store.EnsureShared(ctx, t.c.cfg.SharedUser); err != nil {
-				return err
-			}
-		}
 	}
 	i.known, i.enforced, i.compared = true, true, now
 	return nil

@@ -48,8 +48,6 @@ type Config struct {
 	Cluster *Cluster
 	// Signer signs for nodes outside of Kubernetes; nil where nobody does.
 	Signer Signer
-	// SharedUser may write all records, where etcd heeds users; empty for none.
-	SharedUser string
 	// Duties are what a leader does beside the records. Each is called once for a term,
 	// and returns when its ctx ends, with the term, if not before.
 	Duties []func(ctx context.Context)
