@@ -213,12 +213,18 @@ func (c *Client) RequestCertificate(ctx context.Context, prefix string, requestP
 	o, err := c.api.Certificates.CertificateSigningRequests().Create(cctx, want, metav1.CreateOptions{})
 	switch {
 	case apierrors.IsAlreadyExists(err):
+	case ctx.Err() != nil:
+		return nil, unanswered(ctx, name)
 	case err != nil:
 		return nil, fmt.Errorf("make CertificateSigningRequest %s: %w", name, classify(err))
 	default:
 		c.log.Info("asked for a certificate", "certificateSigningRequest", o.Name, "signer", signer)
 	}
 	return c.awaitCertificate(ctx, name)
+}
+
+func unanswered(ctx context.Context, name string) error {
+	return fmt.Errorf("CertificateSigningRequest %s is not answered: %w", name, ctx.Err())
 }
 
 // requestName names a request by its key and its user.
@@ -238,7 +244,7 @@ func (c *Client) awaitCertificate(ctx context.Context, name string) ([]byte, err
 		o, err := c.getSigningRequest(ctx, name)
 		switch {
 		case ctx.Err() != nil:
-			return nil, fmt.Errorf("CertificateSigningRequest %s is not answered: %w", name, ctx.Err())
+			return nil, unanswered(ctx, name)
 		case errors.Is(err, ErrNotFound):
 			return nil, fmt.Errorf("CertificateSigningRequest %s was taken away unanswered: %w", name, ErrDenied)
 		case err != nil:
