@@ -73,6 +73,11 @@ func (l *Lab) startController(ctx context.Context, name string, args []string) e
 	if err != nil {
 		return err
 	}
+	return l.startControllerOf(ctx, s.Options.BinDir, name, args)
+}
+
+// startControllerOf starts the program in bin.
+func (l *Lab) startControllerOf(ctx context.Context, bin, name string, args []string) error {
 	if l.Process(name).Alive() {
 		return fmt.Errorf("%s runs already", name)
 	}
@@ -81,7 +86,7 @@ func (l *Lab) startController(ctx context.Context, name string, args []string) e
 		return err
 	}
 	socket := filepath.Join(dir, name+"-metrics.sock")
-	all := append([]string{filepath.Join(s.Options.BinDir, "k8s-ovs-controller"),
+	all := append([]string{filepath.Join(bin, "k8s-ovs-controller"),
 		"--metrics-address", "unix://" + socket, "--log-format", "text", "--log-level", "debug"}, args...)
 	return l.run(ctx, command{
 		name:  name,

@@ -1,11 +1,13 @@
 package netlab
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
@@ -39,6 +41,54 @@ func (l *Lab) UseKubernetes(use bool) error {
 		}
 	}
 	return l.update(func(s *state) error { s.Kubeconfig = path; return nil })
+}
+
+// EtcdAddress is where a controller of StartInCluster has its etcd, with TLS.
+var EtcdAddress = netip.AddrPortFrom(controllerIP, 2389).String()
+
+// DataDir is where it keeps the records.
+func (l *Lab) DataDir() string { return filepath.Join(l.dir, "ctl", "etcd") }
+
+// StartInCluster starts the controller of a Kubernetes cluster in a bare lab, after
+// UseKubernetes, and waits until it is ready. bin is the folder with its program, of this
+// version or another.
+func (l *Lab) StartInCluster(ctx context.Context, bin string) error {
+	s, err := l.read()
+	if err != nil {
+		return err
+	}
+	o := s.Options
+	return l.startControllerOf(ctx, bin, "controller", []string{
+		"--kubeconfig", s.Kubeconfig, "--node-ip", controllerIP.String(), "--pod", "kube-system/controller/uid", "--data-dir", l.DataDir(),
+		"--network", o.Network.String(), "--host-subnet-length", fmt.Sprint(o.HostSubnetLength),
+	})
+}
+
+// StartInCluster starts a node's agent in a Kubernetes cluster, after UseKubernetes, and
+// waits until it is ready: the API server says where etcd is. bin is the folder with its program. It runs as a
+// DaemonSet's does: one that ends by itself is started again, until Stop or Kill.
+func (a Agent) StartInCluster(ctx context.Context, bin string) error {
+	s, err := a.lab.read()
+	if err != nil {
+		return err
+	}
+	n, err := s.node(a.node)
+	if err != nil {
+		return err
+	}
+	if a.Alive() {
+		return fmt.Errorf("the agent of %s runs already", a.node)
+	}
+	l := a.lab
+	// The shell stands in for the kubelet; the agent is its child, and ends with it.
+	restarts := []string{"/bin/sh", "-c", `trap 'kill -TERM $pid; wait $pid; exit 0' TERM; while :; do "$@" & pid=$!; wait $pid; sleep 0.1; done`, "agent"}
+	args := append(append(restarts, l.agentArgs(*n, bin)...), "--kubeconfig", s.Kubeconfig)
+	return l.run(ctx, command{
+		name: a.name, netns: n.Netns, args: args, env: l.OVS(n.Name).env(), log: filepath.Join(l.dir, "log", n.Name+"-agent.log"),
+	}, 60*time.Second, func() (bool, error) {
+		err := a.Ready(ctx)
+		return err == nil, err
+	})
 }
 
 // API is the part of an API server that has the lab's pods; kubetest.Server is one.

@@ -218,20 +218,7 @@ func (a Agent) start(ctx context.Context, ready func(context.Context) error) err
 	if err := l.ensureBundle(ctx, a.node, s.Options); err != nil {
 		return err
 	}
-	args := []string{
-		filepath.Join(s.Options.BinDir, "k8s-ovs-agent"),
-		"--node-name", n.Name,
-		"--node-ip", n.VTEP.String(),
-		"--datapath", n.Datapath,
-		"--ovs-db", l.OVS(n.Name).DB(),
-		"--ovs-rundir", n.OVSRunDir,
-		"--state-dir", l.stateDir(n.Name),
-		"--cni-socket", l.cniSocket(n.Name),
-		"--metrics-address", "unix://" + l.metricsSocket(n.Name),
-		"--log-format", "text",
-		"--log-level", "debug",
-	}
-	args = append(args, s.Options.access(l.nodeBundle(n.Name))...)
+	args := append(l.agentArgs(*n, s.Options.BinDir), s.Options.access(l.nodeBundle(n.Name))...)
 	if s.Kubeconfig != "" {
 		args = append(args, "--kubeconfig", s.Kubeconfig)
 	}
@@ -245,6 +232,23 @@ func (a Agent) start(ctx context.Context, ready func(context.Context) error) err
 		err := ready(ctx)
 		return err == nil, err
 	})
+}
+
+// agentArgs are the program in bin and its arguments, but for the way to etcd.
+func (l *Lab) agentArgs(n nodeState, bin string) []string {
+	return []string{
+		filepath.Join(bin, "k8s-ovs-agent"),
+		"--node-name", n.Name,
+		"--node-ip", n.VTEP.String(),
+		"--datapath", n.Datapath,
+		"--ovs-db", l.OVS(n.Name).DB(),
+		"--ovs-rundir", n.OVSRunDir,
+		"--state-dir", l.stateDir(n.Name),
+		"--cni-socket", l.cniSocket(n.Name),
+		"--metrics-address", "unix://" + l.metricsSocket(n.Name),
+		"--log-format", "text",
+		"--log-level", "debug",
+	}
 }
 
 // Restart kills the agent and starts it again.

@@ -38,7 +38,8 @@ cert apiserver-kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client
 cert front-proxy-client /CN=front-proxy-client front-proxy-ca 'extendedKeyUsage=clientAuth\n'
 ca etcd-ca
 cert etcd /CN=etcd etcd-ca "extendedKeyUsage=serverAuth\nsubjectAltName=IP:$API\n"
-cert etcd-client /CN=k8s-ovs etcd-ca 'extendedKeyUsage=clientAuth\n'
+cert etcd-client /CN=k8s-ovs-controller etcd-ca 'extendedKeyUsage=clientAuth\n'
+ca nodes-ca
 client admin /O=system:masters/CN=admin
 client controller-manager /CN=system:kube-controller-manager
 client scheduler /CN=system:kube-scheduler

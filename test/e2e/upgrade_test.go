@@ -1,0 +1,210 @@
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/test/kubetest"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
+)
+
+// releaseFile names the commit of the release before this version.
+const releaseFile = "../previous-release"
+
+// previousRelease builds the programs of the release before from the repository's
+// history, and keeps them.
+func previousRelease(t *testing.T) (bin string) {
+	t.Helper()
+	data, err := os.ReadFile(releaseFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	commit := strings.TrimSpace(string(data))
+	if out, err := exec.Command("git", "cat-file", "-e", commit+"^{commit}").CombinedOutput(); err != nil {
+		t.Fatalf("the commit of the release before, %s (test/previous-release), is not in this clone: make it a full one with `git fetch --unshallow`: %v: %s", commit, err, out)
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin = filepath.Join(cache, "k8s-ovs-releases", commit)
+	if _, err := os.Stat(filepath.Join(bin, "complete")); err == nil {
+		return bin
+	}
+	source := t.TempDir()
+	for _, step := range []string{
+		fmt.Sprintf("git -C \"$(git rev-parse --show-toplevel)\" archive %s | tar -x -C %q", commit, source),
+		fmt.Sprintf("mkdir -p %[2]q && cd %[1]q && CGO_ENABLED=0 go build -o %[2]q/ ./node-agent ./controller && mv %[2]q/node-agent %[2]q/k8s-ovs-agent && mv %[2]q/controller %[2]q/k8s-ovs-controller && touch %[2]q/complete", source, bin),
+	} {
+		if out, err := exec.Command("bash", "-e", "-o", "pipefail", "-c", step).CombinedOutput(); err != nil {
+			t.Fatalf("build the release before: %v: %s", err, out)
+		}
+	}
+	return bin
+}
+
+// serveCluster has an API server in the lab, with its nodes and these namespaces. It knows
+// nodes' agents by their addresses, as a real one knows them by their tokens.
+func (l *lab) serveCluster(namespaces ...string) *cluster {
+	l.t.Helper()
+	c := &cluster{l, kubetest.NewServer()}
+	nodes, err := l.Nodes()
+	l.must(err)
+	c.api.Who = func(r *http.Request) (string, map[string][]string) {
+		host, _, _ := net.SplitHostPort(r.RemoteAddr)
+		for _, n := range nodes {
+			if n.VTEP.String() == host {
+				return "system:serviceaccount:kube-system:k8s-ovs-agent", map[string][]string{
+					"authentication.kubernetes.io/node-name": {n.Name}, "authentication.kubernetes.io/node-uid": {"uid-" + n.Name}, "authentication.kubernetes.io/pod-uid": {"agent-" + n.Name},
+				}
+			}
+		}
+		return "somebody", nil
+	}
+	for _, n := range nodes {
+		l.must(c.api.Put(&corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: types.UID("uid-" + n.Name)},
+			Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.VTEP.String()}}},
+		}))
+	}
+	for _, name := range namespaces {
+		l.must(c.api.Put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-" + name)}}))
+	}
+	l.must(c.api.Put(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1"}}))
+	c.serveAPI()
+	l.t.Cleanup(func() { _ = c.api.Away() })
+	l.must(l.UseKubernetes(true))
+	l.must(l.ShowPods(c.api))
+	return c
+}
+
+// records opens the lab's etcd as the holder of access does.
+func (c *cluster) records(access kube.EtcdAccess) *clientv3.Client {
+	c.t.Helper()
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	config.RootCAs.AppendCertsFromPEM(access.CA)
+	pair, err := tls.X509KeyPair(access.Cert, access.Key)
+	c.must(err)
+	config.Certificates = []tls.Certificate{pair}
+	e, err := clientv3.New(clientv3.Config{
+		Endpoints: access.Endpoints, TLS: config, DialTimeout: 5 * time.Second, Logger: zap.NewNop(),
+		DialOptions: []grpc.DialOption{grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
+			return ns.DialTCP(ns.Path(c.ControllerNetns()), netlab.EtcdAddress, 5*time.Second)
+		})},
+	})
+	c.must(err)
+	c.t.Cleanup(func() { _ = e.Close() })
+	return e
+}
+
+// lets reports whether etcd lets somebody read.
+func (c *cluster) lets(e *clientv3.Client) error {
+	ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+	defer cancel()
+	_, err := e.Get(ctx, netlab.EtcdPrefix+"/config")
+	return err
+}
+
+// secret is what the Secret says; false where there is none.
+func (c *cluster) secret() (kube.EtcdAccess, bool) {
+	o, there := c.api.Object("secrets", "kube-system", "k8s-ovs-etcd").(*corev1.Secret)
+	if !there {
+		return kube.EtcdAccess{}, false
+	}
+	access, err := kube.ParseEtcdAccess(o.Data)
+	c.must(err)
+	return access, true
+}
+
+// TestUpgradeFromSharedCertificate: from the release before, whose nodes shared one certificate,
+// to this version: the controller first, then the agents one by one. Nothing is lost; at the end the
+// old certificate is refused.
+func TestUpgradeFromSharedCertificate(t *testing.T) {
+	old := previousRelease(t)
+	l := up(t, netlab.Options{Bare: true})
+	ctx := t.Context()
+	c := l.serveCluster("red", "blue")
+	c.must(l.StartInCluster(ctx, old))
+	for _, node := range []string{"n1", "n2"} {
+		c.must(l.Agent(node).StartInCluster(ctx, old))
+	}
+	l.pods(quartet)
+	l.requireMatrix("the release before", redAndBlue.allowed)
+	shared, there := c.secret()
+	if !there {
+		t.Fatal("the release before made no Secret")
+	}
+	run := l.run(probe.Exactly(redAndBlue.allowed))
+	l.traffic(run, 50)
+
+	c.must(l.Controller().Stop())
+	l.traffic(run, 20)
+	c.must(l.StartInCluster(ctx, binDir))
+	l.traffic(run, 50)
+	if err := c.lets(c.records(shared)); err != nil {
+		t.Errorf("the shared certificate, in use on both nodes: %v", err)
+	}
+	// Old agents work with the new controller: a pod comes, a network changes.
+	c.must(c.api.Put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "green", UID: "uid-green"}}))
+	l.pod("n1", "green/a")
+	for _, node := range []string{"n1", "n2"} {
+		if _, there := c.secret(); !there {
+			t.Errorf("the Secret went before %s had its own certificate", node)
+		}
+		c.must(l.Agent(node).Stop())
+		l.traffic(run, 20) // without agent
+		c.must(l.Agent(node).StartInCluster(ctx, binDir))
+		l.traffic(run, 50)
+	}
+	l.eventually("the shared certificate refused", 30*time.Second, func() error {
+		if err := c.lets(c.records(shared)); err == nil || !strings.Contains(err.Error(), "permission denied") {
+			return fmt.Errorf("etcd says %v", err)
+		}
+		return nil
+	})
+	l.eventually("the Secret and the certificate gone", 30*time.Second, func() error {
+		if _, there := c.secret(); there {
+			return errors.New("the Secret is there")
+		}
+		left, err := filepath.Glob(filepath.Join(l.DataDir(), "pki", "client*"))
+		if len(left) > 0 {
+			err = fmt.Errorf("there are %v", left)
+		}
+		return err
+	})
+	l.traffic(run, 50)
+	rep := run.Stop()
+	if err := rep.Err(); err != nil {
+		t.Errorf("the upgrade: %v", err)
+	}
+	t.Logf("%d messages, %d lost", rep.Sent(), rep.Lost())
+
+	l.pod("n1", "blue/c")
+	l.requireMatrix("upgraded", redAndBlue.with("green", "3").allowed)
+	for _, node := range []string{"n1", "n2"} {
+		if _, err := os.Stat(filepath.Join(l.Dir(), node, "state", "etcd-access.json")); err == nil {
+			t.Errorf("%s still has the key that all shared", node)
+		}
+	}
+}
