@@ -55,7 +55,7 @@ func previousRelease(t *testing.T) (bin string) {
 	source := t.TempDir()
 	for _, step := range []string{
 		fmt.Sprintf("git -C \"$(git rev-parse --show-toplevel)\" archive %s | tar -x -C %q", commit, source),
-		fmt.Sprintf("mkdir -p %[2]q && cd %[1]q && CGO_ENABLED=0 go build -o %[2]q/ ./node-agent ./controller && mv %[2]q/node-agent %[2]q/k8s-ovs-agent && mv %[2]q/controller %[2]q/k8s-ovs-controller && touch %[2]q/complete", source, bin),
+		fmt.Sprintf("mkdir -p %[2]q && cd %[1]q && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o %[2]q/ ./node-agent ./controller && mv %[2]q/node-agent %[2]q/k8s-ovs-agent && mv %[2]q/controller %[2]q/k8s-ovs-controller && touch %[2]q/complete", source, bin),
 	} {
 		if out, err := exec.Command("bash", "-e", "-o", "pipefail", "-c", step).CombinedOutput(); err != nil {
 			t.Fatalf("build the release before: %v: %s", err, out)
@@ -151,6 +151,9 @@ func TestUpgradeFromSharedCertificate(t *testing.T) {
 	}
 	l.pods(quartet)
 	l.requireMatrix("the release before", redAndBlue.allowed)
+	copied := filepath.Join(l.Dir(), "n1", "state", "etcd-access.json")
+	access, err := os.ReadFile(copied)
+	c.must(err)
 	shared, there := c.secret()
 	if !there {
 		t.Fatal("the release before made no Secret")
@@ -200,8 +203,23 @@ func TestUpgradeFromSharedCertificate(t *testing.T) {
 	}
 	t.Logf("%d messages, %d lost", rep.Sent(), rep.Lost())
 
+	// A node that was away meanwhile comes back with its agent of the release before. That is let in no
+	// more and says so; its pods keep their network. Upgraded it is a node like the others.
+	c.must(l.Agent("n1").Stop())
+	c.must(os.WriteFile(copied, access, 0o600))
+	c.must(l.Agent("n1").StartInCluster(ctx, old))
+	l.requireMatrix("an agent of the release before", redAndBlue.with("green", "g").allowed)
+	l.eventually("it says why", 30*time.Second, func() error {
+		log, err := os.ReadFile(filepath.Join(l.Dir(), "log", "n1-agent.log"))
+		if err == nil && !strings.Contains(string(log), "permission denied") {
+			err = errors.New("no word of it")
+		}
+		return err
+	})
+	c.must(l.Agent("n1").Stop())
+	c.must(l.Agent("n1").StartInCluster(ctx, binDir))
 	l.pod("n1", "blue/c")
-	l.requireMatrix("upgraded", redAndBlue.with("green", "3").allowed)
+	l.requireMatrix("upgraded", redAndBlue.with("green", "g").allowed)
 	for _, node := range []string{"n1", "n2"} {
 		if _, err := os.Stat(filepath.Join(l.Dir(), node, "state", "etcd-access.json")); err == nil {
 			t.Errorf("%s still has the key that all shared", node)

@@ -29,9 +29,9 @@ current-context: lab
 `
 
 // UseKubernetes makes agents that start from now on parts of a Kubernetes cluster, or
-// standalone ones again. They are told the way to etcd, since a Secret leads to one that
-// is encrypted only, and make no records: a standalone agent that ran before, or the
-// test, makes those.
+// standalone ones again. They reach etcd as standalone ones do, and make no
+// records: a standalone agent that ran before, or the test, makes those. See
+// StartInCluster for agents that know of etcd from the API server alone.
 func (l *Lab) UseKubernetes(use bool) error {
 	path := ""
 	if use {

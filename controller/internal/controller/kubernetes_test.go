@@ -163,11 +163,6 @@ func openStore(t *testing.T, cfg store.Config) *store.Store {
 	return s
 }
 
-func eventuallyReady(t *testing.T, r *running) {
-	t.Helper()
-	eventually(t, "ready; log:\n"+r.log.String(), func() bool { code, _ := r.get("/readyz"); return code == 200 })
-}
-
 func eventually(t *testing.T, what string, cond func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
