@@ -1,12 +1,14 @@
 package kubetest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"sync"
@@ -214,6 +216,49 @@ func TestServerPolicies(t *testing.T) {
 	}
 	if got := <-policies; len(got) != 0 || ctx.Err() != nil {
 		t.Errorf("told %v", got)
+	}
+}
+
+// TestServerWrites: what programs write, by the real client; who else was quicker is told.
+func TestServerWrites(t *testing.T) {
+	s := NewServer()
+	client := Open(t, s)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	put(t, s, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u", Annotations: map[string]string{"has": "this"}}})
+	if err := client.Annotate(ctx, "a", "u", "also", "that"); err != nil {
+		t.Fatal(err)
+	}
+	n := s.Object("namespaces", "", "a").(*corev1.Namespace)
+	if n.Annotations["has"] != "this" || n.Annotations["also"] != "that" || n.UID != "u" {
+		t.Errorf("annotated: %+v", n)
+	}
+	if err := client.Annotate(ctx, "none", "u", "also", "that"); err == nil {
+		t.Error("annotated a namespace that is not there")
+	}
+	for _, at := range []string{"https://192.0.2.1:1", "https://192.0.2.2:1"} {
+		if _, err := client.PutConfigMap(ctx, "a/b", map[string]string{"endpoints": at}); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := client.ConfigMap(ctx, "a/b"); err != nil || data["endpoints"] != at {
+			t.Errorf("ConfigMap: %v, %v", data, err)
+		}
+	}
+	put(t, s, &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "b"}})
+	if err := client.DeleteSecret(ctx, "a/b"); err != nil || s.Object("secrets", "a", "b") != nil {
+		t.Errorf("deleted a Secret: %v", err)
+	}
+	old := s.Object("configmaps", "a", "b").(*corev1.ConfigMap).DeepCopy()
+	put(t, s, old.DeepCopy())
+	old.Kind, old.APIVersion = "ConfigMap", "v1"
+	body, err := json.Marshal(old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := httptest.NewRecorder()
+	s.ServeHTTP(w, httptest.NewRequest(http.MethodPut, "/api/v1/namespaces/a/configmaps/b", bytes.NewReader(body)))
+	if w.Code != http.StatusConflict {
+		t.Errorf("wrote over what somebody else changed: %d %s", w.Code, w.Body)
 	}
 }
 
