@@ -37,7 +37,7 @@ cert apiserver /CN=kube-apiserver ca "extendedKeyUsage=serverAuth\nsubjectAltNam
 cert apiserver-kubelet-client /O=system:masters/CN=kube-apiserver-kubelet-client ca 'extendedKeyUsage=clientAuth\n'
 cert front-proxy-client /CN=front-proxy-client front-proxy-ca 'extendedKeyUsage=clientAuth\n'
 ca etcd-ca
-cert etcd /CN=etcd etcd-ca "extendedKeyUsage=serverAuth\nsubjectAltName=IP:$API\n"
+cert etcd /CN=etcd etcd-ca "extendedKeyUsage=serverAuth,clientAuth\nsubjectAltName=IP:$API\n"
 cert etcd-client /CN=k8s-ovs-controller etcd-ca 'extendedKeyUsage=clientAuth\n'
 ca nodes-ca
 client admin /O=system:masters/CN=admin
