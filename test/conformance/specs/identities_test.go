@@ -225,6 +225,9 @@ func TestNodeHasItsOwnCertificate(t *testing.T) {
 	if err := write(t, e, key("requests", nodeAddress[node1]), fmt.Sprintf(`{"Host":%q,"HostIP":%q}`, own.Host, own.HostIP)); err != nil {
 		t.Errorf("writes its own: %v", err)
 	}
+	if _, err := e.Delete(t.Context(), key("requests", nodeAddress[node1])); err != nil {
+		t.Errorf("takes it away: %v", err)
+	}
 	for what, k := range map[string]string{
 		"another's status": key("status", nodeAddress[node2]), "another's limits": key("limits", nodeAddress[node2]), "another's MTU": key("mtu", nodeAddress[node2]),
 		"its own subnet": key("subnets", nodeAddress[node1]), "a namespace": key("netnamespaces", "default"), "the configuration": store.DefaultPrefix + "/config",
