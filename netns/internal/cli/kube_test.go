@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // apiServer answers with Secrets, by their paths, and gives back a kubeconfig.
@@ -47,6 +49,7 @@ func TestSecret(t *testing.T) {
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/empty", "list").expect(t, ExitFailed, nil, []string{"secret x/empty", `"endpoints" is missing`})
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/none", "list").expect(t, ExitFailed, nil, []string{"Secret x/none", "not found", "exec deploy/k8s-ovs-controller", "--etcd-bundle"})
 	// Beside a controller with etcd in it there is no Secret.
+	l := newLab(t, topology.DefaultConfig(), 0, space("a", 100))
 	beside := filepath.Dir(strings.TrimPrefix(l.etcd.Endpoints[0], "unix://"))
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "x/none", "--data-dir", beside, "list").expect(t, ExitDone, []string{"a           100"}, nil)
 	netns(t.Context(), "--kubeconfig", kubeconfig, "--etcd-secret", "none", "list").expect(t, ExitUsage, nil, []string{"--etcd-secret"})
