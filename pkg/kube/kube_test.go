@@ -136,18 +136,23 @@ func TestEtcdPlace(t *testing.T) {
 		t.Errorf("error %v, want ErrNotFound", err)
 	}
 	updates := client.WatchEtcdPlace(ctx, ref)
+	put := func(data map[string]string) {
+		t.Helper()
+		_, err := client.PutConfigMap(ctx, ref, data)
+		must(t, err)
+	}
 	cert, private := pair(t)
 	all := kube.EtcdAccess{Endpoints: []string{"https://192.0.2.1:2379", "https://192.0.2.2:2379"}, CA: cert, Cert: cert, Key: private, Prefix: "/p", SignerCert: cert, SignerKey: private}
 	want := kube.EtcdAccess{Endpoints: all.Endpoints, CA: cert, Prefix: "/p"}
 	if diff := cmp.Diff(want.Place(), all.Place()); diff != "" {
 		t.Errorf("published (-want +got):\n%s", diff)
 	}
-	must(t, client.PutConfigMap(ctx, ref, all.Place()))
+	put(all.Place())
 	if got := next(t, updates); !got.Equal(want) {
 		t.Errorf("place %+v, want %+v", got, want)
 	}
 	want.Prefix = ""
-	must(t, client.PutConfigMap(ctx, ref, want.Place()))
+	put(want.Place())
 	if got := next(t, updates); !got.Equal(want) {
 		t.Errorf("place %+v, want %+v", got, want)
 	}

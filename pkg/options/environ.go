@@ -22,11 +22,11 @@ var flags = map[string][]string{
 		"public-services", "service-connection-rate", "service-proxy", "state-dir", "uplink-rate", "version", "vtep-bridge", "vxlan-port",
 	},
 	"k8s-ovs-controller": {
-		"certificate-lifetime", "data-dir", "embedded-etcd", "global-namespaces", "host-subnet-length", "id", "insecure-listen-http", "leader-ttl", "listen-client-cacert", "listen-client-cert",
+		"agent-service-account", "certificate-lifetime", "data-dir", "embedded-etcd", "global-namespaces", "host-subnet-length", "id", "insecure-listen-http", "leader-ttl", "listen-client-cacert", "listen-client-cert",
 		"listen-client-key", "listen-client-urls", "log-format", "log-level", "metrics-address", "name", "network", "node-ip", "plugin-name", "pod", "profiling",
 		"service-network", "subnet-source", "version",
 	},
-	"netns": {"dry-run", "force", "no-wait", "output", "timeout", "verbose", "yes"},
+	"netns": {"data-dir", "dry-run", "force", "no-wait", "output", "timeout", "verbose", "yes"},
 }
 
 // FlagsOf are the names of a program's flags, in order; the program's own test

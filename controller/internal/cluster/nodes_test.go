@@ -130,12 +130,12 @@ func TestBundleOfAdoptedNode(t *testing.T) {
 	rec := s.records.Nodes[ip]
 	rec.Identity = "of-its-bundle"
 	s.records.Nodes[ip] = rec
-	plan := New(FromRecords).Plan(s.cluster, s.records, nil, now)
+	plan := New(FromRecords).Plan(State{Cluster: s.cluster, Records: s.records}, now)
 	if len(plan.Writes) != 1 || plan.Writes[0].Node.ID() != "u-n1" {
 		t.Fatalf("plan %+v", plan.Writes)
 	}
 	s.records.Nodes[ip] = *plan.Writes[0].Node
-	if again := New(FromRecords).Plan(s.cluster, s.records, nil, now); len(again.Writes) != 0 {
+	if again := New(FromRecords).Plan(State{Cluster: s.cluster, Records: s.records}, now); len(again.Writes) != 0 {
 		t.Errorf("then %+v", again.Writes)
 	}
 }

@@ -135,13 +135,6 @@ func (p *publisher) ensure(ctx context.Context) (wrote bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	data, err := p.client.ConfigMap(ctx, p.ref)
-	if err != nil && !errors.Is(err, kube.ErrNotFound) {
-		return false, err
-	}
-	want := kube.EtcdAccess{Endpoints: own.Endpoints, CA: own.CA, Prefix: own.Prefix}
-	if a, perr := kube.ParseEtcdPlace(data); perr == nil && a.Equal(want) {
-		return false, nil
-	}
-	return true, p.client.PutConfigMap(ctx, p.ref, want.Place())
+	place := kube.EtcdAccess{Endpoints: own.Endpoints, CA: own.CA, Prefix: own.Prefix}
+	return p.client.PutConfigMap(ctx, p.ref, place.Place())
 }
