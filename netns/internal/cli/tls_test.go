@@ -245,22 +245,22 @@ func TestLocal(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
-		name   string
-		socket string
-		etcd   options.Etcd
-		want   string
+		name    string
+		dataDir string
+		etcd    options.Etcd
+		want    string
 	}{
-		{"the socket", socket, options.Etcd{}, "unix://" + socket},
+		{"the socket", dir, options.Etcd{}, "unix://" + socket},
 		{"no socket", filepath.Join(dir, "none"), options.Etcd{}, defaultEndpoint},
-		{"a user", socket, options.Etcd{Username: "root", Password: "x"}, defaultEndpoint},
+		{"a user", dir, options.Etcd{Username: "root", Password: "x"}, defaultEndpoint},
 	} {
 		tt.etcd.Prefix, tt.etcd.DialTimeout = store.DefaultPrefix, time.Second
-		p := &program{socket: tt.socket, etcd: tt.etcd}
+		p := &program{dataDir: tt.dataDir, etcd: tt.etcd}
 		if err := p.local(); err != nil || p.etcd.Endpoints[0] != tt.want {
 			t.Errorf("%s: %v, %v; want %s", tt.name, p.etcd.Endpoints, err, tt.want)
 		}
 	}
-	p := &program{socket: socket, endpoints: true}
+	p := &program{dataDir: dir, endpoints: true}
 	if err := p.local(); err == nil {
 		t.Error("endpoints that were given, but empty, are passed over")
 	}
