@@ -272,7 +272,7 @@ func TestPublisherLeavesGoodConfigMap(t *testing.T) {
 		}
 		data := own.Place()
 		data[key] = value
-		if err := client.PutConfigMap(t.Context(), etcdRef, data); err != nil {
+		if _, err := client.PutConfigMap(t.Context(), etcdRef, data); err != nil {
 			t.Fatal(err)
 		}
 		if wrote, err := p.ensure(t.Context()); err != nil || !wrote {
