@@ -10,14 +10,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Config is the IPv4 configuration of a device: what is lost with it, and can be
-// put on another. Its JSON form is stable.
+// Config is the configuration of a device: what is lost with it, and can be put on
+// another. Its JSON form is stable.
 type Config struct {
+	// Addresses are IPv4, Routes those of IPv4's main table.
 	Addresses []netip.Prefix `json:"addresses"`
 	Routes    []Route        `json:"routes,omitempty"`
+	// Beyond is what only [NS.ReadWhole] reads.
+	Beyond Beyond `json:"beyond,omitzero"`
 }
 
-// ReadConfig reads the configuration of a device, without what the kernel makes
+// Beyond is the rest of a device's configuration. It stands apart in [Config] so that
+// programs which know only addresses and routes of IPv4's main table pass it over.
+type Beyond struct {
+	// Addresses are IPv6, but for those that the kernel gives by itself (link-local).
+	Addresses []netip.Prefix `json:"addresses,omitempty"`
+	// Routes are those of IPv6, and those of other tables than main.
+	Routes []Route `json:"routes,omitempty"`
+}
+
+// ReadConfig reads the IPv4 configuration of a device, without what the kernel makes
 // by itself (routes that follow from addresses).
 func (n *NS) ReadConfig(name string) (Config, error) {
 	l, err := n.must(name)
@@ -32,14 +44,43 @@ func (n *NS) ReadConfig(name string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	for _, r := range routes {
-		if r.Protocol != unix.RTPROT_KERNEL {
-			c.Routes = append(c.Routes, r)
+	c.Routes = movable(routes)
+	return c, nil
+}
+
+// ReadWhole is [NS.ReadConfig] with IPv6 and the other tables.
+func (n *NS) ReadWhole(name string) (Config, error) {
+	c, err := n.ReadConfig(name)
+	if err != nil {
+		return Config{}, err
+	}
+	l, err := n.must(name)
+	if err != nil {
+		return Config{}, err
+	}
+	addrs, err := n.allAddresses(unix.AF_INET6)
+	if err != nil {
+		return Config{}, err
+	}
+	for _, a := range addrs {
+		if p, ok := prefixOf(a.IPNet); ok && a.LinkIndex == l.Index && !p.Addr().IsLinkLocalUnicast() {
+			c.Beyond.Addresses = append(c.Beyond.Addresses, p)
 		}
 	}
-	// Routes on the link come before those whose next hop needs them, narrow
-	// before wide: the default route is last.
-	slices.SortStableFunc(c.Routes, func(a, b Route) int {
+	routes, err := n.routesBeyond(l.Index)
+	if err != nil {
+		return Config{}, err
+	}
+	c.Beyond.Routes = movable(routes)
+	return c, nil
+}
+
+// movable are the routes that the kernel does not make by itself, in the order in which
+// they can be added: those on the link come before those whose next hop needs them,
+// narrow before wide: the default route is last.
+func movable(routes []Route) []Route {
+	out := slices.DeleteFunc(routes, func(r Route) bool { return r.Protocol == unix.RTPROT_KERNEL })
+	slices.SortStableFunc(out, func(a, b Route) int {
 		if a.Via.IsValid() != b.Via.IsValid() {
 			if a.Via.IsValid() {
 				return 1
@@ -48,24 +89,36 @@ func (n *NS) ReadConfig(name string) (Config, error) {
 		}
 		return b.Dst.Bits() - a.Dst.Bits()
 	})
-	return c, nil
+	if len(out) == 0 {
+		return nil
+	}
+	return out
 }
 
-// ApplyConfig sets the device up and adds what it lacks of c, in order; it takes
-// nothing away. It reports whether anything was missing.
+func (c Config) allAddresses() []netip.Prefix {
+	return slices.Concat(c.Addresses, c.Beyond.Addresses)
+}
+func (c Config) allRoutes() []Route { return slices.Concat(c.Routes, c.Beyond.Routes) }
+
+// Empty reports whether nothing is configured.
+func (c Config) Empty() bool { return len(c.allAddresses())+len(c.allRoutes()) == 0 }
+
+// ApplyConfig sets the device up and adds what it lacks of c, in order; a route
+// replaces one of the same destination and metric, also of another device. It takes
+// nothing else away. It reports whether anything was missing.
 func (n *NS) ApplyConfig(name string, c Config) (changed bool, err error) {
 	changed, err = n.SetUp(name)
 	if err != nil {
 		return changed, err
 	}
-	for _, a := range c.Addresses {
+	for _, a := range c.allAddresses() {
 		did, err := n.EnsureAddress(name, a)
 		changed = changed || did
 		if err != nil {
 			return changed, err
 		}
 	}
-	for _, r := range c.Routes {
+	for _, r := range c.allRoutes() {
 		did, err := n.EnsureRoute(name, r)
 		changed = changed || did
 		if err != nil {
@@ -75,13 +128,45 @@ func (n *NS) ApplyConfig(name string, c Config) (changed bool, err error) {
 	return changed, nil
 }
 
+// RestoreConfig is [NS.ApplyConfig], but nobody loses anything by it: an address that
+// another device has by now, and a route in whose place there is another one, are
+// left out. They are returned, as text for people.
+func (n *NS) RestoreConfig(name string, c Config) (leftOut []string, err error) {
+	if _, err := n.SetUp(name); err != nil {
+		return nil, err
+	}
+	for _, a := range c.allAddresses() {
+		owner, owned, err := n.AddressOwner(a.Addr())
+		if err != nil {
+			return leftOut, err
+		}
+		if owned && owner.Name != name {
+			leftOut = append(leftOut, fmt.Sprintf("address %s: %s has it", a, owner.Name))
+			continue
+		}
+		if _, err := n.EnsureAddress(name, a); err != nil {
+			return leftOut, err
+		}
+	}
+	for _, r := range c.allRoutes() {
+		added, err := n.addRoute(name, r)
+		if err != nil {
+			// Its next hop may have been on a network that was left out.
+			leftOut = append(leftOut, err.Error())
+		} else if !added {
+			leftOut = append(leftOut, fmt.Sprintf("route to %s: there is another", r.Dst))
+		}
+	}
+	return leftOut, nil
+}
+
 // RemoveConfig takes what c lists from the device. What is not there is no error.
 func (n *NS) RemoveConfig(name string, c Config) error {
 	var errs []error
-	for _, r := range slices.Backward(c.Routes) {
+	for _, r := range slices.Backward(c.allRoutes()) {
 		errs = append(errs, n.DeleteRoute(name, r))
 	}
-	for _, a := range slices.Backward(c.Addresses) {
+	for _, a := range slices.Backward(c.allAddresses()) {
 		errs = append(errs, n.DeleteAddress(name, a))
 	}
 	return errors.Join(errs...)

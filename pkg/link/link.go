@@ -151,10 +151,9 @@ func (n *NS) Links() ([]Link, error) {
 	return out, nil
 }
 
-// AddressOwner is the device that has the IPv4 address ip; ok is false where
-// none has.
+// AddressOwner is the device that has the address ip; ok is false where none has.
 func (n *NS) AddressOwner(ip netip.Addr) (l Link, ok bool, err error) {
-	addrs, err := n.allAddresses()
+	addrs, err := n.allAddresses(familyOf(ip))
 	if err != nil {
 		return Link{}, false, err
 	}
@@ -170,18 +169,23 @@ func (n *NS) AddressOwner(ip netip.Addr) (l Link, ok bool, err error) {
 	return Link{}, false, nil
 }
 
-// EnsureAddress gives the device the IPv4 address, with the length of its network,
-// and reports whether it had it not.
+// EnsureAddress gives the device the address, with the length of its network, and
+// reports whether it had it not. An IPv6 address is usable at once: it was, or is to
+// be, the node's own, so nobody is asked whether it is taken.
 func (n *NS) EnsureAddress(name string, p netip.Prefix) (changed bool, err error) {
 	l, err := n.must(name)
 	if err != nil {
 		return false, err
 	}
-	have, err := n.addresses(l.Index)
+	have, err := n.addressesOf(l.Index, familyOf(p.Addr()))
 	if err != nil || slices.Contains(have, p) {
 		return false, err
 	}
-	err = n.nl.AddrAdd(byIndex(l), &netlink.Addr{IPNet: ipNet(p)})
+	addr := &netlink.Addr{IPNet: ipNet(p)}
+	if p.Addr().Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	err = n.nl.AddrAdd(byIndex(l), addr)
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		return false, fmt.Errorf("adding address %s to %s: %w", p, name, err)
 	}
@@ -238,8 +242,13 @@ func (n *NS) setNeighbour(index int, ip netip.Addr, mac net.HardwareAddr) error 
 	})
 }
 
+// addresses are the IPv4 ones of one device.
 func (n *NS) addresses(index int) ([]netip.Prefix, error) {
-	addrs, err := n.allAddresses()
+	return n.addressesOf(index, unix.AF_INET)
+}
+
+func (n *NS) addressesOf(index, family int) ([]netip.Prefix, error) {
+	addrs, err := n.allAddresses(family)
 	if err != nil {
 		return nil, err
 	}
@@ -252,12 +261,19 @@ func (n *NS) addresses(index int) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-func (n *NS) allAddresses() ([]netlink.Addr, error) {
-	addrs, err := retryDump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, unix.AF_INET) })
+func (n *NS) allAddresses(family int) ([]netlink.Addr, error) {
+	addrs, err := retryDump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, family) })
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", err)
 	}
 	return addrs, nil
+}
+
+func familyOf(a netip.Addr) int {
+	if a.Is4() {
+		return unix.AF_INET
+	}
+	return unix.AF_INET6
 }
 
 // retryDump repeats a listing that changes interrupted (NLM_F_DUMP_INTR): it may

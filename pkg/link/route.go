@@ -1,6 +1,7 @@
 package link
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Route is an IPv4 route of the main table through one device.
+// Route is a route through one device.
 type Route struct {
-	// Dst is 0.0.0.0/0 for the default route.
+	// Dst is 0.0.0.0/0 or ::/0 for the default route; its family is the route's.
 	Dst netip.Prefix
 	// Via is the next hop; not valid for what is on the link.
 	Via netip.Addr
@@ -26,7 +27,11 @@ type Route struct {
 	Metric int
 	// Protocol says who made it (rtnetlink(7), rtm_protocol); 0 writes "static".
 	Protocol int
+	// Table of the route; 0 is main.
+	Table int `json:",omitempty"`
 }
+
+func (r Route) family() int { return familyOf(r.Dst.Addr()) }
 
 // Scope link is what a route without next hop has (rtnetlink(7), rtm_scope).
 func (r Route) scope() netlink.Scope {
@@ -38,8 +43,11 @@ func (r Route) scope() netlink.Scope {
 
 func (r Route) raw(index int) *netlink.Route {
 	raw := &netlink.Route{
-		LinkIndex: index, Family: unix.AF_INET, Scope: r.scope(), Dst: ipNet(r.Dst), MTU: r.MTU,
-		Priority: r.Metric, Protocol: netlink.RouteProtocol(r.Protocol), Table: unix.RT_TABLE_MAIN,
+		LinkIndex: index, Family: r.family(), Scope: r.scope(), Dst: ipNet(r.Dst), MTU: r.MTU,
+		Priority: r.Metric, Protocol: netlink.RouteProtocol(r.Protocol), Table: cmp.Or(r.Table, unix.RT_TABLE_MAIN),
+	}
+	if r.family() == unix.AF_INET6 {
+		raw.Scope = netlink.SCOPE_UNIVERSE // IPv6 knows no other
 	}
 	if r.Protocol == 0 {
 		raw.Protocol = unix.RTPROT_STATIC
@@ -63,6 +71,12 @@ func routeOf(raw netlink.Route) Route {
 	r.Dst, _ = prefixOf(raw.Dst)
 	if !r.Dst.IsValid() {
 		r.Dst = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+		if raw.Family == unix.AF_INET6 {
+			r.Dst = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+		}
+	}
+	if raw.Table != unix.RT_TABLE_MAIN {
+		r.Table = raw.Table
 	}
 	if a, ok := netip.AddrFromSlice(raw.Gw); ok {
 		r.Via = a.Unmap()
@@ -80,7 +94,7 @@ func (n *NS) EnsureRoute(name string, want Route) (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	have, err := n.routes(l.Index)
+	have, err := n.routesLike(l.Index, want)
 	if err != nil {
 		return false, err
 	}
@@ -92,6 +106,25 @@ func (n *NS) EnsureRoute(name string, want Route) (changed bool, err error) {
 	}
 	if err := n.nl.RouteReplace(want.raw(l.Index)); err != nil {
 		return false, fmt.Errorf("route to %s through %s: %w", want.Dst, name, err)
+	}
+	return true, nil
+}
+
+// addRoute adds the route through the device unless there is one of the same
+// destination and metric, through whichever device, and reports whether it did.
+func (n *NS) addRoute(name string, r Route) (added bool, err error) {
+	l, err := n.must(name)
+	if err != nil {
+		return false, err
+	}
+	if have, err := n.routesLike(l.Index, r); err != nil || slices.Contains(have, r) {
+		return err == nil, err
+	}
+	switch err := n.nl.RouteAdd(r.raw(l.Index)); {
+	case errors.Is(err, unix.EEXIST):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("route to %s through %s: %w", r.Dst, name, err)
 	}
 	return true, nil
 }
@@ -108,29 +141,87 @@ func (n *NS) DeleteRoute(name string, r Route) error {
 	return nil
 }
 
-// routes are the main table's unicast routes through one device.
+// routes are IPv4's main table's unicast routes through one device.
 func (n *NS) routes(index int) ([]Route, error) {
 	all, err := n.mainTable()
-	if err != nil {
-		return nil, err
+	return through(index, all), err
+}
+
+// routesBeyond are those of IPv6, and of other tables than main; without the kernel's
+// own tables, which follow from addresses.
+func (n *NS) routesBeyond(index int) ([]Route, error) {
+	var out []Route
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		all, err := n.table(family, unix.RT_TABLE_UNSPEC)
+		if err != nil {
+			return nil, err
+		}
+		all = slices.DeleteFunc(all, func(raw netlink.Route) bool {
+			return raw.Table == unix.RT_TABLE_LOCAL || family == unix.AF_INET && raw.Table == unix.RT_TABLE_MAIN ||
+				raw.Dst != nil && raw.Dst.IP.IsLinkLocalUnicast() || raw.Dst != nil && raw.Dst.IP.IsMulticast()
+		})
+		out = append(out, through(index, all)...)
 	}
+	return out, nil
+}
+
+// routesLike are the unicast routes through one device in r's table.
+func (n *NS) routesLike(index int, r Route) ([]Route, error) {
+	all, err := n.table(r.family(), cmp.Or(r.Table, unix.RT_TABLE_MAIN))
+	return through(index, all), err
+}
+
+func through(index int, all []netlink.Route) []Route {
 	var out []Route
 	for _, raw := range all {
 		if raw.LinkIndex == index && raw.Type == unix.RTN_UNICAST {
 			out = append(out, routeOf(raw))
 		}
 	}
-	return out, nil
+	return out
 }
 
-func (n *NS) mainTable() ([]netlink.Route, error) {
+func (n *NS) mainTable() ([]netlink.Route, error) { return n.table(unix.AF_INET, unix.RT_TABLE_MAIN) }
+
+func (n *NS) table(family, table int) ([]netlink.Route, error) {
 	all, err := retryDump(func() ([]netlink.Route, error) {
-		return n.nl.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+		return n.nl.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("listing routes: %w", err)
 	}
 	return all, nil
+}
+
+// Entangled says what ties the device to others so that its configuration cannot be
+// moved: routes over several devices, and rules that name it. Empty where nothing does.
+func (n *NS) Entangled(name string) ([]string, error) {
+	l, err := n.must(name)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, family := range []int{unix.AF_INET, unix.AF_INET6} {
+		all, err := n.table(family, unix.RT_TABLE_UNSPEC)
+		if err != nil {
+			return nil, err
+		}
+		for _, raw := range all {
+			if slices.ContainsFunc(raw.MultiPath, func(hop *netlink.NexthopInfo) bool { return hop.LinkIndex == l.Index }) {
+				out = append(out, fmt.Sprintf("the route to %s goes over several devices", routeOf(raw).Dst))
+			}
+		}
+		rules, err := retryDump(func() ([]netlink.Rule, error) { return n.nl.RuleList(family) })
+		if err != nil {
+			return nil, fmt.Errorf("listing routing rules: %w", err)
+		}
+		for _, r := range rules {
+			if r.IifName == name || r.OifName == name {
+				out = append(out, fmt.Sprintf("routing rule %d names it", r.Priority))
+			}
+		}
+	}
+	return out, nil
 }
 
 // DefaultRoute is the device of the preferred default route and the address that

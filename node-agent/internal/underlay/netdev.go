@@ -6,124 +6,192 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
+// maxSteps bounds how many steps one call takes: the bridge is rebuilt, its local port
+// configured, and all found as it should be.
+const maxSteps = 4
+
 // netdev makes sure that the address is on the local port of a bridge of the
-// userspace datapath. In turn: a bridge remembers the address; it is on a bridge
-// already; it is on a device that can become the uplink.
-func (s *Setup) netdev(ctx context.Context, ip netip.Addr) (Underlay, bool, error) {
-	bridges, err := s.ovs.Bridges()
-	if err != nil {
-		return Underlay{}, false, err
-	}
-	for _, b := range bridges {
-		saved, ok, err := s.saved(b.Name)
+// userspace datapath.
+func (s *Setup) netdev(ctx context.Context, ip netip.Addr) (u Underlay, changed bool, err error) {
+	for range maxSteps {
+		c, err := s.look(ip)
 		if err != nil {
-			return Underlay{}, false, err
+			return Underlay{}, changed, err
 		}
-		if ok && hasAddress(saved, ip) {
-			return s.keep(ctx, b, ip, saved)
+		v := c.decide()
+		did := true
+		switch v.step {
+		case refuse:
+			return Underlay{}, changed, errors.New(v.why)
+		case adopt:
+			u, err := s.adopt(ctx, c)
+			return u, changed, err
+		case stay:
+			u, did, err := s.stay(ctx, c)
+			return u, changed || did, err
+		case rebuild:
+			err = s.rebuild(ctx, *c.memory)
+		case restore:
+			did, err = s.restore(ctx, c)
+		case move:
+			err = s.move(ctx, c)
 		}
-	}
-	owner, ok, err := s.ns.AddressOwner(ip)
-	if err != nil {
-		return Underlay{}, false, err
-	}
-	if !ok {
-		return Underlay{}, false, fmt.Errorf("no network device has the node address %s; give the address of this node with --node-ip", ip)
-	}
-	if i := slices.IndexFunc(bridges, func(b ovs.Bridge) bool { return b.Name == owner.Name }); i >= 0 {
-		return s.adopt(ctx, bridges[i], ip, owner)
-	}
-	if err := s.suitable(owner); err != nil {
-		return Underlay{}, false, err
-	}
-	return s.move(ctx, ip, owner)
-}
-
-// adopt uses a bridge that somebody else made, and remembers what its local port has.
-func (s *Setup) adopt(ctx context.Context, b ovs.Bridge, ip netip.Addr, l link.Link) (Underlay, bool, error) {
-	if b.DatapathType != ovs.DatapathNetdev {
-		return Underlay{}, false, fmt.Errorf("the node address %s is on bridge %s of datapath type %q, but tunnels of the userspace datapath need one of type netdev", ip, b.Name, b.DatapathType)
-	}
-	if err := s.remember(ctx, b.Name, ip); err != nil {
-		return Underlay{}, false, err
-	}
-	u, err := s.describe(ip, l, "")
-	return u, false, err
-}
-
-// keep checks a bridge that remembers the address, and puts back what is missing.
-func (s *Setup) keep(ctx context.Context, b ovs.Bridge, ip netip.Addr, saved link.Config) (Underlay, bool, error) {
-	uplink := b.ExternalIDs[keyUplink]
-	changed, err := s.restore(ctx, b.Name, ip, uplink != "", saved)
-	if err != nil {
-		return Underlay{}, changed, err
-	}
-	var l link.Link
-	if uplink != "" {
-		freed, err := s.freeUplink(ctx, b.Name, uplink, saved)
-		changed = changed || freed
+		changed = changed || did
 		if err != nil {
 			return Underlay{}, changed, err
 		}
 	}
-	if err := s.remember(ctx, b.Name, ip); err != nil {
+	return Underlay{}, changed, fmt.Errorf("the node address %s is on another device each time it is looked at: somebody moves it", ip)
+}
+
+// look reads the scene.
+func (s *Setup) look(ip netip.Addr) (c scene, err error) {
+	c.vtep = ip
+	if c.memory, c.row, err = s.recall(ip); err != nil {
+		return scene{}, err
+	}
+	bridge := s.cfg.Bridge
+	if c.memory != nil {
+		bridge = c.memory.Bridge
+	}
+	local, ok, err := s.ns.Describe(bridge)
+	if err != nil {
+		return scene{}, err
+	}
+	if ok {
+		c.local, c.device = &local, s.incarnation(local)
+	}
+	if c.memory != nil && c.memory.Uplink != "" {
+		if c.uplink, err = s.findUplink(*c.memory); err != nil {
+			return scene{}, err
+		}
+	}
+	if ok && slices.ContainsFunc(local.Addresses, func(p netip.Prefix) bool { return p.Addr() == ip }) {
+		c.owner = &local
+	} else if owner, owned, err := s.ns.AddressOwner(ip); err != nil {
+		return scene{}, err
+	} else if owned {
+		c.owner = &owner
+	}
+	if c.owner != nil {
+		b, isBridge := s.ovs.Bridge(c.owner.Name)
+		c.given = isBridge && b.ExternalIDs[keyUplink] == ""
+	}
+	return c, nil
+}
+
+// findUplink is the remembered uplink as the machine has it now: renamed, or made a port
+// of a bond or a bridge of the kernel, which then is the way outside. nil: it is gone.
+func (s *Setup) findUplink(m memory) (*link.Link, error) {
+	l, ok, err := s.ns.Link(m.Uplink)
+	if err != nil {
+		return nil, err
+	}
+	if !ok {
+		links, err := s.ns.Links()
+		if err != nil {
+			return nil, err
+		}
+		links = slices.DeleteFunc(links, func(o link.Link) bool {
+			return m.UplinkMAC == "" || o.MAC.String() != m.UplinkMAC || o.Name == m.Bridge || o.Type == "tuntap" || o.Type == "openvswitch"
+		})
+		if len(links) == 0 {
+			return nil, nil
+		}
+		l = links[0] // a bond and its ports share a MAC; all lead to the bond
+	}
+	for l.Master != 0 {
+		above, ok, err := s.ns.LinkByIndex(l.Master)
+		if err != nil || !ok || above.Type == "openvswitch" {
+			return &l, err
+		}
+		l = above
+	}
+	return &l, nil
+}
+
+// adopt uses a bridge that somebody else made, and remembers what its local port has.
+func (s *Setup) adopt(ctx context.Context, c scene) (Underlay, error) {
+	b, ok := s.ovs.Bridge(c.owner.Name)
+	if !ok || b.DatapathType != ovs.DatapathNetdev {
+		return Underlay{}, fmt.Errorf("the node address %s is on bridge %s of datapath type %q, but tunnels of the userspace datapath need one of type netdev", c.vtep, b.Name, b.DatapathType)
+	}
+	m := memory{Bridge: b.Name, VTEP: c.vtep}
+	if c.memory != nil && c.memory.Bridge == b.Name {
+		m = *c.memory
+		m.VTEP = c.vtep
+	} else {
+		whole, err := s.ns.ReadWhole(b.Name)
+		if err != nil {
+			return Underlay{}, err
+		}
+		m.Config = whole
+	}
+	if err := s.observe(ctx, m); err != nil {
+		return Underlay{}, err
+	}
+	return s.describe(c.vtep, *c.owner, "")
+}
+
+// stay sees that the uplink is a port of the bridge and has nothing that belongs there,
+// and takes in what somebody changed.
+func (s *Setup) stay(ctx context.Context, c scene) (Underlay, bool, error) {
+	m := *c.memory
+	if !c.local.Up {
+		return Underlay{}, false, fmt.Errorf("%s, which has the node address %s, is down: set it up (ip link set %s up)", m.Bridge, c.vtep, m.Bridge)
+	}
+	changed, err := s.ensureUplink(ctx, &m, *c.uplink)
+	if err != nil {
 		return Underlay{}, changed, err
 	}
-	if l, _, err = s.ns.Link(b.Name); err != nil { // its MTU may be another now
+	took, err := s.take(&m, c.vtep)
+	changed = changed || took
+	if err != nil {
 		return Underlay{}, changed, err
 	}
-	u, err := s.describe(ip, l, uplink)
+	if err := s.observe(ctx, m); err != nil {
+		return Underlay{}, changed, err
+	}
+	l, ok, err := s.ns.Link(m.Bridge) // its MTU may be another now
+	if err != nil || !ok {
+		return Underlay{}, changed, fmt.Errorf("local port of bridge %s: %w", m.Bridge, errors.Join(err, link.ErrNoLink))
+	}
+	u, err := s.describe(c.vtep, l, m.Uplink)
 	return u, changed, err
 }
 
-// restore puts addresses and routes back on the bridge's local port. On a bridge
-// of somebody else that is done only when the node's address is gone: what else is
-// missing may be missing on purpose.
-func (s *Setup) restore(ctx context.Context, bridge string, ip netip.Addr, own bool, saved link.Config) (bool, error) {
-	if err := s.awaitLink(ctx, bridge); err != nil {
-		return false, err
+// ensureUplink sees that the uplink, under the name that it has now, is the port of the
+// bridge by which it leads outside, that the bridge has its MTU, and that the kernel
+// leaves the uplink alone.
+func (s *Setup) ensureUplink(ctx context.Context, m *memory, uplink link.Link) (changed bool, err error) {
+	if uplink.Name != m.Uplink {
+		s.log.Info("the uplink is another device now: following", "bridge", m.Bridge, "was", m.Uplink, "uplink", uplink.Name)
+		if err := s.ovs.DeletePort(ctx, m.Bridge, m.Uplink); err != nil {
+			return true, err
+		}
+		if err := s.ns.Loud(m.Uplink); err != nil {
+			return true, err
+		}
+		changed = true
 	}
-	l, ok, err := s.ns.Describe(bridge)
-	if err != nil || !ok {
-		return false, fmt.Errorf("local port of bridge %s: %w", bridge, errors.Join(err, link.ErrNoLink))
-	}
-	has := slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == ip })
-	if has && !own {
-		return false, nil
-	}
-	changed, err := s.ns.ApplyConfig(bridge, saved)
-	if err != nil {
-		return changed, fmt.Errorf("restoring bridge %s: %w", bridge, err)
-	}
-	if changed {
-		s.log.Info("addresses and routes of the underlay restored", "bridge", bridge, "addresses", saved.Addresses)
-	}
-	return changed, nil
-}
-
-// freeUplink sees that the uplink is a port of the bridge, that the bridge has its
-// MTU, and that it has none of the bridge's addresses: the node's start scripts put
-// them there again.
-func (s *Setup) freeUplink(ctx context.Context, bridge, uplink string, saved link.Config) (bool, error) {
-	exists, err := s.ns.LinkExists(uplink)
-	if err != nil || !exists {
-		return false, err
-	}
-	changed, err := s.ovs.EnsurePort(ctx, bridge, ovs.PortSpec{Name: uplink})
+	m.Uplink, m.UplinkMAC = uplink.Name, uplink.MAC.String()
+	did, err := s.ovs.EnsurePort(ctx, m.Bridge, ovs.PortSpec{Name: m.Uplink})
+	changed = changed || did
 	if err != nil {
 		return changed, err
 	}
-	_, mtu, err := s.Narrowest(Underlay{Link: bridge, Uplink: uplink})
+	_, mtu, err := s.Narrowest(Underlay{Link: m.Bridge, Uplink: m.Uplink})
 	if err != nil {
 		return changed, err
 	}
-	did, err := s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{Name: bridge, FailMode: ovs.FailStandalone, LocalMTU: mtu})
+	did, err = s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{Name: m.Bridge, FailMode: ovs.FailStandalone, LocalMTU: mtu})
 	changed = changed || did
 	if err != nil {
 		return changed, err
@@ -134,24 +202,99 @@ func (s *Setup) freeUplink(ctx context.Context, bridge, uplink string, saved lin
 			return changed, err
 		}
 	}
-	have, err := s.ns.ReadConfig(uplink)
+	return changed, s.ns.Quiet(m.Uplink)
+}
+
+// take moves to the bridge what the machine's own configuration (start scripts, a lease
+// that was renewed) puts on the uplink as if there were no bridge: the node's addresses,
+// and the routes with a next hop, which replace those of the bridge with the same
+// destination. Addresses that were never moved stay where somebody keeps them.
+func (s *Setup) take(m *memory, vtep netip.Addr) (bool, error) {
+	have, err := s.ns.ReadWhole(m.Uplink)
 	if err != nil {
-		return changed, err
+		return false, err
 	}
-	double := link.Config{}
-	for _, a := range have.Addresses {
-		if slices.Contains(saved.Addresses, a) {
-			double.Addresses = append(double.Addresses, a)
+	ours := kept(m.Config, have, vtep)
+	hops := func(r link.Route) bool { return !r.Via.IsValid() }
+	ours.Routes, ours.Beyond.Routes = slices.DeleteFunc(slices.Clone(have.Routes), hops), slices.DeleteFunc(slices.Clone(have.Beyond.Routes), hops)
+	if ours.Empty() {
+		return false, nil
+	}
+	s.log.Info("taking from the uplink what belongs to its bridge", "uplink", m.Uplink, "bridge", m.Bridge, "addresses", ours.Addresses, "routes", len(ours.Routes)+len(ours.Beyond.Routes))
+	return true, s.transfer(m.Uplink, m.Bridge, ours)
+}
+
+// transfer moves c from one device to the other. Each address is on the bridge before
+// it leaves the uplink, and each route is replaced, not removed and added.
+func (s *Setup) transfer(from, to string, c link.Config) error {
+	before, err := s.ns.ReadWhole(to)
+	if err != nil {
+		return err
+	}
+	if _, err := s.ns.ApplyConfig(to, c); err != nil {
+		return err
+	}
+	if err := s.ns.RemoveConfig(from, c); err != nil {
+		return err
+	}
+	// A route may have gone with the uplink's address.
+	if _, err := s.ns.ApplyConfig(to, c); err != nil {
+		return err
+	}
+	return s.ns.RemoveConfig(to, superseded(before, c))
+}
+
+// superseded are the routes of a device in whose place there are other ones in c.
+func superseded(before, c link.Config) (old link.Config) {
+	replaced := func(by []link.Route) func(link.Route) bool {
+		return func(r link.Route) bool {
+			same := func(n link.Route) bool { return n.Dst == r.Dst && n.Table == r.Table }
+			return slices.ContainsFunc(by, same) && !slices.Contains(by, r)
 		}
 	}
-	if len(double.Addresses) > 0 {
-		changed = true
-		if err := s.ns.RemoveConfig(uplink, double); err != nil {
-			return changed, err
+	keep := func(of []link.Route, by []link.Route) (out []link.Route) {
+		for _, r := range of {
+			if replaced(by)(r) {
+				out = append(out, r)
+			}
 		}
-		s.log.Info("address removed from the uplink: the bridge has it", "uplink", uplink, "bridge", bridge, "addresses", double.Addresses)
+		return out
 	}
-	return changed, s.ns.Quiet(uplink)
+	old.Routes, old.Beyond.Routes = keep(before.Routes, c.Routes), keep(before.Beyond.Routes, c.Beyond.Routes)
+	return old
+}
+
+// restore gives a local port that was made anew what went with the old one.
+func (s *Setup) restore(ctx context.Context, c scene) (changed bool, err error) {
+	m := *c.memory
+	if err := s.awaitLink(ctx, m.Bridge); err != nil {
+		return false, err
+	}
+	if m.Uplink != "" {
+		if _, err := s.ensureUplink(ctx, &m, *c.uplink); err != nil {
+			return true, err
+		}
+	}
+	leftOut, err := s.ns.RestoreConfig(m.Bridge, m.Config)
+	if err != nil {
+		return true, fmt.Errorf("restoring bridge %s: %w", m.Bridge, err)
+	}
+	s.log.Info("addresses and routes of the underlay restored", "bridge", m.Bridge, "addresses", m.Config.Addresses)
+	if text := strings.Join(leftOut, "; "); text != "" && text != s.said {
+		s.said = text
+		s.log.Warn("not all of the underlay is as it was, since the machine has other ways by now", "bridge", m.Bridge, "leftOut", text)
+	}
+	return true, s.observe(ctx, m)
+}
+
+// rebuild makes the bridge, whose record is lost, as it was.
+func (s *Setup) rebuild(ctx context.Context, m memory) error {
+	uplink, err := s.findUplink(m)
+	if err != nil || uplink == nil {
+		return fmt.Errorf("uplink %s of bridge %s: %w", m.Uplink, m.Bridge, errors.Join(err, link.ErrNoLink))
+	}
+	s.log.Warn("the record of the bridge that has the node address is lost: making it anew", "bridge", m.Bridge, "uplink", uplink.Name)
+	return s.makeBridge(ctx, m, *uplink)
 }
 
 // suitable says why a device cannot become an uplink.
@@ -174,30 +317,14 @@ func (s *Setup) suitable(l link.Link) error {
 	case "openvswitch", "vxlan", "ipip", "gre", "wireguard", "ipvlan", "macvlan":
 		return fmt.Errorf("%s has the node address but is a %s, which cannot be a port of an Open vSwitch bridge; %s", l.Name, l.Type, wayOut)
 	}
-	return nil
-}
-
-// remember keeps the local port's configuration in the bridge's external_ids.
-// One without the node's address is not worth it: ovs-vswitchd has just gone away.
-func (s *Setup) remember(ctx context.Context, bridge string, ip netip.Addr) error {
-	c, err := s.ns.ReadConfig(bridge)
-	if err != nil || !hasAddress(c, ip) {
+	ties, err := s.ns.Entangled(l.Name)
+	if err != nil {
 		return err
 	}
-	return s.ovs.SetExternalIDs(ctx, bridge, map[string]string{keyConfig: c.Encode(), keyVTEP: ip.String()})
-}
-
-// saved is the configuration that a bridge remembers.
-func (s *Setup) saved(bridge string) (c link.Config, ok bool, err error) {
-	b, ok := s.ovs.Bridge(bridge)
-	if !ok || b.ExternalIDs[keyConfig] == "" {
-		return link.Config{}, false, nil
+	if len(ties) > 0 {
+		return fmt.Errorf("%s has the node address but its configuration cannot be moved to a bridge: %s; %s", l.Name, strings.Join(ties, ", "), wayOut)
 	}
-	c, err = link.DecodeConfig(b.ExternalIDs[keyConfig])
-	if err != nil {
-		return link.Config{}, false, fmt.Errorf("bridge %s, external_ids:%s: %w; remove it (ovs-vsctl remove bridge %s external_ids %s)", bridge, keyConfig, err, bridge, keyConfig)
-	}
-	return c, true, nil
+	return nil
 }
 
 // awaitLink waits until ovs-vswitchd has made the bridge's local port.
@@ -225,8 +352,4 @@ func (s *Setup) awaitLink(ctx context.Context, bridge string) error {
 			return fmt.Errorf("ovs-vswitchd has not made the local port of bridge %s: %w; is it running?", bridge, ctx.Err())
 		}
 	}
-}
-
-func hasAddress(c link.Config, ip netip.Addr) bool {
-	return slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr() == ip })
 }

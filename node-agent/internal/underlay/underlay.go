@@ -5,8 +5,10 @@
 // is to be done. The userspace datapath sends them itself, so the VTEP address must
 // be on the local port of an Open vSwitch bridge that has the uplink. The package
 // moves the address and its routes there, remembers them in the bridge's
-// external_ids, and puts them back when ovs-vswitchd, and with it the local port,
-// was away. The node keeps its address whatever fails.
+// external_ids and in a copy beside, and puts them back when the local port was made
+// anew: ovs-vswitchd was away, the machine rebooted, the database was lost. What
+// somebody changes while the device stands is followed, never undone: see
+// [scene.decide]. The node keeps its address whatever fails.
 package underlay
 
 import (
@@ -23,16 +25,6 @@ import (
 // DefaultBridge is the bridge that is made for the uplink.
 const DefaultBridge = "br-phy"
 
-// Keys of the bridge's external_ids.
-const (
-	// keyConfig holds the addresses and routes of the local port.
-	keyConfig = "k8s-ovs-underlay"
-	// keyUplink holds the name of the uplink; only on a bridge this package made.
-	keyUplink = "k8s-ovs-uplink"
-	// keyVTEP holds the node's address.
-	keyVTEP = "k8s-ovs-vtep"
-)
-
 // Config says what is wanted.
 type Config struct {
 	// NodeIP is the VTEP address. Not valid: the node's address on its default
@@ -42,6 +34,10 @@ type Config struct {
 	Datapath string
 	// Bridge to make for the uplink. Default: [DefaultBridge].
 	Bridge string
+	// StateDir keeps the copy of what the bridge remembers; empty for none.
+	StateDir string
+	// BootID tells devices apart that had the same index in two runs of the machine.
+	BootID string
 	// Logger gets each move of addresses. Default: discard.
 	Logger *slog.Logger
 }
@@ -68,6 +64,10 @@ type Setup struct {
 	ns  *link.NS
 	ovs *ovs.Client
 	log *slog.Logger
+	// copied is what the copy on disk says, once it was read or written.
+	copied *memory
+	// said is what restoring left out, as it was logged last.
+	said string
 }
 
 // New makes a Setup. ns is the namespace of the node.
@@ -130,16 +130,41 @@ func (s *Setup) nodeIP() (netip.Addr, error) {
 			if err != nil {
 				continue
 			}
+			if stale, err := s.leadsNowhere(b, vtep); err != nil {
+				return netip.Addr{}, fmt.Errorf("node address: %w", err)
+			} else if stale && ok {
+				continue
+			}
 			isOther := l.Name != b.Name && l.Name != b.ExternalIDs[keyUplink]
 			if !ok || isOther || slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == vtep }) {
 				return vtep, nil
 			}
 		}
 	}
+	if copied := s.loadCopy(); !ok && copied != nil && s.cfg.Datapath == ovs.DatapathNetdev {
+		return copied.VTEP, nil // the bridge went with Open vSwitch's database
+	}
 	if !ok {
 		return netip.Addr{}, fmt.Errorf("node address: there is no default route to take it from; set it with --node-ip")
 	}
 	return src, nil
+}
+
+// leadsNowhere reports whether nobody has the address that a bridge of this package
+// remembers, and its uplink is gone: the machine has another network now.
+func (s *Setup) leadsNowhere(b ovs.Bridge, vtep netip.Addr) (bool, error) {
+	if b.ExternalIDs[keyUplink] == "" {
+		return false, nil
+	}
+	if _, owned, err := s.ns.AddressOwner(vtep); owned || err != nil {
+		return false, err
+	}
+	m := memory{Bridge: b.Name, Uplink: b.ExternalIDs[keyUplink]}
+	if copied := s.loadCopy(); copied != nil && copied.Uplink == m.Uplink {
+		m.UplinkMAC = copied.UplinkMAC
+	}
+	uplink, err := s.findUplink(m)
+	return uplink == nil, err
 }
 
 // system finds the device that has the address.
