@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -83,4 +85,33 @@ func (c *Client) DeleteTunnelRoute(ctx context.Context, dst netip.Prefix) error 
 		return fmt.Errorf("deleting the tunnel route to %s: %w", dst, err)
 	}
 	return nil
+}
+
+// TunnelListeners are the addresses at which the userspace datapath takes tunnel packets
+// at UDP port (tnl/ports/show of ovs-vswitchd(8)). ovs-vswitchd forgets one with the
+// device's address, and looks for it again only when it is told a way.
+func (c *Client) TunnelListeners(ctx context.Context, port uint16) ([]netip.Addr, error) {
+	out, err := c.control(ctx, "tnl/ports/show", "-v")
+	if err != nil {
+		return nil, fmt.Errorf("tunnel ports: %w", err)
+	}
+	var addrs []netip.Addr
+	for line := range strings.Lines(out) {
+		if a, ok := parseTunnelListener(line, port); ok {
+			addrs = append(addrs, a)
+		}
+	}
+	return addrs, nil
+}
+
+// listener is such as "vxlan_sys_4789 (4) : eth(dst=..),eth_type(0x0800),ipv4(dst=192.0.2.1,proto=17,frag=no),udp(dst=4789)".
+var listener = regexp.MustCompile(`\bipv[46]\((?:[^)]*,)?dst=([0-9a-fA-F.:]+)[,)].*\budp\(dst=([0-9]+)\)`)
+
+func parseTunnelListener(line string, port uint16) (netip.Addr, bool) {
+	m := listener.FindStringSubmatch(line)
+	if m == nil || m[2] != strconv.Itoa(int(port)) {
+		return netip.Addr{}, false
+	}
+	a, err := netip.ParseAddr(m[1])
+	return a, err == nil
 }

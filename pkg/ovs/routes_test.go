@@ -25,3 +25,18 @@ func TestParseTunnelRoute(t *testing.T) {
 		}
 	}
 }
+
+func TestParseTunnelListener(t *testing.T) {
+	for line, want := range map[string]string{
+		"vxlan_sys_4789 (4) : eth(dst=02:00:c6:12:00:01),eth_type(0x0800),ipv4(dst=198.18.0.1,proto=17,frag=no),udp(dst=4789)": "198.18.0.1",
+		"vxlan_sys_4789 (4) : eth_type(0x86dd),ipv6(dst=2001:db8::1,proto=17,frag=no),udp(dst=4789)":                           "2001:db8::1",
+		"genev_sys_6081 (4) : eth_type(0x0800),ipv4(dst=198.18.0.1,proto=17,frag=no),udp(dst=6081)":                            "",
+		"vxlan_sys_4789 (4) ref_cnt=1": "",
+		"Listening ports:":             "",
+	} {
+		got, ok := parseTunnelListener(line, 4789)
+		if ok != (want != "") || ok && got.String() != want {
+			t.Errorf("%q: %s, %t; want %q", line, got, ok, want)
+		}
+	}
+}

@@ -116,11 +116,12 @@ func (o *OVS) StartOVSDB() {
 	o.waitSocket(o.ovsdb, o.DB)
 }
 
-// StartVswitchd starts ovs-vswitchd again after [OVS.KillVswitchd] and waits
-// until it has brought up the bridges of the database.
-func (o *OVS) StartVswitchd() {
+// StartVswitchd starts ovs-vswitchd again after [OVS.KillVswitchd], with further options
+// of its command line, and waits until it has brought up the bridges of the database.
+func (o *OVS) StartVswitchd(options ...string) {
 	o.t.Helper()
 	args := []string{"unix:" + o.DB, "--enable-dummy", "--unixctl=" + o.ctl("ovs-vswitchd"), "--no-chdir", "-vconsole:warn", "-vsyslog:off"}
+	args = append(args, options...)
 	if !onKernel {
 		args = append(args, "--disable-system")
 	}

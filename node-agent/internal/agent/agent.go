@@ -155,7 +155,7 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	if n.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.Info().DatapathTypes, kernel); err != nil {
 		return err
 	}
-	n.underlay = underlay.New(underlay.Config{NodeIP: n.cfg.NodeIP, Datapath: n.datapath, Bridge: n.cfg.VTEPBridge, Logger: n.log}, n.host, n.ovs)
+	n.underlay = underlay.New(n.underlayConfig(), n.host, n.ovs)
 	under, _, err := n.underlay.Ensure(ctx)
 	if err != nil {
 		return err
@@ -164,6 +164,12 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	n.setSelf(under.VTEP)
 	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.datapath)
 	return nil
+}
+
+func (n *node) underlayConfig() underlay.Config {
+	return underlay.Config{
+		NodeIP: n.cfg.NodeIP, Datapath: n.datapath, Bridge: n.cfg.VTEPBridge, StateDir: n.cfg.StateDir, BootID: n.bootID, Logger: n.log,
+	}
 }
 
 func readBootID() (string, error) {

@@ -99,7 +99,7 @@ func (n *node) release(ctx context.Context) error {
 			n.log.Warn("Open vSwitch keeps the ways to other nodes that it was told until it ends", "error", err)
 		}
 	}
-	under := underlay.New(underlay.Config{NodeIP: n.cfg.NodeIP, Datapath: n.datapath, Bridge: n.cfg.VTEPBridge, Logger: n.log}, n.host, client)
+	under := underlay.New(n.underlayConfig(), n.host, client)
 	// The firewall keeps the node's stack from what comes in by the uplink.
 	return errors.Join(under.Remove(ctx), n.hostnet.Cleanup(ctx))
 }

@@ -172,6 +172,9 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	if err != nil {
 		return err
 	}
+	if err := n.listenForPeers(ctx, under); err != nil {
+		return err
+	}
 	devices, bridges, err := n.switchDevices(under)
 	if err != nil {
 		return err

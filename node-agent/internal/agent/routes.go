@@ -56,6 +56,20 @@ func (n *node) routePeers(ctx context.Context, under underlay.Underlay) (source 
 	return r.source
 }
 
+// listenForPeers makes sure that the userspace datapath takes the peers' tunnel packets.
+// The tunnel port is there.
+func (n *node) listenForPeers(ctx context.Context, under underlay.Underlay) error {
+	if n.datapath != ovs.DatapathNetdev {
+		return nil
+	}
+	mended, err := n.routes.Listen(ctx, under.Link, n.self, n.cfg.VXLANPort)
+	if mended && err == nil {
+		n.metrics.hostRepairs.Inc()
+		n.log.Info("Open vSwitch takes tunnel packets again: it had lost the node's address", "address", n.self)
+	}
+	return err
+}
+
 // newPeers reports whether the records have peers whose ways the userspace datapath
 // was not told.
 func (n *node) newPeers() bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -59,6 +60,38 @@ func (r *Routes) Ensure(ctx context.Context, bridge string, vtep netip.Addr, pat
 		}
 	}
 	return fromVTEP, errors.Join(errs...)
+}
+
+// Listen makes sure that ovs-vswitchd takes tunnel packets at vtep, UDP port, where it
+// has been told ways by the bridge. It forgets the address when the device loses it, be
+// it for a moment, and looks at the device's addresses again only when it is told a way:
+// so it is told one again. It reports whether that had to be done; the tunnel port must
+// be there. An error says that no tunnel packet is taken.
+func (r *Routes) Listen(ctx context.Context, bridge string, vtep netip.Addr, port uint16) (mended bool, err error) {
+	listens, err := r.listens(ctx, vtep, port)
+	if err != nil || listens {
+		return false, err
+	}
+	for _, way := range r.has {
+		if way.Device != bridge {
+			continue
+		}
+		way.Src = netip.Addr{}
+		if err := r.ovs.SetTunnelRoute(ctx, way); err != nil {
+			return false, err
+		}
+		r.Forget()
+		if listens, err = r.listens(ctx, vtep, port); err == nil && !listens {
+			err = fmt.Errorf("ovs-vswitchd takes no tunnel packets at %s, UDP port %d: no other node reaches this one; does %s have the address, and is it up?", vtep, port, bridge)
+		}
+		return true, err
+	}
+	return false, nil // nobody sends any
+}
+
+func (r *Routes) listens(ctx context.Context, vtep netip.Addr, port uint16) (bool, error) {
+	at, err := r.ovs.TunnelListeners(ctx, port)
+	return slices.Contains(at, vtep), err
 }
 
 // Remove has ovs-vswitchd forget all of them.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
 // told is what ovs-vswitchd was told: peers, and by which hop.
@@ -103,5 +105,60 @@ func TestRoutes(t *testing.T) {
 	n.vswitch.PauseVswitchd()
 	if _, err := NewRoutes(n.client).Ensure(within(t, 100*time.Millisecond), u.Link, u.VTEP, n.ns.PathsTo(u.VTEP, []netip.Addr{near})); err == nil {
 		t.Error("no error while ovs-vswitchd does not answer")
+	}
+}
+
+// ovs-vswitchd that reads no routes of the kernel forgets its tunnels' address with the
+// device's, and does not see it come back.
+func TestListen(t *testing.T) {
+	n := newNode(t, newWire(t), 1)
+	n.vswitch.KillVswitchd()
+	n.vswitch.StartVswitchd("--disable-system-route")
+	u := n.ensure(true)
+	ctx := within(t, 20*time.Second)
+	if _, err := n.client.EnsureBridge(ctx, ovs.BridgeSpec{Name: "br0", DatapathType: ovs.DatapathNetdev, FailMode: ovs.FailSecure}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.client.EnsurePort(ctx, "br0", ovs.PortSpec{Name: "vxlan0", Type: "vxlan", Options: map[string]string{"remote_ip": "flow", "key": "flow"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := n.client.WaitOfport(ctx, "vxlan0"); err != nil {
+		t.Fatal(err)
+	}
+	r := NewRoutes(n.client)
+	listens := func() bool {
+		at, err := n.client.TunnelListeners(ctx, 4789)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.Contains(at, u.VTEP)
+	}
+	listen := func(when string, want bool) {
+		t.Helper()
+		if _, err := r.Ensure(ctx, u.Link, u.VTEP, n.ns.PathsTo(u.VTEP, []netip.Addr{netip.MustParseAddr("192.0.2.2")})); err != nil {
+			t.Fatal(err)
+		}
+		if mended, err := r.Listen(ctx, u.Link, u.VTEP, 4789); mended != want || err != nil {
+			t.Errorf("%s: mended %t, want %t (%v)", when, mended, want, err)
+		}
+		if !listens() {
+			t.Errorf("%s: no tunnel packets are taken at %s", when, u.VTEP)
+		}
+	}
+	listen("at first", false)
+	for range 2 {
+		ip(t, n.name, "addr flush dev br-phy") // IPv6's too: any address that is left makes it look again
+		for listens() { // until ovs-vswitchd has noticed
+			if ctx.Err() != nil {
+				t.Fatal(ctx.Err())
+			}
+		}
+		ip(t, n.name, "addr add 192.0.2.1/24 dev br-phy")
+		listen("after the loss", true)
+		listen("again", false)
+	}
+	ip(t, n.name, "addr del 192.0.2.1/24 dev br-phy")
+	if _, err := r.Listen(ctx, u.Link, u.VTEP, 4789); err == nil || !strings.Contains(err.Error(), "no tunnel packets at 192.0.2.1") && !strings.Contains(err.Error(), "tunnel route") {
+		t.Errorf("without the address: %v", err)
 	}
 }
