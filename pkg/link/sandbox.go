@@ -3,6 +3,7 @@ package link
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -80,10 +81,8 @@ func (n *NS) ConfigureSandbox(spec SandboxSpec) (Link, error) {
 	if err := n.nl.AddrReplace(dev, &netlink.Addr{IPNet: ipNet(host(spec.Address))}); err != nil {
 		return fail(fmt.Errorf("adding address %s: %w", spec.Address, err))
 	}
-	for _, r := range spec.routes() {
-		if err := n.nl.RouteReplace(r.raw(l.Index)); err != nil {
-			return fail(fmt.Errorf("adding route to %s: %w", r.Dst, err))
-		}
+	if err := n.routeSandbox(l, spec); err != nil {
+		return fail(err)
 	}
 	if err := n.setNeighbour(l.Index, spec.Gateway, spec.GatewayMAC); err != nil {
 		return fail(fmt.Errorf("neighbour entry of gateway %s: %w", spec.Gateway, err))
@@ -99,6 +98,88 @@ func (s SandboxSpec) routes() []Route {
 		{Dst: host(s.Gateway), Protocol: unix.RTPROT_STATIC, MTU: s.routeMTU()},
 		{Dst: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Via: s.Gateway, Protocol: unix.RTPROT_STATIC, MTU: s.routeMTU()},
 	}
+}
+
+// apartTable is the routing table of a device whose routes stand apart: a number that
+// follows from the device and that nobody else uses by custom.
+func apartTable(index int) int { return 77_000 + index }
+
+// apartPriority is that of the rules that lead to such tables: before main (32766).
+const apartPriority = 7700
+
+// Apart reports whether the routes of spec stand apart, in a table that only packets
+// from its address use: another device of the sandbox has the default route. The first
+// one keeps it, whoever made it, and each address answers by its own device.
+func (n *NS) Apart(spec SandboxSpec) (bool, error) {
+	l, err := n.must(spec.Name)
+	if err != nil {
+		return false, fmt.Errorf("sandbox %s: %w", n.path, err)
+	}
+	return n.apart(l.Index)
+}
+
+func (n *NS) apart(index int) (bool, error) {
+	all, err := n.mainTable()
+	if err != nil {
+		return false, err
+	}
+	own, other := false, false
+	for _, raw := range all {
+		if r := routeOf(raw); raw.Type == unix.RTN_UNICAST && r.Dst.Bits() == 0 {
+			own = own || raw.LinkIndex == index && r.Metric == 0
+			other = other || raw.LinkIndex != index
+		}
+	}
+	return other && !own, nil
+}
+
+// routeSandbox makes the routes of spec.
+func (n *NS) routeSandbox(l Link, spec SandboxSpec) error {
+	apart, err := n.apart(l.Index)
+	if err != nil {
+		return err
+	}
+	for _, r := range spec.routes() {
+		if apart {
+			r.Table = apartTable(l.Index)
+		}
+		if err := n.nl.RouteReplace(r.raw(l.Index)); err != nil {
+			return fmt.Errorf("adding route to %s: %w", r.Dst, err)
+		}
+	}
+	if !apart {
+		return nil
+	}
+	err = n.nl.RuleAdd(apartRule(spec.Address, apartTable(l.Index)))
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("adding the rule for packets from %s: %w", spec.Address, err)
+	}
+	return nil
+}
+
+func apartRule(address netip.Addr, table int) *netlink.Rule {
+	r := netlink.NewRule()
+	r.Family, r.Priority, r.Src, r.Table = familyOf(address), apartPriority, ipNet(host(address)), table
+	return r
+}
+
+// LeaveSandbox removes what of a device that goes the kernel leaves behind: the rules
+// that lead to its routes.
+func (n *NS) LeaveSandbox(address netip.Addr) error {
+	rules, err := retryDump(func() ([]netlink.Rule, error) { return n.nl.RuleList(familyOf(address)) })
+	if err != nil {
+		return fmt.Errorf("sandbox %s: listing rules: %w", n.path, err)
+	}
+	for _, r := range rules {
+		src, ok := prefixOf(r.Src)
+		if !ok || r.Priority != apartPriority || src != host(address) {
+			continue
+		}
+		if err := n.nl.RuleDel(apartRule(address, r.Table)); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("sandbox %s: removing the rule for packets from %s: %w", n.path, address, err)
+		}
+	}
+	return nil
 }
 
 // routeMTU is what the routes say: nothing where it is the device's.
@@ -142,7 +223,7 @@ func (n *NS) SetPairMTU(hostName string, sandbox *NS, spec SandboxSpec) (changed
 // setRouteMTU gives those of spec's routes that are there the MTU. A route that is
 // replaced also forgets what it had learned of smaller ones (RFC 1191).
 func (n *NS) setRouteMTU(index int, spec SandboxSpec, mtu int) (changed bool, err error) {
-	have, err := n.routes(index)
+	have, err := n.sandboxRoutes(index)
 	if err != nil {
 		return false, err
 	}
@@ -158,6 +239,16 @@ func (n *NS) setRouteMTU(index int, spec SandboxSpec, mtu int) (changed bool, er
 		changed = true
 	}
 	return changed, nil
+}
+
+// sandboxRoutes are the device's in main and in its own table.
+func (n *NS) sandboxRoutes(index int) ([]Route, error) {
+	have, err := n.routes(index)
+	if err != nil {
+		return nil, err
+	}
+	own, err := n.table(unix.AF_INET, apartTable(index))
+	return append(have, through(index, own)...), err
 }
 
 func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
@@ -199,7 +290,7 @@ func (n *NS) CheckSandbox(spec SandboxSpec) (differences []string, err error) {
 }
 
 func (n *NS) checkRoutes(l Link, spec SandboxSpec, add func(string, ...any)) error {
-	routes, err := n.routes(l.Index)
+	routes, err := n.sandboxRoutes(l.Index)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 
@@ -34,8 +35,14 @@ type Kernel interface {
 	// CreateVeth makes the pair, ready for limits, its end in the sandbox not yet
 	// configured.
 	CreateVeth(w Wire) error
-	// Configure sets up the sandbox: address, routes, neighbour, offloads.
-	Configure(w Wire) error
+	// Configure sets up the sandbox: address, routes, neighbour, offloads. It reports
+	// whether the routes stand apart: see Apart.
+	Configure(w Wire) (apart bool, err error)
+	// Apart reports whether another device of the sandbox has the default route.
+	Apart(w Wire) (bool, error)
+	// Leave takes out of the sandbox what does not go with the device; a sandbox that is
+	// gone is no error.
+	Leave(w Wire) error
 	// Delete removes the pair; one that is gone is no error.
 	Delete(hostIf string) error
 	// Forget ends what the node's NAT remembers of connections from the address.
@@ -245,7 +252,7 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 
 // again answers a repeated ADD: the same, as long as it is the same sandbox.
 func (a *Attacher) again(node Node, at Attachment, req cniapi.Request) (*cniapi.Result, error) {
-	if at.Netns != req.Netns || at.Namespace != req.PodNamespace || at.Pod != req.PodName {
+	if !sameSandbox(at.Netns, req.Netns) || at.Namespace != req.PodNamespace || at.Pod != req.PodName {
 		return nil, cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_CONTAINERID %s with CNI_IFNAME %s is attached already, as pod %s/%s in %s", at.ContainerID, at.IfName, at.Namespace, at.Pod, at.Netns).
 			WithDetails("DEL it first")
 	}
@@ -256,6 +263,9 @@ func (a *Attacher) again(node Node, at Attachment, req cniapi.Request) (*cniapi.
 	if len(diff) > 0 {
 		return nil, cniapi.Errorf(cniapi.CodeTryAgain, "attachment %s is there already and not as it should be: %s", at.Attachment, diff[0]).
 			WithDetails("DEL it first")
+	}
+	if at.apart, err = a.kernel.Apart(a.wire(node, at)); err != nil {
+		return nil, err
 	}
 	return result(node, at), nil
 }
@@ -287,7 +297,11 @@ func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error
 		return err
 	}
 	configured := make(chan error, 1)
-	go func() { configured <- a.configure(wire) }()
+	go func() {
+		apart, err := a.configure(wire)
+		at.apart = apart
+		configured <- err
+	}()
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
 	if err := errors.Join(err, <-configured); err != nil {
 		return err
@@ -299,11 +313,12 @@ func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error
 	return classify(a.tell(ctx, at, a.attached(node, *at)))
 }
 
-func (a *Attacher) configure(w Wire) error {
-	if err := a.kernel.Configure(w); err != nil || w.Limits == (limits.Limits{}) {
-		return err
+func (a *Attacher) configure(w Wire) (apart bool, err error) {
+	apart, err = a.kernel.Configure(w)
+	if err != nil || w.Limits == (limits.Limits{}) {
+		return apart, err
 	}
-	return a.kernel.Shape(w)
+	return apart, a.kernel.Shape(w)
 }
 
 // Del detaches. What is gone already is no error.
@@ -356,6 +371,11 @@ func (a *Attacher) disconnect(ctx context.Context, node Node, pool *ipam.Pool, a
 	}
 	if err := a.ports.DeletePort(ctx, node.Bridge, at.HostIf()); err != nil {
 		return err
+	}
+	if at.Address.IsValid() && at.Netns != "" {
+		if err := a.kernel.Leave(a.wire(node, at)); err != nil {
+			return err
+		}
 	}
 	forgotten := make(chan error, 1)
 	go func() {
@@ -451,16 +471,34 @@ func (a *Attacher) tell(ctx context.Context, at *Attachment, wanted desired.Atta
 	return err
 }
 
+// result is the answer to ADD. The routes are those in the sandbox's main table.
 func result(node Node, at Attachment) *cniapi.Result {
-	return &cniapi.Result{
+	r := &cniapi.Result{
 		HostIfName: at.HostIf(), SandboxIfName: at.IfName, MAC: cniapi.MAC(topology.MAC(at.Address)), Sandbox: at.Netns,
-		Address: netip.PrefixFrom(at.Address, at.Address.BitLen()), Gateway: node.Gateway,
-		Routes: []cniapi.Route{
+		Address: netip.PrefixFrom(at.Address, at.Address.BitLen()), Gateway: node.Gateway, MTU: node.MTU.Route,
+	}
+	if !at.apart {
+		r.Routes = []cniapi.Route{
 			{Dst: netip.PrefixFrom(node.Gateway, node.Gateway.BitLen())},
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: node.Gateway},
-		},
-		MTU: node.MTU.Route,
+		}
 	}
+	return r
+}
+
+// sameSandbox reports whether both paths are of one network namespace: runtimes name it
+// in several ways (/run/netns/x, /var/run/netns/x, /proc/PID/ns/net). Where one is gone
+// only the text is left.
+func sameSandbox(a, b string) bool {
+	if a == b {
+		return true
+	}
+	x, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
 }
 
 // classify gives what will pass by itself the code that says so.

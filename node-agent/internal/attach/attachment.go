@@ -35,6 +35,8 @@ type Attachment struct {
 	mtu MTU
 	// told is what its flows were made for last.
 	told desired.Attached
+	// apart is that another device of its sandbox has the default route.
+	apart bool
 	// mended is that its limits were put right before: it may be its pod's doing.
 	mended bool
 }

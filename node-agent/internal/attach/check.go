@@ -29,7 +29,7 @@ func (a *Attacher) Check(ctx context.Context, req cniapi.Request) error {
 		return cniapi.Errorf(cniapi.CodeUnknownContainer, "attachment %s is not known on this node", req.Attachment())
 	}
 	var diff []string
-	if at.Netns != req.Netns {
+	if !sameSandbox(at.Netns, req.Netns) {
 		diff = append(diff, fmt.Sprintf("CNI_NETNS is %s, it was attached in %s", req.Netns, at.Netns))
 	}
 	diff = append(diff, previous(req.PrevResult, at)...)

@@ -41,14 +41,45 @@ func (k Netlink) CreateVeth(w Wire) error {
 }
 
 // Configure sets up the pod's end.
-func (k Netlink) Configure(w Wire) error {
-	return k.in(w, func(sandbox *link.NS) error {
+func (k Netlink) Configure(w Wire) (apart bool, err error) {
+	err = k.in(w, func(sandbox *link.NS) error {
 		if err := shaping.PrepareSandbox(sandbox, w.IfName); err != nil {
 			return err
 		}
-		_, err := sandbox.ConfigureSandbox(w.sandbox())
+		if _, err := sandbox.ConfigureSandbox(w.sandbox()); err != nil {
+			return err
+		}
+		apart, err = sandbox.Apart(w.sandbox())
 		return err
 	})
+	return apart, err
+}
+
+// Apart reports whether another device of the sandbox has the default route, so that
+// the pod's own routes are for packets from its address only.
+func (k Netlink) Apart(w Wire) (apart bool, err error) {
+	err = k.in(w, func(sandbox *link.NS) error {
+		apart, err = sandbox.Apart(w.sandbox())
+		return err
+	})
+	return apart, err
+}
+
+// Leave takes out of a sandbox that stays what does not go with the device; a sandbox
+// that is gone is no error.
+func (k Netlink) Leave(w Wire) error {
+	sandbox, err := link.Open(w.Netns)
+	if errors.Is(err, link.ErrNoSandbox) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer sandbox.Close()
+	if same, err := sandbox.Same(k.Host); same || err != nil {
+		return err
+	}
+	return sandbox.LeaveSandbox(w.Address)
 }
 
 // SetMTU changes the MTU of a pair that is in use. A frame larger than what a limit

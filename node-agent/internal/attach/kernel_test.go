@@ -75,7 +75,9 @@ func TestKernel(t *testing.T) {
 	for range 2 { // the second time over what was cut off
 		must(k.CreateVeth(w))
 	}
-	must(k.Configure(w))
+	if apart, err := k.Configure(w); apart || err != nil {
+		t.Fatalf("the only device of a sandbox: apart %t, %v", apart, err)
+	}
 	must(k.Shape(w))
 	same("attached", w)
 	grown := (&Attacher{}).wire(node1500, at)
@@ -128,7 +130,10 @@ func BenchmarkSetMTU(b *testing.B) {
 			at.Limits = both(10_000_000)
 		}
 		wire := a.wire(theNode, at)
-		if err := errors.Join(k.CreateVeth(wire), a.configure(wire)); err != nil {
+		if err := k.CreateVeth(wire); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := a.configure(wire); err != nil {
 			b.Fatal(err)
 		}
 		a.put(at)
@@ -137,5 +142,82 @@ func BenchmarkSetMTU(b *testing.B) {
 		if err := a.SetMTU(context.Background(), MTU{1400 + i%2*50, 1400 + i%2*50}); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// Several devices in one sandbox: the first default route stays, whoever made it; each
+// address answers by its own device; one that goes leaves the others' routes.
+func TestSeveralAttachments(t *testing.T) {
+	k, _ := kernel(t)
+	for name, foreign := range map[string]bool{"ours first": false, "another plugin's first": true} {
+		t.Run(name, func(t *testing.T) {
+			pod := space(t)
+			run := func(lines ...string) {
+				t.Helper()
+				if err := ns.IP(t.Context(), pod, lines...); err != nil {
+					t.Fatal(err)
+				}
+			}
+			show := func(args ...string) string {
+				t.Helper()
+				out, err := ns.Output(t.Context(), pod, args...)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return out
+			}
+			if foreign {
+				run("link add other0 type veth peer name other1", "link set other0 up", "link set other1 up", "addr add 192.0.2.9/24 dev other0", "route add default via 192.0.2.1")
+			}
+			wires := map[string]Wire{}
+			address := theNode.Gateway
+			for i, ifName := range []string{"eth0", "net1", "net2"} {
+				address = address.Next()
+				at := Attachment{Attachment: cniapi.Attachment{ContainerID: name, IfName: ifName}, Netns: ns.Path(pod), Address: address}
+				w := (&Attacher{}).wire(theNode, at)
+				wires[ifName] = w
+				if err := k.CreateVeth(w); err != nil {
+					t.Fatal(err)
+				}
+				for range 2 {
+					if apart, err := k.Configure(w); err != nil || apart != (foreign || i > 0) {
+						t.Fatalf("%s: apart %t, %v", ifName, apart, err)
+					}
+				}
+				t.Cleanup(func() { _ = k.Delete(w.HostIf) })
+			}
+			check := func(when string, left ...string) {
+				t.Helper()
+				first := "dev eth0"
+				if foreign {
+					first = "via 192.0.2.1 dev other0"
+				}
+				if got := show("route", "show", "default"); len(left) > 0 && (strings.Count(got, "default") != 1 || !strings.Contains(got, first)) {
+					t.Errorf("%s: default route %q, want %s", when, got, first)
+				}
+				for _, ifName := range left {
+					w := wires[ifName]
+					if diff, err := k.Differences(w); err != nil || len(diff) > 0 {
+						t.Errorf("%s: %s differs: %v, %v", when, ifName, diff, err)
+					}
+					if got := show("route", "get", "203.0.113.5", "from", w.Address.String()); !strings.Contains(got, "dev "+ifName) {
+						t.Errorf("%s: an answer of %s leaves by %q", when, ifName, got)
+					}
+				}
+			}
+			check("attached", "eth0", "net1", "net2")
+			for _, gone := range []string{"net1", "net2"} {
+				if err := errors.Join(k.Leave(wires[gone]), k.Delete(wires[gone].HostIf)); err != nil {
+					t.Fatal(err)
+				}
+				if gone == "net1" {
+					check("net1 gone", "eth0", "net2")
+				}
+			}
+			check("both gone", "eth0")
+			if got := show("rule", "show"); strings.Contains(got, "7700:") != foreign {
+				t.Errorf("rules left: %s", got)
+			}
+		})
 	}
 }

@@ -80,14 +80,25 @@ func (w *world) CreateVeth(x Wire) error {
 	return nil
 }
 
-func (w *world) Configure(x Wire) error {
+func (w *world) Configure(x Wire) (apart bool, err error) {
 	leave, err := w.enter()
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer leave()
 	x.Limits = limits.Limits{}
 	w.links[x.HostIf] = x
+	return false, nil
+}
+
+func (w *world) Apart(Wire) (bool, error) { return false, nil }
+
+func (w *world) Leave(Wire) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	leave()
 	return nil
 }
 

@@ -148,7 +148,7 @@ func TestListen(t *testing.T) {
 	listen("at first", false)
 	for range 2 {
 		ip(t, n.name, "addr flush dev br-phy") // IPv6's too: any address that is left makes it look again
-		for listens() { // until ovs-vswitchd has noticed
+		for listens() {                        // until ovs-vswitchd has noticed
 			if ctx.Err() != nil {
 				t.Fatal(ctx.Err())
 			}
