@@ -63,7 +63,7 @@ func TestLeaveMTURecord(t *testing.T) {
 		if !c.early {
 			n.started = subnet
 		}
-		n.attacher = attach.New(oneDevice{}, onePort{}, nil, nil, nil, quiet())
+		n.attacher = attach.New(attach.NewBare(oneDevice{}, onePort{}, "br0", quiet()), nil, nil, nil)
 		if c.pod {
 			node := attach.Node{Bridge: "br0", Subnet: subnet, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: attach.MTU{Device: 1400, Route: 1400}}
 			if _, err := n.attacher.Start(t.Context(), node, t.TempDir(), "boot-1"); err != nil {

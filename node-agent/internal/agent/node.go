@@ -190,7 +190,8 @@ func (n *node) setSelf(vtep netip.Addr) {
 			Base: n.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
 		})
 	}
-	n.attacher = attach.New(attach.Netlink{Host: n.host, Shaper: shaping.New(n.host, n.log)}, switchPorts{n.ovs, n.conn.ports}, n.table, n.tenants, n.limiter, n.log)
+	bare := attach.NewBare(attach.Netlink{Host: n.host, Shaper: shaping.New(n.host, n.log)}, switchPorts{n.ovs, n.conn.ports}, n.cfg.Bridge, n.log)
+	n.attacher = attach.New(bare, n.table, n.tenants, n.limiter)
 	n.attacher.SetMaxPods(n.cfg.MaxPods)
 }
 

@@ -115,7 +115,9 @@ type Attacher struct {
 	flows   Flows
 	tenants Tenants
 	limiter Limiter
-	log     *slog.Logger
+	// bare detaches, also as long as there is no node.
+	bare Bare
+	log  *slog.Logger
 
 	// turns lets changes of one attachment follow each other, so that nothing
 	// detached comes back.
@@ -139,10 +141,11 @@ type Attacher struct {
 	unshaped string
 }
 
-// New makes an Attacher that refuses everything until it is started.
-func New(kernel Kernel, ports Ports, flows Flows, tenants Tenants, limiter Limiter, log *slog.Logger) *Attacher {
+// New makes an Attacher that refuses everything but DEL and GC until it is started. bare
+// is what it detaches with.
+func New(bare Bare, flows Flows, tenants Tenants, limiter Limiter) *Attacher {
 	return &Attacher{
-		kernel: kernel, ports: ports, flows: flows, tenants: tenants, limiter: limiter, log: log,
+		bare: bare, kernel: bare.kernel, ports: bare.ports, flows: flows, tenants: tenants, limiter: limiter, log: bare.log,
 		notReady: errors.New("the agent is starting"), list: map[cniapi.Attachment]Attachment{}, arriving: map[cniapi.Attachment]*arrival{},
 		queues: func(Attachment) uint32 { return 0 },
 	}
@@ -229,7 +232,8 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	}
 	if at.Address, err = pool.Allocate(at.lease()); err != nil {
 		var full *ipam.FullError
-		if errors.As(err, &full) {
+		var storage *ipam.StorageError
+		if errors.As(err, &full) || errors.As(err, &storage) {
 			return nil, cniapi.Errorf(cniapi.CodeTryAgain, "pod %s/%s: %w", at.Namespace, at.Pod, err)
 		}
 		return nil, err
@@ -330,7 +334,7 @@ func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
 	defer end()
 	node, pool, err := a.known()
 	if err != nil {
-		return err
+		return a.bare.Del(ctx, req.Attachment())
 	}
 	at, ok := a.find(req.Attachment())
 	if !ok {
@@ -351,8 +355,7 @@ func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
 	return nil
 }
 
-// known is as ready, but holds while only the serving of ADD is off: DEL needs
-// no more than the node's own state.
+// known is as ready, but holds while only the serving of ADD is off.
 func (a *Attacher) known() (Node, *ipam.Pool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -369,26 +372,7 @@ func (a *Attacher) disconnect(ctx context.Context, node Node, pool *ipam.Pool, a
 			return classify(err)
 		}
 	}
-	if err := a.ports.DeletePort(ctx, node.Bridge, at.HostIf()); err != nil {
-		return err
-	}
-	if at.Address.IsValid() && at.Netns != "" {
-		if err := a.kernel.Leave(a.wire(node, at)); err != nil {
-			return err
-		}
-	}
-	forgotten := make(chan error, 1)
-	go func() {
-		if at.Address.IsValid() {
-			forgotten <- a.kernel.Forget(at.Address)
-			return
-		}
-		forgotten <- nil
-	}()
-	if err := errors.Join(a.kernel.Delete(at.HostIf()), <-forgotten); err != nil {
-		return err
-	}
-	if err := a.kernel.Unshape(at.HostIf()); err != nil {
+	if err := a.bare.disconnect(ctx, at); err != nil {
 		return err
 	}
 	pool.Release(at.Attachment)
@@ -399,7 +383,7 @@ func (a *Attacher) disconnect(ctx context.Context, node Node, pool *ipam.Pool, a
 func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
 	node, pool, err := a.known()
 	if err != nil {
-		return err
+		return a.bare.GC(ctx, req)
 	}
 	valid := map[cniapi.Attachment]bool{}
 	for _, v := range req.ValidAttachments {

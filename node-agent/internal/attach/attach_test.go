@@ -329,7 +329,7 @@ func TestForeignSubnet(t *testing.T) {
 	}
 	moved := theNode
 	moved.Subnet, moved.Gateway = netip.MustParsePrefix("172.11.0.8/29"), netip.MustParseAddr("172.11.0.9")
-	b := New(w, w, w, w, w, slog.New(slog.DiscardHandler))
+	b := New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
 	if _, err := b.Start(ctx, moved, dir, "boot"); err == nil || !strings.Contains(err.Error(), "172.11.0.8/29") {
 		t.Errorf("started: %v", err)
 	}

@@ -122,7 +122,7 @@ func BenchmarkSetMTU(b *testing.B) {
 	const pods = 250
 	k, _ := kernel(b)
 	w := newWorld()
-	a := New(k, w, w, w, w, slog.New(slog.DiscardHandler))
+	a := New(NewBare(k, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
 	a.node = &theNode
 	for i := range pods {
 		at := Attachment{Attachment: cniapi.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0"}, Netns: ns.Path(space(b)), Address: theNode.Gateway.Next()}

@@ -108,9 +108,15 @@ func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attach
 // port numbers that Open vSwitch changed. A full one also puts back the limits of
 // pods. It returns how many pods it mended.
 func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
-	node, _, err := a.known()
+	node, pool, err := a.known()
 	if err != nil {
 		return 0, err
+	}
+	if full {
+		// Who has which address must be on disk before the next pod comes.
+		if err := pool.Writable(); err != nil {
+			return 0, err
+		}
 	}
 	ports, err := a.ports.Ports(node.Bridge)
 	if err != nil {
@@ -146,7 +152,38 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	if err := errors.Join(repairErr, shareErr); err != nil || !full {
 		return int(mended.Load()), err
 	}
-	return int(mended.Load()) + a.reshape(ctx), nil
+	return int(mended.Load()) + a.reshape(ctx), a.collect(ctx, node, ports)
+}
+
+// collect removes ports of pods that were detached while the database did not answer:
+// nobody lists them, nobody is about to, and their devices are gone.
+func (a *Attacher) collect(ctx context.Context, node Node, ports []ovs.Port) error {
+	for _, p := range ports {
+		at, ours, _ := fromExternalIDs(p.ExternalIDs, p.Ofport)
+		if !ours || a.expected(at.Attachment) {
+			continue
+		}
+		if exists, err := a.kernel.Exists(p.Name); err != nil || exists {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		a.log.Info("removing the port of a pod that is gone", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
+		if err := a.ports.DeletePort(ctx, node.Bridge, p.Name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// expected reports whether the attachment is in the list or on its way there.
+func (a *Attacher) expected(key cniapi.Attachment) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, listed := a.list[key]
+	_, arriving := a.arriving[key]
+	return listed || arriving
 }
 
 // repair mends the port of at and reports whether there was something to do.

@@ -21,8 +21,10 @@ import (
 // world is a kernel, a database and a flow table in memory. Its n-th step
 // fails when failAt is n.
 type world struct {
-	mu    sync.Mutex
-	links map[string]Wire
+	// noDatabase is that Open vSwitch's database does not answer.
+	noDatabase bool
+	mu         sync.Mutex
+	links      map[string]Wire
 	// shapes are the limits in force, by host's end; they outlive it.
 	shapes map[string]limits.Limits
 	// shapedFor is the MTU that they were computed with.
@@ -299,6 +301,9 @@ func (w *world) DeletePort(_ context.Context, _, name string) error {
 		return err
 	}
 	defer leave()
+	if w.noDatabase {
+		return ovs.ErrDisconnected
+	}
 	delete(w.ports, name)
 	return nil
 }
@@ -306,6 +311,9 @@ func (w *world) DeletePort(_ context.Context, _, name string) error {
 func (w *world) Ports(string) ([]ovs.Port, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.noDatabase {
+		return nil, ovs.ErrDisconnected
+	}
 	var out []ovs.Port
 	for _, p := range w.ports {
 		out = append(out, p)
@@ -370,7 +378,7 @@ var theNode = Node{
 
 func start(t *testing.T, w *world, dir string) *Attacher {
 	t.Helper()
-	a := New(w, w, w, w, w, slog.New(slog.DiscardHandler))
+	a := New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
 	attached, err := a.Start(context.Background(), theNode, dir, "boot")
 	if err != nil {
 		t.Fatal(err)

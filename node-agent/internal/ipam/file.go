@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -72,6 +74,23 @@ type stateFile struct {
 	path string
 	// replace is os.Rename; a field, so that a test can stop in front of it.
 	replace func(from, to string) error
+}
+
+// fewBytes and fewFiles are how little room of a file system makes it worth to try
+// whether the file can be written: a pool of 1,000 leases has 300 KB.
+const (
+	fewBytes = 1 << 20
+	fewFiles = 16
+)
+
+// roomy reports that the file system surely takes the file.
+func (f stateFile) roomy() bool {
+	var s unix.Statfs_t
+	if unix.Statfs(filepath.Dir(f.path), &s) != nil || s.Flags&unix.ST_RDONLY != 0 {
+		return false
+	}
+	// Some file systems count no files.
+	return s.Bavail*uint64(s.Bsize) >= fewBytes && (s.Files == 0 || s.Ffree >= fewFiles)
 }
 
 func newStateFile(dir string) stateFile {

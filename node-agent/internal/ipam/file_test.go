@@ -216,6 +216,10 @@ func TestDiskFull(t *testing.T) {
 	if !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("Allocate: %v, want no space", err)
 	}
+	var storage *StorageError
+	if err := p.Writable(); !errors.As(err, &storage) || !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("on a full disk: %v, want a StorageError", err)
+	}
 	held := n - 1
 	if len(p.Leases()) != held || held < 10 {
 		t.Errorf("%d leases after %d successes", len(p.Leases()), held)
@@ -231,6 +235,9 @@ func TestDiskFull(t *testing.T) {
 		if !p.Release(pod(i).Attachment()) {
 			t.Errorf("pod %d had no lease", i)
 		}
+	}
+	if err := p.Writable(); err != nil {
+		t.Errorf("with room again: %v", err)
 	}
 	if got := allocate(t, p, 999); got == "10.0.0.2" {
 		t.Errorf("%s was used before", got)

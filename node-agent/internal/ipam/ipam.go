@@ -4,6 +4,7 @@
 package ipam
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -57,6 +58,20 @@ func (e *TakenError) Error() string {
 	return fmt.Sprintf("address %s is leased to %s (pod %s/%s)", e.Holder.Address, e.Holder.Attachment(), e.Holder.PodNamespace, e.Holder.PodName)
 }
 
+// StorageError says that the pool's file cannot be written: the disk is full, or read
+// only. It passes when that does.
+type StorageError struct {
+	Path  string
+	Cause error
+}
+
+func (e *StorageError) Error() string {
+	return fmt.Sprintf("the leases of addresses cannot be written to %s: %v; free some space there", e.Path, e.Cause)
+}
+
+// Unwrap is the cause.
+func (e *StorageError) Unwrap() error { return e.Cause }
+
 // Pool is the node subnet's addresses. All methods may be called at once from
 // several goroutines.
 //
@@ -78,6 +93,8 @@ type Pool struct {
 	byAddr map[netip.Addr]cniapi.Attachment
 	// encoded has every lease as it stands in the file.
 	encoded map[netip.Addr][]byte
+	// unsaved is why the file is not what the pool is; nil when it is.
+	unsaved error
 }
 
 // Option changes how a Pool is opened.
@@ -263,7 +280,13 @@ func (p *Pool) remove(l Lease) {
 }
 
 // save writes the pool down.
-func (p *Pool) save() error {
+func (p *Pool) save() error { return p.saveWith(0) }
+
+// roomForMore is what Writable asks for beyond the leases that there are, bytes: a few more.
+const roomForMore = 4096
+
+// saveWith is save with so many blanks at the end.
+func (p *Pool) saveWith(blanks int) error {
 	start, scanned := p.order.position()
 	h := header{Version: fileVersion, BootID: p.bootID, Subnet: p.subnet, Start: start, Scanned: scanned}
 	data, err := encode(h, p.order.queue(), func(yield func([]byte) bool) {
@@ -276,7 +299,22 @@ func (p *Pool) save() error {
 	if err != nil {
 		return err
 	}
-	return p.file.write(data)
+	p.unsaved = p.file.write(append(data, bytes.Repeat([]byte{' '}, blanks)...))
+	if p.unsaved != nil {
+		p.unsaved = &StorageError{Path: p.file.path, Cause: p.unsaved}
+	}
+	return p.unsaved
+}
+
+// Writable is nil when leases can be written down: a *StorageError, or what the file
+// system says. It writes only where the last attempt failed or little room is left.
+func (p *Pool) Writable() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.unsaved == nil && p.file.roomy() {
+		return nil
+	}
+	return p.saveWith(roomForMore)
 }
 
 // rebuild fills a new pool from its file and from live.

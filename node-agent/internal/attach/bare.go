@@ -1,0 +1,93 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+// Bare detaches pods of a node about which nothing is known: its record is gone or
+// another, its address changed, its state directory is full, etcd is away. A pod must
+// be able to go whatever is missing, or the node cannot be drained to mend it. What
+// the database and the kernel say is enough; the lease goes with the next start, which
+// finds that the device is gone.
+type Bare struct {
+	kernel Kernel
+	ports  Ports
+	bridge string
+	log    *slog.Logger
+}
+
+// NewBare makes a Bare for the pods of a bridge.
+func NewBare(kernel Kernel, ports Ports, bridge string, log *slog.Logger) Bare {
+	return Bare{kernel: kernel, ports: ports, bridge: bridge, log: log}
+}
+
+// Del detaches. What is gone already is no error.
+func (b Bare) Del(ctx context.Context, key cniapi.Attachment) error {
+	at := Attachment{Attachment: key}
+	ports, err := b.ports.Ports(b.bridge)
+	if err != nil && !errors.Is(err, ovs.ErrDisconnected) {
+		return fmt.Errorf("detach %s: %w", key, err)
+	}
+	for _, p := range ports {
+		if known, ours, err := fromExternalIDs(p.ExternalIDs, p.Ofport); ours && err == nil && known.Attachment == key {
+			at = known
+		}
+	}
+	if err := b.disconnect(ctx, at); err != nil {
+		return fmt.Errorf("detach %s: %w", key, err)
+	}
+	b.log.Info("detached a pod while the node is not set up", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
+	return nil
+}
+
+// GC detaches everything of the network that the runtime no longer lists.
+func (b Bare) GC(ctx context.Context, req cniapi.Request) error {
+	valid := map[cniapi.Attachment]bool{}
+	for _, v := range req.ValidAttachments {
+		valid[v] = true
+	}
+	ports, err := b.ports.Ports(b.bridge)
+	if err != nil {
+		return classify(err)
+	}
+	var errs []error
+	for _, p := range ports {
+		at, ours, err := fromExternalIDs(p.ExternalIDs, p.Ofport)
+		if !ours || err != nil || valid[at.Attachment] || at.Network != req.NetworkName {
+			continue
+		}
+		if err := b.disconnect(ctx, at); err != nil {
+			errs = append(errs, fmt.Errorf("collect %s: %w", at.Attachment, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// disconnect removes port and devices. Without its port and its device no flow of the
+// pod does anything; flows go when the node is set up.
+func (b Bare) disconnect(ctx context.Context, at Attachment) error {
+	// The row is of no use without its device: whoever finds it then removes it.
+	if err := b.ports.DeletePort(ctx, b.bridge, at.HostIf()); err != nil && !errors.Is(err, ovs.ErrDisconnected) {
+		return err
+	}
+	if at.Address.IsValid() {
+		if at.Netns != "" {
+			if err := b.kernel.Leave(Wire{Netns: at.Netns, IfName: at.IfName, Address: at.Address}); err != nil {
+				return err
+			}
+		}
+		if err := b.kernel.Forget(at.Address); err != nil {
+			return err
+		}
+	}
+	if err := b.kernel.Delete(at.HostIf()); err != nil {
+		return err
+	}
+	return b.kernel.Unshape(at.HostIf())
+}

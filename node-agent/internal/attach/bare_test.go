@@ -1,0 +1,81 @@
+package attach
+
+import (
+	"context"
+	"log/slog"
+	"testing"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+)
+
+// A pod must be able to go whatever is missing of its node.
+func TestDelWithoutNode(t *testing.T) {
+	ctx := context.Background()
+	w, dir := newWorld(), t.TempDir()
+	w.asked["p2"] = both(10_000_000)
+	a := start(t, w, dir)
+	for i := range 4 {
+		if _, err := a.Add(ctx, request(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// An agent that knows neither its subnet nor its records.
+	bare := New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+	if _, err := bare.Add(ctx, request(9)); cniapi.AsError(err).Code != cniapi.CodeTryAgain {
+		t.Errorf("ADD without a node: %v", err)
+	}
+	for range 2 {
+		if err := bare.Del(ctx, request(1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := bare.Del(ctx, request(99)); err != nil {
+			t.Errorf("one that never was: %v", err)
+		}
+	}
+	gc := cniapi.Request{NetworkName: "net", ValidAttachments: []cniapi.Attachment{request(2).Attachment(), request(4).Attachment()}}
+	if err := bare.GC(ctx, gc); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.links) != 2 || len(w.ports) != 2 {
+		t.Errorf("left: links %v, ports %v; want those of pods 2 and 4", w.links, w.ports)
+	}
+	// While the database is away the device goes at once, and the row later.
+	w.noDatabase = true
+	if err := bare.Del(ctx, request(2)); err != nil {
+		t.Errorf("without a database: %v", err)
+	}
+	if len(w.links) != 1 {
+		t.Errorf("left: links %v", w.links)
+	}
+	w.noDatabase = false
+	// The next start finds who went, and frees their addresses.
+	again := start(t, w, dir)
+	if got := again.List(); len(got) != 1 || got[0].Attachment != request(4).Attachment() || len(w.ports) != 1 {
+		t.Errorf("after a start: %v, ports %v", got, w.ports)
+	}
+	if got := again.pool.Leases(); len(got) != 1 {
+		t.Errorf("leases after a start: %v", got)
+	}
+}
+
+// The same of an agent that is set up: the row that stays is collected.
+func TestDelWithoutDatabase(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	if _, err := a.Add(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	w.noDatabase = true
+	if err := a.Del(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	if len(w.links)+len(w.flows)+len(a.pool.Leases()) != 0 {
+		t.Errorf("left: links %v, flows %v, leases %v", w.links, w.flows, a.pool.Leases())
+	}
+	w.noDatabase = false
+	if _, err := a.Repair(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	w.empty(t)
+}
