@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -88,21 +87,49 @@ func (n *NS) vethError(hostName string, sandbox *NS, peer string, err error) err
 // See ip-sysctl.rst of the kernel. What a device's settings cannot exclude, the
 // node's firewall drops (hostnet).
 func (n *NS) Quiet(name string) error {
+	_, err := n.EnsureQuiet(name)
+	return err
+}
+
+// EnsureQuiet is [NS.Quiet] for several devices; it writes only what differs, and
+// returns the devices where something did. One that is gone is no error.
+func (n *NS) EnsureQuiet(names ...string) (changed []string, err error) {
+	err = n.Do(func() error {
+		for _, name := range names {
+			did, err := ensureQuiet(name)
+			if did {
+				changed = append(changed, name)
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return changed, err
+}
+
+func ensureQuiet(name string) (changed bool, err error) {
 	settings := []struct{ key, value string }{
 		{"net/ipv6/conf/" + name + "/disable_ipv6", "1"},
 		{"net/ipv4/conf/" + name + "/arp_ignore", "8"},
 		{"net/ipv4/conf/" + name + "/forwarding", "0"},
 		{"net/ipv4/conf/" + name + "/rp_filter", "1"},
 	}
-	return n.Do(func() error {
-		for _, s := range settings {
-			err := writeSysctl(s.key, s.value)
-			if err != nil && !(errors.Is(err, ErrNoSysctl) && strings.HasPrefix(s.key, "net/ipv6/")) {
-				return err // IPv6 may be compiled out or disabled at boot
-			}
+	for _, s := range settings {
+		have, err := readSysctl(s.key)
+		if errors.Is(err, ErrNoSysctl) {
+			continue // IPv6 may be compiled out or disabled at boot, or the device went
 		}
-		return nil
-	})
+		if err == nil && have != s.value {
+			changed = true
+			err = writeSysctl(s.key, s.value)
+		}
+		if err != nil {
+			return changed, err
+		}
+	}
+	return changed, nil
 }
 
 // Loud gives a device the namespace's default settings back: the opposite of

@@ -293,6 +293,41 @@ func TestGroupsMetersPorts(t *testing.T) {
 	}
 }
 
+// What ovs-ofctl mod-port keeps from a port is read and undone.
+func TestPortConfig(t *testing.T) {
+	b, c := startBridge(t)
+	ctx := testContext(t)
+	config := func() map[string]PortConfig {
+		t.Helper()
+		ports, err := c.Ports(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		blocked := map[string]PortConfig{}
+		for _, p := range ports {
+			if p.Config == 0 {
+				continue
+			}
+			blocked[p.Name] = p.Config
+			if p.Name != "p3" {
+				if err := c.SetPortConfig(ctx, p, 0, PortBlocked); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		return blocked
+	}
+	for _, args := range [][]string{{"p1", "no-forward"}, {"p2", "no-receive"}, {"p2", "no-packet-in"}, {"p3", "no-forward"}} {
+		b.OFCtl(append([]string{"mod-port", b.Mgmt("br0")}, args...)...)
+	}
+	if d := cmp.Diff(map[string]PortConfig{"p1": PortNoForward, "p2": PortNoReceive | PortNoPacketIn, "p3": PortNoForward}, config()); d != "" {
+		t.Errorf("blocked (-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(map[string]PortConfig{"p3": PortNoForward}, config()); d != "" {
+		t.Errorf("after unblocking (-want +got):\n%s", d)
+	}
+}
+
 // Many goroutines commit and read at once; each sees its own flows only.
 func TestConcurrentCommits(t *testing.T) {
 	_, c := startBridge(t)

@@ -28,6 +28,7 @@ const (
 	msgPacketOut        msgType = 13
 	msgFlowMod          msgType = 14
 	msgGroupMod         msgType = 15
+	msgPortMod          msgType = 16
 	msgMultipartRequest msgType = 18
 	msgMultipartReply   msgType = 19
 	msgBarrierRequest   msgType = 20

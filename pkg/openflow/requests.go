@@ -54,6 +54,16 @@ func (c *Conn) Ports(ctx context.Context) ([]PortDesc, error) {
 	return ports, nil
 }
 
+// SetPortConfig makes the bits in mask of the configuration of a port, as [Conn.Ports]
+// described it, what config says.
+func (c *Conn) SetPortConfig(ctx context.Context, p PortDesc, config, mask PortConfig) error {
+	err := c.confirm(ctx, func(b []byte, xid uint32) []byte { return appendPortMod(b, xid, p, config, mask) })
+	if err != nil {
+		return fmt.Errorf("configure port %s: %w", p, err)
+	}
+	return nil
+}
+
 // Groups reads the bridge's groups, in no order.
 func (c *Conn) Groups(ctx context.Context) ([]GroupEntry, error) {
 	var groups []GroupEntry

@@ -150,6 +150,12 @@ func (c *Client) mendBridge(s *session, row *rowBridge, spec BridgeSpec) ([]ovsd
 	if spec.FailMode != "" && deref(row.FailMode) != spec.FailMode {
 		set["fail_mode"] = spec.FailMode
 	}
+	if spec.NoSpanningTree && row.STP {
+		set["stp_enable"] = false
+	}
+	if spec.NoSpanningTree && row.RSTP {
+		set["rstp_enable"] = false
+	}
 	if spec.Protocols != nil && !sameSet(row.Protocols, spec.Protocols) {
 		set["protocols"] = ovsSet(spec.Protocols...)
 	}

@@ -43,6 +43,8 @@ type rowBridge struct {
 	DatapathType string            `ovsdb:"datapath_type"`
 	DatapathID   *string           `ovsdb:"datapath_id"`
 	FailMode     *string           `ovsdb:"fail_mode"`
+	STP          bool              `ovsdb:"stp_enable"`
+	RSTP         bool              `ovsdb:"rstp_enable"`
 	Ports        []string          `ovsdb:"ports"`
 	Protocols    []string          `ovsdb:"protocols"`
 	OtherConfig  map[string]string `ovsdb:"other_config"`

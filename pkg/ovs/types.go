@@ -76,6 +76,9 @@ type BridgeSpec struct {
 	DatapathType string
 	// FailMode is FailSecure or FailStandalone.
 	FailMode string
+	// NoSpanningTree switches STP and RSTP off: they keep a new port from forwarding for
+	// 30 s.
+	NoSpanningTree bool
 	// MAC of the bridge and its local port (other_config:hwaddr).
 	MAC net.HardwareAddr
 	// LocalMTU, bytes, is asked for on the local port.

@@ -55,6 +55,9 @@ func (n *node) pass(ctx context.Context, full bool) error {
 			return err
 		}
 		n.metrics.firewallDropped(dropped)
+		if err := n.unblock(ctx); err != nil {
+			return err
+		}
 	}
 	n.warm()
 	n.observe()
@@ -65,6 +68,16 @@ func (n *node) pass(ctx context.Context, full bool) error {
 		n.conf.ensure()
 	}
 	return nil
+}
+
+// unblock lets ports have all packets that somebody kept from them past the flows.
+func (n *node) unblock(ctx context.Context) error {
+	ports, err := bridge.Unblock(ctx, n.conn.conn, attach.HostIfPrefix)
+	if len(ports) > 0 {
+		n.metrics.portRepairs.Add(float64(len(ports)))
+		n.log.Warn("somebody had kept ports of the bridge from their packets (ovs-ofctl mod-port): put right", "ports", ports)
+	}
+	return err
 }
 
 // connect connects the flow table to the switch, where it is not. That of the

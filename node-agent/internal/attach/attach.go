@@ -38,6 +38,9 @@ type Kernel interface {
 	// Configure sets up the sandbox: address, routes, neighbour, offloads. It reports
 	// whether the routes stand apart: see Apart.
 	Configure(w Wire) (apart bool, err error)
+	// Mend puts right what others changed of the host's ends, and returns which it mended
+	// and which are gone.
+	Mend(wires []Wire) (mended, gone []string, err error)
 	// Apart reports whether another device of the sandbox has the default route.
 	Apart(w Wire) (bool, error)
 	// Leave takes out of the sandbox what does not go with the device; a sandbox that is

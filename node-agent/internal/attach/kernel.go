@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -106,6 +107,49 @@ func (k Netlink) SetMTU(w Wire) error {
 		return err
 	}
 	return k.Shape(w)
+}
+
+// Mend puts right what others changed of the host's ends: up, their MTU, and the settings
+// that keep the node's own stack away. It returns which it mended, and which are gone.
+func (k Netlink) Mend(wires []Wire) (mended, gone []string, err error) {
+	links, err := k.Host.Links()
+	if err != nil {
+		return nil, nil, err
+	}
+	have := make(map[string]link.Link, len(links))
+	for _, l := range links {
+		have[l.Name] = l
+	}
+	var errs []error
+	var there []string
+	for _, w := range wires {
+		l, ok := have[w.HostIf]
+		if !ok {
+			gone = append(gone, w.HostIf)
+			continue
+		}
+		there = append(there, w.HostIf)
+		up, upErr := l.Up, error(nil)
+		if !up {
+			_, upErr = k.Host.SetUp(w.HostIf)
+		}
+		sized, mtuErr := l.MTU == w.MTU, error(nil)
+		if !sized {
+			_, mtuErr = k.Host.SetMTU(w.HostIf, w.MTU)
+		}
+		if err := errors.Join(upErr, mtuErr); err != nil {
+			errs = append(errs, err)
+		} else if !up || !sized {
+			mended = append(mended, w.HostIf)
+		}
+	}
+	loud, err := k.Host.EnsureQuiet(there...)
+	for _, name := range loud {
+		if !slices.Contains(mended, name) {
+			mended = append(mended, name)
+		}
+	}
+	return mended, gone, errors.Join(append(errs, err)...)
 }
 
 // Shape makes the limits what w says.

@@ -221,3 +221,63 @@ func TestSeveralAttachments(t *testing.T) {
 		})
 	}
 }
+
+// What somebody changes of the node's ends is put right, a few at a time or all.
+func TestMend(t *testing.T) {
+	k, node := kernel(t)
+	var wires []Wire
+	for i := range 3 {
+		at := Attachment{Attachment: request(i).Attachment(), Netns: ns.Path(space(t)), Address: theNode.Gateway.Next()}
+		w := (&Attacher{}).wire(theNode, at)
+		wires = append(wires, w)
+		if err := k.CreateVeth(w); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Configure(w); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(when string, wantMended, wantGone []string) {
+		t.Helper()
+		mended, gone, err := k.Mend(wires)
+		if err != nil || strings.Join(mended, " ") != strings.Join(wantMended, " ") || strings.Join(gone, " ") != strings.Join(wantGone, " ") {
+			t.Errorf("%s: mended %v, gone %v, %v; want %v, %v", when, mended, gone, err, wantMended, wantGone)
+		}
+		for _, w := range wires {
+			if diff, err := k.Differences(w); len(wantGone) == 0 && (err != nil || len(diff) > 0) {
+				t.Errorf("%s: %s differs: %v, %v", when, w.HostIf, diff, err)
+			}
+		}
+	}
+	a, b, c := wires[0].HostIf, wires[1].HostIf, wires[2].HostIf
+	check("as made", nil, nil)
+	sysctl := func(key, value string) func() error {
+		return func() error {
+			_, err := k.Host.EnsureSysctl("net/ipv4/conf/"+key, value)
+			return err
+		}
+	}
+	ip := func(args string) func() error {
+		return func() error { return ns.IP(t.Context(), node, args) }
+	}
+	for when, tt := range map[string]struct {
+		do   func() error
+		want []string
+	}{
+		"down":       {ip("link set " + a + " down"), []string{a}},
+		"MTU":        {ip("link set " + b + " mtu 1300"), []string{b}},
+		"forwarding": {sysctl(c+"/forwarding", "1"), []string{c}},
+		"all":        {sysctl("all/forwarding", "1"), []string{a, b, c}},
+		"ARP":        {sysctl(a+"/arp_ignore", "0"), []string{a}},
+	} {
+		if err := tt.do(); err != nil {
+			t.Fatal(err)
+		}
+		check(when, tt.want, nil)
+		check("after "+when, nil, nil)
+	}
+	if err := k.Delete(b); err != nil {
+		t.Fatal(err)
+	}
+	check("deleted", nil, []string{b})
+}

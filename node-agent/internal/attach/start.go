@@ -152,7 +152,69 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	if err := errors.Join(repairErr, shareErr); err != nil || !full {
 		return int(mended.Load()), err
 	}
-	return int(mended.Load()) + a.reshape(ctx), a.collect(ctx, node, ports)
+	wires, err := a.mendWires(ctx)
+	if err := errors.Join(err, a.collect(ctx, node, ports)); err != nil {
+		return int(mended.Load()) + wires, err
+	}
+	return int(mended.Load()) + wires + a.reshape(ctx), nil
+}
+
+// mendWires puts back what somebody changed of the node's ends of pods' wires, and makes
+// those anew that somebody deleted. The pods' own ends are theirs.
+func (a *Attacher) mendWires(ctx context.Context) (int, error) {
+	a.mu.Lock()
+	var wires []Wire
+	keys := map[string]cniapi.Attachment{}
+	for key, at := range a.list {
+		if at.mtu == a.node.MTU { // others are about to get it
+			w := a.wire(*a.node, at)
+			wires = append(wires, w)
+			keys[w.HostIf] = key
+		}
+	}
+	a.mu.Unlock()
+	mended, gone, err := a.kernel.Mend(wires)
+	if len(mended) > 0 {
+		a.log.Warn("somebody had changed the node's ends of pods' devices: put right", "devices", mended)
+	}
+	var lost []cniapi.Attachment
+	for _, name := range gone {
+		lost = append(lost, keys[name])
+	}
+	var remade atomic.Int32
+	remakeErr := a.each(ctx, lost, func(ctx context.Context, node Node, at Attachment) error {
+		did, err := a.remake(ctx, node, at)
+		if did {
+			remade.Add(1)
+		}
+		return err
+	})
+	return len(mended) + int(remade.Load()), errors.Join(err, remakeErr)
+}
+
+// remake makes the pair of a pod anew, whose device somebody deleted. Where the sandbox is
+// gone as well the pod is, and DEL or GC will say so.
+func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, error) {
+	if exists, err := a.kernel.Exists(at.HostIf()); err != nil || exists {
+		return false, err
+	}
+	w := a.wire(node, at)
+	if err := a.kernel.CreateVeth(w); err != nil {
+		a.log.Debug("a pod's device is gone and cannot be made anew", "tenant", at.Namespace, "pod", at.Pod, "sandbox", at.Netns, "error", err)
+		return false, nil
+	}
+	if _, err := a.configure(w); err != nil {
+		return true, errors.Join(err, a.kernel.Delete(w.HostIf))
+	}
+	a.log.Warn("somebody had deleted a pod's device: made anew", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
+	port, err := a.ports.WaitOfport(ctx, at.HostIf())
+	if err != nil {
+		return true, err
+	}
+	at.Port = port
+	err = a.tell(ctx, &at, a.attached(node, at))
+	a.put(at)
+	return true, err
 }
 
 // collect removes ports of pods that were detached while the database did not answer:

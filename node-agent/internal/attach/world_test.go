@@ -93,6 +93,17 @@ func (w *world) Configure(x Wire) (apart bool, err error) {
 	return false, nil
 }
 
+func (w *world) Mend(wires []Wire) (mended, gone []string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range wires {
+		if _, ok := w.links[x.HostIf]; !ok {
+			gone = append(gone, x.HostIf)
+		}
+	}
+	return nil, gone, nil
+}
+
 func (w *world) Apart(Wire) (bool, error) { return false, nil }
 
 func (w *world) Leave(Wire) error {

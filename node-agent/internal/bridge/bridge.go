@@ -66,7 +66,7 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 	steps := []func() (bool, error){
 		func() (bool, error) {
 			return sw.EnsureBridge(ctx, ovs.BridgeSpec{
-				Name: spec.Name, DatapathType: spec.Datapath, FailMode: ovs.FailSecure,
+				Name: spec.Name, DatapathType: spec.Datapath, FailMode: ovs.FailSecure, NoSpanningTree: true,
 				// A fixed address keeps the datapath id, and so the connection, when ports come and go.
 				MAC: topology.MAC(spec.VTEP), LocalMTU: spec.MTU,
 				ExternalIDs: map[string]string{"k8s-ovs": "bridge"},

@@ -1,0 +1,38 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+)
+
+// Blockable is the part of the switch in which somebody can keep a port from its packets,
+// past all flows (ovs-ofctl mod-port).
+type Blockable interface {
+	Ports(ctx context.Context) ([]of.PortDesc, error)
+	SetPortConfig(ctx context.Context, p of.PortDesc, config, mask of.PortConfig) error
+}
+
+// Unblock lets the ports that are ours, the bridge's own and those whose names begin
+// with pods, have all packets again, and returns which had not.
+func Unblock(ctx context.Context, sw Blockable, pods string) (unblocked []string, err error) {
+	ports, err := sw.Ports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, p := range ports {
+		own := p.Name == TunnelPort || p.Name == GatewayPort || strings.HasPrefix(p.Name, pods)
+		if !own || p.Config == 0 {
+			continue
+		}
+		if err := sw.SetPortConfig(ctx, p, 0, of.PortBlocked); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		unblocked = append(unblocked, p.Name)
+	}
+	return unblocked, errors.Join(errs...)
+}
