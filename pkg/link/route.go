@@ -227,19 +227,9 @@ func (n *NS) Entangled(name string) ([]string, error) {
 // DefaultRoute is the device of the preferred default route and the address that
 // the node uses there; ok is false where there is none.
 func (n *NS) DefaultRoute() (l Link, src netip.Addr, ok bool, err error) {
-	all, err := n.mainTable()
-	if err != nil {
+	best, err := n.defaultRoute()
+	if err != nil || best == nil {
 		return Link{}, netip.Addr{}, false, err
-	}
-	var best *netlink.Route
-	for i, raw := range all {
-		isDefault := raw.Dst == nil || raw.Dst.IP.IsUnspecified()
-		if isDefault && raw.Type == unix.RTN_UNICAST && raw.LinkIndex != 0 && (best == nil || raw.Priority < best.Priority) {
-			best = &all[i]
-		}
-	}
-	if best == nil {
-		return Link{}, netip.Addr{}, false, nil
 	}
 	l, ok, err = n.LinkByIndex(best.LinkIndex)
 	if err != nil || !ok {
@@ -252,4 +242,30 @@ func (n *NS) DefaultRoute() (l Link, src netip.Addr, ok bool, err error) {
 		src = l.Addresses[0].Addr()
 	}
 	return l, src, true, nil
+}
+
+// NextHop is where the preferred default route leads; via is not valid where that is
+// the link. ok is false where there is none.
+func (n *NS) NextHop() (via netip.Addr, device string, ok bool, err error) {
+	best, err := n.defaultRoute()
+	if err != nil || best == nil {
+		return netip.Addr{}, "", false, err
+	}
+	l, ok, err := n.LinkByIndex(best.LinkIndex)
+	return routeOf(*best).Via, l.Name, ok, err
+}
+
+// defaultRoute is the preferred one; nil where there is none.
+func (n *NS) defaultRoute() (best *netlink.Route, err error) {
+	all, err := n.mainTable()
+	if err != nil {
+		return nil, err
+	}
+	for i, raw := range all {
+		isDefault := raw.Dst == nil || raw.Dst.IP.IsUnspecified()
+		if isDefault && raw.Type == unix.RTN_UNICAST && raw.LinkIndex != 0 && (best == nil || raw.Priority < best.Priority) {
+			best = &all[i]
+		}
+	}
+	return best, nil
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"sync"
@@ -96,8 +97,10 @@ func (p *Publisher[T]) hold(ctx context.Context, pause *pauser) error {
 	if err != nil {
 		return p.store.classify(ctx, "keep the lease of "+p.what, err)
 	}
+	var written []byte
 	for {
-		if err := p.write(ctx, grant.ID); err != nil {
+		// What is there already is not written again: each write is news to all who watch.
+		if written, err = p.write(ctx, grant.ID, written); err != nil {
 			return err
 		}
 		pause.reset()
@@ -123,18 +126,20 @@ func (p *Publisher[T]) waitChange(ctx context.Context, alive <-chan *clientv3.Le
 	}
 }
 
-func (p *Publisher[T]) write(ctx context.Context, lease clientv3.LeaseID) error {
+// write writes the newest value where it is another than the one that was written, and
+// returns it as it stands in etcd.
+func (p *Publisher[T]) write(ctx context.Context, lease clientv3.LeaseID, written []byte) ([]byte, error) {
 	p.mu.Lock()
 	value := p.value
 	p.mu.Unlock()
 	data, err := json.Marshal(value)
-	if err != nil {
-		return err
+	if err != nil || bytes.Equal(data, written) {
+		return written, err
 	}
 	_, err = call(ctx, p.store, "write "+p.what, func(ctx context.Context, c *clientv3.Client) (*clientv3.PutResponse, error) {
 		return c.Put(ctx, p.key(value), string(data), clientv3.WithLease(lease))
 	})
-	return err
+	return data, err
 }
 
 // revoke ends the lease, and the record with it, also when ctx has ended.

@@ -193,6 +193,8 @@ func state(s, message string) string {
 	switch s {
 	case NotLive:
 		s = "not live"
+	case NotReady:
+		s = "not ready"
 	case NoSubnet:
 		s = "no subnet"
 	case NoRecord:

@@ -29,6 +29,8 @@ const (
 	Behind = "behind"
 	// NotLive: the node has a subnet but its agent does not report.
 	NotLive = "notLive"
+	// NotReady: the agent reports why pods of the node do not reach what they should.
+	NotReady = "notReady"
 	// NoSubnet: the node waits for the controller to give it a subnet.
 	NoSubnet = "noSubnet"
 	// NoRecord: an agent reports for a node that has no record.
@@ -116,7 +118,7 @@ type Node struct {
 	// is not known. MTULimit names what limits it.
 	CarriesMTU int    `json:"carriesMTU"`
 	MTULimit   string `json:"mtuLimit"`
-	// State is ready, behind, notLive, noSubnet, noRecord or invalid.
+	// State is ready, notReady, behind, notLive, noSubnet, noRecord or invalid.
 	State   string `json:"state"`
 	Message string `json:"message"`
 }
@@ -223,6 +225,8 @@ func Nodes(s topology.Snapshot, statuses Statuses, mtus topology.MTUs, newest in
 			row.State = NotLive
 		case status.Revision < newest:
 			row.State = Behind
+		case status.Message != "":
+			row.State = NotReady
 		default:
 			row.State = Ready
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
@@ -101,5 +102,9 @@ func (n *node) release(ctx context.Context) error {
 	}
 	under := underlay.New(n.underlayConfig(), n.host, client)
 	// The firewall keeps the node's stack from what comes in by the uplink.
-	return errors.Join(under.Remove(ctx), n.hostnet.Cleanup(ctx))
+	exit, err := hostnet.NewExit(n.host)
+	if err == nil {
+		err = exit.Cleanup(ctx)
+	}
+	return errors.Join(under.Remove(ctx), n.hostnet.Cleanup(ctx), err)
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
@@ -19,6 +20,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -75,6 +77,7 @@ type node struct {
 	datapath string
 	underlay *underlay.Setup
 	hostnet  *hostnet.Net
+	exits    *exits.Check
 	gate     *hostnet.Gate // belongs to allot's goroutine
 	sharing  *sharing
 	self     netip.Addr
@@ -100,6 +103,8 @@ type node struct {
 	// noRoom is what makeRoom last complained about.
 	noRoom   string
 	problems []desired.Problem
+	// exit is why pods' packets did not get out of the node last; nil where they did.
+	exit error
 	// connected is that the flow table is connected to the switch.
 	connected bool
 	services  serviceFeed
@@ -127,8 +132,13 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	if err != nil {
 		return nil, err
 	}
+	exit, err := hostnet.NewExit(host)
+	if err != nil {
+		return nil, err
+	}
 	n := &node{
-		cfg: cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
+		exits: exits.New(host, exit),
+		cfg:   cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
 		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errors.New("the agent is starting"),
 	}
 	if api != nil {
@@ -222,7 +232,21 @@ func (n *node) setReady(why error) {
 		} else {
 			n.log.Warn("not ready: pods cannot be attached", "node", n.cfg.NodeName, "error", why)
 		}
+		n.tellReady(why)
 	}
+}
+
+// tellReady tells people about the Node. Its UID in Events is its name, as kubelet has it.
+func (n *node) tellReady(why error) {
+	if n.api == nil {
+		return
+	}
+	ref := kube.ObjectRef{Kind: "Node", Name: n.cfg.NodeName, UID: n.cfg.NodeName}
+	if why != nil {
+		n.api.Event(ref, true, "NetworkNotReady", why.Error())
+		return
+	}
+	n.api.Event(ref, false, "NetworkReady", "pods can be attached")
 }
 
 // loadCopy takes the records from disk, for a start while etcd is away.

@@ -61,10 +61,11 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	}
 	n.warm()
 	n.observe()
-	n.setReady(nil)
+	why := n.unwell(ctx, me, full)
+	n.setReady(why)
 	n.publish()
 	n.resyncServices(ctx, full)
-	if n.servicesReady() == nil {
+	if why == nil && n.servicesReady() == nil {
 		n.conf.ensure()
 	}
 	return nil
@@ -195,6 +196,7 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	movedHost, err := n.hostnet.Ensure(ctx, hostnet.Spec{
 		Device: bridge.GatewayPort, Gateway: me.Gateway(), NodeSubnet: me.Subnet, ClusterNetwork: n.records.Config.Network, RouteMTU: routeMTU,
 		ServiceProxy: n.cfg.Cluster.ServiceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
+		Outside:   n.outside(under),
 		VXLANPort: n.cfg.VXLANPort, ProbePort: n.cfg.MTUProbePort, SwitchDevices: devices, SwitchBridges: bridges,
 	})
 	if err != nil {

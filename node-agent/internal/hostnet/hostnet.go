@@ -32,6 +32,9 @@ type Spec struct {
 	Gateway netip.Addr
 	// NodeSubnet has this node's pods, ClusterNetwork all pods.
 	NodeSubnet, ClusterNetwork netip.Prefix
+	// Outside is the device by which answers to pods come back, such as the one with the
+	// node's address; empty for none.
+	Outside string
 	// RouteMTU is the most that the node sends to pods, bytes, where that is less than
 	// the device's MTU; else 0.
 	RouteMTU int
@@ -158,8 +161,11 @@ func (n *Net) ensureDevice(spec Spec) (changed bool, err error) {
 		},
 		func() (bool, error) { return n.ns.EnsureNeighbour(spec.Device, topology.NextHop, nextHopMAC()) },
 		func() (bool, error) { return n.ns.EnsureRoute(spec.Device, route) },
-		// Last: it makes the node a router.
+		// Last: it makes the node a router. Each device has a switch of its own, which
+		// follows that of all only where somebody writes it after the device was made.
 		func() (bool, error) { return n.ns.EnsureSysctl("net/ipv4/ip_forward", "1") },
+		func() (bool, error) { return n.forwards(spec.Device) },
+		func() (bool, error) { return n.forwards(spec.Outside) },
 	}
 	for _, step := range steps {
 		did, err := step()
@@ -215,6 +221,14 @@ func (n *Net) ensureSettings(device string) (changed bool, err error) {
 		err = nil // no IPv6 in this kernel
 	}
 	return changed || did, err
+}
+
+// forwards has packets that come in by the device routed on.
+func (n *Net) forwards(device string) (bool, error) {
+	if device == "" {
+		return false, nil
+	}
+	return n.ns.EnsureSysctl("net/ipv4/conf/"+device+"/forwarding", "1")
 }
 
 // Cleanup removes the firewall table. It is for uninstalling; the device goes with

@@ -78,11 +78,11 @@ func (p Packet) Answer(from netip.Addr) (frame []byte, ok bool) {
 	head := []byte{0x45, internetworkControl, byte(n >> 8), byte(n), 0, 0, dontFragment, 0, ttl, protocolICMP, 0, 0}
 	source := from.As4()
 	head = append(append(head, source[:]...), ip[12:16]...)
-	binary.BigEndian.PutUint16(head[10:], checksum(head))
+	binary.BigEndian.PutUint16(head[10:], Checksum(head))
 
 	const unreachable, fragmentationNeeded = 3, 4
 	body := append([]byte{unreachable, fragmentationNeeded, 0, 0, 0, 0, byte(p.MTU >> 8), byte(p.MTU)}, quote...)
-	binary.BigEndian.PutUint16(body[2:], checksum(body))
+	binary.BigEndian.PutUint16(body[2:], Checksum(body))
 	return append(append(frame, head...), body...), true
 }
 
@@ -119,15 +119,15 @@ func (p Packet) asSent(ip []byte) []byte {
 	copy(out[16:], to[:])
 	header := out[:headerLength(out)]
 	header[10], header[11] = 0, 0
-	binary.BigEndian.PutUint16(header[10:], checksum(header))
+	binary.BigEndian.PutUint16(header[10:], Checksum(header))
 	if l4 := out[len(header):]; p.SentTo.Port() != 0 && len(l4) >= 4 {
 		binary.BigEndian.PutUint16(l4[2:], p.SentTo.Port()) // of TCP, UDP and SCTP alike
 	}
 	return out
 }
 
-// checksum is the Internet checksum (RFC 1071).
-func checksum(b []byte) uint16 {
+// Checksum is the Internet checksum (RFC 1071).
+func Checksum(b []byte) uint16 {
 	var sum uint32
 	for i := 0; i+1 < len(b); i += 2 {
 		sum += uint32(b[i])<<8 | uint32(b[i+1])

@@ -28,7 +28,7 @@ func TestAnswer(t *testing.T) {
 		t.Errorf("%d bytes, want %d", len(got), ethernetHeader+most)
 	}
 	// Checksums: over a whole header they come to nothing.
-	if ip := got[ethernetHeader:]; checksum(ip[:ipHeader]) != 0 || checksum(ip[ipHeader:]) != 0 {
+	if ip := got[ethernetHeader:]; Checksum(ip[:ipHeader]) != 0 || Checksum(ip[ipHeader:]) != 0 {
 		t.Errorf("checksums are wrong: %x", got[:60])
 	}
 	if quote := got[ethernetHeader+ipHeader+icmpHeader:]; !bytes.Equal(quote, frame(1400)[ethernetHeader:][:len(quote)]) {
@@ -48,7 +48,7 @@ func TestAnswerTranslated(t *testing.T) {
 	before := bytes.Clone(p.Frame)
 	got, _ := p.Answer(gateway)
 	quote := got[ethernetHeader+ipHeader+icmpHeader:]
-	if checksum(quote[:ipHeader]) != 0 || !bytes.Equal(quote[16:20], []byte{10, 96, 0, 10}) || !bytes.Equal(quote[20:24], []byte{0, 0x35, 0, 80}) {
+	if Checksum(quote[:ipHeader]) != 0 || !bytes.Equal(quote[16:20], []byte{10, 96, 0, 10}) || !bytes.Equal(quote[20:24], []byte{0, 0x35, 0, 80}) {
 		t.Errorf("quote %x", quote[:28])
 	}
 	if !bytes.Equal(p.Frame, before) {
