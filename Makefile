@@ -67,6 +67,10 @@ attacks: deps build ## what hostile pods, tenants, nodes and hosts try: writes t
 	$(if $(KERNEL),ATTACKS=$(abspath $(BIN))/attacks-kernel ./test/kernel/run --run '^TestAttack')
 	go run ./test/attacks/report -version "$(VERSION)" $(BIN)/attacks $(BIN)/attacks-kernel > test/e2e/ATTACKS.md
 
+.PHONY: machine
+machine: deps build ## the whole machine suite: each change of a node alone, and PAIRS (default 30) pairs of them (root; SEED=n: those of that run)
+	go test -count=1 -timeout 90m -run '^TestMachine$$' ./test/e2e -machine.all -machine.pairs $(or $(PAIRS),30) -machine.seed $(or $(SEED),0) -v
+
 .PHONY: verify
 verify: ## gofmt, vet, staticcheck, import rules, manifests decode, go.mod tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }

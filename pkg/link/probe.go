@@ -33,3 +33,20 @@ func (n *NS) ProbeNeighbour(ip netip.Addr) error {
 	_ = n.nl.NeighSet(&probe)
 	return nil
 }
+
+// NeighbourAnswers reports whether the hardware address of a neighbour on the link is
+// known, and failed whether the kernel has asked for it and nobody said. Neither is so
+// where nobody has asked, or the answer is on its way.
+func (n *NS) NeighbourAnswers(ip netip.Addr) (known, failed bool, err error) {
+	list, err := retryDump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(0, familyOf(ip)) })
+	if err != nil {
+		return false, false, fmt.Errorf("listing neighbours: %w", err)
+	}
+	for _, e := range list {
+		if a, ok := netip.AddrFromSlice(e.IP); ok && a.Unmap() == ip {
+			known = known || e.State&(unix.NUD_REACHABLE|unix.NUD_STALE|unix.NUD_DELAY|unix.NUD_PROBE|unix.NUD_PERMANENT|unix.NUD_NOARP) != 0
+			failed = failed || e.State&unix.NUD_FAILED != 0
+		}
+	}
+	return known, failed && !known, nil
+}

@@ -20,9 +20,10 @@ func (n *node) unwell(ctx context.Context, me topology.Node, full bool) error {
 	if err := n.uplinkDown(under); err != nil {
 		return err
 	}
-	if !full && n.exit == nil {
+	if !full && n.exit == nil && n.tried {
 		return nil
 	}
+	n.tried = true
 	n.exit = n.exits.Outside(ctx, gatewayPort{n.conn.conn}, exits.Gateway{
 		Device: bridge.GatewayPort, MAC: topology.MAC(me.Gateway()), From: net.HardwareAddr(topology.MAC(topology.NextHop)), Subnet: me.Subnet,
 	})

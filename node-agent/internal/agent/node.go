@@ -103,8 +103,10 @@ type node struct {
 	// noRoom is what makeRoom last complained about.
 	noRoom   string
 	problems []desired.Problem
-	// exit is why pods' packets did not get out of the node last; nil where they did.
-	exit error
+	// exit is why pods' packets did not get out of the node last; nil where they did, or
+	// where that was not tried yet.
+	exit  error
+	tried bool
 	// connected is that the flow table is connected to the switch.
 	connected bool
 	services  serviceFeed

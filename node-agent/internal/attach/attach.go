@@ -80,6 +80,8 @@ type Ports interface {
 	AddPort(ctx context.Context, bridge string, spec ovs.PortSpec) error
 	WaitOfport(ctx context.Context, name string) (uint32, error)
 	DeletePort(ctx context.Context, bridge, name string) error
+	// Sync waits until ovs-vswitchd has taken the database in.
+	Sync(ctx context.Context) error
 	Ports(bridge string) ([]ovs.Port, error)
 	SetPortExternalIDs(ctx context.Context, name string, ids map[string]string) error
 	ShareQoS(ctx context.Context, bridge, kind string, ports []string) (changed bool, err error)

@@ -206,6 +206,17 @@ func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, 
 	if _, err := a.configure(w); err != nil {
 		return true, errors.Join(err, a.kernel.Delete(w.HostIf))
 	}
+	// The userspace datapath goes on with the device that is gone until its port is
+	// another one.
+	if err := a.ports.DeletePort(ctx, node.Bridge, w.HostIf); err != nil {
+		return true, err
+	}
+	if err := a.ports.Sync(ctx); err != nil {
+		return true, err
+	}
+	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
+		return true, err
+	}
 	a.log.Warn("somebody had deleted a pod's device: made anew", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
 	if err != nil {

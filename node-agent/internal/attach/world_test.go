@@ -104,6 +104,8 @@ func (w *world) Mend(wires []Wire) (mended, gone []string, err error) {
 	return nil, gone, nil
 }
 
+func (w *world) Sync(context.Context) error { return nil }
+
 func (w *world) Apart(Wire) (bool, error) { return false, nil }
 
 func (w *world) Leave(Wire) error {

@@ -37,6 +37,8 @@ type Switch interface {
 	EnsureBridge(ctx context.Context, spec ovs.BridgeSpec) (changed bool, err error)
 	EnsurePort(ctx context.Context, bridge string, spec ovs.PortSpec) (changed bool, err error)
 	WaitOfport(ctx context.Context, name string) (uint32, error)
+	// Sync waits until ovs-vswitchd has taken the database in.
+	Sync(ctx context.Context) error
 }
 
 // Spec says what the bridge should be.
@@ -65,12 +67,18 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 	gatewayMAC := topology.MAC(spec.Gateway)
 	steps := []func() (bool, error){
 		func() (bool, error) {
-			return sw.EnsureBridge(ctx, ovs.BridgeSpec{
+			changed, err := sw.EnsureBridge(ctx, ovs.BridgeSpec{
 				Name: spec.Name, DatapathType: spec.Datapath, FailMode: ovs.FailSecure, NoSpanningTree: true,
 				// A fixed address keeps the datapath id, and so the connection, when ports come and go.
 				MAC: topology.MAC(spec.VTEP), LocalMTU: spec.MTU,
 				ExternalIDs: map[string]string{"k8s-ovs": "bridge"},
 			})
+			if !changed || err != nil {
+				return changed, err
+			}
+			// Spanning tree that is switched off again while ovs-vswitchd 3.1 is switching
+			// it on stays on until the next change of the database: this is one.
+			return true, sw.Sync(ctx)
 		},
 		func() (bool, error) {
 			options := map[string]string{"key": "flow", "remote_ip": "flow", "dst_port": strconv.Itoa(int(spec.VXLANPort))}

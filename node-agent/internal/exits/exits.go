@@ -34,6 +34,9 @@ type Host interface {
 	// NextHop is where the default route leads; via is not valid where that is the link.
 	NextHop() (via netip.Addr, device string, ok bool, err error)
 	Sysctl(key string) (string, error)
+	// NeighbourAnswers is what is known of a neighbour, ProbeNeighbour has it looked up.
+	NeighbourAnswers(ip netip.Addr) (known, failed bool, err error)
+	ProbeNeighbour(ip netip.Addr) error
 }
 
 // Gateway is the port that pods' packets leave the bridge by.
@@ -52,6 +55,11 @@ type Check struct {
 	// had is that the node had a default route before: one that never had one reaches
 	// nothing outside on purpose.
 	had bool
+	// router is the next hop that has answered.
+	router netip.Addr
+	// asked is one that has not, since when.
+	asked netip.Addr
+	since time.Time
 	// patience is how long a packet may take from the bridge to the counter.
 	patience, pause time.Duration
 }
@@ -61,6 +69,8 @@ const (
 	// millisecond, on a machine that is not overloaded.
 	patience = 500 * time.Millisecond
 	pause    = 20 * time.Millisecond
+	// routerPatience is how long a router may take to answer at first.
+	routerPatience = 3 * time.Second
 	// attempts are the packets sent before the way counts as closed.
 	attempts = 2
 )
@@ -84,6 +94,9 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 		return nil
 	}
 	c.had = true
+	if err := c.answers(via, device); err != nil {
+		return err
+	}
 	if !via.IsValid() {
 		via = netip.AddrFrom4([4]byte{192, 0, 2, 1}) // whatever is behind the device; RFC 5737
 	}
@@ -95,6 +108,33 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 		}
 	}
 	return c.explain(gw.Device, device)
+}
+
+// answers is nil unless the router of the default route is one that has never answered: a
+// wrong one. One that did is away, which is none of this node's doing.
+func (c *Check) answers(via netip.Addr, device string) error {
+	if !via.IsValid() || via == c.router {
+		return nil
+	}
+	known, failed, err := c.host.NeighbourAnswers(via)
+	if err != nil {
+		return err
+	}
+	if known {
+		c.router = via
+		return nil
+	}
+	if via != c.asked {
+		c.asked, c.since = via, time.Now()
+	}
+	// The kernel asks three times, a second apart, says that it failed, and begins anew.
+	if err := c.host.ProbeNeighbour(via); err != nil {
+		return err
+	}
+	if failed || time.Since(c.since) > routerPatience {
+		return fmt.Errorf("the router %s of the default route does not answer on %s, and never has: pods reach nothing outside; give the default route the right one (ip route replace default via ROUTER)", via, device)
+	}
+	return nil
 }
 
 // try sends one packet and waits for it.

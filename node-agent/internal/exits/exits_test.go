@@ -46,6 +46,9 @@ func TestOutside(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if err := ns.IP(t.Context(), outside, "addr add 198.18.0.1/24 dev eth0"); err != nil {
+		t.Fatal(err)
+	}
 	run("ip route add 172.11.0.0/16 dev tun0; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 2 >/proc/sys/net/ipv4/conf/tun0/rp_filter")
 	host, err := link.Open(ns.Path(node))
 	if err != nil {
@@ -105,6 +108,23 @@ func TestOutside(t *testing.T) {
 		run(tt.undo)
 		check("after "+tt.name, "")
 	}
+	// A router that nobody is: said as soon as the kernel has asked in vain.
+	run("ip route replace default via 198.18.0.77")
+	deadline := time.Now().Add(10 * time.Second)
+	for err = nil; err == nil && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		err = c.Outside(t.Context(), bridge{port}, gw)
+	}
+	if err == nil || !strings.Contains(err.Error(), "the router 198.18.0.77 of the default route does not answer") {
+		t.Errorf("a router that nobody is: %v", err)
+	}
+	run("ip route replace default via 198.18.0.1")
+	check("the router again", "")
+	// One that answered before and is away is none of this node's doing.
+	if err := ns.IP(t.Context(), outside, "addr del 198.18.0.1/24 dev eth0"); err != nil {
+		t.Fatal(err)
+	}
+	run("ip neigh flush dev eth0")
+	check("the router is away", "")
 	for _, f := range seen.Frames() {
 		if strings.Contains(string(f), string(net.IPv4(172, 11, 3, 255).To4())) {
 			t.Error("a packet of the check left the node")

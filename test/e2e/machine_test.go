@@ -1,0 +1,276 @@
+package e2e
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
+)
+
+// The machine suite changes what a node consists of, as its owner, his tools and
+// accidents do, and asks of each change, alone and in pairs:
+//
+//   - within machineTime either all pods reach what they should, or the node is not ready
+//     and names the reason;
+//   - once the change is undone, all is well again within machineTime, without a
+//     restart of the agent.
+var (
+	machineSeed  = flag.Uint64("machine.seed", 0, "seed of the machine suite; 0: a new one, which is printed")
+	machinePairs = flag.Int("machine.pairs", 2, "pairs of changes that the machine suite tries")
+	machineAll   = flag.Bool("machine.all", false, "try each change alone, not a selection")
+)
+
+const (
+	machineTime = 15 * time.Second
+	// machineSettles is how long the effect of a change may take to show: the agent
+	// looks at everything every 5 s.
+	machineSettles = 6 * time.Second
+	// machineSome is how many changes are tried alone without -machine.all.
+	machineSome = 8
+)
+
+// change is something that happens to node n1. Commands run in its namespace, in a shell
+// with these variables: DEV has the node's address, ADDR is that address with its
+// length, VIA the router, POD the host's end of red/a, UPLINK the way outside.
+type change struct {
+	name     string
+	do, undo string
+	// datapath is the only one where it can happen; empty for any.
+	datapath string
+}
+
+const (
+	noAddress = `ip addr del $ADDR dev $DEV`
+	address   = `ip addr add $ADDR dev $DEV; ip route replace default via $VIA`
+	kill      = `kill -9 $(cat $RUN/vswitchd.pid); while kill -0 $(cat $RUN/vswitchd.pid) 2>/dev/null; do sleep 0.05; done`
+)
+
+var changes = []change{
+	{name: "the node's address taken away", do: noAddress, undo: address},
+	{name: "the node's address gone for a moment", do: noAddress + "; " + address},
+	{name: "all addresses flushed for a moment", do: "ip addr flush dev $DEV; " + address},
+	{name: "no default route", do: "ip route del default", undo: "ip route replace default via $VIA"},
+	{name: "another default gateway", do: "ip route replace default via ${VIA%.*}.77", undo: "ip route replace default via $VIA"},
+	{name: "a default route of another metric", do: "ip route add default via $VIA metric 50; ip route del default metric 0", undo: "ip route add default via $VIA; ip route del default metric 50"},
+	{name: "a second address comes and goes", do: "ip addr add 198.18.0.222/32 dev $DEV; sleep 2; ip addr del 198.18.0.222/32 dev $DEV"},
+	{name: "a second address", do: "ip addr add 198.18.0.223/24 dev $DEV", undo: "ip addr del 198.18.0.223/24 dev $DEV"},
+	{name: "the uplink down", do: "ip link set $UPLINK down", undo: "ip link set $UPLINK up; ip route replace default via $VIA"},
+	{name: "the device with the address down", do: "ip link set $DEV down", undo: "ip link set $DEV up; ip route replace default via $VIA"},
+	{name: "the uplink's MTU", do: "ip link set $UPLINK mtu 1400", undo: "ip link set $UPLINK mtu 1500"},
+	{name: "the uplink renamed", do: "ip link set $UPLINK down; ip link set $UPLINK name ens9; ip link set ens9 up", undo: "ip link set ens9 down; ip link set ens9 name $UPLINK; ip link set $UPLINK up", datapath: "netdev"},
+	{name: "the uplink in a bridge of the kernel", do: "ip link add host0 type bridge; ip link set host0 up; ip link set $UPLINK master host0", undo: "ip link set $UPLINK nomaster; ip link del host0", datapath: "netdev"},
+	{name: "the lease renewed on the uplink", do: "ip addr add $ADDR dev $UPLINK; ip route add default via $VIA dev $UPLINK metric 9", datapath: "netdev"},
+	{name: "the gateway port down", do: "ip link set tun0 down"},
+	{name: "the gateway's address taken away", do: "ip addr flush dev tun0"},
+	{name: "the route to the pods taken away", do: "ip route del 172.11.0.0/16"},
+	{name: "the gateway's MAC changed", do: "ip link set tun0 address 02:00:00:00:00:09"},
+	{name: "the gateway's neighbour taken away", do: "ip neigh flush dev tun0 nud permanent"},
+	{name: "no forwarding", do: "sysctl -qw net.ipv4.ip_forward=0"},
+	{name: "no forwarding by the gateway port", do: "sysctl -qw net.ipv4.conf.tun0.forwarding=0"},
+	{name: "no forwarding by the uplink", do: "sysctl -qw net.ipv4.conf.$DEV.forwarding=0"},
+	{name: "no forwarding by default, and ovs-vswitchd restarted", do: "sysctl -qw net.ipv4.conf.default.forwarding=0; " + kill + "; START", undo: "sysctl -qw net.ipv4.conf.default.forwarding=1"},
+	{name: "strict reverse paths", do: "sysctl -qw net.ipv4.conf.all.rp_filter=1", undo: "sysctl -qw net.ipv4.conf.all.rp_filter=0"},
+	{name: "another table's FORWARD policy", do: `nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }'`, undo: "nft delete table ip docker"},
+	{name: "another table drops what leaves", do: `nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 5; }; add rule inet fw f iifname tun0 drop'`, undo: "nft delete table inet fw"},
+	{name: "the firewall flushed", do: "nft flush ruleset"},
+	{name: "the agent's table deleted", do: "nft delete table ip k8s-ovs"},
+	{name: "a routing rule that swallows pods' packets", do: "ip rule add iif tun0 priority 50 blackhole", undo: "ip rule del priority 50"},
+	{name: "the pod's host end down", do: "ip link set $POD down"},
+	{name: "the pod's host end with another MTU", do: "ip link set $POD mtu 600"},
+	{name: "the pod's host end deleted", do: "ip link del $POD"},
+	{name: "the pod's host end forwards", do: "sysctl -qw net.ipv4.conf.$POD.forwarding=1"},
+	{name: "spanning tree", do: "ovs-vsctl set bridge br0 stp_enable=true"},
+	{name: "rapid spanning tree", do: "ovs-vsctl set bridge br0 rstp_enable=true"},
+	{name: "another fail mode", do: "ovs-vsctl set-fail-mode br0 standalone"},
+	{name: "no fail mode", do: "ovs-vsctl del-fail-mode br0"},
+	{name: "the pod's port without packets", do: "ovs-ofctl mod-port br0 $POD no-forward"},
+	{name: "the tunnel port without packets", do: "ovs-ofctl mod-port br0 vxlan0 no-receive"},
+	{name: "all flows deleted", do: "ovs-ofctl del-flows br0"},
+	{name: "the tunnel port deleted", do: "ovs-vsctl del-port vxlan0"},
+	{name: "the gateway port deleted", do: "ovs-vsctl del-port tun0"},
+	{name: "the pod's port deleted", do: "ovs-vsctl del-port $POD"},
+	{name: "the tunnel's options changed", do: "ovs-vsctl set interface vxlan0 options:dst_port=4799 options:remote_ip=198.18.0.99"},
+	{name: "the overlay's bridge deleted", do: "ovs-vsctl del-br br0"},
+	{name: "the underlay's bridge deleted", do: "ovs-vsctl del-br br-phy", datapath: "netdev"},
+	{name: "the underlay's bridge deleted while ovs-vswitchd is away", do: kill + "; ovs-vsctl --no-wait del-br br-phy; START", datapath: "netdev"},
+	{name: "the uplink taken out of its bridge", do: "ovs-vsctl del-port br-phy $UPLINK", datapath: "netdev"},
+	{name: "ovs-vswitchd restarted", do: kill + "; START"},
+	{name: "ovs-vsctl emer-reset", do: "ovs-vsctl emer-reset"},
+}
+
+// machine is a lab whose n1 is changed.
+type machine struct {
+	*lab
+	agent int // the pid of n1's agent: it must not have to be restarted
+}
+
+func upMachine(t *testing.T) *machine {
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a", "red/c"}, "n2": {"red/b"}})
+	m := &machine{lab: l}
+	m.agent = m.agentPID()
+	m.await("before anything", m.well)
+	return m
+}
+
+func (m *machine) agentPID() int {
+	m.t.Helper()
+	procs, err := m.Processes()
+	m.must(err)
+	i := slices.IndexFunc(procs, func(p netlab.Process) bool { return p.Name == "n1/agent" })
+	if i < 0 {
+		m.t.Fatal("n1 has no agent")
+	}
+	return procs[i].PID
+}
+
+// shell runs commands of a change in n1.
+func (m *machine) shell(script string) {
+	m.t.Helper()
+	dev, uplink := "eth0", "eth0"
+	if ovstest.Datapath() == "netdev" {
+		dev = "br-phy"
+	}
+	procs, err := m.Processes()
+	m.must(err)
+	pid := ""
+	for _, p := range procs {
+		if p.Name == "n1/ovs-vswitchd" {
+			pid = fmt.Sprint(p.PID)
+		}
+	}
+	run := m.t.TempDir()
+	m.must(os.WriteFile(run+"/vswitchd.pid", []byte(pid), 0o644))
+	node, err := m.Node("n1")
+	m.must(err)
+	before, after, start := strings.Cut(script, "START")
+	for _, part := range []string{before, after} {
+		if strings.Trim(part, "; ") == "" {
+			continue
+		}
+		cmd := exec.CommandContext(m.t.Context(), "ip", "netns", "exec", node.Netns, "sh", "-ec", strings.Trim(part, "; "))
+		cmd.Env = append(os.Environ(), "DEV="+dev, "UPLINK="+uplink, "ADDR="+node.VTEP.String()+"/24", "VIA="+netlab.Gateway.String(),
+			"POD="+m.hostIf("red/a"), "RUN="+run, "OVS_RUNDIR="+node.OVSRunDir, m.Mark())
+		if out, err := cmd.CombinedOutput(); err != nil {
+			m.t.Fatalf("%s: %v: %s", part, err, out)
+		}
+		if part == before && start {
+			m.must(m.OVS("n1").StartVswitchd(m.t.Context()))
+		}
+	}
+}
+
+// hostIf is the node's end of a pod's pair.
+func (m *machine) hostIf(pod string) string { return m.get(pod).HostInterface }
+
+// well is nil when pods reach what they should.
+func (m *machine) well() error {
+	ctx, cancel := context.WithTimeout(m.t.Context(), 3*time.Second)
+	defer cancel()
+	a, b, c := m.get("red/a"), m.get("red/b"), m.get("red/c")
+	var g errgroup.Group
+	ping := func(from netlab.Pod, what, to string) {
+		g.Go(func() error {
+			if _, err := m.PodExec(ctx, from, "ping", "-c1", "-W1", to); err != nil {
+				return fmt.Errorf("%s does not reach %s", from, what)
+			}
+			return nil
+		})
+	}
+	ping(a, "a pod of its node", c.IP.String())
+	ping(a, "a pod of another node", b.IP.String())
+	ping(b, "a pod of the changed node", a.IP.String())
+	ping(a, "the outside", netlab.Outside.String())
+	g.Go(func() error {
+		if _, err := m.NodeExec(ctx, "n1", "ping", "-c1", "-W1", a.IP.String()); err != nil {
+			return errors.New("the node does not reach its pod")
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// ready is nil when n1 says that it is.
+func (m *machine) ready() error { return m.CNIStatus(m.t.Context(), "n1") }
+
+func (m *machine) await(when string, ok func() error) {
+	m.t.Helper()
+	m.eventually(when, machineTime, ok)
+}
+
+// try makes the changes, one after the other, and undoes them in the opposite order.
+func (m *machine) try(cs ...change) {
+	m.t.Helper()
+	for _, c := range cs {
+		m.shell(c.do)
+	}
+	settled := time.Now().Add(machineSettles)
+	said := ""
+	m.await("changed", func() error {
+		unreached := m.well()
+		why := m.ready()
+		if why != nil {
+			said = why.Error()
+		}
+		if unreached != nil && (why == nil || strings.HasSuffix(said, ": ")) {
+			return fmt.Errorf("%w, and the node is ready", unreached)
+		}
+		if time.Now().Before(settled) {
+			return errors.New("it has not settled")
+		}
+		return nil
+	})
+	for _, c := range slices.Backward(cs) {
+		m.shell(c.undo)
+	}
+	m.await("undone", func() error { return errors.Join(m.well(), m.ready()) })
+	if now := m.agentPID(); now != m.agent || !m.Agent("n1").Alive() {
+		m.t.Fatalf("the agent of n1 was process %d, and is %d", m.agent, now)
+	}
+	if said != "" {
+		m.t.Logf("it said: %s", said)
+	}
+}
+
+// TestMachine is the machine suite.
+func TestMachine(t *testing.T) {
+	seed := *machineSeed
+	if seed == 0 {
+		seed = rand.Uint64()
+	}
+	t.Logf("-machine.seed=%d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	possible := slices.DeleteFunc(slices.Clone(changes), func(c change) bool { return c.datapath != "" && c.datapath != ovstest.Datapath() })
+	var trials [][]change
+	for i, k := range random.Perm(len(possible)) {
+		if *machineAll || i < machineSome {
+			trials = append(trials, possible[k:k+1])
+		}
+	}
+	for range *machinePairs {
+		k := random.Perm(len(possible))
+		trials = append(trials, []change{possible[k[0]], possible[k[1]]})
+	}
+	for _, cs := range trials {
+		var names []string
+		for _, c := range cs {
+			names = append(names, c.name)
+		}
+		t.Run(strings.Join(names, ", then "), func(t *testing.T) {
+			m := upMachine(t)
+			m.try(cs...)
+		})
+	}
+}
