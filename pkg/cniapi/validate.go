@@ -10,10 +10,8 @@ import (
 const (
 	// maxIfName is IFNAMSIZ less its final NUL (linux/if.h).
 	maxIfName = 15
-	// maxName bounds names that end up in file names (NAME_MAX, linux/limits.h)
-	// and DNS subdomains (RFC 1123 with RFC 1035, section 2.3.4: 253).
-	maxName      = 255
-	maxSubdomain = 253
+	// maxName bounds names that end up in file names (NAME_MAX, linux/limits.h).
+	maxName = 255
 	// maxPath is PATH_MAX less its final NUL (linux/limits.h).
 	maxPath = 4095
 )
@@ -194,35 +192,14 @@ func ValidateNetnsPath(path string) error {
 	return nil
 }
 
-// ValidatePodName checks name against the form of Kubernetes pod names: a DNS
-// subdomain (RFC 1123, section 2.1), labels joined by dots, at most 253
-// characters.
+// ValidatePodName checks name against the form of the names that runtimes give pods:
+// that of container IDs. Kubernetes' own are narrower (DNS subdomains), those of other
+// clients of a runtime have capitals and underscores. Nothing is decided by the name.
 func ValidatePodName(name string) error {
-	if len(name) > maxSubdomain {
-		return fmt.Errorf("pod name %q has %d characters; a DNS subdomain has at most %d", name, len(name), maxSubdomain)
-	}
-	for label := range strings.SplitSeq(name, ".") {
-		if !isLabel(label) {
-			return fmt.Errorf("pod name %q is not a DNS subdomain: lower-case letters, digits, inner dashes and dots only", name)
-		}
+	if err := validateToken(name); err != nil {
+		return fmt.Errorf("pod name %w", err)
 	}
 	return nil
-}
-
-// isLabel is the form of one label of a subdomain. Kubernetes bounds the whole
-// name only, not its labels.
-func isLabel(s string) bool {
-	if s == "" {
-		return false
-	}
-	for i := 0; i < len(s); i++ {
-		c := s[i]
-		alnum := c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
-		if !alnum && (c != '-' || i == 0 || i == len(s)-1) {
-			return false
-		}
-	}
-	return true
 }
 
 // validateToken checks the form that the CNI specification gives to container

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 )
@@ -143,21 +144,39 @@ func (n Namespace) ValidateRequest() error {
 	return fmt.Errorf("action %q is none of join, isolate, global", string(n.Action))
 }
 
-// ValidateNamespaceName checks name against the form of Kubernetes namespace
-// names: a DNS label (RFC 1123, section 2.1), at most 63 characters.
+// maxNamespaceName is the length of Kubernetes namespace names, and leaves room for a
+// prefix wherever a name is made of one (nftables' chains, files).
+const maxNamespaceName = 63
+
+// ValidateNamespaceName checks name against what is safe as a key everywhere: a DNS
+// subdomain (RFC 1123, section 2.1) of at most 63 characters. Those of Kubernetes are
+// labels; other runtimes' names have dots as well. A name can be no path ("..", "a/b"),
+// no option and no pattern. Capitals and underscores are refused because records also
+// stand in SQL databases behind etcd's API, where "A" may find the record of "a", and
+// "a_b" that of "axb".
 func ValidateNamespaceName(name string) error {
 	if name == "" {
 		return fmt.Errorf("namespace name is empty")
 	}
-	if len(name) > 63 {
-		return fmt.Errorf("namespace name %q has %d characters; a DNS label has at most 63", name, len(name))
+	if len(name) > maxNamespaceName {
+		return fmt.Errorf("namespace name %q has %d characters; at most %d are allowed", name, len(name), maxNamespaceName)
 	}
-	for i := 0; i < len(name); i++ {
-		c := name[i]
-		alnum := c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
-		if !alnum && (c != '-' || i == 0 || i == len(name)-1) {
-			return fmt.Errorf("namespace name %q is not a DNS label: lower-case letters, digits and inner dashes only", name)
+	for label := range strings.SplitSeq(name, ".") {
+		if !isLabel(label) {
+			return fmt.Errorf("namespace name %q is not a DNS subdomain: lower-case letters, digits, and dashes and dots between them only", name)
 		}
 	}
 	return nil
+}
+
+// isLabel is the form of a DNS label.
+func isLabel(s string) bool {
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		alnum := c >= 'a' && c <= 'z' || c >= '0' && c <= '9'
+		if !alnum && (c != '-' || i == 0 || i == len(s)-1) {
+			return false
+		}
+	}
+	return s != ""
 }

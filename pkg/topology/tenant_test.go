@@ -69,7 +69,7 @@ func TestParseNamespaceRefuses(t *testing.T) {
 		"too large for all":  {"ns", `{"NetName":"ns","NetID":99999999999999999999}`, "not valid JSON"},
 		"key differs":        {"ns", `{"NetName":"other"}`, "must be the name in the key"},
 		"no name":            {"ns", `{}`, "must be the name in the key"},
-		"no DNS label":       {"a/b", `{"NetName":"a/b"}`, "not a DNS label"},
+		"no DNS name":        {"a/b", `{"NetName":"a/b"}`, "not a DNS subdomain"},
 		"Effective reserved": {"ns", `{"NetName":"ns","Effective":5}`, "reserved"},
 		"Effective too big":  {"ns", `{"NetName":"ns","Effective":16777216}`, "too large"},
 		"Effective negative": {"ns", `{"NetName":"ns","Effective":-1}`, "not valid JSON"},
@@ -114,7 +114,10 @@ func TestValidateRequest(t *testing.T) {
 func TestValidateNamespaceName(t *testing.T) {
 	for name, good := range map[string]bool{
 		"a": true, "kube-system": true, "0": true, "a--b": true, strings.Repeat("a", 63): true,
-		"": false, "A": false, "-a": false, "a-": false, "a.b": false, "a/b": false, "ä": false, "a b": false, strings.Repeat("a", 64): false,
+		"redhat.test.crio": true, "a.b": true, "0.0": true, "a-b.c-d": true,
+		"": false, "A": false, "-a": false, "a-": false, "a/b": false, "ä": false, "a b": false, strings.Repeat("a", 64): false,
+		".": false, "..": false, ".a": false, "a.": false, "a..b": false, "a.-b": false, "a-.b": false, "../a": false, "a_b": false,
+		"a%": false, "a*": false, "a\"": false, "a\n": false, "a\x00": false, "--all": false, "a;b": false, "a{b": false, "a,b": false, "a=b": false,
 	} {
 		if err := ValidateNamespaceName(name); (err == nil) != good {
 			t.Errorf("%q: %v, want good %v", name, err, good)

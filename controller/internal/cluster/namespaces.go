@@ -122,7 +122,7 @@ func (d *round) member(ns kube.Namespace, stale bool) *member {
 	if err := topology.ValidateNamespaceName(*ns.Network); err != nil {
 		m.invalid = true
 		d.plan.Refused++
-		d.refuse(object, NetworkRefused, fmt.Sprintf("annotation %s: %q is not the name of a network, which is a DNS label (lower-case letters, digits, inner dashes): nothing was changed", topology.NetworkAnnotation, *ns.Network))
+		d.refuse(object, NetworkRefused, fmt.Sprintf("annotation %s: %q is not the name of a network, which is a DNS subdomain (lower-case letters, digits, inner dashes and dots) of at most 63 characters: nothing was changed", topology.NetworkAnnotation, *ns.Network))
 		return m
 	}
 	m.network = *ns.Network

@@ -185,7 +185,7 @@ func TestMakeErrors(t *testing.T) {
 		{"near", s, isolate("heloworld1"), []string{`no namespace "heloworld1"`, `did you mean "helloworld1"?`}},
 		{"near target", s, join("a", "helloworld2"), []string{`no namespace "helloworld2"`, `did you mean "helloworld1"?`}},
 		{"none yet", snapshot(), isolate("a"), []string{`no namespace "a"`, "none yet"}},
-		{"no name", s, isolate("Not_A_Name"), []string{"Not_A_Name", "not a DNS label"}},
+		{"no name", s, isolate("Not_A_Name"), []string{"Not_A_Name", "not a DNS subdomain"}},
 		{"itself", s, join("a", "a"), []string{"cannot join itself", "nothing was changed"}},
 		{"invalid record", s, isolate("broken"), []string{`"broken"`, "not valid JSON", "mend or delete"}},
 		{"invalid target", s, join("a", "broken"), []string{`"broken"`, "not valid JSON"}},
