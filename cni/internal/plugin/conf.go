@@ -24,6 +24,13 @@ type conf struct {
 	// DNS goes into the result as it is.
 	DNS           types.DNS     `json:"dns"`
 	RuntimeConfig runtimeConfig `json:"runtimeConfig"`
+	// Args are what a runtime adds to the configuration (CNI conventions, "args").
+	Args struct {
+		CNI struct {
+			MAC string   `json:"mac"`
+			IPs []string `json:"ips"`
+		} `json:"cni"`
+	} `json:"args"`
 	// PrevResult is for CHECK. In ADD it would be an earlier plugin's of a chain:
 	// it is suppressed, as a plugin that makes the interface may (section "ADD").
 	PrevResult json.RawMessage `json:"prevResult"`
@@ -35,6 +42,31 @@ type conf struct {
 
 type runtimeConfig struct {
 	Bandwidth *cniapi.Bandwidth `json:"bandwidth"`
+	// MAC and IPs are the capabilities "mac" and "ips" (CNI conventions).
+	MAC string   `json:"mac"`
+	IPs []string `json:"ips"`
+}
+
+// wishes are what CNI conventions let a runtime ask for, and what no pod of ours can
+// have: its address is from its node's subnet, and its MAC follows from the address. A
+// pod that took another would be cut off, so ADD says no instead.
+func (c conf) wishes(pod podArgs) error {
+	for _, w := range []struct {
+		field, value string
+		code         uint
+	}{
+		{"CNI_ARGS: MAC", pod.mac, cniapi.CodeInvalidEnv}, {"CNI_ARGS: IP", pod.ip, cniapi.CodeInvalidEnv},
+		{"runtimeConfig.mac", c.RuntimeConfig.MAC, cniapi.CodeUnsupportedField},
+		{"runtimeConfig.ips", strings.Join(c.RuntimeConfig.IPs, ","), cniapi.CodeUnsupportedField},
+		{"args.cni.mac", c.Args.CNI.MAC, cniapi.CodeUnsupportedField},
+		{"args.cni.ips", strings.Join(c.Args.CNI.IPs, ","), cniapi.CodeUnsupportedField},
+	} {
+		if w.value != "" {
+			return cniapi.Errorf(w.code, "%s: %s cannot be had", w.field, w.value).
+				WithDetails("k8s-ovs gives a pod an address of its node's subnet and the MAC that follows from it; take the request out of the pod or the network configuration")
+		}
+	}
+	return nil
 }
 
 // maxSocketPath is sun_path less its final NUL (unix(7)).
@@ -71,6 +103,9 @@ func load(cmd cniapi.Command, args *skel.CmdArgs) (conf, cniapi.Request, error) 
 	req.PodNamespace, req.PodName, req.PodUID = pod.namespace, pod.name, pod.uid
 	switch cmd {
 	case cniapi.Add:
+		if err := c.wishes(pod); err != nil {
+			return conf{}, cniapi.Request{}, err
+		}
 		req.Bandwidth = c.RuntimeConfig.Bandwidth
 	case cniapi.Check:
 		req.Bandwidth = c.RuntimeConfig.Bandwidth
@@ -186,7 +221,7 @@ func (c conf) prevResult() (*cniapi.PrevResult, error) {
 }
 
 // podArgs is the pod as CNI_ARGS names it.
-type podArgs struct{ namespace, name, uid string }
+type podArgs struct{ namespace, name, uid, mac, ip string }
 
 // parseArgs reads CNI_ARGS: KEY=VALUE, separated by semicolons. Keys that are
 // not known are an error unless IgnoreUnknown is set, as with every other plugin.
@@ -215,6 +250,10 @@ func parseArgs(s string) (podArgs, error) {
 		case "IgnoreUnknown":
 			v := strings.ToLower(value)
 			ignore = v == "1" || v == "true"
+		case "MAC":
+			pod.mac = value
+		case "IP":
+			pod.ip = value
 		default:
 			unknown = key
 		}
