@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -80,7 +81,9 @@ var (
 func TestOpenWhatIsNotANamespace(t *testing.T) {
 	plain := t.TempDir() + "/plain"
 	noErr(t, os.WriteFile(plain, nil, 0o600))
-	for _, path := range []string{"/nonexistent/x", plain, "/proc/self/ns/mnt", plain + "/below"} {
+	loop := filepath.Join(t.TempDir(), "loop")
+	noErr(t, os.Symlink(loop, loop))
+	for _, path := range []string{"/nonexistent/x", plain, "/proc/self/ns/mnt", plain + "/below", loop, "/" + strings.Repeat("a", 300)} {
 		if _, err := Open(path); !errors.Is(err, ErrNoSandbox) || !strings.Contains(err.Error(), path) {
 			t.Errorf("Open(%s): %v; want ErrNoSandbox that names it", path, err)
 		}

@@ -61,11 +61,14 @@ func Current() (*NS, error) {
 }
 
 // Open opens the namespace at path, such as /run/netns/x or /proc/7/ns/net. It
-// returns [ErrNoSandbox] where nothing is there, or something else.
+// returns [ErrNoSandbox] where nothing is there, or something else, or what may not be
+// entered: the process of a path by number may by now be anybody's.
 func Open(path string) (*NS, error) {
 	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil, fmt.Errorf("%s: %w", path, ErrNoSandbox)
+	for _, none := range []error{fs.ErrNotExist, fs.ErrPermission, unix.ENOTDIR, unix.ELOOP, unix.ENAMETOOLONG, unix.ESRCH} {
+		if errors.Is(err, none) {
+			return nil, fmt.Errorf("%w: %w", err, ErrNoSandbox)
+		}
 	}
 	if err != nil {
 		return nil, fmt.Errorf("network namespace: %w", err)

@@ -210,6 +210,9 @@ func TestCheck(t *testing.T) {
 		"other address": func(_ *world, r *cniapi.Request) {
 			r.PrevResult = &cniapi.PrevResult{IPs: []cniapi.PrevIP{{Address: netip.MustParsePrefix("172.11.0.3/32")}}}
 		},
+		"MAC in the result": func(_ *world, r *cniapi.Request) {
+			r.PrevResult.Interfaces = []cniapi.PrevInterface{{Name: r.IfName, Sandbox: r.Netns, MAC: "02:00:00:00:00:77"}}
+		},
 		"port number": func(w *world, _ *cniapi.Request) {
 			for name, p := range w.ports {
 				p.Ofport++

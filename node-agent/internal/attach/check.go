@@ -1,16 +1,19 @@
 package attach
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Check compares the attachment with what it should be: sandbox, port, flows.
@@ -56,7 +59,8 @@ func (a *Attacher) Check(ctx context.Context, req cniapi.Request) error {
 	}
 	diff = append(diff, flows...)
 	if len(diff) > 0 {
-		return cniapi.Errorf(cniapi.CodeInternal, "attachment %s is not as it should be: %s", at.Attachment, strings.Join(diff, "; "))
+		return cniapi.Errorf(cniapi.CodeInternal, "attachment %s is not as it should be: %s", at.Attachment, strings.Join(diff, "; ")).
+			WithDetails("a plugin behind k8s-ovs in the network configuration may have done this: docs/cni.md says which go together")
 	}
 	return nil
 }
@@ -107,6 +111,13 @@ func previous(prev *cniapi.PrevResult, at Attachment) []string {
 	if prev == nil {
 		return nil
 	}
+	var diff []string
+	for _, f := range prev.Interfaces {
+		mac, err := net.ParseMAC(f.MAC)
+		if f.Name == at.IfName && f.Sandbox != "" && err == nil && !bytes.Equal(mac, topology.MAC(at.Address)) {
+			diff = append(diff, fmt.Sprintf("another plugin gave %s the hardware address %s, not the %s that follows from its address", at.IfName, mac, topology.MAC(at.Address)))
+		}
+	}
 	want := netip.PrefixFrom(at.Address, 32)
 	for _, ip := range prev.IPs {
 		if ip.Interface != nil && *ip.Interface < len(prev.Interfaces) {
@@ -115,8 +126,8 @@ func previous(prev *cniapi.PrevResult, at Attachment) []string {
 			}
 		}
 		if ip.Address.Addr() == want.Addr() {
-			return nil
+			return diff
 		}
 	}
-	return []string{fmt.Sprintf("prevResult does not have the address %s of %s", want, at.IfName)}
+	return append(diff, fmt.Sprintf("prevResult does not have the address %s of %s", want, at.IfName))
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -280,4 +281,23 @@ func TestMend(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("deleted", nil, []string{b})
+}
+
+// TestForeignSandbox: a path that leads to the node itself is the caller's mistake; one
+// that leads nowhere, or where nobody may go, keeps no pod from going.
+func TestForeignSandbox(t *testing.T) {
+	k, node := kernel(t)
+	loop := filepath.Join(t.TempDir(), "loop")
+	if err := os.Symlink(loop, loop); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{ns.Path(node), "/var" + ns.Path(node), loop, "/proc/0/ns/net"} {
+		w := (&Attacher{}).wire(theNode, Attachment{Attachment: request(1).Attachment(), Netns: path, Address: theNode.Gateway.Next()})
+		if err := k.CreateVeth(w); cniapi.AsError(err).Code != cniapi.CodeInvalidEnv || !strings.Contains(err.Error(), "CNI_NETNS") {
+			t.Errorf("%s: %v; want code %d that names CNI_NETNS", path, err, cniapi.CodeInvalidEnv)
+		}
+		if err := k.Leave(w); err != nil {
+			t.Errorf("%s keeps a pod from going: %v", path, err)
+		}
+	}
 }
