@@ -28,6 +28,9 @@ func newConfiguration(cfg Config, bootID string, log *slog.Logger) (*configurati
 	c := &configuration{log: log, err: errors.New("not looked at yet: it is put in place when pods can be attached and have their services"), file: cniconf.New(cniconf.Config{
 		Dir: cfg.Cluster.CNIConfDir, Name: cfg.Cluster.CNIConfFile, Contents: cfg.Cluster.cniConf, StateDir: cfg.StateDir, BootID: bootID,
 	})}
+	for _, unfit := range cniconf.Unfit(cfg.Cluster.cniConf) {
+		log.Warn("the CNI configuration has a plugin that does not go with k8s-ovs", "template", cfg.Cluster.CNIConfTemplate, "plugin", unfit)
+	}
 	removed, err := c.file.Forget()
 	if err != nil {
 		return nil, err

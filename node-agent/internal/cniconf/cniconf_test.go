@@ -184,3 +184,27 @@ func TestRead(t *testing.T) {
 		}
 	}
 }
+
+func TestUnfit(t *testing.T) {
+	if got := Unfit(Default("/run/k8s-ovs/cni.sock")); got != nil {
+		t.Errorf("the default: %q", got)
+	}
+	conf := func(plugins string) []byte {
+		return []byte(`{"cniVersion":"1.0.0","name":"k8s-ovs","plugins":[{"type":"k8s-ovs"},` + plugins + `]}`)
+	}
+	for plugin, want := range map[string]string{
+		`{"type":"tuning","sysctl":{"net.ipv4.tcp_syncookies":"0"},"promisc":true}`: "",
+		`{"type":"portmap"},{"type":"firewall"}`:                                    "",
+		`{"type":"bandwidth","capabilities":{"bandwidth":true}}`:                    "bandwidth: ",
+		`{"type":"sbr"}`:                                "sbr: ",
+		`{"type":"tuning","mtu":1300}`:                  "--mtu",
+		`{"type":"tuning","mac":"02:00:00:00:00:01"}`:   "leave mac out",
+		`{"type":"tuning","capabilities":{"mac":true}}`: "leave mac out",
+		`{"type":"k8s-ovs"}`:                            "once",
+	} {
+		got := strings.Join(Unfit(conf(plugin)), "; ")
+		if want == "" && got != "" || !strings.Contains(got, want) {
+			t.Errorf("%s: %q, want %q", plugin, got, want)
+		}
+	}
+}

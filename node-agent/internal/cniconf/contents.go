@@ -75,3 +75,35 @@ func network(data []byte) string {
 	}
 	return named.Name
 }
+
+// Unfit names the plugins of a configuration that do not go behind ours, and what to do
+// instead. docs/cni.md has the same, tested with the plugins themselves.
+func Unfit(contents []byte) []string {
+	var l struct {
+		Plugins []struct {
+			Type         string          `json:"type"`
+			MAC          string          `json:"mac"`
+			MTU          int             `json:"mtu"`
+			Capabilities map[string]bool `json:"capabilities"`
+		} `json:"plugins"`
+	}
+	if err := json.Unmarshal(contents, &l); err != nil {
+		return []string{fmt.Sprintf("plugins: not of the form that is known: %v", err)}
+	}
+	var unfit []string
+	for i, p := range l.Plugins {
+		switch {
+		case p.Type == Network && i > 0:
+			unfit = append(unfit, Network+": it makes the interface, once, as the first plugin")
+		case p.Type == "bandwidth":
+			unfit = append(unfit, `bandwidth: leave it out and give k8s-ovs the capability "bandwidth": it limits pods itself, and this plugin fails for pods with limits or limits nothing`)
+		case p.Type == "sbr":
+			unfit = append(unfit, "sbr: leave it out: each interface of a pod answers by itself, and this plugin takes the pod's routes away")
+		case p.Type == "tuning" && (p.MAC != "" || p.Capabilities["mac"]):
+			unfit = append(unfit, "tuning with mac: leave mac out: a pod's MAC follows from its address, and with another it is cut off")
+		case p.Type == "tuning" && p.MTU != 0:
+			unfit = append(unfit, "tuning with mtu: leave mtu out and give the agent --mtu: it keeps pods' MTU what paths carry")
+		}
+	}
+	return unfit
+}
