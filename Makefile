@@ -8,8 +8,8 @@ GOBUILD  := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 export NETLAB_BIN := $(abspath $(BIN))
 
 PROGRAMS := $(BIN)/k8s-ovs $(BIN)/k8s-ovs-agent $(BIN)/k8s-ovs-controller $(BIN)/netns $(BIN)/netlab
-# The reference plugins that the benchmark measures against, pinned in go.mod.
-REFERENCE := $(BIN)/bridge $(BIN)/host-local $(BIN)/bandwidth
+# The reference plugins that the benchmark measures against, and those that the end-to-end tests chain behind ours; pinned in go.mod.
+REFERENCE := main/bridge ipam/host-local meta/bandwidth meta/tuning meta/sbr meta/firewall meta/portmap
 
 .PHONY: help
 help: ## list the targets
@@ -92,9 +92,10 @@ bench: deps build reference ## measure against the reference plugins; writes res
 .PHONY: reference
 reference:
 	@mkdir -p $(BIN)
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/bridge github.com/containernetworking/plugins/plugins/main/bridge
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/host-local github.com/containernetworking/plugins/plugins/ipam/host-local
-	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/bandwidth github.com/containernetworking/plugins/plugins/meta/bandwidth
+	@for p in $(REFERENCE); do \
+		echo "go build -o $(BIN)/$${p#*/}"; \
+		CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(BIN)/$${p#*/} github.com/containernetworking/plugins/plugins/$$p || exit 1; \
+	done
 
 .PHONY: conformance
 conformance: image reference ## real Kubernetes: upstream and own specs, pod starts; writes test/conformance/RESULTS.md (root)

@@ -22,6 +22,9 @@ var programs = map[string]string{
 	"netlab":             "./test/netlab/cmd/netlab",
 }
 
+// reference are plugins of others that tests use beside ours: package below theirs.
+var reference = []string{"main/bridge", "ipam/host-local", "meta/bandwidth", "meta/tuning", "meta/sbr", "meta/firewall", "meta/portmap"}
+
 // binDir has the programs under test.
 var binDir = os.Getenv("NETLAB_BIN")
 
@@ -56,6 +59,13 @@ func buildAndRun(m *testing.M) (int, error) {
 		cmd.Dir = root
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return 0, fmt.Errorf("build %s: %w\n%s", name, err, out)
+		}
+	}
+	for _, pkg := range reference {
+		cmd := exec.Command("go", "build", "-o", filepath.Join(dir, filepath.Base(pkg)), "github.com/containernetworking/plugins/plugins/"+pkg)
+		cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return 0, fmt.Errorf("build %s: %w\n%s", pkg, err, out)
 		}
 	}
 	binDir = dir
