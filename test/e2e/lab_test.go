@@ -28,6 +28,8 @@ var labs atomic.Int32
 type lab struct {
 	*netlab.Lab
 	t *testing.T
+	// freeDisk ends a [netlab.Lab.FillDisk].
+	freeDisk func() error
 }
 
 // up starts a lab that ends with the test. A failed test keeps the logs. Tests
@@ -53,7 +55,7 @@ func up(t *testing.T, o netlab.Options) *lab {
 			t.Error(err)
 		}
 	})
-	return &lab{l, t}
+	return &lab{Lab: l, t: t}
 }
 
 // keepLogs copies the programs' logs to where they outlive the lab.

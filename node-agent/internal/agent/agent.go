@@ -34,7 +34,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	if err := os.MkdirAll(cfg.StateDir, 0o700); err != nil {
-		return fmt.Errorf("state directory: %w", err)
+		// Pods can go without it; what cannot be done says so.
+		log.Error("the state directory cannot be made", "error", err)
 	}
 	log.Info("k8s-ovs-agent starts", "version", version.String(), "node", cfg.NodeName)
 
@@ -88,27 +89,36 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	return err
 }
 
-// run prepares what does not change while the agent runs, then serves the CNI
-// beside the loop.
+// run serves the CNI from the first moment on, beside all else.
 func (n *node) run(ctx context.Context) error {
-	follow, err := n.openStore(ctx)
-	if err != nil {
-		return err
-	}
-	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	if err := n.prepare(ctx, client); err != nil {
-		return err
-	}
-	server, err := cniserver.Listen(cniserver.Config{Socket: n.cfg.CNISocket, Attacher: n.attacher, Log: n.log, Metrics: n.metrics})
+	server, err := cniserver.Listen(cniserver.Config{Socket: n.cfg.CNISocket, Attacher: n.front, Log: n.log, Metrics: n.metrics})
 	if err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })
+	group.Go(func() error { return n.work(ctx) })
+	err = group.Wait()
+	if n.ovs != nil {
+		n.ovs.Close() // what was being detached needed it
+	}
+	return err
+}
+
+// work prepares what does not change while the agent runs, then runs the loop and what is
+// beside it.
+func (n *node) work(ctx context.Context) error {
+	if err := n.connectSwitch(ctx); err != nil {
+		return err
+	}
+	follow, err := n.openStore(ctx)
+	if err != nil {
+		return err
+	}
+	if err := n.prepare(ctx); err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.loop(ctx) })
 	group.Go(func() error { return follow(ctx) })
 	group.Go(func() error { return n.limiter.run(ctx, n.attacher) })
@@ -121,9 +131,21 @@ func (n *node) run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// prepare waits for Open vSwitch and an address, which everything else hangs on.
-func (n *node) prepare(ctx context.Context, client *ovs.Client) error {
+// connectSwitch waits for the database of Open vSwitch.
+func (n *node) connectSwitch(ctx context.Context) error {
+	n.setReady(fmt.Errorf("the database of Open vSwitch at %s does not answer yet", n.cfg.OVSDB))
+	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
+	if err != nil {
+		return err
+	}
 	n.ovs = client
+	n.ports.found(switchPorts{n.ovs, n.conn.ports})
+	n.setReady(errStarting)
+	return nil
+}
+
+// prepare waits for Open vSwitch and an address, which everything else hangs on.
+func (n *node) prepare(ctx context.Context) error {
 	pause := newPause()
 	for {
 		err := n.tryPrepare(ctx)

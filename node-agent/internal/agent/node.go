@@ -54,6 +54,9 @@ const (
 	warmEvery = 5 * time.Minute
 )
 
+// errStarting is why nothing is served at first.
+var errStarting = errors.New("the agent is starting")
+
 // node is the agent of one node. Its fields belong to the loop's goroutine,
 // but for those below mu.
 type node struct {
@@ -73,6 +76,9 @@ type node struct {
 	// asking is nil in Kubernetes, where records follow the API server.
 	asking *asking
 
+	// front answers the CNI, and detaches through ports.
+	front    *front
+	ports    *latePorts
 	ovs      *ovs.Client
 	datapath string
 	underlay *underlay.Setup
@@ -141,7 +147,10 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	n := &node{
 		exits: exits.New(host, exit),
 		cfg:   cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
-		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errors.New("the agent is starting"),
+		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &latePorts{},
+	}
+	n.front = &front{
+		bare: attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ports, cfg.Bridge, log), why: n.Ready,
 	}
 	if api != nil {
 		n.noServices = errNoServices
@@ -202,9 +211,10 @@ func (n *node) setSelf(vtep netip.Addr) {
 			Base: n.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
 		})
 	}
-	bare := attach.NewBare(attach.Netlink{Host: n.host, Shaper: shaping.New(n.host, n.log)}, switchPorts{n.ovs, n.conn.ports}, n.cfg.Bridge, n.log)
-	n.attacher = attach.New(bare, n.table, n.tenants, n.limiter)
+	n.attacher = attach.New(n.front.bare, n.table, n.tenants, n.limiter)
 	n.attacher.SetMaxPods(n.cfg.MaxPods)
+	n.attacher.SetReady(n.notReady)
+	n.front.open(n.attacher)
 }
 
 // Ready is nil when pods can be attached, else what is missing.

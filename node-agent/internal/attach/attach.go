@@ -337,10 +337,13 @@ func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
 		return err
 	}
 	defer end()
+	release := a.bare.Hold()
 	node, pool, err := a.known()
 	if err != nil {
+		defer release()
 		return a.bare.Del(ctx, req.Attachment())
 	}
+	release()
 	at, ok := a.find(req.Attachment())
 	if !ok {
 		// Nothing is known of it: a lease or a device may still be there.
@@ -386,10 +389,13 @@ func (a *Attacher) disconnect(ctx context.Context, node Node, pool *ipam.Pool, a
 
 // GC detaches everything of the network that the runtime no longer lists.
 func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
+	release := a.bare.Hold()
 	node, pool, err := a.known()
 	if err != nil {
+		defer release()
 		return a.bare.GC(ctx, req)
 	}
+	release()
 	valid := map[cniapi.Attachment]bool{}
 	for _, v := range req.ValidAttachments {
 		valid[v] = true

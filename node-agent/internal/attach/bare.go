@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -20,14 +21,24 @@ type Bare struct {
 	ports  Ports
 	bridge string
 	log    *slog.Logger
+	// starting is held by an Attacher that reads back what there is.
+	starting *sync.RWMutex
 }
 
 // NewBare makes a Bare for the pods of a bridge.
 func NewBare(kernel Kernel, ports Ports, bridge string, log *slog.Logger) Bare {
-	return Bare{kernel: kernel, ports: ports, bridge: bridge, log: log}
+	return Bare{kernel: kernel, ports: ports, bridge: bridge, log: log, starting: &sync.RWMutex{}}
 }
 
-// Del detaches. What is gone already is no error.
+// Hold keeps an Attacher from starting until release is called, or waits until it has: it
+// must not read back what is about to go, or the pod would come back. Whether there is a
+// node by now is to be looked at after Hold.
+func (b Bare) Hold() (release func()) {
+	b.starting.RLock()
+	return b.starting.RUnlock
+}
+
+// Del detaches; the caller has a [Bare.Hold]. What is gone already is no error.
 func (b Bare) Del(ctx context.Context, key cniapi.Attachment) error {
 	at := Attachment{Attachment: key}
 	ports, err := b.ports.Ports(b.bridge)
@@ -46,7 +57,8 @@ func (b Bare) Del(ctx context.Context, key cniapi.Attachment) error {
 	return nil
 }
 
-// GC detaches everything of the network that the runtime no longer lists.
+// GC detaches everything of the network that the runtime no longer lists; the caller has a
+// [Bare.Hold].
 func (b Bare) GC(ctx context.Context, req cniapi.Request) error {
 	valid := map[cniapi.Attachment]bool{}
 	for _, v := range req.ValidAttachments {

@@ -79,3 +79,38 @@ func TestDelWithoutDatabase(t *testing.T) {
 	}
 	w.empty(t)
 }
+
+// What an Attacher reads back when it starts is not about to go.
+func TestStartWaitsForDel(t *testing.T) {
+	ctx := context.Background()
+	w, dir := newWorld(), t.TempDir()
+	if _, err := start(t, w, dir).Add(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	bare := NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler))
+	later := New(bare, w, w, w)
+	started := make(chan error, 1)
+	begun := make(chan struct{})
+	w.deleting = func() {
+		w.deleting = nil
+		go func() {
+			close(begun)
+			_, err := later.Start(ctx, theNode, dir, "boot")
+			started <- err
+		}()
+		<-begun
+		if bare.starting.TryLock() {
+			t.Error("a start may read back what DEL is taking down")
+			bare.starting.Unlock()
+		}
+	}
+	if err := later.Del(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-started; err != nil {
+		t.Fatal(err)
+	}
+	if got := later.List(); len(got) != 0 {
+		t.Errorf("the pod is back: %v", got)
+	}
+}

@@ -20,6 +20,8 @@ import (
 // that pod is gone (also after a reboot). Flows are told of the rest by the
 // caller, who gets it back.
 func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string) ([]desired.Attached, error) {
+	a.bare.starting.Lock()
+	defer a.bare.starting.Unlock()
 	ports, err := a.ports.Ports(node.Bridge)
 	if err != nil {
 		return nil, err

@@ -40,6 +40,8 @@ type world struct {
 	asked map[string]limits.Limits
 	// making runs before a pair is made.
 	making func()
+	// deleting runs before a port is deleted.
+	deleting func()
 	// stuck are the host's ends whose devices cannot be changed.
 	stuck map[string]error
 	// broken are the moments in which a meter held back what its shape lets pass.
@@ -309,6 +311,9 @@ func (w *world) WaitOfport(_ context.Context, name string) (uint32, error) {
 }
 
 func (w *world) DeletePort(_ context.Context, _, name string) error {
+	if w.deleting != nil {
+		w.deleting()
+	}
 	leave, err := w.enter()
 	if err != nil {
 		return err
