@@ -109,6 +109,10 @@ conformance-overlays: image reference ## each of test/conformance/overlays on re
 conformance-short: image reference ## a dozen upstream specs and most of our own on real Kubernetes (root)
 	@./test/conformance/run --short
 
+.PHONY: critest
+critest: image ## the container runtimes' own suite (CRI tools), as far as it is about networks and sandboxes, with containerd and k8s-ovs (root)
+	@./test/conformance/run --critest
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf $(BIN)

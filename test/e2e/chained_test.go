@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
 // chained is one way of using a plugin of the reference set behind ours, and what it
@@ -59,6 +60,9 @@ var chains = map[string]chained{
 	"bandwidth, to the pod": {
 		plugin: netlab.Plugin{"type": "bandwidth", "ingressRate": 10_000_000, "ingressBurst": 10_000_000},
 		add:    "create qdisc: file exists",
+	},
+	"bandwidth, from the pod only": {
+		plugin: netlab.Plugin{"type": "bandwidth", "egressRate": 10_000_000, "egressBurst": 10_000_000},
 	},
 	"bandwidth, pods without limits": {
 		plugin: netlab.Plugin{"type": "bandwidth", "capabilities": map[string]bool{"bandwidth": true}},
@@ -182,7 +186,7 @@ func TestChainedTable(t *testing.T) {
 	_, table, _ := strings.Cut(string(text), "| behind k8s-ovs |")
 	table, _, _ = strings.Cut(table, "\n\n")
 	var rows []string
-	for _, m := range regexp.MustCompile(`(?m)^\| ([a-z][^|]*) \|`).FindAllStringSubmatch(table, -1) {
+	for _, m := range regexp.MustCompile("(?m)^\\| (`[^|]*) \\|").FindAllStringSubmatch(table, -1) {
 		rows = append(rows, strings.ReplaceAll(m[1], "`", ""))
 	}
 	slices.Sort(rows)
@@ -263,6 +267,17 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, foreign *netlab.Ru
 		}
 	}
 	sound("after a repeated ADD")
+	for _, mtu := range []int{1400, 1500} {
+		for _, node := range []string{"n1", "n2"} {
+			l.must(l.SetMTU(ctx, node, mtu))
+		}
+		for _, s := range all {
+			if s.runtime != foreign {
+				l.eventually(fmt.Sprintf("%s: MTU of %s", name, s.iface.Name), 20*time.Second, func() error { return interfaceHasMTU(ctx, p, s.iface.Name, mtu-vxlanOverhead) })
+			}
+		}
+		sound(fmt.Sprintf("with MTU %d below", mtu))
+	}
 	for len(all) > 0 {
 		l.must(all[0].runtime.Del(ctx, p, all[0].iface))
 		all = all[1:]
@@ -271,6 +286,26 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, foreign *netlab.Ru
 		}
 	}
 	l.must(l.ForgetPod(p))
+}
+
+// vxlanOverhead is what pods' MTU is less than that of the underlay, bytes.
+const vxlanOverhead = 50
+
+// interfaceHasMTU says what of a pod's interface, its routes in whichever table included,
+// has another MTU.
+func interfaceHasMTU(ctx context.Context, p netlab.Pod, name string, want int) error {
+	for _, args := range [][]string{{"link", "show", "dev", name}, {"-4", "route", "show", "table", "all", "dev", name}} {
+		out, err := ns.Output(ctx, p.Netns, args...)
+		if err != nil {
+			return err
+		}
+		for _, m := range mtuOf.FindAllStringSubmatch(out, -1) {
+			if m[1] != strconv.Itoa(want) {
+				return fmt.Errorf("%v of %s: MTU %s, want %d", args, p, m[1], want)
+			}
+		}
+	}
+	return nil
 }
 
 // addressAnswers requires that the address of s answers: a pod of another node, or, for an

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -20,6 +22,8 @@ import (
 
 // CNI error codes (specification 1.1.0, section "Error").
 const (
+	invalidEnvironment = 4
+
 	tryAgainLater = 11
 	notAvailable  = 50
 )
@@ -243,4 +247,60 @@ func TestAgentDown(t *testing.T) {
 	l.must(l.CNIStatus(ctx, "n1"))
 	l.must(l.CNICheck(ctx, p))
 	l.must(l.DelPod(ctx, p))
+}
+
+// TestSandboxByOtherPaths: runtimes name one sandbox in several ways, and what they name
+// is compared, not how. The node's own is none.
+func TestSandboxByOtherPaths(t *testing.T) {
+	l := up(t, netlab.Options{Nodes: 1})
+	ctx := t.Context()
+	r, err := l.Runtime("n1", "k8s-ovs", l.OwnPlugin("n1"))
+	l.must(err)
+	p, err := l.NewSandbox("n1", "red", "a", netlab.PodOptions{})
+	l.must(err)
+	inside := exec.Command("ip", "netns", "exec", p.Netns, "sleep", "infinity")
+	l.must(inside.Start())
+	defer func() { _ = inside.Process.Kill(); _ = inside.Wait() }()
+	process := fmt.Sprintf("/proc/%d/ns/net", inside.Process.Pid)
+	l.eventually("a process in the sandbox", 10*time.Second, func() error {
+		a, err := os.Stat(process)
+		if err != nil {
+			return err
+		}
+		b, err := os.Stat(p.Sandbox())
+		if err == nil && !os.SameFile(a, b) {
+			return errors.New("it is not inside yet")
+		}
+		return err
+	})
+	paths := []string{"/run/netns/" + p.Netns, "/var/run/netns/" + p.Netns, process}
+	for _, first := range paths {
+		result, err := r.Add(ctx, p, netlab.Interface{Name: "eth0", Netns: first})
+		l.must(err)
+		for _, other := range paths {
+			i := netlab.Interface{Name: "eth0", Netns: other}
+			if err := r.Check(ctx, p, i); err != nil {
+				t.Errorf("attached as %s, CHECK as %s: %v", first, other, err)
+			}
+			again, err := r.Add(ctx, p, i)
+			if err != nil {
+				t.Errorf("attached as %s, ADD again as %s: %v", first, other, err)
+			} else if diff := cmp.Diff(result.IPs, again.IPs); diff != "" {
+				t.Errorf("attached as %s, ADD again as %s (-first +again):\n%s", first, other, diff)
+			}
+		}
+		l.must(r.Del(ctx, p, netlab.Interface{Name: "eth0", Netns: first}))
+	}
+	node, err := l.Node("n1")
+	l.must(err)
+	agent, err := l.Agent("n1").Get()
+	l.must(err)
+	for _, own := range []string{ns.Path(node.Netns), fmt.Sprintf("/proc/%d/ns/net", agent.PID), "/proc/self/ns/net"} {
+		_, err := r.Add(ctx, p, netlab.Interface{Name: "eth7", Netns: own})
+		if codeOf(err) != invalidEnvironment || !strings.Contains(err.Error(), "host's network namespace") {
+			t.Errorf("ADD into %s: %v (code %d); want code %d", own, err, codeOf(err), invalidEnvironment)
+		}
+		l.must(r.Del(ctx, p, netlab.Interface{Name: "eth7", Netns: own}))
+	}
+	l.must(l.ForgetPod(p))
 }

@@ -59,12 +59,12 @@ func TestDelAlways(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := up(t, netlab.Options{Nodes: 1})
-			l.delAlways(name, c.lose, c.mend, c.why)
+			l.delAlways(c.lose, c.mend, c.why)
 		})
 	}
 }
 
-func (l *lab) delAlways(name string, lose, mend func(*lab), why string) {
+func (l *lab) delAlways(lose, mend func(*lab), why string) {
 	l.t.Helper()
 	ctx := l.t.Context()
 	gone, listed, collected := l.pod("n1", "red/gone"), l.pod("n1", "red/listed"), l.pod("n1", "blue/collected")
@@ -85,10 +85,13 @@ func (l *lab) delAlways(name string, lose, mend func(*lab), why string) {
 		l.t.Errorf("%s is listed and went: %s", listed, left)
 	}
 	if why != "" {
-		status := l.CNIStatus(ctx, "n1")
-		if codeOf(status) != notAvailable || !strings.Contains(status.Error(), why) {
-			l.t.Errorf("STATUS: %v (code %d); want code %d that says %q", status, codeOf(status), notAvailable, why)
-		}
+		l.eventually("STATUS says why", 20*time.Second, func() error {
+			status := l.CNIStatus(ctx, "n1")
+			if codeOf(status) != notAvailable || !strings.Contains(status.Error(), why) {
+				return fmt.Errorf("%w (code %d); want code %d that says %q", status, codeOf(status), notAvailable, why)
+			}
+			return nil
+		})
 		_, err := l.AddPod(ctx, "n1", "red", "new", netlab.PodOptions{})
 		if codeOf(err) != tryAgainLater || !strings.Contains(err.Error(), why) {
 			l.t.Errorf("ADD: %v (code %d); want code %d that says %q", err, codeOf(err), tryAgainLater, why)
