@@ -304,3 +304,19 @@ func TestSandboxByOtherPaths(t *testing.T) {
 	}
 	l.must(l.ForgetPod(p))
 }
+
+// TestRuntimesNames: pods and namespaces as runtimes' own tests and tools call them are
+// attached, and their namespaces are tenants like any other.
+func TestRuntimesNames(t *testing.T) {
+	l := up(t, netlab.Options{})
+	const crio = "redhat.test.crio"
+	l.pods(map[string][]string{
+		"n1": {crio + "/create-PodSandbox-with-hostname0A1b", "red/zealous_Noether.1"}, "n2": {crio + "/podsandbox1", "red/b"},
+	})
+	apart := tenants{crio: "1", "red": "2"}
+	l.requireMatrix("apart", apart.allowed)
+	l.netns("join", crio, "red")
+	l.waitMatrix("joined", 10*time.Second, apart.with(crio, "2").allowed)
+	l.must(l.Agent("n1").Restart(t.Context()))
+	l.requireMatrix("after a restart", apart.with(crio, "2").allowed)
+}
