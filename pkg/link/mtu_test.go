@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 )
 
@@ -180,5 +181,43 @@ func TestConnectionFollowsMTU(t *testing.T) {
 	noErr(t, <-done)
 	if n := <-received; n != sent.Load() {
 		t.Errorf("received %d of %d bytes", n, sent.Load())
+	}
+}
+
+// TestMTUBesideAnotherDefault: another device's default route of the same metric stays,
+// before ours and behind it, and CHECK tells of it.
+func TestMTUBesideAnotherDefault(t *testing.T) {
+	for _, how := range []string{"append", "prepend"} {
+		node, sandbox := space(t), space(t)
+		noErr(t, node.CreateVeth("ovs1", sandbox, pair))
+		_, err := sandbox.ConfigureSandbox(pod)
+		noErr(t, err)
+		ip(t, sandbox, "link add other type veth peer name other2")
+		ip(t, sandbox, "link set other up")
+		ip(t, sandbox, "addr add 192.0.2.2/24 dev other")
+		ip(t, sandbox, "route "+how+" default via 192.0.2.1 dev other")
+		for _, mtu := range []int{1400, 1450, 1300} {
+			for _, route := range []int{mtu, mtu - 100} {
+				spec := pod
+				spec.MTU, spec.RouteMTU = mtu, route
+				for round := range 2 {
+					changed, err := node.SetPairMTU("ovs1", sandbox, spec)
+					noErr(t, err)
+					if changed && round == 1 {
+						t.Errorf("%s, %d, %d: changed again", how, mtu, route)
+					}
+				}
+				diff, err := sandbox.CheckSandbox(spec)
+				noErr(t, err)
+				want := []string{"another device has a default route beside that through eth0: packets go by either of them"}
+				if d := cmp.Diff(want, diff); d != "" {
+					t.Errorf("%s, %d, %d (-want +got):\n%s", how, mtu, route, d)
+				}
+				all := ip(t, sandbox, "route show default")
+				if strings.Count(all, "default") != 2 || !strings.Contains(all, "default via 192.0.2.1 dev other") {
+					t.Errorf("%s, %d, %d: default routes\n%s", how, mtu, route, all)
+				}
+			}
+		}
 	}
 }

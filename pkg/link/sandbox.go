@@ -133,6 +133,23 @@ func (n *NS) apart(index int) (bool, error) {
 	return other && !own, nil
 }
 
+// otherDefault reports whether another device has a default route beside the device's own,
+// of the same metric: the kernel takes either.
+func (n *NS) otherDefault(index int) (bool, error) {
+	all, err := n.mainTable()
+	if err != nil {
+		return false, err
+	}
+	own, other := false, false
+	for _, raw := range all {
+		if r := routeOf(raw); raw.Type == unix.RTN_UNICAST && r.Dst.Bits() == 0 && r.Metric == 0 {
+			own = own || raw.LinkIndex == index
+			other = other || raw.LinkIndex != index
+		}
+	}
+	return own && other, nil
+}
+
 // routeSandbox makes the routes of spec.
 func (n *NS) routeSandbox(l Link, spec SandboxSpec) error {
 	apart, err := n.apart(l.Index)
@@ -233,12 +250,55 @@ func (n *NS) setRouteMTU(index int, spec SandboxSpec, mtu int) (changed bool, er
 			continue
 		}
 		r.MTU = mtu
-		if err := n.nl.RouteReplace(r.raw(index)); err != nil {
+		if err := n.putRoute(index, r); err != nil {
 			return changed, fmt.Errorf("setting the MTU of the route to %s to %d: %w", r.Dst, mtu, err)
 		}
 		changed = true
 	}
 	return changed, nil
+}
+
+// putRoute makes r the device's route to its destination. To replace, the kernel takes the
+// first route to the destination with that metric, whosever it is: where another device has
+// one too, r is added, and then what the device had is removed.
+func (n *NS) putRoute(index int, r Route) error {
+	table := cmp.Or(r.Table, unix.RT_TABLE_MAIN)
+	all, err := n.table(unix.AF_INET, table)
+	if err != nil {
+		return err
+	}
+	var own []Route
+	shared := false
+	for _, raw := range all {
+		old := routeOf(raw)
+		if old.Dst != r.Dst || old.Metric != r.Metric || raw.Type != unix.RTN_UNICAST {
+			continue
+		}
+		if raw.LinkIndex != index {
+			shared = true
+			continue
+		}
+		old.Table = table
+		own = append(own, old)
+	}
+	if !shared {
+		return n.nl.RouteReplace(r.raw(index))
+	}
+	same := func(o Route) bool { return o.Via == r.Via && o.MTU == r.MTU }
+	if !slices.ContainsFunc(own, same) {
+		if err := n.nl.RouteAppend(r.raw(index)); err != nil {
+			return err
+		}
+	}
+	for _, old := range own {
+		if same(old) {
+			continue
+		}
+		if err := n.nl.RouteDel(old.raw(index)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sandboxRoutes are the device's in main and in its own table.
@@ -302,6 +362,13 @@ func (n *NS) checkRoutes(l Link, spec SandboxSpec, add func(string, ...any)) err
 		case routes[i].MTU != want.MTU:
 			add("the route to %s through %s has MTU %d, not %d (0: the device's)", want.Dst, spec.Name, routes[i].MTU, want.MTU)
 		}
+	}
+	other, err := n.otherDefault(l.Index)
+	if err != nil {
+		return err
+	}
+	if other {
+		add("another device has a default route beside that through %s: packets go by either of them", spec.Name)
 	}
 	mac, err := n.neighbour(l.Index, spec.Gateway)
 	if err != nil {

@@ -211,26 +211,29 @@ func TestSeveralNetworks(t *testing.T) {
 	needReference(t, "bridge", "host-local")
 	l := up(t, netlab.Options{})
 	peer := l.pod("n2", "red/peer")
-	bridge, err := l.Runtime("n1", "foreign", netlab.Plugin{
-		"type": "bridge", "bridge": "cni7", "isGateway": true,
-		"ipam": map[string]any{
-			"type": "host-local", "subnet": "192.168.77.0/24", "routes": []map[string]string{{"dst": "0.0.0.0/0"}}, "dataDir": t.TempDir(),
-		},
-	})
-	l.must(err)
+	foreign := func(network, subnet string, routes ...map[string]string) *netlab.Runtime {
+		r, err := l.Runtime("n1", network, netlab.Plugin{
+			"type": "bridge", "bridge": "cni-" + network, "isGateway": true,
+			"ipam": map[string]any{"type": "host-local", "subnet": subnet, "routes": routes, "dataDir": t.TempDir()},
+		})
+		l.must(err)
+		return r
+	}
+	first, second := foreign("first", "192.168.77.0/24", map[string]string{"dst": "0.0.0.0/0"}), foreign("second", "192.168.78.0/24")
 	ours, err := l.Runtime("n1", "k8s-ovs", l.OwnPlugin("n1"))
 	l.must(err)
 	for name, order := range map[string][]*netlab.Runtime{
-		"twice ours": {ours, ours}, "ours first": {ours, bridge}, "ours second": {bridge, ours}, "ours twice, second": {bridge, ours, ours},
+		"twice ours": {ours, ours}, "ours first": {ours, second}, "ours second": {first, ours}, "ours twice, second": {first, ours, ours},
 	} {
-		l.severalIn(name, order, bridge, peer)
+		l.severalIn(name, order, ours, peer)
 	}
+	l.secondDefault(ours, first)
 	if ends := l.hostEnds("n1"); len(ends) > 0 {
 		t.Errorf("left: %s", ends)
 	}
 }
 
-func (l *lab) severalIn(name string, order []*netlab.Runtime, foreign *netlab.Runtime, peer netlab.Pod) {
+func (l *lab) severalIn(name string, order []*netlab.Runtime, ours *netlab.Runtime, peer netlab.Pod) {
 	l.t.Helper()
 	ctx := l.t.Context()
 	p, err := l.NewSandbox("n1", "red", "several", netlab.PodOptions{})
@@ -249,7 +252,7 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, foreign *netlab.Ru
 			if err := s.runtime.Check(ctx, p, s.iface); err != nil {
 				l.t.Errorf("%s, %s: %v", name, when, err)
 			}
-			l.addressAnswers(fmt.Sprintf("%s, %s: %s of %s", name, when, s.address, s.iface.Name), p, peer, s, s.runtime == foreign)
+			l.addressAnswers(fmt.Sprintf("%s, %s: %s of %s", name, when, s.address, s.iface.Name), p, peer, s, s.runtime != ours)
 		}
 	}
 	sound("after ADD")
@@ -257,7 +260,7 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, foreign *netlab.Ru
 	l.eventually("the agent is ready", 20*time.Second, func() error { return l.CNIStatus(ctx, "n1") })
 	sound("after a restart")
 	for _, s := range all {
-		if s.runtime == foreign {
+		if s.runtime != ours {
 			continue // bridge refuses
 		}
 		again, err := s.runtime.Add(ctx, p, s.iface)
@@ -272,7 +275,7 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, foreign *netlab.Ru
 			l.must(l.SetMTU(ctx, node, mtu))
 		}
 		for _, s := range all {
-			if s.runtime != foreign {
+			if s.runtime == ours {
 				l.eventually(fmt.Sprintf("%s: MTU of %s", name, s.iface.Name), 20*time.Second, func() error { return interfaceHasMTU(ctx, p, s.iface.Name, mtu-vxlanOverhead) })
 			}
 		}
@@ -282,9 +285,41 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, foreign *netlab.Ru
 		l.must(all[0].runtime.Del(ctx, p, all[0].iface))
 		all = all[1:]
 		for _, s := range all {
-			l.addressAnswers(fmt.Sprintf("%s: %s after DEL of one before it", name, s.iface.Name), p, peer, s, s.runtime == foreign)
+			l.addressAnswers(fmt.Sprintf("%s: %s after DEL of one before it", name, s.iface.Name), p, peer, s, s.runtime != ours)
 		}
 	}
+	l.must(l.ForgetPod(p))
+}
+
+// secondDefault: another plugin that brings a default route beside ours is told of by CHECK,
+// and keeps its route when the MTU of pods changes.
+func (l *lab) secondDefault(ours, foreign *netlab.Runtime) {
+	l.t.Helper()
+	ctx := l.t.Context()
+	p, err := l.NewSandbox("n1", "red", "several", netlab.PodOptions{})
+	l.must(err)
+	mine, theirs := netlab.Interface{Name: "net0"}, netlab.Interface{Name: "net1"}
+	_, err = ours.Add(ctx, p, mine)
+	l.must(err)
+	_, err = foreign.Add(ctx, p, theirs)
+	l.must(err)
+	l.says("CHECK beside another default route", ours.Check(ctx, p, mine), "another device has a default route beside that through net0")
+	for _, mtu := range []int{1400, 1500} {
+		for _, node := range []string{"n1", "n2"} {
+			l.must(l.SetMTU(ctx, node, mtu))
+		}
+		l.eventually("MTU of net0", 20*time.Second, func() error { return interfaceHasMTU(ctx, p, "net0", mtu-vxlanOverhead) })
+	}
+	for _, s := range []string{"net0", "net1"} {
+		out, err := ns.Output(ctx, p.Netns, "-4", "route", "show", "default", "dev", s)
+		l.must(err)
+		if strings.Count(out, "default") != 1 {
+			l.t.Errorf("default routes of %s after changes of the MTU: %q, want one", s, out)
+		}
+	}
+	l.must(foreign.Del(ctx, p, theirs))
+	l.must(ours.Check(ctx, p, mine))
+	l.must(ours.Del(ctx, p, mine))
 	l.must(l.ForgetPod(p))
 }
 
