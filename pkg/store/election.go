@@ -151,6 +151,48 @@ func (l *Leadership) PutNamespace(ctx context.Context, key string, n topology.Na
 	return l.put(ctx, "write namespace "+key, l.store.keys.kind(l.name, kindNamespaces)+key, rev, n)
 }
 
+// MaxBatch is how many records [Leadership.PutNamespaces] writes at most. etcd takes 128
+// comparisons in a transaction, unless told otherwise (--max-txn-ops).
+const MaxBatch = 100
+
+// maxBatchBytes is what those records have at most: etcd takes 1.5 MiB in a request.
+const maxBatchBytes = 1 << 20
+
+// NamespacePut is one record in a batch.
+type NamespacePut struct {
+	Key       string // the last part of the record's key
+	Namespace topology.Namespace
+	Revision  int64 // that was read; 0: there is no record
+}
+
+// PutNamespaces writes all of batch in one transaction if each record still is at its
+// revision, and else none of it. It returns the new revision, which all of them have.
+// ErrConflict, ErrDeposed; ErrInvalid where that is more than etcd takes in a transaction,
+// and nothing was written.
+func (l *Leadership) PutNamespaces(ctx context.Context, batch []NamespacePut) (int64, error) {
+	op := fmt.Sprintf("write %d namespaces", len(batch))
+	var compares []clientv3.Cmp
+	var puts []clientv3.Op
+	size := 0
+	for _, p := range batch {
+		key := l.store.keys.kind(l.name, kindNamespaces) + p.Key
+		data, err := json.Marshal(p.Namespace)
+		if err != nil {
+			return 0, fmt.Errorf("%s: encode %s: %w", op, p.Key, err)
+		}
+		if size += len(data); size > maxBatchBytes {
+			return 0, &Error{Op: op, Kind: ErrInvalid, Cause: fmt.Errorf("they have more than %d bytes", maxBatchBytes)}
+		}
+		compares = append(compares, clientv3.Compare(clientv3.ModRevision(key), "=", p.Revision))
+		puts = append(puts, clientv3.OpPut(key, string(data)))
+	}
+	rev, err := l.fenced(ctx, op, compares, puts)
+	if cause := tooLarge(err); cause != nil {
+		return 0, &Error{Op: op, Kind: ErrInvalid, Cause: cause}
+	}
+	return rev, err
+}
+
 // DeleteNamespace deletes a namespace's record if it still is at rev, and returns
 // the revision of that. ErrConflict, ErrDeposed.
 func (l *Leadership) DeleteNamespace(ctx context.Context, key string, rev int64) (int64, error) {
@@ -185,19 +227,21 @@ func (l *Leadership) put(ctx context.Context, op, key string, rev int64, value a
 	return l.transact(ctx, op, key, rev, clientv3.OpPut(key, string(data)))
 }
 
-// transact is the fence: both the election key and the record must be what they
-// were.
+// transact changes one record, if it still is at rev.
 func (l *Leadership) transact(ctx context.Context, op, key string, rev int64, then clientv3.Op) (int64, error) {
+	return l.fenced(ctx, op, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", rev)}, []clientv3.Op{then})
+}
+
+// fenced is the fence: both the election key and the records must be what they were.
+func (l *Leadership) fenced(ctx context.Context, op string, records []clientv3.Cmp, then []clientv3.Op) (int64, error) {
 	select {
 	case <-l.done:
 		return 0, &Error{Op: op, Kind: ErrDeposed}
 	default:
 	}
+	compares := append([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.create)}, records...)
 	resp, err := call(ctx, l.store, op, func(ctx context.Context, c *clientv3.Client) (*clientv3.TxnResponse, error) {
-		return c.Txn(ctx).If(
-			clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.create),
-			clientv3.Compare(clientv3.ModRevision(key), "=", rev),
-		).Then(then).Else(clientv3.OpGet(l.key)).Commit()
+		return c.Txn(ctx).If(compares...).Then(then...).Else(clientv3.OpGet(l.key)).Commit()
 	})
 	if err != nil {
 		return 0, err

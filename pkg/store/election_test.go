@@ -3,10 +3,13 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -221,5 +224,69 @@ func TestCampaignGivesUpWithoutEtcd(t *testing.T) {
 	giveUp()
 	if err := <-failed; err == nil {
 		t.Error("it leads")
+	}
+}
+
+// batchOf are n records that do not exist yet.
+func batchOf(n int) []NamespacePut {
+	var batch []NamespacePut
+	for i := range n {
+		ns := fmt.Sprintf("ns%d", i)
+		batch = append(batch, NamespacePut{Key: ns, Namespace: topology.Namespace{NetName: ns}})
+	}
+	return batch
+}
+
+// A batch is written whole or not at all, and by the leader only.
+func TestPutNamespaces(t *testing.T) {
+	_, s := network(t)
+	ctx := ctxOf(t)
+	l := campaign(t, s, "one")
+	count := func(want int) {
+		t.Helper()
+		if got, _, err := s.Snapshot(ctx); err != nil || len(got.Namespaces) != want {
+			t.Errorf("%d records, %v; want %d", len(got.Namespaces), err, want)
+		}
+	}
+	batch := batchOf(MaxBatch)
+	rev, err := l.PutNamespaces(ctx, batch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	count(MaxBatch)
+	if n, err := s.Namespace(ctx, "ns7"); err != nil || n.Revision != rev {
+		t.Errorf("ns7 at revision %d, %v; want %d", n.Revision, err, rev)
+	}
+	later := []NamespacePut{{Key: "new", Namespace: topology.Namespace{NetName: "new"}}, {Key: "ns7", Namespace: topology.Namespace{NetName: "ns7"}, Revision: rev - 1}}
+	if _, err := l.PutNamespaces(ctx, later); !errors.Is(err, ErrConflict) {
+		t.Errorf("one of two on an older revision: %v, want ErrConflict", err)
+	}
+	count(MaxBatch)
+	if err := l.Resign(); err != nil {
+		t.Fatal(err)
+	}
+	l.done = make(chan struct{}) // it does not know
+	if _, err := l.PutNamespaces(ctx, later[:1]); !errors.Is(err, ErrDeposed) {
+		t.Errorf("after resignation: %v, want ErrDeposed", err)
+	}
+	count(MaxBatch)
+}
+
+// An etcd that is told to take less says so, and that is not an etcd that is away.
+func TestPutNamespacesRefused(t *testing.T) {
+	_, s := network(t, func(c *embed.Config) { c.MaxTxnOps = 10 })
+	l := campaign(t, s, "one")
+	if _, err := l.PutNamespaces(ctxOf(t), batchOf(MaxBatch)); !errors.Is(err, ErrInvalid) || errors.Is(err, ErrUnavailable) {
+		t.Errorf("%v, want ErrInvalid", err)
+	}
+	huge := batchOf(2)
+	for i := range huge {
+		huge[i].Namespace.By = strings.Repeat("x", 1<<20)
+	}
+	if _, err := l.PutNamespaces(ctxOf(t), huge); !errors.Is(err, ErrInvalid) || errors.Is(err, ErrUnavailable) {
+		t.Errorf("2 MiB: %v, want ErrInvalid", err)
+	}
+	if _, err := l.PutNamespaces(ctxOf(t), batchOf(9)); err != nil {
+		t.Error(err)
 	}
 }

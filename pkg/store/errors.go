@@ -106,6 +106,19 @@ func denied(err error) bool {
 	return false
 }
 
+// tooLarge is what etcd said of a transaction that it refused for its size, and of which it
+// did nothing; nil where err is something else.
+func tooLarge(err error) error {
+	var e *Error
+	if !errors.As(err, &e) || e.Cause == nil {
+		return nil
+	}
+	if said := rpctypes.Error(e.Cause); errors.Is(said, rpctypes.ErrTooManyOps) || errors.Is(said, rpctypes.ErrRequestTooLarge) {
+		return e.Cause
+	}
+	return nil
+}
+
 // readable cuts gRPC's wrapping off an error's text: what a dial, TLS or etcd
 // said last is the cause.
 func readable(err error) string {

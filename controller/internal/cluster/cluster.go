@@ -83,6 +83,9 @@ type Plan struct {
 	// Writes in the order to make them; when one fails, the later ones must wait
 	// for the next plan.
 	Writes []Write
+	// New are records that only ask for a first netID. They come after Writes; none builds
+	// on another, so that they can be made together.
+	New []Write
 	// Annotations and Asks are all that is wanted now, whether wanted before or not.
 	Annotations []Annotation
 	Asks        []Ask

@@ -242,7 +242,12 @@ func (d *round) write(m *member, want topology.Namespace, why string) {
 	if why == "" {
 		why = "its Namespace"
 	}
-	d.plan.Writes = append(d.plan.Writes, Write{Key: m.Name, Namespace: &want, Revision: m.revision, Why: why})
+	w := Write{Key: m.Name, Namespace: &want, Revision: m.revision, Why: why}
+	if m.revision == 0 && want.Action == topology.None {
+		d.plan.New = append(d.plan.New, w)
+		return
+	}
+	d.plan.Writes = append(d.plan.Writes, w)
 }
 
 // byAge lists objects, the oldest first.

@@ -3,6 +3,7 @@ package cluster
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -78,7 +79,7 @@ func (s *scene) plan() Plan { return New(FromRecords).Plan(s.state(), now) }
 // words are the writes of a plan in short: what is written, not all of it.
 func words(p Plan) []string {
 	var out []string
-	for _, w := range p.Writes {
+	for _, w := range slices.Concat(p.Writes, p.New) {
 		var b strings.Builder
 		switch {
 		case w.Delete:

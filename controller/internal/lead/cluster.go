@@ -154,21 +154,22 @@ func (t *term) follow(ctx context.Context) (events <-chan struct{}, stop func())
 	return merged, func() { cancel(); running.Wait() }
 }
 
-// actCluster plans and writes what the Kubernetes cluster calls for.
-func (t *term) actCluster(ctx context.Context) (wrote bool, err error) {
+// actCluster plans and writes what the Kubernetes cluster calls for. all is false where
+// some of the plan was left for the next.
+func (t *term) actCluster(ctx context.Context) (wrote, all bool, err error) {
 	f := t.follower
 	if f == nil {
-		return false, nil
+		return false, true, nil
 	}
 	now, ok := t.c.world.now()
 	if !ok {
-		return false, nil
+		return false, true, nil
 	}
 	t.check(now)
 	state := cluster.State{Cluster: now, Records: t.last, Empty: f.errands.Empty()}
 	if state.AddressesDiffer() {
 		if state.Reporting, err = t.reporting(ctx); err != nil {
-			return false, err
+			return false, true, err
 		}
 	}
 	plan := f.planner.Plan(state, t.c.cfg.Now())
@@ -181,15 +182,20 @@ func (t *term) actCluster(ctx context.Context) (wrote bool, err error) {
 		default:
 		}
 	}
-	for _, w := range plan.Writes {
+	over := t.slice()
+	for i, w := range plan.Writes {
+		if i > 0 && over() {
+			return true, false, nil
+		}
 		rev, err := t.writeCluster(ctx, w)
 		if err != nil {
-			return true, err
+			return true, true, err
 		}
 		t.lastWrite = max(t.lastWrite, rev)
 		t.logCluster(w, rev)
 	}
-	return len(plan.Writes) > 0, nil
+	all, err = t.create(ctx, plan.New)
+	return len(plan.Writes)+len(plan.New) > 0, all, err
 }
 
 // reporting are the addresses whose agents report.

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -138,13 +139,12 @@ func (t *term) actRequests(ctx context.Context) error {
 	if err := t.certify(ctx, plan); err != nil {
 		return err
 	}
+	var writes []cluster.Write
 	for _, ns := range plan.Namespaces {
-		rev, err := t.writer.PutNamespace(ctx, ns, topology.Namespace{NetName: ns}, 0)
-		if err != nil {
-			return err
-		}
-		t.lastWrite = max(t.lastWrite, rev)
-		t.log.Info("a node asked for a namespace's record", "tenant", ns, "revision", rev)
+		writes = append(writes, cluster.Write{Key: ns, Namespace: &topology.Namespace{NetName: ns}, Why: "a node asked for it"})
+	}
+	if _, err := t.create(ctx, writes); err != nil {
+		return err
 	}
 	for _, n := range plan.Nodes {
 		rev, err := t.writer.PutNode(ctx, n.HostIP.String(), n, t.last.Revs.Nodes[n.HostIP].Mod)

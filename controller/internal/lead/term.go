@@ -21,6 +21,7 @@ type writer interface {
 	Name() string
 	Done() <-chan struct{}
 	PutNamespace(ctx context.Context, key string, n topology.Namespace, rev int64) (int64, error)
+	PutNamespaces(ctx context.Context, batch []store.NamespacePut) (int64, error)
 	PutNode(ctx context.Context, key string, n topology.Node, rev int64) (int64, error)
 	DeleteNamespace(ctx context.Context, key string, rev int64) (int64, error)
 	DeleteNode(ctx context.Context, key string, rev int64) (int64, error)
@@ -48,6 +49,8 @@ type term struct {
 	nodes     map[string]bool // keys of the nodes that were there last; nil at first
 
 	identities identities
+	// clusterCut is that what follows Kubernetes was cut short, and the rest has its turn.
+	clusterCut bool
 }
 
 func newTerm(c *Controller, w writer) *term {
@@ -173,18 +176,36 @@ func (t *term) take(r store.Records) (fresh bool, err error) {
 	return true, nil
 }
 
-// act writes what the newest records call for.
+// act writes what the newest records call for. Each part ends after a slice of time, and
+// what is left of it is in the plan of the next snapshot, which its writes bring about.
 func (t *term) act(ctx context.Context) error {
-	if wrote, err := t.actCluster(ctx); wrote || err != nil {
+	if t.clusterCut {
+		t.clusterCut = false
+		before := t.lastWrite
+		if err := t.actRecords(ctx); err != nil || t.lastWrite != before {
+			return err
+		}
+	}
+	wrote, all, err := t.actCluster(ctx)
+	t.clusterCut = !all
+	if wrote || err != nil {
 		return err // the watch shows what was written; the rest builds on it
 	}
-	ids, err := t.actTenants(ctx)
-	subnets, nodeErr := t.actNodes(ctx)
+	return t.actRecords(ctx)
+}
+
+// actRecords writes what the records themselves call for.
+func (t *term) actRecords(ctx context.Context) error {
+	ids, allIDs, err := t.actTenants(ctx)
+	subnets, allSubnets, nodeErr := t.actNodes(ctx)
 	if err := errors.Join(err, nodeErr, t.actIdentities(ctx)); err != nil {
 		return err
 	}
 	if err := t.dropMTUs(ctx); err != nil {
 		return err
+	}
+	if !allIDs || !allSubnets {
+		return nil
 	}
 	return t.keepReleased(ctx, store.Released{NetIDs: append(freedIDs{}, ids...), Subnets: subnets})
 }
@@ -220,35 +241,45 @@ func (t *term) releasedFailed(ctx context.Context, err error) error {
 	return nil // the next plan writes it
 }
 
-// actTenants plans and writes the namespaces.
-func (t *term) actTenants(ctx context.Context) (freedIDs, error) {
+// actTenants plans and writes the namespaces: what people asked for, and then first
+// netIDs. all is false where some of the plan was left for the next.
+func (t *term) actTenants(ctx context.Context) (freed freedIDs, all bool, err error) {
 	plan, err := t.tenants.Plan(tenantRecords(t.last), t.c.cfg.Now())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	t.c.cfg.Metrics.tenants(plan)
 	for _, w := range plan.Writes {
 		t.tenants.Trying(w)
 		rev, err := t.writer.PutNamespace(ctx, w.Key, w.Namespace, w.Mod)
+		t.told(w, rev, err)
 		if err != nil {
-			if certain(err) {
-				t.tenants.Failed(w)
-			}
-			return nil, err
+			return nil, false, err
 		}
-		t.tenants.Wrote(w)
-		t.lastWrite = max(t.lastWrite, rev)
-		t.c.cfg.Metrics.answered(w)
-		t.c.cfg.Metrics.write.Observe(t.c.cfg.Now().Sub(t.seen).Seconds())
-		t.logTenant(w, rev)
-		t.follower.tellTenant(w)
 	}
-	return plan.Freed, nil
+	all, err = t.giveFirst(ctx, plan.First)
+	return plan.Freed, all, err
+}
+
+// told tells what became of a write that was tried.
+func (t *term) told(w tenant.Write, rev int64, err error) {
+	if err != nil {
+		if certain(err) {
+			t.tenants.Failed(w)
+		}
+		return
+	}
+	t.tenants.Wrote(w)
+	t.lastWrite = max(t.lastWrite, rev)
+	t.c.cfg.Metrics.answered(w)
+	t.c.cfg.Metrics.write.Observe(t.c.cfg.Now().Sub(t.seen).Seconds())
+	t.logTenant(w, rev)
+	t.follower.tellTenant(w)
 }
 
 // certain reports whether err means that nothing was written.
 func certain(err error) bool {
-	return errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrDeposed)
+	return errors.Is(err, store.ErrConflict) || errors.Is(err, store.ErrDeposed) || errors.Is(err, store.ErrInvalid)
 }
 
 func (t *term) logTenant(w tenant.Write, rev int64) {
@@ -294,25 +325,30 @@ func (t *term) nodeRecords(ctx context.Context) ([]subnet.Record, error) {
 	return records, nil
 }
 
-// actNodes plans and writes the nodes.
-func (t *term) actNodes(ctx context.Context) (freedSubnets, error) {
+// actNodes plans and writes the nodes. all is false where some of the plan was left for
+// the next.
+func (t *term) actNodes(ctx context.Context) (freed freedSubnets, all bool, err error) {
 	records, err := t.nodeRecords(ctx)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	plan, err := t.subnets.Plan(t.last.Config, records, t.c.cfg.Now())
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
+	over := t.slice()
 	t.c.cfg.Metrics.nodes(plan)
-	for _, w := range plan.Writes {
+	for i, w := range plan.Writes {
+		if i > 0 && over() {
+			return nil, false, nil
+		}
 		t.subnets.Trying(w)
 		rev, err := t.writer.PutNode(ctx, w.Key, w.Node, w.Mod)
 		if err != nil {
 			if certain(err) {
 				t.subnets.Failed(w)
 			}
-			return nil, err
+			return nil, false, err
 		}
 		t.subnets.Wrote(w)
 		t.lastWrite = max(t.lastWrite, rev)
@@ -325,5 +361,5 @@ func (t *term) actNodes(ctx context.Context) (freedSubnets, error) {
 		t.log.Log(ctx, level, "node", attrs...)
 		t.follower.tellNode(w)
 	}
-	return plan.Freed, nil
+	return plan.Freed, true, nil
 }

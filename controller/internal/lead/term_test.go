@@ -38,6 +38,18 @@ func (m *mortal) PutNamespace(ctx context.Context, key string, n topology.Namesp
 	return r, err
 }
 
+func (m *mortal) PutNamespaces(ctx context.Context, batch []store.NamespacePut) (int64, error) {
+	m.left--
+	if m.left < 0 && !m.late {
+		return 0, errKilled
+	}
+	r, err := m.Leadership.PutNamespaces(ctx, batch)
+	if m.left < 0 {
+		return 0, errKilled
+	}
+	return r, err
+}
+
 func (m *mortal) PutReleased(ctx context.Context, r store.Released, rev int64) (int64, error) {
 	if m.left--; m.left < 0 {
 		return 0, errKilled
@@ -49,7 +61,7 @@ func (m *mortal) PutReleased(ctx context.Context, r store.Released, rev int64) (
 // that the next does not put right.
 func TestKilledBetweenSteps(t *testing.T) {
 	for _, late := range []bool{false, true} {
-		for n := range 6 {
+		for n := range 7 {
 			e := etcdtest.Start(t)
 			s := open(t, e)
 			if _, err := s.PutConfig(ctxOf(t), topology.DefaultConfig()); err != nil {
@@ -65,10 +77,11 @@ func TestKilledBetweenSteps(t *testing.T) {
 			if err := s.DeleteNamespace(ctxOf(t), "d"); err != nil {
 				t.Fatal(err)
 			}
+			ensure(t, s, "e", "f") // their netIDs come together
 			live(t, s, c, n, late)
 			ensure(t, s, "d") // a namesake
 			live(t, s, c, 1000, false)
-			if id(t, s, "a") != id(t, s, "b") || id(t, s, "c") != 0 || id(t, s, "d") == d {
+			if id(t, s, "a") != id(t, s, "b") || id(t, s, "c") != 0 || id(t, s, "d") == d || id(t, s, "e") == id(t, s, "f") {
 				t.Errorf("killed at step %d (late %v): a %d, b %d, c %d, d %d (was %d)", n, late, id(t, s, "a"), id(t, s, "b"), id(t, s, "c"), id(t, s, "d"), d)
 			}
 		}

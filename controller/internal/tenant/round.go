@@ -16,16 +16,78 @@ type round struct {
 	planner *Planner
 	now     time.Time
 	ids     *alloc.IDs
-	order   []string // keys, by revision
 	records map[string]*Record
 	// current is the netID of each namespace as far as the plan has come, and
 	// holders who has which.
 	current map[string]netid.ID
-	holders map[netid.ID]map[string]struct{}
+	holders map[netid.ID]*members
+	// pending are those who may have a netID that nobody knows of: by writes whose fate
+	// was not told.
+	pending map[netid.ID][]string
 	done    map[string]bool
 	writes  map[string]*Write
 	after   map[string]string // by key: the target of its join
 	err     error             // of the source of randomness
+}
+
+func newRound(p *Planner, now time.Time, ids *alloc.IDs, size int) *round {
+	return &round{
+		planner: p, now: now.UTC().Truncate(time.Second), ids: ids,
+		records: make(map[string]*Record, size), current: make(map[string]netid.ID, size), holders: make(map[netid.ID]*members, size),
+		pending: map[netid.ID][]string{}, done: make(map[string]bool, size), writes: map[string]*Write{}, after: map[string]string{},
+	}
+}
+
+// members are the namespaces that have one netID; most often it is one.
+type members struct {
+	one  string
+	many map[string]struct{} // nil while there is one
+}
+
+func (m *members) add(key string) {
+	if m.many == nil {
+		m.many = map[string]struct{}{m.one: {}}
+	}
+	m.many[key] = struct{}{}
+}
+
+// remove reports whether any are left.
+func (m *members) remove(key string) (left bool) {
+	if m.many == nil {
+		return m.one != key
+	}
+	delete(m.many, key)
+	return len(m.many) > 0
+}
+
+// other is the first of them by name, key not among them; empty for none.
+func (m *members) other(key string) string {
+	if m == nil || m.many == nil && m.one == key {
+		return ""
+	}
+	if m.many == nil {
+		return m.one
+	}
+	name := ""
+	for n := range m.many {
+		if n != key && (name == "" || n < name) {
+			name = n
+		}
+	}
+	return name
+}
+
+// split tells records that only ask for a first netID from all others.
+func (r *round) split(records []*Record) (requests, first []*Record) {
+	for _, rec := range records {
+		n := &rec.Namespace
+		if rec.Unreadable == "" && n.Action == topology.None && n.NetID == nil && n.Effective == nil && r.has(rec.Key) == nil {
+			first = append(first, rec)
+		} else {
+			requests = append(requests, rec)
+		}
+	}
+	return requests, first
 }
 
 // verdict is what becomes of one record.
@@ -39,16 +101,19 @@ type verdict struct {
 // set gives a namespace a netID.
 func (r *round) set(key string, id netid.ID) {
 	if old, ok := r.current[key]; ok {
-		delete(r.holders[old], key)
-		if len(r.holders[old]) == 0 {
+		if old == id {
+			return
+		}
+		if !r.holders[old].remove(key) {
 			delete(r.holders, old)
 		}
 	}
 	r.current[key] = id
-	if r.holders[id] == nil {
-		r.holders[id] = map[string]struct{}{}
+	if m := r.holders[id]; m != nil {
+		m.add(key)
+	} else {
+		r.holders[id] = &members{one: key}
 	}
-	r.holders[id][key] = struct{}{}
 }
 
 // has is a namespace's netID at this point of the plan; nil: none.
@@ -59,19 +124,28 @@ func (r *round) has(key string) *netid.ID {
 	return nil
 }
 
-// other names one that has id beside key; empty when nobody has.
+// other names one that has id beside key, or may have; empty when nobody has.
 func (r *round) other(id netid.ID, key string) string {
-	name := ""
-	for n := range r.holders[id] {
-		if n != key && (name == "" || n < name) {
-			name = n
+	if name := r.holders[id].other(key); name != "" {
+		return name
+	}
+	for _, name := range r.pending[id] {
+		if name != key {
+			return name
 		}
 	}
-	return name
+	return ""
 }
 
-// fresh is a netID that nobody has; nil and a reason when there is none.
-func (r *round) fresh() (*netid.ID, string) {
+// fresh is a netID for key that nobody has; nil and a reason when there is none. One
+// that key may have already, by a write whose fate was not told, comes first, so that
+// an etcd that does not answer does not cost a netID at each attempt.
+func (r *round) fresh(key string) (*netid.ID, string) {
+	for _, id := range r.planner.memory[key].unknown {
+		if !id.IsGlobal() && r.holders[id] == nil && r.other(id, key) == "" {
+			return &id, ""
+		}
+	}
 	id, err := r.ids.Allocate()
 	switch {
 	case err == nil:
@@ -88,7 +162,7 @@ func (r *round) first(key string) (*netid.ID, string) {
 		global := netid.Global
 		return &global, ""
 	}
-	return r.fresh()
+	return r.fresh(key)
 }
 
 // step decides about one record, once.
@@ -251,7 +325,7 @@ func (r *round) isolate(rec *Record) verdict {
 			}
 		}
 	}
-	id, lack := r.fresh()
+	id, lack := r.fresh(rec.Key)
 	if lack != "" {
 		return r.refuse(rec, lack)
 	}
@@ -329,11 +403,11 @@ func message(s *topology.Status) string {
 	return s.Message
 }
 
-// ordered lists the writes so that each comes after those it builds on: who
-// joins a namespace is written after that namespace.
-func (r *round) ordered() []Write {
-	var out []Write
+// order lists the writes of records, so that each comes after those it builds on: who
+// joins a namespace is written after that namespace. A write is listed once.
+func (r *round) order() func([]*Record) []Write {
 	seen := map[string]bool{}
+	var out []Write
 	var visit func(string)
 	visit = func(key string) {
 		if seen[key] {
@@ -347,8 +421,11 @@ func (r *round) ordered() []Write {
 			out = append(out, *w)
 		}
 	}
-	for _, key := range r.order {
-		visit(key)
+	return func(records []*Record) []Write {
+		out = nil
+		for _, rec := range records {
+			visit(rec.Key)
+		}
+		return out
 	}
-	return out
 }

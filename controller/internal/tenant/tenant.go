@@ -9,8 +9,8 @@ package tenant
 import (
 	"cmp"
 	"io"
-	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/alloc"
@@ -76,9 +76,13 @@ type Write struct {
 
 // Plan is what should be done about one set of records.
 type Plan struct {
-	// Writes in the order to make them. When one fails the later ones must wait
-	// for the next plan: they may build on it.
+	// Writes answer the requests of people, in the order to make them. When one fails
+	// the later ones must wait for the next plan: they may build on it.
 	Writes []Write
+	// First give first netIDs, to records that ask for nothing else. They come after
+	// Writes. None builds on another, so that they can be made together, and those that
+	// are not made are in the next plan.
+	First []Write
 	// Freed are the netIDs that no record has any more, oldest first.
 	Freed []netid.ID
 	// InUse counts the distinct netIDs of tenants, global not among them.
@@ -105,8 +109,18 @@ type memory struct {
 	create int64
 	// confirmed is the netID the record last had; nil: none yet.
 	confirmed *netid.ID
-	// tried is a netID in a write whose fate is not known.
-	tried *netid.ID
+	// tried is the netID in the write that is being made, and unknown those in writes
+	// before it whose fate was never told.
+	tried   *netid.ID
+	unknown []netid.ID
+}
+
+// settle moves what was tried to what is not known.
+func (m *memory) settle() {
+	if m.tried != nil && !slices.Contains(m.unknown, *m.tried) {
+		m.unknown = append(slices.Clone(m.unknown), *m.tried)
+	}
+	m.tried = nil
 }
 
 // Planner plans for one term of one leader. It remembers which netIDs were
@@ -139,6 +153,7 @@ func (p *Planner) Trying(w Write) {
 	if m.create != w.create {
 		m = memory{create: w.create}
 	}
+	m.settle()
 	m.tried = w.Namespace.Effective
 	p.memory[w.Key] = m
 }
@@ -149,7 +164,8 @@ func (p *Planner) Wrote(w Write) {
 	p.memory[w.Key] = memory{create: w.create, confirmed: w.Namespace.Effective}
 }
 
-// Failed tells it that w was certainly not written.
+// Failed tells it that w was certainly not written. An attempt before it, whose fate
+// was not told, may have been.
 func (p *Planner) Failed(w Write) {
 	m := p.memory[w.Key]
 	m.tried = nil
@@ -160,48 +176,55 @@ func (p *Planner) Failed(w Write) {
 // one revision. An error is that of the source of randomness.
 //
 // Requests are carried out in the order in which they were written, so that
-// what becomes of several does not depend on how many of them a plan sees.
+// what becomes of several does not depend on how many of them a plan sees. First
+// netIDs come after all of them, save those that a join needs.
 func (p *Planner) Plan(records []Record, now time.Time) (Plan, error) {
-	records = slices.SortedFunc(slices.Values(records), func(a, b Record) int {
-		return cmp.Or(cmp.Compare(a.Mod, b.Mod), cmp.Compare(a.Key, b.Key))
+	sorted := make([]*Record, len(records))
+	for i := range records {
+		sorted[i] = &records[i]
+	}
+	slices.SortFunc(sorted, func(a, b *Record) int {
+		return cmp.Or(cmp.Compare(a.Mod, b.Mod), strings.Compare(a.Key, b.Key))
 	})
-	if p.first && len(records) > 0 && !slices.ContainsFunc(records, func(r Record) bool { return r.Namespace.Effective != nil }) {
+	if p.first && len(sorted) > 0 && !slices.ContainsFunc(sorted, func(r *Record) bool { return r.Namespace.Effective != nil }) {
 		p.cfg.Import = true
 	}
-	r, err := p.begin(records, now)
+	r, err := p.begin(sorted, now)
 	if err != nil {
 		return Plan{}, err
 	}
-	for i := range records {
-		r.step(records[i].Key)
+	requests, first := r.split(sorted)
+	for _, rec := range requests {
+		r.step(rec.Key)
+	}
+	for _, rec := range first {
+		r.step(rec.Key)
 	}
 	if r.err != nil {
 		return Plan{}, r.err
 	}
 	p.first = false
-	return Plan{Writes: r.ordered(), Freed: slices.Clone(p.freed), InUse: len(p.held)}, nil
+	order := r.order()
+	return Plan{Writes: order(requests), First: order(first), Freed: slices.Clone(p.freed), InUse: len(p.held)}, nil
 }
 
 // begin observes the records: who has which netID now.
-func (p *Planner) begin(records []Record, now time.Time) (*round, error) {
+func (p *Planner) begin(records []*Record, now time.Time) (*round, error) {
 	ids, err := alloc.NewIDs(p.cfg.Min, p.cfg.Max, p.cfg.Random)
 	if err != nil {
 		return nil, err
 	}
-	r := &round{
-		planner: p, now: now.UTC().Truncate(time.Second), ids: ids,
-		records: map[string]*Record{}, current: map[string]netid.ID{}, holders: map[netid.ID]map[string]struct{}{},
-		done: map[string]bool{}, writes: map[string]*Write{}, after: map[string]string{},
-	}
-	next := map[string]memory{}
-	for i := range records {
-		rec := &records[i]
+	r := newRound(p, now, ids, len(records))
+	next := make(map[string]memory, len(records))
+	for _, rec := range records {
 		r.records[rec.Key] = rec
-		r.order = append(r.order, rec.Key)
-		m := p.observe(*rec)
+		m := p.observe(rec)
 		next[rec.Key] = m
 		if m.confirmed != nil {
 			r.set(rec.Key, *m.confirmed)
+		}
+		for _, id := range m.unknown {
+			r.pending[id] = append(r.pending[id], rec.Key)
 		}
 	}
 	p.memory = next
@@ -214,9 +237,20 @@ func (p *Planner) begin(records []Record, now time.Time) (*round, error) {
 			ids.Release(id)
 		}
 	}
-	// What people wrote and nobody has checked yet is not given to others.
-	for i := range records {
-		if n := records[i].Namespace; n.NetID != nil && n.Action == topology.None && n.ValidateRequest() == nil {
+	// What may have been written is not given to others either.
+	for id := range r.pending {
+		ids.Use(id)
+	}
+	// Nor is what people wrote and nobody has checked yet.
+	for _, rec := range records {
+		n := &rec.Namespace
+		if n.NetID == nil || n.Action != topology.None {
+			continue
+		}
+		if has, ok := r.current[rec.Key]; ok && int64(has) == *n.NetID {
+			continue // it has that, and it is in use
+		}
+		if n.ValidateRequest() == nil {
 			ids.Use(netid.ID(*n.NetID))
 		}
 	}
@@ -226,29 +260,28 @@ func (p *Planner) begin(records []Record, now time.Time) (*round, error) {
 // observe is what is known of a record now. A confirmed netID counts if this
 // leader wrote it, or found it when its term began; else someone wrote the field
 // by hand, and what was confirmed before still holds.
-func (p *Planner) observe(r Record) memory {
+func (p *Planner) observe(r *Record) memory {
 	m, known := p.memory[r.Key]
 	if known && m.create != r.Create {
 		// Deleted and made anew: a namesake, which inherits nothing.
 		m, known = memory{}, false
 	}
-	out := memory{create: r.Create, confirmed: m.confirmed}
+	m.create = r.Create
+	m.settle()
 	eff := r.Namespace.Effective
-	switch {
-	case eff == nil || eff.Validate() != nil:
-	case p.first, m.tried != nil && *eff == *m.tried:
-		out.confirmed = eff
+	if eff == nil || eff.Validate() != nil {
+		return m
 	}
-	if m.tried != nil && (eff == nil || *eff != *m.tried) {
-		// The write may still be on its way.
-		out.tried = m.tried
+	if p.first || slices.Contains(m.unknown, *eff) {
+		// Other writes that are still on their way compare an older revision.
+		return memory{create: r.Create, confirmed: eff}
 	}
-	return out
+	return m
 }
 
 // free moves the netIDs that nobody has any more to the freed ones.
-func (p *Planner) free(holders map[netid.ID]map[string]struct{}) {
-	held := map[netid.ID]struct{}{}
+func (p *Planner) free(holders map[netid.ID]*members) {
+	held := make(map[netid.ID]struct{}, len(holders))
 	for id := range holders {
 		if !id.IsGlobal() {
 			held[id] = struct{}{}
@@ -259,12 +292,15 @@ func (p *Planner) free(holders map[netid.ID]map[string]struct{}) {
 	for _, id := range p.freed {
 		known[id] = struct{}{}
 	}
-	for _, id := range slices.Sorted(maps.Keys(p.held)) {
+	var gone []netid.ID
+	for id := range p.held {
 		_, still := held[id]
 		if _, dup := known[id]; !still && !dup {
-			p.freed = append(p.freed, id)
+			gone = append(gone, id)
 		}
 	}
+	slices.Sort(gone)
+	p.freed = append(p.freed, gone...)
 	if over := len(p.freed) - MaxFreed; over > 0 {
 		p.freed = slices.Clone(p.freed[over:])
 	}

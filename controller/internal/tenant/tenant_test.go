@@ -401,7 +401,7 @@ func TestImport(t *testing.T) {
 		w := newWorld(t, Config{Import: true})
 		tree(w)
 		for range len(w.records) {
-			if writes := w.plan().Writes; len(writes) > 0 {
+			if writes := all(w.plan()); len(writes) > 0 {
 				w.write(writes[0])
 			}
 			w.elect(true) // the mark of completion was not written
@@ -422,7 +422,7 @@ func TestKilledBetweenWrites(t *testing.T) {
 		w.ask("a", topology.Join, "d") // builds on d's new netID
 		w.ask("b", topology.Isolate, "")
 		w.ask("c", topology.MakeGlobal, "")
-		for i, x := range w.plan().Writes {
+		for i, x := range all(w.plan()) {
 			if i < kill {
 				w.write(x)
 			}
@@ -455,6 +455,100 @@ func TestUnknownFate(t *testing.T) {
 		w.says("a", "")
 		w.settle()
 	}
+}
+
+// A write whose fate is not known is tried again, and fails because the first attempt was
+// made after all: what it wrote is not taken for somebody's hand.
+func TestUnknownFateTriedAgain(t *testing.T) {
+	w := newWorld(t, Config{Min: 10, Max: 12})
+	w.create("a", "b")
+	first := w.plan().First
+	for _, x := range first {
+		w.planner.Trying(x)
+	}
+	again := w.plan().First
+	if diff := cmp.Diff(ids(first), ids(again)); diff != "" {
+		t.Errorf("other netIDs at the second attempt (-first +second):\n%s", diff)
+	}
+	for i, x := range first {
+		w.planner.Trying(again[i])
+		w.planner.Failed(again[i])
+		r := w.records[x.Key]
+		w.rev++
+		r.Namespace, r.Mod = x.Namespace, w.rev
+		w.records[x.Key] = r
+	}
+	if writes := w.settle(); len(writes) > 0 {
+		t.Errorf("writes %+v", writes)
+	}
+	w.says("a", "")
+}
+
+func ids(writes []Write) map[string]netid.ID {
+	out := map[string]netid.ID{}
+	for _, w := range writes {
+		out[w.Key] = *w.Namespace.Effective
+	}
+	return out
+}
+
+// What may have been written to one record is given to no other meanwhile.
+func TestUnknownFateReserved(t *testing.T) {
+	w := newWorld(t, Config{Min: 10, Max: 13})
+	w.create("z") // there is nothing to import
+	w.settle()
+	w.create("a", "b", "c")
+	x := w.plan().First[0]
+	w.planner.Trying(x)
+	w.put("b", fmt.Sprintf(`{"NetName":"b","NetID":%d}`, *x.Namespace.Effective)) // by hand
+	w.ask("c", topology.Isolate, "")
+	for _, other := range all(w.plan()) {
+		if other.Key != "a" && *other.Namespace.Effective == *x.Namespace.Effective {
+			t.Errorf("%s is given netID %d, which a may have", other.Key, *x.Namespace.Effective)
+		}
+	}
+	w.settle()
+	w.own("a")
+	w.own("b")
+	w.own("c")
+	w.says("b", "belongs to namespace a")
+}
+
+// Requests of people come before first netIDs, each in the order in which they were
+// written; the first netID of who is joined comes before the joining.
+func TestRequestsBeforeFirst(t *testing.T) {
+	w := newWorld(t, Config{})
+	w.create("a", "b", "c")
+	w.settle()
+	w.create("new1", "new2", "target")
+	w.ask("c", topology.MakeGlobal, "")
+	w.ask("a", topology.Join, "target")
+	w.create("new3")
+	w.put("b", `{"NetName":"b","NetID":77}`)
+	keys := func(writes []Write) (out []string) {
+		for _, x := range writes {
+			out = append(out, x.Key)
+		}
+		return out
+	}
+	p := w.plan()
+	if diff := cmp.Diff([][]string{{"c", "target", "a", "b"}, {"new1", "new2", "new3"}}, [][]string{keys(p.Writes), keys(p.First)}); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// With one netID left, whoever asks for another one has it before who asks for the first.
+func TestLastNetID(t *testing.T) {
+	w := newWorld(t, Config{Min: 10, Max: 11})
+	w.create("a", "b")
+	w.settle()
+	w.ask("b", topology.Join, "a")
+	w.settle()
+	w.create("new")
+	w.ask("b", topology.Isolate, "")
+	w.settle()
+	w.own("b")
+	w.says("new", "waiting")
 }
 
 func TestDeterministicOrder(t *testing.T) {

@@ -83,6 +83,9 @@ func (w *world) plan() Plan {
 	return p
 }
 
+// all are the writes of a plan, in order.
+func all(p Plan) []Write { return slices.Concat(p.Writes, p.First) }
+
 // write carries a write out as etcd would: only on the revision that was read.
 func (w *world) write(x Write) bool {
 	w.planner.Trying(x)
@@ -102,14 +105,14 @@ func (w *world) write(x Write) bool {
 // settle plans and writes until there is nothing to do: that is after one plan.
 func (w *world) settle() []Write {
 	w.t.Helper()
-	writes := w.plan().Writes
+	writes := all(w.plan())
 	for _, x := range writes {
 		if !w.write(x) {
 			w.t.Fatalf("write of %s failed", x.Key)
 		}
 	}
-	if again := w.plan(); len(again.Writes) > 0 {
-		w.t.Fatalf("a second plan on top of the first has writes: %+v", again.Writes)
+	if again := all(w.plan()); len(again) > 0 {
+		w.t.Fatalf("a second plan on top of the first has writes: %+v", again)
 	}
 	w.planner.Imported()
 	return writes
