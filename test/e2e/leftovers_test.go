@@ -69,7 +69,11 @@ func TestLimitsLeaveNothing(t *testing.T) {
 	} {
 		l.interrupted(ctx, c.kill, c.after, add)
 		l.emptied(fmt.Sprintf("%s dies %s after ADD began", c.name, c.after), stays, before)
-		add(ctx)
+		// Who was killed may not serve yet.
+		l.eventually("ADD", 20*time.Second, func() error {
+			_, err := l.AddPod(ctx, "n1", "red", "a", netlab.PodOptions{IngressBandwidth: 5e6, EgressBandwidth: 5e6})
+			return err
+		})
 		if with, err := l.leftovers("n1"); err != nil || cmp.Equal(before, with) {
 			t.Fatalf("a pod with limits shows in nothing that is looked at: %v", err)
 		}
