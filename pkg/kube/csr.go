@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -94,34 +93,10 @@ func outcome(r *certificatesv1.CertificateSigningRequest) ([]byte, error) {
 func (c *Client) WatchSigningRequests(ctx context.Context, signer string) <-chan map[string]SigningRequest {
 	p := newPicture()
 	requests := newTable(p, signingRequest)
-	out := make(chan map[string]SigningRequest)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	return tellAll(ctx, p, requests, func() {
 		match := metav1.ListOptions{FieldSelector: "spec.signerName=" + signer}
 		follow(ctx, c, "certificatesigningrequests", c.api.Certificates.CertificateSigningRequests(), &certificatesv1.CertificateSigningRequest{}, match, requests)
-	}()
-	go func() {
-		defer close(out)
-		defer func() { <-done }()
-		var pending map[string]SigningRequest
-		var ready chan<- map[string]SigningRequest
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-p.wake:
-				p.mu.Lock()
-				if requests.synced {
-					pending, ready = maps.Clone(requests.items), out
-				}
-				p.mu.Unlock()
-			case ready <- pending:
-				pending, ready = nil, nil
-			}
-		}
-	}()
-	return out
+	})
 }
 
 // Sign approves the request r and gives it its certificate. ErrNotFound, ErrChanged.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"fmt"
-	"maps"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,33 +58,9 @@ func (p Pod) Ref() ObjectRef {
 func (c *Client) WatchPods(ctx context.Context, nodeName string) <-chan map[PodKey]Pod {
 	p := newPicture()
 	pods := newTable(p, toPod)
-	out := make(chan map[PodKey]Pod)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	return tellAll(ctx, p, pods, func() {
 		follow(ctx, c, "pods", c.api.Pods(metav1.NamespaceAll), &metav1.PartialObjectMetadata{}, ofNode(nodeName), pods)
-	}()
-	go func() {
-		defer close(out)
-		defer func() { <-done }()
-		var pending map[PodKey]Pod
-		var ready chan<- map[PodKey]Pod
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-p.wake:
-				p.mu.Lock()
-				if pods.synced {
-					pending, ready = maps.Clone(pods.items), out
-				}
-				p.mu.Unlock()
-			case ready <- pending:
-				pending, ready = nil, nil
-			}
-		}
-	}()
-	return out
+	})
 }
 
 // Pod reads one pod of the node called nodeName; ErrNotFound where it has none of that

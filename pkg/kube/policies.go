@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"maps"
 	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -31,35 +30,11 @@ func (c *Client) WatchNetworkPolicies(ctx context.Context) <-chan map[string]Net
 	policies := newTable(p, func(n *networkingv1.NetworkPolicy) (string, NetworkPolicy) {
 		return string(n.UID), NetworkPolicy{Namespace: n.Namespace, Name: n.Name, UID: string(n.UID)}
 	})
-	out := make(chan map[string]NetworkPolicy)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
+	return tellAll(ctx, p, policies, func() {
 		if c.mayWatchPolicies(ctx) {
 			follow(ctx, c, "networkpolicies", c.api.Networking.NetworkPolicies(""), &networkingv1.NetworkPolicy{}, metav1.ListOptions{}, policies)
 		}
-	}()
-	go func() {
-		defer close(out)
-		defer func() { <-done }()
-		var pending map[string]NetworkPolicy
-		var ready chan<- map[string]NetworkPolicy
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-p.wake:
-				p.mu.Lock()
-				if policies.synced {
-					pending, ready = maps.Clone(policies.items), out
-				}
-				p.mu.Unlock()
-			case ready <- pending:
-				pending, ready = nil, nil
-			}
-		}
-	}()
-	return out
+	})
 }
 
 // mayWatchPolicies returns when NetworkPolicies can be listed; false when ctx ended

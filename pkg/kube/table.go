@@ -3,6 +3,7 @@ package kube
 import (
 	"context"
 	"fmt"
+	"maps"
 	"reflect"
 	"sync"
 	"time"
@@ -169,4 +170,37 @@ func follow[L runtime.Object](ctx context.Context, c *Client, name string, r res
 // named selects the one object called name.
 func named(name string) metav1.ListOptions {
 	return metav1.ListOptions{FieldSelector: "metadata.name=" + name}
+}
+
+// tellAll tells of all that t has while fill fills it: when that is first known, and anew
+// after each batch of changes. The newest wins: a slow reader passes over what is out of
+// date. What is told is not changed. The channel is closed when ctx ends and fill has.
+func tellAll[O runtime.Object, K comparable, T any](ctx context.Context, p *picture, t *table[O, K, T], fill func()) <-chan map[K]T {
+	out := make(chan map[K]T)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		fill()
+	}()
+	go func() {
+		defer close(out)
+		defer func() { <-done }()
+		var pending map[K]T
+		var ready chan<- map[K]T
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-p.wake:
+				p.mu.Lock()
+				if t.synced {
+					pending, ready = maps.Clone(t.items), out
+				}
+				p.mu.Unlock()
+			case ready <- pending:
+				pending, ready = nil, nil
+			}
+		}
+	}()
+	return out
 }
