@@ -63,8 +63,8 @@ test-kernel-short: deps build ## the demo and a handful of tests on the kernel d
 .PHONY: attacks
 attacks: deps build ## what hostile pods, tenants, nodes and hosts try: writes test/e2e/ATTACKS.md (root; KERNEL=1: on the kernel datapath too)
 	@rm -f $(BIN)/attacks $(BIN)/attacks-kernel; touch $(BIN)/attacks-kernel
-	ATTACKS=$(abspath $(BIN))/attacks go test -count=1 -timeout 40m -run '^TestAttack' ./test/e2e ./node-agent/internal/services
-	$(if $(KERNEL),ATTACKS=$(abspath $(BIN))/attacks-kernel ./test/kernel/run --run '^TestAttack')
+	ATTACKS=$(abspath $(BIN))/attacks go test -count=1 -timeout 40m -run '^Test(Attack|Fairness)' ./test/e2e ./node-agent/internal/services
+	$(if $(KERNEL),ATTACKS=$(abspath $(BIN))/attacks-kernel ./test/kernel/run --run '^Test(Attack|Fairness)')
 	go run ./test/attacks/report -version "$(VERSION)" $(BIN)/attacks $(BIN)/attacks-kernel > test/e2e/ATTACKS.md
 
 .PHONY: machine

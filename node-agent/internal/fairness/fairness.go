@@ -35,7 +35,7 @@ const (
 	haste       = 2  // seconds
 	// quietPart of the table a second is little, and no less than leastQuiet.
 	quietPart  = 2000
-	leastQuiet = 10
+	leastQuiet = 50
 	leastBurst = 100
 	// sharePart is the part of the table that one namespace may hold while the table is
 	// short, where it is known.
