@@ -15,7 +15,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 
@@ -479,21 +478,6 @@ func result(node Node, at Attachment) *cniapi.Result {
 		}
 	}
 	return r
-}
-
-// sameSandbox reports whether both paths are of one network namespace: runtimes name it
-// in several ways (/run/netns/x, /var/run/netns/x, /proc/PID/ns/net). Where one is gone
-// only the text is left.
-func sameSandbox(a, b string) bool {
-	if a == b {
-		return true
-	}
-	x, err := os.Stat(a)
-	if err != nil {
-		return false
-	}
-	y, err := os.Stat(b)
-	return err == nil && os.SameFile(x, y)
 }
 
 // classify gives what will pass by itself the code that says so.

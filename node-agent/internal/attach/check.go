@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -130,4 +131,19 @@ func previous(prev *cniapi.PrevResult, at Attachment) []string {
 		}
 	}
 	return append(diff, fmt.Sprintf("prevResult does not have the address %s of %s", want, at.IfName))
+}
+
+// sameSandbox reports whether both paths are of one network namespace: runtimes name it
+// in several ways (/run/netns/x, /var/run/netns/x, /proc/PID/ns/net). Where one is gone
+// only the text is left.
+func sameSandbox(a, b string) bool {
+	if a == b {
+		return true
+	}
+	x, err := os.Stat(a)
+	if err != nil {
+		return false
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y)
 }
