@@ -304,16 +304,18 @@ func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error
 	if err := a.kernel.CreateVeth(wire); err != nil {
 		return err
 	}
+	var apart bool
 	configured := make(chan error, 1)
 	go func() {
-		apart, err := a.configure(wire)
-		at.apart = apart
+		var err error
+		apart, err = a.configure(wire)
 		configured <- err
 	}()
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
 	if err := errors.Join(err, <-configured); err != nil {
 		return err
 	}
+	at.apart = apart
 	if port == at.Port {
 		return nil
 	}
