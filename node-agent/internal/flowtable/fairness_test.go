@@ -144,10 +144,17 @@ func TestTooLargeByNamespace(t *testing.T) {
 	if err := table.SetPathMTUs(t.Context(), map[netip.Addr]int{node(2).HostIP: 1350}); err != nil {
 		t.Fatal(err)
 	}
+	// In few calls: what comes in a second is what counts. A dummy device queues 100.
 	send := func(pod, n int) {
-		for range n {
-			o.AppCtl("netdev-dummy/receive", fmt.Sprint("p", 10+pod), fmt.Sprintf("in_port(%d),eth(src=0a:58:ac:0b:00:%02x,dst=0a:58:ac:0b:00:01),eth_type(0x0800),ipv4(src=172.11.0.%d,dst=172.11.4.9,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=2)", 10+pod, pod, pod), "--len", "1400")
+		args := []string{"netdev-dummy/receive", fmt.Sprint("p", 10+pod)}
+		for i := range n {
+			if i > 0 && i%100 == 0 {
+				o.AppCtl(args...)
+				args = args[:2]
+			}
+			args = append(args, fmt.Sprintf("in_port(%d),eth(src=0a:58:ac:0b:00:%02x,dst=0a:58:ac:0b:00:01),eth_type(0x0800),ipv4(src=172.11.0.%d,dst=172.11.4.9,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=2)", 10+pod, pod, pod), "--len", "1400")
 		}
+		o.AppCtl(args...)
 	}
 	send(2, 300)
 	send(4, 1)
