@@ -27,7 +27,7 @@ import (
 //   - once the change is undone, all is well again within machineTime, without a
 //     restart of the agent.
 var (
-	machineSeed  = flag.Uint64("machine.seed", 0, "seed of the machine suite; 0: a new one, which is printed")
+	machineSeed  = flag.Uint64("machine.seed", 1, "seed of the machine suite; 0: a new one, which is printed")
 	machinePairs = flag.Int("machine.pairs", 2, "pairs of changes that the machine suite tries")
 	machineAll   = flag.Bool("machine.all", false, "try each change alone, not a selection")
 )
