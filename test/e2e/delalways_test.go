@@ -2,11 +2,14 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
@@ -23,6 +26,12 @@ func TestDelAlways(t *testing.T) {
 	}{
 		"the node's record is gone": {
 			lose: func(l *lab) { l.dropSubnet("n1") },
+			// With the record its identity went: somebody has to admit it anew.
+			mend: func(l *lab) {
+				l.must(l.GiveBundle(l.t.Context(), "n1"))
+				l.must(l.Agent("n1").Restart(l.t.Context()))
+			},
+			why: "refuses this node's identity",
 		},
 		"the node has another subnet": {
 			lose: func(l *lab) { l.putSubnet("n1", "172.11.200.0/22") },
@@ -74,7 +83,8 @@ func (l *lab) delAlways(lose, mend func(*lab), why string) {
 	for range 2 {
 		l.eventually("DEL", 20*time.Second, func() error { return l.CNIDel(ctx, gone) })
 	}
-	l.must(l.CNIGC(ctx, "n1", []netlab.Pod{listed}))
+	// GC is told to come again until the database of Open vSwitch has answered.
+	l.eventually("GC", 20*time.Second, func() error { return l.CNIGC(ctx, "n1", []netlab.Pod{listed}) })
 	left := strings.Join(append(l.hostEnds("n1"), l.ports("n1")...), " ")
 	for _, p := range []netlab.Pod{gone, collected} {
 		if strings.Contains(left, p.HostInterface) {
@@ -137,8 +147,15 @@ func (l *lab) putSubnet(node, subnet string) {
 	l.t.Helper()
 	n, err := l.Node(node)
 	l.must(err)
-	_, err = l.etcd().Put(l.t.Context(), networkKey+"/subnets/"+n.VTEP.String(),
-		fmt.Sprintf(`{"Host":%q,"HostIP":%q,"Subnet":%q,"Assign":false}`, node, n.VTEP, subnet))
+	key := networkKey + "/subnets/" + n.VTEP.String()
+	got, err := l.etcd().Get(l.t.Context(), key)
+	l.must(err)
+	rec, err := topology.ParseNode(n.VTEP.String(), got.Kvs[0].Value)
+	l.must(err)
+	rec.Subnet = netip.MustParsePrefix(subnet)
+	data, err := json.Marshal(rec)
+	l.must(err)
+	_, err = l.etcd().Put(l.t.Context(), key, string(data))
 	l.must(err)
 }
 

@@ -117,7 +117,7 @@ func (s switchPorts) WaitOfport(ctx context.Context, name string) (uint32, error
 const (
 	// devicePatience is how long a port may be refused for want of its device,
 	// which is made right after it.
-	devicePatience = time.Second
+	devicePatience = 3 * time.Second
 	// refusedPause is the wait before the database is asked again.
 	refusedPause = 5 * time.Millisecond
 )
