@@ -261,6 +261,8 @@ func TestMTUUplinks(t *testing.T) {
 		"link add name other type veth peer name far",
 		"link set dev other mtu 9000 up", "link set dev far up",
 		"addr add 192.0.2.1/24 dev other",
+		// A node whose router is nobody is not ready.
+		"neigh add 192.0.2.254 lladdr 02:00:00:00:02:54 dev other nud permanent",
 		"route replace default via 192.0.2.254 dev other"))
 	l.must(l.SetAgentArgs("n2", often))
 	l.must(l.Agent("n1").Start(ctx))
