@@ -37,6 +37,9 @@ const (
 	quietPart  = 2000
 	leastQuiet = 50
 	leastBurst = 100
+	// heldBurst is the least that who is held back may at once. Each change of a meter
+	// gives it anew, so it is small.
+	heldBurst = 10
 	// sharePart is the part of the table that one namespace may hold while the table is
 	// short, where it is known.
 	sharePart = 4
@@ -168,7 +171,7 @@ func (j *Judge) restrict(t Table, demand map[string]float64, holds map[string]ui
 		case holds[namespace] > t.Size/sharePart:
 			held[namespace] = Allowance{Rate: 1, Burst: 1}
 		case already || d > max(rate, quiet):
-			held[namespace] = Allowance{Rate: r, Burst: max(r, leastQuiet)}
+			held[namespace] = Allowance{Rate: r, Burst: max(r, heldBurst)}
 		}
 	}
 	return held
