@@ -69,19 +69,15 @@ func (t *term) run(ctx context.Context) error {
 	// A watch of its own, begun after the election: its first listing has all
 	// that former leaders wrote.
 	wctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	records := t.c.cfg.Store.WatchRecords(wctx)
 	requests := t.c.cfg.Store.WatchRequests(wctx)
 	compare := time.NewTicker(compareEvery)
 	defer compare.Stop()
 	events, stop := t.follow(wctx)
 	defer stop()
-	var duties sync.WaitGroup
+	duties := t.startDuties(wctx)
 	defer duties.Wait()
-	for _, duty := range t.c.cfg.Duties {
-		duties.Go(func() { duty(wctx) })
-	}
-	defer cancel()
+	defer cancel() // first of all: what is waited for ends by it
 	var retry <-chan time.Time
 	pause := minPause
 	for {
@@ -106,16 +102,16 @@ func (t *term) run(ctx context.Context) error {
 				return cmp.Or(ctx.Err(), errors.New("the watch ended"))
 			}
 			t.takeRequests(r)
-			if t.last.Revision < t.lastWrite || t.seen.IsZero() {
+			if !t.current() {
 				continue
 			}
 		case <-compare.C:
-			if t.last.Revision < t.lastWrite || t.seen.IsZero() {
+			if !t.current() {
 				continue
 			}
 		case <-events:
-			if t.last.Revision < t.lastWrite || t.seen.IsZero() {
-				continue // the watch of records is about to say more
+			if !t.current() {
+				continue
 			}
 		case <-retry:
 		}
@@ -137,6 +133,19 @@ func (t *term) run(ctx context.Context) error {
 		}
 	}
 }
+
+// startDuties runs until ctx ends what a leader does beside.
+func (t *term) startDuties(ctx context.Context) *sync.WaitGroup {
+	var running sync.WaitGroup
+	for _, duty := range t.c.cfg.Duties {
+		running.Go(func() { duty(ctx) })
+	}
+	return &running
+}
+
+// current reports whether the newest records have all that this term wrote; where they do
+// not, the watch of records is about to say more.
+func (t *term) current() bool { return !t.seen.IsZero() && t.last.Revision >= t.lastWrite }
 
 // begin reads what former leaders left.
 func (t *term) begin(ctx context.Context) error {
