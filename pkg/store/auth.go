@@ -230,6 +230,7 @@ func difference(have, want Access, ours func(string) bool) []step {
 			}
 		}
 		for _, p := range had {
+			// A range that is granted otherwise was replaced by that grant; revoking it takes both.
 			if !slices.ContainsFunc(want.Roles[role], func(w Permission) bool { return comparePermissions(p, w) == 0 }) {
 				break2 = append(break2, step{verb: revoke, name: role, perm: p})
 			}

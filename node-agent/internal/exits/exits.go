@@ -147,7 +147,8 @@ func (c *Check) try(ctx context.Context, sw Switch, frame []byte, probe netip.Ad
 	if err := sw.Send(ctx, frame); err != nil {
 		return false, err
 	}
-	for deadline := time.Now().Add(c.patience); ; {
+	// Each look is a run of nft, so the pauses grow.
+	for deadline, pause := time.Now().Add(c.patience), c.pause; ; pause *= 2 {
 		now, err := c.counter.Passed(ctx, probe)
 		if err != nil || now > before {
 			return err == nil, err
@@ -156,7 +157,7 @@ func (c *Check) try(ctx context.Context, sw Switch, frame []byte, probe netip.Ad
 			return false, nil
 		}
 		select {
-		case <-time.After(c.pause):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return false, ctx.Err()
 		}
