@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -144,24 +145,31 @@ func TestTooLargeByNamespace(t *testing.T) {
 	if err := table.SetPathMTUs(t.Context(), map[netip.Addr]int{node(2).HostIP: 1350}); err != nil {
 		t.Fatal(err)
 	}
-	// In few calls: what comes in a second is what counts. A dummy device queues 100.
-	send := func(pod, n int) {
-		args := []string{"netdev-dummy/receive", fmt.Sprint("p", 10+pod)}
-		for i := range n {
-			if i > 0 && i%100 == 0 {
-				o.AppCtl(args...)
-				args = args[:2]
+	// In few calls: what comes in a second is what counts. A dummy device queues 100 and
+	// throws away what finds no room, so the next call waits for the last one's.
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	var d map[string]Demand
+	sent := map[string]uint64{}
+	send := func(namespace string, pod, n int) {
+		t.Helper()
+		for ; n > 0; n -= 100 {
+			args := []string{"netdev-dummy/receive", fmt.Sprint("p", 10+pod)}
+			for range min(n, 100) {
+				args = append(args, fmt.Sprintf("in_port(%d),eth(src=0a:58:ac:0b:00:%02x,dst=0a:58:ac:0b:00:01),eth_type(0x0800),ipv4(src=172.11.0.%d,dst=172.11.4.9,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=2)", 10+pod, pod, pod), "--len", "1400")
+				sent[namespace]++
 			}
-			args = append(args, fmt.Sprintf("in_port(%d),eth(src=0a:58:ac:0b:00:%02x,dst=0a:58:ac:0b:00:01),eth_type(0x0800),ipv4(src=172.11.0.%d,dst=172.11.4.9,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=2)", 10+pod, pod, pod), "--len", "1400")
+			o.AppCtl(args...)
+			for d[namespace].TooLarge < sent[namespace] {
+				var err error
+				if d, err = table.Demands(ctx); err != nil {
+					t.Fatalf("%d of %d packets of %s came: %v", d[namespace].TooLarge, sent[namespace], namespace, err)
+				}
+			}
 		}
-		o.AppCtl(args...)
 	}
-	send(2, 300)
-	send(4, 1)
-	d, err := table.Demands(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	send("a", 2, 300)
+	send("b", 4, 1)
 	if d["a"].TooLarge != 300 || d["a"].Untold == 0 || d["a"].Untold > 250 {
 		t.Errorf("who sent 300: %+v", d["a"])
 	}
