@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -185,10 +186,18 @@ func reason(err error, those ...error) bool {
 // before it breaks. The error is that of the first step that fails; what was done stands.
 func (s *Store) SetAccess(ctx context.Context, have, want Access, ours func(name string) bool) (changed int, err error) {
 	for _, st := range difference(have, want, ours) {
+		began := time.Now()
 		if err := s.change(ctx, st); err != nil {
 			return changed, err
 		}
 		changed++
+		// etcd refuses the requests that a change overtakes, and one change after the
+		// other would overtake their repetitions too. A pause as long as the change took
+		// lets them pass.
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Since(began)):
+		}
 	}
 	return changed, nil
 }

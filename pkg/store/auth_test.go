@@ -153,7 +153,7 @@ func TestWritesWhileUsersChange(t *testing.T) {
 	var writers sync.WaitGroup
 	var mu sync.Mutex
 	writes := 0
-	for range 8 {
+	for range 3 {
 		writers.Go(func() {
 			s := as(t, e, pki.NodeUser("n1", "id"))
 			for writing.Err() == nil {
@@ -170,7 +170,7 @@ func TestWritesWhileUsersChange(t *testing.T) {
 			}
 		})
 	}
-	for _, n := range []int{40, 1, 40, 1} {
+	for _, n := range []int{10, 1, 10, 1} {
 		have, err := root.Access(ctx)
 		if err != nil {
 			t.Fatal(err)
