@@ -157,7 +157,7 @@ func (l *Leadership) DropRequest(ctx context.Context, key string) error {
 // network that there is. Errors: that of ctx, ErrDenied, ErrNoConfig; while etcd is away
 // it keeps trying.
 func (s *Store) waitKey(ctx context.Context, key func(network string) string, cond func(k kv, ok bool) bool) (kv, error) {
-	var pause pauser
+	pauses := newPauses()
 	for {
 		k, done, err := s.waitOnce(ctx, key, cond)
 		if done {
@@ -169,6 +169,6 @@ func (s *Store) waitKey(ctx context.Context, key func(network string) string, co
 		if err != nil && !errors.Is(err, ErrUnavailable) {
 			return k, err
 		}
-		pause.wait(ctx)
+		pauses.Wait(ctx)
 	}
 }
