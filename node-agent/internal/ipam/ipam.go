@@ -211,7 +211,7 @@ func (p *Pool) Release(a cniapi.Attachment) bool {
 	p.remove(l)
 	p.order.giveBack(l.Address)
 	if err := p.save(); err != nil {
-		p.log.Error("address is released, but not on disk", "address", l.Address, "sandbox", l.ContainerID, "err", err)
+		p.log.Error("address is released, but not on disk", "address", l.Address, "sandbox", l.ContainerID, "error", err)
 	}
 	return true
 }
@@ -325,7 +325,7 @@ func (p *Pool) rebuild(live []Lease) {
 	case errors.Is(err, errNoFile):
 		known.Info("address pool has no file: building it from what is attached")
 	case err != nil:
-		known.Error("address pool's file is unusable: rebuilding it from what is attached", "err", err)
+		known.Error("address pool's file is unusable: rebuilding it from what is attached", "error", err)
 	case st.Subnet != p.subnet:
 		known.Warn("address pool's file is of another subnet: rebuilding it from what is attached", "subnet", p.subnet, "inFile", st.Subnet)
 	case st.BootID != p.bootID:
@@ -350,7 +350,7 @@ func (p *Pool) admitLive(live []Lease) {
 		}
 		if err := p.admit(l); err != nil {
 			p.log.Error("an attached address cannot be in the pool: that pod has to be re-created",
-				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "pod", l.PodNamespace+"/"+l.PodName, "err", err)
+				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "pod", l.PodNamespace+"/"+l.PodName, "error", err)
 		}
 	}
 }
@@ -365,7 +365,7 @@ func (p *Pool) admitStored(stored []Lease) {
 		}
 		if err := p.admit(l); err != nil {
 			p.log.Warn("address pool's file contradicts what is attached: keeping what is attached",
-				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "err", err)
+				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "error", err)
 		}
 	}
 }
