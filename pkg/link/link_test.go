@@ -39,7 +39,7 @@ func space(t testing.TB) *NS {
 	return n
 }
 
-func nameOf(n *NS) string { return strings.TrimPrefix(n.path, ns.Dir+"/") }
+func nameOf(n *NS) string { return strings.TrimPrefix(n.Path(), ns.Dir+"/") }
 
 // ip runs iproute2 in a namespace: the second opinion.
 func ip(t testing.TB, n *NS, args string) string {
@@ -92,7 +92,7 @@ func TestOpenWhatIsNotANamespace(t *testing.T) {
 
 func TestSame(t *testing.T) {
 	a, b := space(t), space(t)
-	again := must(Open(a.path))(t)
+	again := must(Open(a.Path()))(t)
 	defer again.Close()
 	current := must(Current())(t)
 	defer current.Close()
@@ -427,7 +427,7 @@ func BenchmarkSandbox(b *testing.B) {
 	var add, del time.Duration
 	for b.Loop() {
 		t0 := time.Now()
-		s := must(Open(sandbox.path))(b)
+		s := must(Open(sandbox.Path()))(b)
 		noErr(b, node.CreateVeth("ovs1", s, pair))
 		_, err := s.ConfigureSandbox(pod)
 		noErr(b, err)

@@ -107,6 +107,9 @@ func (n *NS) Close() error {
 	return errors.Join(unix.Close(n.ctl), n.file.Close())
 }
 
+// Path of the namespace, as given.
+func (n *NS) Path() string { return n.path }
+
 // Same reports whether both are the same namespace.
 func (n *NS) Same(o *NS) (bool, error) {
 	a, err := n.file.Stat()

@@ -63,7 +63,7 @@ func sniffBulk(t *testing.T, node, sandbox *NS) (largest, unfinished int) {
 		return unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all, Ifindex: l.Index})
 	}))
 	defer unix.Close(fd)
-	listener, err := ns.ListenTCP(node.path, "172.11.0.1:8000")
+	listener, err := ns.ListenTCP(node.Path(), "172.11.0.1:8000")
 	noErr(t, err)
 	defer listener.Close()
 	go func() {
@@ -77,7 +77,7 @@ func sniffBulk(t *testing.T, node, sandbox *NS) (largest, unfinished int) {
 		}
 		_ = c.Close()
 	}()
-	c, err := ns.DialTCP(sandbox.path, "172.11.0.1:8000", 5*time.Second)
+	c, err := ns.DialTCP(sandbox.Path(), "172.11.0.1:8000", 5*time.Second)
 	noErr(t, err)
 	_, err = c.Write(make([]byte, 1<<20))
 	noErr(t, err)
