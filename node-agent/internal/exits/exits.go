@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/toobig"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
 // Switch sends a frame out of the gateway port.
@@ -148,7 +149,8 @@ func (c *Check) try(ctx context.Context, sw Switch, frame []byte, probe netip.Ad
 		return false, err
 	}
 	// Each look is a run of nft, so the pauses grow.
-	for deadline, pause := time.Now().Add(c.patience), c.pause; ; pause *= 2 {
+	pauses := backoff.Pauses{First: c.pause, Last: c.patience}
+	for deadline := time.Now().Add(c.patience); ; {
 		now, err := c.counter.Passed(ctx, probe)
 		if err != nil || now > before {
 			return err == nil, err
@@ -156,9 +158,7 @@ func (c *Check) try(ctx context.Context, sw Switch, frame []byte, probe netip.Ad
 		if time.Now().After(deadline) {
 			return false, nil
 		}
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
+		if !pauses.Wait(ctx) {
 			return false, ctx.Err()
 		}
 	}
