@@ -142,6 +142,12 @@ func CheckPktLarger(n uint16, dst FieldRange) Action {
 	return checkPktLargerAction{bytes: n, dst: dst}
 }
 
+// Conjunction makes the flow dimension clause (1 to n) of a conjunctive match
+// with n dimensions (ovs-actions(7)).
+func Conjunction(id uint32, clause, n uint8) Action {
+	return conjunctionAction{id: id, clause: clause - 1, n: n}
+}
+
 // CTClear forgets the packet's connection tracking state.
 func CTClear() Action { return ctClearAction{} }
 
@@ -177,6 +183,7 @@ const (
 	nxOutputReg      = 15
 	nxLearn          = 16
 	nxLoad2          = 33
+	nxConjunction    = 34
 	nxCT             = 35
 	nxNAT            = 36
 	nxCTClear        = 43

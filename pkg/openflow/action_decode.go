@@ -88,6 +88,8 @@ func decodeNicira(subtype uint16, b []byte) Action {
 		return resubmitAction{port: binary.BigEndian.Uint16(b[10:]), table: b[12]}
 	case nxNote:
 		return noteAction{data: string(b[10:])}
+	case nxConjunction:
+		return conjunctionAction{clause: b[10], n: b[11], id: binary.BigEndian.Uint32(b[12:])}
 	case nxCTClear:
 		return ctClearAction{}
 	case nxLoad2:

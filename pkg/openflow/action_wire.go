@@ -32,6 +32,10 @@ type (
 		bytes uint16
 		dst   FieldRange
 	}
+	conjunctionAction struct {
+		id        uint32
+		clause, n uint8 // clause counts from 0 on the wire
+	}
 	ctClearAction struct{}
 	ctAction      struct{ spec CTSpec }
 	// rawAction is one that this package does not understand, with its header.
@@ -50,6 +54,7 @@ func (a groupAction) equal(b Action) bool          { return Action(a) == b }
 func (a setQueueAction) equal(b Action) bool       { return Action(a) == b }
 func (a noteAction) equal(b Action) bool           { return Action(a) == b }
 func (a checkPktLargerAction) equal(b Action) bool { return Action(a) == b }
+func (a conjunctionAction) equal(b Action) bool    { return Action(a) == b }
 func (a ctClearAction) equal(b Action) bool        { return Action(a) == b }
 func (a rawAction) equal(b Action) bool            { return Action(a) == b }
 
@@ -147,6 +152,12 @@ func (a checkPktLargerAction) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, a.dst.offset)
 	b = binary.BigEndian.AppendUint32(b, a.dst.header())
 	return finish(append(b, 0, 0, 0, 0, 0, 0), start)
+}
+
+func (a conjunctionAction) append(b []byte) []byte {
+	start := len(b)
+	b = append(appendNicira(b, nxConjunction), a.clause, a.n)
+	return finish(binary.BigEndian.AppendUint32(b, a.id), start)
 }
 
 func (ctClearAction) append(b []byte) []byte {

@@ -84,6 +84,7 @@ func matchSamples() []Match {
 	add(CTLabel(0, 2, 0, 0xf))
 	add(CTState(CTTracked|CTEstablished, CTTracked|CTEstablished), IP(),
 		CTNWProto(6), CTNWSrc(pfx("10.0.0.0/8")), CTNWDst(pfx("10.0.0.1/32")), CTTPSrc(99), CTTPDst(80))
+	add(ConjID(77))
 	return ms
 }
 
@@ -127,6 +128,7 @@ func actionSamples() []actionSample {
 		{Match{}, []Action{SetQueue(0), SetQueue(0x10007), Output(1)}},
 		{Match{}, []Action{Note([]byte("hello")), Note(nil), Note([]byte("a longer note, over one"))}},
 		{Match{}, []Action{CheckPktLarger(1514, bit)}},
+		{NewMatch(InPort(1)), []Action{Conjunction(5, 1, 2), Conjunction(6, 2, 3)}},
 		{ip, []Action{CTClear(), CT(CTSpec{}), CT(CTSpec{Commit: true, Zone: 7}), CT(CTSpec{Table: GotoTable(9), Zone: 3})}},
 		{ip, []Action{CT(CTSpec{Commit: true, Force: true, Table: GotoTable(9), ZoneFrom: Bits(FieldReg4, 0, 15)})}},
 		{ip, []Action{CT(CTSpec{Table: GotoTable(9), NAT: &NATSpec{}})}},

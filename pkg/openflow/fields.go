@@ -223,3 +223,6 @@ func CTTPSrc(port uint16) Field { return uintField(FieldCTTPSrc, uint64(port)) }
 
 // CTTPDst is the destination port of the connection's original direction.
 func CTTPDst(port uint16) Field { return uintField(FieldCTTPDst, uint64(port)) }
+
+// ConjID is the identifier of a conjunctive match (ovs-fields(7)).
+func ConjID(id uint32) Field { return uintField(FieldConjID, uint64(id)) }

@@ -57,7 +57,7 @@ func rndMatch(r *rand.Rand) Match {
 	f = maybe(r, f, InPort(uint32(1+r.IntN(4))), rndBits(r, FieldReg(r.IntN(8))), rndBits(r, FieldReg(8+r.IntN(8))),
 		rndBits(r, FieldTunnelID), rndBits(r, FieldMetadata), rndBits(r, FieldPktMark), rndBits(r, FieldCTMark), CTZone(uint16(r.Uint32())),
 		EthDst(rndMAC(r)), EthSrcMasked(rndMAC(r), rndMAC(r)), CTLabel(r.Uint64(), r.Uint64(), rndMask(r), rndMask(r)),
-		rndBits(r, FieldTunnelSrc), rndBits(r, FieldTunnelDst))
+		rndBits(r, FieldTunnelSrc), rndBits(r, FieldTunnelDst), ConjID(r.Uint32()))
 	switch r.IntN(5) {
 	case 0:
 		f = append(f, ARP())

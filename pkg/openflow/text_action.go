@@ -80,6 +80,10 @@ func (a checkPktLargerAction) String() string {
 	return fmt.Sprintf("check_pkt_larger(%d)->%s", a.bytes, a.dst)
 }
 
+func (a conjunctionAction) String() string {
+	return fmt.Sprintf("conjunction(%d,%d/%d)", a.id, int(a.clause)+1, a.n)
+}
+
 func (ctClearAction) String() string { return "ct_clear" }
 
 func (a rawAction) String() string { return "unknown(0x" + hex.EncodeToString([]byte(a.data)) + ")" }
