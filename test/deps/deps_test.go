@@ -93,7 +93,7 @@ func TestOnlyImporter(t *testing.T) {
 // TestPure: these packages decide and never touch the world.
 func TestPure(t *testing.T) {
 	pure := []string{
-		"pkg/netid", "pkg/topology", "pkg/alloc", "pkg/service", "pkg/limits", "pkg/pki",
+		"pkg/netid", "pkg/topology", "pkg/tunnel", "pkg/alloc", "pkg/service", "pkg/limits", "pkg/pki",
 		"node-agent/internal/pipeline", "node-agent/internal/desired", "node-agent/internal/mtu", "node-agent/internal/toobig", "node-agent/internal/fairness",
 		"controller/internal/tenant", "controller/internal/subnet", "controller/internal/identity",
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // DatapathAuto lets the agent choose.
@@ -77,7 +78,7 @@ type Config struct {
 	// are addresses.
 	MaxPods int
 	// VXLANPort is the UDP port of the tunnels.
-	VXLANPort uint16
+	VXLANPort tunnel.Port
 	Diag      diag.Flags
 	// Cluster is for a node of a Kubernetes cluster.
 	Cluster Cluster
@@ -94,7 +95,7 @@ func Defaults() Config {
 		OVSDB: "unix:/run/openvswitch/db.sock", StateDir: "/var/lib/k8s-ovs", CNISocket: cniapi.DefaultSocket,
 		MTUOnBlackHole: mtu.Clamp, MTUProbeInterval: 10 * time.Second, MTUProbePort: 4790,
 		BandwidthPolicy: BandwidthStrict,
-		VXLANPort:       4789, // RFC 7348, section 8.1
+		VXLANPort:       tunnel.VXLANPort,
 		Diag:            diag.Flags{MetricsAddress: "127.0.0.1:9465"},
 		Cluster: Cluster{
 			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist",
@@ -123,7 +124,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.Var(&c.ServiceConnections, "service-connection-rate", "most new connections per second of the pods of one namespace on this node to services: a `number`, auto (a sixteenth of the connection table), or off")
 	fs.Var(&c.NodeConnections, "node-connection-rate", "most new connections per second of the pods of one namespace through the node (to the outside and to ports of nodes): a `number`, auto (a sixteenth of the connection table), or off")
 	fs.IntVar(&c.MaxPods, "max-pods-per-namespace", c.MaxPods, "most `pods` of one namespace on this node (default: as many as there are addresses)")
-	fs.Uint16Var(&c.VXLANPort, "vxlan-port", c.VXLANPort, "UDP `port` of the tunnels; the same on every node")
+	fs.Var(&c.VXLANPort, "vxlan-port", "UDP `port` of the tunnels; the same on every node")
 	c.Diag.Register(fs)
 	c.Cluster.register(fs)
 }
@@ -175,7 +176,7 @@ func (c *Config) Complete() error {
 	if c.MTUProbeInterval < minProbeInterval {
 		return fmt.Errorf("--mtu-probe-interval %s is less than %s", c.MTUProbeInterval, minProbeInterval)
 	}
-	if c.MTUProbePort == c.VXLANPort {
+	if c.MTUProbePort == uint16(c.VXLANPort) {
 		return fmt.Errorf("--mtu-probe-port %d is that of the tunnels (--vxlan-port)", c.MTUProbePort)
 	}
 	if c.BandwidthPolicy != BandwidthStrict && c.BandwidthPolicy != BandwidthLenient {
@@ -183,9 +184,6 @@ func (c *Config) Complete() error {
 	}
 	if c.MaxPods < 0 {
 		return fmt.Errorf("--max-pods-per-namespace %d is less than 0", c.MaxPods)
-	}
-	if c.VXLANPort == 0 {
-		return fmt.Errorf("--vxlan-port 0 is no port")
 	}
 	if err := c.Cluster.complete(c.CNISocket); err != nil {
 		return err

@@ -60,7 +60,7 @@ func (l leftOutSayer) elected(s service.Service) bool {
 // tunnelPorts are the UDP ports at which nodes take packets of other nodes' pods,
 // and probes.
 func (c Config) tunnelPorts() []uint16 {
-	ports := []uint16{c.VXLANPort}
+	ports := []uint16{uint16(c.VXLANPort)}
 	if c.MTUProbePort != 0 {
 		ports = append(ports, c.MTUProbePort)
 	}

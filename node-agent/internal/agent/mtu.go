@@ -17,6 +17,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // ethernetMTU is taken of a node that has neither a link that surely counts nor a
@@ -58,7 +59,7 @@ func (n *node) newAgreement() *agreement {
 	if n.cfg.MTUProbePort != 0 {
 		a.prober = pathprobe.New(pathprobe.Config{
 			NS: n.host, Address: netip.AddrPortFrom(n.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
-			Floor: topology.MinMTU + mtu.Overhead(n.self), Logger: n.log,
+			Floor: topology.MinMTU + tunnel.VXLAN.Overhead(n.self), Logger: n.log,
 		})
 	}
 	return a
@@ -313,7 +314,7 @@ func (n *node) observeMTU() {
 	}
 	m.paths.narrow.Reset()
 	if a.narrowest > 0 {
-		for peer, takes := range a.capacity.Narrow(a.narrowest - mtu.Overhead(n.self)) {
+		for peer, takes := range a.capacity.Narrow(a.narrowest - tunnel.VXLAN.Overhead(n.self)) {
 			m.paths.narrow.WithLabelValues(peer.String()).Set(float64(takes))
 		}
 	}

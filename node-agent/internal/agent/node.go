@@ -200,7 +200,7 @@ func (n *node) setSelf(vtep netip.Addr) {
 		n.asking.setSelf(vtep)
 	}
 	start := time.Now()
-	n.table = flowtable.New(vtep, n.cfg.VXLANPort, n.metrics, func() float64 { return time.Since(start).Seconds() })
+	n.table = flowtable.New(vtep, uint16(n.cfg.VXLANPort), n.metrics, func() float64 { return time.Since(start).Seconds() })
 	n.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
 	if n.cfg.ServiceConnections == fairness.Off {
 		n.table.Unlimited()

@@ -7,11 +7,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"strconv"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Names of the ports.
@@ -55,7 +55,7 @@ type Spec struct {
 	// it: without, it makes them the least of all ports'.
 	MTU int
 	// VXLANPort is the UDP port of tunnels.
-	VXLANPort uint16
+	VXLANPort tunnel.Port
 	// TunnelSource is the address that tunnel packets are sent from and taken at;
 	// not valid: what the way to a peer says, and any of the node's.
 	TunnelSource netip.Addr
@@ -81,11 +81,11 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 			return true, sw.Sync(ctx)
 		},
 		func() (bool, error) {
-			options := map[string]string{"key": "flow", "remote_ip": "flow", "dst_port": strconv.Itoa(int(spec.VXLANPort))}
+			options := map[string]string{"key": "flow", "remote_ip": "flow", "dst_port": spec.VXLANPort.String()}
 			if spec.TunnelSource.IsValid() {
 				options["local_ip"] = spec.TunnelSource.String()
 			}
-			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{Name: TunnelPort, Type: "vxlan", OfportRequest: tunnelOfport, Options: options})
+			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{Name: TunnelPort, Type: string(tunnel.VXLAN), OfportRequest: tunnelOfport, Options: options})
 		},
 		func() (bool, error) {
 			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{

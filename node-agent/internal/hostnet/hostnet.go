@@ -19,6 +19,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // table is the name of the firewall table.
@@ -43,8 +44,8 @@ type Spec struct {
 	// ports of the node (NodePort, hostPort, load balancers) as the node itself.
 	ServiceProxy   pipeline.ServiceProxy
 	ServiceNetwork netip.Prefix
-	// VXLANPort is the UDP port of tunnels, 4789 by default (RFC 7348, section 8.1).
-	VXLANPort uint16
+	// VXLANPort is the UDP port of tunnels.
+	VXLANPort tunnel.Port
 	// ProbePort is the UDP port where agents measure the paths between nodes, which is
 	// none for pods; 0 where they do not.
 	ProbePort uint16

@@ -59,7 +59,7 @@ type guardedPort struct {
 }
 
 func (s Spec) guardedPorts() []guardedPort {
-	ports := []guardedPort{{s.VXLANPort, "tunnel packets", ForgedTunnel}}
+	ports := []guardedPort{{uint16(s.VXLANPort), "tunnel packets", ForgedTunnel}}
 	if s.ProbePort != 0 {
 		ports = append(ports, guardedPort{s.ProbePort, "probes of paths", ForgedProbe})
 	}

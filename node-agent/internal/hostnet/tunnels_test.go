@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
@@ -128,8 +129,9 @@ func TestTranslatedIsForged(t *testing.T) {
 // No pod leaves from a port where answers would be taken for a node's.
 func TestSourcePorts(t *testing.T) {
 	for _, tt := range []struct {
-		vxlan, probe uint16
-		want         string
+		vxlan tunnel.Port
+		probe uint16
+		want  string
 	}{
 		{4789, 4790, "4791-65535"}, {4789, 0, "4790-65535"}, {8472, 4790, "8473-65535"}, {60000, 50000, "1024-49999"},
 		{65535, 1024, "1025-65534"}, {2000, 64000, "2001-63999"}, {80, 81, "1024-65535"},

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Policy says what a black hole does: a path that loses large packets and does
@@ -23,16 +25,6 @@ const (
 	// Report leaves them as they are: log, metric and record say so.
 	Report Policy = "report"
 )
-
-// Overhead is what VXLAN adds to a packet on a tunnel from vtep, bytes: the outer
-// IP header (20, over IPv6 40), UDP (8), VXLAN (8) and the inner Ethernet header
-// (14); RFC 7348, section 5.
-func Overhead(vtep netip.Addr) int {
-	if vtep.Is4() {
-		return 50
-	}
-	return 70
-}
 
 // Path is the way to one peer. Sizes are bytes of a tunnel's IP packet.
 type Path struct {
@@ -74,7 +66,7 @@ type Capacity struct {
 
 // Capacity is what n's paths carry. It is zero where nothing is known of any link.
 func (n Node) Capacity() Capacity {
-	overhead := Overhead(n.VTEP)
+	overhead := tunnel.VXLAN.Overhead(n.VTEP)
 	c := Capacity{Paths: make(map[netip.Addr]int, len(n.Paths))}
 	least := func(size int, limit string) {
 		if size > 0 && (c.Carries == 0 || size < c.Carries) {
@@ -122,7 +114,7 @@ func (n Node) Needs(p Path) int {
 		needs = min(needs, n.LinkMTU)
 	}
 	if n.Configured > 0 {
-		needs = min(needs, n.Configured+Overhead(n.VTEP))
+		needs = min(needs, n.Configured+tunnel.VXLAN.Overhead(n.VTEP))
 	}
 	return cmp.Or(needs, p.MTU)
 }

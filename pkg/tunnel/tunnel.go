@@ -1,0 +1,94 @@
+// Package tunnel says what packets of pods travel in between nodes: the kinds of
+// tunnels, the UDP port that nodes take them at, what they add to a packet, and how
+// many bits of a tenant's number they carry.
+//
+// It is pure.
+package tunnel
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+)
+
+// Type is a kind of tunnel, by the name that Open vSwitch has for it (column type of
+// table Interface, ovs-vswitchd.conf.db(5)).
+type Type string
+
+// VXLAN is RFC 7348.
+const VXLAN Type = "vxlan"
+
+// Sizes of headers, bytes.
+const (
+	ipv4Header     = 20 // RFC 791, section 3.1, without options
+	ipv6Header     = 40 // RFC 8200, section 3
+	udpHeader      = 8  // RFC 768
+	ethernetHeader = 14 // IEEE 802.3, untagged and without the check sequence, which VXLAN leaves out (RFC 7348, section 5)
+)
+
+// kind is what a type of tunnel puts between the outer IP header and the pod's packet.
+type kind struct {
+	// transport is what carries it over IP, header its own header behind that, inner what
+	// it keeps of the pod's link, bytes each.
+	transport, header, inner int
+	// keyBits is how wide the number of a tenant may be.
+	keyBits int
+	port    Port
+}
+
+// kinds has a line for each type. A type whose header varies (options of Geneve), or an
+// underlay that encrypts and does not say so by a smaller MTU of its device, adds to it here.
+var kinds = map[Type]kind{
+	// RFC 7348, section 5: outer UDP, 8 bytes with a VNI of 24 bits, the inner frame.
+	VXLAN: {transport: udpHeader, header: 8, inner: ethernetHeader, keyBits: 24, port: VXLANPort},
+}
+
+// Overhead is how much larger the IP packet of a tunnel is than the pod's that is in it,
+// bytes. It depends on the family of vtep, the node's end of the tunnel: 50 for VXLAN
+// over IPv4, 70 over IPv6.
+func (t Type) Overhead(vtep netip.Addr) int {
+	k := kinds[t]
+	outer := ipv4Header
+	if !vtep.Is4() {
+		outer = ipv6Header
+	}
+	return outer + k.transport + k.header + k.inner
+}
+
+// KeyBits is how many bits a tenant's number has on the wire.
+func (t Type) KeyBits() int { return kinds[t].keyBits }
+
+// Port is the UDP port that is assigned to the type.
+func (t Type) Port() Port { return kinds[t].port }
+
+// Port is a UDP port that nodes take tunnel packets at, the same on every node. 0 is none.
+type Port uint16
+
+// VXLANPort is assigned by IANA (RFC 7348, sections 5 and 8).
+const VXLANPort Port = 4789
+
+// ParsePort reads a port from 1 to 65535.
+func ParsePort(s string) (Port, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is no UDP port: it must be 1 to 65535", s)
+	}
+	return Port(n), nil
+}
+
+// String is the number; empty for no port.
+func (p Port) String() string {
+	if p == 0 {
+		return ""
+	}
+	return strconv.Itoa(int(p))
+}
+
+// Set implements [pflag.Value].
+func (p *Port) Set(s string) (err error) {
+	*p, err = ParsePort(s)
+	return err
+}
+
+// Type implements [pflag.Value].
+func (p *Port) Type() string { return "port" }

@@ -1,0 +1,70 @@
+package tunnel
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+)
+
+// TestOverhead: a tunnel's packet is the headers of RFC 7348, section 5, and the pod's.
+func TestOverhead(t *testing.T) {
+	for vtep, want := range map[string]int{"198.18.0.1": 20 + 8 + 8 + 14, "2001:db8::1": 40 + 8 + 8 + 14} {
+		if got := VXLAN.Overhead(netip.MustParseAddr(vtep)); got != want {
+			t.Errorf("from %s: %d, want %d", vtep, got, want)
+		}
+	}
+}
+
+// TestKey: every netID fits.
+func TestKey(t *testing.T) {
+	if most := 1<<VXLAN.KeyBits() - 1; int(netid.Max) > most {
+		t.Errorf("a VNI goes up to %d, a netID to %d", most, netid.Max)
+	}
+	for name, k := range kinds {
+		if k.port == 0 || k.keyBits == 0 || k.keyBits > 8*binary.Size(uint64(0)) || k.inner != ethernetHeader {
+			t.Errorf("%s: %+v", name, k)
+		}
+	}
+}
+
+func TestPort(t *testing.T) {
+	if VXLAN.Port() != 4789 {
+		t.Errorf("VXLAN at %d", VXLAN.Port())
+	}
+	for text, want := range map[string]Port{"1": 1, "4789": 4789, "65535": 65535} {
+		var got Port
+		if err := got.Set(text); err != nil || got != want || got.String() != text {
+			t.Errorf("%s: %d, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "0", "-1", "65536", "70000", "vxlan", "4789/udp"} {
+		if got, err := ParsePort(text); err == nil || !strings.Contains(err.Error(), "1 to 65535") {
+			t.Errorf("%q: %d, %v", text, got, err)
+		}
+	}
+	if Port(0).String() != "" {
+		t.Errorf("no port is %q", Port(0))
+	}
+	type record struct {
+		Port Port `json:"Port,omitempty"`
+	}
+	for text, r := range map[string]record{`{}`: {}, `{"Port":8472}`: {8472}} {
+		data, err := json.Marshal(r)
+		if err != nil || string(data) != text {
+			t.Errorf("%+v is written as %s, %v", r, data, err)
+		}
+		var back record
+		if err := json.Unmarshal(data, &back); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(r, back); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
