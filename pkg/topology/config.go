@@ -9,6 +9,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Plugin names, as they stand in Config.PluginName.
@@ -31,6 +33,10 @@ type Config struct {
 	ServiceNetwork netip.Prefix `json:"ServiceNetwork"`
 	// PluginName is MultiTenant or SingleTenant.
 	PluginName string `json:"PluginName"`
+	// VXLANPort is the UDP port of the tunnels, the same on every node. 0 (absent, as in
+	// records of the first k8s-ovs): the record does not say; it is [tunnel.VXLANPort]
+	// where nodes are not told otherwise.
+	VXLANPort tunnel.Port `json:"VXLANPort,omitempty"`
 }
 
 // DefaultConfig is what a controller writes when there is no configuration

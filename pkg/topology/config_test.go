@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // byValue compares addresses and prefixes as they are, not by their fields.
@@ -34,6 +36,30 @@ func TestParseConfig(t *testing.T) {
 	}
 	if got.NodeBits() != 22 || got.Single() {
 		t.Errorf("NodeBits %d, Single %v; want 22, false", got.NodeBits(), got.Single())
+	}
+}
+
+// A record says a port or does not, and is written as it was read.
+func TestConfigVXLANPort(t *testing.T) {
+	said := strings.TrimSuffix(goodConfig, "}") + `,"VXLANPort":8472}`
+	for record, want := range map[string]tunnel.Port{goodConfig: 0, said: 8472} {
+		c, err := ParseConfig([]byte(record))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.VXLANPort != want {
+			t.Errorf("%s: port %d, want %d", record, c.VXLANPort, want)
+		}
+		data, err := json.Marshal(c)
+		if err != nil || string(data) != record {
+			t.Errorf("written as %s, %v\nwant       %s", data, err, record)
+		}
+	}
+	for _, value := range []string{"65536", "-1", `"8472"`} {
+		record := strings.Replace(said, "8472", value, 1)
+		if _, err := ParseConfig([]byte(record)); err == nil || !strings.Contains(err.Error(), "VXLANPort") {
+			t.Errorf("%s: error %v, want one that names the field", record, err)
+		}
 	}
 }
 
@@ -75,6 +101,7 @@ func TestConfigRefuses(t *testing.T) {
 
 func FuzzParseConfig(f *testing.F) {
 	f.Add([]byte(goodConfig))
+	f.Add([]byte(`{"Name":"x","Network":"10.0.0.0/8","HostSubnetLength":8,"ServiceNetwork":"172.30.0.0/16","PluginName":"k8s-ovs-subnet","VXLANPort":8472}`))
 	f.Add([]byte(`{"Name":"x","Network":"10.0.0.0/8","HostSubnetLength":-3}`))
 	f.Add([]byte(`{"Name":"x","Network":"::/0"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Node is the record subnets/<nodeIP>: a host that takes part in the overlay.
@@ -110,6 +112,9 @@ type NodeStatus struct {
 	// Subnet is what the node's pods have their addresses from; not valid (absent)
 	// as long as the node is not set up.
 	Subnet netip.Prefix `json:"Subnet,omitzero"`
+	// VXLANPort is the UDP port that the node's tunnels have; 0 (absent) as long as the
+	// node is not set up, and of agents that do not say it.
+	VXLANPort tunnel.Port `json:"VXLANPort,omitempty"`
 	// Pods attached on the node.
 	Pods int `json:"Pods"`
 	// Message is empty, or what keeps the node from applying newer records.

@@ -6,7 +6,7 @@
 package tunnel
 
 import (
-	"fmt"
+	"errors"
 	"net/netip"
 	"strconv"
 )
@@ -71,7 +71,7 @@ const VXLANPort Port = 4789
 func ParsePort(s string) (Port, error) {
 	n, err := strconv.ParseUint(s, 10, 16)
 	if err != nil || n == 0 {
-		return 0, fmt.Errorf("%q is no UDP port: it must be 1 to 65535", s)
+		return 0, errors.New("a UDP port is a number from 1 to 65535")
 	}
 	return Port(n), nil
 }

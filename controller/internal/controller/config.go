@@ -57,7 +57,7 @@ const (
 // networkFlags are the fields of the network configuration, by flag.
 var networkFlags = map[string]string{
 	"name": "Name", "network": "Network", "host-subnet-length": "HostSubnetLength",
-	"service-network": "ServiceNetwork", "plugin-name": "PluginName",
+	"service-network": "ServiceNetwork", "plugin-name": "PluginName", "vxlan-port": "VXLANPort",
 }
 
 // Defaults are the values without flags.
@@ -79,11 +79,12 @@ func Defaults() Config {
 // Register adds the flags.
 func (c *Config) Register(fs *pflag.FlagSet) {
 	c.fs = fs
-	fs.StringVar(&c.Network.Name, "name", c.Network.Name, "`name` of the network, written to etcd if it has no configuration, as the next four are")
+	fs.StringVar(&c.Network.Name, "name", c.Network.Name, "`name` of the network, written to etcd if it has no configuration, as the next five are")
 	fs.StringVar(&c.network, "network", c.Network.Network.String(), "cluster network, from which pods have their addresses")
 	fs.IntVar(&c.Network.HostSubnetLength, "host-subnet-length", c.Network.HostSubnetLength, "host `bits` of a node's subnet: 10 is a /22")
 	fs.StringVar(&c.services, "service-network", c.Network.ServiceNetwork.String(), "where service addresses come from")
 	fs.StringVar(&c.Network.PluginName, "plugin-name", c.Network.PluginName, topology.MultiTenant+": namespaces are isolated; "+topology.SingleTenant+": all pods reach all")
+	fs.Var(&c.Network.VXLANPort, "vxlan-port", "UDP `port` of the tunnels (default: the configuration does not say, which is 4789)")
 	fs.StringSliceVar(&c.GlobalNamespaces, "global-namespaces", c.GlobalNamespaces, "comma-separated `namespaces` that start global: they reach all and are reached by all")
 	fs.StringVar(&c.ID, "id", c.ID, "`name` of this controller among the candidates (default: host name and a random part)")
 	fs.DurationVar(&c.LeaderTTL, "leader-ttl", c.LeaderTTL, "how long a controller that died without a word stays the leader")
@@ -167,7 +168,7 @@ func (c *Config) completeNetwork() (err error) {
 		return fmt.Errorf("--service-network %q is not a network such as 10.96.0.0/12", c.services)
 	}
 	if err := c.Network.Validate(); err != nil {
-		return fmt.Errorf("flags --name, --network, --host-subnet-length, --service-network, --plugin-name: %w", err)
+		return fmt.Errorf("flags --name, --network, --host-subnet-length, --service-network, --plugin-name, --vxlan-port: %w", err)
 	}
 	c.explicit = map[string]bool{}
 	for flag, field := range networkFlags {

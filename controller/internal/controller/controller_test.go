@@ -35,14 +35,14 @@ func parse(t *testing.T, args ...string) (Config, error) {
 }
 
 func TestComplete(t *testing.T) {
-	c, err := parse(t, "--network", "10.128.0.0/14", "--host-subnet-length=9", "--service-network=172.30.0.0/16", "--plugin-name=k8s-ovs-subnet", "--name=x", "--global-namespaces=a,b", "--metrics-address=")
+	c, err := parse(t, "--network", "10.128.0.0/14", "--host-subnet-length=9", "--service-network=172.30.0.0/16", "--plugin-name=k8s-ovs-subnet", "--name=x", "--vxlan-port=8472", "--global-namespaces=a,b", "--metrics-address=")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.Network.Network.String() != "10.128.0.0/14" || c.Network.HostSubnetLength != 9 || !c.Network.Single() || c.Network.Name != "x" || len(c.GlobalNamespaces) != 2 {
+	if c.Network.Network.String() != "10.128.0.0/14" || c.Network.HostSubnetLength != 9 || !c.Network.Single() || c.Network.Name != "x" || c.Network.VXLANPort != 8472 || len(c.GlobalNamespaces) != 2 {
 		t.Errorf("%+v", c)
 	}
-	if len(c.explicit) != 5 || c.ID == "" {
+	if len(c.explicit) != 6 || c.ID == "" {
 		t.Errorf("explicit %v, ID %q", c.explicit, c.ID)
 	}
 	if c, err = parse(t); err != nil || c.Network != topology.DefaultConfig() || len(c.explicit) != 0 {
@@ -55,6 +55,8 @@ func TestComplete(t *testing.T) {
 		"--host-subnet-length=40":                 "--host-subnet-length",
 		"--plugin-name=calico":                    "calico",
 		"--global-namespaces=Kube_System":         "--global-namespaces",
+		"--vxlan-port=0":                          "--vxlan-port",
+		"--vxlan-port=65536":                      "--vxlan-port",
 		"--leader-ttl=1s":                         "--leader-ttl",
 		"--etcd-endpoints=ftp://x:1":              "--etcd-endpoints",
 		"--etcd-endpoints=x:1 --data-dir=/tmp/xx": "--data-dir is for the embedded etcd",

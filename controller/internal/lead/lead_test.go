@@ -14,12 +14,14 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
 )
 
@@ -513,6 +515,22 @@ func TestConfigurationRecordWins(t *testing.T) {
 	ensure(t, s, "a")
 	if got := id(t, s, "a"); got < netid.Min {
 		t.Errorf("a has %d", got)
+	}
+}
+
+// The record is the first k8s-ovs's, and names the port of the tunnels where that is asked for.
+func TestConfigurationIsWritten(t *testing.T) {
+	const asEver = `{"Name":"k8ssdn","Network":"172.11.0.0/16","HostSubnetLength":10,"ServiceNetwork":"10.96.0.0/12","PluginName":"k8s-ovs-multitenant"}`
+	for port, want := range map[tunnel.Port]string{0: asEver, 8472: strings.TrimSuffix(asEver, "}") + `,"VXLANPort":8472}`} {
+		e := etcdtest.Start(t)
+		ready(t, start(t, e, "one", func(c *Config) { c.Network.VXLANPort = port }))
+		got, err := e.Client().Get(ctxOf(t), store.DefaultPrefix+"/config")
+		if err != nil || len(got.Kvs) != 1 {
+			t.Fatalf("%v, %v", got, err)
+		}
+		if diff := cmp.Diff(want, string(got.Kvs[0].Value)); diff != "" {
+			t.Errorf("port %d: %s", port, diff)
+		}
 	}
 }
 

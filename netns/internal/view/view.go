@@ -15,6 +15,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/plan"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // States of a namespace and of a node.
@@ -114,6 +115,8 @@ type Node struct {
 	Pods            int    `json:"pods"`
 	Version         string `json:"version"`
 	AppliedRevision int64  `json:"appliedRevision"`
+	// VXLANPort is the UDP port of the node's tunnels; 0 where that is not known.
+	VXLANPort tunnel.Port `json:"vxlanPort"`
 	// CarriesMTU is what the node's paths carry of a pod's packet, bytes; 0 where that
 	// is not known. MTULimit names what limits it.
 	CarriesMTU int    `json:"carriesMTU"`
@@ -251,7 +254,7 @@ func Nodes(s topology.Snapshot, statuses Statuses, mtus topology.MTUs, newest in
 func nodeRow(host string, addr netip.Addr, status topology.NodeStatus, live bool) Node {
 	row := Node{Node: host, Address: addr.String(), Live: live}
 	if live {
-		row.Datapath, row.MTU, row.Pods = status.Datapath, status.MTU, status.Pods
+		row.Datapath, row.MTU, row.Pods, row.VXLANPort = status.Datapath, status.MTU, status.Pods, status.VXLANPort
 		row.Version, row.AppliedRevision, row.Message = status.Version, status.Revision, status.Message
 	}
 	return row

@@ -78,7 +78,7 @@ func node(name string, last int, subnet string) topology.Node {
 }
 
 func status(name string, last int, rev int64) topology.NodeStatus {
-	return topology.NodeStatus{Host: name, HostIP: addr(last), Revision: rev, Version: "v1.0.0", Datapath: "system", MTU: 1450, Pods: 12}
+	return topology.NodeStatus{Host: name, HostIP: addr(last), Revision: rev, Version: "v1.0.0", Datapath: "system", MTU: 1450, VXLANPort: 4789, Pods: 12}
 }
 
 // cluster has a namespace and a node in every state.

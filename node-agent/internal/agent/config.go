@@ -77,7 +77,8 @@ type Config struct {
 	// MaxPods is how many pods a namespace may have on this node; 0 for as many as there
 	// are addresses.
 	MaxPods int
-	// VXLANPort is the UDP port of the tunnels.
+	// VXLANPort is the UDP port of the tunnels where the records do not name one; 0 for
+	// [tunnel.VXLANPort].
 	VXLANPort tunnel.Port
 	Diag      diag.Flags
 	// Cluster is for a node of a Kubernetes cluster.
@@ -95,7 +96,6 @@ func Defaults() Config {
 		OVSDB: "unix:/run/openvswitch/db.sock", StateDir: "/var/lib/k8s-ovs", CNISocket: cniapi.DefaultSocket,
 		MTUOnBlackHole: mtu.Clamp, MTUProbeInterval: 10 * time.Second, MTUProbePort: 4790,
 		BandwidthPolicy: BandwidthStrict,
-		VXLANPort:       tunnel.VXLANPort,
 		Diag:            diag.Flags{MetricsAddress: "127.0.0.1:9465"},
 		Cluster: Cluster{
 			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist",
@@ -124,7 +124,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.Var(&c.ServiceConnections, "service-connection-rate", "most new connections per second of the pods of one namespace on this node to services: a `number`, auto (a sixteenth of the connection table), or off")
 	fs.Var(&c.NodeConnections, "node-connection-rate", "most new connections per second of the pods of one namespace through the node (to the outside and to ports of nodes): a `number`, auto (a sixteenth of the connection table), or off")
 	fs.IntVar(&c.MaxPods, "max-pods-per-namespace", c.MaxPods, "most `pods` of one namespace on this node (default: as many as there are addresses)")
-	fs.Var(&c.VXLANPort, "vxlan-port", "UDP `port` of the tunnels; the same on every node")
+	fs.Var(&c.VXLANPort, "vxlan-port", "UDP `port` of the tunnels, for a network whose configuration does not name it (default 4789); where it does and this is another, the node is not ready")
 	c.Diag.Register(fs)
 	c.Cluster.register(fs)
 }
@@ -176,7 +176,7 @@ func (c *Config) Complete() error {
 	if c.MTUProbeInterval < minProbeInterval {
 		return fmt.Errorf("--mtu-probe-interval %s is less than %s", c.MTUProbeInterval, minProbeInterval)
 	}
-	if c.MTUProbePort == uint16(c.VXLANPort) {
+	if c.MTUProbePort != 0 && c.MTUProbePort == uint16(c.VXLANPort) {
 		return fmt.Errorf("--mtu-probe-port %d is that of the tunnels (--vxlan-port)", c.MTUProbePort)
 	}
 	if c.BandwidthPolicy != BandwidthStrict && c.BandwidthPolicy != BandwidthLenient {

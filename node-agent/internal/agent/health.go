@@ -16,6 +16,9 @@ import (
 // agent's own is as it should be; nil where they do. Their network is kept up meanwhile:
 // only new pods are better off on another node.
 func (n *node) unwell(ctx context.Context, me topology.Node, full bool) error {
+	if n.tunnels.why != nil {
+		return n.tunnels.why
+	}
 	under := n.agreement.under
 	if err := n.uplinkDown(under); err != nil {
 		return err

@@ -56,13 +56,3 @@ func (l leftOutSayer) elected(s service.Service) bool {
 	}
 	return true
 }
-
-// tunnelPorts are the UDP ports at which nodes take packets of other nodes' pods,
-// and probes.
-func (c Config) tunnelPorts() []uint16 {
-	ports := []uint16{uint16(c.VXLANPort)}
-	if c.MTUProbePort != 0 {
-		ports = append(ports, c.MTUProbePort)
-	}
-	return ports
-}

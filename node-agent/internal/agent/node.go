@@ -25,6 +25,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
 
@@ -91,6 +92,7 @@ type node struct {
 	limiter  *limiter
 	// agreement is there when the loop runs.
 	agreement *agreement
+	tunnels   tunnels
 	routes    tunnelRoutes
 	conn      *connection
 	file      records.File
@@ -200,7 +202,7 @@ func (n *node) setSelf(vtep netip.Addr) {
 		n.asking.setSelf(vtep)
 	}
 	start := time.Now()
-	n.table = flowtable.New(vtep, uint16(n.cfg.VXLANPort), n.metrics, func() float64 { return time.Since(start).Seconds() })
+	n.table = flowtable.New(vtep, uint16(tunnel.VXLAN.Port()), n.metrics, func() float64 { return time.Since(start).Seconds() })
 	n.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
 	if n.cfg.ServiceConnections == fairness.Off {
 		n.table.Unlimited()
@@ -208,7 +210,7 @@ func (n *node) setSelf(vtep netip.Addr) {
 	if n.api != nil {
 		said := leftOutSayer{api: n.api, self: vtep, peers: n.table.Peers, log: n.log}
 		n.services.table = services.New(services.Config{
-			Base: n.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
+			Base: n.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.tunnelPorts, LeftOut: said.say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
 		})
 	}
 	n.attacher = attach.New(n.front.bare, n.table, n.tenants, n.limiter)
@@ -285,8 +287,9 @@ func (n *node) useCopy() {
 // while something else is amiss: flows can be changed. It reports whether that was
 // all there was to do.
 func (n *node) follow(ctx context.Context, s topology.Snapshot) bool {
+	same := n.records != nil && n.records.Config == s.Config
 	n.hold(s)
-	return n.started.IsValid() && n.conn.alive() && !n.newPeers() && n.apply(ctx) == nil && n.Ready() == nil
+	return same && n.started.IsValid() && n.conn.alive() && !n.newPeers() && n.apply(ctx) == nil && n.Ready() == nil
 }
 
 // hold makes s the newest records.
@@ -307,7 +310,7 @@ func (n *node) publish() {
 	}
 	st := topology.NodeStatus{
 		Host: n.cfg.NodeName, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
-		Subnet: n.started,
+		Subnet: n.started, VXLANPort: n.tunnels.port,
 	}
 	st.Identity, st.Issuer = n.who()
 	st.Pods = len(n.attacher.List())

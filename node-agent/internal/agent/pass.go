@@ -11,6 +11,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -175,12 +176,20 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	if err != nil {
 		return err
 	}
-	routeMTU := 0
-	if set.Sends < set.Receives {
-		routeMTU = set.Sends
+	if err := n.decideTunnels(ctx); err != nil {
+		return err
+	}
+	host, err := n.hostSide(me, under, set)
+	if err != nil {
+		return err
+	}
+	if n.tunnels.moving { // pods may not send to the new port before it is one of tunnels
+		if _, err := n.hostnet.Ensure(ctx, host); err != nil {
+			return err
+		}
 	}
 	ports, _, err := bridge.Ensure(ctx, n.ovs, bridge.Spec{
-		Name: n.cfg.Bridge, Datapath: n.datapath, VTEP: n.self, Gateway: me.Gateway(), MTU: set.Receives, VXLANPort: n.cfg.VXLANPort,
+		Name: n.cfg.Bridge, Datapath: n.datapath, VTEP: n.self, Gateway: me.Gateway(), MTU: set.Receives, VXLANPort: n.tunnels.port,
 		TunnelSource: n.routePeers(ctx, under),
 	})
 	if err != nil {
@@ -189,16 +198,7 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	if err := n.listenForPeers(ctx, under); err != nil {
 		return err
 	}
-	devices, bridges, err := n.switchDevices(under)
-	if err != nil {
-		return err
-	}
-	movedHost, err := n.hostnet.Ensure(ctx, hostnet.Spec{
-		Device: bridge.GatewayPort, Gateway: me.Gateway(), NodeSubnet: me.Subnet, ClusterNetwork: n.records.Config.Network, RouteMTU: routeMTU,
-		ServiceProxy: n.cfg.Cluster.ServiceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
-		Outside:   n.outside(under),
-		VXLANPort: n.cfg.VXLANPort, ProbePort: n.cfg.MTUProbePort, SwitchDevices: devices, SwitchBridges: bridges,
-	})
+	movedHost, err := n.hostnet.Ensure(ctx, host)
 	if err != nil {
 		return err
 	}
@@ -221,6 +221,21 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 		return err
 	}
 	return n.table.SetPorts(ctx, ports)
+}
+
+// hostSide is what the node's own side of the overlay is to be.
+func (n *node) hostSide(me topology.Node, under underlay.Underlay, set mtu.Values) (hostnet.Spec, error) {
+	devices, bridges, err := n.switchDevices(under)
+	spec := hostnet.Spec{
+		Device: bridge.GatewayPort, Gateway: me.Gateway(), NodeSubnet: me.Subnet, ClusterNetwork: n.records.Config.Network,
+		ServiceProxy: n.cfg.Cluster.ServiceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
+		Outside:   n.outside(under),
+		VXLANPort: n.tunnels.port, OtherVXLANPorts: n.tunnels.guarded(), ProbePort: n.cfg.MTUProbePort, SwitchDevices: devices, SwitchBridges: bridges,
+	}
+	if set.Sends < set.Receives {
+		spec.RouteMTU = set.Sends
+	}
+	return spec, err
 }
 
 // switchDevices are those whose packets only the switch may take. The kernel

@@ -62,7 +62,7 @@ func (n *node) listenForPeers(ctx context.Context, under underlay.Underlay) erro
 	if n.datapath != ovs.DatapathNetdev {
 		return nil
 	}
-	mended, err := n.routes.Listen(ctx, under.Link, n.self, uint16(n.cfg.VXLANPort))
+	mended, err := n.routes.Listen(ctx, under.Link, n.self, uint16(n.tunnels.port))
 	if mended && err == nil {
 		n.metrics.hostRepairs.Inc()
 		n.log.Info("Open vSwitch takes tunnel packets again: it had lost the node's address", "address", n.self)

@@ -20,6 +20,9 @@ const (
 	GatewayPort = "tun0"
 )
 
+// dstPort is the option of a tunnel port with its UDP port (ovs-vswitchd.conf.db(5)).
+const dstPort = "dst_port"
+
 // Port numbers that the bridge's own ports ask for, so that flows stay valid
 // when ovs-vswitchd starts anew. Pods ask for FirstPodPort and up.
 const (
@@ -81,7 +84,7 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 			return true, sw.Sync(ctx)
 		},
 		func() (bool, error) {
-			options := map[string]string{"key": "flow", "remote_ip": "flow", "dst_port": spec.VXLANPort.String()}
+			options := map[string]string{"key": "flow", "remote_ip": "flow", dstPort: spec.VXLANPort.String()}
 			if spec.TunnelSource.IsValid() {
 				options["local_ip"] = spec.TunnelSource.String()
 			}
@@ -107,6 +110,15 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 		return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
 	}
 	return ports, changed, nil
+}
+
+// VXLANPort is the UDP port that the bridge's tunnel port p has.
+func VXLANPort(p ovs.Port) tunnel.Port {
+	port, err := tunnel.ParsePort(p.Options[dstPort])
+	if err != nil {
+		return tunnel.VXLAN.Port() // what Open vSwitch takes then
+	}
+	return port
 }
 
 // PodOfport is the port number that the pod with that address asks for: it

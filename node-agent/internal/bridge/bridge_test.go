@@ -10,6 +10,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
@@ -33,6 +34,9 @@ func TestEnsure(t *testing.T) {
 	}
 	if !changed || ports != (desired.Ports{Tunnel: 1, Gateway: 2}) {
 		t.Errorf("changed %t, ports %+v", changed, ports)
+	}
+	if p, _ := client.Port(TunnelPort); VXLANPort(p) != spec.VXLANPort {
+		t.Errorf("read back: port %d, want %d", VXLANPort(p), spec.VXLANPort)
 	}
 	o.VSCtl("set", "bridge", "br0", "external_ids:somebody=else", "other_config:mac-table-size=100")
 	o.VSCtl("add-port", "br0", "foreign", "--", "set", "interface", "foreign", "type=internal")
@@ -66,6 +70,15 @@ func TestEnsure(t *testing.T) {
 		got := strings.Trim(strings.TrimSpace(o.VSCtl("get", tc.table, tc.record, tc.column)), `"`)
 		if got != tc.want {
 			t.Errorf("%s %s %s is %s, want %s", tc.table, tc.record, tc.column, got, tc.want)
+		}
+	}
+}
+
+// Open vSwitch has VXLAN at 4789 where nobody says another port.
+func TestVXLANPort(t *testing.T) {
+	for option, want := range map[string]tunnel.Port{"": 4789, "8472": 8472, "many": 4789} {
+		if got := VXLANPort(ovs.Port{Options: map[string]string{"dst_port": option}}); got != want {
+			t.Errorf("%q: %d, want %d", option, got, want)
 		}
 	}
 }

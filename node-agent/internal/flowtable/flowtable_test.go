@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -139,6 +140,34 @@ func TestNothingBeforeRecords(t *testing.T) {
 	}
 	if diff := cmp.Diff(expect(t, records(1, nil), nil), flows(t, conn)); diff != "" {
 		t.Errorf("with records and ports (-want +got):\n%s", diff)
+	}
+}
+
+// The port that pods may not send to on nodes is the one that tunnels have.
+func TestVXLANPort(t *testing.T) {
+	o, table, _ := start(t)
+	conn := connect(t, o, table)
+	ctx := context.Background()
+	if err := table.SetVXLANPort(ctx, 8472); err != nil {
+		t.Errorf("before records and ports: %v", err)
+	}
+	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := table.SetRecords(ctx, records(1, nil)); err != nil {
+		t.Fatal(err)
+	}
+	dropped := func(port string) bool {
+		return strings.Contains(o.OFCtl("dump-flows", "br0"), "udp,tp_dst="+port+" actions=drop")
+	}
+	if !dropped("8472") || dropped("4789") {
+		t.Errorf("flows %s", o.OFCtl("dump-flows", "br0"))
+	}
+	if err := table.SetVXLANPort(ctx, 4789); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(expect(t, records(1, nil), nil), flows(t, conn)); diff != "" {
+		t.Errorf("at another port (-want +got):\n%s", diff)
 	}
 }
 

@@ -2,6 +2,7 @@ package flowtable
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/netip"
 	"slices"
@@ -17,6 +18,21 @@ func (t *Table) SetServiceProxy(p pipeline.ServiceProxy) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.proxy = p
+}
+
+// SetVXLANPort makes p the UDP port of the tunnels.
+func (t *Table) SetVXLANPort(ctx context.Context, p uint16) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.vxlanPort == p {
+		return nil
+	}
+	t.vxlanPort = p
+	_, err := t.refresh(ctx)
+	if errors.Is(err, ErrNotReady) {
+		return nil
+	}
+	return err
 }
 
 // Model is what the flows follow from, without tenants and pods; false as long as

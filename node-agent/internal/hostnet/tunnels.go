@@ -60,6 +60,9 @@ type guardedPort struct {
 
 func (s Spec) guardedPorts() []guardedPort {
 	ports := []guardedPort{{uint16(s.VXLANPort), "tunnel packets", ForgedTunnel}}
+	for _, p := range s.OtherVXLANPorts {
+		ports = append(ports, guardedPort{uint16(p), "other nodes' tunnel packets", ForgedTunnel})
+	}
 	if s.ProbePort != 0 {
 		ports = append(ports, guardedPort{s.ProbePort, "probes of paths", ForgedProbe})
 	}

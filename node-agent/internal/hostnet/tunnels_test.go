@@ -201,3 +201,19 @@ func TestVXLANPortIsConfigurable(t *testing.T) {
 		t.Error("a packet to the tunnel port 4790 got out")
 	}
 }
+
+// While nodes come to another port one by one, the ports of both are guarded.
+func TestOtherVXLANPorts(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	l.spec.VXLANPort, l.spec.OtherVXLANPorts = 8472, []tunnel.Port{4789}
+	l.ensure(true)
+	l.ensure(false)
+	s := l.sniff(l.outside, "eth0")
+	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4789", 100)
+	l.udp(l.pods, "172.11.0.5", "198.18.0.1:8472", 100)
+	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4791", 100)
+	if s.until(udpTo(4791), func(p []byte) bool { return udpTo(4789)(p) || udpTo(8472)(p) }) {
+		t.Error("a packet to one of the tunnel ports got out")
+	}
+}

@@ -45,7 +45,7 @@ func (t *Table) refuses(p service.Protocol, e service.Endpoint) service.Reason {
 	case isGateway(m, e.Address):
 		return service.IsGateway
 	// A node takes these at all its addresses, of which a record names one.
-	case p == service.UDP && !m.Network.Contains(e.Address) && slices.Contains(t.cfg.TunnelPorts, e.Port):
+	case p == service.UDP && !m.Network.Contains(e.Address) && t.cfg.TunnelPorts != nil && slices.Contains(t.cfg.TunnelPorts(), e.Port):
 		return service.IsTunnel
 	}
 	return ""

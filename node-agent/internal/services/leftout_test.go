@@ -18,7 +18,7 @@ import (
 func TestLeftOut(t *testing.T) {
 	b := newBridge(t)
 	table := b.table()
-	table.cfg.TunnelPorts = []uint16{4789, 4790}
+	table.cfg.TunnelPorts = func() []uint16 { return []uint16{4789, 4790} }
 	var told []string
 	table.cfg.LeftOut = func(s service.Service, left []service.LeftOut) { told = append(told, fmt.Sprint(s.Key, left)) }
 	if err := table.Connect(context.Background(), b.conn); err != nil {

@@ -46,9 +46,9 @@ type Config struct {
 	// Public are the services that every tenant may use. So are those whose
 	// endpoints are nodes.
 	Public []service.Key
-	// TunnelPorts are the UDP ports at which nodes take what is for themselves alone:
-	// packets of other nodes' pods, and probes.
-	TunnelPorts []uint16
+	// TunnelPorts, if not nil, are the UDP ports at which nodes take what is for
+	// themselves alone: packets of other nodes' pods, and probes.
+	TunnelPorts func() []uint16
 	// LeftOut, if not nil, is told of a service when it names other endpoints than before
 	// that no pod is sent to; left is all of them. It must not wait for anything.
 	LeftOut func(s service.Service, left []service.LeftOut)

@@ -1,0 +1,41 @@
+package agent
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
+)
+
+// Pods may not make tunnel packets for a port that other nodes may still have.
+func TestTunnelsGuardOtherPorts(t *testing.T) {
+	type state struct {
+		Port   tunnel.Port
+		Moving bool
+		Others []tunnel.Port
+		Ready  bool
+	}
+	var n tunnels
+	for _, step := range []struct {
+		what string
+		p    desired.TunnelPort
+		want state
+	}{
+		{"a new node", desired.TunnelPort{}, state{4789, false, nil, true}},
+		{"the record changes while pods are here", desired.TunnelPort{Record: 8472, Has: 4789, Pods: 1}, state{4789, false, []tunnel.Port{8472}, false}},
+		{"it is put back", desired.TunnelPort{Record: 4789, Has: 4789, Pods: 1}, state{4789, false, []tunnel.Port{8472}, true}},
+		{"it changes again, and the pods are gone", desired.TunnelPort{Record: 8472, Has: 4789}, state{8472, true, []tunnel.Port{4789}, true}},
+		{"and stays", desired.TunnelPort{Record: 8472, Has: 8472, Pods: 1}, state{8472, false, []tunnel.Port{4789}, true}},
+	} {
+		n.decide(step.p)
+		got := state{n.port, n.moving, n.guarded(), n.why == nil}
+		if len(got.Others) == 0 {
+			got.Others = nil
+		}
+		if diff := cmp.Diff(step.want, got); diff != "" {
+			t.Errorf("%s: %s", step.what, diff)
+		}
+	}
+}
