@@ -213,6 +213,16 @@ func (l *Leadership) DeleteNode(ctx context.Context, key string, rev int64) (int
 	return l.transact(ctx, "delete node "+key, k, rev, clientv3.OpDelete(k))
 }
 
+// PutConfig writes the network configuration if it still is at rev, and returns the new
+// revision. ErrConflict, ErrDeposed; ErrInvalid where cfg is not valid.
+func (l *Leadership) PutConfig(ctx context.Context, cfg topology.Config, rev int64) (int64, error) {
+	op := "write network configuration " + l.store.keys.config()
+	if err := cfg.Validate(); err != nil {
+		return 0, &Error{Op: op, Kind: ErrInvalid, Cause: err}
+	}
+	return l.put(ctx, op, l.store.keys.config(), rev, cfg)
+}
+
 // PutReleased writes the list of what was freed if it still is at rev (0: does
 // not exist), and returns the new revision.
 func (l *Leadership) PutReleased(ctx context.Context, r Released, rev int64) (int64, error) {

@@ -29,6 +29,7 @@ type writer interface {
 	DropMTUs(ctx context.Context) (dropped []string, err error)
 	PutCertificate(ctx context.Context, ip netip.Addr, c topology.Certificate, rev int64) (int64, error)
 	DropRequest(ctx context.Context, key string) error
+	PutConfig(ctx context.Context, cfg topology.Config, rev int64) (int64, error)
 }
 
 // term is the time from an election to its end. What it remembers dies with it:
@@ -48,6 +49,7 @@ type term struct {
 	lastWrite int64           // revision of our newest write
 	nodes     map[string]bool // keys of the nodes that were there last; nil at first
 
+	tunnels    tunnels
 	identities identities
 	// clusterCut is that what follows Kubernetes was cut short, and the rest has its turn.
 	clusterCut bool
@@ -187,6 +189,9 @@ func (t *term) take(r store.Records) (fresh bool, err error) {
 // act writes what the newest records call for. Each part ends after a slice of time, and
 // what is left of it is in the plan of the next snapshot, which its writes bring about.
 func (t *term) act(ctx context.Context) error {
+	if err := t.keepPort(ctx); err != nil {
+		return err
+	}
 	if t.clusterCut {
 		t.clusterCut = false
 		before := t.lastWrite
