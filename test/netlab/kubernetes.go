@@ -82,7 +82,7 @@ func (a Agent) StartInCluster(ctx context.Context, bin string) error {
 	l := a.lab
 	// The shell stands in for the kubelet; the agent is its child, and ends with it.
 	restarts := []string{"/bin/sh", "-c", `trap 'kill -TERM $pid; wait $pid; exit 0' TERM; while :; do "$@" & pid=$!; wait $pid; sleep 0.1; done`, "agent"}
-	args := append(append(restarts, l.agentArgs(*n, bin)...), "--kubeconfig", s.Kubeconfig)
+	args := append(append(append(restarts, l.agentArgs(*n, bin)...), "--kubeconfig", s.Kubeconfig), n.AgentArgs...)
 	return l.run(ctx, command{
 		name: a.name, netns: n.Netns, args: args, env: l.OVS(n.Name).env(), log: filepath.Join(l.dir, "log", n.Name+"-agent.log"),
 	}, 60*time.Second, func() (bool, error) {
