@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -16,11 +17,11 @@ import (
 // (IEEE 802), and no device has it.
 var arrivalMAC = net.HardwareAddr{0x02, 0x6b, 0x38, 0x73, 0x00, 0x01}
 
-// Arrive has an IPv4 packet come in by the device as if somebody on its link had sent it:
-// all of the node that looks at received packets looks at this one. It takes the way
+// Arrive has IPv4 packets come in by the device as if somebody on its link had sent them:
+// all of the node that looks at received packets looks at these. They take the way
 // through an ifb that is called by and is made where it is not there; nothing is added to
 // the device itself. [ErrNoLink] where there is no device.
-func (n *NS) Arrive(by, device string, packet []byte) error {
+func (n *NS) Arrive(by, device string, packets ...[]byte) error {
 	to, err := n.must(device)
 	if err != nil {
 		return err
@@ -33,19 +34,23 @@ func (n *NS) Arrive(by, device string, packet []byte) error {
 	if len(destination) != len(arrivalMAC) {
 		destination = arrivalMAC // the device knows no hardware addresses, and nobody looks
 	}
-	const ethernet = 14
-	frame := append(append(make([]byte, 0, ethernet+len(packet)), destination...), arrivalMAC...)
-	frame = append(binary.BigEndian.AppendUint16(frame, unix.ETH_P_IP), packet...)
+	header := binary.BigEndian.AppendUint16(slices.Concat(destination, arrivalMAC), unix.ETH_P_IP)
 	err = n.Do(func() error {
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // protocol 0: it receives nothing
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		return unix.Sendto(fd, frame, unix.MSG_DONTWAIT, &unix.SockaddrLinklayer{Ifindex: from.Index, Protocol: networkOrder(unix.ETH_P_IP)})
+		for _, p := range packets {
+			err := unix.Sendto(fd, slices.Concat(header, p), unix.MSG_DONTWAIT, &unix.SockaddrLinklayer{Ifindex: from.Index, Protocol: networkOrder(unix.ETH_P_IP)})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("having a packet arrive at %s by %s: %w", device, by, err)
+		return fmt.Errorf("having packets arrive at %s by %s: %w", device, by, err)
 	}
 	return nil
 }

@@ -145,7 +145,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 		return nil, err
 	}
 	n := &node{
-		exits: exits.New(host, exit),
+		exits: exits.New(host, exit, exits.NewFile(cfg.StateDir), log),
 		cfg:   cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
 		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &latePorts{},
 	}
