@@ -98,6 +98,7 @@ func (n *node) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
+	group.Go(func() error { return n.watchReady(ctx) })
 	err = group.Wait()
 	if n.ovs != nil {
 		n.ovs.Close() // what was being detached needed it
