@@ -87,6 +87,12 @@ var changes = []change{
 	{name: "strict reverse paths", do: "sysctl -qw net.ipv4.conf.all.rp_filter=1", undo: "sysctl -qw net.ipv4.conf.all.rp_filter=0"},
 	{name: "another table's FORWARD policy", do: `nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }'`, undo: "nft delete table ip docker"},
 	{name: "another table drops what leaves", do: `nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 5; }; add rule inet fw f iifname tun0 drop'`, undo: "nft delete table inet fw"},
+	{name: "another table lets only pods out", do: `nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }; add rule ip docker f iifname tun0 accept'`, undo: "nft delete table ip docker"},
+	{name: "another table drops what comes back", do: `nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 5; }; add rule inet fw f oifname tun0 drop'`, undo: "nft delete table inet fw"},
+	{name: "another table drops answers as they come in", do: `nft "add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname $DEV ip protocol icmp drop; add rule ip fw p iifname $DEV udp dport != { 4789, 4790 } drop"`, undo: "nft delete table ip fw"},
+	{name: "iptables' FORWARD policy", do: "iptables-legacy -P FORWARD DROP", undo: "iptables-legacy -P FORWARD ACCEPT"},
+	{name: "iptables drops what comes back", do: "iptables-legacy -I FORWARD -o tun0 -j DROP", undo: "iptables-legacy -D FORWARD -o tun0 -j DROP"},
+	{name: "iptables drops answers as they come in", do: "iptables-legacy -t raw -A PREROUTING -i $DEV -p icmp -j DROP; iptables-legacy -t raw -A PREROUTING -i $DEV -p udp -m multiport ! --dports 4789,4790 -j DROP", undo: "iptables-legacy -t raw -F PREROUTING"},
 	{name: "the firewall flushed", do: "nft flush ruleset"},
 	{name: "the agent's table deleted", do: "nft delete table ip k8s-ovs"},
 	{name: "a routing rule that swallows pods' packets", do: "ip rule add iif tun0 priority 50 blackhole", undo: "ip rule del priority 50"},
@@ -130,6 +136,17 @@ func moments(cs []change) (out []change) {
 		}
 	}
 	return out
+}
+
+// possible are the changes, and moments of them, that can happen here.
+func possible(t *testing.T) []change {
+	_, err := exec.LookPath("iptables-legacy")
+	if err != nil {
+		t.Log("no iptables-legacy here, so nothing is changed with it; `make test-kernel` has it")
+	}
+	return slices.DeleteFunc(slices.Concat(changes, moments(changes)), func(c change) bool {
+		return c.datapath != "" && c.datapath != ovstest.Datapath() || err != nil && strings.Contains(c.do, "iptables-legacy")
+	})
 }
 
 // machine is a lab whose n1 is changed.
@@ -292,7 +309,7 @@ func TestMachine(t *testing.T) {
 	}
 	t.Logf("-machine.seed=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	possible := slices.DeleteFunc(slices.Concat(changes, moments(changes)), func(c change) bool { return c.datapath != "" && c.datapath != ovstest.Datapath() })
+	possible := possible(t)
 	var trials [][]change
 	for i, k := range random.Perm(len(possible)) {
 		if *machineAll || i < machineSome {
