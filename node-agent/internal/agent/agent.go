@@ -157,7 +157,7 @@ func (n *node) prepare(ctx context.Context) error {
 			return ctx.Err()
 		}
 		n.setReady(err)
-		n.log.Warn("the node cannot be set up yet", "error", err)
+		n.log.Debug("the node cannot be set up yet", "error", err)
 		if !pause.sleep(ctx) {
 			return ctx.Err()
 		}
