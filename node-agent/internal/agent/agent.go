@@ -98,6 +98,7 @@ func (n *node) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
+	group.Go(func() error { return n.watchReady(ctx) })
 	err = group.Wait()
 	if n.ovs != nil {
 		n.ovs.Close() // what was being detached needed it
@@ -156,7 +157,7 @@ func (n *node) prepare(ctx context.Context) error {
 			return ctx.Err()
 		}
 		n.setReady(err)
-		n.log.Warn("the node cannot be set up yet", "error", err)
+		n.log.Debug("the node cannot be set up yet", "error", err)
 		if !pause.sleep(ctx) {
 			return ctx.Err()
 		}

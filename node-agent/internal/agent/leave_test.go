@@ -1,14 +1,19 @@
 package agent
 
 import (
+	"fmt"
 	"net/netip"
+	"os"
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
 // oneDevice and onePort are a pod's device and its port of the bridge.
@@ -74,6 +79,32 @@ func TestLeaveMTURecord(t *testing.T) {
 		all, err := s.MTUs(t.Context())
 		if _, there := all.Nodes[self]; err != nil || there != c.stays {
 			t.Errorf("a node that %s: the record is there: %t, %v; want %t", c.name, there, err, c.stays)
+		}
+	}
+}
+
+// A node that leaves takes the device of its checks along; one whose agent restarts does not.
+func TestLeaveTakesDevice(t *testing.T) {
+	name := fmt.Sprintf("leave-%d", os.Getpid())
+	if err := ns.Create(name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Delete(name) })
+	host, err := link.Open(ns.Path(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = host.Close() })
+	if err := host.EnsureIFB(exits.Device); err != nil {
+		t.Fatal(err)
+	}
+	cfg := configured(t)
+	for _, wants := range []bool{true, false} {
+		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: wants})
+		n.host = host
+		n.leave(t.Context())
+		if there, err := host.LinkExists(exits.Device); err != nil || there != wants {
+			t.Errorf("the DaemonSet wants the node: %t; its device is there: %t, %v", wants, there, err)
 		}
 	}
 }

@@ -20,7 +20,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
-	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -116,12 +115,12 @@ type node struct {
 	// connected is that the flow table is connected to the switch.
 	connected bool
 	services  serviceFeed
+	readiness readiness
 
 	mu sync.Mutex
 	// table and attacher are set once, before the loop.
 	table    *flowtable.Table
 	attacher *attach.Attacher
-	notReady error
 	mtu      int
 	// noServices says why pods do not have the services that they should.
 	noServices error
@@ -145,9 +144,9 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 		return nil, err
 	}
 	n := &node{
-		exits: exits.New(host, exit),
+		exits: exits.New(host, exit, exits.NewFile(cfg.StateDir), log),
 		cfg:   cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
-		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &latePorts{},
+		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, readiness: readiness{why: errStarting}, ports: &latePorts{},
 	}
 	n.front = &front{
 		bare: attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ports, cfg.Bridge, log), why: n.Ready,
@@ -213,52 +212,8 @@ func (n *node) setSelf(vtep netip.Addr) {
 	}
 	n.attacher = attach.New(n.front.bare, n.table, n.tenants, n.limiter)
 	n.attacher.SetMaxPods(n.cfg.MaxPods)
-	n.attacher.SetReady(n.notReady)
+	n.attacher.SetReady(n.Ready())
 	n.front.open(n.attacher)
-}
-
-// Ready is nil when pods can be attached, else what is missing.
-func (n *node) Ready() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.notReady
-}
-
-func (n *node) setReady(why error) {
-	n.mu.Lock()
-	was := n.notReady
-	n.notReady = why
-	attacher := n.attacher
-	n.mu.Unlock()
-	if attacher != nil {
-		attacher.SetReady(why)
-	}
-	if why == nil {
-		n.metrics.ready.Set(1)
-	} else {
-		n.metrics.ready.Set(0)
-	}
-	if (was == nil) != (why == nil) {
-		if why == nil {
-			n.log.Info("ready: pods can be attached", "node", n.cfg.NodeName, "subnet", n.started)
-		} else {
-			n.log.Warn("not ready: pods cannot be attached", "node", n.cfg.NodeName, "error", why)
-		}
-		n.tellReady(why)
-	}
-}
-
-// tellReady tells people about the Node. Its UID in Events is its name, as kubelet has it.
-func (n *node) tellReady(why error) {
-	if n.api == nil {
-		return
-	}
-	ref := kube.ObjectRef{Kind: "Node", Name: n.cfg.NodeName, UID: n.cfg.NodeName}
-	if why != nil {
-		n.api.Event(ref, true, "NetworkNotReady", why.Error())
-		return
-	}
-	n.api.Event(ref, false, "NetworkReady", "pods can be attached")
 }
 
 // loadCopy takes the records from disk, for a start while etcd is away.
@@ -313,20 +268,20 @@ func (n *node) publish() {
 	st.Pods = len(n.attacher.List())
 	n.mu.Lock()
 	st.MTU = n.mtu
-	if n.notReady != nil {
-		st.Message = n.notReady.Error()
-	}
 	n.mu.Unlock()
+	if why := n.Ready(); why != nil {
+		st.Message = why.Error()
+	}
 	n.status.Set(st)
 }
 
 // State is what /debug/state shows.
 func (n *node) State() any {
 	n.mu.Lock()
-	table, attacher, why := n.table, n.attacher, n.notReady
+	table, attacher := n.table, n.attacher
 	n.mu.Unlock()
 	state := map[string]any{"version": version.String(), "node": n.cfg.NodeName}
-	if why != nil {
+	if why := n.Ready(); why != nil {
 		state["notReady"] = why.Error()
 	}
 	if attacher != nil {
