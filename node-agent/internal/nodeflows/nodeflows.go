@@ -1,10 +1,10 @@
-// Package flowtable owns the flows of br0, but for those of services: it holds the
-// picture they follow from (records, ports, attached pods), and makes the switch
-// agree with it.
+// Package nodeflows produces the flows of br0 but for those of services: of the node
+// itself, its peers, the namespaces that have pods here or serve, and the pods. It holds
+// the picture that they follow from (records, ports, attached pods), and gives what each
+// owner wants to the flow store. It never talks to the switch.
 //
-// Every change is one atomic bundle of the difference. Nothing is written or
-// removed before the table knows the records.
-package flowtable
+// Nothing is written or removed before it knows the records and the ports.
+package nodeflows
 
 import (
 	"context"
@@ -15,86 +15,95 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-var (
-	// ErrDisconnected: there is no connection to ovs-vswitchd now. What was to
-	// be changed is in the picture and reaches the switch on reconnection.
-	ErrDisconnected = errors.New("not connected to ovs-vswitchd")
-	// ErrNotReady: the table does not know the records or the ports yet.
-	ErrNotReady = errors.New("the node has no picture of the network yet")
+// The kinds of owners. A namespace that has meters is one of fairness besides, so that
+// what it may changes without its flows.
+const (
+	KindNode     flowstore.Kind = "node"
+	KindPeer     flowstore.Kind = "peer"
+	KindTenant   flowstore.Kind = "tenant"
+	KindFairness flowstore.Kind = "fairness"
+	KindPod      flowstore.Kind = "pod"
 )
 
-// Switch is the bridge's OpenFlow connection; [of.Conn] is one.
-type Switch interface {
-	Flows(ctx context.Context, filter of.FlowFilter) ([]of.FlowStats, error)
-	Commit(ctx context.Context, mods []of.Mod) error
-	Meters(ctx context.Context) ([]of.Meter, error)
-	MeterCounters(ctx context.Context) ([]of.MeterCounters, error)
-	AddMeter(ctx context.Context, m of.Meter) error
-	ModifyMeter(ctx context.Context, m of.Meter) error
-	DeleteMeter(ctx context.Context, id uint32) error
+var kinds = []flowstore.Kind{KindNode, KindPeer, KindTenant, KindFairness, KindPod}
+
+// AreaName is that of the flows of this package.
+const AreaName = "the node"
+
+// Area is all flows of the bridge but those of services, and all its meters.
+func Area() flowstore.Area {
+	cookie, mask := pipeline.Others()
+	return flowstore.Area{Name: AreaName, Cookie: cookie, Mask: mask, Kinds: kinds, Meters: true}
 }
 
-// Observer is told about what the table does; for metrics.
+// Store is where flows go; [flowstore.Store] is one.
+type Store interface {
+	Connected() bool
+	Try(ctx context.Context, c flowstore.Change) error
+	Set(ctx context.Context, c flowstore.Change) (flowstore.Result, error)
+	Read(ctx context.Context, area string) ([]of.FlowStats, error)
+	Resync(ctx context.Context, area string) (flowstore.Result, error)
+	Check(ctx context.Context, owners ...flowstore.Owner) ([]string, error)
+	MeterCounters(ctx context.Context) ([]of.MeterCounters, error)
+	Nudge(ctx context.Context, f of.Flow) error
+}
+
+// Observer is told about what the switch counts; for metrics.
 type Observer interface {
-	// Committed: one bundle of n changes took seconds.
-	Committed(n int, seconds float64)
-	// Repaired: n flows or meters had been changed by somebody else.
-	Repaired(n int)
 	// Dropped: n more packets were dropped for a reason.
 	Dropped(reason pipeline.Reason, n uint64)
 }
 
-// Table is the flow table of one bridge. Its methods may be called at once.
+// Table is the picture of one node. Its methods may be called at once.
 type Table struct {
 	self      netip.Addr
 	vxlanPort uint16
+	store     Store
 	observer  Observer
-	now       func() float64
+	view      atomic.Pointer[View]
 
 	mu       sync.Mutex
-	sw       Switch
 	records  *topology.Snapshot
 	ports    *desired.Ports
 	attached map[netip.Addr]desired.Attached
-	// slots are of the namespaces that have pods here, which members counts, and of
-	// those that serve.
+	tenants  tenants
+	// model without pods, as of the last refresh; nil until there is one.
+	model *pipeline.Model
+	proxy pipeline.ServiceProxy
+	// pathMTUs are of the peers, by VTEP, whose paths carry less than pods' devices.
+	pathMTUs map[netip.Addr]int
+	// stale is that all owners may want something else than the store knows.
+	stale bool
+	drops counted
+}
+
+// tenants are the namespaces that have pods here or serve.
+type tenants struct {
+	// slots are of all of them, members counts the pods.
 	slots   desired.Slots
 	members map[string]int
 	fair    fairness
 	serving map[string]bool
-	proxy   pipeline.ServiceProxy
 	// recalled is that serving was read back from the switch, or told.
 	recalled bool
-	// model without pods, as of the last refresh; nil until there is one.
-	model *pipeline.Model
-	// pathMTUs are of the peers, by VTEP, whose paths carry less than pods' devices.
-	pathMTUs map[netip.Addr]int
-	// installed is what the switch is known to have, by flow key.
-	installed map[string]of.Flow
-	// meters are those that the switch is known to have, nil before they were read; want
-	// those of the picture, nil when it has changed; settled says that both are the same.
-	meters, want map[uint32]of.Meter
-	settled      bool
-	drops        map[string]uint64
-	tooLarge     map[uint32]uint64 // packets counted as such, by meter
-	// commits counts bundles.
-	commits uint64
 }
 
-// New makes the table of the node with VTEP address self. now gives seconds
-// of a monotonic clock.
-func New(self netip.Addr, vxlanPort uint16, observer Observer, now func() float64) *Table {
+// New makes the table of the node with VTEP address self.
+func New(self netip.Addr, vxlanPort uint16, store Store, observer Observer) *Table {
 	return &Table{
-		self: self, vxlanPort: vxlanPort, observer: observer, now: now,
-		attached: map[netip.Addr]desired.Attached{}, slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{},
-		installed: map[string]of.Flow{}, drops: map[string]uint64{}, tooLarge: map[uint32]uint64{}, fair: newFairness(),
+		self: self, vxlanPort: vxlanPort, store: store, observer: observer,
+		attached: map[netip.Addr]desired.Attached{},
+		tenants:  tenants{slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{}, fair: newFairness()},
+		drops:    counted{flows: map[string]uint64{}, meters: map[uint32]uint64{}},
 	}
 }
 
@@ -105,25 +114,12 @@ func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) (problems [
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.records = &s
-	before := t.commits
-	problems, err = t.refresh(ctx)
-	return problems, t.commits != before, err
+	return t.refresh(ctx)
 }
 
 // Nudge makes the switch compare the flows that its datapath cached with its
-// tables: a flow comes and goes in one bundle, in a table that no packet reaches.
-func (t *Table) Nudge(ctx context.Context) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.sw == nil {
-		return ErrDisconnected
-	}
-	f := pipeline.Nudge()
-	if err := t.sw.Commit(ctx, []of.Mod{of.AddFlow(f), of.DeleteFlow(f)}); err != nil {
-		return fmt.Errorf("nudge the switch: %w", err)
-	}
-	return nil
-}
+// tables, by a flow of a table that no packet reaches.
+func (t *Table) Nudge(ctx context.Context) error { return t.store.Nudge(ctx, pipeline.Nudge()) }
 
 // SetPorts makes p the numbers of the bridge's own ports.
 func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
@@ -133,8 +129,8 @@ func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
 		return nil
 	}
 	t.ports = &p
-	_, err := t.refresh(ctx)
-	if errors.Is(err, ErrNotReady) {
+	_, _, err := t.refresh(ctx)
+	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
 	}
 	return err
@@ -150,17 +146,17 @@ func (t *Table) Load(pods []desired.Attached) {
 	for _, p := range pods {
 		t.take(p)
 	}
+	t.stale = true
 }
 
 // take puts a pod into the picture, instead of one with the same address.
 func (t *Table) take(p desired.Attached) {
 	t.leave(p.Address)
 	t.attached[p.Address] = p
-	t.members[p.Namespace]++
-	t.slots.Assign(p.Namespace)
-	if t.fair.assign(p.Namespace, t.slots[p.Namespace]) || p.Meter.Rate > 0 {
-		t.remeter()
-	}
+	n := &t.tenants
+	n.members[p.Namespace]++
+	n.slots.Assign(p.Namespace)
+	n.fair.assign(p.Namespace, n.slots[p.Namespace])
 }
 
 // leave takes the pod with that address out of the picture, and its namespace's
@@ -171,29 +167,25 @@ func (t *Table) leave(address netip.Addr) {
 		return
 	}
 	delete(t.attached, address)
-	if p.Meter.Rate > 0 {
-		t.remeter()
-	}
-	if t.members[p.Namespace]--; t.members[p.Namespace] == 0 {
-		delete(t.members, p.Namespace)
-		t.fair.release(p.Namespace)
-		t.remeter()
-		t.release(p.Namespace)
+	n := &t.tenants
+	if n.members[p.Namespace]--; n.members[p.Namespace] == 0 {
+		delete(n.members, p.Namespace)
+		n.fair.release(p.Namespace)
+		n.release(p.Namespace)
 	}
 }
 
 // Attach puts one pod into the picture and its flows into the switch, in one
-// bundle. Where the commit fails the pod is out of the picture again.
+// bundle. Where that fails the pod is out of the picture again.
 func (t *Table) Attach(ctx context.Context, a desired.Attached) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.model == nil {
-		return ErrNotReady
+		return flowstore.ErrNotReady
 	}
 	old, had := t.attached[a.Address]
-	before := t.flowsAround(a.Address)
 	t.take(a)
-	err := t.commitPart(ctx, before, t.flowsAround(a.Address, old.Namespace))
+	err := t.try(ctx, a.Address, a.Namespace, old.Namespace)
 	if err != nil {
 		if had {
 			t.take(old)
@@ -214,158 +206,154 @@ func (t *Table) Detach(ctx context.Context, address netip.Addr) error {
 	if !had {
 		return nil
 	}
-	if t.model == nil {
-		t.leave(address)
-		return nil
-	}
-	before := t.flowsAround(address)
 	t.leave(address)
-	err := t.commitPart(ctx, before, t.flowsAround(address, old.Namespace))
-	if err != nil && !errors.Is(err, ErrDisconnected) {
-		t.take(old)
-		return err
-	}
-	return nil
-}
-
-// flowsAround are the flows that the pod with that address needs, and those of
-// the namespaces named, as the picture is: none for one without a slot.
-func (t *Table) flowsAround(address netip.Addr, namespaces ...string) map[string]of.Flow {
-	var flows []of.Flow
-	if a, ok := t.attached[address]; ok {
-		flows = t.model.Pod(desired.Pod(t.slots, a))
-		namespaces = append(namespaces, a.Namespace)
-	}
-	return byKey(append(flows, t.flowsOf(namespaces)...))
-}
-
-// commitPart replaces a part of the flows: those in before that are not wanted go.
-func (t *Table) commitPart(ctx context.Context, before, wanted map[string]of.Flow) error {
-	var mods []of.Mod
-	for key, f := range wanted {
-		if have, ok := t.installed[key]; !ok || !have.Equal(f) {
-			mods = append(mods, of.AddFlow(f))
-		}
-	}
-	for key, f := range before {
-		_, keep := wanted[key]
-		if _, there := t.installed[key]; there && !keep {
-			mods = append(mods, of.DeleteFlow(f))
-		}
-	}
-	if err := t.commit(ctx, mods); err != nil {
-		return err
-	}
-	for key := range before {
-		delete(t.installed, key)
-	}
-	maps.Copy(t.installed, wanted)
-	return nil
-}
-
-// Connect makes sw the switch and brings it to the picture: what it has is
-// read, and only the difference is written.
-func (t *Table) Connect(ctx context.Context, sw Switch) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.sw = sw
-	t.installed, t.meters = map[string]of.Flow{}, nil
-	t.fair.unmetered = nil
-	t.remeter()
 	if t.model == nil {
 		return nil
 	}
-	_, err := t.sync(ctx)
+	err := t.try(ctx, address, old.Namespace)
+	if errors.Is(err, flowstore.ErrDisconnected) {
+		_, err = t.store.Set(ctx, t.change(address, old.Namespace))
+		if errors.Is(err, flowstore.ErrDisconnected) {
+			return nil
+		}
+		return err
+	}
 	if err != nil {
-		t.sw = nil
+		t.take(old)
 	}
 	return err
 }
 
-// Disconnect says that the switch is gone.
-func (t *Table) Disconnect() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.sw = nil
+// try gives the store what the pod with that address and the namespaces want.
+func (t *Table) try(ctx context.Context, address netip.Addr, namespaces ...string) error {
+	c := t.change(address, namespaces...)
+	if t.stale {
+		c = t.all()
+	}
+	err := t.store.Try(ctx, c)
+	t.stale = t.stale && err != nil
+	return t.unmeter(err)
 }
 
-// Resync reads the switch, puts right what differs from the picture, and
-// counts it, and what was dropped since.
+// change is what the pod with that address and the namespaces want, as the picture is.
+func (t *Table) change(address netip.Addr, namespaces ...string) (c flowstore.Change) {
+	if address.IsValid() {
+		c.Set(flowstore.Owner{Kind: KindPod, Name: address.String()}, t.pod(address))
+	}
+	for _, n := range namespaces {
+		t.setTenant(&c, n)
+	}
+	return c
+}
+
+// pod is what the pod with that address wants: nothing where there is none.
+func (t *Table) pod(address netip.Addr) (w flowstore.Want) {
+	a, ok := t.attached[address]
+	if !ok {
+		return w
+	}
+	w.Flows = t.model.Pod(desired.Pod(t.tenants.slots, a))
+	if a.Meter.Rate > 0 {
+		w.Meters = []of.Meter{meter(a)}
+	}
+	return w
+}
+
+// setTenant puts into c what a namespace wants: nothing without a slot.
+func (t *Table) setTenant(c *flowstore.Change, namespace string) {
+	var flows, meters flowstore.Want
+	if _, ok := t.tenants.slots[namespace]; ok {
+		m := t.tenantModel(namespace)
+		flows.Flows = t.model.Tenant(m)
+		meters.Meters = t.model.TenantMeters(m, t.tenants.fair.allowance(namespace))
+	}
+	c.Set(flowstore.Owner{Kind: KindTenant, Name: namespace}, flows)
+	c.Set(flowstore.Owner{Kind: KindFairness, Name: namespace}, meters)
+}
+
+func (t *Table) tenantModel(namespace string) pipeline.Tenant {
+	m := desired.Tenant(*t.records, t.tenants.slots, namespace)
+	m.Serves = t.tenants.serving[namespace]
+	m.Meters = t.tenants.fair.meters(namespace)
+	return m
+}
+
+// all is what all owners want.
+func (t *Table) all() (c flowstore.Change) {
+	c.All(kinds...)
+	c.Set(flowstore.Owner{Kind: KindNode}, flowstore.Want{Flows: t.model.Own(), Meters: t.model.Meters()})
+	for _, p := range t.model.Peers {
+		c.Set(flowstore.Owner{Kind: KindPeer, Name: p.VTEP.String()}, flowstore.Want{Flows: t.model.Peer(p)})
+	}
+	for n := range t.tenants.slots {
+		t.setTenant(&c, n)
+	}
+	for address := range t.attached {
+		c.Set(flowstore.Owner{Kind: KindPod, Name: address.String()}, t.pod(address))
+	}
+	return c
+}
+
+// Connected says that the switch is another one, and brings it to the picture: what it
+// has is read, and only the difference is written.
+func (t *Table) Connected(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tenants.fair.unmetered = nil
+	if t.model == nil {
+		return nil
+	}
+	_, err := t.bring(ctx)
+	return err
+}
+
+// Resync reads the switch, puts right what differs from the picture, and counts what was
+// dropped since.
 func (t *Table) Resync(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.model == nil {
-		return ErrNotReady
+		return flowstore.ErrNotReady
 	}
-	repaired, err := t.sync(ctx)
-	if err == nil && repaired > 0 {
-		t.observer.Repaired(repaired)
+	if t.stale || !t.tenants.recalled {
+		if _, err := t.bring(ctx); err != nil {
+			return err
+		}
 	}
-	return err
+	r, err := t.store.Resync(ctx, AreaName)
+	if r.Found != nil {
+		t.countDrops(r.Found)
+	}
+	if err != nil {
+		return t.unmeter(err)
+	}
+	return t.countTooLarge(ctx)
 }
 
 // Check compares the pod's flows in the switch with the picture and says what
 // differs, nothing where all is as it should be.
 func (t *Table) Check(ctx context.Context, address netip.Addr) ([]string, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.model == nil {
-		return nil, ErrNotReady
-	}
-	if t.sw == nil {
-		return nil, ErrDisconnected
-	}
 	a, ok := t.attached[address]
-	if !ok {
+	known := t.model != nil
+	t.mu.Unlock()
+	switch {
+	case !known:
+		return nil, flowstore.ErrNotReady
+	case !t.store.Connected():
+		return nil, flowstore.ErrDisconnected
+	case !ok:
 		return []string{fmt.Sprintf("%s is not attached", address)}, nil
 	}
-	have := map[string]of.Flow{}
-	read := func(cookie, mask uint64) error {
-		stats, err := t.sw.Flows(ctx, of.FlowFilter{Cookie: cookie, CookieMask: mask})
-		if err != nil {
-			return fmt.Errorf("read the flows of %s: %w", address, err)
-		}
-		for _, s := range stats {
-			have[s.Key()] = s.Flow
-		}
-		return nil
-	}
-	if err := errors.Join(read(pipeline.PodCookie(address)), read(pipeline.TenantCookie(t.slots[a.Namespace]))); err != nil {
-		return nil, err
-	}
-	want := t.flowsAround(address)
-	diff, err := t.checkMeter(ctx, a)
-	if err != nil {
-		return nil, err
-	}
-	for _, key := range slices.Sorted(maps.Keys(want)) {
-		f := want[key]
-		got, ok := have[key]
-		switch {
-		case !ok:
-			diff = append(diff, "flow is missing: "+f.String())
-		case !got.Equal(f):
-			diff = append(diff, fmt.Sprintf("flow differs: have %s, want %s", got, f))
-		}
-	}
-	return diff, nil
-}
-
-// Size is the number of flows in the switch as far as known.
-func (t *Table) Size() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return len(t.installed)
+	return t.store.Check(ctx, flowstore.Owner{Kind: KindPod, Name: address.String()}, flowstore.Owner{Kind: KindTenant, Name: a.Namespace})
 }
 
 // Peers are the other nodes in the picture.
 func (t *Table) Peers() []pipeline.Peer {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.model == nil {
-		return nil
+	if v := t.view.Load(); v != nil {
+		return slices.Clone(v.Peers)
 	}
-	return slices.Clone(t.model.Peers)
+	return nil
 }
 
 // Dump is the picture as text, for /debug/state.
@@ -375,125 +363,59 @@ func (t *Table) Dump() []string {
 	if t.model == nil {
 		return nil
 	}
-	var out []string
-	for _, f := range t.desired() {
-		out = append(out, f.String())
+	flows := t.model.Flows()
+	for _, n := range slices.Sorted(maps.Keys(t.tenants.slots)) {
+		flows = append(flows, t.model.Tenant(t.tenantModel(n))...)
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(t.attached), netip.Addr.Compare) {
+		flows = append(flows, t.pod(addr).Flows...)
+	}
+	out := make([]string, len(flows))
+	for i, f := range flows {
+		out[i] = f.String()
 	}
 	return out
 }
 
-// refresh computes the model anew and commits what changed.
-func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
+// refresh computes the model anew and has the switch follow. It reports whether flows
+// had to change.
+func (t *Table) refresh(ctx context.Context) ([]desired.Problem, bool, error) {
 	if t.records == nil || t.ports == nil {
-		return nil, ErrNotReady
+		return nil, false, flowstore.ErrNotReady
 	}
 	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.vxlanPort, nil, nil)
 	if err != nil {
 		// The node lost its place in the network. What it has stays: its pods keep
 		// their network, and the caller says why nothing new is applied.
-		return nil, err
+		return nil, false, err
 	}
-	first := t.model == nil
 	m.ServiceProxy = t.proxy
 	t.withPathMTUs(&m)
 	t.model = &m
-	t.remeter()
-	if first {
-		// What the switch has from before was not read yet.
-		_, err := t.sync(ctx)
-		return problems, err
-	}
-	mods, want := difference(t.installed, t.desired())
-	if err := t.commit(ctx, mods); err != nil {
-		return problems, err
-	}
-	t.installed = want
-	return problems, nil
+	t.publish()
+	changed, err := t.bring(ctx)
+	return problems, changed, err
 }
 
-// desired is every flow of the picture.
-func (t *Table) desired() []of.Flow {
-	flows := t.model.Flows()
-	for _, n := range slices.Sorted(maps.Keys(t.slots)) {
-		flows = append(flows, t.tenant(n)...)
-	}
-	for _, addr := range slices.SortedFunc(maps.Keys(t.attached), netip.Addr.Compare) {
-		flows = append(flows, t.model.Pod(desired.Pod(t.slots, t.attached[addr]))...)
-	}
-	return flows
-}
-
-// sync reads the switch and commits the difference; it returns how many
-// flows differed.
-func (t *Table) sync(ctx context.Context) (int, error) {
-	if t.sw == nil {
-		return 0, ErrDisconnected
-	}
-	cookie, mask := pipeline.Others()
-	stats, err := t.sw.Flows(ctx, of.FlowFilter{Cookie: cookie, CookieMask: mask})
-	if err != nil {
-		return 0, fmt.Errorf("read the flows of the bridge: %w", err)
-	}
-	actual := make(map[string]of.Flow, len(stats))
-	for _, s := range stats {
-		actual[s.Key()] = s.Flow
-	}
-	if err := t.readMeters(ctx); err != nil {
-		return 0, err
-	}
-	t.countDrops(stats)
-	t.recall(stats)
-	mods, want := difference(actual, t.desired())
-	repaired := len(mods) + t.meterDifferences()
-	if err := t.commit(ctx, mods); err != nil {
-		return 0, err
-	}
-	t.installed = want
-	return repaired, t.countTooLarge(ctx)
-}
-
-// commit brings parts of the picture into the switch, and its meters.
-func (t *Table) commit(ctx context.Context, mods []of.Mod) error {
-	if t.sw == nil {
-		return ErrDisconnected
-	}
-	if err := t.ensureMeters(ctx); err != nil {
-		return err
-	}
-	if len(mods) > 0 {
-		start := t.now()
-		if err := t.sw.Commit(ctx, mods); err != nil {
-			return fmt.Errorf("commit %d flow changes: %w", len(mods), err)
-		}
-		t.commits++
-		t.observer.Committed(len(mods), t.now()-start)
-	}
-	t.pruneMeters(ctx)
-	return nil
-}
-
-// difference is what makes have into want: additions first, so that nothing
-// is without a flow even where bundles were not atomic.
-func difference(have map[string]of.Flow, want []of.Flow) ([]of.Mod, map[string]of.Flow) {
-	wanted := byKey(want)
-	var mods []of.Mod
-	for _, f := range want {
-		if old, ok := have[f.Key()]; !ok || !old.Equal(f) {
-			mods = append(mods, of.AddFlow(f))
+// bring gives the store all that is wanted, and reports whether flows had to change.
+func (t *Table) bring(ctx context.Context) (changed bool, err error) {
+	if !t.tenants.recalled {
+		found, err := t.store.Read(ctx, AreaName)
+		switch {
+		case err == nil:
+			t.countDrops(found)
+			t.recall(found)
+		case !errors.Is(err, flowstore.ErrDisconnected):
+			return false, err
 		}
 	}
-	for _, key := range slices.Sorted(maps.Keys(have)) {
-		if _, keep := wanted[key]; !keep {
-			mods = append(mods, of.DeleteFlow(have[key]))
-		}
+	r, err := t.store.Set(ctx, t.all())
+	if r.Found != nil {
+		t.countDrops(r.Found)
 	}
-	return mods, wanted
-}
-
-func byKey(flows []of.Flow) map[string]of.Flow {
-	out := make(map[string]of.Flow, len(flows))
-	for _, f := range flows {
-		out[f.Key()] = f
+	t.stale = false // the store has it, though perhaps not the switch
+	if err == nil && len(r.Contested) > 0 {
+		err = fmt.Errorf("%v: %w", r.Contested[0], flowstore.ErrContested)
 	}
-	return out
+	return r.Changed > 0, t.unmeter(err)
 }
