@@ -3,14 +3,17 @@ package nodeflows
 import (
 	"context"
 	"net/netip"
+	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
 // counted is what was counted when it was last looked at: the packets of flows that drop,
-// by key, and those too large for their path, by meter.
+// by key, and those too large for their path, by meter. It has a lock of its own, since who
+// counts waits for the switch.
 type counted struct {
+	mu     sync.Mutex
 	flows  map[string]uint64
 	meters map[uint32]uint64
 }
@@ -69,10 +72,6 @@ func (t *Table) MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error) {
 // counted. Their flows' own counts are of no use: Open vSwitch adds to them also those that
 // check_pkt_larger found small enough.
 func (t *Table) countTooLarge(ctx context.Context) error {
-	if len(t.model.Meters()) == 0 {
-		clear(t.drops.meters)
-		return nil
-	}
 	counters, err := t.store.MeterCounters(ctx)
 	if err != nil {
 		return err

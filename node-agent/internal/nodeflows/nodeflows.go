@@ -308,26 +308,42 @@ func (t *Table) Connected(ctx context.Context) error {
 }
 
 // Resync reads the switch, puts right what differs from the picture, and counts what was
-// dropped since.
+// dropped since. Pods come and go meanwhile.
 func (t *Table) Resync(ctx context.Context) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.model == nil {
-		return flowstore.ErrNotReady
-	}
-	if t.stale || !t.tenants.recalled {
-		if _, err := t.bring(ctx); err != nil {
-			return err
-		}
+	t.drops.mu.Lock()
+	defer t.drops.mu.Unlock()
+	measures, err := t.beforeResync(ctx)
+	if err != nil {
+		return err
 	}
 	r, err := t.store.Resync(ctx, AreaName)
 	if r.Found != nil {
 		t.countDrops(r.Found)
 	}
-	if err != nil {
+	switch {
+	case err != nil:
+		t.mu.Lock()
+		defer t.mu.Unlock()
 		return t.unmeter(err)
+	case measures:
+		return t.countTooLarge(ctx)
 	}
-	return t.countTooLarge(ctx)
+	clear(t.drops.meters)
+	return nil
+}
+
+// beforeResync has the store know all that is wanted, and reports whether packets that are
+// too large for their path are counted.
+func (t *Table) beforeResync(ctx context.Context) (measures bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.model == nil {
+		return false, flowstore.ErrNotReady
+	}
+	if t.stale || !t.tenants.recalled {
+		_, err = t.bring(ctx)
+	}
+	return len(t.model.Meters()) > 0, err
 }
 
 // Check compares the pod's flows in the switch with the picture and says what
@@ -403,16 +419,12 @@ func (t *Table) bring(ctx context.Context) (changed bool, err error) {
 		found, err := t.store.Read(ctx, AreaName)
 		switch {
 		case err == nil:
-			t.countDrops(found)
 			t.recall(found)
 		case !errors.Is(err, flowstore.ErrDisconnected):
 			return false, err
 		}
 	}
 	r, err := t.store.Set(ctx, t.all())
-	if r.Found != nil {
-		t.countDrops(r.Found)
-	}
 	t.stale = false // the store has it, though perhaps not the switch
 	if err == nil && len(r.Contested) > 0 {
 		err = fmt.Errorf("%v: %w", r.Contested[0], flowstore.ErrContested)
