@@ -110,6 +110,38 @@ func TestNothingBeforeComplete(t *testing.T) {
 	b.require("both kinds", lines(want, greeting)...)
 }
 
+// TestAreas: an area that is not complete keeps groups that may be its own, and what its
+// owners want in the place of another area's waits until both can be.
+func TestAreas(t *testing.T) {
+	b := newBridge(t, other, greeters)
+	b.OFCtl("add-group", "br0", "group_id=7,type=all")
+	x, y := flow(1, 2), flow(1, 3)
+	y.Cookie = greeterCookie
+	b.set(names{"a": flows(x)}, "one", "two")
+	b.require("one area", append(lines(flows(x)), "group_id=7,type=all")...)
+	greeting := func(w flowstore.Want, all ...flowstore.Kind) error {
+		var c flowstore.Change
+		c.All(all...)
+		c.Set(flowstore.Owner{Kind: "greeter", Name: "ann"}, w)
+		_, err := b.store.Set(t.Context(), c)
+		return err
+	}
+	if err := greeting(flows(y)); !errors.Is(err, flowstore.ErrNotReady) {
+		t.Errorf("%v, want ErrNotReady", err)
+	}
+	b.set(names{"a": {}})
+	b.resync("others")
+	b.require("its owner gave it up, the next is not complete", append(lines(flows(x)), "group_id=7,type=all")...)
+	if err := greeting(flows(y), "greeter"); err != nil {
+		t.Error(err)
+	}
+	b.resync("others")
+	b.require("both areas", lines(flows(y))...)
+	if len(b.repaired) > 0 {
+		t.Errorf("counted %v", b.repaired)
+	}
+}
+
 // TestShared: what two owners want alike goes with the last of them. What they want
 // otherwise the first keeps, and the next gets when it is given up.
 func TestShared(t *testing.T) {
@@ -201,6 +233,11 @@ func TestNewsStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.require("refused", lines(flows(flow(3, 4)))...)
+	// A pod shares its tenant's flows: what of them is behind comes in with the pod's.
+	if err := b.store.Try(t.Context(), b.change(names{"pod": flows(flow(3, 4)), "a": flows(flow(1, 2))})); err != nil {
+		t.Fatal(err)
+	}
+	b.require("behind", lines(flows(flow(3, 4), flow(1, 2)))...)
 	b.set(names{"bad": {}})
 	b.require("no longer wanted", lines(flows(flow(3, 4), flow(1, 2)))...)
 	b.store.Disconnect()

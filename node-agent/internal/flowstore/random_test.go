@@ -65,7 +65,7 @@ func (m model) set(old, now names) (waits bool) {
 }
 
 func (m model) lines() []string {
-	out := []string{}
+	var out []string
 	for _, all := range m {
 		if at := slices.IndexFunc(all, func(w wish) bool { return w.first }); at >= 0 {
 			out = append(out, all[at].text)
@@ -92,9 +92,9 @@ func wishes(w flowstore.Want) map[string]string {
 
 // wanted is a random want, of things that others may want too, alike or not.
 func wanted(rnd *rand.Rand) (w flowstore.Want) {
-	for in := range uint32(6) {
-		if rnd.IntN(4) == 0 {
-			w.Flows = append(w.Flows, flow(in+1, rnd.Uint32N(2)+1))
+	for in := range uint32(4) {
+		if rnd.IntN(2) == 0 {
+			w.Flows = append(w.Flows, flow(in+1, rnd.Uint32N(3)+1))
 		}
 	}
 	for id := range uint32(2) {
