@@ -361,8 +361,10 @@ func (s *Store) bring(ctx context.Context, a *area, r *Result) error {
 			return err
 		}
 		steps := w.steps()
-		more := len(steps) > mostAtOnce
-		steps = steps[:min(len(steps), mostAtOnce)]
+		more := a.AtOnce > 0 && len(steps) > a.AtOnce
+		if more {
+			steps = steps[:a.AtOnce]
+		}
 		r.leave(steps)
 		if err := s.commit(ctx, a, steps); err != nil {
 			return err

@@ -27,10 +27,6 @@ var (
 	ErrContested = errors.New("another owner has it otherwise")
 )
 
-// mostAtOnce bounds a bundle, so that pods that are attached meanwhile do not wait for all
-// of a large change.
-const mostAtOnce = 4096
-
 // Switch is the bridge's OpenFlow connection; [of.Conn] is one.
 type Switch interface {
 	Flows(ctx context.Context, filter of.FlowFilter) ([]of.FlowStats, error)
@@ -78,6 +74,9 @@ type Area struct {
 	Groups, Meters bool
 	// Every is how often [Store.Resync] reads it; 0 for always.
 	Every time.Duration
+	// AtOnce bounds a bundle of [Store.Set] and [Store.Resync], so that others do not wait
+	// for all of a large change; 0 for no bound.
+	AtOnce int
 	// Retire, if not nil, is what a flow becomes that nobody wants, in place of being
 	// deleted. One that is that already stays as it is.
 	Retire func(of.Flow) (of.Flow, bool)

@@ -110,6 +110,33 @@ func TestNothingBeforeComplete(t *testing.T) {
 	b.require("both kinds", lines(want, greeting)...)
 }
 
+// TestOverlap: areas whose flows cannot be told apart, kinds that are in two, and changes of
+// several areas are refused.
+func TestOverlap(t *testing.T) {
+	twice := greeters
+	twice.Kinds = []flowstore.Kind{"one"}
+	all := other
+	all.Cookie, all.Mask, all.Kinds = 0, 0, nil
+	for _, areas := range [][]flowstore.Area{{other, all}, {other, twice}} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("areas %v are taken", areas)
+				}
+			}()
+			flowstore.New(flowstore.Config{Areas: areas})
+		}()
+	}
+	s := flowstore.New(flowstore.Config{Areas: []flowstore.Area{other, greeters}})
+	for _, kinds := range [][]flowstore.Kind{{"one", "greeter"}, {"unknown"}} {
+		var c flowstore.Change
+		c.All(kinds...)
+		if _, err := s.Set(t.Context(), c); err == nil || errors.Is(err, flowstore.ErrNotReady) {
+			t.Errorf("a change of %v: %v", kinds, err)
+		}
+	}
+}
+
 // TestAreas: an area that is not complete keeps groups that may be its own, and what its
 // owners want in the place of another area's waits until both can be.
 func TestAreas(t *testing.T) {

@@ -19,7 +19,7 @@ import (
 const otherCookie = 0x10 << 40
 
 var other = flowstore.Area{
-	Name: "others", Cookie: otherCookie, Mask: otherCookie, Kinds: []flowstore.Kind{"one", "two"}, Groups: true, Meters: true,
+	Name: "others", Cookie: otherCookie, Mask: otherCookie, Kinds: []flowstore.Kind{"one", "two"}, Groups: true, Meters: true, AtOnce: 4096,
 }
 
 // bridge is a real bridge with a store. It stands between both.

@@ -32,7 +32,8 @@ const AreaName = "services"
 func Area() flowstore.Area {
 	cookie, mask := pipeline.Services()
 	return flowstore.Area{
-		Name: AreaName, Cookie: cookie, Mask: mask, Kinds: []flowstore.Kind{KindService}, Groups: true, Every: readEvery, Retire: retire,
+		Name: AreaName, Cookie: cookie, Mask: mask, Kinds: []flowstore.Kind{KindService}, Groups: true,
+		Every: readEvery, AtOnce: mostAtOnce, Retire: retire,
 	}
 }
 
@@ -79,6 +80,9 @@ type Config struct {
 const (
 	// readEvery is how often the switch is read back: some 30,000 flows take it 0.1 s.
 	readEvery = time.Minute
+	// mostAtOnce bounds a bundle when all services are written, so that pods that are
+	// attached meanwhile do not wait for all of it.
+	mostAtOnce = 4096
 	// staleAtMost is how long the datapath may go on with what it cached before a
 	// change: until its revalidators have been round.
 	staleAtMost = time.Second
