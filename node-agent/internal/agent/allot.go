@@ -10,7 +10,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -88,7 +88,7 @@ func (n *node) newTableUse(limit, flag string, rate fairness.Rate) *tableUse {
 func (a *allotment) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	m, ready := a.n.table.Model()
+	m, ready := a.n.table.View()
 	if !ready {
 		return
 	}
@@ -111,7 +111,7 @@ func (a *allotment) look(ctx context.Context) {
 // say logs what is wrong once.
 func (a *allotment) say(what string, err error) {
 	text := ""
-	if err != nil && !errors.Is(err, flowtable.ErrDisconnected) && !errors.Is(err, context.Canceled) {
+	if err != nil && !errors.Is(err, flowstore.ErrDisconnected) && !errors.Is(err, context.Canceled) {
 		text = err.Error()
 	}
 	if text != "" && text != a.failed[what] {

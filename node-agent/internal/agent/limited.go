@@ -36,7 +36,7 @@ type counted interface {
 }
 
 // meterDrops are the packets that the bridge dropped of pods that do not keep to
-// their limit themselves, by address; [flowtable.Table] knows them.
+// their limit themselves, by address; [nodeflows.Table] knows them.
 type meterDrops interface {
 	MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error)
 }

@@ -13,9 +13,10 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
@@ -112,14 +113,15 @@ type node struct {
 	// where that was not tried yet.
 	exit  error
 	tried bool
-	// connected is that the flow table is connected to the switch.
+	// connected is that the flows of the node are in the newest switch.
 	connected bool
 	services  serviceFeed
 	readiness readiness
 
 	mu sync.Mutex
-	// table and attacher are set once, before the loop.
-	table    *flowtable.Table
+	// flows, table and attacher are set once, before the loop.
+	flows    *flowstore.Store
+	table    *nodeflows.Table
 	attacher *attach.Attacher
 	mtu      int
 	// noServices says why pods do not have the services that they should.
@@ -198,8 +200,12 @@ func (n *node) setSelf(vtep netip.Addr) {
 	if n.asking != nil {
 		n.asking.setSelf(vtep)
 	}
-	start := time.Now()
-	n.table = flowtable.New(vtep, n.cfg.VXLANPort, n.metrics, func() float64 { return time.Since(start).Seconds() })
+	areas := []flowstore.Area{nodeflows.Area()}
+	if n.api != nil {
+		areas = append(areas, services.Area())
+	}
+	n.flows = flowstore.New(flowstore.Config{Areas: areas, Observer: n.metrics})
+	n.table = nodeflows.New(vtep, n.cfg.VXLANPort, n.flows, n.metrics)
 	n.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
 	if n.cfg.ServiceConnections == fairness.Off {
 		n.table.Unlimited()
@@ -207,7 +213,8 @@ func (n *node) setSelf(vtep netip.Addr) {
 	if n.api != nil {
 		said := leftOutSayer{api: n.api, self: vtep, peers: n.table.Peers, log: n.log}
 		n.services.table = services.New(services.Config{
-			Base: n.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
+			Base: n.table, Store: n.flows, Tracker: n.flows,
+			Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.say, Logger: n.log,
 		})
 	}
 	n.attacher = attach.New(n.front.bare, n.table, n.tenants, n.limiter)

@@ -11,6 +11,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -81,8 +82,8 @@ func (n *node) unblock(ctx context.Context) error {
 	return err
 }
 
-// connect connects the flow table to the switch, where it is not. That of the
-// services follows when the node is as it should be.
+// connect connects the flow store to the switch, where it is not, and brings in the
+// flows of the node. Those of services follow when the node is as it should be.
 func (n *node) connect(ctx context.Context) error {
 	if !n.conn.alive() {
 		n.disconnect()
@@ -95,7 +96,8 @@ func (n *node) connect(ctx context.Context) error {
 	if n.connected {
 		return nil
 	}
-	err := n.table.Connect(ctx, n.conn.conn)
+	n.flows.Connect(n.conn.conn)
+	err := n.table.Connected(ctx)
 	n.connected = err == nil
 	return err
 }
@@ -103,9 +105,8 @@ func (n *node) connect(ctx context.Context) error {
 // disconnect says that the switch is gone.
 func (n *node) disconnect() {
 	n.routes.forget()
-	n.table.Disconnect()
-	n.connected = false
-	n.disconnectServices()
+	n.flows.Disconnect()
+	n.connected, n.services.connected = false, false
 }
 
 // place is this node's record; outside of Kubernetes, where the controller makes
@@ -354,6 +355,6 @@ func (n *node) warm() {
 
 func (n *node) observe() {
 	n.metrics.pods.Set(float64(len(n.attacher.List())))
-	n.metrics.flows.Set(float64(n.table.Size()))
+	n.metrics.flows.Set(float64(n.flows.Size(nodeflows.AreaName)))
 	n.metrics.peers.Set(float64(len(n.table.Peers())))
 }

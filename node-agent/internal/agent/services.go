@@ -5,8 +5,7 @@ import (
 	"errors"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
@@ -15,8 +14,8 @@ import (
 // on connection.
 type serviceTable interface {
 	Update(ctx context.Context, u service.Update) error
-	Connect(ctx context.Context, sw services.Switch) error
-	Disconnect()
+	// Connected says that the switch is another one.
+	Connected(ctx context.Context) error
 	// Resync reads the switch and puts right what differs.
 	Resync(ctx context.Context) error
 	// Counts are services, distinct endpoints and flows.
@@ -29,7 +28,7 @@ type serviceTable interface {
 type serviceFeed struct {
 	// table is nil outside of Kubernetes.
 	table serviceTable
-	// connected is that the table is connected to the switch; told, that it knows
+	// connected is that the table knows of the newest switch; told, that it knows
 	// all services; behind, that some news have not reached the switch.
 	connected, told, behind bool
 }
@@ -53,7 +52,7 @@ func (n *node) serve(ctx context.Context, u service.Update) bool {
 	return was == nil && err == nil && n.Ready() == nil
 }
 
-// resyncServices connects the services to the switch, brings into the flows what
+// resyncServices tells the services of a new switch, brings into the flows what
 // did not get there, and puts right all of them when full. No failure of it keeps
 // pods from being attached.
 func (n *node) resyncServices(ctx context.Context, full bool) {
@@ -63,7 +62,7 @@ func (n *node) resyncServices(ctx context.Context, full bool) {
 	case s.table == nil:
 		return
 	case !s.connected:
-		err = s.table.Connect(ctx, n.conn.conn)
+		err = s.table.Connected(ctx)
 		s.connected = err == nil
 	case full || s.behind:
 		err = s.table.Resync(ctx)
@@ -71,13 +70,6 @@ func (n *node) resyncServices(ctx context.Context, full bool) {
 		return
 	}
 	n.served(err)
-}
-
-func (n *node) disconnectServices() {
-	if n.services.table != nil {
-		n.services.table.Disconnect()
-		n.services.connected = false
-	}
 }
 
 // served notes what became of services.
@@ -91,7 +83,7 @@ func (n *node) served(err error) {
 	for _, reason := range service.Reasons {
 		n.metrics.leftOut.WithLabelValues(string(reason)).Set(float64(left[reason]))
 	}
-	away := errors.Is(err, flowtable.ErrDisconnected) || errors.Is(err, flowtable.ErrNotReady)
+	away := errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady)
 	if err == nil && !n.services.told {
 		err = errNoServices
 	}

@@ -8,8 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
@@ -32,10 +31,9 @@ func (s *servedTable) Update(_ context.Context, u service.Update) error {
 	return s.call("some")
 }
 
-func (s *servedTable) Connect(context.Context, services.Switch) error { return s.call("connect") }
-func (s *servedTable) Resync(context.Context) error                   { return s.call("resync") }
-func (s *servedTable) Disconnect()                                    { _ = s.call("disconnect") }
-func (s *servedTable) Counts() (int, int, int)                        { return 1, 2, 3 }
+func (s *servedTable) Connected(context.Context) error { return s.call("connect") }
+func (s *servedTable) Resync(context.Context) error    { return s.call("resync") }
+func (s *servedTable) Counts() (int, int, int)         { return 1, 2, 3 }
 func (s *servedTable) LeftOut() map[service.Reason]int {
 	return map[service.Reason]int{service.Loopback: 4}
 }
@@ -78,8 +76,8 @@ func TestServices(t *testing.T) {
 	step("accepted", nil, pass(false), []string{"resync"}, nil)
 	step("nothing left", nil, pass(false), nil, nil)
 	// The switch goes and comes.
-	step("lost", nil, n.disconnectServices, []string{"disconnect"}, nil)
-	step("news meanwhile", flowtable.ErrDisconnected, serve(false, false), []string{"some"}, flowtable.ErrDisconnected)
+	step("lost", nil, func() { n.services.connected = false }, nil, nil)
+	step("news meanwhile", flowstore.ErrDisconnected, serve(false, false), []string{"some"}, flowstore.ErrDisconnected)
 	step("not there yet", refused, pass(false), []string{"connect"}, refused)
 	step("there again", nil, pass(true), []string{"connect"}, nil)
 }
@@ -88,7 +86,6 @@ func TestServices(t *testing.T) {
 func TestNoServices(t *testing.T) {
 	n := &node{log: quiet()}
 	n.resyncServices(t.Context(), true)
-	n.disconnectServices()
 	if err := n.servicesReady(); err != nil {
 		t.Error(err)
 	}

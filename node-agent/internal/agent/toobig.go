@@ -11,7 +11,7 @@ import (
 // the loop, which has set the table before.
 func (n *node) answerTooLarge(conn *of.Conn, in of.PacketIn) {
 	p, port, ok := pipeline.ReadTooLarge(in)
-	m, known := n.table.Model()
+	m, known := n.table.View()
 	if !ok || !known {
 		return
 	}

@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
@@ -95,7 +96,8 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 	log := slog.New(slog.DiscardHandler)
 	l.metrics = prometheus.NewRegistry()
 	m := newMetrics(l.metrics)
-	table := flowtable.New(labSelf.HostIP, 4789, m, func() float64 { return 0 })
+	flows := flowstore.New(flowstore.Config{Areas: []flowstore.Area{nodeflows.Area()}, Observer: m})
+	table := nodeflows.New(labSelf.HostIP, 4789, flows, m)
 	l.agent = &node{log: log, metrics: m, table: table, conn: newConnection(log)}
 	ctx := l.t.Context()
 	l.ok(l.agent.conn.dial(ctx, o.Mgmt("br0"), l.agent.answerTooLarge))
@@ -109,10 +111,11 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 		Nodes:      map[netip.Addr]topology.Node{labSelf.HostIP: labSelf, labPeer.HostIP: labPeer},
 		Namespaces: map[string]topology.Namespace{"a": {NetName: "a", Effective: &id}},
 	})
-	if err != flowtable.ErrDisconnected {
+	if err != flowstore.ErrDisconnected {
 		l.t.Fatal(err)
 	}
-	l.ok(table.Connect(ctx, l.agent.conn.conn))
+	flows.Connect(l.agent.conn.conn)
+	l.ok(table.Connected(ctx))
 	l.ok(table.Attach(ctx, desired.Attached{Namespace: "a", Address: labPod, Port: 12}))
 	l.ok(table.Serve(ctx, map[string]bool{"a": true}))
 	l.serve()
@@ -120,8 +123,8 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 
 // serve makes 10.96.0.10:53 a service of 172.11.4.9:5353.
 func (l *tooLargeLab) serve() {
-	model, _ := l.agent.table.Model()
-	slot, _ := l.agent.table.Slot("a")
+	model, _ := l.agent.table.View()
+	slot, _ := model.Slot("a")
 	vip, endpoint := netip.MustParseAddr("10.96.0.10"), service.Endpoint{Address: netip.MustParseAddr("172.11.4.9"), Port: 5353}
 	flows := append(model.ServiceAddress(pipeline.ServiceAddress{VIP: vip, Slot: slot}), model.Endpoint(service.UDP, endpoint)...)
 	var mods []of.Mod
