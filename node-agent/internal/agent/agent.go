@@ -10,10 +10,10 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
@@ -146,7 +146,7 @@ func (n *node) connectSwitch(ctx context.Context) error {
 
 // prepare waits for Open vSwitch and an address, which everything else hangs on.
 func (n *node) prepare(ctx context.Context) error {
-	pause := newPause()
+	pause := backoff.New()
 	for {
 		err := n.tryPrepare(ctx)
 		if err == nil {
@@ -157,7 +157,7 @@ func (n *node) prepare(ctx context.Context) error {
 		}
 		n.setReady(err)
 		n.log.Warn("the node cannot be set up yet", "error", err)
-		if !pause.sleep(ctx) {
+		if !pause.Sleep(ctx) {
 			return ctx.Err()
 		}
 	}
@@ -200,33 +200,4 @@ func readBootID() (string, error) {
 		return "", fmt.Errorf("read the boot id: %w", err)
 	}
 	return strings.TrimSpace(string(id)), nil
-}
-
-// pause is a growing wait between attempts.
-type pause struct{ next time.Duration }
-
-const (
-	firstPause = 20 * time.Millisecond
-	maxPause   = 2 * time.Second
-)
-
-func newPause() *pause { return &pause{next: firstPause} }
-
-// take is the next wait.
-func (p *pause) take() time.Duration {
-	d := p.next
-	p.next = min(2*p.next, maxPause)
-	return d
-}
-
-func (p *pause) reset() { p.next = firstPause }
-
-// sleep waits; false means that ctx ended.
-func (p *pause) sleep(ctx context.Context) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(p.take()):
-		return true
-	}
 }

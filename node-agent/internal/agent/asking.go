@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -109,7 +110,7 @@ func (a *asking) now() (topology.Request, int) {
 func (a *asking) run(ctx context.Context) error {
 	var written *topology.Request
 	var retry <-chan time.Time
-	pause, said := newPause(), ""
+	pause, said := backoff.New(), ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -128,13 +129,13 @@ func (a *asking) run(ctx context.Context) error {
 		}
 		if err == nil {
 			written, said = &r, ""
-			pause.reset()
+			pause.Reset()
 		} else {
 			if err.Error() != said && ctx.Err() == nil {
 				said = err.Error()
 				a.log.Warn("the controller cannot be asked for what this node lacks; trying again", "error", err)
 			}
-			retry = time.After(pause.take())
+			retry = time.After(pause.Take())
 		}
 		a.mu.Lock()
 		a.told, a.err = n, err

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
@@ -74,7 +75,7 @@ func (n *node) renew(ctx context.Context) error {
 
 // followCA has the certificate renewed when the controller has another CA.
 func (n *node) followCA(ctx context.Context, renewer *identity.Renewer) error {
-	pause := newPause()
+	pause := backoff.New()
 	for {
 		_, err := n.store.WaitCertificate(ctx, n.self, func(c topology.Certificate) bool {
 			b, held, err := n.identity.Load()
@@ -87,7 +88,7 @@ func (n *node) followCA(ctx context.Context, renewer *identity.Renewer) error {
 			n.log.Info("the CA of etcd is another one")
 			renewer.Renew()
 		}
-		if !pause.sleep(ctx) {
+		if !pause.Sleep(ctx) {
 			return ctx.Err()
 		}
 	}

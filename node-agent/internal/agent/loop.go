@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -28,7 +29,7 @@ func (n *node) loop(ctx context.Context) error {
 		return err
 	}
 	defer e.stop()
-	pause := newPause()
+	pause := backoff.New()
 	calming := false
 	for {
 		due, err := n.next(ctx, e)
@@ -55,15 +56,15 @@ func (n *node) loop(ctx context.Context) error {
 			n.setReady(err)
 			n.publish()
 			calming = false
-			e.again.Reset(pause.take())
+			e.again.Reset(pause.Take())
 			continue
 		}
-		pause.reset()
+		pause.Reset()
 		switch {
 		case n.mtuNews() == aPass: // one step may make the next one possible
 			e.again.Reset(0)
 		case n.routes.retry != nil:
-			e.again.Reset(n.routes.retry.take())
+			e.again.Reset(n.routes.retry.Take())
 		}
 	}
 }

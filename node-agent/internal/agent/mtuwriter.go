@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -86,7 +87,7 @@ func (w *mtuWriter) run(ctx context.Context) {
 
 // persist tries until the record, or a newer one, is written; false when ctx ended.
 func (w *mtuWriter) persist(ctx context.Context, r mtuRequest) bool {
-	pause, said := newPause(), ""
+	pause, said := backoff.New(), ""
 	for {
 		revision, err := w.put(ctx, r.record)
 		if err == nil {
@@ -106,7 +107,7 @@ func (w *mtuWriter) persist(ctx context.Context, r mtuRequest) bool {
 		}
 		select {
 		case r = <-w.asked:
-		case <-time.After(pause.take()):
+		case <-time.After(pause.Take()):
 		case <-ctx.Done():
 			return false
 		}

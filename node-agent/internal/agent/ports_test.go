@@ -40,22 +40,3 @@ func TestPortEvents(t *testing.T) {
 		}
 	}
 }
-
-func TestPause(t *testing.T) {
-	p := newPause()
-	last := p.take()
-	for range 20 {
-		d := p.take()
-		if d < last || d > maxPause {
-			t.Fatalf("%v after %v", d, last)
-		}
-		last = d
-	}
-	if last != maxPause {
-		t.Errorf("grows to %v, not %v", last, maxPause)
-	}
-	p.reset()
-	if d := p.take(); d != firstPause {
-		t.Errorf("%v after reset", d)
-	}
-}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
@@ -16,7 +17,7 @@ type tunnelRoutes struct {
 	said   string
 	// retry is not nil while ovs-vswitchd refuses: it may have just started, and not
 	// have seen the addresses of its bridge yet.
-	retry *pause
+	retry *backoff.Pause
 }
 
 func (r *tunnelRoutes) forget() {
@@ -38,9 +39,9 @@ func (n *node) routePeers(ctx context.Context, under underlay.Underlay) (source 
 	said := ""
 	switch {
 	case err != nil && r.retry == nil:
-		r.retry = newPause()
+		r.retry = backoff.New()
 	case err != nil:
-		if said = r.said; r.retry.next == maxPause {
+		if said = r.said; r.retry.Longest() {
 			said = err.Error()
 		}
 	case !fromVTEP:

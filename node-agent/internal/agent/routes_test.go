@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -45,7 +46,7 @@ func TestRoutePeers(t *testing.T) {
 		if route("none"); n.routes.retry == nil || said.Len() > 0 {
 			t.Fatalf("a way that is refused: tried again: %t, said %q", n.routes.retry != nil, &said)
 		}
-		for n.routes.retry.take() < maxPause {
+		for n.routes.retry.Take() < backoff.Max {
 		}
 		for range 3 {
 			route("none")
