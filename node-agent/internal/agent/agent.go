@@ -16,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -125,7 +126,7 @@ func (n *node) work(ctx context.Context) error {
 	group.Go(func() error { return n.publishLimits(ctx) })
 	group.Go(func() error { return n.allot(ctx) })
 	if n.asking != nil {
-		group.Go(func() error { return n.asking.run(ctx) })
+		group.Go(func() error { return n.asking.Run(ctx) })
 	}
 	group.Go(func() error { return n.renew(ctx) })
 	return group.Wait()
@@ -139,7 +140,7 @@ func (n *node) connectSwitch(ctx context.Context) error {
 		return err
 	}
 	n.ovs = client
-	n.ports.found(switchPorts{n.ovs, n.conn.ports})
+	n.ports.Found(switchports.New(n.ovs, n.conn.ports))
 	n.setReady(errStarting)
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
@@ -17,7 +18,7 @@ type connection struct {
 	// lost wakes the loop when the connection ends: ovs-vswitchd went.
 	lost chan struct{}
 	// ports hears of the bridge's ports.
-	ports   *portEvents
+	ports   *switchports.Events
 	running sync.WaitGroup
 }
 
@@ -25,7 +26,7 @@ type connection struct {
 const packetsWaiting = 64
 
 func newConnection(log *slog.Logger) *connection {
-	return &connection{log: log, lost: make(chan struct{}, 1), ports: newPortEvents()}
+	return &connection{log: log, lost: make(chan struct{}, 1), ports: switchports.NewEvents()}
 }
 
 // alive reports whether there is a connection that has not ended.
@@ -45,9 +46,9 @@ func (c *connection) alive() bool {
 // take, one after the other.
 func (c *connection) dial(ctx context.Context, socket string, take func(*of.Conn, of.PacketIn)) error {
 	c.close()
-	c.ports.reset()
+	c.ports.Reset()
 	packets := make(chan of.PacketIn, packetsWaiting)
-	conn, err := of.Dial(ctx, socket, of.WithPortEvents(c.ports.event), of.WithPacketIns(func(p of.PacketIn) {
+	conn, err := of.Dial(ctx, socket, of.WithPortEvents(c.ports.Event), of.WithPacketIns(func(p of.PacketIn) {
 		select {
 		case packets <- p:
 		default:

@@ -7,7 +7,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
-	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
 // front answers the CNI from the agent's first moment on. As long as the node has no
@@ -79,89 +78,4 @@ func (f *front) Status(ctx context.Context) error {
 		return a.Status(ctx)
 	}
 	return cniapi.Errorf(cniapi.CodeNotAvailable, "pods cannot be attached: %w", f.why())
-}
-
-// latePorts are the ports of a switch whose database may not have answered yet.
-type latePorts struct {
-	mu    sync.Mutex
-	ports attach.Ports
-}
-
-// found gives all calls from now on to ports.
-func (l *latePorts) found(ports attach.Ports) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.ports = ports
-}
-
-func (l *latePorts) behind() (attach.Ports, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.ports == nil {
-		return nil, ovs.ErrDisconnected
-	}
-	return l.ports, nil
-}
-
-// AddPort implements attach.Ports.
-func (l *latePorts) AddPort(ctx context.Context, bridge string, spec ovs.PortSpec) error {
-	p, err := l.behind()
-	if err != nil {
-		return err
-	}
-	return p.AddPort(ctx, bridge, spec)
-}
-
-// WaitOfport implements attach.Ports.
-func (l *latePorts) WaitOfport(ctx context.Context, name string) (uint32, error) {
-	p, err := l.behind()
-	if err != nil {
-		return 0, err
-	}
-	return p.WaitOfport(ctx, name)
-}
-
-// DeletePort implements attach.Ports.
-func (l *latePorts) DeletePort(ctx context.Context, bridge, name string) error {
-	p, err := l.behind()
-	if err != nil {
-		return err
-	}
-	return p.DeletePort(ctx, bridge, name)
-}
-
-// Sync implements attach.Ports.
-func (l *latePorts) Sync(ctx context.Context) error {
-	p, err := l.behind()
-	if err != nil {
-		return err
-	}
-	return p.Sync(ctx)
-}
-
-// Ports implements attach.Ports.
-func (l *latePorts) Ports(bridge string) ([]ovs.Port, error) {
-	p, err := l.behind()
-	if err != nil {
-		return nil, err
-	}
-	return p.Ports(bridge)
-}
-
-// SetPortExternalIDs implements attach.Ports.
-func (l *latePorts) SetPortExternalIDs(ctx context.Context, name string, ids map[string]string) error {
-	p, err := l.behind()
-	if err != nil {
-		return err
-	}
-	return p.SetPortExternalIDs(ctx, name, ids)
-}
-
-// ShareQoS implements attach.Ports.
-func (l *latePorts) ShareQoS(ctx context.Context, bridge, kind string, ports []string) (changed bool, err error) {
-	p, err := l.behind()
-	if err != nil {
-		return false, err
-	}
-	return p.ShareQoS(ctx, bridge, kind, ports)
 }

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
 
@@ -37,7 +38,7 @@ func (barePort) DeletePort(context.Context, string, string) error { return nil }
 // Before there is a node pods can go, and the rest says why it cannot be.
 func TestFront(t *testing.T) {
 	ctx := t.Context()
-	ports := &latePorts{}
+	ports := &switchports.Late{}
 	f := &front{bare: attach.NewBare(bareDevice{}, ports, "br0", quiet()), why: func() error { return errors.New("no address yet") }}
 	codes := func(want map[string]uint) {
 		t.Helper()
@@ -57,7 +58,7 @@ func TestFront(t *testing.T) {
 	}
 	// What GC is to take down only the database says.
 	codes(map[string]uint{"ADD": cniapi.CodeTryAgain, "CHECK": cniapi.CodeTryAgain, "STATUS": cniapi.CodeNotAvailable, "GC": cniapi.CodeTryAgain})
-	ports.found(barePort{})
+	ports.Found(barePort{})
 	codes(map[string]uint{"ADD": cniapi.CodeTryAgain, "CHECK": cniapi.CodeTryAgain, "STATUS": cniapi.CodeNotAvailable})
 	b := &behind{}
 	f.open(b)

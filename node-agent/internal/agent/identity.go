@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/asking"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
@@ -98,7 +99,7 @@ func (n *node) followCA(ctx context.Context, renewer *identity.Renewer) error {
 // what the node asks for, the answer in a record that only the leader writes.
 type recordsIssuer struct {
 	store  *store.Store
-	asking *asking
+	asking *asking.Asking
 	self   netip.Addr
 }
 
@@ -108,8 +109,8 @@ func (r recordsIssuer) Issue(ctx context.Context, request []byte, _ string) (cer
 	if err != nil {
 		return nil, nil, err
 	}
-	r.asking.certificate(string(request))
-	defer r.asking.certificate("")
+	r.asking.Certificate(string(request))
+	defer r.asking.Certificate("")
 	answer, err := r.store.WaitCertificate(ctx, r.self, func(c topology.Certificate) bool {
 		block, _ := pem.Decode([]byte(c.Certificate))
 		if block == nil {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/asking"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
@@ -19,6 +20,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tenants"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -74,11 +77,11 @@ type node struct {
 	identity        *identity.File
 	identityMetrics *identity.Metrics
 	// asking is nil in Kubernetes, where records follow the API server.
-	asking *asking
+	asking *asking.Asking
 
 	// front answers the CNI, and detaches through ports.
 	front    *front
-	ports    *latePorts
+	ports    *switchports.Late
 	ovs      *ovs.Client
 	datapath string
 	underlay *underlay.Setup
@@ -87,7 +90,7 @@ type node struct {
 	gate     *hostnet.Gate // belongs to allot's goroutine
 	sharing  *sharing
 	self     netip.Addr
-	tenants  *tenants
+	tenants  *tenants.Tenants
 	limiter  *limiter
 	// agreement is there when the loop runs.
 	agreement *agreement
@@ -147,7 +150,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	n := &node{
 		exits: exits.New(host, exit),
 		cfg:   cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
-		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &latePorts{},
+		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &switchports.Late{},
 	}
 	n.front = &front{
 		bare: attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ports, cfg.Bridge, log), why: n.Ready,
@@ -182,12 +185,12 @@ func (n *node) openStore(ctx context.Context) (follow func(context.Context) erro
 	if n.store, err = store.Open(etcd.Config(n.log)); err != nil {
 		return nil, err
 	}
-	var ask Asker
+	var ask tenants.Asker
 	if n.api == nil {
-		n.asking = newAsking(n.cfg.NodeName, n.store.PutRequest, n.log)
+		n.asking = asking.New(n.cfg.NodeName, n.store.PutRequest, n.log)
 		ask = n.asking
 	}
-	n.tenants = newTenants(ask, n.log)
+	n.tenants = tenants.New(ask, n.log)
 	return follow, nil
 }
 
@@ -197,7 +200,7 @@ func (n *node) setSelf(vtep netip.Addr) {
 	defer n.mu.Unlock()
 	n.self = vtep
 	if n.asking != nil {
-		n.asking.setSelf(vtep)
+		n.asking.SetSelf(vtep)
 	}
 	start := time.Now()
 	n.table = flowtable.New(vtep, n.cfg.VXLANPort, n.metrics, func() float64 { return time.Since(start).Seconds() })

@@ -120,7 +120,7 @@ func (n *node) place() (topology.Node, error) {
 	me, ok := n.records.Nodes[n.self]
 	if n.asking != nil && n.fromEtcd {
 		// One that has an identity got it together with its record: it was removed.
-		n.asking.subnet(n.identity == nil && (!ok || me.Host != n.cfg.NodeName) || ok && me.Host == n.cfg.NodeName && !me.Ready() && !me.Assign && me.Status == nil)
+		n.asking.Subnet(n.identity == nil && (!ok || me.Host != n.cfg.NodeName) || ok && me.Host == n.cfg.NodeName && !me.Ready() && !me.Assign && me.Status == nil)
 	}
 	// The copy on disk may be from before this node got its address; the
 	// subnet of who had it then is not this node's, and its own pods are not gone.
@@ -257,9 +257,9 @@ func (n *node) apply(ctx context.Context) error {
 		n.settle(ctx)
 	}
 	n.applied = s.Revision
-	n.tenants.applied(s)
+	n.tenants.Applied(s)
 	if n.asking != nil {
-		n.asking.applied(s)
+		n.asking.Applied(s)
 	}
 	n.warm()
 	n.reportProblems(problems)
@@ -316,7 +316,7 @@ func (n *node) adopt(s topology.Snapshot) {
 	}
 	for namespace := range missing {
 		n.log.Warn("a namespace with pods on this node has no record: asking for a new one", "tenant", namespace)
-		n.asking.namespace(namespace)
+		n.asking.Namespace(namespace)
 	}
 }
 

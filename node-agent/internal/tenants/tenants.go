@@ -1,4 +1,8 @@
-package agent
+// Package tenants knows which namespaces have a netID in the flows, and lets ADD wait for one.
+//
+// It is told what was applied, and has a record asked for where none comes by itself. It never reads or
+// writes records.
+package tenants
 
 import (
 	"context"
@@ -20,8 +24,8 @@ type Asker interface {
 	EnsureNamespace(ctx context.Context, namespace string) error
 }
 
-// tenants is the part of the applied records that ADD waits for.
-type tenants struct {
+// Tenants is the part of the applied records that ADD waits for.
+type Tenants struct {
 	// ask is nil where records come by themselves: in Kubernetes the controller
 	// makes one for every Namespace.
 	ask Asker
@@ -32,12 +36,13 @@ type tenants struct {
 	changed chan struct{}
 }
 
-func newTenants(ask Asker, log *slog.Logger) *tenants {
-	return &tenants{ask: ask, log: log, changed: make(chan struct{})}
+// New returns tenants of which none is known. ask may be nil.
+func New(ask Asker, log *slog.Logger) *Tenants {
+	return &Tenants{ask: ask, log: log, changed: make(chan struct{})}
 }
 
-// applied says that s is in the flows.
-func (t *tenants) applied(s topology.Snapshot) {
+// Applied says that s is in the flows.
+func (t *Tenants) Applied(s topology.Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.records = &s
@@ -45,7 +50,7 @@ func (t *tenants) applied(s topology.Snapshot) {
 	t.changed = make(chan struct{})
 }
 
-func (t *tenants) known(namespace string) (ok bool, changed <-chan struct{}) {
+func (t *Tenants) known(namespace string) (ok bool, changed <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.records != nil {
@@ -57,7 +62,7 @@ func (t *tenants) known(namespace string) (ok bool, changed <-chan struct{}) {
 // WaitKnown returns when the namespace has a confirmed netID that flows can be
 // made with. It asks for one where there is no record and records do not come by
 // themselves.
-func (t *tenants) WaitKnown(ctx context.Context, namespace string) error {
+func (t *Tenants) WaitKnown(ctx context.Context, namespace string) error {
 	ok, changed := t.known(namespace)
 	if ok {
 		return nil
@@ -86,7 +91,7 @@ func (t *tenants) WaitKnown(ctx context.Context, namespace string) error {
 }
 
 // unknown is the error for a namespace that has no netID after [tenantWait].
-func (t *tenants) unknown(namespace string) error {
+func (t *Tenants) unknown(namespace string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	err := cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID after %s", namespace, tenantWait)

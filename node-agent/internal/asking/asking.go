@@ -1,4 +1,8 @@
-package agent
+// Package asking asks the leading controller for what a node outside of Kubernetes lacks: its record
+// with a subnet, records of namespaces, a certificate.
+//
+// It owns one record, which only this node writes, and never writes what the leader answers with.
+package asking
 
 import (
 	"context"
@@ -13,9 +17,9 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-// asking is what this node asks the leading controller for: one record, which only this
+// Asking is what this node asks the leading controller for: one record, which only this
 // node writes. Outside of Kubernetes only.
-type asking struct {
+type Asking struct {
 	put func(context.Context, topology.Request) error
 	log *slog.Logger
 
@@ -31,14 +35,15 @@ type asking struct {
 	news          chan struct{}
 }
 
-func newAsking(host string, put func(context.Context, topology.Request) error, log *slog.Logger) *asking {
-	return &asking{
+// New returns what asks for host by put, once [Asking.SetSelf] has said which address it has.
+func New(host string, put func(context.Context, topology.Request) error, log *slog.Logger) *Asking {
+	return &Asking{
 		put: put, log: log, want: topology.Request{Host: host}, spaces: map[string]bool{}, wake: make(chan struct{}, 1), news: make(chan struct{}),
 	}
 }
 
 // change returns its number among the changes.
-func (a *asking) change(fn func()) int {
+func (a *Asking) change(fn func()) int {
 	a.mu.Lock()
 	fn()
 	a.changes++
@@ -51,20 +56,20 @@ func (a *asking) change(fn func()) int {
 	return n
 }
 
-// setSelf fixes the node's address, without which nothing is asked for.
-func (a *asking) setSelf(ip netip.Addr) { a.change(func() { a.want.HostIP = ip }) }
+// SetSelf fixes the node's address, without which nothing is asked for.
+func (a *Asking) SetSelf(ip netip.Addr) { a.change(func() { a.want.HostIP = ip }) }
 
-// subnet asks for a node record with a subnet, or no longer does.
-func (a *asking) subnet(yes bool) { a.change(func() { a.want.Subnet = yes }) }
+// Subnet asks for a node record with a subnet, or no longer does.
+func (a *Asking) Subnet(yes bool) { a.change(func() { a.want.Subnet = yes }) }
 
-// certificate asks for one, with a PEM request; empty: no longer.
-func (a *asking) certificate(csr string) { a.change(func() { a.want.CSR = csr }) }
+// Certificate asks for one, with a PEM request; empty: no longer.
+func (a *Asking) Certificate(csr string) { a.change(func() { a.want.CSR = csr }) }
 
-// namespace asks for the record of a namespace, until there is one.
-func (a *asking) namespace(name string) int { return a.change(func() { a.spaces[name] = true }) }
+// Namespace asks for the record of a namespace, until there is one.
+func (a *Asking) Namespace(name string) int { return a.change(func() { a.spaces[name] = true }) }
 
-// applied takes out what is there.
-func (a *asking) applied(s topology.Snapshot) {
+// Applied takes out what is there.
+func (a *Asking) Applied(s topology.Snapshot) {
 	a.mu.Lock()
 	held := slices.ContainsFunc(slices.Collect(maps.Keys(a.spaces)), func(ns string) bool { _, ok := s.Namespaces[ns]; return ok })
 	a.mu.Unlock()
@@ -75,10 +80,10 @@ func (a *asking) applied(s topology.Snapshot) {
 	}
 }
 
-// EnsureNamespace implements [Asker]: it returns when the question stands, or could not
+// EnsureNamespace implements tenants.Asker: it returns when the question stands, or could not
 // be put.
-func (a *asking) EnsureNamespace(ctx context.Context, namespace string) error {
-	n := a.namespace(namespace)
+func (a *Asking) EnsureNamespace(ctx context.Context, namespace string) error {
+	n := a.Namespace(namespace)
 	for {
 		a.mu.Lock()
 		told, err, news := a.told, a.err, a.news
@@ -95,7 +100,7 @@ func (a *asking) EnsureNamespace(ctx context.Context, namespace string) error {
 }
 
 // now is the request to be written, with all changes up to that number.
-func (a *asking) now() (topology.Request, int) {
+func (a *Asking) now() (topology.Request, int) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	r := a.want
@@ -105,9 +110,9 @@ func (a *asking) now() (topology.Request, int) {
 	return r, a.changes
 }
 
-// run writes what is asked for until ctx ends, at first also where that is nothing: an
+// Run writes what is asked for until ctx ends, at first also where that is nothing: an
 // agent before this one may have asked.
-func (a *asking) run(ctx context.Context) error {
+func (a *Asking) Run(ctx context.Context) error {
 	var written *topology.Request
 	var retry <-chan time.Time
 	pause, said := backoff.New(), ""

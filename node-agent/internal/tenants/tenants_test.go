@@ -1,4 +1,4 @@
-package agent
+package tenants
 
 import (
 	"context"
@@ -36,8 +36,8 @@ func withNamespaces(names ...string) topology.Snapshot {
 func TestWaitKnown(t *testing.T) {
 	ctx := t.Context()
 	a := &asker{asked: make(chan string, 10)}
-	w := newTenants(a, slog.New(slog.DiscardHandler))
-	w.applied(withNamespaces("a"))
+	w := New(a, slog.New(slog.DiscardHandler))
+	w.Applied(withNamespaces("a"))
 	if err := w.WaitKnown(ctx, "a"); err != nil || len(a.asked) != 0 {
 		t.Fatalf("known namespace: %v, %d asked", err, len(a.asked))
 	}
@@ -52,13 +52,13 @@ func TestWaitKnown(t *testing.T) {
 	}
 	unconfirmed := withNamespaces("a")
 	unconfirmed.Namespaces["b"] = topology.Namespace{NetName: "b"}
-	w.applied(unconfirmed)
+	w.Applied(unconfirmed)
 	select {
 	case err := <-done:
 		t.Fatalf("came back before the netID was confirmed: %v", err)
 	default:
 	}
-	w.applied(withNamespaces("a", "b"))
+	w.Applied(withNamespaces("a", "b"))
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -66,7 +66,7 @@ func TestWaitKnown(t *testing.T) {
 
 func TestWaitKnownFails(t *testing.T) {
 	a := &asker{asked: make(chan string, 10), err: errors.New("etcd is away")}
-	w := newTenants(a, slog.New(slog.DiscardHandler))
+	w := New(a, slog.New(slog.DiscardHandler))
 	err := w.WaitKnown(t.Context(), "b")
 	if cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), "etcd is away") {
 		t.Errorf("cannot ask: %v", err)
@@ -83,10 +83,10 @@ func TestWaitKnownFails(t *testing.T) {
 // In Kubernetes records come by themselves: nobody asks, and what the record
 // says about the wait is told.
 func TestWaitKnownInKubernetes(t *testing.T) {
-	w := newTenants(nil, slog.New(slog.DiscardHandler))
+	w := New(nil, slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
 	go func() { done <- w.WaitKnown(t.Context(), "b") }()
-	w.applied(withNamespaces("a", "b"))
+	w.Applied(withNamespaces("a", "b"))
 	if err := <-done; err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +101,7 @@ func TestWaitKnownInKubernetes(t *testing.T) {
 	} {
 		s := withNamespaces("a")
 		s.Namespaces["c"] = topology.Namespace{NetName: "c", Status: tc.status}
-		w.applied(s)
+		w.Applied(s)
 		err := w.WaitKnown(over, "c")
 		if cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("error %v, want one that says %q", err, tc.want)
@@ -112,10 +112,10 @@ func TestWaitKnownInKubernetes(t *testing.T) {
 // In a single-tenant network nobody is asked for anything.
 func TestWaitKnownSingle(t *testing.T) {
 	a := &asker{asked: make(chan string, 10)}
-	w := newTenants(a, slog.New(slog.DiscardHandler))
+	w := New(a, slog.New(slog.DiscardHandler))
 	s := withNamespaces()
 	s.Config.PluginName = topology.SingleTenant
-	w.applied(s)
+	w.Applied(s)
 	if err := w.WaitKnown(t.Context(), "whatever"); err != nil || len(a.asked) != 0 {
 		t.Errorf("%v, %d asked", err, len(a.asked))
 	}

@@ -1,4 +1,4 @@
-package agent
+package asking
 
 import (
 	"context"
@@ -46,10 +46,10 @@ func (l *leader) fail(err error) {
 func TestAsking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := &leader{}
-		a := newAsking("n1", l.put, slog.New(slog.DiscardHandler))
+		a := New("n1", l.put, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- a.run(ctx) }()
+		go func() { ended <- a.Run(ctx) }()
 		self := netip.MustParseAddr("192.0.2.1")
 		is := func(step string, want topology.Request) {
 			t.Helper()
@@ -59,15 +59,15 @@ func TestAsking(t *testing.T) {
 				t.Errorf("%s (-want +got):\n%s", step, diff)
 			}
 		}
-		a.namespace("red")
+		a.Namespace("red")
 		synctest.Wait()
 		if len(l.asked) > 0 {
 			t.Fatalf("it asks without an address: %+v", l.asked)
 		}
-		a.setSelf(self)
+		a.SetSelf(self)
 		is("at first", topology.Request{Namespaces: []string{"red"}})
-		a.subnet(true)
-		a.certificate("csr")
+		a.Subnet(true)
+		a.Certificate("csr")
 		is("more", topology.Request{Subnet: true, CSR: "csr", Namespaces: []string{"red"}})
 		if err := a.EnsureNamespace(ctx, "blue"); err != nil {
 			t.Error(err)
@@ -83,17 +83,17 @@ func TestAsking(t *testing.T) {
 		if err := a.EnsureNamespace(ctx, "green"); err != nil {
 			t.Error(err)
 		}
-		a.subnet(false)
-		a.certificate("")
-		a.applied(topology.Snapshot{Namespaces: map[string]topology.Namespace{"red": {}, "blue": {}}})
+		a.Subnet(false)
+		a.Certificate("")
+		a.Applied(topology.Snapshot{Namespaces: map[string]topology.Namespace{"red": {}, "blue": {}}})
 		is("what is there is asked for no more", topology.Request{Namespaces: []string{"green"}})
 		n := len(l.asked)
-		a.subnet(false)
+		a.Subnet(false)
 		synctest.Wait()
 		if len(l.asked) != n {
 			t.Error("the same is written again")
 		}
-		a.applied(topology.Snapshot{Namespaces: map[string]topology.Namespace{"green": {}}})
+		a.Applied(topology.Snapshot{Namespaces: map[string]topology.Namespace{"green": {}}})
 		is("nothing", topology.Request{})
 		cancel()
 		if err := <-ended; !errors.Is(err, context.Canceled) {

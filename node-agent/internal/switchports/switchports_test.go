@@ -1,4 +1,4 @@
-package agent
+package switchports
 
 import (
 	"context"
@@ -13,7 +13,7 @@ func event(name string, port uint32, gone bool) of.PortEvent {
 }
 
 func TestPortEvents(t *testing.T) {
-	p := newPortEvents()
+	p := NewEvents()
 	done := make(chan uint32, 1)
 	go func() {
 		port, err := p.wait(t.Context(), "b")
@@ -22,16 +22,16 @@ func TestPortEvents(t *testing.T) {
 		}
 		done <- port
 	}()
-	p.event(event("a", 7, false))
-	p.event(event("b", 8, false))
+	p.Event(event("a", 7, false))
+	p.Event(event("b", 8, false))
 	if got := <-done; got != 8 {
 		t.Errorf("port %d, want 8", got)
 	}
 	// What is gone, forgotten, or of an earlier connection is not there any more.
-	p.event(event("a", 7, true))
+	p.Event(event("a", 7, true))
 	p.forget("b")
-	p.event(event("c", 9, false))
-	p.reset()
+	p.Event(event("c", 9, false))
+	p.Reset()
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, name := range []string{"a", "b", "c"} {
