@@ -128,7 +128,7 @@ func (n *node) work(ctx context.Context) error {
 	if n.asking != nil {
 		group.Go(func() error { return n.asking.Run(ctx) })
 	}
-	group.Go(func() error { return n.renew(ctx) })
+	group.Go(func() error { return n.identity.Renew(ctx, n.self, n.store, n.asking, n.identityMetrics) })
 	return group.Wait()
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
@@ -114,7 +115,7 @@ func parseObject(s string) (service.Key, error) {
 // apiServer is the part of the Kubernetes API that the agent uses; [kube.Client]
 // is one.
 type apiServer interface {
-	accessSource
+	etcdaccess.Source
 	wanted
 	podSource
 	WatchServices(ctx context.Context, nodeName string) <-chan service.Update

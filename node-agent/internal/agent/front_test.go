@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"testing"
 
@@ -10,6 +11,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // behind counts what comes through.
 type behind struct{ calls int }

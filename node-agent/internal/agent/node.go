@@ -12,6 +12,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/asking"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
@@ -72,9 +73,8 @@ type node struct {
 	conf   *configuration
 	bootID string
 	store  *store.Store
-	// identity is the bundle that the node reaches etcd with; nil where it has none of
-	// its own.
-	identity        *identity.File
+	// identity is the one that the node reaches etcd with.
+	identity        etcdaccess.Own
 	identityMetrics *identity.Metrics
 	// asking is nil in Kubernetes, where records follow the API server.
 	asking *asking.Asking
@@ -166,21 +166,23 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 func (n *node) openStore(ctx context.Context) (follow func(context.Context) error, err error) {
 	etcd := n.cfg.Etcd
 	follow = func(context.Context) error { return nil }
-	if n.api == nil {
-		if err := n.takeIdentity(&etcd); err != nil {
+	if n.api == nil && n.cfg.ownIdentity {
+		if n.identity, err = etcdaccess.Take(&etcd, n.cfg.bundle, n.cfg.NodeName, n.cfg.StateDir, n.log); err != nil {
 			return nil, err
 		}
 	}
 	if len(etcd.Endpoints) == 0 {
-		a := newAccess(ctx, n.api, n.cfg.Cluster.EtcdSecret, n.cfg.NodeName, n.cfg.StateDir, n.identityMetrics, n.log)
-		used, err := a.first(ctx, etcd, n.setReady)
+		a := etcdaccess.New(ctx, n.api, etcdaccess.Config{
+			Ref: n.cfg.Cluster.EtcdSecret, Node: n.cfg.NodeName, StateDir: n.cfg.StateDir, Patience: etcdPatience, Metrics: n.identityMetrics, Logger: n.log,
+		})
+		used, err := a.First(ctx, etcd, n.setReady)
 		if err != nil {
 			return nil, err
 		}
-		if etcd = used.etcd; used.bundle != nil {
-			n.identity = &a.file
+		if etcd = used.Etcd; used.Own() {
+			n.identity = a.InCluster()
 		}
-		follow = func(ctx context.Context) error { return a.follow(ctx, used) }
+		follow = func(ctx context.Context) error { return a.Follow(ctx, used) }
 	}
 	if n.store, err = store.Open(etcd.Config(n.log)); err != nil {
 		return nil, err
@@ -312,7 +314,7 @@ func (n *node) publish() {
 		Host: n.cfg.NodeName, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
 		Subnet: n.started,
 	}
-	st.Identity, st.Issuer = n.who()
+	st.Identity, st.Issuer = n.identity.Who()
 	st.Pods = len(n.attacher.List())
 	n.mu.Lock()
 	st.MTU = n.mtu

@@ -114,13 +114,13 @@ func (n *node) place() (topology.Node, error) {
 	if n.records == nil {
 		return topology.Node{}, fmt.Errorf("no records yet from etcd at %v", n.store.Endpoints())
 	}
-	if err := n.lockedOut(); err != nil {
+	if err := n.identity.LockedOut(n.store.Healthy(), n.self); err != nil {
 		return topology.Node{}, err
 	}
 	me, ok := n.records.Nodes[n.self]
 	if n.asking != nil && n.fromEtcd {
 		// One that has an identity got it together with its record: it was removed.
-		n.asking.Subnet(n.identity == nil && (!ok || me.Host != n.cfg.NodeName) || ok && me.Host == n.cfg.NodeName && !me.Ready() && !me.Assign && me.Status == nil)
+		n.asking.Subnet(!n.identity.Exists() && (!ok || me.Host != n.cfg.NodeName) || ok && me.Host == n.cfg.NodeName && !me.Ready() && !me.Assign && me.Status == nil)
 	}
 	// The copy on disk may be from before this node got its address; the
 	// subnet of who had it then is not this node's, and its own pods are not gone.
@@ -155,7 +155,7 @@ func (n *node) noSubnet(me topology.Node) string {
 			return fmt.Sprintf("its record is for %s, the Node's InternalIP: give the agent that address with --node-ip", ip)
 		}
 	}
-	if n.identity != nil && n.api == nil && !me.HostIP.IsValid() {
+	if n.identity.Exists() && n.api == nil && !me.HostIP.IsValid() {
 		return fmt.Sprintf("it has no record: it was removed. Make a new bundle with `k8s-ovs-controller bundle node %s --node-ip %s`", n.cfg.NodeName, n.self)
 	}
 	return "the controller has not given it one"

@@ -1,4 +1,4 @@
-package agent
+package etcdaccess
 
 import (
 	"context"
@@ -25,7 +25,7 @@ const etcdRef = "kube-system/k8s-ovs-etcd"
 
 func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
-// apiServer stands in for the API server and the controller behind it.
+// fakeAccess stands in for the API server and the controller behind it.
 type fakeAccess struct {
 	places chan kube.EtcdAccess
 	uids   chan string
@@ -96,8 +96,10 @@ func (f *fakeAccess) at(address string) kube.EtcdAccess {
 	return kube.EtcdAccess{Endpoints: []string{"https://" + address}, CA: f.ca.CertPEM}
 }
 
-func accessTo(t *testing.T, f *fakeAccess, dir string) *access {
-	return newAccess(t.Context(), f, etcdRef, "n1", dir, identity.NewMetrics(prometheus.NewRegistry()), quiet())
+func accessTo(t *testing.T, f *fakeAccess, dir string) *Access {
+	return New(t.Context(), f, Config{
+		Ref: etcdRef, Node: "n1", StateDir: dir, Patience: 3 * time.Second, Metrics: identity.NewMetrics(prometheus.NewRegistry()), Logger: quiet(),
+	})
 }
 
 func noFlags() options.Etcd {
@@ -107,12 +109,12 @@ func noFlags() options.Etcd {
 func unheard(error) {}
 
 // start is a first start that finds the etcd of f.
-func (f *fakeAccess) start(t *testing.T, dir string) (*access, way) {
+func (f *fakeAccess) start(t *testing.T, dir string) (*Access, Way) {
 	t.Helper()
 	f.places <- f.at("192.0.2.1:2379")
 	f.uids <- "u1"
 	a := accessTo(t, f, dir)
-	w, err := a.first(t.Context(), noFlags(), unheard)
+	w, err := a.First(t.Context(), noFlags(), unheard)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,11 +128,11 @@ func TestAccessFirst(t *testing.T) {
 	want := noFlags()
 	path := identity.NewFile(dir).Path()
 	want.Endpoints, want.CAFile, want.CertFile, want.KeyFile = []string{"https://192.0.2.1:2379"}, path, path, path
-	if diff := cmp.Diff(want, w.etcd); diff != "" || w.user() != "k8s-ovs-node:n1:u1" {
+	if diff := cmp.Diff(want, w.Etcd); diff != "" || w.user() != "k8s-ovs-node:n1:u1" {
 		t.Errorf("%s reaches etcd by (-want +got):\n%s", w.user(), diff)
 	}
 	// Nobody answers any more.
-	again, err := accessTo(t, newFakeAccess(t), dir).first(t.Context(), noFlags(), unheard)
+	again, err := accessTo(t, newFakeAccess(t), dir).First(t.Context(), noFlags(), unheard)
 	if err != nil || again.user() != w.user() {
 		t.Errorf("started again as %q, %v", again.user(), err)
 	}
@@ -142,10 +144,10 @@ func TestAccessFirst(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := identity.NewFile(dir).Save(pki.Bundle{Endpoints: w.etcd.Endpoints, CA: f.ca.CertPEM, Pair: old}); err != nil {
+	if err := identity.NewFile(dir).Save(pki.Bundle{Endpoints: w.Etcd.Endpoints, CA: f.ca.CertPEM, Pair: old}); err != nil {
 		t.Fatal(err)
 	}
-	if again, err = accessTo(t, newFakeAccess(t), dir).first(t.Context(), noFlags(), unheard); err != nil || again.user() != w.user() {
+	if again, err = accessTo(t, newFakeAccess(t), dir).First(t.Context(), noFlags(), unheard); err != nil || again.user() != w.user() {
 		t.Errorf("started late as %q, %v", again.user(), err)
 	}
 }
@@ -175,12 +177,12 @@ func TestAccessWaits(t *testing.T) {
 		var mu sync.Mutex
 		var last error
 		type result struct {
-			way way
+			way Way
 			err error
 		}
 		done := make(chan result)
 		go func() {
-			w, err := a.first(t.Context(), noFlags(), func(err error) { mu.Lock(); defer mu.Unlock(); last = err })
+			w, err := a.First(t.Context(), noFlags(), func(err error) { mu.Lock(); defer mu.Unlock(); last = err })
 			done <- result{w, err}
 		}()
 		waits := func(say string) {
@@ -222,7 +224,7 @@ func following(t *testing.T, test func(t *testing.T, f *fakeAccess, file identit
 		a, w := f.start(t, dir)
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
-		go func() { ended <- a.follow(ctx, w) }()
+		go func() { ended <- a.Follow(ctx, w) }()
 		synctest.Wait()
 		select {
 		case err := <-ended:
@@ -332,16 +334,16 @@ func TestAccessShared(t *testing.T) {
 		if err := os.WriteFile(a.shared, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		w, err := a.first(t.Context(), noFlags(), unheard)
-		if err != nil || w.user() != "" || !cmp.Equal(w.etcd.Cert, p.CertPEM) || w.etcd.Endpoints[0] != shared.Endpoints[0] {
+		w, err := a.First(t.Context(), noFlags(), unheard)
+		if err != nil || w.user() != "" || !cmp.Equal(w.Etcd.Cert, p.CertPEM) || w.Etcd.Endpoints[0] != shared.Endpoints[0] {
 			t.Fatalf("%+v, %v", w, err)
 		}
 		ended := make(chan error, 1)
-		go func() { ended <- a.follow(t.Context(), w) }()
+		go func() { ended <- a.Follow(t.Context(), w) }()
 		f.places <- f.at("192.0.2.1:2379")
 		f.uids <- "u1"
 		endsWith(t, ended, "the node is k8s-ovs-node:n1:u1 now")
-		if w, err = accessTo(t, newFakeAccess(t), dir).first(t.Context(), noFlags(), unheard); err != nil || w.user() != "k8s-ovs-node:n1:u1" {
+		if w, err = accessTo(t, newFakeAccess(t), dir).First(t.Context(), noFlags(), unheard); err != nil || w.user() != "k8s-ovs-node:n1:u1" {
 			t.Errorf("%q, %v", w.user(), err)
 		}
 		if _, err := os.Stat(a.shared); err == nil {
@@ -369,7 +371,7 @@ func TestAccessEnds(t *testing.T) {
 	close(f.uids)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := accessTo(t, f, t.TempDir()).first(ctx, noFlags(), unheard); !errors.Is(err, context.Canceled) {
+	if _, err := accessTo(t, f, t.TempDir()).First(ctx, noFlags(), unheard); !errors.Is(err, context.Canceled) {
 		t.Errorf("error %v", err)
 	}
 }

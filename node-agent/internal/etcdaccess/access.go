@@ -1,4 +1,10 @@
-package agent
+// Package etcdaccess finds the way to etcd and keeps it good: where etcd is, and by which certificate the
+// node opens it. In Kubernetes a ConfigMap and the controller's signature say so ([Access]), elsewhere the
+// node's bundle ([Own]).
+//
+// It owns the bundle in the state directory. It never reads or writes records other than what a
+// certificate is asked for and answered with.
+package etcdaccess
 
 import (
 	"context"
@@ -31,8 +37,8 @@ const (
 	longestName = 200
 )
 
-// accessSource is the API server, as far as the way to etcd stands in it.
-type accessSource interface {
+// Source is the API server, as far as the way to etcd stands in it.
+type Source interface {
 	// WatchEtcdPlace tells what the ConfigMap says as soon as it is there and whole, and
 	// then whenever it says something else.
 	WatchEtcdPlace(ctx context.Context, ref string) <-chan kube.EtcdAccess
@@ -42,11 +48,11 @@ type accessSource interface {
 	RequestCertificate(ctx context.Context, prefix string, requestPEM []byte, signer string, lifetime time.Duration) ([]byte, error)
 }
 
-// access is how the agent reaches etcd in Kubernetes: a ConfigMap says where it is, and
+// Access is how the agent reaches etcd in Kubernetes: a ConfigMap says where it is, and
 // the node's own certificate opens it. Both are kept on disk, for a start while the API
 // server is away.
-type access struct {
-	source accessSource
+type Access struct {
+	source Source
 	// ref is the ConfigMap, NAMESPACE/NAME; places tells what it says.
 	ref    string
 	places <-chan kube.EtcdAccess
@@ -69,35 +75,50 @@ type access struct {
 	place *kube.EtcdAccess // nil before it is known
 }
 
-// newAccess watches the ConfigMap and the Node until ctx ends.
-func newAccess(ctx context.Context, source accessSource, ref, node, stateDir string, metrics *identity.Metrics, log *slog.Logger) *access {
-	a := &access{
-		source: source, ref: ref, places: source.WatchEtcdPlace(ctx, ref), node: node, uids: source.WatchNodeUID(ctx, node),
-		file: identity.NewFile(stateDir), shared: filepath.Join(stateDir, "etcd-access.json"), patience: etcdPatience, log: log,
+// Config says whose access it is.
+type Config struct {
+	// Ref is the ConfigMap, NAMESPACE/NAME, Node the name of this node.
+	Ref, Node string
+	// StateDir keeps the bundle.
+	StateDir string
+	// Patience is how long the certificate may take where there is the access that all nodes shared.
+	Patience time.Duration
+	Metrics  *identity.Metrics
+	Logger   *slog.Logger
+}
+
+// New watches the ConfigMap and the Node until ctx ends.
+func New(ctx context.Context, source Source, cfg Config) *Access {
+	a := &Access{
+		source: source, ref: cfg.Ref, places: source.WatchEtcdPlace(ctx, cfg.Ref), node: cfg.Node, uids: source.WatchNodeUID(ctx, cfg.Node),
+		file: identity.NewFile(cfg.StateDir), shared: filepath.Join(cfg.StateDir, "etcd-access.json"), patience: cfg.Patience, log: cfg.Logger,
 	}
-	a.renewer = identity.NewRenewer(a.file, a, metrics, log)
+	a.renewer = identity.NewRenewer(a.file, a, cfg.Metrics, cfg.Logger)
 	return a
 }
 
-// way is how etcd is reached.
-type way struct {
-	etcd options.Etcd
+// Way is how etcd is reached.
+type Way struct {
+	Etcd options.Etcd
 	// bundle is the node's own; not there in the first minutes after an upgrade from a
 	// release whose nodes had none.
 	bundle *pki.Bundle
 }
 
+// Own is that the node is itself to etcd.
+func (w Way) Own() bool { return w.bundle != nil }
+
 // user is who etcd takes the agent for, where it is itself.
-func (w way) user() string {
+func (w Way) user() string {
 	if w.bundle == nil {
 		return ""
 	}
 	return w.bundle.User()
 }
 
-// first is the way to start with. The node's bundle is used at once, whatever its dates say:
+// First is the way to start with. The node's bundle is used at once, whatever its dates say:
 // it is renewed beside. Without one it is waited for; tell hears why.
-func (a *access) first(ctx context.Context, flags options.Etcd, tell func(error)) (way, error) {
+func (a *Access) First(ctx context.Context, flags options.Etcd, tell func(error)) (Way, error) {
 	if b, held := a.held(); held {
 		return a.by(flags, b)
 	}
@@ -108,29 +129,29 @@ func (a *access) first(ctx context.Context, flags options.Etcd, tell func(error)
 		asking, cancel = context.WithTimeout(ctx, a.patience)
 		defer cancel()
 	}
-	b, err := a.settle(asking, way{}, tell)
+	b, err := a.settle(asking, Way{}, tell)
 	switch {
 	case err == nil:
 		return a.by(flags, b)
 	case ctx.Err() != nil || !has:
-		return way{}, err
+		return Way{}, err
 	}
 	a.log.Warn("the node has no certificate of its own yet: going on with the access that all nodes shared before", "error", err)
-	w := way{etcd: flags}
-	return w, w.etcd.Use(copied.Endpoints, copied.CA, copied.Cert, copied.Key, copied.Prefix)
+	w := Way{Etcd: flags}
+	return w, w.Etcd.Use(copied.Endpoints, copied.CA, copied.Cert, copied.Key, copied.Prefix)
 }
 
 // by is the way by the node's own bundle.
-func (a *access) by(flags options.Etcd, b pki.Bundle) (way, error) {
-	w := way{etcd: flags, bundle: &b}
-	w.etcd.UseBundle(b, a.file.Path())
+func (a *Access) by(flags options.Etcd, b pki.Bundle) (Way, error) {
+	w := Way{Etcd: flags, bundle: &b}
+	w.Etcd.UseBundle(b, a.file.Path())
 	a.forgetShared()
-	return w, w.etcd.Complete()
+	return w, w.Etcd.Complete()
 }
 
-// follow keeps the bundle good. It returns an error when the agent has to start anew: etcd is
+// Follow keeps the bundle good. It returns an error when the agent has to start anew: etcd is
 // elsewhere, or the node is another user.
-func (a *access) follow(ctx context.Context, used way) error {
+func (a *Access) Follow(ctx context.Context, used Way) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -147,7 +168,7 @@ func (a *access) follow(ctx context.Context, used way) error {
 
 // settle returns when there is a bundle for the user that the node should be, and that is not the
 // one which is used. It follows what the ConfigMap says meanwhile.
-func (a *access) settle(ctx context.Context, used way, tell func(error)) (pki.Bundle, error) {
+func (a *Access) settle(ctx context.Context, used Way, tell func(error)) (pki.Bundle, error) {
 	pause, said := firstAsk, ""
 	retry := time.After(0)
 	why := errors.New("the API server does not answer yet")
@@ -195,7 +216,7 @@ func (a *access) settle(ctx context.Context, used way, tell func(error)) (pki.Bu
 }
 
 // missing is what has to be known before a certificate is asked for.
-func (a *access) missing() error {
+func (a *Access) missing() error {
 	switch {
 	case a.now() == nil:
 		return fmt.Errorf("waiting for ConfigMap %s, which says where etcd is: the controller makes it", a.ref)
@@ -206,7 +227,7 @@ func (a *access) missing() error {
 }
 
 // obtain asks for the certificate of the user that the node should be.
-func (a *access) obtain(ctx context.Context) (pki.Bundle, error) {
+func (a *Access) obtain(ctx context.Context) (pki.Bundle, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	place := a.now()
@@ -214,7 +235,7 @@ func (a *access) obtain(ctx context.Context) (pki.Bundle, error) {
 }
 
 // Issue has a certificate signed by the controller; see [identity.Issuer].
-func (a *access) Issue(ctx context.Context, request []byte, _ string) (cert, ca []byte, err error) {
+func (a *Access) Issue(ctx context.Context, request []byte, _ string) (cert, ca []byte, err error) {
 	if a.now() == nil {
 		return nil, nil, a.missing()
 	}
@@ -226,7 +247,7 @@ func (a *access) Issue(ctx context.Context, request []byte, _ string) (cert, ca 
 	return cert, a.now().CA, err
 }
 
-func (a *access) now() *kube.EtcdAccess {
+func (a *Access) now() *kube.EtcdAccess {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.place
@@ -234,7 +255,7 @@ func (a *access) now() *kube.EtcdAccess {
 
 // moved takes in what the ConfigMap says. The bundle on disk says the same from then on. The
 // error is that etcd is not where used is.
-func (a *access) moved(place kube.EtcdAccess, used way) error {
+func (a *Access) moved(place kube.EtcdAccess, used Way) error {
 	a.mu.Lock()
 	a.place = &place
 	a.mu.Unlock()
@@ -262,7 +283,7 @@ func (a *access) moved(place kube.EtcdAccess, used way) error {
 }
 
 // held is the bundle on disk, if it is this node's: a disk may be copied to another one.
-func (a *access) held() (pki.Bundle, bool) {
+func (a *Access) held() (pki.Bundle, bool) {
 	b, held, err := a.file.Load()
 	switch {
 	case err != nil:
@@ -276,7 +297,7 @@ func (a *access) held() (pki.Bundle, bool) {
 }
 
 // loadShared is the access that all nodes shared before, if it can be used.
-func (a *access) loadShared() (copied kube.EtcdAccess, held bool) {
+func (a *Access) loadShared() (copied kube.EtcdAccess, held bool) {
 	data, err := os.ReadFile(a.shared)
 	if errors.Is(err, fs.ErrNotExist) {
 		return kube.EtcdAccess{}, false
@@ -295,7 +316,7 @@ func (a *access) loadShared() (copied kube.EtcdAccess, held bool) {
 }
 
 // forgetShared takes that access away, which has a private key in it: the node has its own.
-func (a *access) forgetShared() {
+func (a *Access) forgetShared() {
 	if err := os.Remove(a.shared); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		a.log.Warn("the key that all nodes shared before is still on disk", "path", a.shared, "error", err)
 	}
