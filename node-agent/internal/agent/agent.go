@@ -16,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
@@ -63,7 +64,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	n.identityMetrics = identity.NewMetrics(reg)
-	reg.MustRegister(newLimitsCollector(n.limitSources))
+	reg.MustRegister(podlimits.NewCollector(n.limitSources))
 	// Nothing that the agent waits for is mended by a restart, so there are no
 	// checks of liveness.
 	server := diag.NewServer(diag.Config{
@@ -122,14 +123,30 @@ func (n *node) work(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.loop(ctx) })
 	group.Go(func() error { return follow(ctx) })
-	group.Go(func() error { return n.limiter.run(ctx, n.attacher) })
-	group.Go(func() error { return n.publishLimits(ctx) })
+	group.Go(func() error { return n.limiter.Run(ctx, n.attacher) })
+	group.Go(func() error { return n.limitsPublisher().Run(ctx) })
 	group.Go(func() error { return n.allot(ctx) })
 	if n.asking != nil {
 		group.Go(func() error { return n.asking.Run(ctx) })
 	}
 	group.Go(func() error { return n.identity.Renew(ctx, n.self, n.store, n.asking, n.identityMetrics) })
 	return group.Wait()
+}
+
+// limitSources are who knows what limits do; nil before the node is set up.
+func (n *node) limitSources() (podlimits.Counted, podlimits.MeterDrops) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.attacher == nil {
+		return nil, nil
+	}
+	return n.attacher, n.table
+}
+
+func (n *node) limitsPublisher() podlimits.Publisher {
+	return podlimits.Publisher{
+		Host: n.cfg.NodeName, HostIP: n.self, Pods: n.attacher, Peers: func() int { return len(n.table.Peers()) }, Store: n.store, Logger: n.log,
+	}
 }
 
 // connectSwitch waits for the database of Open vSwitch.

@@ -13,6 +13,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
@@ -117,7 +118,7 @@ func parseObject(s string) (service.Key, error) {
 type apiServer interface {
 	etcdaccess.Source
 	wanted
-	podSource
+	podlimits.Source
 	WatchServices(ctx context.Context, nodeName string) <-chan service.Update
 	// Close ends the sending of Events.
 	Close()

@@ -16,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/uplink"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
@@ -25,14 +26,6 @@ import (
 
 // DatapathAuto lets the agent choose.
 const DatapathAuto = "auto"
-
-// What becomes of a pod that asks for a limit which is none.
-const (
-	// BandwidthStrict: it does not start.
-	BandwidthStrict = "strict"
-	// BandwidthLenient: it starts without that limit.
-	BandwidthLenient = "lenient"
-)
 
 // Config is what the agent runs with.
 type Config struct {
@@ -67,7 +60,7 @@ type Config struct {
 	MTUProbeInterval time.Duration
 	MTUProbePort     uint16
 	// BandwidthPolicy is "strict" or "lenient".
-	BandwidthPolicy string
+	BandwidthPolicy podlimits.Policy
 	// UplinkRate is what pods share of the uplink.
 	UplinkRate uplink.Rate
 	// ServiceConnections and NodeConnections are the most new connections per second that
@@ -93,7 +86,7 @@ func Defaults() Config {
 		NodeName: host, Datapath: DatapathAuto, Bridge: "br0", VTEPBridge: "br-phy",
 		OVSDB: "unix:/run/openvswitch/db.sock", StateDir: "/var/lib/k8s-ovs", CNISocket: cniapi.DefaultSocket,
 		MTUOnBlackHole: mtu.Clamp, MTUProbeInterval: 10 * time.Second, MTUProbePort: 4790,
-		BandwidthPolicy: BandwidthStrict,
+		BandwidthPolicy: podlimits.Strict,
 		VXLANPort:       4789, // RFC 7348, section 8.1
 		Diag:            diag.Flags{MetricsAddress: "127.0.0.1:9465"},
 		Cluster: Cluster{
@@ -119,7 +112,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.MTUProbeInterval, "mtu-probe-interval", c.MTUProbeInterval, "`time` between probes of the path to each node")
 	fs.Uint16Var(&c.MTUProbePort, "mtu-probe-port", c.MTUProbePort, "UDP `port` of these probes, the same on every node; 0 for none")
 	fs.Var(&c.UplinkRate, "uplink-rate", "`rate` that pods share by tenant when they overload the uplink (kernel datapath): bits per second, such as 950M, auto (the link's own), or off")
-	fs.StringVar(&c.BandwidthPolicy, "bandwidth-policy", c.BandwidthPolicy, "what becomes of a pod whose rate limit is not valid: strict (it does not start) or lenient (it starts without)")
+	fs.StringVar((*string)(&c.BandwidthPolicy), "bandwidth-policy", string(c.BandwidthPolicy), "what becomes of a pod whose rate limit is not valid: strict (it does not start) or lenient (it starts without)")
 	fs.Var(&c.ServiceConnections, "service-connection-rate", "most new connections per second of the pods of one namespace on this node to services: a `number`, auto (a sixteenth of the connection table), or off")
 	fs.Var(&c.NodeConnections, "node-connection-rate", "most new connections per second of the pods of one namespace through the node (to the outside and to ports of nodes): a `number`, auto (a sixteenth of the connection table), or off")
 	fs.IntVar(&c.MaxPods, "max-pods-per-namespace", c.MaxPods, "most `pods` of one namespace on this node (default: as many as there are addresses)")
@@ -178,8 +171,8 @@ func (c *Config) Complete() error {
 	if c.MTUProbePort == c.VXLANPort {
 		return fmt.Errorf("--mtu-probe-port %d is that of the tunnels (--vxlan-port)", c.MTUProbePort)
 	}
-	if c.BandwidthPolicy != BandwidthStrict && c.BandwidthPolicy != BandwidthLenient {
-		return fmt.Errorf("--bandwidth-policy %q is none of %s, %s", c.BandwidthPolicy, BandwidthStrict, BandwidthLenient)
+	if c.BandwidthPolicy != podlimits.Strict && c.BandwidthPolicy != podlimits.Lenient {
+		return fmt.Errorf("--bandwidth-policy %q is none of %s, %s", c.BandwidthPolicy, podlimits.Strict, podlimits.Lenient)
 	}
 	if c.MaxPods < 0 {
 		return fmt.Errorf("--max-pods-per-namespace %d is less than 0", c.MaxPods)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
@@ -17,7 +18,7 @@ const endpointsLeftOut = "EndpointsLeftOut"
 // leftOutSayer says which endpoints of services no pod is sent to: every node in its
 // log, one of them in an Event.
 type leftOutSayer struct {
-	api   podSource
+	api   podlimits.Source
 	self  netip.Addr
 	peers func() []pipeline.Peer
 	log   *slog.Logger

@@ -10,13 +10,14 @@ import (
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
 // told hears Events.
 type told struct {
-	podSource
+	podlimits.Source
 	events *[]string
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
@@ -91,7 +92,7 @@ type node struct {
 	sharing  *sharing
 	self     netip.Addr
 	tenants  *tenants.Tenants
-	limiter  *limiter
+	limiter  *podlimits.Limiter
 	// agreement is there when the loop runs.
 	agreement *agreement
 	routes    tunnelRoutes
@@ -150,7 +151,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	n := &node{
 		exits: exits.New(host, exit),
 		cfg:   cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
-		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &switchports.Late{},
+		limiter: podlimits.New(api, cfg.NodeName, cfg.BandwidthPolicy, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &switchports.Late{},
 	}
 	n.front = &front{
 		bare: attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ports, cfg.Bridge, log), why: n.Ready,

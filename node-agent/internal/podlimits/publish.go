@@ -1,8 +1,9 @@
-package agent
+package podlimits
 
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -29,31 +30,31 @@ const (
 	dropsPatience = time.Second
 )
 
-// counted are the limited pods of the node and what their limits do;
+// Counted are the limited pods of the node and what their limits do;
 // [attach.Attacher] knows them.
-type counted interface {
+type Counted interface {
 	Counters() []attach.PodCounters
 }
 
-// meterDrops are the packets that the bridge dropped of pods that do not keep to
+// MeterDrops are the packets that the bridge dropped of pods that do not keep to
 // their limit themselves, by address; [flowtable.Table] knows them.
-type meterDrops interface {
+type MeterDrops interface {
 	MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error)
 }
 
-// limitsCollector shows at /metrics what limits do, of limited pods only: what
+// Collector shows at /metrics what limits do, of limited pods only: what
 // nobody asked to be limited has no series.
-type limitsCollector struct {
+type Collector struct {
 	// sources are nil before the node is set up.
-	sources                                 func() (counted, meterDrops)
+	sources                                 func() (Counted, MeterDrops)
 	limit, bytes, dropped, delayed, metered *prometheus.Desc
 }
 
-func newLimitsCollector(sources func() (counted, meterDrops)) *limitsCollector {
+func NewCollector(sources func() (Counted, MeterDrops)) *Collector {
 	desc := func(name, help string) *prometheus.Desc {
 		return prometheus.NewDesc("k8s_ovs_"+name, help, []string{"namespace", "pod", "direction"}, nil)
 	}
-	return &limitsCollector{
+	return &Collector{
 		sources: sources,
 		limit:   desc("limit_bits_per_second", "Rate limit of a pod; ingress is what it receives, egress what it sends."),
 		bytes:   desc("shaped_bytes_total", "Bytes that have passed a pod's limit."),
@@ -64,14 +65,14 @@ func newLimitsCollector(sources func() (counted, meterDrops)) *limitsCollector {
 }
 
 // Describe implements prometheus.Collector.
-func (c *limitsCollector) Describe(ch chan<- *prometheus.Desc) {
+func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{c.limit, c.bytes, c.dropped, c.delayed, c.metered} {
 		ch <- d
 	}
 }
 
 // Collect implements prometheus.Collector.
-func (c *limitsCollector) Collect(ch chan<- prometheus.Metric) {
+func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 	pods, meters := c.sources()
 	if pods == nil {
 		return
@@ -124,7 +125,7 @@ func byPod(all []attach.PodCounters) map[kube.PodKey]attach.PodCounters {
 }
 
 // droppedByMeters is empty while the switch is away.
-func droppedByMeters(all []attach.PodCounters, meters meterDrops) map[kube.PodKey]uint64 {
+func droppedByMeters(all []attach.PodCounters, meters MeterDrops) map[kube.PodKey]uint64 {
 	ctx, cancel := context.WithTimeout(context.Background(), dropsPatience)
 	defer cancel()
 	drops, err := meters.MeterDrops(ctx)
@@ -140,19 +141,19 @@ func droppedByMeters(all []attach.PodCounters, meters meterDrops) map[kube.PodKe
 	return out
 }
 
-// limitSources are who knows what limits do; nil before the node is set up.
-func (n *node) limitSources() (counted, meterDrops) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.attacher == nil {
-		return nil, nil
-	}
-	return n.attacher, n.table
+// Publisher writes what the node's limited pods do to the records.
+type Publisher struct {
+	Host   string
+	HostIP netip.Addr
+	Pods   Counted
+	// Peers counts the other nodes.
+	Peers  func() int
+	Store  *store.Store
+	Logger *slog.Logger
 }
 
-// publishLimits writes what the node's limited pods do to the records, until ctx
-// ends. There is a record only while there is such a pod.
-func (n *node) publishLimits(ctx context.Context) error {
+// Run publishes until ctx ends. There is a record only while there is a limited pod.
+func (p Publisher) Run(ctx context.Context) error {
 	var to *store.LimitsPublisher
 	defer func() {
 		if to != nil {
@@ -167,8 +168,8 @@ func (n *node) publishLimits(ctx context.Context) error {
 			return ctx.Err()
 		case <-time.After(pause):
 		}
-		record := limitsRecord(n.attacher.Counters())
-		record.Host, record.HostIP = n.cfg.NodeName, n.self
+		record := limitsRecord(p.Pods.Counters())
+		record.Host, record.HostIP = p.Host, p.HostIP
 		switch {
 		case len(record.Pods) == 0:
 			pause = publishLimitsEvery
@@ -180,15 +181,15 @@ func (n *node) publishLimits(ctx context.Context) error {
 		case reflect.DeepEqual(record, last):
 			continue
 		case to == nil:
-			cfg, err := n.store.Config(ctx)
+			cfg, err := p.Store.Config(ctx)
 			if err != nil {
-				n.log.Debug("what limits do is not published while etcd is away", "error", err)
+				p.Logger.Debug("what limits do is not published while etcd is away", "error", err)
 				continue
 			}
-			to = n.store.LimitsPublisher(cfg.Value.Name, 0)
+			to = p.Store.LimitsPublisher(cfg.Value.Name, 0)
 		}
 		to.Set(record)
-		last, pause = record, limitsPause(record, 1+len(n.table.Peers()))
+		last, pause = record, limitsPause(record, 1+p.Peers())
 	}
 }
 
@@ -197,7 +198,7 @@ func (n *node) publishLimits(ctx context.Context) error {
 func limitsPause(record topology.NodeLimits, nodes int) time.Duration {
 	data, err := json.Marshal(record)
 	if err != nil {
-		panic("agent: " + err.Error()) // numbers and names always encode
+		panic("podlimits: " + err.Error()) // numbers and names always encode
 	}
 	return max(publishLimitsEvery, time.Duration(len(data)*nodes)*time.Second/publishLimitsRate)
 }

@@ -1,4 +1,4 @@
-package agent
+package podlimits
 
 import (
 	"context"
@@ -81,8 +81,8 @@ func apiPod(name, uid string, a map[string]string) kube.Pod {
 	return kube.Pod{PodKey: kube.PodKey{Namespace: "red", Name: name}, UID: uid, Annotations: a}
 }
 
-func limiterOf(api podSource, policy string) *limiter {
-	return newLimiter(api, Config{NodeName: "n1", BandwidthPolicy: policy}, slog.New(slog.DiscardHandler))
+func limiterOf(api Source, policy Policy) *Limiter {
+	return New(api, "n1", policy, slog.New(slog.DiscardHandler))
 }
 
 // What counts at ADD, and what becomes of it when it is no limit.
@@ -96,26 +96,27 @@ func TestLimitsAtADD(t *testing.T) {
 	static := apiPod("p", "u", good)
 	static.Mirrors = "hash"
 	for name, test := range map[string]struct {
-		api             podSource
-		policy, uid     string
+		api             Source
+		policy          Policy
+		uid             string
 		bandwidth       *cniapi.Bandwidth
 		want            limits.Limits
 		refused, events string
 	}{
-		"standalone":                {nil, BandwidthStrict, "u", runtime, fromRuntime, "", ""},
-		"standalone, bad":           {nil, BandwidthStrict, "u", &cniapi.Bandwidth{EgressRate: 5}, limits.Limits{}, "egressRate is 5", ""},
-		"standalone, bad, lenient":  {nil, BandwidthLenient, "u", &cniapi.Bandwidth{IngressRate: 7000, EgressRate: 5}, fromRuntime, "", ""},
-		"annotations alone count":   {newPodAPI(apiPod("p", "u", good)), BandwidthStrict, "u", runtime, fromPod, "", ""},
-		"no annotations":            {newPodAPI(apiPod("p", "u", nil)), BandwidthStrict, "u", runtime, limits.Limits{}, "", ""},
-		"no uid given":              {newPodAPI(apiPod("p", "u", good)), BandwidthStrict, "", runtime, fromPod, "", ""},
-		"static pod":                {newPodAPI(static), BandwidthStrict, "hash", runtime, fromPod, "", ""},
-		"a namesake":                {newPodAPI(apiPod("p", "other", good)), BandwidthStrict, "u", runtime, fromRuntime, "", ""},
-		"no such pod":               {newPodAPI(), BandwidthStrict, "u", runtime, fromRuntime, "", ""},
-		"API server away":           {&podAPI{away: away}, BandwidthStrict, "u", runtime, fromRuntime, "", ""},
-		"bad annotation":            {newPodAPI(apiPod("p", "u", bad)), BandwidthStrict, "u", runtime, limits.Limits{}, `pod red/p: annotation kubernetes.io/ingress-bandwidth is "fast"`, "the pod cannot start"},
-		"bad annotation, lenient":   {newPodAPI(apiPod("p", "u", bad)), BandwidthLenient, "u", runtime, fromPod, "", "the pod has no such limit"},
-		"bad annotation, no other":  {newPodAPI(apiPod("p", "u", map[string]string{limits.IngressRateAnnotation: "1"})), BandwidthLenient, "u", nil, limits.Limits{}, "", `"1"`},
-		"bad runtime, API has none": {newPodAPI(apiPod("p", "u", nil)), BandwidthStrict, "u", &cniapi.Bandwidth{EgressRate: 5}, limits.Limits{}, "", ""},
+		"standalone":                {nil, Strict, "u", runtime, fromRuntime, "", ""},
+		"standalone, bad":           {nil, Strict, "u", &cniapi.Bandwidth{EgressRate: 5}, limits.Limits{}, "egressRate is 5", ""},
+		"standalone, bad, lenient":  {nil, Lenient, "u", &cniapi.Bandwidth{IngressRate: 7000, EgressRate: 5}, fromRuntime, "", ""},
+		"annotations alone count":   {newPodAPI(apiPod("p", "u", good)), Strict, "u", runtime, fromPod, "", ""},
+		"no annotations":            {newPodAPI(apiPod("p", "u", nil)), Strict, "u", runtime, limits.Limits{}, "", ""},
+		"no uid given":              {newPodAPI(apiPod("p", "u", good)), Strict, "", runtime, fromPod, "", ""},
+		"static pod":                {newPodAPI(static), Strict, "hash", runtime, fromPod, "", ""},
+		"a namesake":                {newPodAPI(apiPod("p", "other", good)), Strict, "u", runtime, fromRuntime, "", ""},
+		"no such pod":               {newPodAPI(), Strict, "u", runtime, fromRuntime, "", ""},
+		"API server away":           {&podAPI{away: away}, Strict, "u", runtime, fromRuntime, "", ""},
+		"bad annotation":            {newPodAPI(apiPod("p", "u", bad)), Strict, "u", runtime, limits.Limits{}, `pod red/p: annotation kubernetes.io/ingress-bandwidth is "fast"`, "the pod cannot start"},
+		"bad annotation, lenient":   {newPodAPI(apiPod("p", "u", bad)), Lenient, "u", runtime, fromPod, "", "the pod has no such limit"},
+		"bad annotation, no other":  {newPodAPI(apiPod("p", "u", map[string]string{limits.IngressRateAnnotation: "1"})), Lenient, "u", nil, limits.Limits{}, "", `"1"`},
+		"bad runtime, API has none": {newPodAPI(apiPod("p", "u", nil)), Strict, "u", &cniapi.Bandwidth{EgressRate: 5}, limits.Limits{}, "", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel() // most wait for the watch
@@ -150,7 +151,7 @@ func TestLimitsAtADD(t *testing.T) {
 // An ADD that comes before the watch shows its pod waits for it.
 func TestLimitsWaitForWatch(t *testing.T) {
 	api := &podAPI{away: errors.New("asked though the watch shows it"), told: make(chan map[kube.PodKey]kube.Pod)}
-	l := limiterOf(api, BandwidthStrict)
+	l := limiterOf(api, Strict)
 	pod := apiPod("p", "u", map[string]string{limits.EgressRateAnnotation: "1M"})
 	go l.learn(map[kube.PodKey]kube.Pod{pod.PodKey: pod})
 	got, err := l.Limits(t.Context(), cniapi.Request{PodNamespace: "red", PodName: "p", PodUID: "u"})
@@ -163,7 +164,7 @@ func TestLimitsWaitForWatch(t *testing.T) {
 // before it.
 func TestLimitsOfNamesake(t *testing.T) {
 	before, after := apiPod("p", "old", nil), apiPod("p", "new", map[string]string{limits.EgressRateAnnotation: "1M"})
-	l := limiterOf(newPodAPI(after), BandwidthStrict)
+	l := limiterOf(newPodAPI(after), Strict)
 	l.learn(map[kube.PodKey]kube.Pod{before.PodKey: before})
 	got, err := l.Limits(t.Context(), cniapi.Request{PodNamespace: "red", PodName: "p", PodUID: "new"})
 	list := &podList{pods: map[string]limits.Limits{"p": got}}
@@ -236,12 +237,12 @@ func (p *podList) get(pod string) limits.Limits {
 // The life of a running pod's limits.
 func TestLimitsLive(t *testing.T) {
 	api := newPodAPI()
-	l := limiterOf(api, BandwidthStrict)
+	l := limiterOf(api, Strict)
 	old := limits.Limits{Ingress: limits.Limit{Rate: 5000}}
 	list := &podList{broken: errors.New("ovsdb-server is away"), tried: make(chan struct{}), pods: map[string]limits.Limits{"a": old, "b": {}, "unknown": old}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
-	go func() { done <- l.run(ctx, list) }()
+	go func() { done <- l.Run(ctx, list) }()
 	tell := func(a, b string) {
 		pods := map[kube.PodKey]kube.Pod{}
 		for name, rate := range map[string]string{"a": a, "b": b} {

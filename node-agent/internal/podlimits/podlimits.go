@@ -1,4 +1,8 @@
-package agent
+// Package podlimits knows how fast pods may be, by their annotations in Kubernetes and else by what the
+// runtime passes, keeps running pods to it, and shows what their limits do.
+//
+// It never shapes anything itself: who attached the pods does.
+package podlimits
 
 import (
 	"context"
@@ -22,28 +26,40 @@ const (
 	// API server told nothing: for those that changed while their pod was being
 	// attached, and what could not be done before.
 	recheckEvery = time.Second
+	// setTimeout bounds one look at all pods.
+	setTimeout = 10 * time.Second
+)
+
+// Policy says what becomes of a pod that asks for a limit which is none.
+type Policy string
+
+const (
+	// Strict: it does not start.
+	Strict Policy = "strict"
+	// Lenient: it starts without that limit.
+	Lenient Policy = "lenient"
 )
 
 // refusedReason is the Event's.
 const refusedReason = "BandwidthRefused"
 
-// podSource is the part of the Kubernetes API that limits come from.
-type podSource interface {
+// Source is the part of the Kubernetes API that limits come from.
+type Source interface {
 	WatchPods(ctx context.Context, nodeName string) <-chan map[kube.PodKey]kube.Pod
 	Pod(ctx context.Context, nodeName string, key kube.PodKey) (kube.Pod, error)
 	Event(ref kube.ObjectRef, warning bool, reason, message string)
 }
 
-// limitedPods are the pods of the node; [attach.Attacher] is them.
-type limitedPods interface {
+// Pods are the pods of the node; [attach.Attacher] is them.
+type Pods interface {
 	List() []attach.Attachment
 	SetLimits(ctx context.Context, namespace, pod string, l limits.Limits) error
 }
 
-// limiter knows how fast pods may be: by their annotations in Kubernetes, else by
+// Limiter knows how fast pods may be: by their annotations in Kubernetes, else by
 // what the runtime passes.
-type limiter struct {
-	api     podSource // nil outside of Kubernetes
+type Limiter struct {
+	api     Source // nil outside of Kubernetes
 	node    string
 	lenient bool
 	log     *slog.Logger
@@ -64,15 +80,16 @@ type limiter struct {
 	failing    string
 }
 
-func newLimiter(api podSource, cfg Config, log *slog.Logger) *limiter {
-	return &limiter{
-		api: api, node: cfg.NodeName, lenient: cfg.BandwidthPolicy == BandwidthLenient, log: log,
+// New returns the limiter of the node called node; api is nil outside of Kubernetes.
+func New(api Source, node string, policy Policy, log *slog.Logger) *Limiter {
+	return &Limiter{
+		api: api, node: node, lenient: policy == Lenient, log: log,
 		changed: make(chan struct{}), newer: map[kube.PodKey]string{}, refused: map[string]string{}, unfinished: map[kube.PodKey]bool{},
 	}
 }
 
 // Limits implements attach.Limiter.
-func (l *limiter) Limits(ctx context.Context, req cniapi.Request) (limits.Limits, error) {
+func (l *Limiter) Limits(ctx context.Context, req cniapi.Request) (limits.Limits, error) {
 	key := kube.PodKey{Namespace: req.PodNamespace, Name: req.PodName}
 	pod, known := l.find(ctx, key, req.PodUID)
 	var asked limits.Limits
@@ -100,7 +117,7 @@ func (l *limiter) Limits(ctx context.Context, req cniapi.Request) (limits.Limits
 
 // find is the pod as the API server has it; false outside of Kubernetes and where
 // the API server does not say.
-func (l *limiter) find(ctx context.Context, key kube.PodKey, uid string) (kube.Pod, bool) {
+func (l *Limiter) find(ctx context.Context, key kube.PodKey, uid string) (kube.Pod, bool) {
 	if l.api == nil {
 		return kube.Pod{}, false
 	}
@@ -124,7 +141,7 @@ func (l *limiter) find(ctx context.Context, key kube.PodKey, uid string) (kube.P
 }
 
 // await waits a little until the watch shows the pod.
-func (l *limiter) await(ctx context.Context, key kube.PodKey, uid string) (kube.Pod, bool) {
+func (l *Limiter) await(ctx context.Context, key kube.PodKey, uid string) (kube.Pod, bool) {
 	ctx, cancel := context.WithTimeout(ctx, podPatience)
 	defer cancel()
 	for {
@@ -145,7 +162,7 @@ func (l *limiter) await(ctx context.Context, key kube.PodKey, uid string) (kube.
 
 // refuse sends an Event, once for each pod and reason. It reports whether this was
 // the first time.
-func (l *limiter) refuse(pod kube.Pod, why error, so string) bool {
+func (l *Limiter) refuse(pod kube.Pod, why error, so string) bool {
 	l.mu.Lock()
 	said := l.refused[pod.UID] == why.Error()
 	l.refused[pod.UID] = why.Error()
@@ -157,9 +174,9 @@ func (l *limiter) refuse(pod kube.Pod, why error, so string) bool {
 	return true
 }
 
-// run keeps the limits of running pods what their annotations say, also after a
+// Run keeps the limits of running pods what their annotations say, also after a
 // restart. Outside of Kubernetes it has nothing to do.
-func (l *limiter) run(ctx context.Context, attached limitedPods) error {
+func (l *Limiter) Run(ctx context.Context, attached Pods) error {
 	if l.api == nil {
 		return nil
 	}
@@ -180,7 +197,7 @@ func (l *limiter) run(ctx context.Context, attached limitedPods) error {
 }
 
 // learn takes in what the watch shows.
-func (l *limiter) learn(pods map[kube.PodKey]kube.Pod) {
+func (l *Limiter) learn(pods map[kube.PodKey]kube.Pod) {
 	there := make(map[string]bool, len(pods))
 	for _, p := range pods {
 		there[p.UID] = true
@@ -199,8 +216,8 @@ func (l *limiter) learn(pods map[kube.PodKey]kube.Pod) {
 
 // follow sets the limits of pods that have others than they should. What fails
 // is tried again with the next look.
-func (l *limiter) follow(ctx context.Context, attached limitedPods) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+func (l *Limiter) follow(ctx context.Context, attached Pods) {
+	ctx, cancel := context.WithTimeout(ctx, setTimeout)
 	defer cancel()
 	l.mu.Lock()
 	pods, newer := l.pods, maps.Clone(l.newer)
@@ -233,14 +250,14 @@ func (l *limiter) follow(ctx context.Context, attached limitedPods) {
 }
 
 // accept forgets what was refused of the pod: the same again is news.
-func (l *limiter) accept(pod kube.Pod) {
+func (l *Limiter) accept(pod kube.Pod) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.refused, pod.UID)
 }
 
 // report logs what keeps limits from being set, once.
-func (l *limiter) report(ctx context.Context, err error) {
+func (l *Limiter) report(ctx context.Context, err error) {
 	switch {
 	case err == nil:
 		l.failing = ""

@@ -1,4 +1,4 @@
-package agent
+package podlimits
 
 import (
 	"context"
@@ -75,7 +75,7 @@ func series(t *testing.T, c prometheus.Collector) map[string]float64 {
 
 func TestLimitMetrics(t *testing.T) {
 	pods := twice()
-	collector := newLimitsCollector(func() (counted, meterDrops) { return pods, pods })
+	collector := NewCollector(func() (Counted, MeterDrops) { return pods, pods })
 	want := map[string]float64{
 		"limit_bits_per_second ingress red a": 1e6, "limit_bits_per_second ingress red b": 1e6, "limit_bits_per_second egress red b": 2e6,
 		"shaped_bytes_total ingress red a": 400, "shaped_bytes_total ingress red b": 300, "shaped_bytes_total egress red b": 300,
@@ -91,7 +91,7 @@ func TestLimitMetrics(t *testing.T) {
 	if diff := cmp.Diff(want, series(t, collector)); diff != "" {
 		t.Errorf("while the switch is away (-want +got):\n%s", diff)
 	}
-	early := newLimitsCollector(func() (counted, meterDrops) { return nil, nil })
+	early := NewCollector(func() (Counted, MeterDrops) { return nil, nil })
 	if got := series(t, early); len(got) != 0 {
 		t.Errorf("before the node is set up: %v", got)
 	}
