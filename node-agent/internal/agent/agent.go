@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
@@ -125,7 +126,7 @@ func (n *node) work(ctx context.Context) error {
 	group.Go(func() error { return follow(ctx) })
 	group.Go(func() error { return n.limiter.Run(ctx, n.attacher) })
 	group.Go(func() error { return n.limitsPublisher().Run(ctx) })
-	group.Go(func() error { return n.allot(ctx) })
+	group.Go(func() error { return n.allotment().Run(ctx) })
 	if n.asking != nil {
 		group.Go(func() error { return n.asking.Run(ctx) })
 	}
@@ -141,6 +142,13 @@ func (n *node) limitSources() (podlimits.Counted, podlimits.MeterDrops) {
 		return nil, nil
 	}
 	return n.attacher, n.table
+}
+
+func (n *node) allotment() *allot.Allotment {
+	return allot.New(allot.Config{
+		Table: n.table, Gate: n.gate, Host: n.host, Userspace: n.ovs, Pods: n.attacher, Datapath: n.datapath,
+		ServiceConnections: n.cfg.ServiceConnections, NodeConnections: n.cfg.NodeConnections, Metrics: n.metrics.fair, Logger: n.log,
+	})
 }
 
 func (n *node) limitsPublisher() podlimits.Publisher {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -31,7 +32,7 @@ type metrics struct {
 	ready       prometheus.Gauge
 	mtu         prometheus.Gauge
 	paths       *pathMetrics
-	fair        *fairMetrics
+	fair        *allot.Metrics
 
 	uplinkRate   prometheus.Gauge
 	uplinkShared prometheus.Gauge
@@ -78,7 +79,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		ready:    gauge("ready", "1 when pods can be attached."),
 		mtu:      gauge("pod_mtu_bytes", "MTU that pods get."),
 		paths:    newPathMetrics(reg),
-		fair:     newFairMetrics(reg),
+		fair:     allot.NewMetrics(reg),
 
 		uplinkRate:   gauge("uplink_rate_bits_per_second", "Rate that pods share on the uplink; 0 where they do not."),
 		uplinkShared: gauge("uplink_shared", "1 when pods share the uplink by tenant."),

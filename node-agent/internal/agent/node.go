@@ -88,7 +88,7 @@ type node struct {
 	underlay *underlay.Setup
 	hostnet  *hostnet.Net
 	exits    *exits.Check
-	gate     *hostnet.Gate // belongs to allot's goroutine
+	gate     *hostnet.Gate // belongs to the allotment's goroutine
 	sharing  *sharing
 	self     netip.Addr
 	tenants  *tenants.Tenants

@@ -1,4 +1,4 @@
-package agent
+package allot
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
@@ -7,8 +7,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 )
 
-// fairMetrics are what keeps namespaces from using up what all of a node share.
-type fairMetrics struct {
+// Metrics are what keeps namespaces from using up what all of a node share.
+type Metrics struct {
 	// refused are the new connections by namespace and limit.
 	refused           *prometheus.CounterVec
 	used, size, heldN *prometheus.GaugeVec
@@ -16,14 +16,15 @@ type fairMetrics struct {
 	lastUntold        map[string]uint64
 }
 
-func newFairMetrics(reg prometheus.Registerer) *fairMetrics {
+// NewMetrics registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "k8s_ovs", Name: name, Help: help}, labels)
 	}
 	gauge := func(name, help string) *prometheus.GaugeVec {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help}, []string{"limit"})
 	}
-	m := &fairMetrics{
+	m := &Metrics{
 		refused:    counter("connections_refused_total", "New connections refused because a namespace asked for more than it may; limit is service-connections or node-connections.", "namespace", "limit"),
 		used:       gauge("connections", "Entries of the connection table that a limit guards."),
 		size:       gauge("connections_size", "Entries that this table has room for."),
@@ -35,14 +36,14 @@ func newFairMetrics(reg prometheus.Registerer) *fairMetrics {
 	return m
 }
 
-func (m *fairMetrics) table(limit string, t fairness.Table, held int) {
+func (m *Metrics) table(limit string, t fairness.Table, held int) {
 	m.used.WithLabelValues(limit).Set(float64(t.Used))
 	m.size.WithLabelValues(limit).Set(float64(t.Size))
 	m.heldN.WithLabelValues(limit).Set(float64(held))
 }
 
 // tooLarge counts the packets whose senders were not told since it was called last.
-func (m *fairMetrics) tooLarge(demands map[string]flowtable.Demand) {
+func (m *Metrics) tooLarge(demands map[string]flowtable.Demand) {
 	for namespace, d := range demands {
 		n := d.Untold
 		if last := m.lastUntold[namespace]; last <= n {

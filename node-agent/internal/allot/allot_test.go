@@ -1,4 +1,4 @@
-package agent
+package allot
 
 import (
 	"bytes"
@@ -40,8 +40,8 @@ func byNamespace(t *testing.T, reg *prometheus.Registry, name string) map[string
 func TestRefusedConnectionsTold(t *testing.T) {
 	var log bytes.Buffer
 	reg := prometheus.NewRegistry()
-	n := &node{log: slog.New(slog.NewTextHandler(&log, nil)), metrics: newMetrics(reg)}
-	u := n.newTableUse("service-connections", "service-connection-rate", fairness.Auto)
+	cfg := Config{Logger: slog.New(slog.NewTextHandler(&log, nil)), Metrics: NewMetrics(reg)}
+	u := cfg.newTableUse("service-connections", "service-connection-rate", fairness.Auto)
 	full := fairness.Table{Size: 20_000, Used: 5000}
 	for i := range uint64(3) {
 		u.next(full, map[string]fairness.Asked{"red": {All: 100 * i, Refused: 10 * i}, "blue": {All: 5}}, nil)
@@ -68,7 +68,7 @@ func TestRefusedConnectionsTold(t *testing.T) {
 // Counters that begin anew are counted from there.
 func TestUntoldCounted(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	m := newFairMetrics(reg)
+	m := NewMetrics(reg)
 	for _, untold := range []uint64{5, 7, 2} {
 		m.tooLarge(map[string]flowtable.Demand{"red": {TooLarge: 100, Untold: untold}, "blue": {}})
 	}
@@ -87,7 +87,7 @@ func TestUrgent(t *testing.T) {
 		}
 		return map[string]hostnet.Passage{"red": p}
 	}
-	a := &allotment{passages: pods(many, 1), found: pods(many, 1)}
+	a := &Allotment{passages: pods(many, 1), found: pods(many, 1)}
 	for _, step := range []struct {
 		what string
 		want map[string]hostnet.Passage

@@ -1,4 +1,8 @@
-package agent
+// Package allot keeps namespaces from using up the connection tables of the node: it looks how full they are
+// and who asks for connections, and sets what each namespace may, in the bridge and in the firewall.
+//
+// Package fairness decides who is held back. It never touches a connection that is there.
+package allot
 
 import (
 	"context"
@@ -8,6 +12,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
@@ -30,13 +35,58 @@ const (
 	userspaceSize = 1 << 18
 	// sayAgain is the pause between two log lines about one namespace.
 	sayAgain = time.Minute
+	// lookTimeout bounds one look.
+	lookTimeout = 10 * time.Second
 )
 
-// allotment keeps namespaces from using up the connection tables of the node. It belongs
+// Table is what namespaces may in the bridge; [flowtable.Table] is one.
+type Table interface {
+	// Model is false before the table knows the records.
+	Model() (pipeline.Model, bool)
+	Demands(ctx context.Context) (map[string]flowtable.Demand, error)
+	SetAllowances(ctx context.Context, all pipeline.Allowance, held map[string]pipeline.Allowance) error
+}
+
+// Gate is what namespaces may through the node; [hostnet.Gate] is one.
+type Gate interface {
+	Set(ctx context.Context, device string, others fairness.Allowance, want map[string]hostnet.Passage) error
+	Asked(ctx context.Context) (map[string]fairness.Asked, error)
+	Remove(ctx context.Context) error
+}
+
+// Host has the kernel's connection table; [link.NS] is one.
+type Host interface {
+	Connections() (used, size uint64, err error)
+	ConnectionsBySource(from netip.Prefix) (map[netip.Addr]uint64, error)
+}
+
+// Userspace has the userspace datapath's connection table; [ovs.Client] is one.
+type Userspace interface {
+	UserspaceConnections(ctx context.Context) (used, size uint64, err error)
+}
+
+// Pods are what is attached; [attach.Attacher] is them.
+type Pods interface{ List() []attach.Attachment }
+
+// Config is whose tables are looked at, and what namespaces may.
+type Config struct {
+	Table     Table
+	Gate      Gate
+	Host      Host
+	Userspace Userspace
+	Pods      Pods
+	Datapath  string
+	// ServiceConnections and NodeConnections are the most new connections per second that
+	// the pods of a namespace may make to services and through the node.
+	ServiceConnections, NodeConnections fairness.Rate
+	Metrics                             *Metrics
+	Logger                              *slog.Logger
+}
+
+// Allotment keeps namespaces from using up the connection tables of the node. It belongs
 // to one goroutine.
-type allotment struct {
-	n    *node
-	gate *hostnet.Gate
+type Allotment struct {
+	cfg Config
 	// services are connections through the bridge, through those through the node.
 	services, through *tableUse
 	looks             int
@@ -56,14 +106,19 @@ type tableUse struct {
 	last map[string]fairness.Asked
 	said map[string]time.Time
 	log  *slog.Logger
-	m    *fairMetrics
+	m    *Metrics
 }
 
-// allot looks at the connection tables until ctx ends.
-func (n *node) allot(ctx context.Context) error {
-	a := &allotment{n: n, gate: n.gate, looks: calmLooks - 1, failed: map[string]string{}}
-	a.services = n.newTableUse("service-connections", "service-connection-rate", n.cfg.ServiceConnections)
-	a.through = n.newTableUse("node-connections", "node-connection-rate", n.cfg.NodeConnections)
+// New returns an allotment that has not looked yet.
+func New(cfg Config) *Allotment {
+	a := &Allotment{cfg: cfg, looks: calmLooks - 1, failed: map[string]string{}}
+	a.services = cfg.newTableUse("service-connections", "service-connection-rate", cfg.ServiceConnections)
+	a.through = cfg.newTableUse("node-connections", "node-connection-rate", cfg.NodeConnections)
+	return a
+}
+
+// Run looks at the connection tables until ctx ends.
+func (a *Allotment) Run(ctx context.Context) error {
 	tick := time.NewTicker(lookAtConnections)
 	defer tick.Stop()
 	for {
@@ -76,19 +131,19 @@ func (n *node) allot(ctx context.Context) error {
 	}
 }
 
-func (n *node) newTableUse(limit, flag string, rate fairness.Rate) *tableUse {
+func (cfg Config) newTableUse(limit, flag string, rate fairness.Rate) *tableUse {
 	return &tableUse{
 		limit: limit, flag: flag, judge: fairness.Judge{Rate: rate}, last: map[string]fairness.Asked{}, said: map[string]time.Time{},
-		log: n.log, m: n.metrics.fair,
+		log: cfg.Logger, m: cfg.Metrics,
 	}
 }
 
 // look does all there is to do about both tables. What fails is tried again at the next
 // look: nobody waits for it.
-func (a *allotment) look(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+func (a *Allotment) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	m, ready := a.n.table.Model()
+	m, ready := a.cfg.Table.Model()
 	if !ready {
 		return
 	}
@@ -100,8 +155,8 @@ func (a *allotment) look(ctx context.Context) {
 		a.say("the limit of connections through the node", a.throughNode(ctx, kernel))
 	}
 	switch {
-	case m.ServiceProxy != pipeline.OVS || a.n.cfg.ServiceConnections == fairness.Off:
-	case a.n.datapath == ovs.DatapathNetdev:
+	case m.ServiceProxy != pipeline.OVS || a.cfg.ServiceConnections == fairness.Off:
+	case a.cfg.Datapath == ovs.DatapathNetdev:
 		a.say("the limit of connections to services", a.throughBridge(ctx, nil))
 	case err == nil:
 		a.say("the limit of connections to services", a.throughBridge(ctx, &kernel))
@@ -109,19 +164,19 @@ func (a *allotment) look(ctx context.Context) {
 }
 
 // say logs what is wrong once.
-func (a *allotment) say(what string, err error) {
+func (a *Allotment) say(what string, err error) {
 	text := ""
 	if err != nil && !errors.Is(err, flowtable.ErrDisconnected) && !errors.Is(err, context.Canceled) {
 		text = err.Error()
 	}
 	if text != "" && text != a.failed[what] {
-		a.n.log.Warn("a tenant might use up what others need: "+what+" is not in force", "error", err)
+		a.cfg.Logger.Warn("a tenant might use up what others need: "+what+" is not in force", "error", err)
 	}
 	a.failed[what] = text
 }
 
-func (a *allotment) kernelTable() (fairness.Table, error) {
-	used, size, err := a.n.host.Connections()
+func (a *Allotment) kernelTable() (fairness.Table, error) {
+	used, size, err := a.cfg.Host.Connections()
 	if errors.Is(err, link.ErrNoSysctl) {
 		return fairness.Table{Size: userspaceSize}, nil // nothing tracks connections yet
 	}
@@ -129,7 +184,7 @@ func (a *allotment) kernelTable() (fairness.Table, error) {
 }
 
 // countHolders reads who holds what of the kernel's table, where that matters.
-func (a *allotment) countHolders(pods netip.Prefix, t fairness.Table) {
+func (a *Allotment) countHolders(pods netip.Prefix, t fairness.Table) {
 	switch {
 	case !t.Short():
 		a.holds = nil
@@ -138,20 +193,20 @@ func (a *allotment) countHolders(pods netip.Prefix, t fairness.Table) {
 		return
 	}
 	a.counted = time.Now()
-	counts, err := a.n.host.ConnectionsBySource(pods)
+	counts, err := a.cfg.Host.ConnectionsBySource(pods)
 	a.say("the share of the node's connection table", err)
 	a.holds = map[string]uint64{}
-	for _, at := range a.n.attacher.List() {
+	for _, at := range a.cfg.Pods.List() {
 		a.holds[at.Namespace] += counts[at.Address]
 	}
 }
 
 // throughBridge allots the connections to services; t is nil on the userspace datapath,
 // which has a table of its own.
-func (a *allotment) throughBridge(ctx context.Context, t *fairness.Table) error {
+func (a *Allotment) throughBridge(ctx context.Context, t *fairness.Table) error {
 	holds := a.holds
 	if t == nil {
-		used, size, err := a.n.ovs.UserspaceConnections(ctx)
+		used, size, err := a.cfg.Userspace.UserspaceConnections(ctx)
 		if err != nil {
 			return err
 		}
@@ -159,7 +214,7 @@ func (a *allotment) throughBridge(ctx context.Context, t *fairness.Table) error 
 	}
 	held := a.services.judge.Held()
 	if a.due(*t) {
-		demands, err := a.n.table.Demands(ctx)
+		demands, err := a.cfg.Table.Demands(ctx)
 		if err != nil {
 			return err
 		}
@@ -168,34 +223,34 @@ func (a *allotment) throughBridge(ctx context.Context, t *fairness.Table) error 
 			asked[namespace] = fairness.Asked{All: d.Connections, Refused: d.Refused}
 		}
 		held = a.services.next(*t, asked, holds)
-		a.n.metrics.fair.tooLarge(demands)
+		a.cfg.Metrics.tooLarge(demands)
 	}
 	allowances := make(map[string]pipeline.Allowance, len(held))
 	for namespace, h := range held {
 		allowances[namespace] = pipeline.Allowance(h)
 	}
-	return a.n.table.SetAllowances(ctx, pipeline.Allowance(a.n.cfg.ServiceConnections.Ceiling(t.Size)), allowances)
+	return a.cfg.Table.SetAllowances(ctx, pipeline.Allowance(a.cfg.ServiceConnections.Ceiling(t.Size)), allowances)
 }
 
 // due is whether it matters now who asks for connections.
-func (a *allotment) due(t fairness.Table) bool { return a.looks%calmLooks == 0 || t.Used >= t.Size/4 }
+func (a *Allotment) due(t fairness.Table) bool { return a.looks%calmLooks == 0 || t.Used >= t.Size/4 }
 
 // throughNode allots the connections through the node.
-func (a *allotment) throughNode(ctx context.Context, t fairness.Table) error {
-	if a.n.cfg.NodeConnections == fairness.Off {
-		return a.gate.Remove(ctx)
+func (a *Allotment) throughNode(ctx context.Context, t fairness.Table) error {
+	if a.cfg.NodeConnections == fairness.Off {
+		return a.cfg.Gate.Remove(ctx)
 	}
 	held := a.through.judge.Held()
 	if a.due(t) {
-		asked, err := a.gate.Asked(ctx)
+		asked, err := a.cfg.Gate.Asked(ctx)
 		if err != nil {
 			return err
 		}
 		held = a.through.next(t, asked, a.holds)
 	}
 	want := map[string]hostnet.Passage{}
-	all := a.n.cfg.NodeConnections.Ceiling(t.Size)
-	for _, at := range a.n.attacher.List() {
+	all := a.cfg.NodeConnections.Ceiling(t.Size)
+	for _, at := range a.cfg.Pods.List() {
 		p, ok := want[at.Namespace]
 		if !ok {
 			p.Allowance = all
@@ -209,7 +264,7 @@ func (a *allotment) throughNode(ctx context.Context, t fairness.Table) error {
 	if a.looks%calmLooks != 0 && !a.urgent(want) {
 		return nil
 	}
-	err := a.gate.Set(ctx, bridge.GatewayPort, all, want)
+	err := a.cfg.Gate.Set(ctx, bridge.GatewayPort, all, want)
 	a.passages = want
 	if err != nil {
 		a.passages = nil
@@ -220,7 +275,7 @@ func (a *allotment) throughNode(ctx context.Context, t fairness.Table) error {
 // urgent is whether what pods may through the node must be written now: at once where a
 // namespace may more or less than before, and when pods have stopped coming and going, which
 // must not wait for the firewall.
-func (a *allotment) urgent(want map[string]hostnet.Passage) bool {
+func (a *Allotment) urgent(want map[string]hostnet.Passage) bool {
 	settled := maps.EqualFunc(want, a.found, hostnet.Passage.Equal)
 	a.found = want
 	if settled && !maps.EqualFunc(want, a.passages, hostnet.Passage.Equal) {
