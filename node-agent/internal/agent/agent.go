@@ -15,8 +15,10 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
@@ -49,7 +51,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if api != nil {
 		defer api.Close()
 	}
-	conf, err := newConfiguration(cfg, bootID, log)
+	conf, err := cniconf.Keep(cfg.cniConf(bootID), cfg.Cluster.CNIConfTemplate, log)
 	if err != nil {
 		return err
 	}
@@ -73,7 +75,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		Ready: []diag.Check{
 			{Name: "node", Probe: func(context.Context) error { return n.Ready() }},
 			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
-			{Name: "cni-configuration", Probe: func(context.Context) error { return conf.inPlace() }},
+			{Name: "cni-configuration", Probe: func(context.Context) error { return conf.InPlace() }},
 		},
 	})
 	if err := server.Listen(); err != nil {
@@ -165,6 +167,7 @@ func (n *node) connectSwitch(ctx context.Context) error {
 		return err
 	}
 	n.ovs = client
+	n.room = packetsock.Room{Switch: n.ovs, Host: n.host, Missed: n.metrics.missed, Logger: n.log}
 	n.ports.Found(switchports.New(n.ovs, n.conn.ports))
 	n.setReady(errStarting)
 	return nil

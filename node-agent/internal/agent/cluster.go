@@ -107,6 +107,11 @@ func (c *Cluster) completeCNIConf(socket string) error {
 	return nil
 }
 
+// cniConf is the CNI configuration of the node in the boot called bootID.
+func (c Config) cniConf(bootID string) cniconf.Config {
+	return cniconf.Config{Dir: c.Cluster.CNIConfDir, Name: c.Cluster.CNIConfFile, Contents: c.Cluster.cniConf, StateDir: c.StateDir, BootID: bootID}
+}
+
 // parseObject reads NAMESPACE/NAME.
 func parseObject(s string) (service.Key, error) {
 	namespace, name, err := kube.ParseRef(s)

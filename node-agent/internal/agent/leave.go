@@ -46,7 +46,7 @@ func (n *node) leave(ctx context.Context) {
 	if yes {
 		return
 	}
-	n.conf.remove()
+	n.conf.Remove()
 	if err := n.forgetMTU(ctx); err != nil {
 		n.log.Warn("the node leaves the network, but its MTU counts until the Node is deleted", "error", err)
 	}
@@ -59,7 +59,7 @@ func (n *node) leave(ctx context.Context) {
 	}
 	switch n.datapath {
 	case ovs.DatapathSystem:
-		if err := n.sharing.remove(ctx); err != nil {
+		if err := n.sharing.Remove(ctx); err != nil {
 			n.log.Error("the node leaves the network, but its pods' classes are still on the uplink: tc qdisc del dev DEVICE root", "error", err)
 			return
 		}

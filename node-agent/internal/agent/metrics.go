@@ -9,6 +9,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
 
@@ -33,9 +34,7 @@ type metrics struct {
 	mtu         prometheus.Gauge
 	paths       *pathMetrics
 	fair        *allot.Metrics
-
-	uplinkRate   prometheus.Gauge
-	uplinkShared prometheus.Gauge
+	sharing     *sharing.Metrics
 
 	services       prometheus.Gauge
 	endpoints      prometheus.Gauge
@@ -80,9 +79,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		mtu:      gauge("pod_mtu_bytes", "MTU that pods get."),
 		paths:    newPathMetrics(reg),
 		fair:     allot.NewMetrics(reg),
-
-		uplinkRate:   gauge("uplink_rate_bits_per_second", "Rate that pods share on the uplink; 0 where they do not."),
-		uplinkShared: gauge("uplink_shared", "1 when pods share the uplink by tenant."),
+		sharing:  sharing.NewMetrics(reg),
 
 		services:  gauge("services", "Services that the bridge serves to this node's pods."),
 		endpoints: gauge("service_endpoints", "Distinct endpoints of these services."),
@@ -103,7 +100,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		m.drops.WithLabelValues(string(r))
 	}
 	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
-		m.uplinkRate, m.uplinkShared, m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
+		m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/asking"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
@@ -18,10 +19,12 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tenants"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
@@ -71,7 +74,7 @@ type node struct {
 	host    *link.NS
 	// api is nil outside of Kubernetes.
 	api    apiServer
-	conf   *configuration
+	conf   *cniconf.Kept
 	bootID string
 	store  *store.Store
 	// identity is the one that the node reaches etcd with.
@@ -89,7 +92,7 @@ type node struct {
 	hostnet  *hostnet.Net
 	exits    *exits.Check
 	gate     *hostnet.Gate // belongs to the allotment's goroutine
-	sharing  *sharing
+	sharing  *sharing.Sharing
 	self     netip.Addr
 	tenants  *tenants.Tenants
 	limiter  *podlimits.Limiter
@@ -110,8 +113,8 @@ type node struct {
 	started netip.Prefix
 	// warmed are the peers whose hardware addresses the datapath has seen since.
 	warmed map[netip.Addr]time.Time
-	// noRoom is what makeRoom last complained about.
-	noRoom   string
+	// room is that of packets that wait for the userspace datapath.
+	room     packetsock.Room
 	problems []desired.Problem
 	// exit is why pods' packets did not get out of the node last; nil where they did, or
 	// where that was not tried yet.
@@ -131,7 +134,7 @@ type node struct {
 	noServices error
 }
 
-func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, conf *configuration, bootID string) (*node, error) {
+func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, conf *cniconf.Kept, bootID string) (*node, error) {
 	firewall, err := hostnet.New(host)
 	if err != nil {
 		return nil, err
@@ -140,7 +143,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	if err != nil {
 		return nil, err
 	}
-	sharing, err := newSharing(host, cfg.UplinkRate, log)
+	shared, err := sharing.New(host, cfg.UplinkRate, m.sharing, log)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +154,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	n := &node{
 		exits: exits.New(host, exit),
 		cfg:   cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
-		limiter: podlimits.New(api, cfg.NodeName, cfg.BandwidthPolicy, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &switchports.Late{},
+		limiter: podlimits.New(api, cfg.NodeName, cfg.BandwidthPolicy, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: shared, notReady: errStarting, ports: &switchports.Late{},
 	}
 	n.front = &front{
 		bare: attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ports, cfg.Bridge, log), why: n.Ready,

@@ -7,11 +7,13 @@ import (
 	"slices"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/answers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -66,9 +68,16 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	n.publish()
 	n.resyncServices(ctx, full)
 	if why == nil && n.servicesReady() == nil {
-		n.conf.ensure()
+		n.conf.Ensure()
 	}
 	return nil
+}
+
+// makeRoom gives packets room while they wait for ovs-vswitchd.
+func (n *node) makeRoom(ctx context.Context) {
+	if n.datapath == ovs.DatapathNetdev {
+		n.room.Make(ctx, n.agreement.under.Uplink)
+	}
 }
 
 // unblock lets ports have all packets that somebody kept from them past the flows.
@@ -98,6 +107,10 @@ func (n *node) connect(ctx context.Context) error {
 	err := n.table.Connect(ctx, n.conn.conn)
 	n.connected = err == nil
 	return err
+}
+
+func (n *node) answerTooLarge(conn *of.Conn, in of.PacketIn) {
+	answers.TooLarge{Table: n.table, Timeout: stepTimeout, Told: n.metrics.tooLarge, Logger: n.log}.Answer(conn, in)
 }
 
 // disconnect says that the switch is gone.
@@ -170,7 +183,7 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	if under.VTEP != n.self {
 		return fmt.Errorf("the node's address changed from %s to %s: restart the agent", n.self, under.VTEP)
 	}
-	n.shareUplink(ctx, under)
+	n.sharing.Ensure(ctx, n.datapath, under.Link, n.attacher, n.started.IsValid(), n.records.NetID)
 	set, err := n.agree(under)
 	if err != nil {
 		return err

@@ -1,35 +1,32 @@
-package agent
+package cniconf
 
 import (
 	"errors"
 	"log/slog"
 	"sync"
-
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 )
 
-// configuration keeps the CNI configuration in place while the agent runs. It is
+// Kept is the CNI configuration that is kept in place while the agent runs. It is
 // put there when pods can be attached for the first time, stays through restarts
 // of the agent, and goes when the node leaves the network. Nil keeps none.
-type configuration struct {
-	file *cniconf.File
+type Kept struct {
+	file *File
 	log  *slog.Logger
 
 	mu  sync.Mutex
 	err error
 }
 
-// newConfiguration removes a configuration of an earlier boot: nothing has a
-// network until the agent is ready.
-func newConfiguration(cfg Config, bootID string, log *slog.Logger) (*configuration, error) {
-	if cfg.Cluster.CNIConfDir == "" {
+// Keep removes a configuration of an earlier boot: nothing has a
+// network until the agent is ready. template is where the contents are from. Without a directory
+// there is nothing to keep.
+func Keep(cfg Config, template string, log *slog.Logger) (*Kept, error) {
+	if cfg.Dir == "" {
 		return nil, nil
 	}
-	c := &configuration{log: log, err: errors.New("not looked at yet: it is put in place when pods can be attached and have their services"), file: cniconf.New(cniconf.Config{
-		Dir: cfg.Cluster.CNIConfDir, Name: cfg.Cluster.CNIConfFile, Contents: cfg.Cluster.cniConf, StateDir: cfg.StateDir, BootID: bootID,
-	})}
-	for _, unfit := range cniconf.Unfit(cfg.Cluster.cniConf) {
-		log.Warn("the CNI configuration has a plugin that does not go with k8s-ovs", "template", cfg.Cluster.CNIConfTemplate, "plugin", unfit)
+	c := &Kept{log: log, err: errors.New("not looked at yet: it is put in place when pods can be attached and have their services"), file: New(cfg)}
+	for _, unfit := range Unfit(cfg.Contents) {
+		log.Warn("the CNI configuration has a plugin that does not go with k8s-ovs", "template", template, "plugin", unfit)
 	}
 	removed, err := c.file.Forget()
 	if err != nil {
@@ -41,8 +38,8 @@ func newConfiguration(cfg Config, bootID string, log *slog.Logger) (*configurati
 	return c, nil
 }
 
-// ensure puts the configuration in place.
-func (c *configuration) ensure() {
+// Ensure puts the configuration in place.
+func (c *Kept) Ensure() {
 	if c == nil {
 		return
 	}
@@ -66,8 +63,8 @@ func (c *configuration) ensure() {
 	}
 }
 
-// inPlace is nil where the runtime has the configuration.
-func (c *configuration) inPlace() error {
+// InPlace is nil where the runtime has the configuration.
+func (c *Kept) InPlace() error {
 	if c == nil {
 		return nil
 	}
@@ -76,8 +73,8 @@ func (c *configuration) inPlace() error {
 	return c.err
 }
 
-// remove takes the configuration away: the node leaves the network.
-func (c *configuration) remove() {
+// Remove takes the configuration away: the node leaves the network.
+func (c *Kept) Remove() {
 	if c == nil {
 		return
 	}

@@ -1,4 +1,4 @@
-package agent
+package answers
 
 import (
 	"fmt"
@@ -7,10 +7,11 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
@@ -32,8 +33,10 @@ type tooLargeLab struct {
 	t         *testing.T
 	node, pod string // namespaces
 	proxy     pipeline.ServiceProxy
-	agent     *node
-	metrics   *prometheus.Registry
+	table     *flowtable.Table
+	conn      *of.Conn
+	told      *told
+	seen      *seen
 }
 
 const pathMTU = 1300
@@ -90,21 +93,51 @@ func (l *tooLargeLab) plug(o *ovstest.OVS) {
 	l.ok(err)
 }
 
-// program connects an agent to the switch.
+// seen counts what the table does and says.
+type seen struct{ dropped, repaired atomic.Uint64 }
+
+func (s *seen) Committed(int, float64)              {}
+func (s *seen) Repaired(n int)                      { s.repaired.Add(uint64(n)) }
+func (s *seen) Dropped(_ pipeline.Reason, n uint64) { s.dropped.Add(n) }
+
+// told counts the senders that were told.
+type told struct{ atomic.Uint64 }
+
+func (t *told) Inc() { t.Add(1) }
+
+// program connects a table, and who answers, to the switch.
 func (l *tooLargeLab) program(o *ovstest.OVS) {
-	log := slog.New(slog.DiscardHandler)
-	l.metrics = prometheus.NewRegistry()
-	m := newMetrics(l.metrics)
-	table := flowtable.New(labSelf.HostIP, 4789, m, func() float64 { return 0 })
-	l.agent = &node{log: log, metrics: m, table: table, conn: newConnection(log)}
+	l.seen, l.told = &seen{}, &told{}
+	table := flowtable.New(labSelf.HostIP, 4789, l.seen, func() float64 { return 0 })
+	l.table = table
 	ctx := l.t.Context()
-	l.ok(l.agent.conn.dial(ctx, o.Mgmt("br0"), l.agent.answerTooLarge))
-	l.t.Cleanup(l.agent.conn.close)
+	packets := make(chan of.PacketIn, 64)
+	conn, err := of.Dial(ctx, o.Mgmt("br0"), of.WithPacketIns(func(p of.PacketIn) {
+		select {
+		case packets <- p:
+		default:
+		}
+	}))
+	l.ok(err)
+	l.conn = conn
+	answer := TooLarge{Table: table, Timeout: 10 * time.Second, Told: l.told, Logger: slog.New(slog.DiscardHandler)}
+	var answering sync.WaitGroup
+	answering.Go(func() {
+		for {
+			select {
+			case p := <-packets:
+				answer.Answer(conn, p)
+			case <-conn.Done():
+				return
+			}
+		}
+	})
+	l.t.Cleanup(func() { _ = conn.Close(); answering.Wait() })
 	table.SetServiceProxy(l.proxy)
 	l.ok(table.SetPathMTUs(ctx, map[netip.Addr]int{labPeer.HostIP: pathMTU}))
 	l.ok(table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}))
 	id := netid.ID(10)
-	_, _, err := table.SetRecords(ctx, topology.Snapshot{
+	_, _, err = table.SetRecords(ctx, topology.Snapshot{
 		Revision: 1, Config: topology.DefaultConfig(),
 		Nodes:      map[netip.Addr]topology.Node{labSelf.HostIP: labSelf, labPeer.HostIP: labPeer},
 		Namespaces: map[string]topology.Namespace{"a": {NetName: "a", Effective: &id}},
@@ -112,7 +145,7 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 	if err != flowtable.ErrDisconnected {
 		l.t.Fatal(err)
 	}
-	l.ok(table.Connect(ctx, l.agent.conn.conn))
+	l.ok(table.Connect(ctx, l.conn))
 	l.ok(table.Attach(ctx, desired.Attached{Namespace: "a", Address: labPod, Port: 12}))
 	l.ok(table.Serve(ctx, map[string]bool{"a": true}))
 	l.serve()
@@ -120,8 +153,8 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 
 // serve makes 10.96.0.10:53 a service of 172.11.4.9:5353.
 func (l *tooLargeLab) serve() {
-	model, _ := l.agent.table.Model()
-	slot, _ := l.agent.table.Slot("a")
+	model, _ := l.table.Model()
+	slot, _ := l.table.Slot("a")
 	vip, endpoint := netip.MustParseAddr("10.96.0.10"), service.Endpoint{Address: netip.MustParseAddr("172.11.4.9"), Port: 5353}
 	flows := append(model.ServiceAddress(pipeline.ServiceAddress{VIP: vip, Slot: slot}), model.Endpoint(service.UDP, endpoint)...)
 	var mods []of.Mod
@@ -139,7 +172,7 @@ func (l *tooLargeLab) serve() {
 	for _, f := range flows {
 		mods = append(mods, of.AddFlow(f))
 	}
-	l.ok(l.agent.conn.conn.Commit(l.t.Context(), mods))
+	l.ok(l.conn.Commit(l.t.Context(), mods))
 }
 
 // learned waits until a socket in the namespace has learned what the path to the address carries,
@@ -179,32 +212,17 @@ func testTooLarge(t *testing.T, l *tooLargeLab) {
 	l.learned(l.pod, "10.96.0.10:53")
 	l.learned(l.node, "172.11.4.7:9")
 	// Open vSwitch counts what a meter of the datapath sees by itself.
-	l.ok(l.agent.table.Resync(t.Context()))
-	if n := l.metric("k8s_ovs_drops_total"); n < 3 {
+	l.ok(l.table.Resync(t.Context()))
+	if n := l.seen.dropped.Load(); n < 3 {
 		t.Errorf("%v packets are counted as too large, want at least 3", n)
 	}
-	if n := l.metric("k8s_ovs_flow_repairs_total"); n != 0 {
+	if n := l.seen.repaired.Load(); n != 0 {
 		t.Errorf("%v repairs, want none", n)
 	}
 	// A sender may know before the switch has confirmed the packet that told it.
-	for deadline := time.Now().Add(10 * time.Second); l.metric("k8s_ovs_fragmentation_needed_total") < 3; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(10 * time.Second); l.told.Load() < 3; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("%v senders were told, want at least 3", l.metric("k8s_ovs_fragmentation_needed_total"))
+			t.Fatalf("%v senders were told, want at least 3", l.told.Load())
 		}
 	}
-}
-
-// metric is the sum of a counter over its labels.
-func (l *tooLargeLab) metric(name string) (sum float64) {
-	l.t.Helper()
-	families, err := l.metrics.Gather()
-	l.ok(err)
-	for _, f := range families {
-		if f.GetName() == name {
-			for _, m := range f.GetMetric() {
-				sum += m.GetCounter().GetValue()
-			}
-		}
-	}
-	return sum
 }
