@@ -19,6 +19,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
@@ -211,8 +212,10 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.routes.Routes = underlay.NewRoutes(n.ovs)
 	n.setSelf(under.VTEP)
+	n.peers = peers.New(peers.Config{
+		Datapath: n.datapath, Self: n.self, Routes: underlay.NewRoutes(n.ovs), Host: n.host, VXLANPort: n.cfg.VXLANPort, Logger: n.log,
+	})
 	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.datapath)
 	return nil
 }

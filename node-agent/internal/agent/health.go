@@ -16,7 +16,7 @@ import (
 // agent's own is as it should be; nil where they do. Their network is kept up meanwhile:
 // only new pods are better off on another node.
 func (n *node) unwell(ctx context.Context, me topology.Node, full bool) error {
-	under := n.agreement.under
+	under := n.under
 	if err := n.uplinkDown(under); err != nil {
 		return err
 	}

@@ -95,8 +95,8 @@ func (n *node) release(ctx context.Context) error {
 	if err := client.WaitConnected(ctx); err != nil {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer: %w", n.cfg.OVSDB, err)
 	}
-	if n.agreement != nil {
-		if err := underlay.NewRoutes(client).Remove(ctx, n.agreement.under.Link); err != nil {
+	if n.mtu != nil {
+		if err := underlay.NewRoutes(client).Remove(ctx, n.under.Link); err != nil {
 			n.log.Warn("Open vSwitch keeps the ways to other nodes that it was told until it ends", "error", err)
 		}
 	}

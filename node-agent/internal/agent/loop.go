@@ -3,9 +3,14 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pathprobe"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -21,8 +26,10 @@ func (n *node) loop(ctx context.Context) error {
 	}()
 	n.loadCopy()
 	ctx, cancel := context.WithCancel(ctx)
-	n.agreement = n.newAgreement()
-	defer n.agreement.start(ctx)()
+	n.mtu = n.newMTU()
+	var beside sync.WaitGroup
+	beside.Go(func() { n.mtu.Run(ctx) })
+	defer beside.Wait()
 	defer cancel()
 	e, err := n.listen(ctx)
 	if err != nil {
@@ -63,10 +70,34 @@ func (n *node) loop(ctx context.Context) error {
 		switch {
 		case n.mtuNews() == aPass: // one step may make the next one possible
 			e.again.Reset(0)
-		case n.routes.retry != nil:
-			e.again.Reset(n.routes.retry.Take())
+		default:
+			if wait, ok := n.peers.Retry(); ok {
+				e.again.Reset(wait)
+			}
 		}
 	}
+}
+
+func (n *node) newMTU() *nodemtu.MTU {
+	cfg := nodemtu.Config{
+		Name: n.cfg.NodeName, Self: n.self, Configured: n.cfg.MTU, Policy: n.cfg.MTUOnBlackHole, Put: n.store.PutNodeMTU,
+		Host: n.host, Switch: n.ovs, Underlay: n.underlay, Metrics: n.metrics.mtu, Logger: n.log,
+	}
+	if n.cfg.MTUProbePort != 0 {
+		cfg.Prober = pathprobe.New(pathprobe.Config{
+			NS: n.host, Address: netip.AddrPortFrom(n.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
+			Floor: topology.MinMTU + mtu.Overhead(n.self), Logger: n.log,
+		})
+	}
+	return nodemtu.New(cfg)
+}
+
+// mtuNews says what to do after nodes have written.
+func (n *node) mtuNews() due {
+	if n.mtu.Next(n.Ready() == nil) {
+		return aPass
+	}
+	return nothing
 }
 
 // due is what an event asks of the loop.
@@ -164,22 +195,22 @@ func (n *node) next(ctx context.Context, e *events) (due, error) {
 		if !open {
 			return nothing, errors.New("the kernel's network events cannot be read any more")
 		}
-		n.agreement.stale = true
-		return e.look(n.linksChanged), nil
+		n.mtu.RoutesChanged()
+		return e.look(n.mtu.LinksChanged), nil
 	case m, open := <-e.mtus:
 		if !open {
 			return nothing, ctx.Err()
 		}
-		n.agreement.view, n.agreement.seen = m, true
+		n.mtu.See(m)
 		return n.mtuNews(), nil
-	case w := <-n.agreement.writer.done:
-		n.agreement.writer.take(w)
+	case w := <-n.mtu.Written():
+		n.mtu.TakeWritten(w)
 		return n.mtuNews(), nil
-	case <-n.agreement.holes():
+	case <-n.mtu.Measured():
 	case <-e.patience.C:
 		n.useCopy()
 	case <-e.resync.C:
-		n.resyncMTU()
+		n.mtu.Resync()
 		return everything, nil
 	case <-e.again.C:
 		return again, nil

@@ -8,6 +8,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -31,8 +32,7 @@ type metrics struct {
 	problems    prometheus.Gauge
 	revision    prometheus.Gauge
 	ready       prometheus.Gauge
-	mtu         prometheus.Gauge
-	paths       *pathMetrics
+	mtu         *nodemtu.Metrics
 	fair        *allot.Metrics
 	sharing     *sharing.Metrics
 
@@ -76,8 +76,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		problems: gauge("record_problems", "Records that this node leaves out because they are not valid."),
 		revision: gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
 		ready:    gauge("ready", "1 when pods can be attached."),
-		mtu:      gauge("pod_mtu_bytes", "MTU that pods get."),
-		paths:    newPathMetrics(reg),
+		mtu:      nodemtu.NewMetrics(reg),
 		fair:     allot.NewMetrics(reg),
 		sharing:  sharing.NewMetrics(reg),
 
@@ -99,7 +98,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range hostnet.Reasons() {
 		m.drops.WithLabelValues(string(r))
 	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready,
 		m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }

@@ -19,7 +19,9 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
@@ -96,12 +98,13 @@ type node struct {
 	self     netip.Addr
 	tenants  *tenants.Tenants
 	limiter  *podlimits.Limiter
-	// agreement is there when the loop runs.
-	agreement *agreement
-	routes    tunnelRoutes
-	conn      *connection
-	file      records.File
-	status    *store.StatusPublisher
+	// under is the underlay as last seen. mtu is there when the loop runs.
+	under  underlay.Underlay
+	mtu    *nodemtu.MTU
+	peers  *peers.Peers
+	conn   *connection
+	file   records.File
+	status *store.StatusPublisher
 
 	// records are the newest ones held, copied those found on disk; applied is
 	// the revision in the flows.
@@ -111,8 +114,6 @@ type node struct {
 	applied  int64
 	// started is the subnet that the node was set up with.
 	started netip.Prefix
-	// warmed are the peers whose hardware addresses the datapath has seen since.
-	warmed map[netip.Addr]time.Time
 	// room is that of packets that wait for the userspace datapath.
 	room     packetsock.Room
 	problems []desired.Problem
@@ -129,7 +130,7 @@ type node struct {
 	table    *flowtable.Table
 	attacher *attach.Attacher
 	notReady error
-	mtu      int
+	podMTU   int
 	// noServices says why pods do not have the services that they should.
 	noServices error
 }
@@ -295,7 +296,7 @@ func (n *node) useCopy() {
 // all there was to do.
 func (n *node) follow(ctx context.Context, s topology.Snapshot) bool {
 	n.hold(s)
-	return n.started.IsValid() && n.conn.alive() && !n.newPeers() && n.apply(ctx) == nil && n.Ready() == nil
+	return n.started.IsValid() && n.conn.alive() && !n.peers.New(n.records, n.mtu.Ways()) && n.apply(ctx) == nil && n.Ready() == nil
 }
 
 // hold makes s the newest records.
@@ -321,7 +322,7 @@ func (n *node) publish() {
 	st.Identity, st.Issuer = n.identity.Who()
 	st.Pods = len(n.attacher.List())
 	n.mu.Lock()
-	st.MTU = n.mtu
+	st.MTU = n.podMTU
 	if n.notReady != nil {
 		st.Message = n.notReady.Error()
 	}

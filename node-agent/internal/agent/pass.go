@@ -24,7 +24,7 @@ func (n *node) pass(ctx context.Context, full bool) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	if full {
-		n.routes.forget()
+		n.peers.Forget()
 	}
 	if !n.ovs.Connected() {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", n.cfg.OVSDB)
@@ -76,7 +76,7 @@ func (n *node) pass(ctx context.Context, full bool) error {
 // makeRoom gives packets room while they wait for ovs-vswitchd.
 func (n *node) makeRoom(ctx context.Context) {
 	if n.datapath == ovs.DatapathNetdev {
-		n.room.Make(ctx, n.agreement.under.Uplink)
+		n.room.Make(ctx, n.under.Uplink)
 	}
 }
 
@@ -99,7 +99,7 @@ func (n *node) connect(ctx context.Context) error {
 			return err
 		}
 		n.metrics.reconnects.Inc()
-		n.warmed = nil
+		n.peers.Cool()
 	}
 	if n.connected {
 		return nil
@@ -115,7 +115,7 @@ func (n *node) answerTooLarge(conn *of.Conn, in of.PacketIn) {
 
 // disconnect says that the switch is gone.
 func (n *node) disconnect() {
-	n.routes.forget()
+	n.peers.Forget()
 	n.table.Disconnect()
 	n.connected = false
 	n.disconnectServices()
@@ -184,7 +184,8 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 		return fmt.Errorf("the node's address changed from %s to %s: restart the agent", n.self, under.VTEP)
 	}
 	n.sharing.Ensure(ctx, n.datapath, under.Link, n.attacher, n.started.IsValid(), n.records.NetID)
-	set, err := n.agree(under)
+	n.under = under
+	set, err := n.mtu.Want(under, n.records, n.fromEtcd)
 	if err != nil {
 		return err
 	}
@@ -194,13 +195,17 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	}
 	ports, _, err := bridge.Ensure(ctx, n.ovs, bridge.Spec{
 		Name: n.cfg.Bridge, Datapath: n.datapath, VTEP: n.self, Gateway: me.Gateway(), MTU: set.Receives, VXLANPort: n.cfg.VXLANPort,
-		TunnelSource: n.routePeers(ctx, under),
+		TunnelSource: n.peers.Route(ctx, under.Link, n.mtu.Ways()),
 	})
 	if err != nil {
 		return err
 	}
-	if err := n.listenForPeers(ctx, under); err != nil {
+	mended, err := n.peers.Listen(ctx, under.Link)
+	if err != nil {
 		return err
+	}
+	if mended {
+		n.metrics.hostRepairs.Inc()
 	}
 	devices, bridges, err := n.switchDevices(under)
 	if err != nil {
@@ -215,7 +220,7 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 	if err != nil {
 		return err
 	}
-	if (movedUnder || movedHost) && n.started.IsValid() && set == n.agreement.has {
+	if (movedUnder || movedHost) && n.started.IsValid() && set == n.mtu.Has() {
 		n.metrics.hostRepairs.Inc()
 		n.log.Info("the host's side was put right", "underlay", movedUnder, "host", movedHost)
 	}
@@ -229,8 +234,12 @@ func (n *node) setUp(ctx context.Context, me topology.Node) error {
 		n.table.Load(attached)
 		n.started = me.Subnet
 	}
-	n.tellFailed(set, n.attacher.SetMTU(ctx, attach.MTU{Device: set.Receives, Route: set.Sends}))
-	if err := n.agreed(ctx, set); err != nil {
+	n.mtu.TellFailed(set, n.attacher.SetMTU(ctx, attach.MTU{Device: set.Receives, Route: set.Sends}))
+	narrow := n.mtu.Done(set)
+	n.mu.Lock()
+	n.podMTU = set.Sends
+	n.mu.Unlock()
+	if err := n.table.SetPathMTUs(ctx, narrow); err != nil {
 		return err
 	}
 	return n.table.SetPorts(ctx, ports)
@@ -343,27 +352,7 @@ func (n *node) reportProblems(problems []desired.Problem) {
 	n.metrics.problems.Set(float64(len(problems)))
 }
 
-// warm lets the userspace datapath see the hardware address of the way to each
-// peer, so that a tunnel's first packet is not lost on looking it up.
-func (n *node) warm() {
-	if n.datapath != ovs.DatapathNetdev {
-		return
-	}
-	peers := n.table.Peers()
-	next := make(map[netip.Addr]time.Time, len(peers))
-	for _, p := range peers {
-		at, ok := n.warmed[p.VTEP]
-		if !ok || time.Since(at) > warmEvery {
-			if err := n.host.ProbeNeighbour(p.VTEP); err != nil {
-				n.log.Debug("a peer cannot be looked up", "node", p.VTEP, "error", err)
-				continue
-			}
-			at = time.Now()
-		}
-		next[p.VTEP] = at
-	}
-	n.warmed = next
-}
+func (n *node) warm() { n.peers.Warm(n.table.Peers()) }
 
 func (n *node) observe() {
 	n.metrics.pods.Set(float64(len(n.attacher.List())))

@@ -1,4 +1,4 @@
-package agent
+package nodemtu
 
 import (
 	"context"
@@ -31,7 +31,7 @@ func (s slowStore) put(ctx context.Context, m topology.NodeMTU) (int64, error) {
 
 func TestMTUWriterConfirmsOnlyTheNewest(t *testing.T) {
 	s := slowStore{make(chan topology.NodeMTU), make(chan error)}
-	w := newMTUWriter(s.put, slog.New(slog.DiscardHandler))
+	w := newWriter(s.put, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan struct{})
 	go func() { defer close(ended); w.run(ctx) }()

@@ -1,4 +1,4 @@
-package agent
+package nodemtu
 
 import (
 	"context"
@@ -9,48 +9,48 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-// mtuWriter writes the node's MTU record while the loop goes on: etcd may be away,
-// and the node's links change all the same. But for run it belongs to the loop's
-// goroutine.
-type mtuWriter struct {
+// writer writes the node's MTU record while the loop goes on: etcd may be away,
+// and the node's links change all the same. But for run it belongs to one goroutine.
+type writer struct {
 	put func(context.Context, topology.NodeMTU) (revision int64, err error)
 	log *slog.Logger
 	// asked has the newest request, done what became of it.
-	asked chan mtuRequest
-	done  chan mtuWritten
+	asked chan request
+	done  chan Written
 
 	number   int // of the last request; 0 for none
 	last     topology.NodeMTU
 	revision int64 // of the last request, once written; else 0
 }
 
-type mtuRequest struct {
+type request struct {
 	number int
 	record topology.NodeMTU
 }
 
-type mtuWritten struct {
+// Written is what became of a request to write.
+type Written struct {
 	number   int
 	revision int64
 }
 
-func newMTUWriter(put func(context.Context, topology.NodeMTU) (int64, error), log *slog.Logger) *mtuWriter {
-	return &mtuWriter{put: put, log: log, asked: make(chan mtuRequest, 1), done: make(chan mtuWritten)}
+func newWriter(put func(context.Context, topology.NodeMTU) (int64, error), log *slog.Logger) *writer {
+	return &writer{put: put, log: log, asked: make(chan request, 1), done: make(chan Written)}
 }
 
 // write has the record written, in place of what is not written yet.
-func (w *mtuWriter) write(record topology.NodeMTU) {
+func (w *writer) write(record topology.NodeMTU) {
 	w.number++
 	w.last, w.revision = record, 0
 	select {
 	case <-w.asked:
 	default:
 	}
-	w.asked <- mtuRequest{w.number, record}
+	w.asked <- request{w.number, record}
 }
 
 // take takes in what came from done.
-func (w *mtuWriter) take(d mtuWritten) {
+func (w *writer) take(d Written) {
 	if d.number == w.number {
 		w.revision = d.revision
 	}
@@ -59,12 +59,12 @@ func (w *mtuWriter) take(d mtuWritten) {
 // confirmed reports whether a view as of revision has all that was ever written:
 // nothing is under way. An earlier agent's writes count as under way until the first
 // of this one.
-func (w *mtuWriter) confirmed(revision int64) bool {
+func (w *writer) confirmed(revision int64) bool {
 	return w.revision > 0 && w.revision <= revision
 }
 
 // forget makes what was written count for nothing.
-func (w *mtuWriter) forget() {
+func (w *writer) forget() {
 	if w.revision > 0 {
 		w.last, w.revision = topology.NodeMTU{}, 0
 	}
@@ -72,7 +72,7 @@ func (w *mtuWriter) forget() {
 
 // run writes what is asked for until ctx ends. A record that was replaced
 // meanwhile is not tried again.
-func (w *mtuWriter) run(ctx context.Context) {
+func (w *writer) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
@@ -86,13 +86,13 @@ func (w *mtuWriter) run(ctx context.Context) {
 }
 
 // persist tries until the record, or a newer one, is written; false when ctx ended.
-func (w *mtuWriter) persist(ctx context.Context, r mtuRequest) bool {
+func (w *writer) persist(ctx context.Context, r request) bool {
 	pause, said := backoff.New(), ""
 	for {
 		revision, err := w.put(ctx, r.record)
 		if err == nil {
 			select {
-			case w.done <- mtuWritten{r.number, revision}:
+			case w.done <- Written{r.number, revision}:
 				return true
 			case <-ctx.Done():
 				return false

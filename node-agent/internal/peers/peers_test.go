@@ -1,4 +1,4 @@
-package agent
+package peers
 
 import (
 	"bytes"
@@ -30,23 +30,19 @@ func TestRoutePeers(t *testing.T) {
 	defer client.Close()
 	var said bytes.Buffer
 	peer, self := netip.MustParseAddr("127.0.0.9"), netip.MustParseAddr("127.0.0.1")
-	n := &node{
-		datapath: ovs.DatapathNetdev, self: self, agreement: &agreement{}, log: slog.New(slog.NewTextHandler(&said, nil)),
-		routes: tunnelRoutes{Routes: underlay.NewRoutes(client)},
-	}
+	p := New(Config{Datapath: ovs.DatapathNetdev, Self: self, Routes: underlay.NewRoutes(client), Logger: slog.New(slog.NewTextHandler(&said, nil))})
 	route := func(device string) (source netip.Addr) {
-		n.agreement.ways = map[netip.Addr]link.Path{peer: {Link: link.Link{Name: device}}}
-		n.routes.forget()
-		return n.routePeers(ctx, underlay.Underlay{Link: device})
+		p.Forget()
+		return p.Route(ctx, device, map[netip.Addr]link.Path{peer: {Link: link.Link{Name: device}}})
 	}
-	if got := route("lo"); got.IsValid() || n.routes.retry != nil {
-		t.Errorf("a way that is taken: source %s, tried again: %t", got, n.routes.retry != nil)
+	if got := route("lo"); got.IsValid() || p.retry != nil {
+		t.Errorf("a way that is taken: source %s, tried again: %t", got, p.retry != nil)
 	}
 	for range 2 {
-		if route("none"); n.routes.retry == nil || said.Len() > 0 {
-			t.Fatalf("a way that is refused: tried again: %t, said %q", n.routes.retry != nil, &said)
+		if route("none"); p.retry == nil || said.Len() > 0 {
+			t.Fatalf("a way that is refused: tried again: %t, said %q", p.retry != nil, &said)
 		}
-		for n.routes.retry.Take() < backoff.Max {
+		for p.retry.Take() < backoff.Max {
 		}
 		for range 3 {
 			route("none")
@@ -57,13 +53,13 @@ func TestRoutePeers(t *testing.T) {
 		said.Reset()
 		route("lo")
 	}
-	n.self = netip.MustParseAddr("127.0.0.2")
-	if got := route("lo"); got != n.self || !strings.Contains(said.String(), "another address of lo") {
+	p.cfg.Self = netip.MustParseAddr("127.0.0.2")
+	if got := route("lo"); got != p.cfg.Self || !strings.Contains(said.String(), "another address of lo") {
 		t.Errorf("another source: bound to %s, said %q", got, &said)
 	}
-	n.datapath = ovs.DatapathSystem
-	if got := route("none"); got != n.self {
-		t.Errorf("kernel datapath: bound to %s, want %s", got, n.self)
+	p.cfg.Datapath = ovs.DatapathSystem
+	if got := route("none"); got != p.cfg.Self {
+		t.Errorf("kernel datapath: bound to %s, want %s", got, p.cfg.Self)
 	}
 }
 
@@ -73,21 +69,20 @@ func TestNewPeers(t *testing.T) {
 	record := func(ip, subnet string) topology.Node {
 		return topology.Node{Host: "n", HostIP: a(ip), Subnet: netip.MustParsePrefix(subnet)}
 	}
-	n := &node{
-		datapath: ovs.DatapathNetdev, self: a("192.0.2.1"), agreement: &agreement{ways: map[netip.Addr]link.Path{a("192.0.2.2"): {}}},
-		records: &topology.Snapshot{Config: config, Nodes: map[netip.Addr]topology.Node{
-			a("192.0.2.1"): record("192.0.2.1", "10.0.0.0/24"), a("192.0.2.2"): record("192.0.2.2", "10.0.1.0/24"),
-		}},
-	}
-	if n.newPeers() {
+	p := New(Config{Datapath: ovs.DatapathNetdev, Self: a("192.0.2.1")})
+	ways := map[netip.Addr]link.Path{a("192.0.2.2"): {}}
+	records := &topology.Snapshot{Config: config, Nodes: map[netip.Addr]topology.Node{
+		a("192.0.2.1"): record("192.0.2.1", "10.0.0.0/24"), a("192.0.2.2"): record("192.0.2.2", "10.0.1.0/24"),
+	}}
+	if p.New(records, ways) {
 		t.Error("the node itself, or a peer without a route, is new")
 	}
-	n.records.Nodes[a("192.0.2.3")] = record("192.0.2.3", "10.0.2.0/24")
-	if !n.newPeers() {
+	records.Nodes[a("192.0.2.3")] = record("192.0.2.3", "10.0.2.0/24")
+	if !p.New(records, ways) {
 		t.Error("a new peer is not seen")
 	}
-	n.datapath = ovs.DatapathSystem
-	if n.newPeers() {
+	p.cfg.Datapath = ovs.DatapathSystem
+	if p.New(records, ways) {
 		t.Error("the kernel datapath needs no ways")
 	}
 }
