@@ -11,6 +11,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pathprobe"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -25,6 +26,8 @@ func (n *node) loop(ctx context.Context) error {
 		}
 	}()
 	n.loadCopy()
+	n.copies = records.NewWriter(n.file, n.log)
+	defer n.copies.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	n.mtu = n.newMTU()
 	var beside sync.WaitGroup

@@ -59,9 +59,6 @@ const (
 	// lookEvery is how often at most the MTU of the underlay is looked at because
 	// something changed; a pass does so too.
 	lookEvery = 50 * time.Millisecond
-	// warmEvery is how often peers are looked up anew: well within the 15 minutes
-	// after which Open vSwitch forgets one (tnl/neigh/aging, ovs-vswitchd(8)).
-	warmEvery = 5 * time.Minute
 )
 
 // errStarting is why nothing is served at first.
@@ -104,6 +101,7 @@ type node struct {
 	peers  *peers.Peers
 	conn   *connection
 	file   records.File
+	copies *records.Writer // there when the loop runs
 	status *store.StatusPublisher
 
 	// records are the newest ones held, copied those found on disk; applied is

@@ -288,9 +288,7 @@ func (n *node) apply(ctx context.Context) error {
 	n.metrics.revision.Set(float64(s.Revision))
 	n.publish()
 	if n.fromEtcd {
-		if err := n.file.Save(s); err != nil {
-			n.log.Error("the copy of the records is out of date: a start without etcd would use the old one", "error", err)
-		}
+		n.copies.Keep(s)
 		n.adopt(s)
 	}
 	return nil

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -77,17 +78,13 @@ func (f File) Load() (s topology.Snapshot, ok bool, err error) {
 	return s, true, nil
 }
 
-// Save replaces the copy. A crash leaves the old or the new one, whole.
+// Save replaces the copy. A crash, also of the machine, leaves the old or the new one, whole.
 func (f File) Save(s topology.Snapshot) error {
 	data, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encode the copy of the records: %w", err)
 	}
-	tmp := f.path + ".new"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("write the copy of the records: %w", err)
-	}
-	if err := os.Rename(tmp, f.path); err != nil {
+	if err := atomicfile.Write(f.path, data, 0o600); err != nil {
 		return fmt.Errorf("write the copy of the records: %w", err)
 	}
 	return nil
