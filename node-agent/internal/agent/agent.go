@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
@@ -23,6 +22,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -176,7 +176,7 @@ func (n *node) connectSwitch(ctx context.Context) error {
 
 // prepare waits for Open vSwitch and an address, which everything else hangs on.
 func (n *node) prepare(ctx context.Context) error {
-	pause := backoff.New()
+	pause := &backoff.Pauses{First: firstPause, Last: lastPause}
 	for {
 		err := n.tryPrepare(ctx)
 		if err == nil {
@@ -187,7 +187,7 @@ func (n *node) prepare(ctx context.Context) error {
 		}
 		n.setReady(err)
 		n.log.Warn("the node cannot be set up yet", "error", err)
-		if !pause.Sleep(ctx) {
+		if !pause.Wait(ctx) {
 			return ctx.Err()
 		}
 	}

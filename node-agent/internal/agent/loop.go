@@ -7,11 +7,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pathprobe"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -39,7 +39,7 @@ func (n *node) loop(ctx context.Context) error {
 		return err
 	}
 	defer e.stop()
-	pause := backoff.New()
+	pause := &backoff.Pauses{First: firstPause, Last: lastPause}
 	calming := false
 	for {
 		due, err := n.next(ctx, e)
@@ -66,7 +66,7 @@ func (n *node) loop(ctx context.Context) error {
 			n.setReady(err)
 			n.publish()
 			calming = false
-			e.again.Reset(pause.Take())
+			e.again.Reset(pause.Next())
 			continue
 		}
 		pause.Reset()

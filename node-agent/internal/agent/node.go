@@ -59,6 +59,8 @@ const (
 	// lookEvery is how often at most the MTU of the underlay is looked at because
 	// something changed; a pass does so too.
 	lookEvery = 50 * time.Millisecond
+	// firstPause and lastPause bound the pause after a pass that failed.
+	firstPause, lastPause = 20 * time.Millisecond, 2 * time.Second
 )
 
 // errStarting is why nothing is served at first.

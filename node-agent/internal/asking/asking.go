@@ -13,9 +13,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
+
+// firstPause and lastPause bound the pause after a write that failed.
+const firstPause, lastPause = 20 * time.Millisecond, 2 * time.Second
 
 // Asking is what this node asks the leading controller for: one record, which only this
 // node writes. Outside of Kubernetes only.
@@ -115,7 +118,7 @@ func (a *Asking) now() (topology.Request, int) {
 func (a *Asking) Run(ctx context.Context) error {
 	var written *topology.Request
 	var retry <-chan time.Time
-	pause, said := backoff.New(), ""
+	pause, said := &backoff.Pauses{First: firstPause, Last: lastPause}, ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -140,7 +143,7 @@ func (a *Asking) Run(ctx context.Context) error {
 				said = err.Error()
 				a.log.Warn("the controller cannot be asked for what this node lacks; trying again", "error", err)
 			}
-			retry = time.After(pause.Take())
+			retry = time.After(pause.Next())
 		}
 		a.mu.Lock()
 		a.told, a.err = n, err

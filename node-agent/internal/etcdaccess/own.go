@@ -10,11 +10,12 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -34,6 +35,9 @@ type Own struct {
 func (a *Access) InCluster() Own {
 	return Own{file: &a.file, node: a.node, inCluster: true, log: a.log}
 }
+
+// firstLook and lastLook bound the pause before the answers of the controller are looked at again.
+const firstLook, lastLook = 20 * time.Millisecond, 2 * time.Second
 
 // errLockedOut is the state of a node whose identity etcd does not know any more.
 var errLockedOut = errors.New("etcd refuses this node's identity: the node was removed, or got a newer bundle. Pods keep their network as it was")
@@ -96,7 +100,7 @@ func (o Own) Renew(ctx context.Context, self netip.Addr, answers Answers, reques
 
 // followCA has the certificate renewed when the controller has another CA.
 func (o Own) followCA(ctx context.Context, self netip.Addr, answers Answers, renewer *identity.Renewer) error {
-	pause := backoff.New()
+	pause := &backoff.Pauses{First: firstLook, Last: lastLook}
 	for {
 		_, err := answers.WaitCertificate(ctx, self, func(c topology.Certificate) bool {
 			b, held, err := o.file.Load()
@@ -109,7 +113,7 @@ func (o Own) followCA(ctx context.Context, self netip.Addr, answers Answers, ren
 			o.log.Info("the CA of etcd is another one")
 			renewer.Renew()
 		}
-		if !pause.Sleep(ctx) {
+		if !pause.Wait(ctx) {
 			return ctx.Err()
 		}
 	}

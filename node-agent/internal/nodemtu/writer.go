@@ -5,7 +5,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -22,6 +22,9 @@ type writer struct {
 	last     topology.NodeMTU
 	revision int64 // of the last request, once written; else 0
 }
+
+// firstPause and lastPause bound the pause after a write that failed.
+const firstPause, lastPause = 20 * time.Millisecond, 2 * time.Second
 
 type request struct {
 	number int
@@ -87,7 +90,7 @@ func (w *writer) run(ctx context.Context) {
 
 // persist tries until the record, or a newer one, is written; false when ctx ended.
 func (w *writer) persist(ctx context.Context, r request) bool {
-	pause, said := backoff.New(), ""
+	pause, said := &backoff.Pauses{First: firstPause, Last: lastPause}, ""
 	for {
 		revision, err := w.put(ctx, r.record)
 		if err == nil {
@@ -107,7 +110,7 @@ func (w *writer) persist(ctx context.Context, r request) bool {
 		}
 		select {
 		case r = <-w.asked:
-		case <-time.After(pause.Take()):
+		case <-time.After(pause.Next()):
 		case <-ctx.Done():
 			return false
 		}

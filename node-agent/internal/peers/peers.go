@@ -10,8 +10,8 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -20,6 +20,13 @@ import (
 // warmEvery is how often peers are looked up anew: well within the 15 minutes
 // after which Open vSwitch forgets one (tnl/neigh/aging, ovs-vswitchd(8)).
 const warmEvery = 5 * time.Minute
+
+const (
+	// firstRetry and lastRetry bound the pause before ovs-vswitchd is told again what it refused.
+	firstRetry, lastRetry = 20 * time.Millisecond, 2 * time.Second
+	// patientTries are made before somebody is told, within some 2.5 s.
+	patientTries = 7
+)
 
 // Routes are those that the userspace datapath is told; [underlay.Routes] are they.
 type Routes interface {
@@ -50,8 +57,9 @@ type Peers struct {
 	source netip.Addr
 	said   string
 	// retry is not nil while ovs-vswitchd refuses: it may have just started, and not
-	// have seen the addresses of its bridge yet.
-	retry *backoff.Pause
+	// have seen the addresses of its bridge yet. tries are those made since.
+	retry *backoff.Pauses
+	tries int
 	// warmed are the peers whose hardware addresses the datapath has seen since.
 	warmed map[netip.Addr]time.Time
 }
@@ -70,7 +78,8 @@ func (p *Peers) Retry() (time.Duration, bool) {
 	if p.retry == nil {
 		return 0, false
 	}
-	return p.retry.Take(), true
+	p.tries++
+	return p.retry.Next(), true
 }
 
 // Route tells the userspace datapath the ways to all peers, which leave by device, and returns the
@@ -85,9 +94,9 @@ func (p *Peers) Route(ctx context.Context, device string, ways map[netip.Addr]li
 	said := ""
 	switch {
 	case err != nil && p.retry == nil:
-		p.retry = backoff.New()
+		p.retry, p.tries = &backoff.Pauses{First: firstRetry, Last: lastRetry}, 0
 	case err != nil:
-		if said = p.said; p.retry.Longest() {
+		if said = p.said; p.tries >= patientTries {
 			said = err.Error()
 		}
 	case !fromVTEP:

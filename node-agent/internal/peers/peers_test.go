@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/backoff"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -42,7 +41,10 @@ func TestRoutePeers(t *testing.T) {
 		if route("none"); p.retry == nil || said.Len() > 0 {
 			t.Fatalf("a way that is refused: tried again: %t, said %q", p.retry != nil, &said)
 		}
-		for p.retry.Take() < backoff.Max {
+		for range patientTries {
+			if _, again := p.Retry(); !again {
+				t.Fatal("what is refused is not tried again")
+			}
 		}
 		for range 3 {
 			route("none")
