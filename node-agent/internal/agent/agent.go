@@ -16,9 +16,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
@@ -67,14 +64,13 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	n.identityMetrics = identity.NewMetrics(reg)
 	reg.MustRegister(podlimits.NewCollector(n.limitSources))
 	// Nothing that the agent waits for is mended by a restart, so there are no
 	// checks of liveness.
 	server := diag.NewServer(diag.Config{
 		Address: cfg.Diag.MetricsAddress, Registry: reg, Profiling: cfg.Diag.Profiling, Logger: log, State: n.State,
 		Ready: []diag.Check{
-			{Name: "node", Probe: func(context.Context) error { return n.Ready() }},
+			{Name: "node", Probe: func(context.Context) error { return n.ready.why() }},
 			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
 			{Name: "cni-configuration", Probe: func(context.Context) error { return conf.InPlace() }},
 		},
@@ -89,8 +85,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if ctx.Err() != nil {
 		n.leave(context.WithoutCancel(ctx))
 	}
-	if n.store != nil {
-		n.store.Close()
+	if n.etcd.store != nil {
+		n.etcd.store.Close()
 	}
 	return err
 }
@@ -105,8 +101,8 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
 	err = group.Wait()
-	if n.ovs != nil {
-		n.ovs.Close() // what was being detached needed it
+	if n.ovs.client != nil {
+		n.ovs.client.Close() // what was being detached needed it
 	}
 	return err
 }
@@ -124,53 +120,54 @@ func (n *node) work(ctx context.Context) error {
 	if err := n.prepare(ctx); err != nil {
 		return err
 	}
+	p := n.parts.Load()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return n.loop(ctx) })
+	group.Go(func() error { return p.loop.run(ctx) })
 	group.Go(func() error { return follow(ctx) })
-	group.Go(func() error { return n.limiter.Run(ctx, n.attacher) })
-	group.Go(func() error { return n.limitsPublisher().Run(ctx) })
-	group.Go(func() error { return n.allotment().Run(ctx) })
-	if n.asking != nil {
-		group.Go(func() error { return n.asking.Run(ctx) })
+	group.Go(func() error { return n.limiter.Run(ctx, p.attacher) })
+	group.Go(func() error { return n.limitsPublisher(p).Run(ctx) })
+	group.Go(func() error { return n.allotment(p).Run(ctx) })
+	if n.etcd.asking != nil {
+		group.Go(func() error { return n.etcd.asking.Run(ctx) })
 	}
-	group.Go(func() error { return n.identity.Renew(ctx, n.self, n.store, n.asking, n.identityMetrics) })
+	group.Go(func() error {
+		return n.etcd.identity.Renew(ctx, p.self, n.etcd.store, n.etcd.asking, n.metrics.identity)
+	})
 	return group.Wait()
 }
 
 // limitSources are who knows what limits do; nil before the node is set up.
 func (n *node) limitSources() (podlimits.Counted, podlimits.MeterDrops) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	if n.attacher == nil {
+	p := n.parts.Load()
+	if p == nil {
 		return nil, nil
 	}
-	return n.attacher, n.table
+	return p.attacher, p.table
 }
 
-func (n *node) allotment() *allot.Allotment {
+func (n *node) allotment(p *parts) *allot.Allotment {
 	return allot.New(allot.Config{
-		Table: n.table, Gate: n.gate, Host: n.host, Userspace: n.ovs, Pods: n.attacher, Datapath: n.datapath,
+		Table: p.table, Gate: n.firewall.gate, Host: n.host, Userspace: n.ovs.client, Pods: p.attacher, Datapath: n.ovs.datapath,
 		ServiceConnections: n.cfg.ServiceConnections, NodeConnections: n.cfg.NodeConnections, Metrics: n.metrics.fair, Logger: n.log,
 	})
 }
 
-func (n *node) limitsPublisher() podlimits.Publisher {
+func (n *node) limitsPublisher(p *parts) podlimits.Publisher {
 	return podlimits.Publisher{
-		Host: n.cfg.NodeName, HostIP: n.self, Pods: n.attacher, Peers: func() int { return len(n.table.Peers()) }, Store: n.store, Logger: n.log,
+		Host: n.cfg.NodeName, HostIP: p.self, Pods: p.attacher, Peers: func() int { return len(p.table.Peers()) }, Store: n.etcd.store, Logger: n.log,
 	}
 }
 
 // connectSwitch waits for the database of Open vSwitch.
 func (n *node) connectSwitch(ctx context.Context) error {
-	n.setReady(fmt.Errorf("the database of Open vSwitch at %s does not answer yet", n.cfg.OVSDB))
+	n.ready.set(fmt.Errorf("the database of Open vSwitch at %s does not answer yet", n.cfg.OVSDB))
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
 	if err != nil {
 		return err
 	}
-	n.ovs = client
-	n.room = packetsock.Room{Switch: n.ovs, Host: n.host, Missed: n.metrics.missed, Logger: n.log}
-	n.ports.Found(switchports.New(n.ovs, n.conn.ports))
-	n.setReady(errStarting)
+	n.ovs.client = client
+	n.ovs.ports.Found(switchports.New(client, n.ovs.events))
+	n.ready.set(errStarting)
 	return nil
 }
 
@@ -185,7 +182,7 @@ func (n *node) prepare(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		n.setReady(err)
+		n.ready.set(err)
 		n.log.Warn("the node cannot be set up yet", "error", err)
 		if !pause.Wait(ctx) {
 			return ctx.Err()
@@ -197,32 +194,29 @@ func (n *node) prepare(ctx context.Context) error {
 func (n *node) tryPrepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	if err := n.ovs.WaitConnected(ctx); err != nil {
+	if err := n.ovs.client.WaitConnected(ctx); err != nil {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?): %w", n.cfg.OVSDB, err)
 	}
 	kernel, err := n.host.HasGenericFamily(underlay.KernelFamily)
 	if err != nil {
 		return err
 	}
-	if n.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.Info().DatapathTypes, kernel); err != nil {
+	if n.ovs.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.client.Info().DatapathTypes, kernel); err != nil {
 		return err
 	}
-	n.underlay = underlay.New(n.underlayConfig(), n.host, n.ovs)
-	under, _, err := n.underlay.Ensure(ctx)
+	setup := underlay.New(n.underlayConfig(), n.host, n.ovs.client)
+	under, _, err := setup.Ensure(ctx)
 	if err != nil {
 		return err
 	}
-	n.setSelf(under.VTEP)
-	n.peers = peers.New(peers.Config{
-		Datapath: n.datapath, Self: n.self, Routes: underlay.NewRoutes(n.ovs), Host: n.host, VXLANPort: n.cfg.VXLANPort, Logger: n.log,
-	})
-	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.datapath)
+	n.setSelf(under.VTEP, setup)
+	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.ovs.datapath)
 	return nil
 }
 
 func (n *node) underlayConfig() underlay.Config {
 	return underlay.Config{
-		NodeIP: n.cfg.NodeIP, Datapath: n.datapath, Bridge: n.cfg.VTEPBridge, StateDir: n.cfg.StateDir, BootID: n.bootID, Logger: n.log,
+		NodeIP: n.cfg.NodeIP, Datapath: n.ovs.datapath, Bridge: n.cfg.VTEPBridge, StateDir: n.cfg.StateDir, BootID: n.bootID, Logger: n.log,
 	}
 }
 

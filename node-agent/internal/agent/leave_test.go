@@ -102,14 +102,15 @@ func TestLeaveMTURecord(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: c.wanted})
-		n.store, n.self = s, self
+		n.etcd.store = s
+		p := &parts{self: self, picture: &picture{}, attacher: attach.New(attach.NewBare(oneDevice{}, onePort{}, "br0", quiet()), nil, nil, nil)}
+		n.parts.Store(p)
 		if !c.early {
-			n.started = subnet
+			p.picture.started = subnet
 		}
-		n.attacher = attach.New(attach.NewBare(oneDevice{}, onePort{}, "br0", quiet()), nil, nil, nil)
 		if c.pod {
 			node := attach.Node{Bridge: "br0", Subnet: subnet, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: attach.MTU{Device: 1400, Route: 1400}}
-			if _, err := n.attacher.Start(t.Context(), node, t.TempDir(), "boot-1"); err != nil {
+			if _, err := p.attacher.Start(t.Context(), node, t.TempDir(), "boot-1"); err != nil {
 				t.Fatal(err)
 			}
 		}

@@ -3,13 +3,10 @@ package agent
 import (
 	"context"
 	"errors"
-	"net/netip"
+	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pathprobe"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
@@ -17,32 +14,60 @@ import (
 )
 
 // loop brings the node to what the records and the API server say, again and
-// again.
-func (n *node) loop(ctx context.Context) error {
-	defer n.conn.close()
-	defer func() {
-		if n.status != nil {
-			n.status.Close()
-		}
-	}()
-	n.loadCopy()
-	n.copies = records.NewWriter(n.file, n.log)
-	defer n.copies.Close()
+// again. What a pass does are its steps; when there is one is decided here.
+type loop struct {
+	*picture
+	*rooms
+	steps []step
+	// file is the copy of the records on disk.
+	file records.File
+	// listen subscribes to what wakes the loop until ctx ends.
+	listen func(ctx context.Context) (sources, error)
+	// database tells of changes in it.
+	database interface{ Changes() <-chan struct{} }
+	ready    *readiness
+	log      *slog.Logger
+}
+
+// sources are where news come from.
+type sources struct {
+	records <-chan topology.Snapshot
+	// services is nil outside of Kubernetes.
+	services <-chan service.Update
+	links    <-chan struct{}
+	mtus     <-chan topology.MTUs
+}
+
+func newLoop(p *picture, r *rooms) *loop { return &loop{picture: p, rooms: r, steps: r.steps()} }
+
+// run runs passes until ctx ends.
+func (l *loop) run(ctx context.Context) error {
+	defer l.flows.conn.close()
+	defer l.report.close()
+	l.loadCopy(l.file, l.log)
+	copies := records.NewWriter(l.file, l.log)
+	defer copies.Close()
+	l.flows.copies = copies
 	ctx, cancel := context.WithCancel(ctx)
-	n.mtu = n.newMTU()
 	var beside sync.WaitGroup
-	beside.Go(func() { n.mtu.Run(ctx) })
+	beside.Go(func() { l.host.mtu.Run(ctx) })
 	defer beside.Wait()
 	defer cancel()
-	e, err := n.listen(ctx)
+	from, err := l.listen(ctx)
 	if err != nil {
 		return err
 	}
+	e := newEvents(from)
 	defer e.stop()
+	return l.wake(ctx, e)
+}
+
+// wake waits for events, and runs the passes that they ask for.
+func (l *loop) wake(ctx context.Context, e *events) error {
 	pause := &backoff.Pauses{First: firstPause, Last: lastPause}
 	calming := false
 	for {
-		due, err := n.next(ctx, e)
+		due, err := l.next(ctx, e)
 		if err != nil {
 			return err
 		}
@@ -51,53 +76,60 @@ func (n *node) loop(ctx context.Context) error {
 			continue
 		case due == again:
 			calming = false
-		case due == someTime && n.Ready() == nil:
+		case due == someTime && l.ready.why() == nil:
 			if !calming {
 				calming = true
 				e.again.Reset(calm)
 			}
 			continue
 		}
-		if err := n.pass(ctx, due == everything); err != nil {
+		if err := l.pass(ctx, due == everything); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			n.log.Debug("the node is not what it should be yet", "error", err)
-			n.setReady(err)
-			n.publish()
+			l.ready.set(err)
+			l.report.publish()
 			calming = false
 			e.again.Reset(pause.Next())
 			continue
 		}
-		pause.Reset()
-		switch {
-		case n.mtuNews() == aPass: // one step may make the next one possible
-			e.again.Reset(0)
-		default:
-			if wait, ok := n.peers.Retry(); ok {
-				e.again.Reset(wait)
-			}
-		}
+		l.plan(e, pause)
 	}
 }
 
-func (n *node) newMTU() *nodemtu.MTU {
-	cfg := nodemtu.Config{
-		Name: n.cfg.NodeName, Self: n.self, Configured: n.cfg.MTU, Policy: n.cfg.MTUOnBlackHole, Put: n.store.PutNodeMTU,
-		Host: n.host, Switch: n.ovs, Underlay: n.underlay, Metrics: n.metrics.mtu, Logger: n.log,
+// plan says when the next pass is, after one that did all its steps.
+func (l *loop) plan(e *events, pause *backoff.Pauses) {
+	well := l.ready.why() == nil
+	if well {
+		pause.Reset()
 	}
-	if n.cfg.MTUProbePort != 0 {
-		cfg.Prober = pathprobe.New(pathprobe.Config{
-			NS: n.host, Address: netip.AddrPortFrom(n.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
-			Floor: topology.MinMTU + mtu.Overhead(n.self), Logger: n.log,
-		})
+	switch wait, refused := l.host.peers.Retry(); {
+	case l.host.mtu.Next(true): // one step may make the next one possible
+		e.again.Reset(0)
+	case !well: // something outside of the agent keeps pods back
+		e.again.Reset(pause.Next())
+	case refused:
+		e.again.Reset(wait)
 	}
-	return nodemtu.New(cfg)
+}
+
+// pass takes the steps in order, up to the first that fails.
+func (l *loop) pass(ctx context.Context, full bool) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	p := &pass{full: full}
+	for _, s := range l.steps {
+		if err := s.run(ctx, p); err != nil {
+			l.log.Debug("the node is not what it should be yet", "step", s.name, "error", err)
+			return err
+		}
+	}
+	return nil
 }
 
 // mtuNews says what to do after nodes have written.
-func (n *node) mtuNews() due {
-	if n.mtu.Next(n.Ready() == nil) {
+func (l *loop) mtuNews() due {
+	if l.host.mtu.Next(l.ready.why() == nil) {
 		return aPass
 	}
 	return nothing
@@ -121,13 +153,9 @@ const (
 
 // events wake the loop.
 type events struct {
-	records <-chan topology.Snapshot
-	// services is nil outside of Kubernetes.
-	services <-chan service.Update
-	links    <-chan struct{}
+	sources
 	// looked is when links were looked at last.
 	looked time.Time
-	mtus   <-chan topology.MTUs
 	// again fires at once at first, then after a pass that failed, and a while
 	// after somebody changed something.
 	again    *time.Timer
@@ -135,19 +163,8 @@ type events struct {
 	resync   *time.Ticker
 }
 
-func (n *node) listen(ctx context.Context) (*events, error) {
-	links, err := n.host.Subscribe(ctx)
-	if err != nil {
-		return nil, err
-	}
-	e := &events{
-		records: n.store.Watch(ctx), links: links, mtus: n.store.WatchMTUs(ctx),
-		again: time.NewTimer(0), patience: time.NewTimer(etcdPatience), resync: time.NewTicker(resyncEvery),
-	}
-	if n.services.table != nil {
-		e.services = n.api.WatchServices(ctx, n.cfg.NodeName)
-	}
-	return e, nil
+func newEvents(from sources) *events {
+	return &events{sources: from, again: time.NewTimer(0), patience: time.NewTimer(etcdPatience), resync: time.NewTicker(resyncEvery)}
 }
 
 func (e *events) stop() {
@@ -171,7 +188,7 @@ func (e *events) look(changed func() bool) due {
 }
 
 // next waits for an event. What can be done about it without a pass it does.
-func (n *node) next(ctx context.Context, e *events) (due, error) {
+func (l *loop) next(ctx context.Context, e *events) (due, error) {
 	select {
 	case <-ctx.Done():
 		return nothing, ctx.Err()
@@ -179,44 +196,49 @@ func (n *node) next(ctx context.Context, e *events) (due, error) {
 		if !open {
 			return nothing, ctx.Err()
 		}
-		if n.follow(ctx, s) {
+		if l.follow(ctx, s) {
 			return nothing, nil
 		}
 	case u, open := <-e.services:
 		if !open {
 			return nothing, ctx.Err()
 		}
-		if n.serve(ctx, u) {
+		if l.services.serve(ctx, u) {
 			return nothing, nil
 		}
-	case <-n.conn.lost:
-		n.disconnect()
-		n.setReady(errors.New("ovs-vswitchd is away"))
-	case <-n.ovs.Changes():
+	case <-l.flows.conn.ended():
+		l.flows.disconnect()
+		l.ready.set(errors.New("ovs-vswitchd is away"))
+	case <-l.database.Changes():
 		return someTime, nil
 	case _, open := <-e.links:
 		if !open {
 			return nothing, errors.New("the kernel's network events cannot be read any more")
 		}
-		n.mtu.RoutesChanged()
-		return e.look(n.mtu.LinksChanged), nil
+		l.host.mtu.RoutesChanged()
+		return e.look(l.host.mtu.LinksChanged), nil
 	case m, open := <-e.mtus:
 		if !open {
 			return nothing, ctx.Err()
 		}
-		n.mtu.See(m)
-		return n.mtuNews(), nil
-	case w := <-n.mtu.Written():
-		n.mtu.TakeWritten(w)
-		return n.mtuNews(), nil
-	case <-n.mtu.Measured():
+		l.host.mtu.See(m)
+		return l.mtuNews(), nil
+	case w := <-l.host.mtu.Written():
+		l.host.mtu.TakeWritten(w)
+		return l.mtuNews(), nil
+	case <-l.host.mtu.Measured():
 	case <-e.patience.C:
-		n.useCopy()
+		l.useCopy(l.log)
 	case <-e.resync.C:
-		n.mtu.Resync()
+		l.host.mtu.Resync()
 		return everything, nil
 	case <-e.again.C:
 		return again, nil
 	}
 	return aPass, nil
+}
+
+// follow takes in new records, and reports whether that was all there was to do.
+func (l *loop) follow(ctx context.Context, s topology.Snapshot) bool {
+	return l.flows.follow(ctx, s, l.host.mtu.Ways()) && l.ready.why() == nil
 }

@@ -42,7 +42,8 @@ func (s *servedTable) LeftOut() map[service.Reason]int {
 
 func TestServices(t *testing.T) {
 	table := &servedTable{}
-	n := &node{log: quiet(), conn: newConnection(quiet()), metrics: newMetrics(prometheus.NewRegistry()), services: serviceFeed{table: table}, noServices: errNoServices}
+	well := func() error { return nil }
+	n := newServiceFeed(table, newConnection(nil, nil, nil, quiet()), well, newMetrics(prometheus.NewRegistry()), quiet())
 	refused := errors.New("refused")
 	step := func(what string, err error, act func(), wantAsked []string, wantReady error) {
 		t.Helper()
@@ -51,7 +52,7 @@ func TestServices(t *testing.T) {
 		if diff := cmp.Diff(wantAsked, table.asked); diff != "" {
 			t.Errorf("%s: asked (-want +got):\n%s", what, diff)
 		}
-		if got := n.servicesReady(); !errors.Is(got, wantReady) {
+		if got := n.ready(); !errors.Is(got, wantReady) {
 			t.Errorf("%s: ready: %v, want %v", what, got, wantReady)
 		}
 	}
@@ -63,7 +64,7 @@ func TestServices(t *testing.T) {
 			}
 		}
 	}
-	pass := func(full bool) func() { return func() { n.resyncServices(t.Context(), full) } }
+	pass := func(full bool) func() { return func() { n.resync(t.Context(), full) } }
 
 	// An agent that starts without the API server leaves flows as they are.
 	step("connected", nil, pass(false), []string{"connect"}, errNoServices)
@@ -78,7 +79,7 @@ func TestServices(t *testing.T) {
 	step("accepted", nil, pass(false), []string{"resync"}, nil)
 	step("nothing left", nil, pass(false), nil, nil)
 	// The switch goes and comes.
-	step("lost", nil, n.disconnectServices, []string{"disconnect"}, nil)
+	step("lost", nil, n.disconnect, []string{"disconnect"}, nil)
 	step("news meanwhile", flowtable.ErrDisconnected, serve(false, false), []string{"some"}, flowtable.ErrDisconnected)
 	step("not there yet", refused, pass(false), []string{"connect"}, refused)
 	step("there again", nil, pass(true), []string{"connect"}, nil)
@@ -86,10 +87,10 @@ func TestServices(t *testing.T) {
 
 // Outside of Kubernetes there are none, and nothing waits for them.
 func TestNoServices(t *testing.T) {
-	n := &node{log: quiet()}
-	n.resyncServices(t.Context(), true)
-	n.disconnectServices()
-	if err := n.servicesReady(); err != nil {
+	n := newServiceFeed(nil, nil, nil, nil, quiet())
+	n.resync(t.Context(), true)
+	n.disconnect()
+	if err := n.ready(); err != nil {
 		t.Error(err)
 	}
 }
