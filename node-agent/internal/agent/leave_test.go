@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -53,6 +54,8 @@ func start(t *testing.T, cfg Config, bootID string) *cniconf.Kept {
 	}
 	return c
 }
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // oneDevice and onePort are a pod's device and its port of the bridge.
 type oneDevice struct{ attach.Kernel }

@@ -18,7 +18,9 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/front"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/leftout"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
@@ -83,8 +85,8 @@ type node struct {
 	firewall firewall
 	sharing  *sharing.Sharing
 	limiter  *podlimits.Limiter
-	// front answers the CNI, and detaches through the ports.
-	front *front
+	// front answers the CNI.
+	front *front.Front
 	etcd  etcdSide
 	ovs   ovsSide
 	// parts are there once the node knows its address; then they do not change.
@@ -114,6 +116,8 @@ type ovsSide struct {
 	datapath string
 	ports    *switchports.Late
 	events   *switchports.Events
+	// bare detaches pods through the ports.
+	bare attach.Bare
 }
 
 // parts are made when the node knows its address.
@@ -151,9 +155,8 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	if n.sharing, err = sharing.New(host, cfg.UplinkRate, m.sharing, log); err != nil {
 		return nil, err
 	}
-	n.front = &front{
-		bare: attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ovs.ports, cfg.Bridge, log), why: n.ready.why,
-	}
+	n.ovs.bare = attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ovs.ports, cfg.Bridge, log)
+	n.front = front.New(n.ovs.bare, n.ready.why)
 	return n, nil
 }
 
@@ -209,12 +212,12 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	answer := answers.TooLarge{Table: p.table, Timeout: stepTimeout, Told: n.metrics.tooLarge, Logger: n.log}
 	p.conn = newConnection(n.ovs.events, func() string { return n.ovs.client.MgmtSocket(n.cfg.Bridge) }, func(conn *of.Conn, in of.PacketIn) { answer.Answer(conn, in) }, n.log)
 	p.services = newServiceFeed(n.serviceTable(p), p.conn, n.ready.why, n.metrics, n.log)
-	p.attacher = attach.New(n.front.bare, p.table, n.etcd.tenants, n.limiter)
+	p.attacher = attach.New(n.ovs.bare, p.table, n.etcd.tenants, n.limiter)
 	p.attacher.SetMaxPods(n.cfg.MaxPods)
 	p.loop = n.newLoop(p)
 	n.parts.Store(p)
 	n.ready.open(p.attacher)
-	n.front.open(p.attacher)
+	n.front.Open(p.attacher)
 }
 
 // serviceTable is nil outside of Kubernetes.
@@ -222,9 +225,9 @@ func (n *node) serviceTable(p *parts) serviceTable {
 	if n.api == nil {
 		return nil
 	}
-	said := leftOutSayer{api: n.api, self: p.self, peers: p.table.Peers, log: n.log}
+	said := leftout.Sayer{Events: n.api, Self: p.self, Peers: p.table.Peers, Logger: n.log}
 	return services.New(services.Config{
-		Base: p.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
+		Base: p.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.Say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
 	})
 }
 

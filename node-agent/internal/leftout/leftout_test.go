@@ -1,4 +1,4 @@
-package agent
+package leftout
 
 import (
 	"bytes"
@@ -10,16 +10,12 @@ import (
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
 // told hears Events.
-type told struct {
-	podlimits.Source
-	events *[]string
-}
+type told struct{ events *[]string }
 
 func (t told) Event(ref kube.ObjectRef, warning bool, reason, message string) {
 	*t.events = append(*t.events, fmt.Sprint(ref, warning, reason, message))
@@ -42,7 +38,7 @@ func TestLeftOutSaid(t *testing.T) {
 		var events []string
 		for _, self := range nodes {
 			var log bytes.Buffer
-			l := leftOutSayer{api: told{events: &events}, self: self, log: slog.New(slog.NewTextHandler(&log, nil)), peers: func() []pipeline.Peer {
+			l := Sayer{Events: told{events: &events}, Self: self, Logger: slog.New(slog.NewTextHandler(&log, nil)), Peers: func() []pipeline.Peer {
 				var peers []pipeline.Peer
 				for _, n := range slices.Backward(nodes) {
 					if n != self {
@@ -52,14 +48,14 @@ func TestLeftOutSaid(t *testing.T) {
 				return peers
 			}}
 			before := len(events)
-			l.say(s, left)
+			l.Say(s, left)
 			if len(events) > before {
 				senders[self] = true
 			}
 			if text := log.String(); !strings.Contains(text, "level=WARN") || !strings.Contains(text, "service="+s.Name) || !strings.Contains(text, "TCP 127.0.0.1:80 (loopback)") {
 				t.Errorf("%v logs %q", self, text)
 			}
-			l.say(s, nil)
+			l.Say(s, nil)
 		}
 		want := fmt.Sprint(kube.ObjectRef{Kind: "Service", Namespace: "a", Name: s.Name, UID: "u"}, true, "EndpointsLeftOut", "endpoint TCP 127.0.0.1:80 (loopback) is left out: no pod is sent there, nor to 1 more")
 		if len(events) != 1 || events[0] != want {

@@ -1,4 +1,6 @@
-package agent
+// Package front answers the CNI from the agent's first moment on: by the attacher as soon as there is one,
+// and before by what can be done without knowing the node.
+package front
 
 import (
 	"context"
@@ -9,10 +11,10 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
 
-// front answers the CNI from the agent's first moment on. As long as the node has no
+// Front answers the CNI from the agent's first moment on. As long as the node has no
 // address, no way to etcd or no database of Open vSwitch there is nobody who could attach
 // pods; they can go nevertheless.
-type front struct {
+type Front struct {
 	bare attach.Bare
 	// why says what keeps pods from being attached.
 	why func() error
@@ -21,21 +23,24 @@ type front struct {
 	attacher cniserver.Attacher
 }
 
-// open gives all requests from now on to a.
-func (f *front) open(a cniserver.Attacher) {
+// New returns one with nobody behind it; why says what keeps pods from being attached.
+func New(bare attach.Bare, why func() error) *Front { return &Front{bare: bare, why: why} }
+
+// Open gives all requests from now on to a.
+func (f *Front) Open(a cniserver.Attacher) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.attacher = a
 }
 
-func (f *front) behind() cniserver.Attacher {
+func (f *Front) behind() cniserver.Attacher {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.attacher
 }
 
 // Add implements cniserver.Attacher.
-func (f *front) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result, error) {
+func (f *Front) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result, error) {
 	if a := f.behind(); a != nil {
 		return a.Add(ctx, req)
 	}
@@ -43,7 +48,7 @@ func (f *front) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result, er
 }
 
 // Check implements cniserver.Attacher.
-func (f *front) Check(ctx context.Context, req cniapi.Request) error {
+func (f *Front) Check(ctx context.Context, req cniapi.Request) error {
 	if a := f.behind(); a != nil {
 		return a.Check(ctx, req)
 	}
@@ -51,7 +56,7 @@ func (f *front) Check(ctx context.Context, req cniapi.Request) error {
 }
 
 // Del implements cniserver.Attacher.
-func (f *front) Del(ctx context.Context, req cniapi.Request) error {
+func (f *Front) Del(ctx context.Context, req cniapi.Request) error {
 	release := f.bare.Hold()
 	if a := f.behind(); a != nil {
 		release()
@@ -62,7 +67,7 @@ func (f *front) Del(ctx context.Context, req cniapi.Request) error {
 }
 
 // GC implements cniserver.Attacher.
-func (f *front) GC(ctx context.Context, req cniapi.Request) error {
+func (f *Front) GC(ctx context.Context, req cniapi.Request) error {
 	release := f.bare.Hold()
 	if a := f.behind(); a != nil {
 		release()
@@ -73,7 +78,7 @@ func (f *front) GC(ctx context.Context, req cniapi.Request) error {
 }
 
 // Status implements cniserver.Attacher.
-func (f *front) Status(ctx context.Context) error {
+func (f *Front) Status(ctx context.Context) error {
 	if a := f.behind(); a != nil {
 		return a.Status(ctx)
 	}

@@ -1,4 +1,4 @@
-package agent
+package front
 
 import (
 	"context"
@@ -10,9 +10,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
-
-func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // behind counts what comes through.
 type behind struct{ calls int }
@@ -26,15 +25,24 @@ func (b *behind) Check(context.Context, cniapi.Request) error { b.calls++; retur
 func (b *behind) GC(context.Context, cniapi.Request) error    { b.calls++; return nil }
 func (b *behind) Status(context.Context) error                { b.calls++; return nil }
 
-// bareDevice can be taken down, as onePort's row can.
-type bareDevice struct{ oneDevice }
+// bareDevice can be taken down.
+type bareDevice struct{ attach.Kernel }
 
 func (bareDevice) Leave(attach.Wire) error { return nil }
 func (bareDevice) Forget(netip.Addr) error { return nil }
 func (bareDevice) Delete(string) error     { return nil }
 func (bareDevice) Unshape(string) error    { return nil }
 
-type barePort struct{ onePort }
+type (
+	ports    = attach.Ports // the embedded field is not called as the method
+	barePort struct{ ports }
+)
+
+func (barePort) Ports(string) ([]ovs.Port, error) {
+	return []ovs.Port{{Name: "kov1", Ofport: 12, ExternalIDs: map[string]string{
+		"k8s-ovs-container": "c", "k8s-ovs-ifname": "eth0", "k8s-ovs-address": "172.11.0.2",
+	}}}, nil
+}
 
 func (barePort) DeletePort(context.Context, string, string) error { return nil }
 
@@ -42,7 +50,7 @@ func (barePort) DeletePort(context.Context, string, string) error { return nil }
 func TestFront(t *testing.T) {
 	ctx := t.Context()
 	ports := &switchports.Late{}
-	f := &front{bare: attach.NewBare(bareDevice{}, ports, "br0", quiet()), why: func() error { return errors.New("no address yet") }}
+	f := &Front{bare: attach.NewBare(bareDevice{}, ports, "br0", slog.New(slog.DiscardHandler)), why: func() error { return errors.New("no address yet") }}
 	codes := func(want map[string]uint) {
 		t.Helper()
 		_, add := f.Add(ctx, cniapi.Request{Command: cniapi.Add})
@@ -64,7 +72,7 @@ func TestFront(t *testing.T) {
 	ports.Found(barePort{})
 	codes(map[string]uint{"ADD": cniapi.CodeTryAgain, "CHECK": cniapi.CodeTryAgain, "STATUS": cniapi.CodeNotAvailable})
 	b := &behind{}
-	f.open(b)
+	f.Open(b)
 	codes(map[string]uint{})
 	if b.calls != 5 {
 		t.Errorf("%d of 5 calls came through", b.calls)
