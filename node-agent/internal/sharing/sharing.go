@@ -25,14 +25,29 @@ import (
 
 // Sharing lets pods share the uplink fairly. It belongs to one goroutine.
 type Sharing struct {
-	uplink  *uplink.Uplink
-	classes *hostnet.Classes
+	uplink  classes
+	classes marks
 	// queues is that pods' flows name their queues.
 	queues bool
 	// failed is what was last said to be wrong.
 	failed string
 	log    *slog.Logger
 	m      *Metrics
+}
+
+// classes are those of the uplink; [uplink.Uplink] has them.
+type classes interface {
+	// Deny is why there can be none.
+	Deny(why string)
+	// Ensure returns the rate that pods share, bits per second; 0 where they do not.
+	Ensure(device string, pods []uplink.Pod) (rate uint64, err error)
+	Remove() error
+}
+
+// marks give packets their class; [hostnet.Classes] does, in the firewall.
+type marks interface {
+	Set(ctx context.Context, device string, priorities map[netip.Addr]uint32) error
+	Remove(ctx context.Context) error
 }
 
 // Metrics are what is shown of it.
@@ -59,11 +74,11 @@ type Attached interface {
 
 // New returns the sharing of pods that have rate, bits per second, of the uplink.
 func New(host *link.NS, rate uplink.Rate, m *Metrics, log *slog.Logger) (*Sharing, error) {
-	classes, err := hostnet.NewClasses(host)
+	firewall, err := hostnet.NewClasses(host)
 	if err != nil {
 		return nil, err
 	}
-	return &Sharing{uplink: uplink.New(host, rate, log), classes: classes, log: log, m: m}, nil
+	return &Sharing{uplink: uplink.New(host, rate, log), classes: firewall, log: log, m: m}, nil
 }
 
 // Ensure makes the classes of the uplink, by device, those of the pods of tenants, which netID tells; known
