@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
@@ -190,11 +191,13 @@ func (n *flowSide) apply(ctx context.Context) error {
 // cached before the last commit. Each round of Open vSwitch's comparison may have
 // begun before it, so it takes two. Only then the change is published as applied.
 func (n *flowSide) settle(ctx context.Context) {
+	var asked sync.WaitGroup
+	defer asked.Wait()
 	ctx, cancel := context.WithTimeout(ctx, staleAtMost)
 	defer cancel()
 	for range 2 {
 		compared := make(chan error, 1)
-		go func() { compared <- n.datapath.WaitRevalidated(ctx) }()
+		asked.Go(func() { compared <- n.datapath.WaitRevalidated(ctx) })
 		for waiting := true; waiting; {
 			err := n.table.Nudge(ctx)
 			if err == nil {

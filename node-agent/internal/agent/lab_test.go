@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -161,6 +162,8 @@ type machine struct {
 	sessions int
 	live     bool
 	lost     chan struct{}
+	// compares is how long ovs-vswitchd takes to compare what its datapath cached with the flows.
+	compares time.Duration
 	// refuses is why ovs-vswitchd takes no flows though it is there.
 	refuses error
 }
@@ -205,6 +208,10 @@ func (m *machine) WaitRevalidated(ctx context.Context) error {
 	m.mu.Unlock()
 	if away {
 		return errors.New("ovs-vswitchd does not answer")
+	}
+	select {
+	case <-ctx.Done():
+	case <-time.After(m.compares):
 	}
 	return ctx.Err()
 }
@@ -377,6 +384,7 @@ type lab struct {
 // newLab makes one; dir is the agent's state directory.
 func newLab(t *testing.T, dir string) *lab {
 	l := &lab{t: t, etcd: &etcd{written: map[netip.Addr]topology.NodeMTU{}}, machine: newMachine(), dir: dir, hooks: map[string]func() error{}}
+	l.machine.compares = 100 * time.Millisecond
 	l.etcd.set(snapshot(0, 3, labSelf, labPeer))
 	return l
 }
@@ -474,9 +482,10 @@ func (l *lab) stop() {
 	}
 }
 
-// isReady is that pods can be attached and the flows are those of revision.
+// isReady is that pods can be attached and the flows are those of revision, soon.
 func (l *lab) isReady(revision int64) {
 	l.t.Helper()
+	time.Sleep(staleAtMost)
 	synctest.Wait()
 	if err := l.loop.ready.why(); err != nil {
 		l.t.Errorf("not ready: %v", err)

@@ -251,6 +251,29 @@ func TestLoopEndsAtEveryStep(t *testing.T) {
 	}
 }
 
+// An agent may be ended, and ovs-vswitchd go, while it waits for the datapath to follow the flows. What is
+// applied is published after that only.
+func TestLoopWhileDatapathFollows(t *testing.T) {
+	for name, disturb := range map[string]func(*lab){"agent ends": func(l *lab) { l.cancel() }, "ovs-vswitchd goes": func(l *lab) { l.machine.lose() }} {
+		t.Run(name, func(t *testing.T) {
+			scripted(t, func(t *testing.T, l *lab) {
+				first := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
+				l.start()
+				l.isReady(first)
+				later := l.etcd.set(snapshot(0, 4, labSelf, labPeer))
+				time.Sleep(l.machine.compares / 2)
+				synctest.Wait()
+				if got, shown := l.table.inSwitch(), l.etcd.shown().Revision; got != later || shown != first {
+					t.Errorf("the flows are those of revision %d, and %d is published; want %d and %d", got, shown, later, first)
+				}
+				disturb(l)
+				time.Sleep(staleAtMost)
+				l.stop()
+			})
+		})
+	}
+}
+
 // While the way out of the node is closed pods that run keep their network, also what changes of it; the
 // node is looked at again and again, and not without a pause.
 func TestLoopWayOutClosed(t *testing.T) {
