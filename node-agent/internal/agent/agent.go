@@ -1,6 +1,9 @@
 // Package agent wires the node agent together and keeps it running: the loop
-// that brings the node to what the records say, and the lifetime of everything
-// around it.
+// that brings the node to what the records say, step by step, and the lifetime
+// of everything around it.
+//
+// It owns when something is done and in which order. What is done belongs to the
+// packages that it calls: it never touches a device, a flow or a record by itself.
 package agent
 
 import (
