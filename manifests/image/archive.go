@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"io"
 	"maps"
-	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -16,6 +15,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/types"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 )
 
 // build makes an image for this machine's architecture of one layer a tree, whose
@@ -70,11 +71,7 @@ func writeArchive(path string, names []string, img v1.Image) error {
 		return err
 	}
 	// Whole or not at all: an archive cut short may be imported without a word.
-	tmp := path + ".tmp"
-	if err := os.WriteFile(tmp, buf.Bytes(), 0o644); err != nil {
-		return err
-	}
-	return os.Rename(tmp, path)
+	return atomicfile.Replace(path, buf.Bytes(), 0o644)
 }
 
 // archiveFiles is the content of the archive (OCI image specification 1.1,

@@ -357,3 +357,22 @@ func TestFIFOBounded(t *testing.T) {
 		t.Errorf("%d entries for %d elements", len(f.queue), f.len())
 	}
 }
+
+func (f *fifo[T]) list() []T {
+	out := make([]T, 0, len(f.turn))
+	for _, e := range f.queue {
+		if f.turn[e.value] == e.turn {
+			out = append(out, e.value)
+		}
+	}
+	return out
+}
+
+// InUse counts the netIDs in use.
+func (a *IDs) InUse() int { return len(a.used) }
+
+// Freed lists the freed netIDs, oldest first.
+func (a *IDs) Freed() []netid.ID { return a.freed.list() }
+
+// Freed lists the freed prefixes, oldest first.
+func (a *Prefixes) Freed() []netip.Prefix { return a.freed.list() }

@@ -51,13 +51,3 @@ func (f *fifo[T]) remove(v T) {
 func (f *fifo[T]) has(v T) bool { _, ok := f.turn[v]; return ok }
 
 func (f *fifo[T]) len() int { return len(f.turn) }
-
-func (f *fifo[T]) list() []T {
-	out := make([]T, 0, len(f.turn))
-	for _, e := range f.queue {
-		if f.turn[e.value] == e.turn {
-			out = append(out, e.value)
-		}
-	}
-	return out
-}

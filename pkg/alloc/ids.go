@@ -112,12 +112,6 @@ func (a *IDs) isFresh(id netid.ID) bool {
 	return !used && !a.freed.has(id)
 }
 
-// InUse counts the netIDs in use.
-func (a *IDs) InUse() int { return len(a.used) }
-
-// Freed lists the freed netIDs, oldest first.
-func (a *IDs) Freed() []netid.ID { return a.freed.list() }
-
 // uniform draws from 0 to n-1, all alike: numbers beyond the last whole
 // multiple of n are drawn anew.
 func uniform(random io.Reader, n uint32) (uint32, error) {

@@ -94,6 +94,3 @@ func (a *Prefixes) Free() int { return int(a.count) - len(a.used) }
 
 // InUse counts the prefixes in use.
 func (a *Prefixes) InUse() int { return len(a.used) }
-
-// Freed lists the freed prefixes, oldest first.
-func (a *Prefixes) Freed() []netip.Prefix { return a.freed.list() }

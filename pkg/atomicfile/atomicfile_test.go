@@ -1,12 +1,22 @@
 package atomicfile
 
 import (
+	"io/fs"
 	"os"
 	"path/filepath"
 	"testing"
 )
 
+// writers are both ways to replace a file.
+var writers = map[string]func(string, []byte, fs.FileMode) error{"Write": Write, "Replace": Replace}
+
 func TestWrite(t *testing.T) {
+	for name, write := range writers {
+		t.Run(name, func(t *testing.T) { testWrite(t, write) })
+	}
+}
+
+func testWrite(t *testing.T, write func(string, []byte, fs.FileMode) error) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "state.json")
 	// What a crash left, with another mode.
@@ -14,7 +24,7 @@ func TestWrite(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, content := range []string{"one", "", "three"} {
-		if err := Write(path, []byte(content), 0o600); err != nil {
+		if err := write(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
 		got, err := os.ReadFile(path)
@@ -30,20 +40,26 @@ func TestWrite(t *testing.T) {
 }
 
 func TestFailureLeavesTheOld(t *testing.T) {
+	for name, write := range writers {
+		t.Run(name, func(t *testing.T) { testFailure(t, write) })
+	}
+}
+
+func testFailure(t *testing.T, write func(string, []byte, fs.FileMode) error) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "taken")
 	// A directory that is not empty cannot be replaced by a file.
 	if err := os.MkdirAll(filepath.Join(path, "old"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if err := Write(path, []byte("new"), 0o600); err == nil {
+	if err := write(path, []byte("new"), 0o600); err == nil {
 		t.Error("replaced a directory")
 	}
 	if _, err := os.Stat(filepath.Join(path, "old")); err != nil {
 		t.Error(err)
 	}
 	left(t, dir, 1)
-	if err := Write(filepath.Join(dir, "no", "such"), nil, 0o600); err == nil {
+	if err := write(filepath.Join(dir, "no", "such"), nil, 0o600); err == nil {
 		t.Error("wrote into a directory that is not there")
 	}
 }

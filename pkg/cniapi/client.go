@@ -8,6 +8,8 @@ import (
 	"os"
 	"syscall"
 	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
 // Call sends one request to the agent that listens on socket and waits for its
@@ -62,14 +64,13 @@ func Call(ctx context.Context, socket string, req Request) (*Result, error) {
 // the start of the poller: the binary shrinks by a tenth, ADD takes as long.
 func dial(ctx context.Context, socket string) (net.Conn, error) {
 	var d net.Dialer
-	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+	pauses := backoff.Pauses{First: time.Millisecond, Last: 100 * time.Millisecond}
+	for {
 		conn, err := d.DialContext(ctx, "unix", socket)
 		if err == nil || !errors.Is(err, syscall.EAGAIN) {
 			return conn, err
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		if !pauses.Wait(ctx) {
 			return nil, err
 		}
 	}

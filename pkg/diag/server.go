@@ -86,17 +86,6 @@ func (s *Server) Listen() error {
 	return nil
 }
 
-// Addr is where the server listens, with the port that the kernel chose for
-// port 0; nil where it does not.
-func (s *Server) Addr() net.Addr {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.listener == nil {
-		return nil
-	}
-	return s.listener.Addr()
-}
-
 // Run serves until ctx is done, then lets requests under way finish for up to
 // two seconds and gives the address back. It returns nil then, and an error
 // only if it could not listen or serve. With an empty address it just waits.

@@ -289,3 +289,14 @@ func TestStopFinishesRequests(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// Addr is where the server listens, with the port that the kernel chose for
+// port 0; nil where it does not.
+func (s *Server) Addr() net.Addr {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.listener == nil {
+		return nil
+	}
+	return s.listener.Addr()
+}

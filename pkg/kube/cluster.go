@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -133,7 +134,7 @@ func (c *Client) WatchNodeUID(ctx context.Context, name string) <-chan string {
 // kubernetesService waits for the address of default/kubernetes, which never
 // changes. The only error is that of ctx.
 func (c *Client) kubernetesService(ctx context.Context) (netip.Addr, error) {
-	for said := ""; ; {
+	for trouble := (backoff.Trouble{}); ; {
 		addr, err := c.readKubernetesService(ctx)
 		if err == nil {
 			return addr, nil
@@ -141,8 +142,7 @@ func (c *Client) kubernetesService(ctx context.Context) (netip.Addr, error) {
 		if ctx.Err() != nil {
 			return netip.Addr{}, ctx.Err()
 		}
-		if err.Error() != said {
-			said = err.Error()
+		if trouble.News(err) {
 			c.log.Warn("cannot read service default/kubernetes; trying again", "error", err)
 		}
 		select {

@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 )
 
@@ -157,7 +158,8 @@ type accessWatch struct {
 	has  func(name string) bool
 	read func(name string) (EtcdAccess, error)
 	told EtcdAccess
-	said string
+	// trouble is why there is nothing to tell.
+	trouble backoff.Trouble
 }
 
 func (w *accessWatch) start(ctx context.Context, p *picture) <-chan EtcdAccess {
@@ -200,15 +202,10 @@ func (w *accessWatch) start(ctx context.Context, p *picture) <-chan EtcdAccess {
 
 // take takes in what the object says; true when there is something new to tell.
 func (w *accessWatch) take(a EtcdAccess, err error) bool {
-	if err != nil {
-		if err.Error() != w.said {
-			w.said = err.Error()
-			w.client.log.Info("waiting for access to etcd", "object", w.ref, "reason", err)
-		}
-		return false
+	if w.trouble.News(err) {
+		w.client.log.Info("waiting for access to etcd", "object", w.ref, "reason", err)
 	}
-	w.said = ""
-	if a.Equal(w.told) {
+	if err != nil || a.Equal(w.told) {
 		return false
 	}
 	w.told = a

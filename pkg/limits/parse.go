@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"math"
-	"math/big"
 	"strconv"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -67,7 +66,7 @@ func fromAnnotations(a map[string]string, rate, burst string) (Limit, error) {
 	if !bursts {
 		return l, nil
 	}
-	if l.Burst, err = within(burstText, 1, MaxBurst); err != nil {
+	if l.Burst, err = within(burstText, 1, int64(MaxBurst)); err != nil {
 		return Limit{}, fmt.Errorf("annotation %s is %s: %w bytes", burst, quote(burstText), err)
 	}
 	return l, nil
@@ -81,16 +80,17 @@ func quote(text string) string {
 	return strconv.Quote(text)
 }
 
-// within reads a quantity from lowest to highest.
-func within(text string, lowest, highest uint64) (uint64, error) {
-	v, err := parseQuantity(text)
+// within reads a quantity from lowest to highest, rounded up to a whole number.
+func within(text string, lowest, highest int64) (uint64, error) {
+	q, err := parseQuantity(text)
 	if err != nil {
 		return 0, fmt.Errorf("%w, of", err)
 	}
-	if v.Cmp(new(big.Int).SetUint64(lowest)) < 0 || v.Cmp(new(big.Int).SetUint64(highest)) > 0 {
+	// Value is right only for what an int64 can hold.
+	if q.Sign() < 0 || q.CmpInt64(highest) > 0 || q.Value() < lowest {
 		return 0, fmt.Errorf("it must be %d to %d", lowest, highest)
 	}
-	return v.Uint64(), nil
+	return uint64(q.Value()), nil
 }
 
 // FromCapability reads the limits that a runtime passes; b is nil where it

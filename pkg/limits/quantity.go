@@ -2,73 +2,41 @@ package limits
 
 import (
 	"errors"
-	"math/big"
-	"strconv"
 	"strings"
+
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// errNoQuantity is of text that Kubernetes would not take for a quantity either.
+// errNoQuantity is of text that is no quantity, or one that nobody needs.
 var errNoQuantity = errors.New("not a quantity, such as 10M, 1500k or 1Gi")
 
-// suffixes of a quantity, as base and exponent (k8s.io/apimachinery,
-// pkg/api/resource, "QuantityFormat").
-var suffixes = map[string]struct{ base, exponent int64 }{
-	"n": {10, -9}, "u": {10, -6}, "m": {10, -3}, "": {10, 0}, "k": {10, 3}, "M": {10, 6}, "G": {10, 9}, "T": {10, 12}, "P": {10, 15}, "E": {10, 18},
-	"Ki": {2, 10}, "Mi": {2, 20}, "Gi": {2, 30}, "Ti": {2, 40}, "Pi": {2, 50}, "Ei": {2, 60},
+const (
+	// maxLength is that of a quantity, bytes: an annotation has room for 256 KiB, and to
+	// compute with so many digits takes a second.
+	maxLength = 64
+	// maxExponent is how many digits an exponent may have. Kubernetes' parser computes with
+	// the number in full: for 1e-9999999, which anybody may write into an annotation, it
+	// takes seconds.
+	maxExponent = 2
+)
+
+// parseQuantity reads a Kubernetes quantity.
+func parseQuantity(s string) (resource.Quantity, error) {
+	if len(s) > maxLength || exponent(s) > maxExponent {
+		return resource.Quantity{}, errNoQuantity
+	}
+	q, err := resource.ParseQuantity(s)
+	if err != nil {
+		return resource.Quantity{}, errNoQuantity
+	}
+	return q, nil
 }
 
-// maxExponent is where exponents are cut off, as 1e999999999 would take all
-// memory: what is that far away from 1 is neither a rate nor a burst.
-const maxExponent = 99
-
-// maxLength is that of a quantity, bytes: an annotation has room for 256 KiB, and to
-// compute with so many digits takes a second.
-const maxLength = 64
-
-// parseQuantity reads a Kubernetes quantity, exactly, and rounds it up to a whole
-// number, as Quantity.Value does. It is here and not that package's, because a
-// pure package depends on nobody.
-func parseQuantity(s string) (*big.Int, error) {
-	if len(s) > maxLength {
-		return nil, errNoQuantity
+// exponent is how many digits that of a quantity has, without zeros in front.
+func exponent(s string) int {
+	i := strings.LastIndexAny(s, "eE")
+	if i < 0 {
+		return 0
 	}
-	number, suffix := s, ""
-	if i := strings.IndexFunc(s, func(r rune) bool { return !strings.ContainsRune("+-.0123456789", r) }); i >= 0 {
-		number, suffix = s[:i], s[i:]
-	}
-	scale, ok := suffixes[suffix]
-	if !ok {
-		exponent, ok := strings.CutPrefix(strings.Replace(suffix, "E", "e", 1), "e")
-		n, err := strconv.ParseInt(exponent, 10, 64)
-		if !ok || err != nil {
-			return nil, errNoQuantity
-		}
-		scale.base, scale.exponent = 10, min(max(n, -maxExponent), maxExponent)
-	}
-	value, ok := parseNumber(number)
-	if !ok {
-		return nil, errNoQuantity
-	}
-	factor := new(big.Int).Exp(big.NewInt(scale.base), big.NewInt(max(scale.exponent, -scale.exponent)), nil)
-	if scale.exponent < 0 {
-		value.Quo(value, new(big.Rat).SetInt(factor))
-	} else {
-		value.Mul(value, new(big.Rat).SetInt(factor))
-	}
-	return roundUp(value), nil
-}
-
-// parseNumber reads an optional sign and digits around an optional point.
-func parseNumber(s string) (*big.Rat, bool) {
-	digits := strings.TrimPrefix(strings.TrimPrefix(s, "-"), "+")
-	if len(s)-len(digits) > 1 || strings.ContainsAny(digits, "+-") || strings.Count(digits, ".") > 1 || strings.Trim(digits, ".") == "" {
-		return nil, false
-	}
-	return new(big.Rat).SetString(s)
-}
-
-// roundUp rounds away from zero: what is a little is not nothing.
-func roundUp(r *big.Rat) *big.Int {
-	q, rest := new(big.Int).QuoRem(r.Num(), r.Denom(), new(big.Int))
-	return q.Add(q, big.NewInt(int64(rest.Sign())))
+	return len(strings.TrimLeft(s[i+1:], "+-0"))
 }

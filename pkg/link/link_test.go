@@ -189,6 +189,41 @@ func TestVethAndSandbox(t *testing.T) {
 	}
 }
 
+// The routes of a second device stand apart. Packets from its address use them, and so does
+// who names the device: also the kernel, which looks for the gateway of a route that
+// another plugin adds. Nothing stays, even where others removed a part before.
+func TestSecondDeviceStandsApart(t *testing.T) {
+	node, sandbox := space(t), space(t)
+	noErr(t, node.CreateVeth("ovs1", sandbox, pair))
+	_, err := sandbox.ConfigureSandbox(pod)
+	noErr(t, err)
+	before := ip(t, sandbox, "-4 rule")
+	pair2, second := pair, pod
+	pair2.PeerName, second.Name, second.Address = "eth1", "eth1", netip.MustParseAddr("172.11.0.6")
+	noErr(t, node.CreateVeth("ovs2", sandbox, pair2))
+	for range 2 {
+		_, err = sandbox.ConfigureSandbox(second)
+		noErr(t, err)
+	}
+	for _, way := range []string{"from 172.11.0.6", "oif eth1"} {
+		if got := ip(t, sandbox, "route get 192.0.2.1 "+way); !strings.Contains(got, "via 172.11.0.1 dev eth1") {
+			t.Errorf("%s: %s", way, got)
+		}
+	}
+	if got := ip(t, sandbox, "route get 192.0.2.1"); !strings.Contains(got, "via 172.11.0.1 dev eth0") {
+		t.Errorf("packets from nowhere: %s", got)
+	}
+	ip(t, sandbox, "route add default via 172.11.0.1 dev eth1 table 100")
+	ip(t, sandbox, "rule del from 172.11.0.6")
+	noErr(t, node.DeleteVeth("ovs2"))
+	for range 2 {
+		noErr(t, sandbox.LeaveSandbox("eth1", second.Address))
+	}
+	if diff := cmp.Diff(before, ip(t, sandbox, "-4 rule")); diff != "" {
+		t.Errorf("rules that stay (-before +after):\n%s", diff)
+	}
+}
+
 func TestVethNamesTaken(t *testing.T) {
 	node, sandbox := space(t), space(t)
 	noErr(t, node.CreateVeth("ovs1", sandbox, pair))

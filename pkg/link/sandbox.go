@@ -108,8 +108,9 @@ func apartTable(index int) int { return 77_000 + index }
 const apartPriority = 7700
 
 // Apart reports whether the routes of spec stand apart, in a table that only packets
-// from its address use: another device of the sandbox has the default route. The first
-// one keeps it, whoever made it, and each address answers by its own device.
+// from its address or bound to its device use: another device of the sandbox has the
+// default route. The first one keeps it, whoever made it, and each address answers by its
+// own device.
 func (n *NS) Apart(spec SandboxSpec) (bool, error) {
 	l, err := n.must(spec.Name)
 	if err != nil {
@@ -167,33 +168,40 @@ func (n *NS) routeSandbox(l Link, spec SandboxSpec) error {
 	if !apart {
 		return nil
 	}
-	err = n.nl.RuleAdd(apartRule(spec.Address, apartTable(l.Index)))
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("adding the rule for packets from %s: %w", spec.Address, err)
+	for _, r := range apartRules(spec.Name, spec.Address, apartTable(l.Index)) {
+		if err := n.nl.RuleAdd(r); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("adding a rule that leads to table %d: %w", r.Table, err)
+		}
 	}
 	return nil
 }
 
-func apartRule(address netip.Addr, table int) *netlink.Rule {
-	r := netlink.NewRule()
-	r.Family, r.Priority, r.Src, r.Table = familyOf(address), apartPriority, ipNet(host(address)), table
-	return r
+// apartRules lead to a table what is sent from the address, and what is sent by the device
+// whatever its address: by programs that bind to the device, and by the kernel itself when
+// it looks whether the gateway of a route through the device is there.
+func apartRules(name string, address netip.Addr, table int) []*netlink.Rule {
+	from, by := netlink.NewRule(), netlink.NewRule()
+	from.Src, by.OifName = ipNet(host(address)), name
+	for _, r := range []*netlink.Rule{from, by} {
+		r.Family, r.Priority, r.Table = familyOf(address), apartPriority, table
+	}
+	return []*netlink.Rule{from, by}
 }
 
 // LeaveSandbox removes what of a device that goes the kernel leaves behind: the rules
 // that lead to its routes.
-func (n *NS) LeaveSandbox(address netip.Addr) error {
+func (n *NS) LeaveSandbox(name string, address netip.Addr) error {
 	rules, err := retryDump(func() ([]netlink.Rule, error) { return n.nl.RuleList(familyOf(address)) })
 	if err != nil {
 		return fmt.Errorf("sandbox %s: listing rules: %w", n.path, err)
 	}
 	for _, r := range rules {
-		src, ok := prefixOf(r.Src)
-		if !ok || r.Priority != apartPriority || src != host(address) {
+		src, from := prefixOf(r.Src)
+		if r.Priority != apartPriority || !(from && src == host(address)) && r.OifName != name {
 			continue
 		}
-		if err := n.nl.RuleDel(apartRule(address, r.Table)); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("sandbox %s: removing the rule for packets from %s: %w", n.path, address, err)
+		if err := n.nl.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("sandbox %s: removing the rule that leads to table %d: %w", n.path, r.Table, err)
 		}
 	}
 	return nil

@@ -14,7 +14,9 @@ import (
 )
 
 const (
-	// defaultIdle and defaultDead are what [WithKeepalive] is for.
+	// A switch from which nothing came for defaultIdle is asked whether it is there, and
+	// given up when nothing has come for defaultDead; 0.1 ms later for each part of a bundle
+	// that is under way.
 	defaultIdle = 1 * time.Second
 	defaultDead = 3 * time.Second
 	// writeQueue is how many chunks may wait for the writer. Few: what is queued
@@ -61,14 +63,6 @@ type options struct {
 	packetIns  func(PacketIn)
 }
 
-// WithKeepalive asks a switch from which nothing came for idle whether it is
-// there, and gives the connection up when nothing has come for dead, which is
-// more than idle. The default is 1 s and 3 s. While bundles are under way it
-// waits 0.1 ms longer for each of their parts.
-func WithKeepalive(idle, dead time.Duration) Option {
-	return func(o *options) { o.idle, o.dead = idle, dead }
-}
-
 // Dial connects to a bridge's management socket, <rundir>/<bridge>.mgmt, and
 // agrees on OpenFlow 1.4. It fails when the bridge does not have that enabled
 // (by default Open vSwitch has). ctx bounds the dialing only.
@@ -76,9 +70,6 @@ func Dial(ctx context.Context, mgmtSocket string, opts ...Option) (*Conn, error)
 	o := options{idle: defaultIdle, dead: defaultDead}
 	for _, opt := range opts {
 		opt(&o)
-	}
-	if o.idle <= 0 || o.dead <= o.idle {
-		return nil, fmt.Errorf("connect to bridge at %s: keepalive of %v idle and %v dead; the second must be the longer one, and both positive", mgmtSocket, o.idle, o.dead)
 	}
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unix", mgmtSocket)

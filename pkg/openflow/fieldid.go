@@ -138,9 +138,6 @@ func Range(id FieldID, offset, n int) FieldRange {
 // Field is the field that the range is a part of.
 func (r FieldRange) Field() FieldID { return r.id }
 
-// Offset is the range's lowest bit.
-func (r FieldRange) Offset() int { return int(r.offset) }
-
 // Len is the range's number of bits.
 func (r FieldRange) Len() int { return int(r.n) }
 

@@ -100,28 +100,6 @@ func decodeInstructions(b []byte, f *Flow) error {
 	return nil
 }
 
-// decodeFlowMod reads the body of an OFPT_FLOW_MOD.
-func decodeFlowMod(b []byte) (f Flow, cmd flowCommand, cookieMask uint64, err error) {
-	if len(b) < flowModFixed-headerSize {
-		return f, 0, 0, fmt.Errorf("flow mod: %w", errShort)
-	}
-	f = Flow{
-		Cookie: binary.BigEndian.Uint64(b), Table: b[16], Priority: binary.BigEndian.Uint16(b[22:]),
-		IdleTimeout: binary.BigEndian.Uint16(b[18:]), HardTimeout: binary.BigEndian.Uint16(b[20:]),
-		Flags: FlowFlags(binary.BigEndian.Uint16(b[36:])), Importance: binary.BigEndian.Uint16(b[38:]),
-	}
-	cmd, cookieMask = flowCommand(b[17]), binary.BigEndian.Uint64(b[8:])
-	m, rest, err := cutMatch(b[flowModFixed-headerSize:])
-	if err == nil {
-		f.Match = m
-		err = decodeInstructions(rest, &f)
-	}
-	if err != nil {
-		return f, cmd, cookieMask, fmt.Errorf("flow mod: %w", err)
-	}
-	return f, cmd, cookieMask, nil
-}
-
 // FlowStats is a flow as the switch has it.
 type FlowStats struct {
 	Flow
@@ -202,20 +180,4 @@ func appendFlowRequest(b []byte, f FlowFilter) []byte {
 	b = binary.BigEndian.AppendUint64(b, f.Cookie)
 	b = binary.BigEndian.AppendUint64(b, f.CookieMask)
 	return appendMatch(b, f.Match)
-}
-
-// AggregateStats counts what several flows were for.
-type AggregateStats struct {
-	Packets, Bytes uint64
-	// Flows that the filter chose.
-	Flows uint32
-}
-
-func decodeAggregate(b []byte) (AggregateStats, error) {
-	if len(b) < 24 {
-		return AggregateStats{}, fmt.Errorf("aggregate of flows: %w", errShort)
-	}
-	return AggregateStats{
-		Packets: binary.BigEndian.Uint64(b), Bytes: binary.BigEndian.Uint64(b[8:]), Flows: binary.BigEndian.Uint32(b[16:]),
-	}, nil
 }

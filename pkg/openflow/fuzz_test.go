@@ -2,6 +2,8 @@ package openflow
 
 import (
 	"bytes"
+	"encoding/binary"
+	"fmt"
 	"testing"
 )
 
@@ -76,7 +78,6 @@ func FuzzDecodeMessage(f *testing.F) {
 	f.Add(statsReply(multipartPortDesc, append([]byte{0, 0, 0, 1, 0, 40}, make([]byte, 34)...)))
 	f.Add(statsReply(multipartMeterStats, append([]byte{0, 0, 0, 1, 0, 56}, make([]byte, 50)...)))
 	f.Add(append([]byte{version, byte(msgPacketIn), 0, 34}, make([]byte, 30)...))
-	f.Add(statsReply(multipartAggregate, make([]byte, 24)))
 	f.Add([]byte{version, byte(msgError), 0, 12, 0, 0, 0, 1, 0, 2, 0, 4})
 	f.Add([]byte{version, byte(msgHello), 0, 16, 0, 0, 0, 1, 0, 1, 0, 8, 0, 0, 0, 0x32})
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -160,8 +161,6 @@ func fuzzMultipart(t *testing.T, body []byte) {
 		for _, s := range stats {
 			fuzzFlow(t, s.Flow)
 		}
-	case multipartAggregate:
-		_, _ = decodeAggregate(body)
 	case multipartGroupDesc:
 		groups, _ := decodeGroupDesc(body, nil)
 		for _, g := range groups {
@@ -180,4 +179,44 @@ func fuzzMultipart(t *testing.T, body []byte) {
 			_ = p.String()
 		}
 	}
+}
+
+// decodeFlowMod reads the body of an OFPT_FLOW_MOD.
+func decodeFlowMod(b []byte) (f Flow, cmd flowCommand, cookieMask uint64, err error) {
+	if len(b) < flowModFixed-headerSize {
+		return f, 0, 0, fmt.Errorf("flow mod: %w", errShort)
+	}
+	f = Flow{
+		Cookie: binary.BigEndian.Uint64(b), Table: b[16], Priority: binary.BigEndian.Uint16(b[22:]),
+		IdleTimeout: binary.BigEndian.Uint16(b[18:]), HardTimeout: binary.BigEndian.Uint16(b[20:]),
+		Flags: FlowFlags(binary.BigEndian.Uint16(b[36:])), Importance: binary.BigEndian.Uint16(b[38:]),
+	}
+	cmd, cookieMask = flowCommand(b[17]), binary.BigEndian.Uint64(b[8:])
+	m, rest, err := cutMatch(b[flowModFixed-headerSize:])
+	if err == nil {
+		f.Match = m
+		err = decodeInstructions(rest, &f)
+	}
+	if err != nil {
+		return f, cmd, cookieMask, fmt.Errorf("flow mod: %w", err)
+	}
+	return f, cmd, cookieMask, nil
+}
+
+func decodeGroupMod(b []byte) (g GroupEntry, cmd groupCommand, err error) {
+	if len(b) < 8 {
+		return g, 0, fmt.Errorf("group mod: %w", errShort)
+	}
+	g = GroupEntry{ID: binary.BigEndian.Uint32(b[4:]), Type: GroupType(b[2])}
+	g.Buckets, err = decodeBuckets(b[8:])
+	return g, groupCommand(binary.BigEndian.Uint16(b)), err
+}
+
+func decodeMeterMod(b []byte) (m Meter, cmd meterCommand, err error) {
+	if len(b) < 8 {
+		return m, 0, fmt.Errorf("meter mod: %w", errShort)
+	}
+	m = Meter{ID: binary.BigEndian.Uint32(b[4:]), Flags: MeterFlags(binary.BigEndian.Uint16(b[2:]))}
+	m.Bands, err = decodeBands(b[8:])
+	return m, meterCommand(binary.BigEndian.Uint16(b)), err
 }

@@ -61,7 +61,6 @@ func goldenMessages(t *testing.T) []struct {
 		{"bundle commit", b.control(nil, b.xid(3), bundleCommit)},
 		{"bundle discard", b.control(nil, b.xid(3), bundleDiscard)},
 		{"dump flows", appendMultipartRequest(nil, 4, multipartFlow, appendFlowRequest(nil, filter))},
-		{"aggregate", appendMultipartRequest(nil, 4, multipartAggregate, appendFlowRequest(nil, FlowFilter{}))},
 		{"dump groups", appendMultipartRequest(nil, 4, multipartGroupDesc, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Groups(ctx) }))},
 		{"meter counters", appendMultipartRequest(nil, 4, multipartMeterStats, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.MeterCounters(ctx) }))},
 		{"dump meters", appendMultipartRequest(nil, 4, multipartMeterConfig, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Meters(ctx) }))},

@@ -145,15 +145,6 @@ func appendBuckets(b []byte, buckets []Bucket) []byte {
 	return b
 }
 
-func decodeGroupMod(b []byte) (g GroupEntry, cmd groupCommand, err error) {
-	if len(b) < 8 {
-		return g, 0, fmt.Errorf("group mod: %w", errShort)
-	}
-	g = GroupEntry{ID: binary.BigEndian.Uint32(b[4:]), Type: GroupType(b[2])}
-	g.Buckets, err = decodeBuckets(b[8:])
-	return g, groupCommand(binary.BigEndian.Uint16(b)), err
-}
-
 func decodeBuckets(b []byte) ([]Bucket, error) {
 	var buckets []Bucket
 	for len(b) > 0 {

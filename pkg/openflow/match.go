@@ -59,15 +59,6 @@ func (m Match) Field(id FieldID) (Field, bool) {
 	return Field{}, false
 }
 
-// Typed reports whether this package understands every field of the match.
-func (m Match) Typed() bool {
-	_, raw := m.split()
-	return raw == ""
-}
-
-// IsAny reports whether the match matches every packet.
-func (m Match) IsAny() bool { return m.oxm == "" }
-
 func addField(all []Field, f Field) []Field {
 	if f.id == 0 || f.empty() {
 		return all

@@ -84,7 +84,6 @@ type multipartType uint16
 
 const (
 	multipartFlow        multipartType = 1
-	multipartAggregate   multipartType = 2
 	multipartGroupDesc   multipartType = 7
 	multipartMeterStats  multipartType = 9
 	multipartMeterConfig multipartType = 10

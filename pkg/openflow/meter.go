@@ -113,15 +113,6 @@ func appendMeterMod(b []byte, xid uint32, cmd meterCommand, m Meter) []byte {
 	return finishMessage(b, start)
 }
 
-func decodeMeterMod(b []byte) (m Meter, cmd meterCommand, err error) {
-	if len(b) < 8 {
-		return m, 0, fmt.Errorf("meter mod: %w", errShort)
-	}
-	m = Meter{ID: binary.BigEndian.Uint32(b[4:]), Flags: MeterFlags(binary.BigEndian.Uint16(b[2:]))}
-	m.Bands, err = decodeBands(b[8:])
-	return m, meterCommand(binary.BigEndian.Uint16(b)), err
-}
-
 func decodeBands(b []byte) ([]Band, error) {
 	var bands []Band
 	for len(b) > 0 {

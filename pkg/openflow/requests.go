@@ -28,19 +28,6 @@ func (c *Conn) Flows(ctx context.Context, filter FlowFilter) ([]FlowStats, error
 	return flows, nil
 }
 
-// Aggregate counts the flows that the filter chooses, and their packets.
-func (c *Conn) Aggregate(ctx context.Context, filter FlowFilter) (AggregateStats, error) {
-	var sum AggregateStats
-	err := c.multipart(ctx, multipartAggregate, appendFlowRequest(nil, filter), func(b []byte) (err error) {
-		sum, err = decodeAggregate(b)
-		return err
-	})
-	if err != nil {
-		return AggregateStats{}, fmt.Errorf("count flows (%s): %w", filter, err)
-	}
-	return sum, nil
-}
-
 // Ports reads the bridge's ports, in no order. [PortLocal] is one of them.
 func (c *Conn) Ports(ctx context.Context) ([]PortDesc, error) {
 	var ports []PortDesc

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
 // Config says where Open vSwitch is.
@@ -154,7 +156,7 @@ func (c *Client) run(ctx context.Context, s *session) {
 // dialUntil dials until it succeeds or ctx ends; then the last error says why
 // there was no connection.
 func (c *Client) dialUntil(ctx context.Context) (*session, error) {
-	pause := minBackoff
+	pauses := backoff.Pauses{First: minBackoff, Last: maxBackoff}
 	var last error
 	for {
 		attempt, cancel := context.WithTimeout(ctx, dialTimeout)
@@ -166,12 +168,9 @@ func (c *Client) dialUntil(ctx context.Context) (*session, error) {
 		if last == nil || ctx.Err() == nil {
 			last = err
 		}
-		select {
-		case <-ctx.Done():
+		if !pauses.Wait(ctx) {
 			return nil, fmt.Errorf("connecting to ovsdb-server at %s: %w; is ovsdb-server running, and is this its socket?", c.socket, errors.Join(last, ctx.Err()))
-		case <-time.After(pause):
 		}
-		pause = min(2*pause, maxBackoff)
 	}
 }
 

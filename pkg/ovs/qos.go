@@ -1,68 +1,15 @@
 package ovs
 
 import (
-	"context"
-	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 
 	"github.com/ovn-org/libovsdb/ovsdb"
 )
 
-// SetQoS makes q the QoS of the port, or takes it away where q is nil, and
-// reports whether there was something to do. The rows belong to the port: they
-// are made in the transaction that refers to them, and go with it, so that none is
-// ever left over. (QoS and Queue are root tables: the server never collects them.)
-func (c *Client) SetQoS(ctx context.Context, port string, q *QoS) (changed bool, err error) {
-	s, err := c.session()
-	if err != nil {
-		return false, fmt.Errorf("QoS of port %s: %w", port, err)
-	}
-	row, err := s.portByName(port)
-	if err != nil {
-		return false, fmt.Errorf("QoS of port %s: %w", port, err)
-	}
-	if row == nil {
-		return false, fmt.Errorf("QoS of port %s: %w", port, ErrNoPort)
-	}
-	have := s.qosOf(row)
-	if sameQoS(have, q) {
-		return false, nil
-	}
-	_, err = s.transact(ctx, "QoS of port "+port, s.changeQoS(row, have, q))
-	return err == nil, err
-}
-
-// changeQoS mends the rows that are there where their shape allows it: a change
-// of a rate then keeps the queue's state in the kernel.
-func (s *session) changeQoS(port *rowPort, have, q *QoS) []ovsdb.Operation {
-	if q == nil {
-		// A QoS that others use stays, and is not this port's any more.
-		return append(s.dropQoS(port), update(tablePort, port.UUID, ovsdb.Row{"qos": refs()}))
-	}
-	if have != nil && have.Type == q.Type && s.ownsQoS(port) && slices.Equal(queueNumbers(have), queueNumbers(q)) {
-		row := byUUID[rowQoS](s, tableQoS, *port.QoS)
-		ops := []ovsdb.Operation{update(tableQoS, row.UUID, ovsdb.Row{"other_config": ovsMap(q.OtherConfig)})}
-		for n, config := range q.Queues {
-			ops = append(ops, update(tableQueue, row.Queues[n], ovsdb.Row{"other_config": ovsMap(config)}))
-		}
-		return ops
-	}
-	ops := s.dropQoS(port)
-	queues := map[int]ovsdb.UUID{}
-	for _, n := range queueNumbers(q) {
-		name := "queue" + strconv.Itoa(n)
-		ops = append(ops, insert(tableQueue, name, ovsdb.Row{"other_config": ovsMap(q.Queues[n])}))
-		queues[n] = ovsdb.UUID{GoUUID: name}
-	}
-	return append(ops,
-		insert(tableQoS, "qos", ovsdb.Row{"type": q.Type, "other_config": ovsMap(q.OtherConfig), "queues": ovsMap(queues)}),
-		update(tablePort, port.UUID, ovsdb.Row{"qos": refs("qos")}))
-}
-
 // dropQoS are the operations that take the port's QoS away and delete it, and its
-// queues, where no other port or QoS uses them; none where it has none of its own.
+// queues, where no other port or QoS uses them; none where it has none of its own. (They are root
+// tables: the server never collects their rows.)
 func (s *session) dropQoS(port *rowPort) []ovsdb.Operation {
 	if !s.ownsQoS(port) {
 		return nil
@@ -127,13 +74,3 @@ func (s *session) qosOf(port *rowPort) *QoS {
 	}
 	return q
 }
-
-func sameQoS(a, b *QoS) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return a.Type == b.Type && maps.Equal(a.OtherConfig, b.OtherConfig) &&
-		maps.EqualFunc(a.Queues, b.Queues, maps.Equal[map[string]string, map[string]string])
-}
-
-func queueNumbers(q *QoS) []int { return slices.Sorted(maps.Keys(q.Queues)) }

@@ -114,7 +114,7 @@ func (s *session) watch(ctx context.Context, log *slog.Logger) {
 			err := s.lib.Echo(probe)
 			cancel()
 			if err != nil && ctx.Err() == nil {
-				log.Warn("ovsdb-server does not answer", "err", err)
+				log.Warn("ovsdb-server does not answer", "error", err)
 				return
 			}
 		}

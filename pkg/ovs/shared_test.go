@@ -100,9 +100,7 @@ func TestShareQoS(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := c.SetQoS(ctx, "b", &QoS{Type: "linux-htb", Queues: map[int]map[string]string{0: {"max-rate": "1000000"}}}); err != nil {
-		t.Fatal(err)
-	}
+	shape(t, c, o, "b", "type=linux-htb", "queues:0=@queue", "--", "--id=@queue", "create", "Queue", "other_config:max-rate=1000000")
 	for _, want := range []bool{true, false} {
 		if changed, err := c.ShareQoS(ctx, "br0", "linux-noop", append(names, "absent")); err != nil || changed != want {
 			t.Errorf("changed %t, %v; want %t", changed, err, want)
@@ -119,13 +117,8 @@ func TestShareQoS(t *testing.T) {
 	if got := vsctl(o, "--columns=_uuid", "--bare", "list", "Queue"); got != "" {
 		t.Errorf("Queue rows left: %s", got)
 	}
-	// One port may still have a QoS of its own.
-	if _, err := c.SetQoS(ctx, "a", &QoS{Type: "linux-noop", OtherConfig: map[string]string{"x": "y"}}); err != nil {
-		t.Fatal(err)
-	}
-	if p, _ := c.Port("c"); len(p.QoS.OtherConfig) != 0 {
-		t.Errorf("the QoS of one port changed another's: %+v", p.QoS)
-	}
+	// One port may still have a QoS of its own, which goes with the bridge.
+	shape(t, c, o, "a", "type=linux-noop", "other_config:x=y")
 	if err := c.DeleteBridge(ctx, "br0"); err != nil {
 		t.Fatal(err)
 	}

@@ -33,6 +33,3 @@ func IsNodeUser(user string) bool { return strings.HasPrefix(user, nodePrefix) }
 
 // OperatorUser is a person.
 func OperatorUser(name string) string { return operatorPrefix + name }
-
-// IsOperatorUser reports whether user is a person.
-func IsOperatorUser(user string) bool { return strings.HasPrefix(user, operatorPrefix) }

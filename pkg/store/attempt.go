@@ -64,7 +64,7 @@ func (s *silence) Error() string {
 func (*silence) Unwrap() error { return context.DeadlineExceeded }
 
 // tells reports whether err says more than that the time was up. gRPC adds to
-// that why it has no connection, where it knows.
+// that why it has no connection, where it knows; in the text, for it has no code of its own.
 func tells(err error) bool {
 	switch status.Code(err) {
 	case codes.DeadlineExceeded, codes.Canceled:

@@ -323,18 +323,6 @@ func (s *Store) EnsureUser(ctx context.Context, network, user string, roles ...s
 	return err
 }
 
-// EnsureShared makes user, whose role of the same name has all rights to the records: what
-// all programs were before each had an identity of its own.
-func (s *Store) EnsureShared(ctx context.Context, user string) error {
-	have, err := s.Access(ctx)
-	if err != nil {
-		return err
-	}
-	want := Access{Roles: map[string][]Permission{user: EverythingBelow(s.keys.prefix)}, Users: map[string][]string{user: {user}}}
-	_, err = s.SetAccess(ctx, have, want, nobody)
-	return err
-}
-
 // DropShared takes that user and its role away again.
 func (s *Store) DropShared(ctx context.Context, user string) error {
 	have, err := s.Access(ctx)

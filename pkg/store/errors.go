@@ -138,7 +138,8 @@ func readable(err error) string {
 		text = strings.Trim(text, `"`)
 	}
 	text = strings.TrimPrefix(text, "transport: ")
-	// gRPC's words for a connection that was taken and ended before a word was said.
+	// gRPC's words for a connection that was taken and ended before a word was said. It has
+	// no error of its own for that: by here the cause is only text.
 	// With TLS it is the handshake that ends so.
 	ended := strings.Contains(text, "error reading server preface") ||
 		strings.Contains(text, "authentication handshake failed") && (strings.HasSuffix(text, "EOF") || strings.Contains(text, "connection reset by peer"))

@@ -9,6 +9,7 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -67,14 +68,12 @@ func (s *Store) follow(ctx context.Context, sink sink, kinds ...string) {
 	f := &follower{store: s, kinds: kinds, sink: sink}
 	f.id = s.health.join(&Error{Op: "watch records", Kind: ErrUnavailable, Endpoints: s.cfg.Endpoints, Cause: errors.New("no answer yet")})
 	defer s.health.leave(f.id)
-	var pause pauser
-	said := ""
+	pauses, trouble := newPauses(), backoff.Trouble{}
 	for ctx.Err() == nil {
 		err := f.once(ctx, func() {
-			pause.reset()
-			if said != "" {
+			pauses.Reset()
+			if trouble.Over() {
 				s.log.Info("following the records in etcd again", "revision", f.seen)
-				said = ""
 			}
 		})
 		if ctx.Err() != nil {
@@ -86,11 +85,10 @@ func (s *Store) follow(ctx context.Context, sink sink, kinds ...string) {
 		}
 		s.health.set(f.id, s.asError(err))
 		// The same trouble is told once, not at each attempt.
-		if err.Error() != said {
-			said = err.Error()
+		if trouble.News(err) {
 			s.log.Warn("records in etcd are out of sight; trying again", "error", err)
 		}
-		pause.wait(ctx)
+		pauses.Wait(ctx)
 	}
 }
 

@@ -1,14 +1,10 @@
 package store
 
-import (
-	"sync"
-	"time"
-)
+import "sync"
 
 // health is what the Store knows of its connection. The zero value is ready.
 type health struct {
 	mu        sync.Mutex
-	last      time.Time     // of the last answer
 	err       error         // of the last call, nil when it was answered
 	followers map[int]error // by follower; nil error: in step
 	next      int
@@ -17,7 +13,7 @@ type health struct {
 func (h *health) contact() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.last, h.err = time.Now(), nil
+	h.err = nil
 }
 
 func (h *health) failed(err error) {
@@ -65,11 +61,4 @@ func (s *Store) Healthy() error {
 		return nil
 	}
 	return s.health.err
-}
-
-// LastContact is when etcd last answered; zero when it never did.
-func (s *Store) LastContact() time.Time {
-	s.health.mu.Lock()
-	defer s.health.mu.Unlock()
-	return s.health.last
 }

@@ -1,35 +1,12 @@
 package store
 
 import (
-	"context"
-	"math/rand/v2"
 	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
-const (
-	minPause = 50 * time.Millisecond
-	maxPause = 2 * time.Second
-)
-
-// pauser spaces attempts: longer each time, with jitter so that many nodes do
-// not come back at once. The zero value is ready.
-type pauser struct{ next time.Duration }
-
-func (p *pauser) reset() { p.next = 0 }
-
-// wait pauses before the next attempt; it returns early when ctx ends.
-func (p *pauser) wait(ctx context.Context) {
-	if p.next < minPause {
-		p.next = minPause
-	}
-	d := p.next/2 + rand.N(p.next)
-	if p.next *= 2; p.next > maxPause {
-		p.next = maxPause
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
+// newPauses are the pauses between attempts to reach etcd.
+func newPauses() backoff.Pauses {
+	return backoff.Pauses{First: 50 * time.Millisecond, Last: 2 * time.Second}
 }

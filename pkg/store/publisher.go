@@ -8,6 +8,8 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
 // Publisher keeps one record of a node in etcd under a lease, for as long as it is
@@ -56,25 +58,23 @@ func (p *Publisher[T]) Close() {
 
 func (p *Publisher[T]) run(ctx context.Context) {
 	defer close(p.done)
-	var pause pauser
-	said := ""
+	pauses, trouble := newPauses(), backoff.Trouble{}
 	select {
 	case <-p.wake:
 	case <-ctx.Done():
 		return
 	}
 	for ctx.Err() == nil {
-		err := p.hold(ctx, &pause)
-		if ctx.Err() == nil && err != nil && err.Error() != said {
-			said = err.Error()
+		err := p.hold(ctx, &pauses)
+		if ctx.Err() == nil && err != nil && trouble.News(err) {
 			p.store.log.Warn("cannot publish "+p.what+"; trying again", "error", err)
 		}
-		pause.wait(ctx)
+		pauses.Wait(ctx)
 	}
 }
 
 // hold publishes under one lease until that is lost.
-func (p *Publisher[T]) hold(ctx context.Context, pause *pauser) error {
+func (p *Publisher[T]) hold(ctx context.Context, pauses *backoff.Pauses) error {
 	c, err := p.store.connect()
 	if err != nil {
 		return p.store.classify(ctx, "publish "+p.what, err)
@@ -103,7 +103,7 @@ func (p *Publisher[T]) hold(ctx context.Context, pause *pauser) error {
 		if written, err = p.write(ctx, grant.ID, written); err != nil {
 			return err
 		}
-		pause.reset()
+		pauses.Reset()
 		if !p.waitChange(ctx, alive) {
 			return nil
 		}

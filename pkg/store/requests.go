@@ -109,22 +109,14 @@ func (s *Store) PutRequest(ctx context.Context, r topology.Request) error {
 	return err
 }
 
-// Certificate reads the leader's answer to the node with address ip; ErrNotFound.
-func (s *Store) Certificate(ctx context.Context, ip netip.Addr) (Versioned[topology.Certificate], error) {
-	cfg, err := s.Config(ctx)
-	if err != nil {
-		return Versioned[topology.Certificate]{}, err
-	}
-	return read(ctx, s, "read the certificate of node "+ip.String(), s.keys.certificate(cfg.Value.Name, ip), parseCertificate)
-}
-
 func parseCertificate(data []byte) (c topology.Certificate, err error) {
 	err = json.Unmarshal(data, &c)
 	return c, err
 }
 
-// WaitCertificate waits until cond is true of the answer to the node with address ip, as
-// [Store.WaitNamespace] does.
+// WaitCertificate waits until cond is true of the answer to the node with address ip, and
+// returns it. cond is asked after every change while there is an answer that parses. Errors:
+// that of ctx, ErrDenied, ErrNoConfig; while etcd is away it keeps trying.
 func (s *Store) WaitCertificate(ctx context.Context, ip netip.Addr, cond func(topology.Certificate) bool) (topology.Certificate, error) {
 	k, err := s.waitKey(ctx, func(name string) string { return s.keys.certificate(name, ip) }, func(k kv, ok bool) bool {
 		c, err := parseCertificate(k.value)
@@ -157,7 +149,7 @@ func (l *Leadership) DropRequest(ctx context.Context, key string) error {
 // network that there is. Errors: that of ctx, ErrDenied, ErrNoConfig; while etcd is away
 // it keeps trying.
 func (s *Store) waitKey(ctx context.Context, key func(network string) string, cond func(k kv, ok bool) bool) (kv, error) {
-	var pause pauser
+	pauses := newPauses()
 	for {
 		k, done, err := s.waitOnce(ctx, key, cond)
 		if done {
@@ -169,6 +161,6 @@ func (s *Store) waitKey(ctx context.Context, key func(network string) string, co
 		if err != nil && !errors.Is(err, ErrUnavailable) {
 			return k, err
 		}
-		pause.wait(ctx)
+		pauses.Wait(ctx)
 	}
 }

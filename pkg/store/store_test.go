@@ -366,43 +366,40 @@ func TestEnsureNode(t *testing.T) {
 	}
 }
 
-func TestWaitNamespace(t *testing.T) {
+func TestWaitCertificate(t *testing.T) {
 	e, s := network(t)
-	e.Put(key("a"), nsRecord("a", 100))
-	rev, err := s.RequestAction(ctxOf(t), "a", topology.MakeGlobal, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ip := netip.MustParseAddr("192.0.2.1")
+	key := DefaultPrefix + "/k8ssdn/certificates/" + ip.String()
+	e.Put(key, `{"CA":"first"}`)
 	type answer struct {
-		n   Versioned[topology.Namespace]
+		c   topology.Certificate
 		err error
 	}
-	done := make(chan answer, 1)
-	started := make(chan struct{}, 100)
+	done, asked := make(chan answer, 1), make(chan struct{}, 100)
 	go func() {
-		n, err := s.WaitNamespace(ctxOf(t), "a", func(n Versioned[topology.Namespace], ok bool) bool {
-			started <- struct{}{}
-			return ok && n.Revision > rev && n.Value.Action == topology.None
+		c, err := s.WaitCertificate(ctxOf(t), ip, func(c topology.Certificate) bool {
+			asked <- struct{}{}
+			return c.CA == "second"
 		})
-		done <- answer{n, err}
+		done <- answer{c, err}
 	}()
-	<-started
+	<-asked
 	// etcd goes away meanwhile, and the record is broken for a while.
 	e.Stop()
 	e.Restart()
-	e.Put(key("a"), `{`)
-	e.Put(key("a"), nsRecord("a", 0))
+	e.Put(key, `{`)
+	e.Put(key, `{"CA":"second"}`)
 	select {
 	case a := <-done:
-		if a.err != nil || *a.n.Value.Effective != 0 {
-			t.Errorf("%+v, %v", a.n, a.err)
+		if a.err != nil || a.c.CA != "second" {
+			t.Errorf("%+v, %v", a.c, a.err)
 		}
 	case <-time.After(patience):
 		t.Fatal("it waits still")
 	}
 	ctx, cancel := context.WithTimeout(ctxOf(t), 50*time.Millisecond)
 	defer cancel()
-	if _, err := s.WaitNamespace(ctx, "a", func(Versioned[topology.Namespace], bool) bool { return false }); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.WaitCertificate(ctx, ip, func(topology.Certificate) bool { return false }); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("end of the wait: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -15,8 +16,7 @@ import (
 func (s *Store) WaitConfig(ctx context.Context, trouble func(error)) (Versioned[topology.Config], error) {
 	ctx, cancel := s.bound(ctx)
 	defer cancel()
-	var pause pauser
-	said := ""
+	pauses, saw := newPauses(), backoff.Trouble{}
 	for {
 		cfg, header, err := s.readConfig(ctx)
 		if err == nil {
@@ -25,17 +25,16 @@ func (s *Store) WaitConfig(ctx context.Context, trouble func(error)) (Versioned[
 		if ctx.Err() != nil {
 			return cfg, ctx.Err()
 		}
-		if trouble != nil && err.Error() != said {
-			said = err.Error()
+		if trouble != nil && saw.News(err) {
 			trouble(err)
 		}
 		if errors.Is(err, ErrNoConfig) || errors.Is(err, ErrInvalid) {
 			if s.waitConfig(ctx, header.Revision) == nil {
-				pause.reset()
+				pauses.Reset()
 				continue
 			}
 		}
-		pause.wait(ctx)
+		pauses.Wait(ctx)
 	}
 }
 

@@ -125,23 +125,6 @@ func (t *statusSink) remove(kind, key string) {
 
 func (t *statusSink) emit(int64) { t.out.send(maps.Clone(t.statuses)) }
 
-// WaitNamespace waits until cond is true of the record of ns, and returns it.
-// cond is asked at once and then after every change; ok is false while there is
-// no record, or one that does not parse. Errors: that of ctx, ErrDenied,
-// ErrNoConfig; while etcd is away it keeps trying.
-func (s *Store) WaitNamespace(ctx context.Context, ns string, cond func(record Versioned[topology.Namespace], ok bool) bool) (Versioned[topology.Namespace], error) {
-	parse := func(k kv, ok bool) (Versioned[topology.Namespace], bool) {
-		if !ok {
-			return Versioned[topology.Namespace]{}, false
-		}
-		v, err := topology.ParseNamespace(ns, k.value)
-		return Versioned[topology.Namespace]{Value: v, Revision: k.rev.Mod}, err == nil
-	}
-	k, err := s.waitKey(ctx, func(network string) string { return s.keys.namespace(network, ns) }, func(k kv, ok bool) bool { return cond(parse(k, ok)) })
-	n, _ := parse(k, k.rev.Create != 0)
-	return n, err
-}
-
 // waitOnce reads and then watches until the watch ends.
 func (s *Store) waitOnce(ctx context.Context, name func(network string) string, cond func(kv, bool) bool) (k kv, done bool, err error) {
 	cfg, err := s.Config(ctx)

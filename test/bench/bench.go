@@ -23,6 +23,7 @@ var measurements = []measurement{
 	{"startup", startup},
 	{"cni-empty", cniEmpty},
 	{"burst", burst},
+	{"namespaces", newNamespaces},
 	{"bundle", bundle},
 	{"pipeline", pipelineCost},
 	{"services", services},

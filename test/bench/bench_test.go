@@ -118,9 +118,9 @@ func TestOtherTenants(t *testing.T) {
 	pod := []string{
 		"cookie=0x10300ac100002, table=0, priority=100,ip,in_port=12,dl_src=0a:58:ac:10:00:02,nw_src=172.16.0.2 actions=set_field:0x65->reg1,goto_table:5",
 		"cookie=0x1040000000065, table=5, priority=100,reg1=0x65 actions=set_field:0x49a1df->reg0,goto_table:20",
-		"cookie=0x10300ac100002, table=40, priority=100,ip,nw_dst=172.16.0.2 actions=set_field:0x65->reg1,set_field:0xc->reg2,set_field:0a:58:ac:10:00:02->eth_dst,goto_table:45",
-		"cookie=0x1040000000065, table=45, priority=100,reg0=0x49a1df,reg1=0x65 actions=output:NXM_NX_REG2[]",
-		"cookie=0x1040000000065, table=45, priority=100,reg0=0,reg1=0x65 actions=output:12",
+		"cookie=0x10300ac100002, table=40, priority=100,ip,nw_dst=172.16.0.2 actions=set_field:0x65->reg12,set_field:0xc->reg2,set_field:0a:58:ac:10:00:02->eth_dst,goto_table:45",
+		"cookie=0x1040000000065, table=45, priority=100,reg0=0x49a1df,reg12=0x65 actions=goto_table:60",
+		"cookie=0x1040000000065, table=45, priority=100,reg0=0,reg12=0x65 actions=output:12",
 	}
 	got, err := otherTenants(pod, 300)
 	if err != nil {
@@ -129,9 +129,9 @@ func TestOtherTenants(t *testing.T) {
 	want := []string{
 		"cookie=0xbe7c4, table=0, priority=100,ip,in_port=20001,dl_src=0a:58:ac:1f:00:01,nw_src=172.31.0.1 actions=set_field:0xa00002->reg1,goto_table:5",
 		"cookie=0xbe7c4, table=5, priority=100,reg1=0xa00002 actions=set_field:0xa00003->reg0,goto_table:20",
-		"cookie=0xbe7c4, table=40, priority=100,ip,nw_dst=172.31.0.1 actions=set_field:0xa00002->reg1,set_field:0x4e21->reg2,set_field:0a:58:ac:1f:00:01->eth_dst,goto_table:45",
-		"cookie=0xbe7c4, table=45, priority=100,reg0=0xa00003,reg1=0xa00002 actions=output:NXM_NX_REG2[]",
-		"cookie=0xbe7c4, table=45, priority=100,reg0=0,reg1=0xa00002 actions=output:20001",
+		"cookie=0xbe7c4, table=40, priority=100,ip,nw_dst=172.31.0.1 actions=set_field:0xa00002->reg12,set_field:0x4e21->reg2,set_field:0a:58:ac:1f:00:01->eth_dst,goto_table:45",
+		"cookie=0xbe7c4, table=45, priority=100,reg0=0xa00003,reg12=0xa00002 actions=goto_table:60",
+		"cookie=0xbe7c4, table=45, priority=100,reg0=0,reg12=0xa00002 actions=output:20001",
 	}
 	if diff := cmp.Diff(want, got[5:10]); diff != "" {
 		t.Error(diff)

@@ -13,5 +13,6 @@
 //	go run ./test/bench -short -out DIR # few repetitions, for CI
 //
 // It removes all it has made, also when it is interrupted. After a SIGKILL,
-// `netlab down --name bench-PID` does.
+// `netlab down --name bench-PID` does, and the same with bench-PID-many, the lab that many
+// new namespaces have for themselves.
 package main

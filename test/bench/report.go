@@ -6,9 +6,10 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 )
 
 // report is everything that a run found out.
@@ -109,11 +110,7 @@ func (r report) write(dir string) error {
 	files := map[string][]byte{"results.json": data, "RESULTS.md": []byte(r.markdown())}
 	maps.Copy(files, r.pictures)
 	for name, content := range files {
-		tmp := filepath.Join(dir, "."+name+".tmp")
-		if err := os.WriteFile(tmp, content, 0o644); err != nil {
-			return fmt.Errorf("write the results: %w", err)
-		}
-		if err := os.Rename(tmp, filepath.Join(dir, name)); err != nil {
+		if err := atomicfile.Replace(filepath.Join(dir, name), content, 0o644); err != nil {
 			return fmt.Errorf("write the results: %w", err)
 		}
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -30,6 +31,8 @@ type chained struct {
 	add, check string
 	// cutOff is that the pod reaches nobody.
 	cutOff bool
+	// further is that the pod has an interface of ours before that with the plugin.
+	further bool
 	// has is a command in the pod and what it prints.
 	has  []string
 	want string
@@ -83,6 +86,10 @@ var chains = map[string]chained{
 		plugin: netlab.Plugin{"type": "sbr"},
 		check:  "the route to 0.0.0.0/0 through eth0 is missing", cutOff: true,
 	},
+	"sbr, behind a further interface": {
+		plugin: netlab.Plugin{"type": "sbr"}, further: true,
+		has: []string{"ip", "-4", "route", "show", "table", "100"}, want: "dev net1",
+	},
 }
 
 // needReference skips the test where the plugins of others are not beside ours.
@@ -118,19 +125,45 @@ func TestChainedPlugins(t *testing.T) {
 // chain attaches one pod with the plugin behind ours, looks at it, and detaches it.
 func (l *lab) chain(ctx context.Context, name string, c chained, peer netlab.Pod) {
 	l.t.Helper()
+	p, err := l.NewSandbox("n1", "red", "chained", netlab.PodOptions{})
+	l.must(err)
+	if !c.further {
+		c.pod.Name = "eth0"
+		l.chainIn(ctx, name, c, p, peer)
+		l.must(l.ForgetPod(p))
+		return
+	}
+	own, err := l.Runtime("n1", "k8s-ovs", l.OwnPlugin("n1"))
+	l.must(err)
+	first := netlab.Interface{Name: "eth0"}
+	_, err = own.Add(ctx, p, first)
+	l.must(err)
+	c.pod.Name = "net1"
+	l.chainIn(ctx, name, c, p, peer)
+	_, err = l.PodExec(ctx, p, "ping", "-c", "1", "-W", "1", peer.IP.String())
+	if err := errors.Join(err, own.Check(ctx, p, first)); err != nil {
+		l.t.Errorf("%s: the first interface after DEL of the further one: %v", name, err)
+	}
+	l.must(own.Del(ctx, p, first))
+	l.must(l.ForgetPod(p))
+}
+
+// chainIn is [lab.chain] in a sandbox, with the interface c.pod.
+func (l *lab) chainIn(ctx context.Context, name string, c chained, p, peer netlab.Pod) {
+	l.t.Helper()
 	c.plugin = maps.Clone(c.plugin)
 	c.plugin["dataDir"] = l.t.TempDir() // tuning's
 	r, err := l.Runtime("n1", "chained", l.OwnPlugin("n1"), c.plugin)
 	l.must(err)
-	p, err := l.NewSandbox("n1", "red", "chained", netlab.PodOptions{})
-	l.must(err)
-	c.pod.Name = "eth0"
 	result, err := r.Add(ctx, p, c.pod)
 	l.says(name+": ADD", err, c.add)
 	if err == nil {
 		l.says(name+": CHECK", r.Check(ctx, p, c.pod), c.check)
-		p.IP = addressOf(result)
-		_, err := l.PodExec(ctx, p, "ping", "-c", "1", "-W", "1", peer.IP.String())
+		ping := []string{"ping", "-c", "1", "-W", "1", peer.IP.String()}
+		if c.further {
+			ping = append(ping, "-I", addressOf(result).String())
+		}
+		_, err := l.PodExec(ctx, p, ping...)
 		if (err != nil) != c.cutOff {
 			l.t.Errorf("%s: the pod's ping: %v; want it cut off: %v", name, err, c.cutOff)
 		}
@@ -147,7 +180,6 @@ func (l *lab) chain(ctx context.Context, name string, c chained, peer netlab.Pod
 			l.t.Errorf("%s: %v", name, err)
 		}
 	}
-	l.must(l.ForgetPod(p))
 }
 
 // says compares an error with what it should say; nothing for none.
@@ -201,14 +233,17 @@ type several struct {
 	iface   netlab.Interface
 	address netip.Addr
 	gateway string
+	// foreign is that another plugin made it.
+	foreign bool
 }
 
 // TestSeveralNetworks: what multus makes: two attachments of the same network in one
-// sandbox, and one beside another plugin's, in both orders. Each address answers, also
-// after a restart of the agent; a repeated ADD and CHECK find all as it should be; a
-// change of MTU reaches all; DEL of one leaves the others' ways.
+// sandbox, and one beside another plugin's, in both orders; with the plugin sbr behind the
+// further one too. Each address answers, also after a restart of the agent; a repeated ADD
+// and CHECK find all as it should be; a change of MTU reaches all; DEL of one leaves the
+// others' ways.
 func TestSeveralNetworks(t *testing.T) {
-	needReference(t, "bridge", "host-local")
+	needReference(t, "bridge", "host-local", "sbr")
 	l := up(t, netlab.Options{})
 	peer := l.pod("n2", "red/peer")
 	foreign := func(network, subnet string, routes ...map[string]string) *netlab.Runtime {
@@ -222,10 +257,13 @@ func TestSeveralNetworks(t *testing.T) {
 	first, second := foreign("first", "192.168.77.0/24", map[string]string{"dst": "0.0.0.0/0"}), foreign("second", "192.168.78.0/24")
 	ours, err := l.Runtime("n1", "k8s-ovs", l.OwnPlugin("n1"))
 	l.must(err)
+	sbr, err := l.Runtime("n1", "sbr", l.OwnPlugin("n1"), netlab.Plugin{"type": "sbr"})
+	l.must(err)
 	for name, order := range map[string][]*netlab.Runtime{
 		"twice ours": {ours, ours}, "ours first": {ours, second}, "ours second": {first, ours}, "ours twice, second": {first, ours, ours},
+		"sbr behind the second of ours": {ours, sbr, ours}, "sbr behind ours second": {first, sbr},
 	} {
-		l.severalIn(name, order, ours, peer)
+		l.severalIn(name, order, []*netlab.Runtime{first, second}, peer)
 	}
 	l.secondDefault(ours, first)
 	if ends := l.hostEnds("n1"); len(ends) > 0 {
@@ -233,14 +271,14 @@ func TestSeveralNetworks(t *testing.T) {
 	}
 }
 
-func (l *lab) severalIn(name string, order []*netlab.Runtime, ours *netlab.Runtime, peer netlab.Pod) {
+func (l *lab) severalIn(name string, order, foreign []*netlab.Runtime, peer netlab.Pod) {
 	l.t.Helper()
 	ctx := l.t.Context()
 	p, err := l.NewSandbox("n1", "red", "several", netlab.PodOptions{})
 	l.must(err)
 	var all []several
 	for i, r := range order {
-		s := several{runtime: r, iface: netlab.Interface{Name: "net" + strconv.Itoa(i)}}
+		s := several{runtime: r, iface: netlab.Interface{Name: "net" + strconv.Itoa(i)}, foreign: slices.Contains(foreign, r)}
 		result, err := r.Add(ctx, p, s.iface)
 		l.must(err)
 		s.address, s.gateway = addressOf(result), result.IPs[0].Gateway.String()
@@ -252,7 +290,7 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, ours *netlab.Runti
 			if err := s.runtime.Check(ctx, p, s.iface); err != nil {
 				l.t.Errorf("%s, %s: %v", name, when, err)
 			}
-			l.addressAnswers(fmt.Sprintf("%s, %s: %s of %s", name, when, s.address, s.iface.Name), p, peer, s, s.runtime != ours)
+			l.addressAnswers(fmt.Sprintf("%s, %s: %s of %s", name, when, s.address, s.iface.Name), p, peer, s)
 		}
 	}
 	sound("after ADD")
@@ -260,7 +298,7 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, ours *netlab.Runti
 	l.eventually("the agent is ready", 20*time.Second, func() error { return l.CNIStatus(ctx, "n1") })
 	sound("after a restart")
 	for _, s := range all {
-		if s.runtime != ours {
+		if s.foreign {
 			continue // bridge refuses
 		}
 		again, err := s.runtime.Add(ctx, p, s.iface)
@@ -275,7 +313,7 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, ours *netlab.Runti
 			l.must(l.SetMTU(ctx, node, mtu))
 		}
 		for _, s := range all {
-			if s.runtime == ours {
+			if !s.foreign {
 				l.eventually(fmt.Sprintf("%s: MTU of %s", name, s.iface.Name), 20*time.Second, func() error { return interfaceHasMTU(ctx, p, s.iface.Name, mtu-vxlanOverhead) })
 			}
 		}
@@ -285,7 +323,7 @@ func (l *lab) severalIn(name string, order []*netlab.Runtime, ours *netlab.Runti
 		l.must(all[0].runtime.Del(ctx, p, all[0].iface))
 		all = all[1:]
 		for _, s := range all {
-			l.addressAnswers(fmt.Sprintf("%s: %s after DEL of one before it", name, s.iface.Name), p, peer, s, s.runtime != ours)
+			l.addressAnswers(fmt.Sprintf("%s: %s after DEL of one before it", name, s.iface.Name), p, peer, s)
 		}
 	}
 	l.must(l.ForgetPod(p))
@@ -343,18 +381,21 @@ func interfaceHasMTU(ctx context.Context, p netlab.Pod, name string, want int) e
 	return nil
 }
 
-// addressAnswers requires that the address of s answers: a pod of another node, or, for an
-// attachment of another plugin, its gateway on the node.
-func (l *lab) addressAnswers(what string, p, peer netlab.Pod, s several, foreign bool) {
+// addressAnswers requires that the address of s answers: a pod of another node, also who
+// binds to the interface, or, for an attachment of another plugin, its gateway on the node.
+func (l *lab) addressAnswers(what string, p, peer netlab.Pod, s several) {
 	l.t.Helper()
 	ctx := l.t.Context()
-	var err error
-	if foreign {
-		_, err = l.NodeExec(ctx, "n1", "ping", "-c", "1", "-W", "2", s.address.String())
-	} else {
-		_, err = l.PodExec(ctx, peer, "ping", "-c", "1", "-W", "2", s.address.String())
+	if s.foreign {
+		if _, err := l.NodeExec(ctx, "n1", "ping", "-c", "1", "-W", "2", s.address.String()); err != nil {
+			l.t.Errorf("%s: %v", what, err)
+		}
+		return
+	}
+	_, err := l.PodExec(ctx, peer, "ping", "-c", "1", "-W", "2", s.address.String())
+	for _, from := range []string{s.address.String(), s.iface.Name} {
 		if err == nil {
-			_, err = l.PodExec(ctx, p, "ping", "-c", "1", "-W", "2", "-I", s.address.String(), peer.IP.String())
+			_, err = l.PodExec(ctx, p, "ping", "-c", "1", "-W", "2", "-I", from, peer.IP.String())
 		}
 	}
 	if err != nil {

@@ -38,6 +38,12 @@ type lab struct {
 func up(t *testing.T, o netlab.Options) *lab {
 	t.Helper()
 	t.Parallel()
+	return upAlso(t, o)
+}
+
+// upAlso starts one more lab for a test that runs beside others already.
+func upAlso(t *testing.T, o netlab.Options) *lab {
+	t.Helper()
 	o.Name = fmt.Sprintf("e2e-%d-%d", os.Getpid(), labs.Add(1))
 	o.BinDir = binDir
 	began := time.Now()
@@ -333,6 +339,12 @@ func lostOutside(rep probe.Report, spans []span, after time.Duration) []probe.Ev
 // eventually waits until ok returns nil.
 func (l *lab) eventually(what string, timeout time.Duration, ok func() error) {
 	l.t.Helper()
+	l.eventuallyEach(20*time.Millisecond, what, timeout, ok)
+}
+
+// eventuallyEach asks after pauses: for what costs the machine much to answer.
+func (l *lab) eventuallyEach(pause time.Duration, what string, timeout time.Duration, ok func() error) {
+	l.t.Helper()
 	deadline := time.Now().Add(timeout)
 	for {
 		err := ok()
@@ -342,7 +354,7 @@ func (l *lab) eventually(what string, timeout time.Duration, ok func() error) {
 		if time.Now().After(deadline) {
 			l.t.Fatalf("%s: not in %s: %v", what, timeout, err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 

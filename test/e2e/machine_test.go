@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -8,8 +9,10 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -30,6 +33,8 @@ var (
 	machineSeed  = flag.Uint64("machine.seed", 1, "seed of the machine suite; 0: a new one, which is printed")
 	machinePairs = flag.Int("machine.pairs", 2, "pairs of changes that the machine suite tries")
 	machineAll   = flag.Bool("machine.all", false, "try each change alone, not a selection")
+	machineOnly  = flag.String("machine.only", "", "a regular expression: try the changes whose names match")
+	machineLab   = flag.Int("machine.lab", 1, "changes, or pairs of them, that one lab stands one after the other; where labs are slow to start")
 )
 
 const (
@@ -37,6 +42,8 @@ const (
 	// machineSettles is how long the effect of a change may take to show: the agent
 	// looks at everything every 5 s.
 	machineSettles = 6 * time.Second
+	// machineLooks is the pause between two looks at all pods, which are a dozen processes.
+	machineLooks = time.Second
 	// machineSome is how many changes are tried alone without -machine.all.
 	machineSome = 8
 )
@@ -49,19 +56,24 @@ type change struct {
 	do, undo string
 	// datapath is the only one where it can happen; empty for any.
 	datapath string
+	// needs are commands in an empty namespace that a kernel takes which has what the
+	// change is made of; empty where every kernel has it.
+	needs string
 }
 
 const (
 	noAddress = `ip addr del $ADDR dev $DEV`
 	address   = `ip addr add $ADDR dev $DEV; ip route replace default via $VIA`
-	kill      = `kill -9 $(cat $RUN/vswitchd.pid); while kill -0 $(cat $RUN/vswitchd.pid) 2>/dev/null; do sleep 0.05; done`
+	// needsBridge is what tells whether the kernel has bridges.
+	needsBridge = `ip link add host0 type bridge`
+	kill        = `kill -9 $(cat $RUN/vswitchd.pid); while kill -0 $(cat $RUN/vswitchd.pid) 2>/dev/null; do sleep 0.05; done`
 )
 
 var changes = []change{
-	moved("a bridge of the kernel", "host0", `ip link add host0 type bridge; ip link set eth0 master host0`),
-	moved("a bond", "bond0", `ip link add bond0 type bond mode active-backup miimon 50; ip link set eth0 down; ip link set eth0 master bond0; ip link set eth0 up`),
+	moved("a bridge of the kernel", "host0", needsBridge, `ip link add host0 type bridge; ip link set eth0 master host0`),
+	moved("a bond", "bond0", `ip link add bond0 type bond mode active-backup miimon 50`, `ip link add bond0 type bond mode active-backup miimon 50; ip link set eth0 down; ip link set eth0 master bond0; ip link set eth0 up`),
 	// The lab's switch knows no VLANs: what the node sends loses its tag on the way out.
-	moved("a VLAN", "eth0.5", `ip link add link eth0 name eth0.5 type vlan id 5; tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress matchall action vlan pop; tc filter add dev eth0 ingress matchall action vlan push id 5`),
+	moved("a VLAN", "eth0.5", `ip link add eth0 type dummy; ip link add link eth0 name eth0.5 type vlan id 5; tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress matchall action vlan pop`, `ip link add link eth0 name eth0.5 type vlan id 5; tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress matchall action vlan pop; tc filter add dev eth0 ingress matchall action vlan push id 5`),
 	{name: "the node's address taken away", do: noAddress, undo: address},
 	{name: "all addresses flushed for a moment", do: "ip addr flush dev $DEV; " + address},
 	{name: "no default route", do: "ip route del default", undo: "ip route replace default via $VIA"},
@@ -73,7 +85,7 @@ var changes = []change{
 	{name: "the device with the address down", do: "ip link set $DEV down", undo: "ip link set $DEV up; ip route replace default via $VIA"},
 	{name: "the uplink's MTU", do: "ip link set $UPLINK mtu 1400", undo: "ip link set $UPLINK mtu 1500"},
 	{name: "the uplink renamed", do: "ip link set $UPLINK down; ip link set $UPLINK name ens9; ip link set ens9 up", undo: "ip link set ens9 down; ip link set ens9 name $UPLINK; ip link set $UPLINK up", datapath: "netdev"},
-	{name: "the uplink in a bridge of the kernel", do: "ip link add host0 type bridge; ip link set host0 up; ip link set $UPLINK master host0", undo: "ip link set $UPLINK nomaster; ip link del host0", datapath: "netdev"},
+	{name: "the uplink in a bridge of the kernel", do: "ip link add host0 type bridge; ip link set host0 up; ip link set $UPLINK master host0", undo: "ip link set $UPLINK nomaster; ip link del host0", datapath: "netdev", needs: needsBridge},
 	{name: "the lease renewed on the uplink", do: "ip addr add $ADDR dev $UPLINK; ip route add default via $VIA dev $UPLINK metric 9", datapath: "netdev"},
 	{name: "the gateway port down", do: "ip link set tun0 down"},
 	{name: "the gateway's address taken away", do: "ip addr flush dev tun0"},
@@ -87,6 +99,12 @@ var changes = []change{
 	{name: "strict reverse paths", do: "sysctl -qw net.ipv4.conf.all.rp_filter=1", undo: "sysctl -qw net.ipv4.conf.all.rp_filter=0"},
 	{name: "another table's FORWARD policy", do: `nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }'`, undo: "nft delete table ip docker"},
 	{name: "another table drops what leaves", do: `nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 5; }; add rule inet fw f iifname tun0 drop'`, undo: "nft delete table inet fw"},
+	{name: "another table lets only pods out", do: `nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }; add rule ip docker f iifname tun0 accept'`, undo: "nft delete table ip docker"},
+	{name: "another table drops what comes back", do: `nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 5; }; add rule inet fw f oifname tun0 drop'`, undo: "nft delete table inet fw"},
+	{name: "another table drops answers as they come in", do: `nft "add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname $DEV ip protocol icmp drop; add rule ip fw p iifname $DEV udp dport != { 4789, 4790 } drop"`, undo: "nft delete table ip fw"},
+	{name: "iptables' FORWARD policy", do: "iptables-legacy -P FORWARD DROP", undo: "iptables-legacy -P FORWARD ACCEPT"},
+	{name: "iptables drops what comes back", do: "iptables-legacy -I FORWARD -o tun0 -j DROP", undo: "iptables-legacy -D FORWARD -o tun0 -j DROP"},
+	{name: "iptables drops answers as they come in", do: "iptables-legacy -t raw -A PREROUTING -i $DEV -p icmp -j DROP; iptables-legacy -t raw -A PREROUTING -i $DEV -p udp -m multiport ! --dports 4789,4790 -j DROP", undo: "iptables-legacy -t raw -F PREROUTING"},
 	{name: "the firewall flushed", do: "nft flush ruleset"},
 	{name: "the agent's table deleted", do: "nft delete table ip k8s-ovs"},
 	{name: "a routing rule that swallows pods' packets", do: "ip rule add iif tun0 priority 50 blackhole", undo: "ip rule del priority 50"},
@@ -115,10 +133,10 @@ var changes = []change{
 
 // moved has another device, which leads out by eth0, carry the node's address and its
 // default route.
-func moved(what, device, make string) change {
+func moved(what, device, needs, make string) change {
 	to := make + "; ip addr flush dev eth0; ip link set " + device + " up; ip addr add $ADDR dev " + device + "; ip route replace default via $VIA"
 	back := "ip link del " + device + "; if tc qdisc show dev eth0 | grep -q clsact; then tc qdisc del dev eth0 clsact; fi; ip link set eth0 up; ip addr add $ADDR dev eth0; ip route replace default via $VIA"
-	return change{name: "the node's address moved to " + what, do: to, undo: back, datapath: "system"}
+	return change{name: "the node's address moved to " + what, do: to, undo: back, datapath: "system", needs: needs}
 }
 
 // moments are the changes that are undone, undone at once: what went is back before
@@ -126,10 +144,35 @@ func moved(what, device, make string) change {
 func moments(cs []change) (out []change) {
 	for _, c := range cs {
 		if c.undo != "" {
-			out = append(out, change{name: c.name + ", for a moment", do: c.do + "; " + c.undo, datapath: c.datapath})
+			out = append(out, change{name: c.name + ", for a moment", do: c.do + "; " + c.undo, datapath: c.datapath, needs: c.needs})
 		}
 	}
 	return out
+}
+
+// possible skips the test where the kernel has not what the change is made of.
+func (c change) possible(t *testing.T) {
+	t.Helper()
+	if c.needs == "" {
+		return
+	}
+	cmd := exec.CommandContext(t.Context(), "sh", "-ec", c.needs)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNET}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Skipf("%s: this kernel does not take `%s`: %v: %s", c.name, c.needs, err, bytes.TrimSpace(out))
+	}
+}
+
+// candidates are the changes, and moments of them, that can happen here and that -machine.only names.
+func candidates(t *testing.T) []change {
+	only := regexp.MustCompile(*machineOnly)
+	_, err := exec.LookPath("iptables-legacy")
+	if err != nil {
+		t.Log("no iptables-legacy here, so nothing is changed with it; `make test-kernel` has it")
+	}
+	return slices.DeleteFunc(slices.Concat(changes, moments(changes)), func(c change) bool {
+		return c.datapath != "" && c.datapath != ovstest.Datapath() || !only.MatchString(c.name) || err != nil && strings.Contains(c.do, "iptables-legacy")
+	})
 }
 
 // machine is a lab whose n1 is changed.
@@ -139,7 +182,7 @@ type machine struct {
 }
 
 func upMachine(t *testing.T) *machine {
-	l := up(t, netlab.Options{})
+	l := upAlso(t, netlab.Options{})
 	l.pods(map[string][]string{"n1": {"red/a", "red/c"}, "n2": {"red/b"}})
 	m := &machine{lab: l}
 	m.agent = m.agentPID()
@@ -229,7 +272,7 @@ func (m *machine) ready() error { return m.CNIStatus(m.t.Context(), "n1") }
 
 func (m *machine) await(when string, ok func() error) {
 	m.t.Helper()
-	m.eventually(when, machineTime, ok)
+	m.eventuallyEach(machineLooks, when, machineTime, ok)
 }
 
 // there waits for the devices that a change is about: the change before it may have them
@@ -253,6 +296,9 @@ func together(a, b change) bool {
 // try makes the changes, one after the other, and undoes them in the opposite order.
 func (m *machine) try(cs ...change) {
 	m.t.Helper()
+	for _, c := range cs {
+		c.possible(m.t)
+	}
 	for _, c := range cs {
 		m.shell(there(c.do))
 	}
@@ -284,36 +330,67 @@ func (m *machine) try(cs ...change) {
 	}
 }
 
-// TestMachine is the machine suite.
-func TestMachine(t *testing.T) {
+// trial is changes one after the other.
+type trial []change
+
+func (c trial) String() string {
+	var names []string
+	for _, one := range c {
+		names = append(names, one.name)
+	}
+	return strings.Join(names, ", then ")
+}
+
+// trials are what the flags ask for, in an order that follows from the seed.
+func trials(t *testing.T) (all []trial) {
 	seed := *machineSeed
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
 	t.Logf("-machine.seed=%d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	possible := slices.DeleteFunc(slices.Concat(changes, moments(changes)), func(c change) bool { return c.datapath != "" && c.datapath != ovstest.Datapath() })
-	var trials [][]change
+	possible := candidates(t)
 	for i, k := range random.Perm(len(possible)) {
 		if *machineAll || i < machineSome {
-			trials = append(trials, possible[k:k+1])
+			all = append(all, possible[k:k+1])
 		}
 	}
-	for range *machinePairs {
-		k := random.Perm(len(possible))
-		for !together(possible[k[0]], possible[k[1]]) {
-			k = random.Perm(len(possible))
+	for range min(*machinePairs, len(possible)*(len(possible)-1)) {
+		// Of few changes perhaps no two go together.
+		for range 100 {
+			k := random.Perm(len(possible))
+			if a, b := possible[k[0]], possible[k[1]]; together(a, b) {
+				all = append(all, trial{a, b})
+				break
+			}
 		}
-		trials = append(trials, []change{possible[k[0]], possible[k[1]]})
 	}
-	for _, cs := range trials {
-		var names []string
-		for _, c := range cs {
-			names = append(names, c.name)
-		}
-		t.Run(strings.Join(names, ", then "), func(t *testing.T) {
-			m := upMachine(t)
-			m.try(cs...)
+	return all
+}
+
+// TestMachine is the machine suite.
+func TestMachine(t *testing.T) {
+	n := 0
+	for some := range slices.Chunk(trials(t), *machineLab) {
+		n++
+		t.Run(fmt.Sprintf("lab %d", n), func(t *testing.T) {
+			t.Parallel()
+			var m *machine
+			for _, c := range some {
+				if m == nil {
+					m = upMachine(t)
+				}
+				if !t.Run(c.String(), func(t *testing.T) { m.in(t).try(c...) }) {
+					m = nil // what is left of it proves nothing
+				}
+			}
 		})
 	}
+}
+
+// in is the machine in a test of its own.
+func (m *machine) in(t *testing.T) *machine {
+	l := *m.lab
+	l.t = t
+	return &machine{lab: &l, agent: m.agent}
 }

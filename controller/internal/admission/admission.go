@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -97,8 +98,9 @@ type Keeper struct {
 
 	// These belong to Run: what the ConfigMap was made, nil where that is not known, and
 	// what was said last.
-	kept            map[string]string
-	failing, absent string
+	kept    map[string]string
+	absent  string
+	trouble backoff.Trouble // of the ConfigMap
 }
 
 // New makes a Keeper that does nothing before Run.
@@ -158,12 +160,12 @@ func (k *Keeper) keep(ctx context.Context) bool {
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:
-		if err.Error() != k.failing {
-			k.failing = err.Error()
+		if k.trouble.News(err) {
 			k.cfg.Logger.Error("the API server's policies do not know the cluster's addresses; trying again", "error", err)
 		}
 	default:
-		k.kept, k.failing = data, ""
+		k.kept = data
+		k.trouble.Over()
 		if wrote {
 			k.cfg.Logger.Info("told the API server's policies what the cluster's addresses are", "configMap", ConfigMap, "addresses", len(data)-2)
 		}

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -78,19 +79,19 @@ func (e *Errands) Empty() map[string]bool {
 
 // Run works until ctx ends.
 func (e *Errands) Run(ctx context.Context) {
-	pause := podsPause
+	pauses := backoff.Pauses{First: podsPause, Last: maxPause}
 	for {
 		again, err := e.work(ctx)
 		var retry <-chan time.Time
 		switch {
 		case err != nil:
 			e.log.Warn("a call to the Kubernetes API server failed; trying again", "error", err)
-			retry = time.After(pause)
-			pause = min(2*pause, maxPause)
+			retry = time.After(pauses.Next())
 		case again:
-			retry, pause = time.After(podsPause), podsPause
+			pauses.Reset()
+			retry = time.After(podsPause)
 		default:
-			pause = podsPause
+			pauses.Reset()
 		}
 		select {
 		case <-ctx.Done():

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
 const (
@@ -66,7 +67,7 @@ func (i *instance) awaitAuthority(ctx context.Context) (*etcd.Authority, error) 
 // now, whenever it is another one.
 // It returns an error when a CA is trusted no more: etcd takes that over in a new start.
 func (i *instance) keepAuthority(ctx context.Context, now *etcd.Authority, use func(*etcd.Authority)) error {
-	said := ""
+	var trouble backoff.Trouble
 	trust := now.Trust
 	for ticker := time.NewTicker(pkiEvery); ; {
 		select {
@@ -76,14 +77,12 @@ func (i *instance) keepAuthority(ctx context.Context, now *etcd.Authority, use f
 		case <-ticker.C:
 		}
 		a, made, err := i.renewServer()
+		if trouble.News(err) {
+			i.log.Error("the certificates of the embedded etcd cannot be looked after; trying again", "error", err)
+		}
 		if err != nil {
-			if err.Error() != said {
-				said = err.Error()
-				i.log.Error("the certificates of the embedded etcd cannot be looked after; trying again", "error", err)
-			}
 			continue
 		}
-		said = ""
 		if made {
 			i.log.Info("renewed the certificate of the embedded etcd", "addresses", i.cfg.serverAddresses())
 		}

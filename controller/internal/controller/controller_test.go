@@ -176,11 +176,8 @@ func TestEmbedded(t *testing.T) {
 	if err := a.EnsureNamespace(ctx, "ns"); err != nil {
 		t.Fatal(err)
 	}
-	has := func(n store.Versioned[topology.Namespace], ok bool) bool { return ok && n.Value.Effective != nil }
-	before, err := b.WaitNamespace(ctx, "ns", has)
-	if err != nil {
-		t.Fatal(err)
-	}
+	has := func(n topology.Namespace) bool { return n.Effective != nil }
+	before := waitNamespace(t, b, "ns", has)
 	watch := b.Watch(ctx)
 	<-watch
 	began := time.Now()
@@ -198,9 +195,8 @@ func TestEmbedded(t *testing.T) {
 	}
 	r = run(t, dir, args...)
 	r.leads(t)
-	after, err := a.WaitNamespace(ctx, "ns", has)
-	if err != nil || *after.Value.Effective != *before.Value.Effective {
-		t.Errorf("netID %v before and %v, %v after", before.Value.Effective, after.Value.Effective, err)
+	if after := waitNamespace(t, a, "ns", has); *after.Effective != *before.Effective {
+		t.Errorf("netID %d before and %d after", *before.Effective, *after.Effective)
 	}
 	if code, body := r.get("/debug/state"); code != http.StatusOK || !strings.Contains(body, `"leader": true`) {
 		t.Errorf("state %d %s", code, body)

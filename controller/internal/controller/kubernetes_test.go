@@ -173,6 +173,17 @@ func eventually(t *testing.T, what string, cond func() bool) {
 	t.Fatalf("not %s", what)
 }
 
+// waitNamespace waits until a namespace has a record that is so.
+func waitNamespace(t *testing.T, s *store.Store, ns string, cond func(topology.Namespace) bool) (n topology.Namespace) {
+	t.Helper()
+	eventually(t, "the record of "+ns+" as it should be", func() bool {
+		r, err := s.Namespace(t.Context(), ns)
+		n = r.Value
+		return err == nil && cond(n)
+	})
+	return n
+}
+
 // TestNodesReachEtcd: a fresh cluster has where etcd is in a ConfigMap, and no Secret. A node gets its own
 // certificate, with which it is itself and nobody else.
 func TestNodesReachEtcd(t *testing.T) {
@@ -196,11 +207,7 @@ func TestNodesReachEtcd(t *testing.T) {
 		t.Errorf("another's record: %v", err)
 	}
 	put(t, api, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", UID: "u"}})
-	if _, err := s.WaitNamespace(ctx, "a", func(n store.Versioned[topology.Namespace], ok bool) bool {
-		return ok && n.Value.Effective != nil && n.Value.UID == "u"
-	}); err != nil {
-		t.Error(err)
-	}
+	waitNamespace(t, s, "a", func(n topology.Namespace) bool { return n.Effective != nil && n.UID == "u" })
 	without := openStore(t, store.Config{Endpoints: place.Endpoints, CA: place.CA, DialTimeout: time.Second})
 	if _, err := without.Config(ctx); err == nil {
 		t.Error("etcd answers without a client certificate")

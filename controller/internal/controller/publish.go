@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 )
 
@@ -32,15 +33,14 @@ type publisher struct {
 // network's records may be on another machine, and nodes that came to this one, which is
 // empty, would give running pods' subnets and netIDs away. tell hears why it waits.
 func (p *publisher) claim(ctx context.Context, tell func(error)) error {
-	said := ""
+	var trouble backoff.Trouble
 	for {
 		err := p.mine(ctx)
 		if err == nil || ctx.Err() != nil {
 			return ctx.Err()
 		}
 		tell(err)
-		if err.Error() != said {
-			said = err.Error()
+		if trouble.News(err) {
 			p.log.Error("the embedded etcd does not start yet; looking again", "error", err)
 		}
 		select {
@@ -105,20 +105,20 @@ func sharesCA(a, b []byte) bool {
 // run puts the ConfigMap in place, and again when what it is to say changes or somebody takes it away,
 // until ctx ends.
 func (p *publisher) run(ctx context.Context) {
-	said := ""
+	var trouble backoff.Trouble
 	for {
 		pause := placeInterval
-		switch wrote, err := p.ensure(ctx); {
-		case ctx.Err() != nil:
+		wrote, err := p.ensure(ctx)
+		if ctx.Err() != nil {
 			return
+		}
+		if trouble.News(err) {
+			p.log.Error("nodes cannot learn where etcd is; trying again", "error", err)
+		}
+		switch {
 		case err != nil:
 			pause = placeRetry
-			if err.Error() != said {
-				said = err.Error()
-				p.log.Error("nodes cannot learn where etcd is; trying again", "error", err)
-			}
 		case wrote:
-			said = ""
 			p.log.Info("wrote where etcd is", "configMap", p.ref)
 		}
 		select {

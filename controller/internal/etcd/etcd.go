@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"go.etcd.io/etcd/server/v3/embed"
@@ -139,11 +140,10 @@ func (s *Server) ready(ctx context.Context) error {
 
 // explain adds the way out to errors that people meet.
 func explain(err error) error {
-	text := err.Error()
 	switch {
-	case strings.Contains(text, "address already in use"):
+	case errors.Is(err, syscall.EADDRINUSE):
 		return fmt.Errorf("%w: another etcd is there: give its address as --etcd-endpoints, or choose another --listen-client-urls", err)
-	case strings.Contains(text, "cannot assign requested address"):
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return fmt.Errorf("%w: --listen-client-urls must be addresses of this machine", err)
 	}
 	return err

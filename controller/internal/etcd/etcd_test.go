@@ -238,6 +238,25 @@ func TestUsersSurvive(t *testing.T) {
 	}
 }
 
+// TestExplains: where etcd cannot listen, the error says what to mend.
+func TestExplains(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, "listen", err)
+	defer taken.Close()
+	for url, want := range map[string]string{
+		"http://" + taken.Addr().String(): "another etcd is there: give its address as --etcd-endpoints",
+		"http://203.0.113.9:1":            "--listen-client-urls must be addresses of this machine",
+	} {
+		s, err := Start(t.Context(), Config{DataDir: shortDir(t), ListenClientURLs: []string{url}, InsecureHTTP: true, Logger: slog.New(slog.DiscardHandler)})
+		if err == nil {
+			s.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want an error that says %q", url, err, want)
+		}
+	}
+}
+
 // TestServerRenewed: the server's certificate is renewed under way.
 func TestServerRenewed(t *testing.T) {
 	dir, address := shortDir(t), freePort(t)

@@ -13,6 +13,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -108,7 +109,7 @@ type follower struct {
 	errands *cluster.Errands
 	guards  *admission.Keeper
 	again   chan time.Duration
-	said    string // of the network configuration
+	misfit  backoff.Trouble // of the network configuration
 }
 
 func newFollower(c *Cluster, m *Metrics, log *slog.Logger) *follower {
@@ -215,14 +216,9 @@ func (t *term) reporting(ctx context.Context) (map[netip.Addr]bool, error) {
 // there may be pods on it.
 func (t *term) check(now kube.Cluster) {
 	err := cluster.Check(t.last.Config, now)
-	if err == nil {
-		t.follower.said = ""
+	if !t.follower.misfit.News(err) {
 		return
 	}
-	if err.Error() == t.follower.said {
-		return
-	}
-	t.follower.said = err.Error()
 	t.log.Warn("the network configuration in etcd does not fit the cluster; it stands", "error", err)
 	t.follower.cluster.complain(err)
 }

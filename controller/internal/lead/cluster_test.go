@@ -1,7 +1,6 @@
 package lead
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -86,16 +85,7 @@ func (k *kubernetes) deleteNamespace(name string) {
 // record waits until the record of a namespace is so.
 func (k *kubernetes) record(name, what string, cond func(n topology.Namespace, ok bool) bool) topology.Namespace {
 	k.t.Helper()
-	ctx, cancel := context.WithTimeout(ctxOf(k.t), patience)
-	defer cancel()
-	if _, err := k.store.WaitConfig(ctx, nil); err != nil {
-		k.t.Fatal(err)
-	}
-	n, err := k.store.WaitNamespace(ctx, name, func(n store.Versioned[topology.Namespace], ok bool) bool { return cond(n.Value, ok) })
-	if err != nil {
-		k.t.Fatalf("record of %s: %s: %v; it is %+v", name, what, err, n.Value)
-	}
-	return n.Value
+	return waitNamespace(k.t, k.store, name, what, cond)
 }
 
 // declared waits until a namespace has the netID of another by its annotation.

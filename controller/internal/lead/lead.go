@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -100,7 +101,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		watching.Go(func() { c.world.follow(c.cfg.Cluster.API.WatchCluster(ctx)) })
 		defer watching.Wait()
 	}
-	pause, said := minPause, ""
+	pauses, trouble := newPauses(), backoff.Trouble{}
 	for ctx.Err() == nil {
 		network, err := c.network(ctx)
 		if err != nil {
@@ -112,26 +113,18 @@ func (c *Controller) Run(ctx context.Context) error {
 			break
 		}
 		if time.Since(began) > maxPause {
-			pause, said = minPause, ""
+			pauses.Reset()
+			trouble.Over()
 		}
-		if err.Error() != said {
-			said = err.Error()
+		if trouble.News(err) {
 			c.log.Warn("not leading; campaigning again", "error", err)
 		}
-		sleep(ctx, pause)
-		pause = min(2*pause, maxPause)
+		pauses.Wait(ctx)
 	}
 	return ctx.Err()
 }
 
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
+func newPauses() backoff.Pauses { return backoff.Pauses{First: minPause, Last: maxPause} }
 
 // Ready is nil when the controller works: it leads, or would if it were its turn.
 func (c *Controller) Ready() error {
@@ -184,7 +177,8 @@ func (c *Controller) network(ctx context.Context) (topology.Config, error) {
 // create writes the configuration of the flags, unless someone is quicker. One
 // that does not fit the Kubernetes cluster is not written.
 func (c *Controller) create(ctx context.Context) {
-	for pause, said := minPause, ""; ctx.Err() == nil; pause = min(2*pause, maxPause) {
+	pauses, trouble := newPauses(), backoff.Trouble{}
+	for ctx.Err() == nil {
 		err := c.fits(ctx, c.cfg.Network)
 		if err == nil {
 			_, err = c.cfg.Store.PutConfig(ctx, c.cfg.Network)
@@ -201,15 +195,14 @@ func (c *Controller) create(ctx context.Context) {
 		if errors.Is(err, store.ErrConflict) {
 			return
 		}
-		if err.Error() != said {
-			said = err.Error()
+		if trouble.News(err) {
 			c.setProblem(err)
 			c.log.Error("cannot write the network configuration; trying again", "error", err)
 			if errors.Is(err, cluster.ErrMisfit) {
 				c.cfg.Cluster.complain(err)
 			}
 		}
-		sleep(ctx, pause)
+		pauses.Wait(ctx)
 	}
 }
 

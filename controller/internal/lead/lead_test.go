@@ -122,15 +122,26 @@ func value(t *testing.T, m prometheus.Metric) float64 {
 // settled waits until a namespace has its netID and asks for nothing.
 func settled(t *testing.T, s *store.Store, ns string) topology.Namespace {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctxOf(t), patience)
-	defer cancel()
-	n, err := s.WaitNamespace(ctx, ns, func(n store.Versioned[topology.Namespace], ok bool) bool {
-		return ok && n.Value.Action == topology.None && n.Value.Effective != nil && n.Value.NetID != nil && *n.Value.NetID == int64(*n.Value.Effective)
+	return waitNamespace(t, s, ns, "settled", func(n topology.Namespace, ok bool) bool {
+		return ok && n.Action == topology.None && n.Effective != nil && n.NetID != nil && *n.NetID == int64(*n.Effective)
 	})
-	if err != nil {
-		t.Fatalf("namespace %s: %v; record %+v", ns, err, n)
+}
+
+// waitNamespace waits until the record of a namespace is so; ok is false while there is none.
+func waitNamespace(t *testing.T, s *store.Store, ns, what string, cond func(n topology.Namespace, ok bool) bool) topology.Namespace {
+	t.Helper()
+	var n store.Versioned[topology.Namespace]
+	var err error
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); time.Now().Before(end); <-tick.C {
+		n, err = s.Namespace(ctxOf(t), ns)
+		if (err == nil || errors.Is(err, store.ErrNotFound)) && cond(n.Value, err == nil) {
+			return n.Value
+		}
 	}
-	return n.Value
+	t.Fatalf("record of namespace %s: not within %s: %s; it is %+v, %v", ns, patience, what, n.Value, err)
+	return topology.Namespace{}
 }
 
 func id(t *testing.T, s *store.Store, ns string) netid.ID {

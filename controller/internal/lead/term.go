@@ -79,7 +79,7 @@ func (t *term) run(ctx context.Context) error {
 	defer duties.Wait()
 	defer cancel() // first of all: what is waited for ends by it
 	var retry <-chan time.Time
-	pause := minPause
+	pauses := newPauses()
 	for {
 		select {
 		case <-ctx.Done():
@@ -118,13 +118,12 @@ func (t *term) run(ctx context.Context) error {
 		retry = nil
 		switch err := t.act(ctx); {
 		case err == nil:
-			pause = minPause
+			pauses.Reset()
 		case errors.Is(err, store.ErrDeposed):
 			return err
 		case errors.Is(err, store.ErrUnavailable):
 			t.log.Warn("cannot write to etcd; trying again", "error", err)
-			retry = time.After(pause)
-			pause = min(2*pause, maxPause)
+			retry = time.After(pauses.Next())
 		case errors.Is(err, store.ErrConflict):
 			// The record changed: the watch is about to say how.
 			t.c.cfg.Metrics.conflicts.Inc()

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -101,7 +102,7 @@ func (s *Signer) Run(ctx context.Context) {
 	var nodes map[netip.Addr]topology.Node
 	know := false // the records, whole
 	var retry <-chan time.Time
-	pause := minPause
+	pauses := backoff.Pauses{First: minPause, Last: maxPause}
 	for {
 		select {
 		case <-ctx.Done():
@@ -123,11 +124,10 @@ func (s *Signer) Run(ctx context.Context) {
 			continue
 		}
 		if s.answer(ctx, asked, nodes) {
-			pause = minPause
+			pauses.Reset()
 			continue
 		}
-		retry = time.After(pause)
-		pause = min(2*pause, maxPause)
+		retry = time.After(pauses.Next())
 	}
 }
 

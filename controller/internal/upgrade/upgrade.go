@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -120,19 +121,18 @@ func New(cfg Config) *Ending {
 
 // Run returns when nothing shared is left, or ctx ends.
 func (e *Ending) Run(ctx context.Context) {
-	failed := ""
+	var trouble backoff.Trouble
 	for {
 		pause := lookEvery
 		done, err := e.step(ctx)
-		switch {
-		case done && err == nil || ctx.Err() != nil:
+		if done && err == nil || ctx.Err() != nil {
 			return
-		case err != nil:
+		}
+		if trouble.News(err) {
+			e.cfg.Logger.Warn("the identity that all nodes shared before cannot be ended; trying again", "error", err)
+		}
+		if err != nil {
 			pause = retryEvery
-			if err.Error() != failed {
-				failed = err.Error()
-				e.cfg.Logger.Warn("the identity that all nodes shared before cannot be ended; trying again", "error", err)
-			}
 		}
 		select {
 		case <-ctx.Done():

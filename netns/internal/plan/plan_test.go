@@ -162,7 +162,7 @@ func TestMakeNothing(t *testing.T) {
 			t.Errorf("%s: %v", tt.request, err)
 			continue
 		}
-		if p.Nothing != tt.want || !p.Change.Empty() {
+		if p.Nothing != tt.want || len(p.Change.Gains)+len(p.Change.Loses) > 0 {
 			t.Errorf("%s: %q with change %+v, want %q and none", tt.request, p.Nothing, p.Change, tt.want)
 		}
 	}

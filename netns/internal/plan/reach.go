@@ -16,9 +16,6 @@ type Change struct {
 	Loses []string
 }
 
-// Empty reports that nobody's reach changes.
-func (c Change) Empty() bool { return len(c.Gains) == 0 && len(c.Loses) == 0 }
-
 // Diff compares what namespace can reach with the netIDs before and after. A
 // namespace without a netID reaches nobody and is reached by nobody. Both
 // lists are in order. Pods of one namespace always reach each other, so it is

@@ -73,7 +73,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	server := diag.NewServer(diag.Config{
 		Address: cfg.Diag.MetricsAddress, Registry: reg, Profiling: cfg.Diag.Profiling, Logger: log, State: n.State,
 		Ready: []diag.Check{
-			{Name: "node", Probe: func(context.Context) error { return n.ready.why() }},
+			{Name: "node", Probe: func(context.Context) error { return n.ready.is() }},
 			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
 			{Name: "cni-configuration", Probe: func(context.Context) error { return conf.InPlace() }},
 		},
@@ -103,6 +103,7 @@ func (n *node) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
+	group.Go(func() error { return n.ready.watch(ctx) })
 	err = group.Wait()
 	if n.ovs.client != nil {
 		n.ovs.client.Close() // what was being detached needed it
@@ -186,7 +187,7 @@ func (n *node) prepare(ctx context.Context) error {
 			return ctx.Err()
 		}
 		n.ready.set(err)
-		n.log.Warn("the node cannot be set up yet", "error", err)
+		n.log.Debug("the node cannot be set up yet", "error", err)
 		if !pause.Wait(ctx) {
 			return ctx.Err()
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
@@ -93,7 +94,7 @@ func (c *connection) close() {
 func (c *connection) ended() <-chan struct{} { return c.lost }
 
 // flows implements switchConnection.
-func (c *connection) flows() switchFlows { return c.conn }
+func (c *connection) flows() flowstore.Switch { return c.conn }
 
 // unblock implements switchConnection.
 func (c *connection) unblock(ctx context.Context) ([]string, error) {

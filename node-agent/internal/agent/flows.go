@@ -11,10 +11,9 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -25,7 +24,7 @@ type flowSide struct {
 	flowParts
 	// copies keeps the copy of the records on disk; it is there while the loop runs.
 	copies interface{ Keep(s topology.Snapshot) }
-	// connected is that the flow table is connected to the switch.
+	// connected is that the flows of the node are in the newest switch.
 	connected bool
 	problems  []desired.Problem
 	// publish tells what is applied.
@@ -39,6 +38,7 @@ type flowSide struct {
 // flowParts are what flows are made with.
 type flowParts struct {
 	table    flowTable
+	store    flowStore
 	conn     switchConnection
 	datapath revalidator
 	attacher attachments
@@ -50,12 +50,20 @@ type flowParts struct {
 	asking recordAsker
 }
 
-// flowTable is the flows of the bridge, but for those of services; [flowtable.Table] is
-// one. It keeps what it is told while there is no switch, and brings it into the flows on
-// connection.
-type flowTable interface {
-	Connect(ctx context.Context, sw flowtable.Switch) error
+// flowStore is what the bridge has; [flowstore.Store] is one.
+type flowStore interface {
+	Connect(sw flowstore.Switch)
 	Disconnect()
+	// Size is how many flows the owners of an area want.
+	Size(area string) int
+}
+
+// flowTable is the flows of the bridge, but for those of services; [nodeflows.Table] is
+// one. It keeps what it is told while there is no switch, and brings it into the flows of
+// the one that the store is connected to.
+type flowTable interface {
+	// Connected says that the switch is another one.
+	Connected(ctx context.Context) error
 	Load(pods []desired.Attached)
 	SetPorts(ctx context.Context, p desired.Ports) error
 	SetPathMTUs(ctx context.Context, narrow map[netip.Addr]int) error
@@ -63,7 +71,6 @@ type flowTable interface {
 	Resync(ctx context.Context) error
 	Nudge(ctx context.Context) error
 	Peers() []pipeline.Peer
-	Size() int
 }
 
 // switchConnection is the bridge's OpenFlow connection; [connection] is one.
@@ -73,7 +80,7 @@ type switchConnection interface {
 	// dial connects anew.
 	dial(ctx context.Context) error
 	// flows is the switch, once dialled.
-	flows() switchFlows
+	flows() flowstore.Switch
 	// Send sends a frame out of the gateway port, past all flows.
 	exits.Switch
 	// unblock lets ports have all packets, and says which had not.
@@ -81,12 +88,6 @@ type switchConnection interface {
 	// ended wakes up when a connection has ended by itself.
 	ended() <-chan struct{}
 	close()
-}
-
-// switchFlows are the flows, groups and meters of the bridge; [of.Conn] is one.
-type switchFlows interface {
-	flowtable.Switch
-	services.Switch
 }
 
 // revalidator compares what the datapath cached with the flows; [ovs.Client] asks for it.
@@ -112,8 +113,8 @@ func (n *flowSide) setPorts(ctx context.Context, p *pass) error {
 	return n.table.SetPorts(ctx, p.ports)
 }
 
-// connect connects the flow table to the switch, where it is not. That of the
-// services follows when the node is as it should be.
+// connect connects the flow store to the switch, where it is not, and brings in the
+// flows of the node. Those of services follow when the node is as it should be.
 func (n *flowSide) connect(ctx context.Context, _ *pass) error {
 	if !n.conn.alive() {
 		n.disconnect()
@@ -126,7 +127,8 @@ func (n *flowSide) connect(ctx context.Context, _ *pass) error {
 	if n.connected {
 		return nil
 	}
-	err := n.table.Connect(ctx, n.conn.flows())
+	n.store.Connect(n.conn.flows())
+	err := n.table.Connected(ctx)
 	n.connected = err == nil
 	return err
 }
@@ -134,7 +136,7 @@ func (n *flowSide) connect(ctx context.Context, _ *pass) error {
 // disconnect says that the switch is gone.
 func (n *flowSide) disconnect() {
 	n.peers.Forget()
-	n.table.Disconnect()
+	n.store.Disconnect()
 	n.connected = false
 	n.services.disconnect()
 }

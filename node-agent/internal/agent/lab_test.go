@@ -18,7 +18,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
@@ -295,7 +295,7 @@ type fakeConn struct {
 
 // fakeSwitch is what a table is connected to: one session with ovs-vswitchd.
 type fakeSwitch struct {
-	switchFlows
+	flowstore.Switch
 	machine *machine
 	session int
 }
@@ -326,7 +326,9 @@ func (c *fakeConn) dial(ctx context.Context) error {
 	return ctx.Err()
 }
 
-func (c *fakeConn) flows() switchFlows                        { return fakeSwitch{machine: c.machine, session: c.sessions} }
+func (c *fakeConn) flows() flowstore.Switch {
+	return fakeSwitch{machine: c.machine, session: c.sessions}
+}
 func (c *fakeConn) ended() <-chan struct{}                    { return c.lost }
 func (c *fakeConn) unblock(context.Context) ([]string, error) { return nil, nil }
 func (c *fakeConn) Send(context.Context, []byte) error        { return nil }
@@ -393,12 +395,12 @@ func newLab(t *testing.T, dir string) *lab {
 func (l *lab) build() {
 	log := slog.New(slog.DiscardHandler)
 	m := newMetrics(prometheus.NewRegistry())
-	ready := &readiness{node: labSelf.Host, gauge: m.ready, log: log, notReady: errStarting}
+	ready := &readiness{node: labSelf.Host, gauge: m.ready, log: log, why: errStarting}
 	l.table, l.conf = &fakeTable{self: labSelf.HostIP}, &fakeConf{}
 	pic, conn, pods := &picture{name: labSelf.Host, self: labSelf.HostIP}, &fakeConn{machine: l.machine}, &fakePods{}
 	others := peers.New(peers.Config{Datapath: ovs.DatapathSystem, Self: labSelf.HostIP, Routes: noRoutes{}, Host: l.machine, Logger: log})
-	feed := newServiceFeed(nil, conn, ready.why, m, log)
-	report := &reporter{picture: pic, readiness: ready, services: feed, attached: pods, table: l.table, open: l.etcd.openStatus, conf: l.conf, metrics: m}
+	feed := newServiceFeed(nil, ready.is, m, log)
+	report := &reporter{picture: pic, readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, open: l.etcd.openStatus, conf: l.conf, metrics: m}
 	r := &rooms{
 		record: &ownRecord{picture: pic, etcd: l.etcd, inCluster: true, attached: pods},
 		host: &hostSide{
@@ -414,7 +416,7 @@ func (l *lab) build() {
 		},
 		flows: &flowSide{
 			picture: pic, publish: report.publish, services: feed, metrics: m, log: log,
-			flowParts: flowParts{table: l.table, conn: conn, datapath: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
+			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
 		health: &health{picture: pic, exits: fakeExits{l.machine}, links: l.machine, conn: conn}, services: feed, report: report,
 	}
@@ -487,7 +489,7 @@ func (l *lab) isReady(revision int64) {
 	l.t.Helper()
 	time.Sleep(staleAtMost)
 	synctest.Wait()
-	if err := l.loop.ready.why(); err != nil {
+	if err := l.loop.ready.is(); err != nil {
 		l.t.Errorf("not ready: %v", err)
 	}
 	if got := l.table.inSwitch(); got != revision {
@@ -503,7 +505,7 @@ func (l *lab) count() int {
 }
 
 // fakeTable is a flow table that keeps the revision of the records instead of flows. What it refuses
-// flowtable.Table refuses too: see TestTableContract.
+// nodeflows.Table refuses too: see TestTableContract.
 type fakeTable struct {
 	self netip.Addr
 
@@ -519,7 +521,7 @@ type fakeTable struct {
 
 func (f *fakeTable) sync() error {
 	if f.sw == nil {
-		return flowtable.ErrDisconnected
+		return flowstore.ErrDisconnected
 	}
 	if err := f.sw.err(); err != nil {
 		return err
@@ -531,7 +533,7 @@ func (f *fakeTable) sync() error {
 
 func (f *fakeTable) refresh() ([]desired.Problem, error) {
 	if f.records == nil || f.ports == nil {
-		return nil, flowtable.ErrNotReady
+		return nil, flowstore.ErrNotReady
 	}
 	_, problems, err := desired.Node(*f.records, f.self, *f.ports, 4789, nil, nil)
 	if err != nil {
@@ -541,19 +543,21 @@ func (f *fakeTable) refresh() ([]desired.Problem, error) {
 	return problems, f.sync()
 }
 
-func (f *fakeTable) Connect(_ context.Context, sw flowtable.Switch) error {
+// Connect implements flowStore.
+func (f *fakeTable) Connect(sw flowstore.Switch) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	s := sw.(fakeSwitch)
 	f.sw, f.has = &s, 0
+}
+
+func (f *fakeTable) Connected(context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if !f.model {
 		return nil
 	}
-	err := f.sync()
-	if err != nil {
-		f.sw = nil
-	}
-	return err
+	return f.sync()
 }
 
 func (f *fakeTable) Disconnect() {
@@ -570,7 +574,7 @@ func (f *fakeTable) SetPorts(_ context.Context, p desired.Ports) error {
 	}
 	f.ports = &p
 	_, err := f.refresh()
-	if errors.Is(err, flowtable.ErrNotReady) {
+	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
 	}
 	return err
@@ -588,7 +592,7 @@ func (f *fakeTable) Resync(context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.model {
-		return flowtable.ErrNotReady
+		return flowstore.ErrNotReady
 	}
 	return f.sync()
 }
@@ -597,7 +601,7 @@ func (f *fakeTable) Nudge(context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.sw == nil {
-		return flowtable.ErrDisconnected
+		return flowstore.ErrDisconnected
 	}
 	return f.sw.err()
 }
@@ -615,7 +619,15 @@ func (f *fakeTable) Peers() []pipeline.Peer {
 	return m.Peers
 }
 
-func (f *fakeTable) Size() int { return int(f.inSwitch()) }
+// Size implements flowStore: it is what is wanted.
+func (f *fakeTable) Size(string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.model {
+		return 0
+	}
+	return int(f.records.Revision)
+}
 
 // inSwitch is the revision whose flows the switch has.
 func (f *fakeTable) inSwitch() int64 {

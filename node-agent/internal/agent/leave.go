@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -55,6 +56,11 @@ func (n *node) leave(ctx context.Context) {
 	if n.firewall.gate != nil {
 		if err := n.firewall.gate.Remove(ctx); err != nil {
 			n.log.Error("the node leaves the network, but its limit of pods' connections stays", "error", err)
+		}
+	}
+	if n.host != nil {
+		if err := n.host.DeleteIFB(exits.Device); err != nil {
+			n.log.Error("the node leaves the network, but a device of its checks stays", "error", err)
 		}
 	}
 	switch n.ovs.datapath {

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -11,12 +12,15 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
 // daemonSet stands in for the API server.
@@ -139,6 +143,32 @@ func TestLeaveConfiguration(t *testing.T) {
 		ending(cfg, conf, c.api).leave(t.Context())
 		if _, err := os.Stat(filepath.Join(cfg.Cluster.CNIConfDir, cfg.Cluster.CNIConfFile)); (err == nil) != c.stays {
 			t.Errorf("%s: %v; want it there: %t", name, err, c.stays)
+		}
+	}
+}
+
+// A node that leaves takes the device of its checks along; one whose agent restarts does not.
+func TestLeaveTakesDevice(t *testing.T) {
+	name := fmt.Sprintf("leave-%d", os.Getpid())
+	if err := ns.Create(name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Delete(name) })
+	host, err := link.Open(ns.Path(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = host.Close() })
+	if err := host.EnsureIFB(exits.Device); err != nil {
+		t.Fatal(err)
+	}
+	cfg := configured(t)
+	for _, wants := range []bool{true, false} {
+		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: wants})
+		n.host = host
+		n.leave(t.Context())
+		if there, err := host.LinkExists(exits.Device); err != nil || there != wants {
+			t.Errorf("the DaemonSet wants the node: %t; its device is there: %t, %v", wants, there, err)
 		}
 	}
 }

@@ -76,7 +76,7 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 			continue
 		case due == again:
 			calming = false
-		case due == someTime && l.ready.why() == nil:
+		case due == someTime && l.ready.is() == nil:
 			if !calming {
 				calming = true
 				e.again.Reset(calm)
@@ -99,7 +99,7 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 
 // plan says when the next pass is, after one that did all its steps.
 func (l *loop) plan(e *events, pause *backoff.Pauses) {
-	well := l.ready.why() == nil
+	well := l.ready.is() == nil
 	if well {
 		pause.Reset()
 	}
@@ -129,7 +129,7 @@ func (l *loop) pass(ctx context.Context, full bool) error {
 
 // mtuNews says what to do after nodes have written.
 func (l *loop) mtuNews() due {
-	if l.host.mtu.Next(l.ready.why() == nil) {
+	if l.host.mtu.Next(l.ready.is() == nil) {
 		return aPass
 	}
 	return nothing
@@ -240,5 +240,5 @@ func (l *loop) next(ctx context.Context, e *events) (due, error) {
 
 // follow takes in new records, and reports whether that was all there was to do.
 func (l *loop) follow(ctx context.Context, s topology.Snapshot) bool {
-	return l.flows.follow(ctx, s, l.host.mtu.Ways()) && l.ready.why() == nil
+	return l.flows.follow(ctx, s, l.host.mtu.Ways()) && l.ready.is() == nil
 }

@@ -7,10 +7,12 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
@@ -137,20 +139,26 @@ func newServiceMetrics() serviceMetrics {
 	}
 }
 
-// Committed implements flowtable.Observer.
-func (m *metrics) Committed(n int, seconds float64) {
+// Committed implements flowstore.Observer. Bundles of services have a metric of their own:
+// service_programming_seconds.
+func (m *metrics) Committed(area string, n int, seconds float64) {
+	if area == services.AreaName {
+		return
+	}
 	m.commits.Observe(seconds)
 	m.changes.Add(float64(n))
 }
 
-// Repaired implements flowtable.Observer.
-func (m *metrics) Repaired(n int) { m.repairs.Add(float64(n)) }
+// Repaired implements flowstore.Observer.
+func (m *metrics) Repaired(k flowstore.Kind, n int) {
+	if k == services.KindService {
+		m.serviceRepairs.Add(float64(n))
+		return
+	}
+	m.repairs.Add(float64(n))
+}
 
-// ServicesRepaired counts n flows and groups of services that had been changed by
-// somebody else.
-func (m *metrics) ServicesRepaired(n int) { m.serviceRepairs.Add(float64(n)) }
-
-// Dropped implements flowtable.Observer.
+// Dropped implements nodeflows.Observer.
 func (m *metrics) Dropped(r pipeline.Reason, n uint64) {
 	m.drops.WithLabelValues(r.String()).Add(float64(n))
 }

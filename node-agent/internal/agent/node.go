@@ -17,11 +17,12 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/front"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/leftout"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pathprobe"
@@ -123,7 +124,8 @@ type ovsSide struct {
 // parts are made when the node knows its address.
 type parts struct {
 	self     netip.Addr
-	table    *flowtable.Table
+	flows    *flowstore.Store
+	table    *nodeflows.Table
 	attacher *attach.Attacher
 	underlay *underlay.Setup
 	services *serviceFeed
@@ -135,7 +137,7 @@ type parts struct {
 func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, conf *cniconf.Kept, bootID string) (*node, error) {
 	n := &node{
 		cfg: cfg, log: log, metrics: m, bootID: bootID, host: host, api: api, conf: conf,
-		ready:   &readiness{node: cfg.NodeName, gauge: m.ready, log: log, notReady: errStarting},
+		ready:   &readiness{node: cfg.NodeName, gauge: m.ready, log: log, why: errStarting},
 		limiter: podlimits.New(api, cfg.NodeName, cfg.BandwidthPolicy, log),
 		ovs:     ovsSide{ports: &switchports.Late{}, events: switchports.NewEvents()},
 	}
@@ -156,7 +158,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 		return nil, err
 	}
 	n.ovs.bare = attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ovs.ports, cfg.Bridge, log)
-	n.front = front.New(n.ovs.bare, n.ready.why)
+	n.front = front.New(n.ovs.bare, n.ready.is)
 	return n, nil
 }
 
@@ -200,18 +202,22 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	if n.etcd.asking != nil {
 		n.etcd.asking.SetSelf(vtep)
 	}
-	start := time.Now()
+	areas := []flowstore.Area{nodeflows.Area()}
+	if n.api != nil {
+		areas = append(areas, services.Area())
+	}
 	p := &parts{
 		self: vtep, underlay: under, picture: &picture{name: n.cfg.NodeName, self: vtep},
-		table: flowtable.New(vtep, n.cfg.VXLANPort, n.metrics, func() float64 { return time.Since(start).Seconds() }),
+		flows: flowstore.New(flowstore.Config{Areas: areas, Observer: n.metrics}),
 	}
+	p.table = nodeflows.New(vtep, n.cfg.VXLANPort, p.flows, n.metrics)
 	p.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
 	if n.cfg.ServiceConnections == fairness.Off {
 		p.table.Unlimited()
 	}
 	answer := answers.TooLarge{Table: p.table, Timeout: stepTimeout, Told: n.metrics.tooLarge, Logger: n.log}
 	p.conn = newConnection(n.ovs.events, func() string { return n.ovs.client.MgmtSocket(n.cfg.Bridge) }, func(conn *of.Conn, in of.PacketIn) { answer.Answer(conn, in) }, n.log)
-	p.services = newServiceFeed(n.serviceTable(p), p.conn, n.ready.why, n.metrics, n.log)
+	p.services = newServiceFeed(n.serviceTable(p), n.ready.is, n.metrics, n.log)
 	p.attacher = attach.New(n.ovs.bare, p.table, n.etcd.tenants, n.limiter)
 	p.attacher.SetMaxPods(n.cfg.MaxPods)
 	p.loop = n.newLoop(p)
@@ -227,7 +233,8 @@ func (n *node) serviceTable(p *parts) serviceTable {
 	}
 	said := leftout.Sayer{Events: n.api, Self: p.self, Peers: p.table.Peers, Logger: n.log}
 	return services.New(services.Config{
-		Base: p.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.Say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
+		Base: p.table, Store: p.flows, Tracker: p.flows,
+		Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.cfg.tunnelPorts(), LeftOut: said.Say, Logger: n.log,
 	})
 }
 
@@ -238,7 +245,7 @@ func (n *node) newLoop(p *parts) *loop {
 		Datapath: n.ovs.datapath, Self: p.self, Routes: underlay.NewRoutes(n.ovs.client), Host: n.host, VXLANPort: n.cfg.VXLANPort, Logger: log,
 	})
 	report := &reporter{
-		picture: p.picture, readiness: n.ready, services: p.services, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher, table: p.table,
+		picture: p.picture, readiness: n.ready, services: p.services, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher, table: p.table, store: p.flows,
 		open: func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) }, conf: n.conf, metrics: m,
 	}
 	r := &rooms{
@@ -251,9 +258,9 @@ func (n *node) newLoop(p *parts) *loop {
 		},
 		flows: &flowSide{
 			picture: p.picture, publish: report.publish, services: p.services, metrics: m, log: log,
-			flowParts: flowParts{table: p.table, conn: p.conn, datapath: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
+			flowParts: flowParts{table: p.table, store: p.flows, conn: p.conn, datapath: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
 		},
-		health:   &health{picture: p.picture, exits: exits.New(n.host, n.firewall.exit), links: n.host, conn: p.conn},
+		health:   &health{picture: p.picture, exits: exits.New(n.host, n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, conn: p.conn},
 		services: p.services,
 		report:   report,
 	}
@@ -333,7 +340,7 @@ func (n *node) servicesReady() error {
 // State is what /debug/state shows.
 func (n *node) State() any {
 	state := map[string]any{"version": version.String(), "node": n.cfg.NodeName}
-	if why := n.ready.why(); why != nil {
+	if why := n.ready.is(); why != nil {
 		state["notReady"] = why.Error()
 	}
 	if p := n.parts.Load(); p != nil {

@@ -5,6 +5,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
@@ -18,6 +19,7 @@ type reporter struct {
 	datapath  string
 	attached  interface{ List() []attach.Attachment }
 	table     flowTable
+	store     flowStore
 	// open opens the record of the node's status in a network of that name.
 	open    func(network string) statusRecord
 	to      statusRecord // nil before the first
@@ -36,7 +38,7 @@ type confKeeper interface{ Ensure() }
 
 func (n *reporter) observe(context.Context, *pass) error {
 	n.metrics.pods.Set(float64(len(n.attached.List())))
-	n.metrics.flows.Set(float64(n.table.Size()))
+	n.metrics.flows.Set(float64(n.store.Size(nodeflows.AreaName)))
 	n.metrics.peers.Set(float64(len(n.table.Peers())))
 	return nil
 }
@@ -66,7 +68,7 @@ func (n *reporter) publish() {
 	st.Identity, st.Issuer = n.identity.Who()
 	st.Pods = len(n.attached.List())
 	st.MTU = n.podMTU
-	if why := n.readiness.why(); why != nil {
+	if why := n.readiness.is(); why != nil {
 		st.Message = why.Error()
 	}
 	n.to.Set(st)

@@ -7,8 +7,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
@@ -17,8 +16,8 @@ import (
 // on connection.
 type serviceTable interface {
 	Update(ctx context.Context, u service.Update) error
-	Connect(ctx context.Context, sw services.Switch) error
-	Disconnect()
+	// Connected says that the switch is another one.
+	Connected(ctx context.Context) error
 	// Resync reads the switch and puts right what differs.
 	Resync(ctx context.Context) error
 	// Counts are services, distinct endpoints and flows.
@@ -32,12 +31,11 @@ type serviceTable interface {
 type serviceFeed struct {
 	// table is nil outside of Kubernetes.
 	table serviceTable
-	conn  switchConnection
 	// nodeReady is nil when pods can be attached.
 	nodeReady func() error
 	metrics   *metrics
 	log       *slog.Logger
-	// connected is that the table is connected to the switch; told, that it knows
+	// connected is that the table knows of the newest switch; told, that it knows
 	// all services; behind, that some news have not reached the switch.
 	connected, told, behind bool
 
@@ -47,8 +45,8 @@ type serviceFeed struct {
 }
 
 // newServiceFeed returns one that nothing was told yet; table is nil outside of Kubernetes.
-func newServiceFeed(table serviceTable, conn switchConnection, nodeReady func() error, m *metrics, log *slog.Logger) *serviceFeed {
-	s := &serviceFeed{table: table, conn: conn, nodeReady: nodeReady, metrics: m, log: log}
+func newServiceFeed(table serviceTable, nodeReady func() error, m *metrics, log *slog.Logger) *serviceFeed {
+	s := &serviceFeed{table: table, nodeReady: nodeReady, metrics: m, log: log}
 	if table != nil {
 		s.notReady = errNoServices
 	}
@@ -74,14 +72,14 @@ func (s *serviceFeed) serve(ctx context.Context, u service.Update) bool {
 	return was == nil && err == nil && s.nodeReady() == nil
 }
 
-// follow connects the services to the switch, and puts right what differs. It is never why
+// follow brings services into the flows, and puts right what differs. It is never why
 // pods cannot be attached.
 func (s *serviceFeed) follow(ctx context.Context, p *pass) error {
 	s.resync(ctx, p.full)
 	return nil
 }
 
-// resync connects the services to the switch, brings into the flows what
+// resync tells the services of a new switch, brings into the flows what
 // did not get there, and puts right all of them when full. No failure of it keeps
 // pods from being attached.
 func (s *serviceFeed) resync(ctx context.Context, full bool) {
@@ -90,7 +88,7 @@ func (s *serviceFeed) resync(ctx context.Context, full bool) {
 	case s.table == nil:
 		return
 	case !s.connected:
-		err = s.table.Connect(ctx, s.conn.flows())
+		err = s.table.Connected(ctx)
 		s.connected = err == nil
 	case full || s.behind:
 		err = s.table.Resync(ctx)
@@ -100,12 +98,8 @@ func (s *serviceFeed) resync(ctx context.Context, full bool) {
 	s.served(err)
 }
 
-func (s *serviceFeed) disconnect() {
-	if s.table != nil {
-		s.table.Disconnect()
-		s.connected = false
-	}
-}
+// disconnect says that the switch is gone.
+func (s *serviceFeed) disconnect() { s.connected = false }
 
 // served notes what became of services.
 func (s *serviceFeed) served(err error) {
@@ -118,7 +112,7 @@ func (s *serviceFeed) served(err error) {
 	for _, reason := range service.Reasons {
 		s.metrics.leftOut.WithLabelValues(string(reason)).Set(float64(left[reason]))
 	}
-	away := errors.Is(err, flowtable.ErrDisconnected) || errors.Is(err, flowtable.ErrNotReady)
+	away := errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady)
 	if err == nil && !s.told {
 		err = errNoServices
 	}

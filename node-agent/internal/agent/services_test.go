@@ -8,8 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
@@ -32,10 +31,9 @@ func (s *servedTable) Update(_ context.Context, u service.Update) error {
 	return s.call("some")
 }
 
-func (s *servedTable) Connect(context.Context, services.Switch) error { return s.call("connect") }
-func (s *servedTable) Resync(context.Context) error                   { return s.call("resync") }
-func (s *servedTable) Disconnect()                                    { _ = s.call("disconnect") }
-func (s *servedTable) Counts() (int, int, int)                        { return 1, 2, 3 }
+func (s *servedTable) Connected(context.Context) error { return s.call("connect") }
+func (s *servedTable) Resync(context.Context) error    { return s.call("resync") }
+func (s *servedTable) Counts() (int, int, int)         { return 1, 2, 3 }
 func (s *servedTable) LeftOut() map[service.Reason]int {
 	return map[service.Reason]int{service.Loopback: 4}
 }
@@ -43,7 +41,7 @@ func (s *servedTable) LeftOut() map[service.Reason]int {
 func TestServices(t *testing.T) {
 	table := &servedTable{}
 	well := func() error { return nil }
-	n := newServiceFeed(table, newConnection(nil, nil, nil, quiet()), well, newMetrics(prometheus.NewRegistry()), quiet())
+	n := newServiceFeed(table, well, newMetrics(prometheus.NewRegistry()), quiet())
 	refused := errors.New("refused")
 	step := func(what string, err error, act func(), wantAsked []string, wantReady error) {
 		t.Helper()
@@ -79,15 +77,15 @@ func TestServices(t *testing.T) {
 	step("accepted", nil, pass(false), []string{"resync"}, nil)
 	step("nothing left", nil, pass(false), nil, nil)
 	// The switch goes and comes.
-	step("lost", nil, n.disconnect, []string{"disconnect"}, nil)
-	step("news meanwhile", flowtable.ErrDisconnected, serve(false, false), []string{"some"}, flowtable.ErrDisconnected)
+	step("lost", nil, n.disconnect, nil, nil)
+	step("news meanwhile", flowstore.ErrDisconnected, serve(false, false), []string{"some"}, flowstore.ErrDisconnected)
 	step("not there yet", refused, pass(false), []string{"connect"}, refused)
 	step("there again", nil, pass(true), []string{"connect"}, nil)
 }
 
 // Outside of Kubernetes there are none, and nothing waits for them.
 func TestNoServices(t *testing.T) {
-	n := newServiceFeed(nil, nil, nil, nil, quiet())
+	n := newServiceFeed(nil, nil, nil, quiet())
 	n.resync(t.Context(), true)
 	n.disconnect()
 	if err := n.ready(); err != nil {

@@ -23,7 +23,7 @@ func scripted(t *testing.T, story func(t *testing.T, l *lab)) {
 func (l *lab) notReady(reason string) {
 	l.t.Helper()
 	synctest.Wait()
-	if err := l.loop.ready.why(); err == nil || !strings.Contains(err.Error(), reason) {
+	if err := l.loop.ready.is(); err == nil || !strings.Contains(err.Error(), reason) {
 		l.t.Errorf("ready: %v; want a reason with %q", err, reason)
 	}
 }
@@ -113,7 +113,7 @@ func TestLoopLosesSwitch(t *testing.T) {
 				l.once(name, l.machine.lose)
 				l.etcd.set(snapshot(0, 4, labSelf, labPeer))
 				time.Sleep(resyncEvery + time.Second)
-				if l.loop.ready.why() == nil {
+				if l.loop.ready.is() == nil {
 					t.Error("ready without ovs-vswitchd")
 				}
 				revision := l.etcd.set(snapshot(0, 5, labSelf, labPeer))

@@ -15,8 +15,9 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -39,11 +40,11 @@ const (
 	lookTimeout = 10 * time.Second
 )
 
-// Table is what namespaces may in the bridge; [flowtable.Table] is one.
+// Table is what namespaces may in the bridge; [nodeflows.Table] is one.
 type Table interface {
-	// Model is false before the table knows the records.
-	Model() (pipeline.Model, bool)
-	Demands(ctx context.Context) (map[string]flowtable.Demand, error)
+	// View is false before the table knows the records.
+	View() (nodeflows.View, bool)
+	Demands(ctx context.Context) (map[string]nodeflows.Demand, error)
 	SetAllowances(ctx context.Context, all pipeline.Allowance, held map[string]pipeline.Allowance) error
 }
 
@@ -143,7 +144,7 @@ func (cfg Config) newTableUse(limit, flag string, rate fairness.Rate) *tableUse 
 func (a *Allotment) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
-	m, ready := a.cfg.Table.Model()
+	m, ready := a.cfg.Table.View()
 	if !ready {
 		return
 	}
@@ -166,7 +167,7 @@ func (a *Allotment) look(ctx context.Context) {
 // say logs what is wrong once.
 func (a *Allotment) say(what string, err error) {
 	text := ""
-	if err != nil && !errors.Is(err, flowtable.ErrDisconnected) && !errors.Is(err, context.Canceled) {
+	if err != nil && !errors.Is(err, flowstore.ErrDisconnected) && !errors.Is(err, context.Canceled) {
 		text = err.Error()
 	}
 	if text != "" && text != a.failed[what] {

@@ -11,8 +11,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 )
 
 // byNamespace are the values of a metric by the namespace that they are about.
@@ -70,7 +70,7 @@ func TestUntoldCounted(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	m := NewMetrics(reg)
 	for _, untold := range []uint64{5, 7, 2} {
-		m.tooLarge(map[string]flowtable.Demand{"red": {TooLarge: 100, Untold: untold}, "blue": {}})
+		m.tooLarge(map[string]nodeflows.Demand{"red": {TooLarge: 100, Untold: untold}, "blue": {}})
 	}
 	if diff := cmp.Diff(map[string]float64{"red": 9}, byNamespace(t, reg, "k8s_ovs_fragmentation_needed_untold_total")); diff != "" {
 		t.Error(diff)

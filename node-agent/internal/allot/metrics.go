@@ -4,7 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 )
 
 // Metrics are what keeps namespaces from using up what all of a node share.
@@ -43,7 +43,7 @@ func (m *Metrics) table(limit string, t fairness.Table, held int) {
 }
 
 // tooLarge counts the packets whose senders were not told since it was called last.
-func (m *Metrics) tooLarge(demands map[string]flowtable.Demand) {
+func (m *Metrics) tooLarge(demands map[string]nodeflows.Demand) {
 	for namespace, d := range demands {
 		n := d.Untold
 		if last := m.lastUntold[namespace]; last <= n {

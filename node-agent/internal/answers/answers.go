@@ -9,14 +9,15 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
-// Table has the picture of the node; [flowtable.Table] is one.
+// Table has the picture of the node; [nodeflows.Table] is one.
 type Table interface {
-	// Model is false before the table knows the records.
-	Model() (pipeline.Model, bool)
+	// View is false before the table knows the records.
+	View() (nodeflows.View, bool)
 }
 
 // Switch sends frames; [of.Conn] is one.
@@ -37,7 +38,7 @@ type TooLarge struct {
 // Answer tells the sender of a packet that the switch handed over. It may run beside what changes the table.
 func (t TooLarge) Answer(conn Switch, in of.PacketIn) {
 	p, port, ok := pipeline.ReadTooLarge(in)
-	m, known := t.Table.Model()
+	m, known := t.Table.View()
 	if !ok || !known {
 		return
 	}

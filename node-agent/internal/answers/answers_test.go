@@ -15,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
@@ -33,7 +34,7 @@ type tooLargeLab struct {
 	t         *testing.T
 	node, pod string // namespaces
 	proxy     pipeline.ServiceProxy
-	table     *flowtable.Table
+	table     *nodeflows.Table
 	conn      *of.Conn
 	told      *told
 	seen      *seen
@@ -96,8 +97,8 @@ func (l *tooLargeLab) plug(o *ovstest.OVS) {
 // seen counts what the table does and says.
 type seen struct{ dropped, repaired atomic.Uint64 }
 
-func (s *seen) Committed(int, float64)              {}
-func (s *seen) Repaired(n int)                      { s.repaired.Add(uint64(n)) }
+func (s *seen) Committed(string, int, float64)      {}
+func (s *seen) Repaired(_ flowstore.Kind, n int)    { s.repaired.Add(uint64(n)) }
 func (s *seen) Dropped(_ pipeline.Reason, n uint64) { s.dropped.Add(n) }
 
 // told counts the senders that were told.
@@ -108,7 +109,8 @@ func (t *told) Inc() { t.Add(1) }
 // program connects a table, and who answers, to the switch.
 func (l *tooLargeLab) program(o *ovstest.OVS) {
 	l.seen, l.told = &seen{}, &told{}
-	table := flowtable.New(labSelf.HostIP, 4789, l.seen, func() float64 { return 0 })
+	flows := flowstore.New(flowstore.Config{Areas: []flowstore.Area{nodeflows.Area()}, Observer: l.seen})
+	table := nodeflows.New(labSelf.HostIP, 4789, flows, l.seen)
 	l.table = table
 	ctx := l.t.Context()
 	packets := make(chan of.PacketIn, 64)
@@ -142,10 +144,11 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 		Nodes:      map[netip.Addr]topology.Node{labSelf.HostIP: labSelf, labPeer.HostIP: labPeer},
 		Namespaces: map[string]topology.Namespace{"a": {NetName: "a", Effective: &id}},
 	})
-	if err != flowtable.ErrDisconnected {
+	if err != flowstore.ErrDisconnected {
 		l.t.Fatal(err)
 	}
-	l.ok(table.Connect(ctx, l.conn))
+	flows.Connect(l.conn)
+	l.ok(table.Connected(ctx))
 	l.ok(table.Attach(ctx, desired.Attached{Namespace: "a", Address: labPod, Port: 12}))
 	l.ok(table.Serve(ctx, map[string]bool{"a": true}))
 	l.serve()
@@ -153,8 +156,8 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 
 // serve makes 10.96.0.10:53 a service of 172.11.4.9:5353.
 func (l *tooLargeLab) serve() {
-	model, _ := l.table.Model()
-	slot, _ := l.table.Slot("a")
+	model, _ := l.table.View()
+	slot, _ := model.Slot("a")
 	vip, endpoint := netip.MustParseAddr("10.96.0.10"), service.Endpoint{Address: netip.MustParseAddr("172.11.4.9"), Port: 5353}
 	flows := append(model.ServiceAddress(pipeline.ServiceAddress{VIP: vip, Slot: slot}), model.Endpoint(service.UDP, endpoint)...)
 	var mods []of.Mod

@@ -20,7 +20,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -484,7 +484,7 @@ func result(node Node, at Attachment) *cniapi.Result {
 
 // classify gives what will pass by itself the code that says so.
 func classify(err error) error {
-	if errors.Is(err, flowtable.ErrDisconnected) || errors.Is(err, flowtable.ErrNotReady) || errors.Is(err, ovs.ErrDisconnected) {
+	if errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady) || errors.Is(err, ovs.ErrDisconnected) {
 		return cniapi.Errorf(cniapi.CodeTryAgain, "%w", err)
 	}
 	return err

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -370,7 +370,7 @@ func TestRenumbered(t *testing.T) {
 }
 
 func TestErrorCodes(t *testing.T) {
-	for _, err := range []error{flowtable.ErrDisconnected, flowtable.ErrNotReady, fmt.Errorf("x: %w", ovs.ErrDisconnected)} {
+	for _, err := range []error{flowstore.ErrDisconnected, flowstore.ErrNotReady, fmt.Errorf("x: %w", ovs.ErrDisconnected)} {
 		if got := cniapi.AsError(classify(err)).Code; got != cniapi.CodeTryAgain {
 			t.Errorf("%v has code %d", err, got)
 		}

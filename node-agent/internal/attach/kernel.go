@@ -80,7 +80,7 @@ func (k Netlink) Leave(w Wire) error {
 	if same, err := sandbox.Same(k.Host); same || err != nil {
 		return err
 	}
-	return sandbox.LeaveSandbox(w.Address)
+	return sandbox.LeaveSandbox(w.IfName, w.Address)
 }
 
 // SetMTU changes the MTU of a pair that is in use. A frame larger than what a limit

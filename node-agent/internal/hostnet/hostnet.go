@@ -56,9 +56,6 @@ type Spec struct {
 	// datapath: as SwitchDevices, but their ports' packets come to the node's hooks
 	// before the switch has seen them, where br_netfilter is in use.
 	SwitchBridges []string
-	// Hairpin lets packets from pods be routed back to pods by the node. They
-	// carry no tenant any more, so it is only for networks of a single tenant.
-	Hairpin bool
 }
 
 // Net keeps the node's side of the overlay in one namespace. One goroutine may

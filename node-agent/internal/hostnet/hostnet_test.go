@@ -216,11 +216,10 @@ func TestNoHairpin(t *testing.T) {
 	if got := l.tcp(client, "", "10.96.0.10:80", server, "172.11.0.6:8080"); got != "" {
 		t.Errorf("the pod was reached by %s through the node", got)
 	}
-	l.spec.Hairpin = true
-	l.ensure(true)
+	l.run(l.node, "nft", "flush chain ip "+table+" forward")
 	l.tcp(client, "", "10.96.0.10:80", server, "172.11.0.6:8080")
 	if !s.until(from("172.11.0.5"), from("172.11.0.5")) {
-		t.Error("with Hairpin nothing arrives either: the test proves nothing")
+		t.Error("without the rule nothing arrives either: the test proves nothing")
 	}
 }
 

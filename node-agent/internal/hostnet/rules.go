@@ -58,14 +58,12 @@ func chains(s Spec) []chain {
 	forward := chain{name: "forward", kind: knftables.FilterType, hook: knftables.ForwardHook, priority: knftables.FilterPriority, rules: []rule{
 		{[]any{in, "ct state invalid counter drop"}, "would leave with the pod's address: NAT does not apply"},
 	}}
-	if !s.Hairpin {
-		but := ""
-		if s.ServiceProxy != pipeline.NoServices {
-			but = "ct status & dnat == 0" // ports of the node, see postrouting
-		}
-		forward.rules = append(forward.rules, rule{[]any{in, out, but, "counter drop"}, "pod to pod through the node has lost its tenant"})
+	but := ""
+	if s.ServiceProxy != pipeline.NoServices {
+		but = "ct status & dnat == 0" // ports of the node, see postrouting
 	}
 	forward.rules = append(forward.rules,
+		rule{[]any{in, out, but, "counter drop"}, "pod to pod through the node has lost its tenant"},
 		rule{[]any{notIn, out, "ct state { new, invalid, untracked } ct status & dnat == 0 counter drop"}, "hosts outside may not route into pods"})
 
 	input := chain{name: "input", kind: knftables.FilterType, hook: knftables.InputHook, priority: knftables.FilterPriority}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 )
 
@@ -117,7 +118,7 @@ func (r *Renewer) Renew() {
 func (r *Renewer) Run(ctx context.Context) error {
 	// Not all nodes of a cluster at once that were all set up at once.
 	early := rand.Float64() / 10
-	retry, said := firstRetry, ""
+	pauses, trouble := backoff.Pauses{First: firstRetry, Last: lastRetry}, backoff.Trouble{}
 	asked := false
 	for {
 		b, held, err := r.File.Load()
@@ -129,7 +130,9 @@ func (r *Renewer) Run(ctx context.Context) error {
 			if due := at.Sub(r.Now()); due > 0 && !asked {
 				pause, err = min(pause, due), nil
 			} else if err = r.renew(ctx, b); err == nil {
-				retry, said, asked = firstRetry, "", false
+				asked = false
+				pauses.Reset()
+				trouble.Over()
 				continue
 			}
 		}
@@ -137,11 +140,10 @@ func (r *Renewer) Run(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if err != nil {
-			if err.Error() != said {
-				said = err.Error()
+			if trouble.News(err) {
 				r.complain(b, held, err)
 			}
-			pause, retry = retry/2+rand.N(retry), min(2*retry, lastRetry)
+			pause = pauses.Next()
 		}
 		select {
 		case <-ctx.Done():

@@ -12,6 +12,8 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 )
 
 const (
@@ -63,8 +65,8 @@ func encode(h header, freed iter.Seq[netip.Addr], leases iter.Seq[[]byte]) ([]by
 	return append(data, "\n]}\n"...), nil
 }
 
-// stateFile is replaced whole: written beside and renamed, so that a reader,
-// also one after the agent was killed, finds the old one or the new one.
+// stateFile is replaced whole, so that a reader, also one after the agent was killed, finds
+// the old one or the new one.
 //
 // It is not synced to disk. That would cost every ADD a wait for the disk, and
 // gain nothing: what fsync guards against is a crash of the machine, and that
@@ -72,8 +74,8 @@ func encode(h header, freed iter.Seq[netip.Addr], leases iter.Seq[[]byte]) ([]by
 // A file that the crash left torn does not parse and is void as well.
 type stateFile struct {
 	path string
-	// replace is os.Rename; a field, so that a test can stop in front of it.
-	replace func(from, to string) error
+	// replace is [atomicfile.Replace]; a field, so that a test can stop in front of it.
+	replace func(path string, data []byte, mode fs.FileMode) error
 }
 
 // fewBytes and fewFiles are how little room of a file system makes it worth to try
@@ -94,7 +96,7 @@ func (f stateFile) roomy() bool {
 }
 
 func newStateFile(dir string) stateFile {
-	return stateFile{path: filepath.Join(dir, fileName), replace: os.Rename}
+	return stateFile{path: filepath.Join(dir, fileName), replace: atomicfile.Replace}
 }
 
 func (f stateFile) read() (state, error) {
@@ -116,19 +118,13 @@ func (f stateFile) read() (state, error) {
 }
 
 func (f stateFile) write(data []byte) error {
-	tmp := f.path + ".tmp"
-	err := os.WriteFile(tmp, data, 0o600)
+	err := f.replace(f.path, data, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
 		if err = os.MkdirAll(filepath.Dir(f.path), 0o700); err == nil {
-			err = os.WriteFile(tmp, data, 0o600)
+			err = f.replace(f.path, data, 0o600)
 		}
 	}
-	if err == nil {
-		err = f.replace(tmp, f.path)
-	}
 	if err != nil {
-		// Half a file is of no use, and the disk may be full.
-		_ = os.Remove(tmp)
 		return fmt.Errorf("address pool: %w", err)
 	}
 	return nil

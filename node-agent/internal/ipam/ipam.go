@@ -51,7 +51,7 @@ func (e *FullError) Error() string {
 	return fmt.Sprintf("no address left: all %d of node subnet %s are leased; remove pods, or give nodes larger subnets (HostSubnetLength)", e.Leased, e.Subnet)
 }
 
-// TakenError says that an address that was asked for by name has another holder.
+// TakenError says that the address of a lease that was made before has another holder.
 type TakenError struct{ Holder Lease }
 
 func (e *TakenError) Error() string {
@@ -103,9 +103,6 @@ type Option func(*Pool)
 // WithLog sets where the pool reports what it puts right; slog.Default() is
 // the default.
 func WithLog(log *slog.Logger) Option { return func(p *Pool) { p.log = log } }
-
-// WithClock sets where Since comes from; time.Now is the default.
-func WithClock(now func() time.Time) Option { return func(p *Pool) { p.now = now } }
 
 // Open reads the pool of subnet from its file in dir, which is made if need
 // be, and brings it in line with live: the leases of all attachments that exist,
@@ -168,33 +165,6 @@ func (p *Pool) Allocate(want Lease) (netip.Addr, error) {
 	return addr, nil
 }
 
-// AllocateSpecific gives l's attachment the address l.Address. The error is a
-// *TakenError if another attachment has it, or says that the attachment has
-// another address, that the address is not one for pods, or that the lease could
-// not be written down; then nothing is allocated.
-func (p *Pool) AllocateSpecific(l Lease) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.order.check(l.Address); err != nil {
-		return err
-	}
-	if have, ok := p.byKey[l.Attachment()]; ok {
-		if have.Address == l.Address {
-			return nil
-		}
-		return fmt.Errorf("attachment %s has address %s and cannot have %s as well", l.Attachment(), have.Address, l.Address)
-	}
-	if holder, ok := p.byAddr[l.Address]; ok {
-		return &TakenError{Holder: p.byKey[holder]}
-	}
-	undo := p.order.claim(l.Address)
-	if err := p.commit(l); err != nil {
-		undo()
-		return err
-	}
-	return nil
-}
-
 // Release frees the address of an attachment and reports whether it had one.
 //
 // It cannot fail: the pool's file may still have the lease if it cannot be
@@ -211,7 +181,7 @@ func (p *Pool) Release(a cniapi.Attachment) bool {
 	p.remove(l)
 	p.order.giveBack(l.Address)
 	if err := p.save(); err != nil {
-		p.log.Error("address is released, but not on disk", "address", l.Address, "sandbox", l.ContainerID, "err", err)
+		p.log.Error("address is released, but not on disk", "address", l.Address, "sandbox", l.ContainerID, "error", err)
 	}
 	return true
 }
@@ -325,7 +295,7 @@ func (p *Pool) rebuild(live []Lease) {
 	case errors.Is(err, errNoFile):
 		known.Info("address pool has no file: building it from what is attached")
 	case err != nil:
-		known.Error("address pool's file is unusable: rebuilding it from what is attached", "err", err)
+		known.Error("address pool's file is unusable: rebuilding it from what is attached", "error", err)
 	case st.Subnet != p.subnet:
 		known.Warn("address pool's file is of another subnet: rebuilding it from what is attached", "subnet", p.subnet, "inFile", st.Subnet)
 	case st.BootID != p.bootID:
@@ -350,7 +320,7 @@ func (p *Pool) admitLive(live []Lease) {
 		}
 		if err := p.admit(l); err != nil {
 			p.log.Error("an attached address cannot be in the pool: that pod has to be re-created",
-				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "pod", l.PodNamespace+"/"+l.PodName, "err", err)
+				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "pod", l.PodNamespace+"/"+l.PodName, "error", err)
 		}
 	}
 }
@@ -365,7 +335,7 @@ func (p *Pool) admitStored(stored []Lease) {
 		}
 		if err := p.admit(l); err != nil {
 			p.log.Warn("address pool's file contradicts what is attached: keeping what is attached",
-				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "err", err)
+				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "error", err)
 		}
 	}
 }

@@ -28,7 +28,7 @@ var (
 )
 
 func quiet() []Option {
-	return []Option{WithLog(slog.New(slog.NewTextHandler(io.Discard, nil))), WithClock(func() time.Time { return epoch })}
+	return []Option{WithLog(slog.New(slog.NewTextHandler(io.Discard, nil))), withClock(func() time.Time { return epoch })}
 }
 
 func open(t *testing.T, dir string, subnet netip.Prefix, boot string, live ...Lease) *Pool {
@@ -113,17 +113,16 @@ func TestAllocateIsIdempotent(t *testing.T) {
 	}
 }
 
-func TestAllocateSpecific(t *testing.T) {
-	p := open(t, t.TempDir(), small, "b")
-	if err := p.AllocateSpecific(leased(0, "172.11.4.4")); err != nil {
-		t.Fatal(err)
-	}
+// TestAdmit: leases that were made before are taken in where they fit, and Allocate passes
+// their addresses over until they are free.
+func TestAdmit(t *testing.T) {
+	p := open(t, t.TempDir(), small, "b", leased(0, "172.11.4.4"))
 	for _, tc := range []struct {
 		lease Lease
 		want  string
 	}{
 		{leased(0, "172.11.4.4"), ""},
-		{leased(0, "172.11.4.5"), "has address 172.11.4.4"},
+		{leased(0, "172.11.4.5"), "has address 172.11.4.4 already"},
 		{leased(1, "172.11.4.4"), "leased to c0/eth0 (pod ns/p0)"},
 		{leased(1, "172.11.4.0"), "network or broadcast"},
 		{leased(1, "172.11.4.1"), "gateway"},
@@ -133,31 +132,21 @@ func TestAllocateSpecific(t *testing.T) {
 		{leased(1, "fe80::1"), "not in node subnet"},
 		{pod(1), "not in node subnet"},
 	} {
-		err := p.AllocateSpecific(tc.lease)
+		err := p.admit(tc.lease)
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: %v, want %q", tc.lease.Address, err, tc.want)
 		}
 	}
-	// It is passed over by Allocate, and last once it is free.
+	// The ring begins after the highest of them.
 	var got []string
 	for i := 1; i < 4; i++ {
 		got = append(got, allocate(t, p, i))
 	}
 	p.Release(pod(0).Attachment())
 	got = append(got, allocate(t, p, 4), allocate(t, p, 5))
-	want := []string{"172.11.4.2", "172.11.4.3", "172.11.4.5", "172.11.4.6", "172.11.4.4"}
+	want := []string{"172.11.4.5", "172.11.4.6", "172.11.4.2", "172.11.4.3", "172.11.4.4"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
-	}
-	// One that waits in the queue can be claimed out of it.
-	p.Release(pod(1).Attachment())
-	p.Release(pod(2).Attachment())
-	p.Release(pod(3).Attachment())
-	if err := p.AllocateSpecific(leased(9, "172.11.4.3")); err != nil {
-		t.Fatal(err)
-	}
-	if a, b := allocate(t, p, 6), allocate(t, p, 7); a != "172.11.4.2" || b != "172.11.4.5" {
-		t.Errorf("then %s and %s, want 172.11.4.2 and 172.11.4.5", a, b)
 	}
 }
 
@@ -330,3 +319,6 @@ func BenchmarkAllocateRelease(b *testing.B) {
 		})
 	}
 }
+
+// withClock sets where Since comes from.
+func withClock(now func() time.Time) Option { return func(p *Pool) { p.now = now } }

@@ -69,11 +69,10 @@ func (o *order) take() (addr netip.Addr, undo func(), ok bool) {
 	return o.addr(i), undo, true
 }
 
-// claim gives out one address that check has passed and that is not held; undo
-// takes that back.
-func (o *order) claim(addr netip.Addr) (undo func()) {
+// claim gives out one address that check has passed and that is not held.
+func (o *order) claim(addr netip.Addr) {
 	i, _ := o.number(addr)
-	return o.claimNumber(i)
+	o.claimNumber(i)
 }
 
 func (o *order) claimNumber(i uint32) (undo func()) {

@@ -70,9 +70,3 @@ func (v View) Agree(own int, has Values) (set, write Values) {
 	}
 	return set, want
 }
-
-// Settled reports whether write has been written and set.
-func (v View) Settled(set, write Values) bool {
-	written, ok := v.Records.Nodes[v.Self]
-	return ok && v.Confirmed && set == write && written.Receives == write.Receives && written.Sends == write.Sends
-}

@@ -22,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
@@ -117,14 +118,13 @@ func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
 // Run probes and answers until ctx ends. Without a socket nothing is judged.
 func (p *Prober) Run(ctx context.Context) {
-	said := ""
+	var trouble backoff.Trouble
 	for ctx.Err() == nil {
-		err := p.serve(ctx, func() { said = "" })
+		err := p.serve(ctx, func() { trouble.Over() })
 		if ctx.Err() != nil {
 			return
 		}
-		if err.Error() != said {
-			said = err.Error()
+		if trouble.News(err) {
 			p.log.Warn("paths to peers are not probed; trying again", "error", err)
 		}
 		select {

@@ -41,12 +41,12 @@ func CountsTooLarge(meter uint32) bool {
 func (m Model) fairly(t Tenant) []of.Flow {
 	var flows []of.Flow
 	if t.Meters.New != 0 && m.ServiceProxy == OVS {
-		f := t.own(flow(TableNew, 100, to(TableBalance), nil, of.Reg(1, t.Slot)))
+		f := t.own(flow(TableNew, 100, to(TableBalance), nil, regSenderSlot.is(t.Slot)))
 		f.Meter = t.Meters.New
 		flows = append(flows, f)
 	}
 	if t.Meters.TooLarge != 0 && m.measures() {
-		f := t.own(tellTooLarge(110, of.Reg(1, t.Slot)))
+		f := t.own(tellTooLarge(110, regSenderSlot.is(t.Slot)))
 		f.Meter = t.Meters.TooLarge
 		flows = append(flows, f)
 	}

@@ -5,7 +5,9 @@
 package pipeline
 
 import (
+	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
@@ -14,30 +16,7 @@ import (
 
 // Version is the generation that stands in every cookie. It grows with every
 // change of the flows; the golden test fails where it does not.
-const Version = 5
-
-// The tables.
-const (
-	TableSource        uint8 = 0
-	TableTenant        uint8 = 5
-	TableARP           uint8 = 10
-	TableRoute         uint8 = 20
-	TableNew           uint8 = 21
-	TableService       uint8 = 22
-	TableServiceTenant uint8 = 23
-	TableAffinity      uint8 = 24 // learned flows only
-	TableBalance       uint8 = 25
-	TableEndpoint      uint8 = 26
-	TableChosen        uint8 = 27
-	TableReply         uint8 = 30
-	TableReplied       uint8 = 31
-	TableSize          uint8 = 35
-	TableDeliver       uint8 = 40
-	TableAdmit         uint8 = 45
-	TableHost          uint8 = 50
-	// TableNudge is reached by no packet.
-	TableNudge uint8 = 250
-)
+const Version = 6
 
 // Model is what the flows follow from.
 type Model struct {
@@ -110,6 +89,10 @@ func (m Model) Flows() []of.Flow {
 	return flows
 }
 
+// Own are the flows of the node itself: those that every node has, and those for packets
+// that are too large for the path to a peer.
+func (m Model) Own() []of.Flow { return append(m.Fixed(), m.size()...) }
+
 // Fixed are the flows that every node has.
 func (m Model) Fixed() []of.Flow {
 	tun0 := m.GatewayPort
@@ -147,8 +130,9 @@ func (m Model) Fixed() []of.Flow {
 		drop(TableHost, 100, VXLANToHost, anyIP, of.UDPDst(m.VXLANPort)),
 		// The node would believe it of any path that the pod names, also a peer's.
 		drop(TableHost, 100, MTUToHost, anyIP, of.ICMPType(icmpUnreachable), of.ICMPCode(icmpFragmentation)),
-		flow(TableHost, 0, nil, []of.Action{of.SetField(of.EthDst(topology.MAC(m.Gateway))), of.Output(tun0)}),
+		flow(TableHost, 0, to(tableLeave), []of.Action{of.SetField(of.EthDst(topology.MAC(m.Gateway))), regOutPort.set(tun0)}),
 	}
+	flows = append(flows, m.output()...)
 	return append(flows, m.fixedServices()...)
 }
 
@@ -163,7 +147,7 @@ func (m Model) deliver() uint8 {
 // answerARP answers every request for an address in p from that address, so
 // it needs no knowledge of who has it and tells nothing about it.
 func (m Model) answerARP(p netip.Prefix) of.Flow {
-	scratch := of.Whole(of.FieldReg1)
+	scratch := regScratch.whole()
 	actions := []of.Action{
 		of.Move(of.Whole(of.FieldEthSrc), of.Whole(of.FieldEthDst)),
 		of.SetField(of.EthSrc([]byte{0x0a, 0x58, 0, 0, 0, 0})),
@@ -174,29 +158,22 @@ func (m Model) answerARP(p netip.Prefix) of.Flow {
 		of.Move(of.Whole(of.FieldARPTPA), scratch),
 		of.Move(of.Whole(of.FieldARPSPA), of.Whole(of.FieldARPTPA)),
 		of.Move(scratch, of.Whole(of.FieldARPSPA)),
-		of.Output(of.PortInPort),
+		regOutPort.set(portIn),
 	}
-	return flow(TableARP, 100, nil, actions, of.ARP(), of.ARPOp(arpRequest), of.ARPTPA(p))
+	return flow(TableARP, 100, to(tableLeave), actions, of.ARP(), of.ARPOp(arpRequest), of.ARPTPA(p))
 }
 
 // Peer are the flows for one other node.
 func (m Model) Peer(p Peer) []of.Flow {
 	cookie := Cookie{Kind: KindPeer, Object: object(p.Subnet.Addr())}
 	in := flow(TableSource, 100, to(m.deliver()),
-		[]of.Action{of.Move(of.Range(of.FieldTunnelID, 0, 32), of.Whole(of.FieldReg0))},
+		[]of.Action{of.Move(of.Range(of.FieldTunnelID, 0, 32), regSender.whole())},
 		of.IP(), of.InPort(m.TunnelPort), of.TunnelSrc(p.VTEP), of.IPv4Src(p.Subnet))
-	out := flow(TableRoute, 200, nil,
-		[]of.Action{
-			of.Move(of.Whole(of.FieldReg0), of.Range(of.FieldTunnelID, 0, 32)),
-			of.SetField(of.TunnelDst(p.VTEP)),
-		},
-		of.IP(), of.IPv4Dst(p.Subnet))
-	if p.PathMTU == 0 {
-		out.Actions = append(out.Actions, of.Output(m.TunnelPort))
-	} else {
-		out.Actions = append(out.Actions, measure(p.PathMTU)...)
-		out.Goto = to(TableSize)
+	way := []of.Action{regOutPort.set(m.TunnelPort), regTunnelDst.set(object(p.VTEP))}
+	if p.PathMTU > 0 {
+		way = append(way, regPathMTU.set(uint32(p.PathMTU)))
 	}
+	out := flow(TableRoute, 200, to(tableLeave), way, of.IP(), of.IPv4Dst(p.Subnet))
 	return owned([]of.Flow{in, out}, cookie)
 }
 
@@ -204,22 +181,22 @@ func (m Model) Peer(p Peer) []of.Flow {
 // isolated or becomes global. One whose netID is not known sends, receives and
 // serves nothing.
 func (m Model) Tenant(t Tenant) []of.Flow {
-	flows := t.admit(flow(TableAdmit, 100, nil, []of.Action{of.OutputRange(of.Whole(of.FieldReg2))}), of.Reg(1, t.Slot), OtherTenant)
+	flows := t.admit(flow(TableAdmit, 100, to(tableLeave), nil), regReceiverSlot.is(t.Slot), OtherTenant)
 	if t.Known {
-		flows = append(flows, t.own(flow(TableTenant, 100, to(TableRoute), sender(t.NetID), of.Reg(1, t.Slot))))
+		flows = append(flows, t.own(flow(TableTenant, 100, to(TableRoute), sender(t.NetID), regSenderSlot.is(t.Slot))))
 	}
 	if t.Serves {
-		flows = append(flows, t.admit(m.translate(), of.Reg(3, t.Slot), ServiceTenant)...)
+		flows = append(flows, t.admit(m.translate(), regServiceSlot.is(t.Slot), ServiceTenant, of.IP())...)
 	}
 	return append(flows, m.fairly(t)...)
 }
 
 // admit are accept for the senders that the tenant admits, and a drop for all
-// others; slot is the register that says whose flows they are.
-func (t Tenant) admit(accept of.Flow, slot of.Field, denied Reason) []of.Flow {
+// others; slot is the register that says whose flows they are, match what else accept needs.
+func (t Tenant) admit(accept of.Flow, slot of.Field, denied Reason, match ...of.Field) []of.Flow {
 	from := func(sender ...of.Field) of.Flow {
 		f := t.own(accept)
-		f.Match = of.NewMatch(append(sender, of.IP(), slot)...)
+		f.Match = of.NewMatch(slices.Concat(sender, match, []of.Field{slot})...)
 		return f
 	}
 	if t.Known && t.NetID.IsGlobal() {
@@ -233,7 +210,7 @@ func (t Tenant) admit(accept of.Flow, slot of.Field, denied Reason) []of.Flow {
 	if !t.Known {
 		return []of.Flow{refuse}
 	}
-	return []of.Flow{from(of.Reg(0, uint32(t.NetID))), from(of.Reg(0, uint32(netid.Global))), refuse}
+	return []of.Flow{from(regSender.is(uint32(t.NetID))), from(regSender.is(uint32(netid.Global))), refuse}
 }
 
 // own is f as the tenant's.
@@ -245,21 +222,25 @@ func (t Tenant) own(f of.Flow) of.Flow {
 // Pod are the flows for one local pod. They say nothing of its netID.
 func (m Model) Pod(p Pod) []of.Flow {
 	mac, addr := topology.MAC(p.Address), host(p.Address)
-	slot := of.SetField(of.Reg(1, p.Slot))
-	send := []of.Action{slot}
+	send := []of.Action{regSenderSlot.set(p.Slot)}
 	if p.Queue > 0 {
 		send = append(send, of.SetQueue(p.Queue))
 	}
 	flows := []of.Flow{
 		flow(TableSource, 100, to(TableTenant), send, of.IP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.IPv4Src(addr)),
 		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.ARPOp(arpRequest), of.ARPSPA(addr), of.ARPSHA(mac)),
-		flow(TableDeliver, 100, to(TableAdmit), []of.Action{slot, of.SetField(of.Reg(2, p.Port)), of.SetField(of.EthDst(mac))}, of.IP(), of.IPv4Dst(addr)),
+		flow(TableDeliver, 100, to(TableAdmit), m.receive(p, p.Port, mac), of.IP(), of.IPv4Dst(addr)),
 	}
 	flows[0].Meter = p.Meter
 	if m.ServiceProxy == KubeProxy {
 		flows = append(flows, m.podBesideKubeProxy(p)...)
 	}
 	return owned(flows, Cookie{Kind: KindPod, Object: object(p.Address)})
+}
+
+// receive makes a packet one that goes to pod p, by a port and with the MAC behind it.
+func (m Model) receive(p Pod, port uint32, mac net.HardwareAddr) []of.Action {
+	return []of.Action{regReceiverSlot.set(p.Slot), regOutPort.set(port), of.SetField(of.EthDst(mac))}
 }
 
 // owned gives flows one cookie.
@@ -298,7 +279,7 @@ func drop(table uint8, priority uint16, reason Reason, match ...of.Field) of.Flo
 
 // sender sets the netID that the packet carries from here on.
 func sender(id netid.ID) []of.Action {
-	return []of.Action{of.SetField(of.Reg(0, uint32(id)))}
+	return []of.Action{regSender.set(uint32(id))}
 }
 
 func to(table uint8) *uint8 { return of.GotoTable(table) }

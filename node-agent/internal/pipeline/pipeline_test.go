@@ -137,7 +137,7 @@ func TestCounts(t *testing.T) {
 	sticky, _ := s.ServicePort(port)
 	local := service.Endpoint{Address: addr("172.11.0.2"), Port: 80}
 	for name, tc := range map[string]struct{ got, want int }{
-		"services: fixed":          {len(s.Fixed()), 41},
+		"services: fixed":          {len(s.Fixed()), 44},
 		"services: tenant":         {len(s.Tenant(s.Tenants[0])), 9}, // one of them while a path carries less
 		"services: global":         {len(s.Tenant(s.Tenants[1])), 3},
 		"services: address":        {len(s.ServiceAddress(ServiceAddress{VIP: port.VIP})), 1},
@@ -145,11 +145,11 @@ func TestCounts(t *testing.T) {
 		"services: port, affinity": {len(sticky), 13},
 		"services: endpoint":       {len(s.Endpoint(service.TCP, port.Endpoints[0])), 1},
 		"services: local endpoint": {len(s.Endpoint(service.TCP, local)), 2},
-		"kube-proxy: fixed":        {len(k.Fixed()), 36},
+		"kube-proxy: fixed":        {len(k.Fixed()), 39},
 		"kube-proxy: pod":          {len(k.Pod(k.Pods[0])), 5},
 		"kube-proxy: endpoint":     {len(k.Endpoint(service.TCP, local)), 1},
 
-		"fixed":   {len(m.Fixed()), 24},
+		"fixed":   {len(m.Fixed()), 27},
 		"peer":    {len(m.Peer(m.Peers[0])), 2},
 		"pod":     {len(m.Pod(m.Pods[0])), 3},
 		"tenant":  {len(m.Tenant(m.Tenants[0])), 5}, // one of them while a path carries less

@@ -24,12 +24,6 @@ const (
 	KubeProxy ServiceProxy = "kube-proxy"
 )
 
-// Zones of connection tracking. The node's own is 0; these are no other's.
-const (
-	ZoneService uint16 = 65520
-	ZoneHairpin uint16 = 65521
-)
-
 // Linger is how long the way back from an endpoint that no service has any more
 // stays without packets: connections to it may still be open. TCP asks after a silent
 // peer every two hours (RFC 9293, section 3.8.4).
@@ -49,23 +43,6 @@ var (
 	tracked      = of.CTState(of.CTTracked, of.CTTracked)
 	answers      = of.CTState(of.CTTracked|of.CTReply, of.CTTracked|of.CTReply) // and ICMP errors about requests
 	errorsAsSent = of.CTState(of.CTTracked|of.CTRelated, of.CTTracked|of.CTRelated|of.CTDNAT)
-)
-
-// Registers of services.
-const (
-	regServiceSlot = 3  // of the service's namespace
-	regProxied     = 5  // KubeProxy: what the packet has to do with a connection that the node translated
-	regPort        = 6  // number of the service port
-	regAddress     = 7  // the endpoint chosen: address
-	regTarget      = 8  // and port
-	regChosen      = 9  // 1 once a choice was made for this packet
-	regError       = 11 // 1 once a client's ICMP error was sent to be translated
-)
-
-// Values of regProxied.
-const (
-	proxiedRequest = 1
-	proxiedAnswer  = 2
 )
 
 // ServiceAddress is the cluster address of a service.
@@ -106,8 +83,8 @@ func (m Model) fixedServices() []of.Flow {
 	if m.ServiceProxy == KubeProxy {
 		return append(flows,
 			// Not by ct_state: out of tun0 the kernel's packets bring that of the node's own zone.
-			flow(TableRoute, 220, nil, []of.Action{set(regProxied, 0), m.ct(TableRoute, true, nil)}, ip, of.Reg(regProxied, proxiedRequest)),
-			flow(TableReplied, 100, to(TableDeliver), []of.Action{set(regProxied, proxiedAnswer)}, ip, answers),
+			flow(TableRoute, 220, nil, []of.Action{regProxied.set(0), m.ct(TableRoute, true, nil)}, ip, regProxied.is(proxiedRequest)),
+			flow(TableReplied, 100, to(TableDeliver), []of.Action{regProxied.set(proxiedAnswer)}, ip, answers),
 			flow(TableReplied, 0, to(TableDeliver), nil))
 	}
 	return append(flows,
@@ -117,7 +94,7 @@ func (m Model) fixedServices() []of.Flow {
 		drop(TableEndpoint, 0, ServiceState),
 		// What was learned since the first look wins over the choice: two first
 		// connections of one client may come here at once.
-		flow(TableChosen, 0, nil, []of.Action{of.Resubmit(TableAffinity), set(regChosen, 1), of.Resubmit(TableEndpoint)}))
+		flow(TableChosen, 0, nil, []of.Action{of.Resubmit(TableAffinity), regChosen.set(1), of.Resubmit(TableEndpoint)}))
 }
 
 // toServices are the flows by which addresses are those of services.
@@ -132,7 +109,7 @@ func (m Model) toServices(addresses netip.Prefix) []of.Flow {
 			flow(TableRoute, 230, to(TableNew), nil, ip, untranslated, services),
 			// The kernel leaves the ICMP errors of a connection's client as they are
 			// unless they are committed too (ovs_ct_nat). Once: they must not go round.
-			flow(TableRoute, 225, nil, []of.Action{set(regError, 1), m.ct(TableRoute, true, &of.NATSpec{})}, ip, errorsAsSent, of.Reg(regError, 0), services),
+			flow(TableRoute, 225, nil, []of.Action{regError.set(1), m.ct(TableRoute, true, &of.NATSpec{})}, ip, errorsAsSent, regError.is(0), services),
 			drop(TableRoute, 220, ServiceState, ip, tracked, services))
 	}
 	return flows
@@ -150,10 +127,10 @@ const (
 // connections: out of tun0 they come with the pod's address and get its tenant again,
 // and the answers go into tun0 to be translated back.
 func (m Model) podBesideKubeProxy(p Pod) []of.Flow {
-	slot, addr := of.SetField(of.Reg(1, p.Slot)), host(p.Address)
+	addr := host(p.Address)
 	return []of.Flow{
-		flow(TableSource, 95, to(TableTenant), []of.Action{slot, set(regProxied, proxiedRequest)}, of.IP(), of.InPort(m.GatewayPort), of.IPv4Src(addr)),
-		flow(TableDeliver, 110, to(TableAdmit), []of.Action{slot, set(2, m.GatewayPort), of.SetField(of.EthDst(topology.MAC(m.Gateway)))}, of.IP(), of.Reg(regProxied, proxiedAnswer), of.IPv4Dst(addr)),
+		flow(TableSource, 95, to(TableTenant), []of.Action{regSenderSlot.set(p.Slot), regProxied.set(proxiedRequest)}, of.IP(), of.InPort(m.GatewayPort), of.IPv4Src(addr)),
+		flow(TableDeliver, 110, to(TableAdmit), m.receive(p, m.GatewayPort, topology.MAC(m.Gateway)), of.IP(), regProxied.is(proxiedAnswer), of.IPv4Dst(addr)),
 	}
 }
 
@@ -169,7 +146,7 @@ func (m Model) translate() of.Flow {
 // ServiceAddress are the flows for one address of a service.
 func (m Model) ServiceAddress(a ServiceAddress) []of.Flow {
 	vip := host(a.VIP)
-	f := flow(TableService, 100, to(TableServiceTenant), []of.Action{set(regServiceSlot, a.Slot)})
+	f := flow(TableService, 100, to(TableServiceTenant), []of.Action{regServiceSlot.set(a.Slot)})
 	if a.Public {
 		f = m.translate()
 		f.Table = TableService
@@ -201,14 +178,14 @@ func (m Model) ServicePort(p ServicePort) ([]of.Flow, of.GroupEntry) {
 	choose := []of.Action{of.Group(p.ID)}
 	var flows []of.Flow
 	if p.Affinity > 0 {
-		choose = []of.Action{set(regPort, p.ID), of.Resubmit(TableAffinity), of.Resubmit(TableEndpoint)}
+		choose = []of.Action{regServicePort.set(p.ID), of.Resubmit(TableAffinity), of.Resubmit(TableEndpoint)}
 		flows = m.sticky(p, choices)
 	}
 	for _, e := range choices {
 		actions := []of.Action{m.dnat(e)}
 		if p.Affinity > 0 {
 			// A bucket is an action set: of several resubmits the last would count.
-			actions = []of.Action{set(regAddress, object(e.Address)), set(regTarget, uint32(e.Port)), of.Resubmit(TableChosen)}
+			actions = []of.Action{regEndpoint.set(object(e.Address)), regEndpointPort.set(uint32(e.Port)), of.Resubmit(TableChosen)}
 		}
 		group.Buckets = append(group.Buckets, of.Bucket{Weight: 1, Actions: actions})
 	}
@@ -233,24 +210,24 @@ func (m Model) choices(p ServicePort) []service.Endpoint {
 
 // sticky are the flows by which clients stay with their endpoint.
 func (m Model) sticky(p ServicePort, choices []service.Endpoint) []of.Flow {
-	id, none := of.Reg(regPort, p.ID), of.Reg(regChosen, 0)
+	id, none := regServicePort.is(p.ID), regChosen.is(0)
 	flows := []of.Flow{
-		flow(TableEndpoint, 60, nil, []of.Action{of.Group(p.ID)}, id, of.Reg(regAddress, 0)),
+		flow(TableEndpoint, 60, nil, []of.Action{of.Group(p.ID)}, id, regEndpoint.is(0)),
 		// The endpoint that was learned is gone; and what was learned no longer counts.
-		flow(TableEndpoint, 50, nil, []of.Action{set(regChosen, 1), of.Group(p.ID)}, id, none),
+		flow(TableEndpoint, 50, nil, []of.Action{regChosen.set(1), of.Group(p.ID)}, id, none),
 	}
 	learn := of.Learn(of.LearnSpec{
 		Table: TableAffinity, Priority: 100, Cookie: Cookie{Kind: KindLearned, Object: p.ID}.Encode(), IdleTimeout: seconds(p.Affinity),
 		Parts: []of.LearnPart{
 			of.LearnMatchValue(id), of.LearnMatchValue(none), of.LearnMatchValue(of.IP()),
 			of.LearnMatch(of.Whole(of.FieldIPv4Src), of.Whole(of.FieldIPv4Src)),
-			of.LearnLoad(of.Whole(of.FieldReg(regAddress)), of.Whole(of.FieldReg(regAddress))),
-			of.LearnLoad(of.Whole(of.FieldReg(regTarget)), of.Whole(of.FieldReg(regTarget))),
+			of.LearnLoad(regEndpoint.whole(), regEndpoint.whole()),
+			of.LearnLoad(regEndpointPort.whole(), regEndpointPort.whole()),
 		},
 	})
 	for _, e := range choices {
 		flows = append(flows, flow(TableEndpoint, 100, nil, []of.Action{learn, m.dnat(e)},
-			of.IP(), id, of.Reg(regAddress, object(e.Address)), of.Reg(regTarget, uint32(e.Port))))
+			of.IP(), id, regEndpoint.is(object(e.Address)), regEndpointPort.is(uint32(e.Port))))
 	}
 	return flows
 }
@@ -310,8 +287,6 @@ func (m Model) ct(next uint8, commit bool, nat *of.NATSpec) of.Action {
 func (m Model) ctHairpin(next uint8, commit bool, nat *of.NATSpec) of.Action {
 	return of.CT(of.CTSpec{Commit: commit, Zone: ZoneHairpin, Table: to(next), NAT: nat})
 }
-
-func set(register int, v uint32) of.Action { return of.SetField(of.Reg(register, v)) }
 
 // seconds is a timeout of a flow: 1 to 65535.
 func seconds(d time.Duration) uint16 {

@@ -71,7 +71,7 @@ func (b *bridge) install(m Model) {
 
 var (
 	outputPort = regexp.MustCompile(`(?m)^\s+(?:\d+\. )?(?:output:(\d+)|output:NXM_NX_REG2\[\]\n\s+-> output port is (\d+))`)
-	inPort     = regexp.MustCompile(`(?m)^\s+(?:\d+\. )?IN_PORT`)
+	inPort     = fmt.Sprint(portIn)
 )
 
 // trace is where Open vSwitch itself sends the packet: "drop", "in_port", or
@@ -88,7 +88,7 @@ func (b *bridge) trace(packet string, states ...string) (where, text string) {
 	text = b.AppCtl(args...)
 	out := outputPort.FindAllStringSubmatch(text, -1)
 	switch {
-	case inPort.MatchString(text) && len(out) == 0:
+	case len(out) == 1 && out[0][1]+out[0][2] == inPort:
 		return "in_port", text
 	case strings.Contains(text, "skipping output to input port"):
 		return "drop", text

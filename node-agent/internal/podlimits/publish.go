@@ -37,7 +37,7 @@ type Counted interface {
 }
 
 // MeterDrops are the packets that the bridge dropped of pods that do not keep to
-// their limit themselves, by address; [flowtable.Table] knows them.
+// their limit themselves, by address; [nodeflows.Table] knows them.
 type MeterDrops interface {
 	MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error)
 }

@@ -78,7 +78,8 @@ func (f File) Load() (s topology.Snapshot, ok bool, err error) {
 	return s, true, nil
 }
 
-// Save replaces the copy. A crash, also of the machine, leaves the old or the new one, whole.
+// Save replaces the copy. A crash, also of the machine, leaves the old or the new one, whole: it waits
+// for the disk, and a [Writer] keeps that out of others' way.
 func (f File) Save(s topology.Snapshot) error {
 	data, err := json.Marshal(s)
 	if err != nil {

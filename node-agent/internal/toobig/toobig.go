@@ -29,9 +29,6 @@ type Packet struct {
 	SentTo netip.AddrPort
 }
 
-// Source is the address that the packet came from; not valid where it is not IPv4.
-func (p Packet) Source() netip.Addr { return p.address(12) }
-
 // Destination is the address that the packet goes to; not valid where it is not IPv4.
 func (p Packet) Destination() netip.Addr { return p.address(16) }
 

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
@@ -49,13 +50,13 @@ type Uplink struct {
 	// nowhere else. Negative before that is known.
 	only   int
 	failed failure
+	pauses backoff.Pauses
 }
 
 // failure is the last one, if the last attempt failed.
 type failure struct {
 	device string
 	err    error
-	pause  time.Duration
 	until  time.Time
 }
 
@@ -70,7 +71,7 @@ type state struct {
 
 // New makes an Uplink.
 func New(devices Devices, rate Rate, log *slog.Logger) *Uplink {
-	return &Uplink{devices: devices, rate: rate, log: log, only: -1}
+	return &Uplink{devices: devices, rate: rate, log: log, only: -1, pauses: backoff.Pauses{First: firstPause, Last: maxPause}}
 }
 
 // Ensure shares the device between the pods and returns the rate that they share,
@@ -88,6 +89,7 @@ func (u *Uplink) Ensure(device string, pods []Pod) (rate uint64, err error) {
 		return 0, u.fail(device, fmt.Errorf("sharing the uplink: %w", err))
 	}
 	u.failed = failure{}
+	u.pauses.Reset()
 	warn := now.warn || u.rate.Bits > 0
 	now.warn = false
 	if now != u.was {
@@ -98,11 +100,10 @@ func (u *Uplink) Ensure(device string, pods []Pod) (rate uint64, err error) {
 }
 
 func (u *Uplink) fail(device string, err error) error {
-	pause := firstPause
-	if u.failed.device == device {
-		pause = min(2*u.failed.pause, maxPause)
+	if u.failed.device != device {
+		u.pauses.Reset()
 	}
-	u.failed = failure{device: device, err: err, pause: pause, until: time.Now().Add(pause)}
+	u.failed = failure{device: device, err: err, until: time.Now().Add(u.pauses.Next())}
 	return err
 }
 

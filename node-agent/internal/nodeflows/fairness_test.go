@@ -1,4 +1,4 @@
-package flowtable
+package nodeflows
 
 import (
 	"context"
@@ -49,7 +49,7 @@ func metering(t *testing.T, refuse bool) (*ovstest.OVS, *Table, *metered) {
 	}
 	table.SetServiceProxy(pipeline.OVS)
 	sw := &metered{Conn: connect(t, o, table), refuse: refuse}
-	if err := table.Connect(t.Context(), sw); err != nil {
+	if err := reconnect(t.Context(), table, sw); err != nil {
 		t.Fatal(err)
 	}
 	_, _, _ = table.SetRecords(t.Context(), records(1, map[string]netid.ID{"a": 10, "b": 11}))
@@ -82,7 +82,7 @@ func TestNamespaceMeters(t *testing.T) {
 	_, table, sw := metering(t, false)
 	requireMeters(t, "without pods", sw)
 	meter := func(namespace string, a pipeline.Allowance) string {
-		id := table.fair.meters(namespace).New
+		id := table.tenants.fair.meters(namespace).New
 		return fmt.Sprintf("meter=%d,pktps,burst,stats,band=type=drop,rate=%d,burst_size=%d", id, a.Rate, a.Burst)
 	}
 	attach(t, table, pod("a", 2), pod("b", 4))
@@ -128,7 +128,7 @@ func TestNoRoomForMeters(t *testing.T) {
 	}
 	// The next connection may be to a switch that has room.
 	sw.refuse = false
-	if err := table.Connect(t.Context(), sw); err != nil {
+	if err := reconnect(t.Context(), table, sw); err != nil {
 		t.Fatal(err)
 	}
 	if n := len(meters(t, sw.Conn)); n != 2 {

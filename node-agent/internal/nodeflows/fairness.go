@@ -1,9 +1,11 @@
-package flowtable
+package nodeflows
 
 import (
 	"context"
+	"errors"
 	"maps"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 )
 
@@ -28,19 +30,18 @@ func newFairness() fairness {
 	return fairness{numbers: map[string]uint32{}, taken: map[uint32]bool{}, all: DefaultAllowance}
 }
 
-// assign gives a namespace its meters, and reports whether it had none. Their number
-// follows from its slot, so that an agent that restarts finds its flows unchanged; of two
-// that would have the same, one gets the next free. There are none when all are taken.
-func (f *fairness) assign(namespace string, slot uint32) bool {
+// assign gives a namespace its meters where it has none. Their number follows from its
+// slot, so that an agent that restarts finds its flows unchanged; of two that would have
+// the same, one gets the next free. There are none when all are taken.
+func (f *fairness) assign(namespace string, slot uint32) {
 	if _, ok := f.numbers[namespace]; ok || len(f.taken) == pipeline.MaxMetered {
-		return false
+		return
 	}
 	n := slot % pipeline.MaxMetered
 	for f.taken[n] {
 		n = (n + 1) % pipeline.MaxMetered
 	}
 	f.numbers[namespace], f.taken[n] = n, true
-	return true
 }
 
 func (f *fairness) release(namespace string) {
@@ -75,27 +76,45 @@ func (f *fairness) allowance(namespace string) pipeline.Allowance {
 func (t *Table) Unlimited() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.fair.off = true
+	t.tenants.fair.off = true
 }
 
 // SetAllowances makes what namespaces may: held those named, all the others. No flow
-// changes. It fails with [ErrDisconnected] or an error of the switch; then the next change
-// of flows, or Resync, brings it in.
+// changes. It fails with [flowstore.ErrDisconnected] or an error of the switch; then
+// Resync brings it in.
 func (t *Table) SetAllowances(ctx context.Context, all pipeline.Allowance, held map[string]pipeline.Allowance) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.fair.off || t.fair.all == all && maps.Equal(t.fair.held, held) {
+	f := &t.tenants.fair
+	if f.off || f.all == all && maps.Equal(f.held, held) {
 		return nil
 	}
-	t.fair.all, t.fair.held = all, maps.Clone(held)
-	t.remeter()
+	f.all, f.held = all, maps.Clone(held)
 	switch {
-	case t.sw == nil:
-		return ErrDisconnected
-	case t.model == nil || t.meters == nil:
-		return nil // the first bundle brings it in
+	case t.model == nil && !t.store.Connected():
+		return flowstore.ErrDisconnected
+	case t.model == nil || t.stale:
+		t.stale = true // the next change brings it in
+		return nil
 	}
-	return t.ensureMeters(ctx)
+	var c flowstore.Change
+	c.All(KindFairness)
+	for n := range f.numbers {
+		c.Set(flowstore.Owner{Kind: KindFairness, Name: n}, flowstore.Want{Meters: t.model.TenantMeters(t.tenantModel(n), f.allowance(n))})
+	}
+	_, err := t.store.Set(ctx, c)
+	return t.unmeter(err)
+}
+
+// unmeter notes that the switch does not take a meter of a namespace: the next attempt is
+// made without them, as pods come first. err is what a change ended with.
+func (t *Table) unmeter(err error) error {
+	var refused *flowstore.MeterError
+	if errors.As(err, &refused) && refused.New && pipeline.OfTenant(refused.Meter.ID) {
+		t.tenants.fair.unmetered = refused.Err
+		t.stale = true
+	}
+	return err
 }
 
 // Demand is what a namespace has asked for since its meters were made or, in userspace,
@@ -108,27 +127,29 @@ type Demand struct {
 	TooLarge, Untold uint64
 }
 
-// Demands are those of the namespaces that have meters. It fails with [ErrDisconnected],
-// an error of the switch, or why the switch has no meters for them.
+// Demands are those of the namespaces that have meters. It fails with
+// [flowstore.ErrDisconnected], an error of the switch, or why the switch has no meters for
+// them.
 func (t *Table) Demands(ctx context.Context) (map[string]Demand, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	switch {
-	case t.sw == nil:
-		return nil, ErrDisconnected
-	case t.fair.unmetered != nil:
-		return nil, t.fair.unmetered
-	}
-	owners := make(map[uint32]string, 2*len(t.fair.numbers))
-	demands := make(map[string]Demand, len(t.fair.numbers))
-	for namespace := range t.fair.numbers {
-		m := t.fair.meters(namespace)
+	f := &t.tenants.fair
+	unmetered := f.unmetered
+	owners := make(map[uint32]string, 2*len(f.numbers))
+	demands := make(map[string]Demand, len(f.numbers))
+	for namespace := range f.numbers {
+		m := f.meters(namespace)
 		owners[m.New], owners[m.TooLarge] = namespace, namespace
 	}
-	if len(owners) == 0 {
+	t.mu.Unlock()
+	switch {
+	case !t.store.Connected():
+		return nil, flowstore.ErrDisconnected
+	case unmetered != nil:
+		return nil, unmetered
+	case len(owners) == 0:
 		return demands, nil
 	}
-	counters, err := t.sw.MeterCounters(ctx)
+	counters, err := t.store.MeterCounters(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -1,4 +1,4 @@
-package flowtable
+package nodeflows
 
 import (
 	"context"
@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
@@ -25,8 +26,8 @@ type observer struct {
 	dropped                    map[pipeline.Reason]uint64
 }
 
-func (o *observer) Committed(n int, _ float64) { o.bundles++; o.changes += n }
-func (o *observer) Repaired(n int)             { o.repaired += n }
+func (o *observer) Committed(_ string, n int, _ float64) { o.bundles++; o.changes += n }
+func (o *observer) Repaired(_ flowstore.Kind, n int)     { o.repaired += n }
 func (o *observer) Dropped(r pipeline.Reason, n uint64) {
 	if o.dropped == nil {
 		o.dropped = map[pipeline.Reason]uint64{}
@@ -64,6 +65,19 @@ func pod(namespace string, n int) desired.Attached {
 	return desired.Attached{Namespace: namespace, Address: netip.AddrFrom4([4]byte{172, 11, 0, byte(n)}), Port: uint32(10 + n)}
 }
 
+// newTable is a table with a store of its own, without an area of services.
+func newTable(obs *observer) *Table {
+	return New(self, 4789, flowstore.New(flowstore.Config{Areas: []flowstore.Area{Area()}, Observer: obs}), obs)
+}
+
+func storeOf(t *Table) *flowstore.Store { return t.store.(*flowstore.Store) }
+
+// reconnect gives the table another switch.
+func reconnect(ctx context.Context, t *Table, sw flowstore.Switch) error {
+	storeOf(t).Connect(sw)
+	return t.Connected(ctx)
+}
+
 func connect(t *testing.T, o *ovstest.OVS, table *Table) *of.Conn {
 	t.Helper()
 	conn, err := of.Dial(context.Background(), o.Mgmt("br0"))
@@ -71,7 +85,7 @@ func connect(t *testing.T, o *ovstest.OVS, table *Table) *of.Conn {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	if err := table.Connect(context.Background(), conn); err != nil {
+	if err := reconnect(context.Background(), table, conn); err != nil {
 		t.Fatal(err)
 	}
 	return conn
@@ -81,7 +95,7 @@ func start(t *testing.T) (*ovstest.OVS, *Table, *observer) {
 	o := ovstest.Start(t)
 	o.AddBridge("br0", "dummy")
 	obs := &observer{}
-	return o, New(self, 4789, obs, func() float64 { return 0 }), obs
+	return o, newTable(obs), obs
 }
 
 // flows are what the switch has.
@@ -122,13 +136,13 @@ func TestNothingBeforeRecords(t *testing.T) {
 	conn := connect(t, o, table)
 	before := flows(t, conn)
 	ctx := context.Background()
-	if err := table.Attach(ctx, pod("a", 2)); !errors.Is(err, ErrNotReady) {
+	if err := table.Attach(ctx, pod("a", 2)); !errors.Is(err, flowstore.ErrNotReady) {
 		t.Errorf("Attach: %v, want ErrNotReady", err)
 	}
-	if err := table.Resync(ctx); !errors.Is(err, ErrNotReady) {
+	if err := table.Resync(ctx); !errors.Is(err, flowstore.ErrNotReady) {
 		t.Errorf("Resync: %v, want ErrNotReady", err)
 	}
-	if _, _, err := table.SetRecords(ctx, records(1, nil)); !errors.Is(err, ErrNotReady) {
+	if _, _, err := table.SetRecords(ctx, records(1, nil)); !errors.Is(err, flowstore.ErrNotReady) {
 		t.Errorf("SetRecords without ports: %v, want ErrNotReady", err)
 	}
 	if diff := cmp.Diff(before, flows(t, conn)); diff != "" {
@@ -154,7 +168,7 @@ func TestRandomHistory(t *testing.T) {
 	names := []string{"a", "b", "c", "d"}
 	ids := []netid.ID{netid.Global, 10, 300924, netid.Max}
 	current := records(1, nil)
-	if _, _, err := table.SetRecords(ctx, current); !errors.Is(err, ErrNotReady) {
+	if _, _, err := table.SetRecords(ctx, current); !errors.Is(err, flowstore.ErrNotReady) {
 		t.Fatal(err)
 	}
 	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
@@ -183,15 +197,15 @@ func TestRandomHistory(t *testing.T) {
 				t.Fatal(err)
 			}
 		case 2:
-			table.Disconnect()
+			storeOf(table).Disconnect()
 			if rnd.IntN(2) == 0 {
 				o.OFCtl("del-flows", "br0")
 				o.OFCtl("del-meters", "br0")
 			}
-			if err := table.Attach(ctx, pod("a", 250)); !errors.Is(err, ErrDisconnected) {
+			if err := table.Attach(ctx, pod("a", 250)); !errors.Is(err, flowstore.ErrDisconnected) {
 				t.Fatalf("Attach without a switch: %v", err)
 			}
-			if err := table.Connect(ctx, conn); err != nil {
+			if err := reconnect(ctx, table, conn); err != nil {
 				t.Fatal(err)
 			}
 		case 3, 4, 5:

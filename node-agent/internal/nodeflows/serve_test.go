@@ -1,4 +1,4 @@
-package flowtable
+package nodeflows
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 )
@@ -27,7 +28,7 @@ func TestServe(t *testing.T) {
 		}
 		return table.Serve(ctx, set)
 	}
-	if err := serve("a"); !errors.Is(err, ErrNotReady) {
+	if err := serve("a"); !errors.Is(err, flowstore.ErrNotReady) {
 		t.Errorf("Serve without records: %v, want ErrNotReady", err)
 	}
 	ids := map[string]netid.ID{"a": 10, "b": netid.Global}
@@ -56,28 +57,28 @@ func TestServe(t *testing.T) {
 	_, _, err := table.SetRecords(ctx, records(2, ids))
 	step(err, 3, "reg0=0xb")
 	step(serve("b"), 1, "")
-	slot, ok := table.Slot("a")
+	slot, ok := table.tenants.slots["a"]
 	if !ok {
 		t.Error("a namespace with pods lost its slot")
 	}
 	step(serve("a", "b"), 3, "reg0=0xb")
 	step(table.Detach(ctx, pod("a", 2).Address), 3, "reg0=0xb")
-	if again, ok := table.Slot("a"); !ok || again != slot {
+	if again, ok := table.tenants.slots["a"]; !ok || again != slot {
 		t.Errorf("slot %d, then %d (%t)", slot, again, ok)
 	}
 	if err := serve("a", "b"); err != nil || obs.bundles != 0 {
 		t.Errorf("%d bundles for nothing (%v)", obs.bundles, err)
 	}
-	table.Disconnect()
-	if err := serve("a"); !errors.Is(err, ErrDisconnected) {
+	storeOf(table).Disconnect()
+	if err := serve("a"); !errors.Is(err, flowstore.ErrDisconnected) {
 		t.Errorf("Serve without a switch: %v, want ErrDisconnected", err)
 	}
-	if err := table.Connect(ctx, conn); err != nil {
+	if err := reconnect(ctx, table, conn); err != nil {
 		t.Fatal(err)
 	}
 	obs.bundles = 0
 	step(serve(), 0, "")
-	if _, ok := table.Slot("a"); ok {
+	if _, ok := table.tenants.slots["a"]; ok {
 		t.Error("a namespace with nothing keeps a slot")
 	}
 	if diff := cmp.Diff(empty, flows(t, conn)); diff != "" {

@@ -1,17 +1,27 @@
-package flowtable
+package nodeflows
 
 import (
 	"context"
 	"net/netip"
+	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
+// counted is what was counted when it was last looked at: the packets of flows that drop,
+// by key, and those too large for their path, by meter. It has a lock of its own, since who
+// counts waits for the switch.
+type counted struct {
+	mu     sync.Mutex
+	flows  map[string]uint64
+	meters map[uint32]uint64
+}
+
 // countDrops adds what the drop flows counted since they were last read. A
 // flow that was replaced starts again from zero.
 func (t *Table) countDrops(stats []of.FlowStats) {
-	seen := make(map[string]uint64, len(t.drops))
+	seen := make(map[string]uint64, len(t.drops.flows))
 	for _, s := range stats {
 		reason := pipeline.DecodeCookie(s.Cookie).Reason
 		if reason == 0 {
@@ -20,21 +30,21 @@ func (t *Table) countDrops(stats []of.FlowStats) {
 		key := s.Key()
 		seen[key] = s.Packets
 		n := s.Packets
-		if last := t.drops[key]; last <= n {
+		if last := t.drops.flows[key]; last <= n {
 			n -= last
 		}
 		if n > 0 {
 			t.observer.Dropped(reason, n)
 		}
 	}
-	t.drops = seen
+	t.drops.flows = seen
 }
 
 // MeterDrops is how many packets of each metered pod its meter has dropped since it
-// was made or, in userspace, changed. It fails with [ErrDisconnected] or an error of the switch.
+// was made or, in userspace, changed. It fails with [flowstore.ErrDisconnected] or an error
+// of the switch.
 func (t *Table) MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	drops := map[netip.Addr]uint64{}
 	pods := map[uint32]netip.Addr{}
 	for address, a := range t.attached {
@@ -42,13 +52,11 @@ func (t *Table) MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error) {
 			pods[a.Port] = address
 		}
 	}
+	t.mu.Unlock()
 	if len(pods) == 0 {
 		return drops, nil
 	}
-	if t.sw == nil {
-		return nil, ErrDisconnected
-	}
-	counters, err := t.sw.MeterCounters(ctx)
+	counters, err := t.store.MeterCounters(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -64,11 +72,7 @@ func (t *Table) MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error) {
 // counted. Their flows' own counts are of no use: Open vSwitch adds to them also those that
 // check_pkt_larger found small enough.
 func (t *Table) countTooLarge(ctx context.Context) error {
-	if _, there := t.meters[pipeline.MeterTooLarge]; !there {
-		clear(t.tooLarge)
-		return nil
-	}
-	counters, err := t.sw.MeterCounters(ctx)
+	counters, err := t.store.MeterCounters(ctx)
 	if err != nil {
 		return err
 	}
@@ -77,13 +81,13 @@ func (t *Table) countTooLarge(ctx context.Context) error {
 			continue
 		}
 		n := c.Packets
-		if last := t.tooLarge[c.ID]; last <= n {
+		if last := t.drops.meters[c.ID]; last <= n {
 			n -= last
 		}
 		if n > 0 {
 			t.observer.Dropped(pipeline.TooLarge, n)
 		}
-		t.tooLarge[c.ID] = c.Packets
+		t.drops.meters[c.ID] = c.Packets
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 // TestReadTooLarge: only a request to a service was sent to another address than
 // it has now.
 func TestReadTooLarge(t *testing.T) {
-	base := []of.Field{of.InPort(12), of.Reg(regPathMTU, 1350), of.Reg(regTooLarge, 1)}
+	base := []of.Field{of.InPort(12), regPathMTU.is(1350), regTooLarge.is(1)}
 	with := func(more ...of.Field) of.Match { return of.NewMatch(append(more, base...)...) }
 	state := func(s uint32) of.Field { return of.CTState(s, s) }
 	tuple := []of.Field{of.IP(), of.CTNWDst(host(addr("10.96.0.10"))), of.CTNWProto(6), of.CTTPDst(80)}
@@ -29,7 +29,7 @@ func TestReadTooLarge(t *testing.T) {
 		"an answer":         {with(append(tuple, state(of.CTTracked|of.CTEstablished|of.CTReply|of.CTDNAT))...), netip.AddrPort{}},
 		"without its tuple": {with(of.IP(), state(of.CTTracked|of.CTDNAT)), netip.AddrPort{}},
 	} {
-		got, port, ok := ReadTooLarge(of.PacketIn{Table: TableSize, Match: tc.match, Data: []byte{1}})
+		got, port, ok := ReadTooLarge(of.PacketIn{Table: TableOutput, Match: tc.match, Data: []byte{1}})
 		want := toobig.Packet{Frame: []byte{1}, MTU: 1350, SentTo: tc.sentTo}
 		if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.AddrPort) bool { return a == b })); !ok || port != 12 || d != "" {
 			t.Errorf("%s: port %d, %t (-want +got):\n%s", name, port, ok, d)
@@ -37,8 +37,8 @@ func TestReadTooLarge(t *testing.T) {
 	}
 	for name, in := range map[string]of.PacketIn{
 		"of another table": {Table: TableRoute, Match: with()},
-		"without an MTU":   {Table: TableSize, Match: of.NewMatch(of.InPort(12))},
-		"without a port":   {Table: TableSize, Match: of.NewMatch(of.Reg(regPathMTU, 1350))},
+		"without an MTU":   {Table: TableOutput, Match: of.NewMatch(of.InPort(12))},
+		"without a port":   {Table: TableOutput, Match: of.NewMatch(regPathMTU.is(1350))},
 	} {
 		if p, _, ok := ReadTooLarge(in); ok {
 			t.Errorf("%s: read as %+v", name, p)

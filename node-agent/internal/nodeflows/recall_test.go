@@ -1,4 +1,4 @@
-package flowtable
+package nodeflows
 
 import (
 	"testing"
@@ -26,7 +26,7 @@ func TestRecall(t *testing.T) {
 	serve(t, before, "red", "blue")
 	want := flows(t, conn)
 
-	restarted := New(self, 4789, &observer{}, func() float64 { return 0 })
+	restarted := newTable(&observer{})
 	begin(restarted, 11)
 	connect(t, o, restarted)
 	if diff := cmp.Diff(want, flows(t, conn)); diff != "" {
@@ -34,7 +34,7 @@ func TestRecall(t *testing.T) {
 	}
 
 	// blue changed its tenant while no agent ran.
-	restarted = New(self, 4789, &observer{}, func() float64 { return 0 })
+	restarted = newTable(&observer{})
 	begin(restarted, 13)
 	connect(t, o, restarted)
 	got := flows(t, conn)
@@ -57,7 +57,7 @@ func TestRecall(t *testing.T) {
 // An agent that is told at once that nobody serves does not keep what it found.
 func TestRecallNobody(t *testing.T) {
 	o, before, _ := start(t)
-	for _, table := range []*Table{before, New(self, 4789, &observer{}, func() float64 { return 0 })} {
+	for _, table := range []*Table{before, newTable(&observer{})} {
 		table.SetServiceProxy(pipeline.OVS)
 		follow(t, table, 11)
 		connect(t, o, table)
@@ -79,7 +79,7 @@ func follow(t *testing.T, table *Table, blue netid.ID) {
 		t.Fatal(err)
 	}
 	_, _, err := table.SetRecords(t.Context(), records(1, map[string]netid.ID{"red": 10, "blue": blue, "green": 12}))
-	if err != nil && table.sw != nil {
+	if err != nil && table.store.Connected() {
 		t.Fatal(err)
 	}
 }

@@ -1,17 +1,12 @@
 package pipeline
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/toobig"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
-)
-
-// Registers of packets to a peer whose path carries less than the pods' devices.
-const (
-	regPathMTU  = 4  // what it carries
-	regTooLarge = 10 // 1 for a packet that is larger
 )
 
 // MeterTooLarge is the number of the meter of packets that are too large for their path
@@ -26,25 +21,50 @@ const tooLargePerSecond = 100
 // ethernetHeader is its length, bytes, which check_pkt_larger counts.
 const ethernetHeader = 14
 
-// measure finds out whether a packet is larger than mtu.
-func measure(mtu uint16) []of.Action {
-	return []of.Action{set(regPathMTU, uint32(mtu)), of.CheckPktLarger(mtu+ethernetHeader, of.Bits(of.FieldReg(regTooLarge), 0, 0))}
+// output are the flows by which packets leave: the only ones that send anything.
+func (m Model) output() []of.Flow {
+	toPeer := []of.Action{
+		of.Move(regSender.whole(), of.Range(of.FieldTunnelID, 0, 32)),
+		of.Move(regTunnelDst.whole(), of.Whole(of.FieldTunnelDst)),
+		of.OutputRange(regOutPort.whole()),
+	}
+	return []of.Flow{
+		flow(TableSize, 0, to(TableOutput), nil),
+		flow(TableOutput, 50, nil, toPeer, regOutPort.is(m.TunnelPort)),
+		flow(TableOutput, 0, nil, []of.Action{of.OutputRange(regOutPort.whole())}),
+	}
 }
 
-// size are the flows by which the agent gets packets that are too large for the path
-// to their peer, and the others go out. There are none where all paths carry all.
+// size are the flows that find out whether a packet is larger than its path carries, and
+// by which the agent gets those that are. There are none where all paths carry all.
 func (m Model) size() []of.Flow {
 	if !m.measures() {
 		return nil
 	}
 	large := tellTooLarge(100)
 	large.Meter = MeterTooLarge
-	return []of.Flow{large, flow(TableSize, 0, nil, []of.Action{of.Output(m.TunnelPort)})}
+	flows := []of.Flow{large}
+	for _, mtu := range m.pathMTUs() {
+		check := of.CheckPktLarger(mtu+ethernetHeader, regTooLarge.lowest())
+		flows = append(flows, flow(TableSize, 100, to(TableOutput), []of.Action{check}, regPathMTU.is(uint32(mtu))))
+	}
+	return flows
+}
+
+// pathMTUs are what paths carry, of those that carry less than the pods' devices.
+func (m Model) pathMTUs() []uint16 {
+	mtus := map[uint16]bool{}
+	for _, p := range m.Peers {
+		if p.PathMTU > 0 {
+			mtus[p.PathMTU] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(mtus))
 }
 
 // tellTooLarge gives the agent a packet that is too large, of the senders that match.
 func tellTooLarge(priority uint16, match ...of.Field) of.Flow {
-	return flow(TableSize, priority, nil, []of.Action{of.Output(of.PortController)}, append(match, of.RegMasked(regTooLarge, 1, 1))...)
+	return flow(TableOutput, priority, nil, []of.Action{of.Output(of.PortController)}, append(match, regTooLarge.isOne())...)
 }
 
 // measures reports whether a path carries less than the pods' devices.
@@ -64,9 +84,9 @@ func (m Model) Meters() []of.Meter {
 // ReadTooLarge reads a packet that its path does not carry, as the agent was given it,
 // and the port where it came from; false where it is something else.
 func ReadTooLarge(in of.PacketIn) (p toobig.Packet, port uint32, ok bool) {
-	mtu, ok := in.Match.Field(of.FieldReg(regPathMTU))
+	mtu, ok := in.Match.Field(regPathMTU.field())
 	from, hasPort := in.Match.Field(of.FieldInPort)
-	if in.Table != TableSize || !ok || !hasPort {
+	if in.Table != TableOutput || !ok || !hasPort {
 		return p, 0, false
 	}
 	p = toobig.Packet{Frame: in.Data, MTU: uint16(mtu.Uint64())}

@@ -1,4 +1,4 @@
-package flowtable
+package nodeflows
 
 import (
 	"fmt"
@@ -129,14 +129,14 @@ func TestMeterRestarts(t *testing.T) {
 	o, table, _, conn, p := limited(t)
 	want := append(flows(t, conn), meters(t, conn)...)
 	o.KillVswitchd()
-	table.Disconnect()
+	storeOf(table).Disconnect()
 	o.StartVswitchd()
 	conn = connect(t, o, table)
 	if diff := cmp.Diff(want, append(flows(t, conn), meters(t, conn)...)); diff != "" {
 		t.Errorf("after a restart of ovs-vswitchd (-want +got):\n%s", diff)
 	}
 	obs := &observer{}
-	restarted := New(self, 4789, obs, func() float64 { return 0 })
+	restarted := newTable(obs)
 	restarted.Load([]desired.Attached{p})
 	follow(t, restarted, 11)
 	_, _, _ = restarted.SetRecords(t.Context(), records(1, map[string]netid.ID{"a": 10}))
