@@ -2,9 +2,13 @@ package agent
 
 import (
 	"context"
+	"log/slog"
 	"maps"
+	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 )
@@ -17,33 +21,116 @@ const (
 	tellEvery = time.Minute
 )
 
-// readiness is why pods cannot be attached, and what people were told of it.
+// readiness is why pods cannot be attached, and what people were told of it. It is the one
+// place that tells: the CNI by the attacher, the metric, the log and an Event. Its methods
+// may be called at once.
 type readiness struct {
+	node  string
+	gauge prometheus.Gauge
+	// events is nil outside of Kubernetes.
+	events eventSink
+	log    *slog.Logger
+
 	mu  sync.Mutex
 	why error
 	telling
+	// subnet is the one that the node was set up with.
+	subnet netip.Prefix
+	// attacher is nil before there is one.
+	attacher interface{ SetReady(why error) }
 }
 
-// is nil when pods can be attached.
+// eventSink takes Events; [kube.Client] is one.
+type eventSink interface {
+	Event(ref kube.ObjectRef, warning bool, reason, message string)
+}
+
+// is nil when pods can be attached, else what is missing.
 func (r *readiness) is() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.why
 }
 
-// become makes why the reason, and says what there is to tell.
-func (r *readiness) become(why error, now time.Time) news {
+// open tells a from now on.
+func (r *readiness) open(a interface{ SetReady(why error) }) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.why = why
-	return r.next(why, now)
+	r.attacher = a
+	a.SetReady(r.why)
 }
 
-// still is become of the reason that stands.
+// startedAs notes the subnet, for the log.
+func (r *readiness) startedAs(subnet netip.Prefix) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.subnet = subnet
+}
+
+// set makes why the reason; nil when pods can be attached.
+func (r *readiness) set(why error) {
+	r.mu.Lock()
+	r.why = why
+	said, attacher := r.next(why, time.Now()), r.attacher
+	r.mu.Unlock()
+	if attacher != nil {
+		attacher.SetReady(why)
+	}
+	if why == nil {
+		r.gauge.Set(1)
+	} else {
+		r.gauge.Set(0)
+	}
+	r.say(said, why)
+}
+
+// watch tells people of reasons that stand while the loop waits, until ctx ends.
+func (r *readiness) watch(ctx context.Context) error {
+	ticker := time.NewTicker(settles)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-ticker.C:
+			said, why := r.still(now)
+			r.say(said, why)
+		}
+	}
+}
+
+// still is what there is to tell of the reason that stands.
 func (r *readiness) still(now time.Time) (said news, why error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.next(r.why, now), r.why
+}
+
+// say tells people in the log and about the Node. Its UID in Events is its name, as
+// kubelet has it.
+func (r *readiness) say(said news, why error) {
+	switch said {
+	case noNews:
+		return
+	case isReady:
+		r.mu.Lock()
+		subnet := r.subnet
+		r.mu.Unlock()
+		r.log.Info("ready: pods can be attached", "node", r.node, "subnet", subnet)
+	case isNotReady:
+		r.log.Warn("not ready: pods cannot be attached", "node", r.node, "error", why)
+	case otherReason:
+		r.log.Warn("not ready for another reason: pods cannot be attached", "node", r.node, "error", why)
+	}
+	if r.events == nil {
+		return
+	}
+	ref := kube.ObjectRef{Kind: "Node", Name: r.node, UID: r.node}
+	if why != nil {
+		r.events.Event(ref, true, "NetworkNotReady", why.Error())
+		return
+	}
+	r.events.Event(ref, false, "NetworkReady", "pods can be attached")
 }
 
 // news is what people are told.
@@ -111,62 +198,4 @@ func (t *telling) forget(reason string, now time.Time) {
 	old := func(_ string, at time.Time) bool { return now.Sub(at) >= tellEvery }
 	maps.DeleteFunc(t.told, old)
 	maps.DeleteFunc(t.seen, func(text string, at time.Time) bool { return text != reason && old(text, at) })
-}
-
-// Ready is nil when pods can be attached, else what is missing.
-func (n *node) Ready() error { return n.readiness.is() }
-
-func (n *node) setReady(why error) {
-	said := n.readiness.become(why, time.Now())
-	n.mu.Lock()
-	attacher := n.attacher
-	n.mu.Unlock()
-	if attacher != nil {
-		attacher.SetReady(why)
-	}
-	if why == nil {
-		n.metrics.ready.Set(1)
-	} else {
-		n.metrics.ready.Set(0)
-	}
-	n.tellReady(said, why)
-}
-
-// watchReady tells people of reasons that stand while the loop waits, until ctx ends.
-func (n *node) watchReady(ctx context.Context) error {
-	ticker := time.NewTicker(settles)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-ticker.C:
-			said, why := n.readiness.still(now)
-			n.tellReady(said, why)
-		}
-	}
-}
-
-// tellReady tells people in the log and about the Node. Its UID in Events is its name, as
-// kubelet has it.
-func (n *node) tellReady(said news, why error) {
-	switch said {
-	case noNews:
-		return
-	case isReady:
-		n.log.Info("ready: pods can be attached", "node", n.cfg.NodeName, "subnet", n.started)
-	case isNotReady:
-		n.log.Warn("not ready: pods cannot be attached", "node", n.cfg.NodeName, "error", why)
-	case otherReason:
-		n.log.Warn("not ready for another reason: pods cannot be attached", "node", n.cfg.NodeName, "error", why)
-	}
-	if n.api == nil {
-		return
-	}
-	ref := kube.ObjectRef{Kind: "Node", Name: n.cfg.NodeName, UID: n.cfg.NodeName}
-	if why != nil {
-		n.api.Event(ref, true, "NetworkNotReady", why.Error())
-		return
-	}
-	n.api.Event(ref, false, "NetworkReady", "pods can be attached")
 }

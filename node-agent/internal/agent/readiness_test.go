@@ -18,7 +18,6 @@ import (
 
 // eventsOfNode stands in for the API server, and keeps what it was told, with the second.
 type eventsOfNode struct {
-	apiServer
 	begun time.Time
 	told  []string
 }
@@ -31,8 +30,6 @@ func (e *eventsOfNode) Event(ref kube.ObjectRef, warning bool, reason, message s
 
 // Whoever looks at the log or at the Node's Events knows why it is not ready now.
 func TestReasonsAreTold(t *testing.T) {
-	cfg := Defaults()
-	cfg.NodeName = "n1"
 	ready := ""
 	// Each step is a reason, and how long it stands.
 	type step struct {
@@ -82,10 +79,10 @@ func TestReasonsAreTold(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var log bytes.Buffer
 				api := &eventsOfNode{}
-				n := &node{cfg: cfg, api: api, metrics: newMetrics(prometheus.NewRegistry()), log: slog.New(slog.NewTextHandler(&log, nil)), readiness: readiness{why: errStarting}}
+				n := &readiness{node: "n1", events: api, gauge: newMetrics(prometheus.NewRegistry()).ready, log: slog.New(slog.NewTextHandler(&log, nil)), why: errStarting}
 				ctx, cancel := context.WithCancel(t.Context())
 				watching := make(chan error)
-				go func() { watching <- n.watchReady(ctx) }()
+				go func() { watching <- n.watch(ctx) }()
 				time.Sleep(time.Second / 2) // so that nothing happens at the moment when it looks
 				api.begun = time.Now()
 				for _, s := range tt.steps {
@@ -94,7 +91,7 @@ func TestReasonsAreTold(t *testing.T) {
 					if s.why != ready {
 						why = errors.New(s.why)
 					}
-					n.setReady(why)
+					n.set(why)
 					time.Sleep(s.lasts)
 				}
 				cancel()
