@@ -213,6 +213,7 @@ func (n *node) setSelf(vtep netip.Addr) {
 	}
 	n.attacher = attach.New(n.front.bare, n.table, n.tenants, n.limiter)
 	n.attacher.SetMaxPods(n.cfg.MaxPods)
+	n.attacher.SetObserver(n.metrics)
 	n.attacher.SetReady(n.notReady)
 	n.front.open(n.attacher)
 }

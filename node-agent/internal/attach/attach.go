@@ -122,6 +122,8 @@ type Attacher struct {
 	// bare detaches, also as long as there is no node.
 	bare Bare
 	log  *slog.Logger
+	// observer is nil where nobody asks.
+	observer Observer
 
 	// turns lets changes of one attachment follow each other, so that nothing
 	// detached comes back.
@@ -154,6 +156,10 @@ func New(bare Bare, flows Flows, tenants Tenants, limiter Limiter) *Attacher {
 		queues: func(Attachment) uint32 { return 0 },
 	}
 }
+
+// SetObserver makes o be told how long the steps of ADD and DEL take. It is called before
+// anything is served.
+func (a *Attacher) SetObserver(o Observer) { a.observer = o }
 
 // SetMaxPods makes n the number of pods that a namespace may have on this node; 0 for as
 // many as there are addresses. Those that it has already stay.
@@ -234,7 +240,11 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	if at.Limits, err = a.limiter.Limits(ctx, req); err != nil {
 		return nil, err
 	}
-	if at.Address, err = pool.Allocate(at.lease()); err != nil {
+	err = a.observe(AddLease, func() (err error) {
+		at.Address, err = pool.Allocate(at.lease())
+		return err
+	})
+	if err != nil {
 		var full *ipam.FullError
 		var storage *ipam.StorageError
 		if errors.As(err, &full) || errors.As(err, &storage) {
@@ -244,7 +254,10 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	}
 	at.Port = bridge.PodOfport(node.Subnet, at.Address)
 	if err = a.connect(ctx, node, &at); err == nil {
-		node, err = a.arrive(ctx, at, node.MTU)
+		err = a.observe(AddNews, func() (err error) {
+			node, err = a.arrive(ctx, at, node.MTU)
+			return err
+		})
 	}
 	if err != nil {
 		a.remove(at.Attachment)
@@ -293,25 +306,30 @@ func (a *Attacher) again(node Node, at Attachment, req cniapi.Request) (*cniapi.
 // limits.
 func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error {
 	if at.Port != 0 {
-		if err := a.tell(ctx, at, a.attached(node, *at)); err != nil {
+		if err := a.observe(AddFlows, func() error { return a.tell(ctx, at, a.attached(node, *at)) }); err != nil {
 			return classify(err)
 		}
 	}
-	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
+	if err := a.observe(AddRow, func() error { return a.ports.AddPort(ctx, node.Bridge, at.port(node)) }); err != nil {
 		return classify(err)
 	}
 	wire := a.wire(node, *at)
-	if err := a.kernel.CreateVeth(wire); err != nil {
+	if err := a.observe(AddPair, func() error { return a.kernel.CreateVeth(wire) }); err != nil {
 		return err
 	}
 	var apart bool
 	configured := make(chan error, 1)
 	go func() {
-		var err error
-		apart, err = a.configure(wire)
-		configured <- err
+		configured <- a.observe(AddSandbox, func() (err error) {
+			apart, err = a.configure(wire)
+			return err
+		})
 	}()
-	port, err := a.ports.WaitOfport(ctx, at.HostIf())
+	var port uint32
+	err := a.observe(AddNumber, func() (err error) {
+		port, err = a.ports.WaitOfport(ctx, at.HostIf())
+		return err
+	})
 	if err := errors.Join(err, <-configured); err != nil {
 		return err
 	}
@@ -377,15 +395,17 @@ func (a *Attacher) known() (Node, *ipam.Pool, error) {
 // disconnect removes what there is of at: flows, port, devices, lease.
 func (a *Attacher) disconnect(ctx context.Context, node Node, pool *ipam.Pool, at Attachment) error {
 	if at.Address.IsValid() {
-		if err := a.flows.Detach(ctx, at.Address); err != nil {
+		if err := a.observe(DelFlows, func() error { return a.flows.Detach(ctx, at.Address) }); err != nil {
 			return classify(err)
 		}
 	}
-	if err := a.bare.disconnect(ctx, at); err != nil {
-		return err
-	}
-	pool.Release(at.Attachment)
-	return nil
+	return a.observe(DelRest, func() error {
+		if err := a.bare.disconnect(ctx, at); err != nil {
+			return err
+		}
+		pool.Release(at.Attachment)
+		return nil
+	})
 }
 
 // GC detaches everything of the network that the runtime no longer lists.
