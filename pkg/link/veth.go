@@ -149,33 +149,6 @@ func (n *NS) Loud(name string) error {
 	})
 }
 
-// DeleteLink removes a network device of n; with it, its peer. One that is not
-// there is no error.
-func (n *NS) DeleteLink(name string) error {
-	l, ok, err := n.Link(name)
-	if err != nil || !ok {
-		return err
-	}
-	if err := n.nl.LinkDel(byIndex(l)); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("deleting network device %s: %w", name, err)
-	}
-	return nil
-}
-
-// DeleteVeth is [NS.DeleteLink] for what [NS.CreateVeth] made. It refuses to
-// delete a device of another kind, so that a name from a damaged record cannot
-// take the node off the network.
-func (n *NS) DeleteVeth(hostName string) error {
-	l, ok, err := n.Link(hostName)
-	if err != nil || !ok {
-		return err
-	}
-	if l.Type != "veth" {
-		return fmt.Errorf("network device %s is of type %s, not a veth: left alone", hostName, l.Type)
-	}
-	return n.DeleteLink(hostName)
-}
-
 func notFound(err error) bool {
 	var missing netlink.LinkNotFoundError
 	return errors.As(err, &missing) || errors.Is(err, unix.ENODEV)
