@@ -18,6 +18,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -86,16 +87,20 @@ type Table struct {
 	tooLarge     map[uint32]uint64 // packets counted as such, by meter
 	// commits counts bundles.
 	commits uint64
+	// changing lets pods that come and go at once share a bundle.
+	changing *batch.Batch[change, error]
 }
 
 // New makes the table of the node with VTEP address self. now gives seconds
 // of a monotonic clock.
 func New(self netip.Addr, vxlanPort uint16, observer Observer, now func() float64) *Table {
-	return &Table{
+	t := &Table{
 		self: self, vxlanPort: vxlanPort, observer: observer, now: now,
 		attached: map[netip.Addr]desired.Attached{}, slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{},
 		installed: map[string]of.Flow{}, drops: map[string]uint64{}, tooLarge: map[uint32]uint64{}, fair: newFairness(),
 	}
+	t.changing = batch.New(changedAtOnce, t.change)
+	return t
 }
 
 // SetRecords makes s the records that the flows follow, in one bundle, and
@@ -180,63 +185,6 @@ func (t *Table) leave(address netip.Addr) {
 		t.remeter()
 		t.release(p.Namespace)
 	}
-}
-
-// Attach puts one pod into the picture and its flows into the switch, in one
-// bundle. Where the commit fails the pod is out of the picture again.
-func (t *Table) Attach(ctx context.Context, a desired.Attached) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.model == nil {
-		return ErrNotReady
-	}
-	old, had := t.attached[a.Address]
-	before := t.flowsAround(a.Address)
-	t.take(a)
-	err := t.commitPart(ctx, before, t.flowsAround(a.Address, old.Namespace))
-	if err != nil {
-		if had {
-			t.take(old)
-		} else {
-			t.leave(a.Address)
-		}
-	}
-	return err
-}
-
-// Detach takes the pod with that address out of the picture and its flows out
-// of the switch. It is no error when there is none, or no switch: without a
-// connection the flows go with the next one.
-func (t *Table) Detach(ctx context.Context, address netip.Addr) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	old, had := t.attached[address]
-	if !had {
-		return nil
-	}
-	if t.model == nil {
-		t.leave(address)
-		return nil
-	}
-	before := t.flowsAround(address)
-	t.leave(address)
-	err := t.commitPart(ctx, before, t.flowsAround(address, old.Namespace))
-	if err != nil && !errors.Is(err, ErrDisconnected) {
-		t.take(old)
-		return err
-	}
-	return nil
-}
-
-// flowsAround are the flows that the pod with that address needs, and those of
-// the namespaces named, as the picture is: none for one without a slot.
-func (t *Table) flowsAround(address netip.Addr, namespaces ...string) map[string]of.Flow {
-	var flows []of.Flow
-	if a, ok := t.attached[address]; ok {
-		flows = t.model.Pod(desired.Pod(t.slots, a))
-		namespaces = append(namespaces, a.Namespace)
-	}
-	return byKey(append(flows, t.flowsOf(namespaces)...))
 }
 
 // commitPart replaces a part of the flows: those in before that are not wanted go.
@@ -333,7 +281,7 @@ func (t *Table) Check(ctx context.Context, address netip.Addr) ([]string, error)
 	if err := errors.Join(read(pipeline.PodCookie(address)), read(pipeline.TenantCookie(t.slots[a.Namespace]))); err != nil {
 		return nil, err
 	}
-	want := t.flowsAround(address)
+	want := t.flowsAround([]netip.Addr{address})
 	diff, err := t.checkMeter(ctx, a)
 	if err != nil {
 		return nil, err
