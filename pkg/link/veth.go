@@ -39,6 +39,10 @@ func (n *NS) CreateVeth(hostName string, sandbox *NS, spec VethSpec) error {
 	attrs.MTU = spec.MTU
 	attrs.HardwareAddr = spec.HostMAC
 	attrs.Flags = net.FlagUp
+	// One queue is what a veth uses. Where it is not said the kernel makes one for each
+	// processor, takes them back, and waits twice for all processors, and who changes devices
+	// waits with it.
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	veth := &netlink.Veth{
 		LinkAttrs:        attrs,
 		PeerName:         spec.PeerName,
