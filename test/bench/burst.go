@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -95,6 +96,10 @@ func (b *bench) podsAtOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	idle, err := b.processorTime()
+	if err != nil {
+		return err
+	}
 	err = inTurn(ctx, 1, b.times(8, 2), func(side, i int) error {
 		var mu sync.Mutex
 		_, err := all(ctx, boxes[side], func(ctx context.Context, a *attached) error {
@@ -126,6 +131,10 @@ func (b *bench) podsAtOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	busy, err := b.processorTime()
+	if err != nil {
+		return err
+	}
 	after, err := b.agentTimes(ctx)
 	if err != nil {
 		return err
@@ -138,7 +147,39 @@ func (b *bench) podsAtOnce(ctx context.Context) error {
 		alone("cni_add_55_at_once_agent_median", "of it in the agent, median", "ms", median(inAgent), len(inAgent), oursAtMost(150)),
 		alone("cni_add_55_at_once_agent_p95", "of it in the agent, p95", "ms", quantile(inAgent, 0.95), len(inAgent), nil),
 	)
+	calls := after[fmt.Sprintf(cniKey, "ADD")].count - before[fmt.Sprintf(cniKey, "ADD")].count
+	for i, name := range busyProcesses {
+		b.add(alone("cpu_add_del_"+name, "processor time of "+name+" for one of these ADDs and its DEL", "ms", (busy[i]-idle[i])/calls, int(calls), nil))
+	}
 	return nil
+}
+
+// busyProcesses are the processes of a node that work for ADD and DEL.
+var busyProcesses = [...]string{"agent", "ovs-vswitchd", "ovsdb-server"}
+
+// processorTime is what n1's have used so far, ms: utime and stime of proc(5), whose unit
+// is 10 ms on all of Linux.
+func (b *bench) processorTime() (used [len(busyProcesses)]float64, err error) {
+	for i, name := range busyProcesses {
+		p, err := b.lab.Process("n1/" + name).Get()
+		if err != nil {
+			return used, err
+		}
+		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+		if err != nil {
+			return used, err
+		}
+		// The name, in brackets, may contain blanks.
+		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+		for _, f := range fields[11:13] {
+			ticks, err := strconv.ParseFloat(f, 64)
+			if err != nil {
+				return used, fmt.Errorf("times of %s: %w", name, err)
+			}
+			used[i] += 10 * ticks
+		}
+	}
+	return used, nil
 }
 
 // hostEnd begins the names of pods' devices on the node.

@@ -99,6 +99,9 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
 	err = group.Wait()
+	if n.attacher != nil {
+		n.attacher.Finish(context.WithoutCancel(ctx))
+	}
 	if n.ovs != nil {
 		n.ovs.Close() // what was being detached needed it
 	}
@@ -120,6 +123,7 @@ func (n *node) work(ctx context.Context) error {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.loop(ctx) })
+	group.Go(func() error { return n.attacher.Run(ctx) })
 	group.Go(func() error { return follow(ctx) })
 	group.Go(func() error { return n.limiter.run(ctx, n.attacher) })
 	group.Go(func() error { return n.publishLimits(ctx) })

@@ -25,10 +25,10 @@ func (b *behind) Status(context.Context) error                { b.calls++; retur
 // bareDevice can be taken down, as onePort's row can.
 type bareDevice struct{ oneDevice }
 
-func (bareDevice) Leave(attach.Wire) error { return nil }
-func (bareDevice) Forget(netip.Addr) error { return nil }
-func (bareDevice) Delete(string) error     { return nil }
-func (bareDevice) Unshape(string) error    { return nil }
+func (bareDevice) Leave(attach.Wire) error    { return nil }
+func (bareDevice) Forget(...netip.Addr) error { return nil }
+func (bareDevice) Delete(string) error        { return nil }
+func (bareDevice) Unshape(string) error       { return nil }
 
 type barePort struct{ onePort }
 

@@ -28,8 +28,24 @@ const (
 const (
 	// DelFlows takes the pod's flows and meter out of the switch.
 	DelFlows Step = "DEL: flows"
-	// DelRest removes port, devices and address.
-	DelRest Step = "DEL: port, devices, address"
+	// DelMark writes down that the rest is to be removed.
+	DelMark Step = "DEL: written down"
+	// DelRest removes the rest at once, where nothing can be written down.
+	DelRest Step = "DEL: port and devices"
+)
+
+// The steps after a DEL, each for all pods that went at about the same time.
+const (
+	// LeftRows takes ports out of the database.
+	LeftRows Step = "after DEL: ports' rows"
+	// LeftConnections ends what the node's NAT remembers.
+	LeftConnections Step = "after DEL: connections"
+	// LeftDevices removes the devices.
+	LeftDevices Step = "after DEL: devices"
+	// LeftClosed waits until the switch has closed the ports.
+	LeftClosed Step = "after DEL: ports closed"
+	// LeftLeases gives the addresses back.
+	LeftLeases Step = "after DEL: addresses"
 )
 
 // Observer is told how long each step took; for metrics.
