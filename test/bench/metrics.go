@@ -105,7 +105,7 @@ func mean(ds []time.Duration) time.Duration {
 // addBreakdown says where the time of the ADDs between two readings went: means,
 // because only means add up.
 func addBreakdown(before, after map[string]meter, took, port []time.Duration) string {
-	b := newBreakdown("Means of %d ADDs. The sandbox is set up while the switch takes the port in.", len(took))
+	b := newBreakdown("Means of %d ADDs. Flows are made beside all else, and the sandbox is set up while the switch takes the port in.", len(took))
 	b.cni(before, after, "ADD", took)
 	if d, ok := between(before, after, commitKey); ok {
 		b.line("for comparison: one bundle of flows (ADD's and DEL's)", d)

@@ -319,38 +319,54 @@ func (a *Attacher) again(node Node, at Attachment, req cniapi.Request) (*cniapi.
 	return result(node, at), nil
 }
 
-// connect makes the flows, the port and the devices of at, in the order that
-// lets ovs-vswitchd's main thread do it all in one go. It looks at all its ports (10 ms
-// with 200) for every new device and every change of the database, and meanwhile it
-// takes nothing:
-//
-//   - flows come first, as the port's number is asked for;
-//   - the port comes before its device: the one look that it causes finds the
-//     device, which is there within the millisecond that this look takes to get to
-//     it. Should it not be, the device itself causes a second look. The other way
-//     round there are always two, one after the other.
-//
-// The opening of the device then runs beside the sandbox's set-up and the pod's
-// limits. Devices of few pods are made at once, the others' wait with their rows: all
-// changes of devices have one lock in the kernel, so more would only keep each other waiting,
-// and ovs-vswitchd looking for those that are yet to come.
+// connect makes the flows, the port and the devices of at, so that ovs-vswitchd's main
+// thread does it all in one go. It looks at all its ports (10 ms with 200) for every new
+// device and every change of the database, and meanwhile it takes nothing. So flows, which
+// may have to wait for a look that others caused, are asked for beside all else, as the
+// port's number is known before: what a port without flows sends is dropped.
 func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error {
-	if at.Port != 0 {
-		if err := a.observe(AddFlows, func() error { return a.tell(ctx, at, a.attached(node, *at)) }); err != nil {
-			return classify(err)
+	wanted := a.attached(node, *at)
+	told := make(chan error, 1)
+	go func() {
+		if wanted.Port == 0 {
+			told <- nil
+			return
 		}
+		told <- a.observe(AddFlows, func() error { return a.flows.Attach(ctx, wanted) })
+	}()
+	port, err := a.plug(ctx, node, at)
+	if err := errors.Join(err, classify(<-told)); err != nil {
+		return err
 	}
+	at.told = wanted
+	if port == at.Port {
+		return nil
+	}
+	at.Port = port
+	return classify(a.tell(ctx, at, a.attached(node, *at)))
+}
+
+// plug makes the port and the devices of at, and returns the port's number. The port comes
+// before its device: the one look that it causes finds the device, which is there within
+// the millisecond that this look takes to get to it. Should it not be, the device itself
+// causes a second look. The other way round there are always two, one after the other. The
+// opening of the device then runs beside the sandbox's set-up and the pod's limits.
+//
+// Devices of few pods are made at once, the others' wait with their rows: all changes of
+// devices have one lock in the kernel, so more would only keep each other waiting, and
+// ovs-vswitchd looking for those that are yet to come.
+func (a *Attacher) plug(ctx context.Context, node Node, at *Attachment) (port uint32, err error) {
 	release, err := a.devices.take(ctx)
 	if err != nil {
-		return fmt.Errorf("waiting for other pods' devices: %w", err)
+		return 0, fmt.Errorf("waiting for other pods' devices: %w", err)
 	}
 	defer release()
 	wire := a.wire(node, *at)
 	if err := a.observe(AddRow, func() error { return a.ports.AddPort(ctx, node.Bridge, at.port(node)) }); err != nil {
-		return classify(err)
+		return 0, classify(err)
 	}
 	if err := a.observe(AddPair, func() error { return a.kernel.CreateVeth(wire) }); err != nil {
-		return err
+		return 0, err
 	}
 	var apart bool
 	configured := make(chan error, 1)
@@ -361,20 +377,13 @@ func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error
 			return err
 		})
 	}()
-	var port uint32
 	err = a.observe(AddNumber, func() (err error) {
 		port, err = a.ports.WaitOfport(ctx, at.HostIf())
 		return err
 	})
-	if err := errors.Join(err, <-configured); err != nil {
-		return err
-	}
+	err = errors.Join(err, <-configured)
 	at.apart = apart
-	if port == at.Port {
-		return nil
-	}
-	at.Port = port
-	return classify(a.tell(ctx, at, a.attached(node, *at)))
+	return port, err
 }
 
 func (a *Attacher) configure(w Wire) (apart bool, err error) {
