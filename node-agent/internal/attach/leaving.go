@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
@@ -157,38 +161,35 @@ type remains struct {
 // of is what is still there of one attachment.
 func (r remains) of(key cniapi.Attachment) error { return errors.Join(r.err, r.each[key]) }
 
-// all is what is still there of any.
+// all is what is still there of any, in the same order each time.
 func (r remains) all() error {
 	errs := []error{r.err}
-	for key, err := range r.each {
-		errs = append(errs, fmt.Errorf("attachment %s: %w", key, err))
+	for _, key := range slices.SortedFunc(maps.Keys(r.each), byText) {
+		errs = append(errs, fmt.Errorf("attachment %s: %w", key, r.each[key]))
 	}
 	return errors.Join(errs...)
 }
 
+func byText(x, y cniapi.Attachment) int { return strings.Compare(x.String(), y.String()) }
+
 // Run removes what is left of pods that were detached, until ctx ends.
 func (a *Attacher) Run(ctx context.Context) error {
-	pause, said := leastPause, ""
+	pauses := backoff.Pauses{First: leastPause, Last: mostPause}
+	var trouble backoff.Trouble
 	for {
 		if err := a.leaving.due(ctx); err != nil {
 			return err
 		}
 		r := a.finish(ctx)
 		err := errors.Join(r.all(), r.unclosed)
-		if err == nil {
-			pause, said = leastPause, ""
-			continue
-		}
-		if text := err.Error(); text != said && ctx.Err() == nil {
-			said = text
+		if trouble.News(err) && ctx.Err() == nil {
 			a.log.Warn("what is left of pods that were detached cannot be removed yet", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if err == nil {
+			pauses.Reset()
+		} else if !pauses.Wait(ctx) {
 			return ctx.Err()
-		case <-time.After(pause):
 		}
-		pause = min(2*pause, mostPause)
 	}
 }
 
