@@ -105,6 +105,9 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return n.work(ctx) })
 	group.Go(func() error { return n.ready.watch(ctx) })
 	err = group.Wait()
+	if p := n.parts.Load(); p != nil {
+		p.attacher.Finish(context.WithoutCancel(ctx))
+	}
 	if n.ovs.client != nil {
 		n.ovs.client.Close() // what was being detached needed it
 	}
@@ -127,6 +130,7 @@ func (n *node) work(ctx context.Context) error {
 	p := n.parts.Load()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.loop.run(ctx) })
+	group.Go(func() error { return p.attacher.Run(ctx) })
 	group.Go(func() error { return follow(ctx) })
 	group.Go(func() error { return n.limiter.Run(ctx, p.attacher) })
 	group.Go(func() error { return n.limitsPublisher(p).Run(ctx) })

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
@@ -25,6 +26,7 @@ type metrics struct {
 	tooLarge prometheus.Counter
 	missed   prometheus.Counter
 	cni      *prometheus.HistogramVec
+	steps    *prometheus.HistogramVec
 	mtu      *nodemtu.Metrics
 	fair     *allot.Metrics
 	sharing  *sharing.Metrics
@@ -79,6 +81,10 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 			Namespace: "k8s_ovs", Name: "cni_seconds", Help: "Time of CNI requests in the agent, by command and CNI error code (0 is success).",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}, []string{"command", "code"}),
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "k8s_ovs", Name: "attach_step_seconds", Help: "Time of each step of attaching and detaching a pod.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+		}, []string{"step"}),
 		mtu:      nodemtu.NewMetrics(reg),
 		fair:     allot.NewMetrics(reg),
 		sharing:  sharing.NewMetrics(reg),
@@ -90,7 +96,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range hostnet.Reasons() {
 		m.drops.WithLabelValues(string(r))
 	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready,
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.steps, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready,
 		m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }
@@ -173,4 +179,9 @@ func (m *metrics) firewallDropped(by map[hostnet.Reason]uint64) {
 // ObserveRequest implements cniserver.Metrics.
 func (m *metrics) ObserveRequest(command cniapi.Command, code uint, took time.Duration) {
 	m.cni.WithLabelValues(string(command), strconv.Itoa(int(code))).Observe(took.Seconds())
+}
+
+// AttachStep implements attach.Observer.
+func (m *metrics) AttachStep(step attach.Step, took time.Duration) {
+	m.steps.WithLabelValues(string(step)).Observe(took.Seconds())
 }

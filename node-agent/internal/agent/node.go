@@ -220,6 +220,7 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	p.services = newServiceFeed(n.serviceTable(p), n.ready.is, n.metrics, n.log)
 	p.attacher = attach.New(n.ovs.bare, p.table, n.etcd.tenants, n.limiter)
 	p.attacher.SetMaxPods(n.cfg.MaxPods)
+	p.attacher.SetObserver(n.metrics)
 	p.loop = n.newLoop(p)
 	n.parts.Store(p)
 	n.ready.open(p.attacher)

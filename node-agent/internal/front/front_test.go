@@ -28,10 +28,10 @@ func (b *behind) Status(context.Context) error                { b.calls++; retur
 // bareDevice can be taken down.
 type bareDevice struct{ attach.Kernel }
 
-func (bareDevice) Leave(attach.Wire) error { return nil }
-func (bareDevice) Forget(netip.Addr) error { return nil }
-func (bareDevice) Delete(string) error     { return nil }
-func (bareDevice) Unshape(string) error    { return nil }
+func (bareDevice) Leave(attach.Wire) error    { return nil }
+func (bareDevice) Forget(...netip.Addr) error { return nil }
+func (bareDevice) Delete(string) error        { return nil }
+func (bareDevice) Unshape(string) error       { return nil }
 
 type (
 	ports    = attach.Ports // the embedded field is not called as the method

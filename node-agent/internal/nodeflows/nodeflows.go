@@ -20,6 +20,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -84,6 +85,8 @@ type Table struct {
 	// stale is that all owners may want something else than the store knows.
 	stale bool
 	drops counted
+	// changing lets pods that come and go at once share a bundle.
+	changing *batch.Batch[change, error]
 }
 
 // tenants are the namespaces that have pods here or serve.
@@ -99,12 +102,14 @@ type tenants struct {
 
 // New makes the table of the node with VTEP address self.
 func New(self netip.Addr, vxlanPort uint16, store Store, observer Observer) *Table {
-	return &Table{
+	t := &Table{
 		self: self, vxlanPort: vxlanPort, store: store, observer: observer,
 		attached: map[netip.Addr]desired.Attached{},
 		tenants:  tenants{slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{}, fair: newFairness()},
 		drops:    counted{flows: map[string]uint64{}, meters: map[uint32]uint64{}},
 	}
+	t.changing = batch.New(changedAtOnce, t.change)
+	return t
 }
 
 // SetRecords makes s the records that the flows follow, in one bundle, and
@@ -173,77 +178,6 @@ func (t *Table) leave(address netip.Addr) {
 		n.fair.release(p.Namespace)
 		n.release(p.Namespace)
 	}
-}
-
-// Attach puts one pod into the picture and its flows into the switch, in one
-// bundle. Where that fails the pod is out of the picture again.
-func (t *Table) Attach(ctx context.Context, a desired.Attached) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.model == nil {
-		return flowstore.ErrNotReady
-	}
-	old, had := t.attached[a.Address]
-	t.take(a)
-	err := t.try(ctx, a.Address, a.Namespace, old.Namespace)
-	if err != nil {
-		if had {
-			t.take(old)
-		} else {
-			t.leave(a.Address)
-		}
-	}
-	return err
-}
-
-// Detach takes the pod with that address out of the picture and its flows out
-// of the switch. It is no error when there is none, or no switch: without a
-// connection the flows go with the next one.
-func (t *Table) Detach(ctx context.Context, address netip.Addr) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	old, had := t.attached[address]
-	if !had {
-		return nil
-	}
-	t.leave(address)
-	if t.model == nil {
-		return nil
-	}
-	err := t.try(ctx, address, old.Namespace)
-	if errors.Is(err, flowstore.ErrDisconnected) {
-		_, err = t.store.Set(ctx, t.change(address, old.Namespace))
-		if errors.Is(err, flowstore.ErrDisconnected) {
-			return nil
-		}
-		return err
-	}
-	if err != nil {
-		t.take(old)
-	}
-	return err
-}
-
-// try gives the store what the pod with that address and the namespaces want.
-func (t *Table) try(ctx context.Context, address netip.Addr, namespaces ...string) error {
-	c := t.change(address, namespaces...)
-	if t.stale {
-		c = t.all()
-	}
-	err := t.store.Try(ctx, c)
-	t.stale = t.stale && err != nil
-	return t.unmeter(err)
-}
-
-// change is what the pod with that address and the namespaces want, as the picture is.
-func (t *Table) change(address netip.Addr, namespaces ...string) (c flowstore.Change) {
-	if address.IsValid() {
-		c.Set(flowstore.Owner{Kind: KindPod, Name: address.String()}, t.pod(address))
-	}
-	for _, n := range namespaces {
-		t.setTenant(&c, n)
-	}
-	return c
 }
 
 // pod is what the pod with that address wants: nothing where there is none.

@@ -87,7 +87,7 @@ func (t *Table) Serve(ctx context.Context, namespaces map[string]bool) error {
 	slices.Sort(changed) // so that slots are the same after every start
 	was := n.serving
 	n.serve(namespaces, changed)
-	err := t.try(ctx, netip.Addr{}, changed...)
+	err := t.try(ctx, nil, changed)
 	if err != nil {
 		n.serve(was, changed)
 	}

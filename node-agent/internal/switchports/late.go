@@ -58,6 +58,24 @@ func (l *Late) DeletePort(ctx context.Context, bridge, name string) error {
 	return p.DeletePort(ctx, bridge, name)
 }
 
+// DeletePorts implements attach.Ports.
+func (l *Late) DeletePorts(ctx context.Context, bridge string, names []string) (ovs.ConfigNumber, error) {
+	p, err := l.behind()
+	if err != nil {
+		return 0, err
+	}
+	return p.DeletePorts(ctx, bridge, names)
+}
+
+// WaitApplied implements attach.Ports.
+func (l *Late) WaitApplied(ctx context.Context, config ovs.ConfigNumber) error {
+	p, err := l.behind()
+	if err != nil {
+		return err
+	}
+	return p.WaitApplied(ctx, config)
+}
+
 // Sync implements attach.Ports.
 func (l *Late) Sync(ctx context.Context) error {
 	p, err := l.behind()
