@@ -19,14 +19,15 @@ func TestForgetConnections(t *testing.T) {
 		}
 		return string(out)
 	}
-	for _, src := range []string{"172.11.0.2", "172.11.0.3"} {
+	for _, src := range []string{"172.11.0.2", "172.11.0.3", "172.11.0.4"} {
 		conntrack("-I", "-p", "udp", "-s", src, "-d", "203.0.113.9", "--sport", "1000", "--dport", "53", "--timeout", "100")
 	}
 	for range 2 {
-		noErr(t, n.ForgetConnections(netip.MustParseAddr("172.11.0.2")))
+		noErr(t, n.ForgetConnections(netip.MustParseAddr("172.11.0.2"), netip.MustParseAddr("172.11.0.4")))
 	}
+	noErr(t, n.ForgetConnections())
 	left := conntrack("-L")
-	if strings.Contains(left, "src=172.11.0.2 ") || !strings.Contains(left, "src=172.11.0.3 ") {
+	if strings.Contains(left, "src=172.11.0.2 ") || strings.Contains(left, "src=172.11.0.4 ") || !strings.Contains(left, "src=172.11.0.3 ") {
 		t.Errorf("left:\n%s", left)
 	}
 }

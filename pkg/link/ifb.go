@@ -40,16 +40,7 @@ func (n *NS) EnsureIFB(name string) error {
 
 // DeleteIFB removes an ifb with what waits in it. One that is not there is no
 // error; a device of another kind is left alone, with one.
-func (n *NS) DeleteIFB(name string) error {
-	l, ok, err := n.Link(name)
-	if err != nil || !ok {
-		return err
-	}
-	if l.Type != "ifb" {
-		return fmt.Errorf("network device %s is of type %s, not an ifb: left alone", name, l.Type)
-	}
-	return n.DeleteLink(name)
-}
+func (n *NS) DeleteIFB(name string) error { return n.DeleteDevices(Device{name, "ifb"})[0] }
 
 // EnsureRedirect makes all that leaves by the device, which has a gate
 // ([NS.EnsureGate]), pass through the ifb, and reports whether it did not.

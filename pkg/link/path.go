@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Path is how the node reaches an address now.
@@ -20,9 +22,19 @@ type Path struct {
 	MTU int
 }
 
-// PathTo looks up the way to ip.
+// ErrNoRoute: the node's routes lead nowhere for an address, or refuse it.
+var ErrNoRoute = errors.New("no route")
+
+// PathTo looks up the way to ip; [ErrNoRoute] where there is none.
 func (n *NS) PathTo(ip netip.Addr) (Path, error) {
 	return n.pathTo(ip, nil, n.LinkByIndex)
+}
+
+// PathOf looks up the way to ip of packets from src that came in by a device: rules of
+// routing may send them elsewhere than the node's own. Path's Src is not valid then.
+// [ErrNoRoute] where the node would not send them on.
+func (n *NS) PathOf(src netip.Addr, device string, ip netip.Addr) (Path, error) {
+	return n.pathTo(ip, &netlink.RouteGetOptions{SrcAddr: src.AsSlice(), Iif: device}, n.LinkByIndex)
 }
 
 // PathsTo are the ways of packets from src, an address of the node, to those of ips
@@ -54,11 +66,14 @@ func (n *NS) PathsTo(src netip.Addr, ips []netip.Addr) map[netip.Addr]Path {
 
 func (n *NS) pathTo(ip netip.Addr, options *netlink.RouteGetOptions, byIndex func(int) (Link, bool, error)) (Path, error) {
 	routes, err := n.nl.RouteGetWithOptions(ip.AsSlice(), options)
+	if slices.ContainsFunc(noRoute, func(no error) bool { return errors.Is(err, no) }) {
+		return Path{}, fmt.Errorf("%w to %s: %w", ErrNoRoute, ip, err)
+	}
 	if err != nil {
-		return Path{}, fmt.Errorf("no route to %s: %w", ip, err)
+		return Path{}, fmt.Errorf("looking up the way to %s: %w", ip, err)
 	}
 	if len(routes) == 0 {
-		return Path{}, fmt.Errorf("no route to %s", ip)
+		return Path{}, fmt.Errorf("%w to %s", ErrNoRoute, ip)
 	}
 	l, ok, err := byIndex(routes[0].LinkIndex)
 	if err != nil || !ok {
@@ -71,6 +86,11 @@ func (n *NS) pathTo(ip netip.Addr, options *netlink.RouteGetOptions, byIndex fun
 	}
 	return p, nil
 }
+
+// noRoute is what the kernel says of an address that it has no route to, or one of type
+// unreachable, blackhole or prohibit; EXDEV of a sender whose way back is another
+// (fib_props and __fib_validate_source of net/ipv4).
+var noRoute = []error{unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EINVAL, unix.EACCES, unix.EXDEV}
 
 // Stack is the device and all in the namespace that its packets leave by: what a
 // VLAN is on, the ports of a bond or a bridge, and what these stand on.

@@ -244,17 +244,6 @@ func (n *NS) DefaultRoute() (l Link, src netip.Addr, ok bool, err error) {
 	return l, src, true, nil
 }
 
-// NextHop is where the preferred default route leads; via is not valid where that is
-// the link. ok is false where there is none.
-func (n *NS) NextHop() (via netip.Addr, device string, ok bool, err error) {
-	best, err := n.defaultRoute()
-	if err != nil || best == nil {
-		return netip.Addr{}, "", false, err
-	}
-	l, ok, err := n.LinkByIndex(best.LinkIndex)
-	return routeOf(*best).Via, l.Name, ok, err
-}
-
 // defaultRoute is the preferred one; nil where there is none.
 func (n *NS) defaultRoute() (best *netlink.Route, err error) {
 	all, err := n.mainTable()

@@ -39,6 +39,10 @@ func (n *NS) CreateVeth(hostName string, sandbox *NS, spec VethSpec) error {
 	attrs.MTU = spec.MTU
 	attrs.HardwareAddr = spec.HostMAC
 	attrs.Flags = net.FlagUp
+	// One queue is what a veth uses. Where it is not said the kernel makes one for each
+	// processor, takes them back, and waits twice for all processors, and who changes devices
+	// waits with it.
+	attrs.NumTxQueues, attrs.NumRxQueues = 1, 1
 	veth := &netlink.Veth{
 		LinkAttrs:        attrs,
 		PeerName:         spec.PeerName,
@@ -147,33 +151,6 @@ func (n *NS) Loud(name string) error {
 		}
 		return nil
 	})
-}
-
-// DeleteLink removes a network device of n; with it, its peer. One that is not
-// there is no error.
-func (n *NS) DeleteLink(name string) error {
-	l, ok, err := n.Link(name)
-	if err != nil || !ok {
-		return err
-	}
-	if err := n.nl.LinkDel(byIndex(l)); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("deleting network device %s: %w", name, err)
-	}
-	return nil
-}
-
-// DeleteVeth is [NS.DeleteLink] for what [NS.CreateVeth] made. It refuses to
-// delete a device of another kind, so that a name from a damaged record cannot
-// take the node off the network.
-func (n *NS) DeleteVeth(hostName string) error {
-	l, ok, err := n.Link(hostName)
-	if err != nil || !ok {
-		return err
-	}
-	if l.Type != "veth" {
-		return fmt.Errorf("network device %s is of type %s, not a veth: left alone", hostName, l.Type)
-	}
-	return n.DeleteLink(hostName)
 }
 
 func notFound(err error) bool {

@@ -228,35 +228,54 @@ func (c *Client) DeleteBridge(ctx context.Context, name string) error {
 	return s.collectShared(ctx, name)
 }
 
+// ConfigNumber is a state of the configuration: next_cfg and cur_cfg of
+// ovs-vswitchd.conf.db(5) count them. 0 is one that needs no waiting for.
+type ConfigNumber int
+
 // Sync asks ovs-vswitchd to apply the configuration as it is now and waits until
-// it has (next_cfg and cur_cfg of ovs-vswitchd.conf.db(5)): all ports that the
-// bridges have are then in their datapaths, or have an error. It returns ctx's
-// error when ctx ends first: ovs-vswitchd is down or busy.
+// it has: all ports that the bridges have are then in their datapaths, or have an
+// error. It returns ctx's error when ctx ends first: ovs-vswitchd is down or busy.
 func (c *Client) Sync(ctx context.Context) error {
 	s, err := c.session()
 	if err != nil {
 		return fmt.Errorf("waiting for ovs-vswitchd: %w", err)
 	}
-	root := s.ovs()
-	if root == nil {
-		return fmt.Errorf("waiting for ovs-vswitchd: the database has no Open_vSwitch row")
-	}
-	ch, done := c.waiters.add(syncWaiter)
-	defer done()
-	results, err := s.transact(ctx, "waiting for ovs-vswitchd", []ovsdb.Operation{
-		mutate(tableOVS, root.UUID, *ovsdb.NewMutation("next_cfg", ovsdb.MutateOperationAdd, 1)),
-		{Op: ovsdb.OperationSelect, Table: tableOVS, Where: isRow(root.UUID), Columns: []string{"next_cfg"}},
-	})
+	config, err := s.applied(ctx, "waiting for ovs-vswitchd", nil)
 	if err != nil {
 		return err
 	}
-	want, ok := selectedInt(results[1], "next_cfg")
-	if !ok {
-		return fmt.Errorf("waiting for ovs-vswitchd: unexpected answer from ovsdb-server: %v", results[1])
+	return c.WaitApplied(ctx, config)
+}
+
+// applied commits ops, and asks ovs-vswitchd to say when it has applied them.
+func (s *session) applied(ctx context.Context, what string, ops []ovsdb.Operation) (ConfigNumber, error) {
+	root := s.ovs()
+	if root == nil {
+		return 0, fmt.Errorf("%s: the database has no Open_vSwitch row", what)
 	}
-	for {
+	ops = append(slices.Clip(ops),
+		mutate(tableOVS, root.UUID, *ovsdb.NewMutation("next_cfg", ovsdb.MutateOperationAdd, 1)),
+		ovsdb.Operation{Op: ovsdb.OperationSelect, Table: tableOVS, Where: isRow(root.UUID), Columns: []string{"next_cfg"}},
+	)
+	results, err := s.transact(ctx, what, ops)
+	if err != nil {
+		return 0, err
+	}
+	config, ok := selectedInt(results[len(ops)-1], "next_cfg")
+	if !ok {
+		return 0, fmt.Errorf("%s: unexpected answer from ovsdb-server: %v", what, results[len(ops)-1])
+	}
+	return ConfigNumber(config), nil
+}
+
+// WaitApplied waits until ovs-vswitchd has applied that configuration. It returns ctx's
+// error when ctx ends first.
+func (c *Client) WaitApplied(ctx context.Context, config ConfigNumber) error {
+	ch, done := c.waiters.add(syncWaiter)
+	defer done()
+	for config > 0 {
 		if s, err := c.session(); err == nil {
-			if root := s.ovs(); root != nil && root.CurCfg >= want {
+			if root := s.ovs(); root != nil && root.CurCfg >= int(config) {
 				return nil
 			}
 		}
@@ -265,9 +284,10 @@ func (c *Client) Sync(ctx context.Context) error {
 		case <-c.done:
 			return fmt.Errorf("waiting for ovs-vswitchd: client is closed: %w", ErrDisconnected)
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for ovs-vswitchd to apply configuration %d: %w; is it running?", want, ctx.Err())
+			return fmt.Errorf("waiting for ovs-vswitchd to apply configuration %d: %w; is it running?", config, ctx.Err())
 		}
 	}
+	return nil
 }
 
 func selectedInt(r ovsdb.OperationResult, column string) (int, bool) {

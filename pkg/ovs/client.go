@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 )
 
 // Config says where Open vSwitch is.
@@ -32,6 +33,8 @@ type Client struct {
 	log     *slog.Logger
 	changes chan struct{}
 	waiters waiters
+	// adding lets ports that come at once share a transaction.
+	adding *batch.Batch[newPort, error]
 
 	mu sync.RWMutex
 	// current is nil while disconnected.
@@ -67,6 +70,7 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 		up:      make(chan struct{}),
 		done:    make(chan struct{}),
 	}
+	c.adding = batch.New(addAtOnce, c.addPorts)
 	life, cancel := context.WithCancel(context.Background())
 	c.cancel = cancel
 	s, err := c.dialUntil(ctx)

@@ -30,10 +30,10 @@ func isRow(uuid string) []ovsdb.Condition {
 	return []ovsdb.Condition{ovsdb.NewCondition("_uuid", ovsdb.ConditionEqual, ovsdb.UUID{GoUUID: uuid})}
 }
 
-// addRef and delRef change a column of references by one element. The column is
+// addRef and delRef change a column of references by the elements named. The column is
 // never written whole: another writer's element would be lost.
-func addRef(column, uuid string) ovsdb.Mutation {
-	return *ovsdb.NewMutation(column, ovsdb.MutateOperationInsert, refs(uuid))
+func addRef(column string, uuids ...string) ovsdb.Mutation {
+	return *ovsdb.NewMutation(column, ovsdb.MutateOperationInsert, refs(uuids...))
 }
 
 func delRef(column, uuid string) ovsdb.Mutation {

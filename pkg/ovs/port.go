@@ -3,10 +3,12 @@ package ovs
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/ovn-org/libovsdb/ovsdb"
@@ -88,28 +90,93 @@ func (s *session) port(bridge string, row *rowPort) (Port, bool) {
 	return p, true
 }
 
-// AddPort puts a port on the bridge in one transaction. A port of that name that
-// is there already, on whatever bridge, is replaced by it, QoS and all: nothing
-// of the old one stays. It returns when the change is committed; the OpenFlow
-// port number comes with [Client.WaitOfport].
+// AddPort puts a port on the bridge. A port of that name that is there already, on
+// whatever bridge, is replaced by it, QoS and all: nothing of the old one stays. It
+// returns when the change is committed; the OpenFlow port number comes with
+// [Client.WaitOfport]. Calls that come at once share a transaction, so that
+// ovs-vswitchd looks at its ports once for all of them; one that ovsdb-server refuses
+// keeps no other from being made.
 func (c *Client) AddPort(ctx context.Context, bridge string, spec PortSpec) error {
 	if err := validName("port", spec.Name); err != nil {
 		return err
 	}
-	return again(func() error { return c.addPort(ctx, bridge, spec) })
+	result, err := c.adding.Do(ctx, newPort{bridge, spec})
+	if err != nil {
+		return fmt.Errorf("adding port %s to bridge %s: %w", spec.Name, bridge, err)
+	}
+	return result
 }
 
-func (c *Client) addPort(ctx context.Context, bridge string, spec PortSpec) error {
+// addAtOnce is how many ports one transaction makes: what it is refused for is found by
+// making each alone, which should not take long.
+const addAtOnce = 64
+
+type newPort struct {
+	bridge string
+	spec   PortSpec
+}
+
+// addPorts makes ports, in one transaction for each bridge; where that fails, each alone.
+func (c *Client) addPorts(ctx context.Context, ports []newPort) []error {
+	errs := make([]error, len(ports))
+	for _, group := range byBridge(ports) {
+		err := c.addTogether(ctx, ports, group)
+		for _, i := range group {
+			errs[i] = err
+			if err != nil && len(group) > 1 && !errors.Is(err, ErrDisconnected) && ctx.Err() == nil {
+				errs[i] = c.addTogether(ctx, ports, []int{i})
+			}
+		}
+	}
+	return errs
+}
+
+// byBridge groups ports, by index. Two of one name are in two groups, in their order.
+func byBridge(ports []newPort) [][]int {
+	var groups [][]int
+next:
+	for i, p := range ports {
+		for g := len(groups) - 1; g >= 0; g-- {
+			named := slices.ContainsFunc(groups[g], func(j int) bool { return ports[j].spec.Name == p.spec.Name })
+			if named {
+				break
+			}
+			if ports[groups[g][0]].bridge == p.bridge {
+				groups[g] = append(groups[g], i)
+				continue next
+			}
+		}
+		groups = append(groups, []int{i})
+	}
+	return groups
+}
+
+func (c *Client) addTogether(ctx context.Context, ports []newPort, group []int) error {
+	specs := make([]PortSpec, len(group))
+	for k, i := range group {
+		specs[k] = ports[i].spec
+	}
+	return again(func() error { return c.addGroup(ctx, ports[group[0]].bridge, specs) })
+}
+
+func (c *Client) addGroup(ctx context.Context, bridge string, specs []PortSpec) error {
+	what := "adding port " + specs[0].Name + " to bridge " + bridge
+	if len(specs) > 1 {
+		what = fmt.Sprintf("adding ports %s and %d others to bridge %s", specs[0].Name, len(specs)-1, bridge)
+	}
 	s, row, err := c.bridgeRow(bridge)
 	if err != nil {
-		return fmt.Errorf("port %s: %w", spec.Name, err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	old, err := s.portByName(spec.Name)
-	if err != nil {
-		return fmt.Errorf("port %s: %w", spec.Name, err)
+	var ops []ovsdb.Operation
+	for _, spec := range specs {
+		old, err := s.portByName(spec.Name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		ops = append(ops, s.dropPort(old)...)
 	}
-	ops := append(s.dropPort(old), s.insertPort(row, spec)...)
-	return s.commitPort(ctx, bridge, "adding port "+spec.Name+" to bridge "+bridge, ops)
+	return s.commitPort(ctx, bridge, what, append(ops, s.insertPorts(row, specs)...))
 }
 
 // commitPort commits ops, the last of which changes the bridge's row.
@@ -125,8 +192,29 @@ func (s *session) commitPort(ctx context.Context, bridge, what string, ops []ovs
 	return nil
 }
 
-func (s *session) insertPort(bridge *rowBridge, spec PortSpec) []ovsdb.Operation {
-	iface := ovsdb.Row{
+// insertPorts makes the rows of ports that are not there, of one bridge.
+func (s *session) insertPorts(bridge *rowBridge, specs []PortSpec) []ovsdb.Operation {
+	var ops []ovsdb.Operation
+	shared := map[string]string{} // the QoS of each type, by its reference
+	var added []string
+	for i, spec := range specs {
+		iface, name := "iface"+strconv.Itoa(i), "port"+strconv.Itoa(i)
+		port := ovsdb.Row{"name": spec.Name, "interfaces": refs(iface)}
+		if kind := spec.SharedQoS; kind != "" {
+			if shared[kind] == "" {
+				ref, made := s.sharedQoS(bridge.Name, kind, "shared"+strconv.Itoa(len(shared)))
+				shared[kind], ops = ref, append(ops, made...)
+			}
+			port["qos"] = refs(shared[kind])
+		}
+		ops = append(ops, insert(tableInterface, iface, interfaceRow(spec)), insert(tablePort, name, port))
+		added = append(added, name)
+	}
+	return append(ops, mutate(tableBridge, bridge.UUID, addRef("ports", added...)))
+}
+
+func interfaceRow(spec PortSpec) ovsdb.Row {
+	row := ovsdb.Row{
 		"name":         spec.Name,
 		"type":         spec.Type,
 		"options":      ovsMap(spec.Options),
@@ -134,25 +222,15 @@ func (s *session) insertPort(bridge *rowBridge, spec PortSpec) []ovsdb.Operation
 		"other_config": ovsMap(spec.OtherConfig),
 	}
 	if spec.OfportRequest != 0 {
-		iface["ofport_request"] = int(spec.OfportRequest)
+		row["ofport_request"] = int(spec.OfportRequest)
 	}
 	if spec.MTURequest != 0 {
-		iface["mtu_request"] = spec.MTURequest
+		row["mtu_request"] = spec.MTURequest
 	}
 	if spec.MAC != nil {
-		iface["mac"] = spec.MAC.String()
+		row["mac"] = spec.MAC.String()
 	}
-	port := ovsdb.Row{"name": spec.Name, "interfaces": refs("iface")}
-	var ops []ovsdb.Operation
-	if spec.SharedQoS != "" {
-		var ref string
-		ref, ops = s.sharedQoS(bridge.Name, spec.SharedQoS)
-		port["qos"] = refs(ref)
-	}
-	return append(ops,
-		insert(tableInterface, "iface", iface),
-		insert(tablePort, "port", port),
-		mutate(tableBridge, bridge.UUID, addRef("ports", "port")))
+	return row
 }
 
 // EnsurePort adds the port, or mends what differs from spec, and reports whether
@@ -170,7 +248,7 @@ func (c *Client) EnsurePort(ctx context.Context, bridge string, spec PortSpec) (
 		return false, fmt.Errorf("port %s: %w", spec.Name, err)
 	}
 	if port == nil {
-		err := s.commitPort(ctx, bridge, "adding port "+spec.Name+" to bridge "+bridge, s.insertPort(row, spec))
+		err := s.commitPort(ctx, bridge, "adding port "+spec.Name+" to bridge "+bridge, s.insertPorts(row, []PortSpec{spec}))
 		return err == nil, err
 	}
 	if !slices.Contains(row.Ports, port.UUID) {
@@ -228,24 +306,43 @@ func mendInterface(row *rowInterface, spec PortSpec) []ovsdb.Operation {
 // no other port uses. A port, or a bridge, that is not there is no error; a port
 // on another bridge is left alone.
 func (c *Client) DeletePort(ctx context.Context, bridge, name string) error {
+	_, err := c.DeletePorts(ctx, bridge, []string{name})
+	return err
+}
+
+// DeletePorts is [Client.DeletePort] of several in one transaction, which ovs-vswitchd
+// follows in one go. It returns when that is committed, and what to tell
+// [Client.WaitApplied] to wait for the switch to have closed them.
+func (c *Client) DeletePorts(ctx context.Context, bridge string, names []string) (ConfigNumber, error) {
+	what := "deleting port " + strings.Join(names[:min(len(names), 1)], "") + " of bridge " + bridge
+	if len(names) > 1 {
+		what = fmt.Sprintf("deleting ports %s and %d others of bridge %s", names[0], len(names)-1, bridge)
+	}
 	s, err := c.session()
 	if err != nil {
-		return fmt.Errorf("deleting port %s: %w", name, err)
+		return 0, fmt.Errorf("%s: %w", what, err)
 	}
 	row, err := s.bridgeByName(bridge)
 	if err != nil || row == nil {
-		return err
+		return 0, err
 	}
-	port, err := s.portByName(name)
-	if err != nil {
-		return err
-	}
-	if port != nil && slices.Contains(row.Ports, port.UUID) {
-		if _, err := s.transact(ctx, "deleting port "+name+" of bridge "+bridge, s.dropPort(port)); err != nil {
-			return err
+	var ops []ovsdb.Operation
+	for _, name := range names {
+		port, err := s.portByName(name)
+		if err != nil {
+			return 0, err
+		}
+		if port != nil && slices.Contains(row.Ports, port.UUID) {
+			ops = append(ops, s.dropPort(port)...)
 		}
 	}
-	return s.collectShared(ctx, bridge)
+	var config ConfigNumber
+	if len(ops) > 0 {
+		if config, err = s.applied(ctx, what, ops); err != nil {
+			return 0, err
+		}
+	}
+	return config, s.collectShared(ctx, bridge)
 }
 
 // SetPortExternalIDs ensures keys of the external_ids of the port's interface; a

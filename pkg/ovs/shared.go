@@ -29,7 +29,7 @@ func (c *Client) ShareQoS(ctx context.Context, bridge, kind string, ports []stri
 		if err != nil {
 			return fmt.Errorf("QoS of pod ports: %w", err)
 		}
-		ref, ops := s.sharedQoS(bridge, kind)
+		ref, ops := s.sharedQoS(bridge, kind, "shared")
 		made := len(ops)
 		for _, name := range ports {
 			port, err := s.portByName(name)
@@ -51,14 +51,13 @@ func (c *Client) ShareQoS(ctx context.Context, bridge, kind string, ports []stri
 }
 
 // sharedQoS is the reference to the bridge's row of that type; where there is
-// none, by the name of the insert in ops, which fail where another has made it since.
-func (s *session) sharedQoS(bridge, kind string) (ref string, ops []ovsdb.Operation) {
+// none, by name, that of the insert in ops, which fail where another has made it since.
+func (s *session) sharedQoS(bridge, kind, name string) (ref string, ops []ovsdb.Operation) {
 	for _, row := range s.sharedRows(bridge) {
 		if row.Type == kind {
 			return row.UUID, nil
 		}
 	}
-	const name = "shared"
 	mark, now := ovsMap(map[string]string{keyShared: bridge}), 0
 	return name, []ovsdb.Operation{
 		{

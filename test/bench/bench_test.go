@@ -87,6 +87,7 @@ func TestInTurn(t *testing.T) {
 }
 
 func TestHistograms(t *testing.T) {
+	const addKey = `k8s_ovs_cni_seconds{code="0",command="ADD"}`
 	before := parseHistograms(`# HELP k8s_ovs_cni_seconds Time of CNI requests.
 # TYPE k8s_ovs_cni_seconds histogram
 k8s_ovs_cni_seconds_bucket{code="0",command="ADD",le="0.0005"} 1

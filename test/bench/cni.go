@@ -122,13 +122,14 @@ func (b *bench) cniLatency(ctx context.Context, pods int, bar *bar) error {
 		return err
 	}
 	b.latency(fmt.Sprintf("cni_add_%d_pods", pods), fmt.Sprintf("CNI ADD, %d pods there", pods), add, bar)
-	b.latency(fmt.Sprintf("cni_del_%d_pods", pods), fmt.Sprintf("CNI DEL, %d pods there", pods), del, nil)
+	b.latency(fmt.Sprintf("cni_del_%d_pods", pods), fmt.Sprintf("CNI DEL, %d pods there", pods), del, ratioAtMost(1.0))
 	port, err := b.portAlone(ctx)
 	if err != nil {
 		return fmt.Errorf("a port alone: %w", err)
 	}
 	b.add(alone(fmt.Sprintf("ovs_port_%d_pods", pods), fmt.Sprintf("a veth and its Open vSwitch port alone, %d pods there, median", pods), "ms", median(milliseconds(port)), len(port), nil))
 	b.section(fmt.Sprintf("Where an ADD's time goes, %d pods there", pods), "%s", addBreakdown(before, after, add[ours], port))
+	b.section(fmt.Sprintf("Where a DEL's time goes, %d pods there", pods), "%s", delBreakdown(before, after, del[ours]))
 	return nil
 }
 
@@ -154,41 +155,4 @@ func (b *bench) addAndDel(ctx context.Context, turn int, box [sides]*attached, a
 		note(del, side, took)
 		return err
 	})
-}
-
-// burstSize is how many ADDs come at once.
-const burstSize = 64
-
-// burst measures many ADDs, then many DELs, at once.
-func burst(ctx context.Context, b *bench) error {
-	var boxes [sides][]attached
-	for side := range boxes {
-		var err error
-		if boxes[side], err = b.sandboxes(burstSize, func(int) string { return "bench" }); err != nil {
-			return err
-		}
-	}
-	plugins := [sides]*plugin{b.ours, b.reference}
-	var add, del [sides][]float64
-	err := inTurn(ctx, 1, b.times(8, 1), func(side, i int) error {
-		a, err := plugins[side].addAll(ctx, boxes[side])
-		if err != nil {
-			return err
-		}
-		d, err := plugins[side].delAll(ctx, boxes[side])
-		if err == nil && i >= 0 {
-			add[side] = append(add[side], burstSize/a.Seconds())
-			del[side] = append(del[side], burstSize/d.Seconds())
-		}
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	n := len(add[ours])
-	b.add(
-		compared("cni_add_64_at_once", "64 CNI ADDs at once", "ADDs/s", median(add[ours]), median(add[reference]), n, ratioAtLeast(1)),
-		compared("cni_del_64_at_once", "64 CNI DELs at once", "DELs/s", median(del[ours]), median(del[reference]), n, nil),
-	)
-	return nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -67,8 +68,14 @@ func between(before, after map[string]meter, key string) (mean time.Duration, ok
 	return time.Duration((after[key].seconds - before[key].seconds) / n * float64(time.Second)), true
 }
 
+// meanBetween is between, and 0 for nothing.
+func meanBetween(before, after map[string]meter, key string) time.Duration {
+	d, _ := between(before, after, key)
+	return d
+}
+
 const (
-	addKey         = `k8s_ovs_cni_seconds{code="0",command="ADD"}`
+	cniKey         = `k8s_ovs_cni_seconds{code="0",command="%s"}`
 	commitKey      = `k8s_ovs_flow_commit_seconds`
 	programmingKey = `k8s_ovs_service_programming_seconds`
 	stepName       = `k8s_ovs_attach_step_seconds{step="`
@@ -98,31 +105,54 @@ func mean(ds []time.Duration) time.Duration {
 // addBreakdown says where the time of the ADDs between two readings went: means,
 // because only means add up.
 func addBreakdown(before, after map[string]meter, took, port []time.Duration) string {
-	b := newBreakdown("Means of %d ADDs.", len(took))
-	b.line("whole ADD, as the runtime sees it", mean(took))
-	agent, ok := between(before, after, addKey)
-	if !ok {
-		return b.String()
-	}
-	b.line("outside of the agent: libcni, the plugin's process, the socket", mean(took)-agent)
-	b.line("in the agent", agent)
-	var steps []string
-	for key := range after {
-		if strings.HasPrefix(key, stepName) {
-			steps = append(steps, key)
-		}
-	}
-	slices.Sort(steps)
-	for _, key := range steps {
-		if d, ok := between(before, after, key); ok {
-			b.line("– of it "+strings.TrimSuffix(strings.TrimPrefix(key, stepName), `"}`), d)
-		}
-	}
+	b := newBreakdown("Means of %d ADDs. Flows are made beside all else, and the sandbox is set up while the switch takes the port in.", len(took))
+	b.cni(before, after, "ADD", took)
 	if d, ok := between(before, after, commitKey); ok {
-		b.line("– one bundle of flows (ADD's and DEL's)", d)
+		b.line("for comparison: one bundle of flows (ADD's and DEL's)", d)
 	}
 	b.line("for comparison: a veth made and taken up by Open vSwitch, nothing else", mean(port))
 	return b.String()
+}
+
+// burstBreakdown does the same for ADDs, and the DELs after them, that came many at once.
+func burstBreakdown(before, after map[string]meter, took []float64) string {
+	b := newBreakdown("Means of %d ADDs that came %d at once, and of the DELs after them. Most of it is waiting for one another.", len(took), podsAtOnce)
+	b.line("in the agent: ADD", meanBetween(before, after, fmt.Sprintf(cniKey, "ADD")))
+	b.steps(before, after, "ADD: ")
+	b.line("in the agent: DEL", meanBetween(before, after, fmt.Sprintf(cniKey, "DEL")))
+	b.steps(before, after, "DEL: ")
+	b.steps(before, after, "after DEL: ")
+	return b.String()
+}
+
+// delBreakdown does the same for DELs. What is done later is not in them.
+func delBreakdown(before, after map[string]meter, took []time.Duration) string {
+	b := newBreakdown("Means of %d DELs; of what is done after the answer, means of a turn, which may be of several pods.", len(took))
+	b.cni(before, after, "DEL", took)
+	b.steps(before, after, "after DEL: ")
+	return b.String()
+}
+
+// cni are the lines of one command: what the runtime sees, the agent's part, its steps.
+func (b *breakdown) cni(before, after map[string]meter, command string, took []time.Duration) {
+	b.line("whole "+command+", as the runtime sees it", mean(took))
+	agent, ok := between(before, after, fmt.Sprintf(cniKey, command))
+	if !ok {
+		return
+	}
+	b.line("outside of the agent: libcni, the plugin's process, the socket", mean(took)-agent)
+	b.line("in the agent", agent)
+	b.steps(before, after, command+": ")
+}
+
+// steps are the lines of the agent's steps whose names begin so.
+func (b *breakdown) steps(before, after map[string]meter, prefix string) {
+	for _, key := range slices.Sorted(maps.Keys(after)) {
+		step, ok := strings.CutPrefix(key, stepName+prefix)
+		if d, observed := between(before, after, key); ok && observed {
+			b.line("– "+prefix+strings.TrimSuffix(step, `"}`), d)
+		}
+	}
 }
 
 // changeBreakdown does the same for tenant changes.

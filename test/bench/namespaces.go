@@ -36,8 +36,9 @@ type flock struct {
 	lab  *netlab.Lab
 	node netlab.Node
 	records
-	// changes says when the record of asking has another netID, as seen from node.
-	changes <-chan time.Time
+	// written says when a request is in the record of asking, and changes when that has
+	// another netID, as seen from node.
+	written, changes <-chan time.Time
 }
 
 // newNamespaces measures how long it takes until the last of many namespaces that come at
@@ -59,7 +60,7 @@ func newNamespaces(ctx context.Context, b *bench) (err error) {
 	}
 	defer func() { _ = f.Close() }()
 	var given []time.Duration
-	var carriedOut, told []time.Duration
+	var carriedOut, byController, told []time.Duration
 	for range b.times(7, 2) {
 		took, waits, err := f.come(ctx)
 		if err != nil {
@@ -67,19 +68,20 @@ func newNamespaces(ctx context.Context, b *bench) (err error) {
 		}
 		given = append(given, took)
 		for _, w := range waits {
-			carriedOut, told = append(carriedOut, w.carriedOut), append(told, w.told)
+			carriedOut, byController, told = append(carriedOut, w.carriedOut), append(byController, w.byController), append(told, w.told)
 		}
 		if err := f.leave(ctx); err != nil {
 			return err
 		}
 	}
-	g, c, o := milliseconds(given), milliseconds(carriedOut), milliseconds(told)
+	g, c, w, o := milliseconds(given), milliseconds(carriedOut), milliseconds(byController), milliseconds(told)
 	const meanwhile = "`netns join` and `netns isolate` meanwhile"
 	b.add(
 		alone("new_namespaces_median", manyNamespacesText+", from the first record to the last one's netID, median", "ms", median(g), len(g), oursAtMost(5000)),
 		alone("new_namespaces_max", manyNamespacesText+", from the first record to the last one's netID, longest", "ms", slices.Max(g), len(g), nil),
 		alone("new_namespaces_join_median", meanwhile+", until the controller has carried it out, median", "ms", median(c), len(c), nil),
 		alone("new_namespaces_join_p99", meanwhile+", until the controller has carried it out, p99", "ms", quantile(c, 0.99), len(c), oursAtMost(1000)),
+		alone("new_namespaces_join_controller_p99", "of it from when the request is in its record, p99", "ms", quantile(w, 0.99), len(w), nil),
 		alone("new_namespaces_join_nodes_p99", meanwhile+", until all nodes have it, p99", "ms", quantile(o, 0.99), len(o), nil),
 	)
 	return nil
@@ -103,12 +105,30 @@ func newFlock(ctx context.Context, lab *netlab.Lab) (*flock, error) {
 	}
 	err = f.waitApplied(ctx, node, []string{asking, still}, func(ids map[netid.ID]int) bool { return len(ids) == 2 })
 	if err == nil {
+		f.written = f.requests(ctx)
 		f.changes, err = recordEvents(ctx, lab, node, asking)
 	}
 	if err != nil {
 		return nil, errors.Join(err, client.Close())
 	}
 	return f, nil
+}
+
+// requests says when somebody has asked for something in the record of asking.
+func (f *flock) requests(ctx context.Context) <-chan time.Time {
+	out := make(chan time.Time, 64)
+	go func() {
+		defer close(out)
+		for resp := range f.Watch(ctx, key("netnamespaces", asking)) {
+			now := time.Now()
+			for _, e := range resp.Events {
+				if n, err := topology.ParseNamespace(asking, e.Kv.Value); err == nil && n.Action != topology.None {
+					out <- now
+				}
+			}
+		}
+	}()
+	return out
 }
 
 // come has the namespaces come, and returns how long it took until all had netIDs, and
@@ -194,9 +214,10 @@ func allGiven(ctx context.Context, watch clientv3.WatchChan) error {
 	return nil
 }
 
-// requestTimes are how long after a person's request the record said that it was carried
-// out, and the command that all nodes had it.
-type requestTimes struct{ carriedOut, told time.Duration }
+// requestTimes are how long after a person began to ask the record said that it was carried
+// out, which took the controller byController from when the request was written, and the
+// command said that all nodes had it.
+type requestTimes struct{ carriedOut, byController, told time.Duration }
 
 // ask joins and isolates a namespace in turn, as a person does, until done is closed, and
 // isolates it in the end.
@@ -226,14 +247,19 @@ func (f *flock) request(ctx context.Context, join bool) (requestTimes, error) {
 	if join {
 		args = []string{"join", asking, still, "--timeout", "30s"}
 	}
+	drain(f.written)
 	drain(f.changes)
 	began := time.Now()
 	if out, err := f.lab.Netns(ctx, args...); err != nil {
 		return requestTimes{}, fmt.Errorf("%w\n%s", err, out)
 	}
 	told := time.Since(began)
+	written, err := next(ctx, f.written, "request in the record of namespace "+asking)
+	if err != nil {
+		return requestTimes{}, err
+	}
 	changed, err := next(ctx, f.changes, "record of namespace "+asking)
-	return requestTimes{carriedOut: changed.Sub(began), told: told}, err
+	return requestTimes{carriedOut: changed.Sub(began), byController: changed.Sub(written), told: told}, err
 }
 
 // leave removes the namespaces that came, and returns when all nodes and the controller

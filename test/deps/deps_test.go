@@ -155,3 +155,28 @@ func TestOneWay(t *testing.T) {
 		}
 	}
 }
+
+// TestAgentWires: the agent puts its rooms together, and nobody but it knows one: what a room needs of another
+// is an interface of its own. Nobody but main knows the agent.
+func TestAgentWires(t *testing.T) {
+	const internal = "node-agent/internal/"
+	only := map[string]string{internal + "agent": "node-agent"}
+	for _, room := range []string{"allot", "answers", "asking", "etcdaccess", "exits", "front", "leftout", "nodemtu", "peers", "podlimits", "records", "sharing", "switchports", "tenants"} {
+		only[internal+room] = internal + "agent"
+	}
+	found := map[string]bool{}
+	for _, p := range list(t) {
+		found[p.ImportPath] = true
+		for _, imp := range p.Imports {
+			imp = strings.TrimPrefix(imp, module)
+			if by, ruled := only[imp]; ruled && p.ImportPath != by && !inTest(p.ImportPath) {
+				t.Errorf("%s imports %s; only %s may", p.ImportPath, imp, by)
+			}
+		}
+	}
+	for room := range only {
+		if !found[room] {
+			t.Errorf("package %s is named here and does not exist", room)
+		}
+	}
+}

@@ -266,9 +266,12 @@ func TestSeveralNetworks(t *testing.T) {
 		l.severalIn(name, order, []*netlab.Runtime{first, second}, peer)
 	}
 	l.secondDefault(ours, first)
-	if ends := l.hostEnds("n1"); len(ends) > 0 {
-		t.Errorf("left: %s", ends)
-	}
+	l.eventually("the devices go", 10*time.Second, func() error {
+		if ends := l.hostEnds("n1"); len(ends) > 0 {
+			return fmt.Errorf("left: %s", ends)
+		}
+		return nil
+	})
 }
 
 func (l *lab) severalIn(name string, order, foreign []*netlab.Runtime, peer netlab.Pod) {

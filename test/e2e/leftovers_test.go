@@ -131,3 +131,79 @@ func (l *lab) emptied(when string, stays netlab.Pod, before []string) {
 		return nil
 	})
 }
+
+// TestDelFinishes: once DEL was answered nothing of the pod stays, whoever dies then, and
+// nobody has to ask for it again. The sandbox stays, so that no device goes with it.
+func TestDelFinishes(t *testing.T) {
+	l := up(t, netlab.Options{Nodes: 1})
+	ctx := t.Context()
+	l.pod("n1", "red/stays")
+	before, err := l.all("n1")
+	l.must(err)
+	limited := netlab.PodOptions{IngressBandwidth: 5e6, EgressBandwidth: 5e6}
+	for _, c := range []struct {
+		name  string
+		kill  func()
+		after time.Duration // from the last answer on
+	}{
+		{"nobody", func() {}, 0},
+		{"the agent", func() { l.must(l.Agent("n1").Restart(ctx)) }, 0},
+		{"the agent", func() { l.must(l.Agent("n1").Restart(ctx)) }, 60 * time.Millisecond},
+		{"the agent", func() { l.must(l.Agent("n1").Restart(ctx)) }, 90 * time.Millisecond},
+		{"the agent, and ends in time", func() { l.must(l.Agent("n1").Stop()); l.must(l.Agent("n1").Start(ctx)) }, 0},
+		{"ovs-vswitchd", func() { l.must(l.OVS("n1").KillVswitchd()); l.must(l.OVS("n1").StartVswitchd(ctx)) }, 0},
+		{"ovsdb-server", func() { l.must(l.OVS("n1").KillOVSDB()); l.must(l.OVS("n1").StartOVSDB(ctx)) }, 0},
+	} {
+		var pods []netlab.Pod
+		for i := range 3 {
+			l.eventually("ADD", 20*time.Second, func() error { // who was killed may not serve yet
+				p, err := l.AddPod(ctx, "n1", "blue", fmt.Sprintf("p%d", i), limited)
+				if err == nil {
+					pods = append(pods, p)
+				}
+				return err
+			})
+		}
+		for _, p := range pods {
+			l.must(l.CNIDel(ctx, p))
+			if flows := strings.Join(l.flows("n1"), "\n"); strings.Contains(flows, p.MAC) {
+				t.Errorf("%s is answered, and there are flows of %s", p, p.MAC)
+			}
+		}
+		time.Sleep(c.after)
+		c.kill()
+		when := fmt.Sprintf("%s dies %s after DEL", c.name, c.after)
+		l.eventually(when, 20*time.Second, func() error {
+			now, err := l.all("n1")
+			if err != nil {
+				return err
+			}
+			if diff := cmp.Diff(before, now); diff != "" {
+				return fmt.Errorf("(-before +after)\n%s", diff)
+			}
+			return nil
+		})
+		l.eventually(when+": CHECK", 20*time.Second, func() error { return l.CNICheck(ctx, l.get("red/stays")) })
+		for _, p := range pods {
+			l.must(l.ForgetPod(p))
+		}
+	}
+}
+
+// all is what there is of pods on a node: what limits make, devices, ports, leases.
+func (l *lab) all(node string) ([]string, error) {
+	found, err := l.leftovers(node)
+	if err != nil {
+		return nil, err
+	}
+	ports, err := l.OVS(node).VSCtl(context.WithoutCancel(l.t.Context()), "list-ports", "br0")
+	if err != nil {
+		return nil, err
+	}
+	leases, err := l.Leases(node)
+	if err != nil {
+		return nil, err
+	}
+	found = append(found, l.hostEnds(node)...)
+	return append(append(found, strings.Fields(ports)...), leases...), nil
+}

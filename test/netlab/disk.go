@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -59,4 +60,26 @@ func (l *Lab) LoseState(node string) error {
 		return fmt.Errorf("node %s: %w", node, err)
 	}
 	return os.MkdirAll(dir, 0o700)
+}
+
+// Leases are the IDs of the containers that have an address of the node, in order of
+// address, as an agent that starts now would read them.
+func (l *Lab) Leases(node string) ([]string, error) {
+	data, err := os.ReadFile(filepath.Join(l.stateDir(node), "addresses.json"))
+	if err != nil {
+		return nil, err
+	}
+	var file struct {
+		Leases []struct {
+			ContainerID string `json:"containerID"`
+		} `json:"leases"`
+	}
+	if err := json.Unmarshal(data, &file); err != nil {
+		return nil, fmt.Errorf("leases of node %s: %w", node, err)
+	}
+	var ids []string
+	for _, lease := range file.Leases {
+		ids = append(ids, lease.ContainerID)
+	}
+	return ids, nil
 }

@@ -1,6 +1,9 @@
 // Package agent wires the node agent together and keeps it running: the loop
-// that brings the node to what the records say, and the lifetime of everything
-// around it.
+// that brings the node to what the records say, step by step, and the lifetime
+// of everything around it.
+//
+// It owns when something is done and in which order. What is done belongs to the
+// packages that it calls: it never touches a device, a flow or a record by itself.
 package agent
 
 import (
@@ -10,13 +13,16 @@ import (
 	"log/slog"
 	"os"
 	"strings"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -46,7 +52,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if api != nil {
 		defer api.Close()
 	}
-	conf, err := newConfiguration(cfg, bootID, log)
+	conf, err := cniconf.Keep(cfg.cniConf(bootID), cfg.Cluster.CNIConfTemplate, log)
 	if err != nil {
 		return err
 	}
@@ -61,16 +67,15 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	n.identityMetrics = identity.NewMetrics(reg)
-	reg.MustRegister(newLimitsCollector(n.limitSources))
+	reg.MustRegister(podlimits.NewCollector(n.limitSources))
 	// Nothing that the agent waits for is mended by a restart, so there are no
 	// checks of liveness.
 	server := diag.NewServer(diag.Config{
 		Address: cfg.Diag.MetricsAddress, Registry: reg, Profiling: cfg.Diag.Profiling, Logger: log, State: n.State,
 		Ready: []diag.Check{
-			{Name: "node", Probe: func(context.Context) error { return n.Ready() }},
+			{Name: "node", Probe: func(context.Context) error { return n.ready.is() }},
 			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
-			{Name: "cni-configuration", Probe: func(context.Context) error { return conf.inPlace() }},
+			{Name: "cni-configuration", Probe: func(context.Context) error { return conf.InPlace() }},
 		},
 	})
 	if err := server.Listen(); err != nil {
@@ -83,8 +88,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if ctx.Err() != nil {
 		n.leave(context.WithoutCancel(ctx))
 	}
-	if n.store != nil {
-		n.store.Close()
+	if n.etcd.store != nil {
+		n.etcd.store.Close()
 	}
 	return err
 }
@@ -98,9 +103,13 @@ func (n *node) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
+	group.Go(func() error { return n.ready.watch(ctx) })
 	err = group.Wait()
-	if n.ovs != nil {
-		n.ovs.Close() // what was being detached needed it
+	if p := n.parts.Load(); p != nil {
+		p.attacher.Finish(context.WithoutCancel(ctx))
+	}
+	if n.ovs.client != nil {
+		n.ovs.client.Close() // what was being detached needed it
 	}
 	return err
 }
@@ -118,35 +127,61 @@ func (n *node) work(ctx context.Context) error {
 	if err := n.prepare(ctx); err != nil {
 		return err
 	}
+	p := n.parts.Load()
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return n.loop(ctx) })
+	group.Go(func() error { return p.loop.run(ctx) })
+	group.Go(func() error { return p.attacher.Run(ctx) })
 	group.Go(func() error { return follow(ctx) })
-	group.Go(func() error { return n.limiter.run(ctx, n.attacher) })
-	group.Go(func() error { return n.publishLimits(ctx) })
-	group.Go(func() error { return n.allot(ctx) })
-	if n.asking != nil {
-		group.Go(func() error { return n.asking.run(ctx) })
+	group.Go(func() error { return n.limiter.Run(ctx, p.attacher) })
+	group.Go(func() error { return n.limitsPublisher(p).Run(ctx) })
+	group.Go(func() error { return n.allotment(p).Run(ctx) })
+	if n.etcd.asking != nil {
+		group.Go(func() error { return n.etcd.asking.Run(ctx) })
 	}
-	group.Go(func() error { return n.renew(ctx) })
+	group.Go(func() error {
+		return n.etcd.identity.Renew(ctx, p.self, n.etcd.store, n.etcd.asking, n.metrics.identity)
+	})
 	return group.Wait()
+}
+
+// limitSources are who knows what limits do; nil before the node is set up.
+func (n *node) limitSources() (podlimits.Counted, podlimits.MeterDrops) {
+	p := n.parts.Load()
+	if p == nil {
+		return nil, nil
+	}
+	return p.attacher, p.table
+}
+
+func (n *node) allotment(p *parts) *allot.Allotment {
+	return allot.New(allot.Config{
+		Table: p.table, Gate: n.firewall.gate, Host: n.host, Userspace: n.ovs.client, Pods: p.attacher, Datapath: n.ovs.datapath,
+		ServiceConnections: n.cfg.ServiceConnections, NodeConnections: n.cfg.NodeConnections, Metrics: n.metrics.fair, Logger: n.log,
+	})
+}
+
+func (n *node) limitsPublisher(p *parts) podlimits.Publisher {
+	return podlimits.Publisher{
+		Host: n.cfg.NodeName, HostIP: p.self, Pods: p.attacher, Peers: func() int { return len(p.table.Peers()) }, Store: n.etcd.store, Logger: n.log,
+	}
 }
 
 // connectSwitch waits for the database of Open vSwitch.
 func (n *node) connectSwitch(ctx context.Context) error {
-	n.setReady(fmt.Errorf("the database of Open vSwitch at %s does not answer yet", n.cfg.OVSDB))
+	n.ready.set(fmt.Errorf("the database of Open vSwitch at %s does not answer yet", n.cfg.OVSDB))
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
 	if err != nil {
 		return err
 	}
-	n.ovs = client
-	n.ports.found(switchPorts{n.ovs, n.conn.ports})
-	n.setReady(errStarting)
+	n.ovs.client = client
+	n.ovs.ports.Found(switchports.New(client, n.ovs.events))
+	n.ready.set(errStarting)
 	return nil
 }
 
 // prepare waits for Open vSwitch and an address, which everything else hangs on.
 func (n *node) prepare(ctx context.Context) error {
-	pause := newPause()
+	pause := &backoff.Pauses{First: firstPause, Last: lastPause}
 	for {
 		err := n.tryPrepare(ctx)
 		if err == nil {
@@ -155,9 +190,9 @@ func (n *node) prepare(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		n.setReady(err)
-		n.log.Warn("the node cannot be set up yet", "error", err)
-		if !pause.sleep(ctx) {
+		n.ready.set(err)
+		n.log.Debug("the node cannot be set up yet", "error", err)
+		if !pause.Wait(ctx) {
 			return ctx.Err()
 		}
 	}
@@ -167,30 +202,29 @@ func (n *node) prepare(ctx context.Context) error {
 func (n *node) tryPrepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	if err := n.ovs.WaitConnected(ctx); err != nil {
+	if err := n.ovs.client.WaitConnected(ctx); err != nil {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?): %w", n.cfg.OVSDB, err)
 	}
 	kernel, err := n.host.HasGenericFamily(underlay.KernelFamily)
 	if err != nil {
 		return err
 	}
-	if n.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.Info().DatapathTypes, kernel); err != nil {
+	if n.ovs.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.client.Info().DatapathTypes, kernel); err != nil {
 		return err
 	}
-	n.underlay = underlay.New(n.underlayConfig(), n.host, n.ovs)
-	under, _, err := n.underlay.Ensure(ctx)
+	setup := underlay.New(n.underlayConfig(), n.host, n.ovs.client)
+	under, _, err := setup.Ensure(ctx)
 	if err != nil {
 		return err
 	}
-	n.routes.Routes = underlay.NewRoutes(n.ovs)
-	n.setSelf(under.VTEP)
-	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.datapath)
+	n.setSelf(under.VTEP, setup)
+	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.ovs.datapath)
 	return nil
 }
 
 func (n *node) underlayConfig() underlay.Config {
 	return underlay.Config{
-		NodeIP: n.cfg.NodeIP, Datapath: n.datapath, Bridge: n.cfg.VTEPBridge, StateDir: n.cfg.StateDir, BootID: n.bootID, Logger: n.log,
+		NodeIP: n.cfg.NodeIP, Datapath: n.ovs.datapath, Bridge: n.cfg.VTEPBridge, StateDir: n.cfg.StateDir, BootID: n.bootID, Logger: n.log,
 	}
 }
 
@@ -200,33 +234,4 @@ func readBootID() (string, error) {
 		return "", fmt.Errorf("read the boot id: %w", err)
 	}
 	return strings.TrimSpace(string(id)), nil
-}
-
-// pause is a growing wait between attempts.
-type pause struct{ next time.Duration }
-
-const (
-	firstPause = 20 * time.Millisecond
-	maxPause   = 2 * time.Second
-)
-
-func newPause() *pause { return &pause{next: firstPause} }
-
-// take is the next wait.
-func (p *pause) take() time.Duration {
-	d := p.next
-	p.next = min(2*p.next, maxPause)
-	return d
-}
-
-func (p *pause) reset() { p.next = firstPause }
-
-// sleep waits; false means that ctx ended.
-func (p *pause) sleep(ctx context.Context) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(p.take()):
-		return true
-	}
 }

@@ -11,7 +11,9 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
@@ -105,6 +107,11 @@ func (c *Cluster) completeCNIConf(socket string) error {
 	return nil
 }
 
+// cniConf is the CNI configuration of the node in the boot called bootID.
+func (c Config) cniConf(bootID string) cniconf.Config {
+	return cniconf.Config{Dir: c.Cluster.CNIConfDir, Name: c.Cluster.CNIConfFile, Contents: c.Cluster.cniConf, StateDir: c.StateDir, BootID: bootID}
+}
+
 // parseObject reads NAMESPACE/NAME.
 func parseObject(s string) (service.Key, error) {
 	namespace, name, err := kube.ParseRef(s)
@@ -114,9 +121,9 @@ func parseObject(s string) (service.Key, error) {
 // apiServer is the part of the Kubernetes API that the agent uses; [kube.Client]
 // is one.
 type apiServer interface {
-	accessSource
+	etcdaccess.Source
 	wanted
-	podSource
+	podlimits.Source
 	WatchServices(ctx context.Context, nodeName string) <-chan service.Update
 	// Close ends the sending of Events.
 	Close()

@@ -16,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/uplink"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
@@ -26,14 +27,6 @@ import (
 
 // DatapathAuto lets the agent choose.
 const DatapathAuto = "auto"
-
-// What becomes of a pod that asks for a limit which is none.
-const (
-	// BandwidthStrict: it does not start.
-	BandwidthStrict = "strict"
-	// BandwidthLenient: it starts without that limit.
-	BandwidthLenient = "lenient"
-)
 
 // Config is what the agent runs with.
 type Config struct {
@@ -47,6 +40,20 @@ type Config struct {
 	bundle string
 	// ownIdentity is that the node has a bundle of its own.
 	ownIdentity bool
+	// StateDir keeps leases and the copy of the records.
+	StateDir string
+	// CNISocket is where the plugin calls.
+	CNISocket string
+	Switch
+	PodMTU
+	Shares
+	Diag diag.Flags
+	// Cluster is for a node of a Kubernetes cluster.
+	Cluster Cluster
+}
+
+// Switch is which datapath the node has, and where its Open vSwitch is.
+type Switch struct {
 	// Datapath is "auto", "system" or "netdev".
 	Datapath string
 	// Bridge is the overlay's bridge, VTEPBridge the one that holds the VTEP
@@ -55,10 +62,13 @@ type Config struct {
 	// OVSDB is the endpoint of ovsdb-server, OVSRunDir the directory of the
 	// bridges' management sockets.
 	OVSDB, OVSRunDir string
-	// StateDir keeps leases and the copy of the records.
-	StateDir string
-	// CNISocket is where the plugin calls.
-	CNISocket string
+	// VXLANPort is the UDP port of the tunnels where the records do not name one; 0 for
+	// [tunnel.VXLANPort].
+	VXLANPort tunnel.Port
+}
+
+// PodMTU is how large the packets of pods may be.
+type PodMTU struct {
 	// MTU of pods, bytes; 0 follows the underlay. A larger one than the underlay
 	// carries is clamped.
 	MTU int
@@ -67,8 +77,12 @@ type Config struct {
 	MTUOnBlackHole   mtu.Policy
 	MTUProbeInterval time.Duration
 	MTUProbePort     uint16
+}
+
+// Shares are what pods may have of what they share.
+type Shares struct {
 	// BandwidthPolicy is "strict" or "lenient".
-	BandwidthPolicy string
+	BandwidthPolicy podlimits.Policy
 	// UplinkRate is what pods share of the uplink.
 	UplinkRate uplink.Rate
 	// ServiceConnections and NodeConnections are the most new connections per second that
@@ -77,12 +91,6 @@ type Config struct {
 	// MaxPods is how many pods a namespace may have on this node; 0 for as many as there
 	// are addresses.
 	MaxPods int
-	// VXLANPort is the UDP port of the tunnels where the records do not name one; 0 for
-	// [tunnel.VXLANPort].
-	VXLANPort tunnel.Port
-	Diag      diag.Flags
-	// Cluster is for a node of a Kubernetes cluster.
-	Cluster Cluster
 }
 
 // Defaults are the values without any flag.
@@ -92,11 +100,13 @@ func Defaults() Config {
 		host = ""
 	}
 	return Config{
-		NodeName: host, Datapath: DatapathAuto, Bridge: "br0", VTEPBridge: "br-phy",
-		OVSDB: "unix:/run/openvswitch/db.sock", StateDir: "/var/lib/k8s-ovs", CNISocket: cniapi.DefaultSocket,
-		MTUOnBlackHole: mtu.Clamp, MTUProbeInterval: 10 * time.Second, MTUProbePort: 4790,
-		BandwidthPolicy: BandwidthStrict,
-		Diag:            diag.Flags{MetricsAddress: "127.0.0.1:9465"},
+		NodeName: host, StateDir: "/var/lib/k8s-ovs", CNISocket: cniapi.DefaultSocket,
+		Switch: Switch{
+			Datapath: DatapathAuto, Bridge: "br0", VTEPBridge: "br-phy", OVSDB: "unix:/run/openvswitch/db.sock",
+		},
+		PodMTU: PodMTU{MTUOnBlackHole: mtu.Clamp, MTUProbeInterval: 10 * time.Second, MTUProbePort: 4790},
+		Shares: Shares{BandwidthPolicy: podlimits.Strict},
+		Diag:   diag.Flags{MetricsAddress: "127.0.0.1:9465"},
 		Cluster: Cluster{
 			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist",
 		},
@@ -120,7 +130,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.DurationVar(&c.MTUProbeInterval, "mtu-probe-interval", c.MTUProbeInterval, "`time` between probes of the path to each node")
 	fs.Uint16Var(&c.MTUProbePort, "mtu-probe-port", c.MTUProbePort, "UDP `port` of these probes, the same on every node; 0 for none")
 	fs.Var(&c.UplinkRate, "uplink-rate", "`rate` that pods share by tenant when they overload the uplink (kernel datapath): bits per second, such as 950M, auto (the link's own), or off")
-	fs.StringVar(&c.BandwidthPolicy, "bandwidth-policy", c.BandwidthPolicy, "what becomes of a pod whose rate limit is not valid: strict (it does not start) or lenient (it starts without)")
+	fs.StringVar((*string)(&c.BandwidthPolicy), "bandwidth-policy", string(c.BandwidthPolicy), "what becomes of a pod whose rate limit is not valid: strict (it does not start) or lenient (it starts without)")
 	fs.Var(&c.ServiceConnections, "service-connection-rate", "most new connections per second of the pods of one namespace on this node to services: a `number`, auto (a sixteenth of the connection table), or off")
 	fs.Var(&c.NodeConnections, "node-connection-rate", "most new connections per second of the pods of one namespace through the node (to the outside and to ports of nodes): a `number`, auto (a sixteenth of the connection table), or off")
 	fs.IntVar(&c.MaxPods, "max-pods-per-namespace", c.MaxPods, "most `pods` of one namespace on this node (default: as many as there are addresses)")
@@ -144,6 +154,37 @@ func (c *Config) Complete() error {
 		}
 		c.NodeIP = ip
 	}
+	if err := c.Switch.complete(); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(c.StateDir) {
+		return fmt.Errorf("--state-dir %q is not an absolute path", c.StateDir)
+	}
+	if err := c.PodMTU.check(); err != nil {
+		return err
+	}
+	if c.MTUProbePort != 0 && c.MTUProbePort == uint16(c.VXLANPort) {
+		return fmt.Errorf("--mtu-probe-port %d is that of the tunnels (--vxlan-port)", c.MTUProbePort)
+	}
+	if c.BandwidthPolicy != podlimits.Strict && c.BandwidthPolicy != podlimits.Lenient {
+		return fmt.Errorf("--bandwidth-policy %q is none of %s, %s", c.BandwidthPolicy, podlimits.Strict, podlimits.Lenient)
+	}
+	if c.MaxPods < 0 {
+		return fmt.Errorf("--max-pods-per-namespace %d is less than 0", c.MaxPods)
+	}
+	if err := c.Cluster.complete(c.CNISocket); err != nil {
+		return err
+	}
+	if !c.Cluster.Enabled {
+		if err := c.completeIdentity(); err != nil {
+			return err
+		}
+	}
+	return c.Etcd.Complete()
+}
+
+// complete checks them, and fills in what follows from the rest.
+func (c *Switch) complete() error {
 	switch c.Datapath {
 	case DatapathAuto, "system", "netdev":
 	default:
@@ -164,9 +205,10 @@ func (c *Config) Complete() error {
 	if c.OVSRunDir == "" {
 		c.OVSRunDir = filepath.Dir(path)
 	}
-	if !filepath.IsAbs(c.StateDir) {
-		return fmt.Errorf("--state-dir %q is not an absolute path", c.StateDir)
-	}
+	return nil
+}
+
+func (c PodMTU) check() error {
 	if c.MTU != 0 && (c.MTU < topology.MinMTU || c.MTU > 65535) {
 		return fmt.Errorf("--mtu %d is not %d to 65535", c.MTU, topology.MinMTU)
 	}
@@ -176,24 +218,7 @@ func (c *Config) Complete() error {
 	if c.MTUProbeInterval < minProbeInterval {
 		return fmt.Errorf("--mtu-probe-interval %s is less than %s", c.MTUProbeInterval, minProbeInterval)
 	}
-	if c.MTUProbePort != 0 && c.MTUProbePort == uint16(c.VXLANPort) {
-		return fmt.Errorf("--mtu-probe-port %d is that of the tunnels (--vxlan-port)", c.MTUProbePort)
-	}
-	if c.BandwidthPolicy != BandwidthStrict && c.BandwidthPolicy != BandwidthLenient {
-		return fmt.Errorf("--bandwidth-policy %q is none of %s, %s", c.BandwidthPolicy, BandwidthStrict, BandwidthLenient)
-	}
-	if c.MaxPods < 0 {
-		return fmt.Errorf("--max-pods-per-namespace %d is less than 0", c.MaxPods)
-	}
-	if err := c.Cluster.complete(c.CNISocket); err != nil {
-		return err
-	}
-	if !c.Cluster.Enabled {
-		if err := c.completeIdentity(); err != nil {
-			return err
-		}
-	}
-	return c.Etcd.Complete()
+	return nil
 }
 
 // completeIdentity looks for the node's bundle: the one it was given, and the copy of it

@@ -6,26 +6,34 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
 // connection keeps the OpenFlow connection of the bridge. It belongs to the
 // loop's goroutine.
 type connection struct {
-	log  *slog.Logger
+	log *slog.Logger
+	// socket is the bridge's.
+	socket func() string
+	// take takes packets that flows send to the agent, one after the other.
+	take func(*of.Conn, of.PacketIn)
 	conn *of.Conn
 	// lost wakes the loop when the connection ends: ovs-vswitchd went.
 	lost chan struct{}
 	// ports hears of the bridge's ports.
-	ports   *portEvents
+	ports   *switchports.Events
 	running sync.WaitGroup
 }
 
 // packetsWaiting is how many packets of the switch may wait for the agent; more are lost.
 const packetsWaiting = 64
 
-func newConnection(log *slog.Logger) *connection {
-	return &connection{log: log, lost: make(chan struct{}, 1), ports: newPortEvents()}
+func newConnection(ports *switchports.Events, socket func() string, take func(*of.Conn, of.PacketIn), log *slog.Logger) *connection {
+	return &connection{log: log, socket: socket, take: take, lost: make(chan struct{}, 1), ports: ports}
 }
 
 // alive reports whether there is a connection that has not ended.
@@ -41,13 +49,13 @@ func (c *connection) alive() bool {
 	}
 }
 
-// dial connects to the bridge's socket. Packets that flows send to the agent go to
-// take, one after the other.
-func (c *connection) dial(ctx context.Context, socket string, take func(*of.Conn, of.PacketIn)) error {
+// dial connects to the bridge's socket.
+func (c *connection) dial(ctx context.Context) error {
 	c.close()
-	c.ports.reset()
+	socket := c.socket()
+	c.ports.Reset()
 	packets := make(chan of.PacketIn, packetsWaiting)
-	conn, err := of.Dial(ctx, socket, of.WithPortEvents(c.ports.event), of.WithPacketIns(func(p of.PacketIn) {
+	conn, err := of.Dial(ctx, socket, of.WithPortEvents(c.ports.Event), of.WithPacketIns(func(p of.PacketIn) {
 		select {
 		case packets <- p:
 		default:
@@ -61,7 +69,7 @@ func (c *connection) dial(ctx context.Context, socket string, take func(*of.Conn
 		for conn.Err() == nil {
 			select {
 			case p := <-packets:
-				take(conn, p)
+				c.take(conn, p)
 			case <-conn.Done():
 			}
 		}
@@ -80,4 +88,29 @@ func (c *connection) close() {
 		c.conn = nil
 		c.running.Wait()
 	}
+}
+
+// ended implements switchConnection.
+func (c *connection) ended() <-chan struct{} { return c.lost }
+
+// flows implements switchConnection.
+func (c *connection) flows() flowstore.Switch { return c.conn }
+
+// unblock implements switchConnection.
+func (c *connection) unblock(ctx context.Context) ([]string, error) {
+	return bridge.Unblock(ctx, c.conn, attach.HostIfPrefix)
+}
+
+// Send implements exits.Switch: the frame goes out of the bridge's gateway port, past all flows.
+func (c *connection) Send(ctx context.Context, frame []byte) error {
+	ports, err := c.conn.Ports(ctx)
+	if err != nil {
+		return err
+	}
+	for _, p := range ports {
+		if p.Name == bridge.GatewayPort {
+			return c.conn.PacketOut(ctx, frame, of.Output(p.Port))
+		}
+	}
+	return fmt.Errorf("the bridge has no port %s", bridge.GatewayPort)
 }

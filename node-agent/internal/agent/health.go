@@ -8,18 +8,40 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
-	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
+
+// health looks at what is not the agent's own, though pods' packets depend on it.
+type health struct {
+	*picture
+	exits exitCheck
+	links links
+	conn  exits.Switch
+	// exit is why pods' packets did not get out of the node last; nil where they did, or
+	// where that was not tried yet.
+	exit  error
+	tried bool
+}
+
+// exitCheck is [exits.Check].
+type exitCheck interface {
+	Outside(ctx context.Context, sw exits.Switch, gw exits.Gateway) error
+}
+
+// look finds out why pods do not reach what they should.
+func (n *health) look(ctx context.Context, p *pass) error {
+	p.unwell = n.unwell(ctx, p.me, p.full)
+	return nil
+}
 
 // unwell says why pods of this node do not reach what they should though all of the
 // agent's own is as it should be; nil where they do. Their network is kept up meanwhile:
 // only new pods are better off on another node.
-func (n *node) unwell(ctx context.Context, me topology.Node, full bool) error {
+func (n *health) unwell(ctx context.Context, me topology.Node, full bool) error {
 	if n.tunnels.why != nil {
 		return n.tunnels.why
 	}
-	under := n.agreement.under
+	under := n.under
 	if err := n.uplinkDown(under); err != nil {
 		return err
 	}
@@ -27,19 +49,19 @@ func (n *node) unwell(ctx context.Context, me topology.Node, full bool) error {
 		return nil
 	}
 	n.tried = true
-	n.exit = n.exits.Outside(ctx, gatewayPort{n.conn.conn}, exits.Gateway{
+	n.exit = n.exits.Outside(ctx, n.conn, exits.Gateway{
 		Device: bridge.GatewayPort, MAC: topology.MAC(me.Gateway()), From: net.HardwareAddr(topology.MAC(topology.NextHop)), Subnet: me.Subnet,
 	})
 	return n.exit
 }
 
 // uplinkDown says that the device by which tunnel packets leave cannot send.
-func (n *node) uplinkDown(under underlay.Underlay) error {
+func (n *health) uplinkDown(under underlay.Underlay) error {
 	name := under.Link
 	if under.Uplink != "" {
 		name = under.Uplink
 	}
-	l, ok, err := n.host.Link(name)
+	l, ok, err := n.links.Link(name)
 	switch {
 	case err != nil:
 		return err
@@ -53,30 +75,4 @@ func (n *node) uplinkDown(under underlay.Underlay) error {
 		return fmt.Errorf("the uplink %s has no carrier: pods reach no other node; look at its cable, its switch port, or what it is made of", name)
 	}
 	return nil
-}
-
-// outside is the device by which answers from outside come in to be routed to pods; the
-// node's address may be on one that none come by.
-func (n *node) outside(under underlay.Underlay) string {
-	if l, ok, err := n.host.Link(under.Link); err != nil || !ok || l.Loopback {
-		return ""
-	}
-	return under.Link
-}
-
-// gatewayPort sends frames out of the bridge's gateway port, past all flows.
-type gatewayPort struct{ conn *of.Conn }
-
-// Send implements exits.Switch.
-func (g gatewayPort) Send(ctx context.Context, frame []byte) error {
-	ports, err := g.conn.Ports(ctx)
-	if err != nil {
-		return err
-	}
-	for _, p := range ports {
-		if p.Name == bridge.GatewayPort {
-			return g.conn.PacketOut(ctx, frame, of.Output(p.Port))
-		}
-	}
-	return fmt.Errorf("the bridge has no port %s", bridge.GatewayPort)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -46,20 +47,25 @@ func (n *node) leave(ctx context.Context) {
 	if yes {
 		return
 	}
-	n.conf.remove()
+	n.conf.Remove()
 	if err := n.forgetMTU(ctx); err != nil {
 		n.log.Warn("the node leaves the network, but its MTU counts until the Node is deleted", "error", err)
 	}
 	ctx, cancel = context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	if n.gate != nil {
-		if err := n.gate.Remove(ctx); err != nil {
+	if n.firewall.gate != nil {
+		if err := n.firewall.gate.Remove(ctx); err != nil {
 			n.log.Error("the node leaves the network, but its limit of pods' connections stays", "error", err)
 		}
 	}
-	switch n.datapath {
+	if n.host != nil {
+		if err := n.host.DeleteIFB(exits.Device); err != nil {
+			n.log.Error("the node leaves the network, but a device of its checks stays", "error", err)
+		}
+	}
+	switch n.ovs.datapath {
 	case ovs.DatapathSystem:
-		if err := n.sharing.remove(ctx); err != nil {
+		if err := n.sharing.Remove(ctx); err != nil {
 			n.log.Error("the node leaves the network, but its pods' classes are still on the uplink: tc qdisc del dev DEVICE root", "error", err)
 			return
 		}
@@ -77,12 +83,13 @@ func (n *node) leave(ctx context.Context) {
 // back the cluster's MTU for ever. While there are pods it stays, as they go on to
 // send and take what it says.
 func (n *node) forgetMTU(ctx context.Context) error {
-	if !n.started.IsValid() || len(n.attacher.List()) > 0 {
+	p := n.parts.Load()
+	if p == nil || !p.picture.started.IsValid() || len(p.attacher.List()) > 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, forgetTimeout)
 	defer cancel()
-	return n.store.DeleteNodeMTU(ctx, n.self)
+	return n.etcd.store.DeleteNodeMTU(ctx, p.self)
 }
 
 // release gives the uplink back to the node's own stack.
@@ -95,8 +102,8 @@ func (n *node) release(ctx context.Context) error {
 	if err := client.WaitConnected(ctx); err != nil {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer: %w", n.cfg.OVSDB, err)
 	}
-	if n.agreement != nil {
-		if err := underlay.NewRoutes(client).Remove(ctx, n.agreement.under.Link); err != nil {
+	if p := n.parts.Load(); p != nil {
+		if err := underlay.NewRoutes(client).Remove(ctx, p.picture.under.Link); err != nil {
 			n.log.Warn("Open vSwitch keeps the ways to other nodes that it was told until it ends", "error", err)
 		}
 	}
@@ -106,5 +113,5 @@ func (n *node) release(ctx context.Context) error {
 	if err == nil {
 		err = exit.Cleanup(ctx)
 	}
-	return errors.Join(under.Remove(ctx), n.hostnet.Cleanup(ctx), err)
+	return errors.Join(under.Remove(ctx), n.firewall.net.Cleanup(ctx), err)
 }

@@ -1,15 +1,65 @@
 package agent
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
+
+// daemonSet stands in for the API server.
+type daemonSet struct {
+	apiServer
+	wants bool
+	err   error
+}
+
+func (d daemonSet) DaemonSetWants(_ context.Context, namespace, name, node string) (bool, error) {
+	if namespace != "kube-system" || name != "k8s-ovs-agent" || node != "n1" {
+		return true, errors.New("asked for " + namespace + "/" + name + " on " + node)
+	}
+	return d.wants, d.err
+}
+
+func ending(cfg Config, c *cniconf.Kept, api apiServer) *node {
+	return &node{cfg: cfg, conf: c, api: api, log: quiet()}
+}
+
+func configured(t *testing.T) Config {
+	dir := t.TempDir()
+	cfg := Defaults()
+	cfg.NodeName, cfg.StateDir = "n1", dir
+	cfg.Cluster.CNIConfDir, cfg.Cluster.cniConf = filepath.Join(dir, "net.d"), cniconf.Default(cniapi.DefaultSocket)
+	cfg.Cluster.daemonSet = service.Key{Namespace: "kube-system", Name: "k8s-ovs-agent"}
+	return cfg
+}
+
+func start(t *testing.T, cfg Config, bootID string) *cniconf.Kept {
+	t.Helper()
+	c, err := cniconf.Keep(cfg.cniConf(bootID), "", quiet())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 
 // oneDevice and onePort are a pod's device and its port of the bridge.
 type oneDevice struct{ attach.Kernel }
@@ -59,14 +109,15 @@ func TestLeaveMTURecord(t *testing.T) {
 			t.Fatal(err)
 		}
 		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: c.wanted})
-		n.store, n.self = s, self
+		n.etcd.store = s
+		p := &parts{self: self, picture: &picture{}, attacher: attach.New(attach.NewBare(oneDevice{}, onePort{}, "br0", quiet()), nil, nil, nil)}
+		n.parts.Store(p)
 		if !c.early {
-			n.started = subnet
+			p.picture.started = subnet
 		}
-		n.attacher = attach.New(attach.NewBare(oneDevice{}, onePort{}, "br0", quiet()), nil, nil, nil)
 		if c.pod {
 			node := attach.Node{Bridge: "br0", Subnet: subnet, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: attach.MTU{Device: 1400, Route: 1400}}
-			if _, err := n.attacher.Start(t.Context(), node, t.TempDir(), "boot-1"); err != nil {
+			if _, err := p.attacher.Start(t.Context(), node, t.TempDir(), "boot-1"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -74,6 +125,50 @@ func TestLeaveMTURecord(t *testing.T) {
 		all, err := s.MTUs(t.Context())
 		if _, there := all.Nodes[self]; err != nil || there != c.stays {
 			t.Errorf("a node that %s: the record is there: %t, %v; want %t", c.name, there, err, c.stays)
+		}
+	}
+}
+
+// The CNI configuration goes with the node, and stays where the agent only restarts or nobody knows.
+func TestLeaveConfiguration(t *testing.T) {
+	for name, c := range map[string]struct {
+		api   daemonSet
+		stays bool
+	}{
+		"a restart was asked for": {daemonSet{wants: true}, true}, "the API server is away": {daemonSet{err: errors.New("away")}, true}, "the node leaves": {daemonSet{}, false},
+	} {
+		cfg := configured(t)
+		conf := start(t, cfg, "boot-1")
+		conf.Ensure()
+		ending(cfg, conf, c.api).leave(t.Context())
+		if _, err := os.Stat(filepath.Join(cfg.Cluster.CNIConfDir, cfg.Cluster.CNIConfFile)); (err == nil) != c.stays {
+			t.Errorf("%s: %v; want it there: %t", name, err, c.stays)
+		}
+	}
+}
+
+// A node that leaves takes the device of its checks along; one whose agent restarts does not.
+func TestLeaveTakesDevice(t *testing.T) {
+	name := fmt.Sprintf("leave-%d", os.Getpid())
+	if err := ns.Create(name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = ns.Delete(name) })
+	host, err := link.Open(ns.Path(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = host.Close() })
+	if err := host.EnsureIFB(exits.Device); err != nil {
+		t.Fatal(err)
+	}
+	cfg := configured(t)
+	for _, wants := range []bool{true, false} {
+		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: wants})
+		n.host = host
+		n.leave(t.Context())
+		if there, err := host.LinkExists(exits.Device); err != nil || there != wants {
+			t.Errorf("the DaemonSet wants the node: %t; its device is there: %t, %v", wants, there, err)
 		}
 	}
 }

@@ -3,35 +3,71 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // loop brings the node to what the records and the API server say, again and
-// again.
-func (n *node) loop(ctx context.Context) error {
-	defer n.conn.close()
-	defer func() {
-		if n.status != nil {
-			n.status.Close()
-		}
-	}()
-	n.loadCopy()
+// again. What a pass does are its steps; when there is one is decided here.
+type loop struct {
+	*picture
+	*rooms
+	steps []step
+	// file is the copy of the records on disk.
+	file records.File
+	// listen subscribes to what wakes the loop until ctx ends.
+	listen func(ctx context.Context) (sources, error)
+	// database tells of changes in it.
+	database interface{ Changes() <-chan struct{} }
+	ready    *readiness
+	log      *slog.Logger
+}
+
+// sources are where news come from.
+type sources struct {
+	records <-chan topology.Snapshot
+	// services is nil outside of Kubernetes.
+	services <-chan service.Update
+	links    <-chan struct{}
+	mtus     <-chan topology.MTUs
+}
+
+func newLoop(p *picture, r *rooms) *loop { return &loop{picture: p, rooms: r, steps: r.steps()} }
+
+// run runs passes until ctx ends.
+func (l *loop) run(ctx context.Context) error {
+	defer l.flows.conn.close()
+	defer l.report.close()
+	l.loadCopy(l.file, l.log)
+	copies := records.NewWriter(l.file, l.log)
+	defer copies.Close()
+	l.flows.copies = copies
 	ctx, cancel := context.WithCancel(ctx)
-	n.agreement = n.newAgreement()
-	defer n.agreement.start(ctx)()
+	var beside sync.WaitGroup
+	beside.Go(func() { l.host.mtu.Run(ctx) })
+	defer beside.Wait()
 	defer cancel()
-	e, err := n.listen(ctx)
+	from, err := l.listen(ctx)
 	if err != nil {
 		return err
 	}
+	e := newEvents(from)
 	defer e.stop()
-	pause := newPause()
+	return l.wake(ctx, e)
+}
+
+// wake waits for events, and runs the passes that they ask for.
+func (l *loop) wake(ctx context.Context, e *events) error {
+	pause := &backoff.Pauses{First: firstPause, Last: lastPause}
 	calming := false
 	for {
-		due, err := n.next(ctx, e)
+		due, err := l.next(ctx, e)
 		if err != nil {
 			return err
 		}
@@ -40,32 +76,63 @@ func (n *node) loop(ctx context.Context) error {
 			continue
 		case due == again:
 			calming = false
-		case due == someTime && n.Ready() == nil:
+		case due == someTime && l.ready.is() == nil:
 			if !calming {
 				calming = true
 				e.again.Reset(calm)
 			}
 			continue
 		}
-		if err := n.pass(ctx, due == everything); err != nil {
+		if err := l.pass(ctx, due == everything); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			n.log.Debug("the node is not what it should be yet", "error", err)
-			n.setReady(err)
-			n.publish()
+			l.ready.set(err)
+			l.report.publish()
 			calming = false
-			e.again.Reset(pause.take())
+			e.again.Reset(pause.Next())
 			continue
 		}
-		pause.reset()
-		switch {
-		case n.mtuNews() == aPass: // one step may make the next one possible
-			e.again.Reset(0)
-		case n.routes.retry != nil:
-			e.again.Reset(n.routes.retry.take())
+		l.plan(e, pause)
+	}
+}
+
+// plan says when the next pass is, after one that did all its steps.
+func (l *loop) plan(e *events, pause *backoff.Pauses) {
+	well := l.ready.is() == nil
+	if well {
+		pause.Reset()
+	}
+	switch wait, refused := l.host.peers.Retry(); {
+	case l.host.mtu.Next(true): // one step may make the next one possible
+		e.again.Reset(0)
+	case !well: // something outside of the agent keeps pods back
+		e.again.Reset(pause.Next())
+	case refused:
+		e.again.Reset(wait)
+	}
+}
+
+// pass takes the steps in order, up to the first that fails.
+func (l *loop) pass(ctx context.Context, full bool) error {
+	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
+	defer cancel()
+	p := &pass{full: full}
+	for _, s := range l.steps {
+		if err := s.run(ctx, p); err != nil {
+			l.log.Debug("the node is not what it should be yet", "step", s.name, "error", err)
+			return err
 		}
 	}
+	return nil
+}
+
+// mtuNews says what to do after nodes have written.
+func (l *loop) mtuNews() due {
+	if l.host.mtu.Next(l.ready.is() == nil) {
+		return aPass
+	}
+	return nothing
 }
 
 // due is what an event asks of the loop.
@@ -86,13 +153,9 @@ const (
 
 // events wake the loop.
 type events struct {
-	records <-chan topology.Snapshot
-	// services is nil outside of Kubernetes.
-	services <-chan service.Update
-	links    <-chan struct{}
+	sources
 	// looked is when links were looked at last.
 	looked time.Time
-	mtus   <-chan topology.MTUs
 	// again fires at once at first, then after a pass that failed, and a while
 	// after somebody changed something.
 	again    *time.Timer
@@ -100,19 +163,8 @@ type events struct {
 	resync   *time.Ticker
 }
 
-func (n *node) listen(ctx context.Context) (*events, error) {
-	links, err := n.host.Subscribe(ctx)
-	if err != nil {
-		return nil, err
-	}
-	e := &events{
-		records: n.store.Watch(ctx), links: links, mtus: n.store.WatchMTUs(ctx),
-		again: time.NewTimer(0), patience: time.NewTimer(etcdPatience), resync: time.NewTicker(resyncEvery),
-	}
-	if n.services.table != nil {
-		e.services = n.api.WatchServices(ctx, n.cfg.NodeName)
-	}
-	return e, nil
+func newEvents(from sources) *events {
+	return &events{sources: from, again: time.NewTimer(0), patience: time.NewTimer(etcdPatience), resync: time.NewTicker(resyncEvery)}
 }
 
 func (e *events) stop() {
@@ -136,7 +188,7 @@ func (e *events) look(changed func() bool) due {
 }
 
 // next waits for an event. What can be done about it without a pass it does.
-func (n *node) next(ctx context.Context, e *events) (due, error) {
+func (l *loop) next(ctx context.Context, e *events) (due, error) {
 	select {
 	case <-ctx.Done():
 		return nothing, ctx.Err()
@@ -144,44 +196,49 @@ func (n *node) next(ctx context.Context, e *events) (due, error) {
 		if !open {
 			return nothing, ctx.Err()
 		}
-		if n.follow(ctx, s) {
+		if l.follow(ctx, s) {
 			return nothing, nil
 		}
 	case u, open := <-e.services:
 		if !open {
 			return nothing, ctx.Err()
 		}
-		if n.serve(ctx, u) {
+		if l.services.serve(ctx, u) {
 			return nothing, nil
 		}
-	case <-n.conn.lost:
-		n.disconnect()
-		n.setReady(errors.New("ovs-vswitchd is away"))
-	case <-n.ovs.Changes():
+	case <-l.flows.conn.ended():
+		l.flows.disconnect()
+		l.ready.set(errors.New("ovs-vswitchd is away"))
+	case <-l.database.Changes():
 		return someTime, nil
 	case _, open := <-e.links:
 		if !open {
 			return nothing, errors.New("the kernel's network events cannot be read any more")
 		}
-		n.agreement.stale = true
-		return e.look(n.linksChanged), nil
+		l.host.mtu.RoutesChanged()
+		return e.look(l.host.mtu.LinksChanged), nil
 	case m, open := <-e.mtus:
 		if !open {
 			return nothing, ctx.Err()
 		}
-		n.agreement.view, n.agreement.seen = m, true
-		return n.mtuNews(), nil
-	case w := <-n.agreement.writer.done:
-		n.agreement.writer.take(w)
-		return n.mtuNews(), nil
-	case <-n.agreement.holes():
+		l.host.mtu.See(m)
+		return l.mtuNews(), nil
+	case w := <-l.host.mtu.Written():
+		l.host.mtu.TakeWritten(w)
+		return l.mtuNews(), nil
+	case <-l.host.mtu.Measured():
 	case <-e.patience.C:
-		n.useCopy()
+		l.useCopy(l.log)
 	case <-e.resync.C:
-		n.resyncMTU()
+		l.host.mtu.Resync()
 		return everything, nil
 	case <-e.again.C:
 		return again, nil
 	}
 	return aPass, nil
+}
+
+// follow takes in new records, and reports whether that was all there was to do.
+func (l *loop) follow(ctx context.Context, s topology.Snapshot) bool {
+	return l.flows.follow(ctx, s, l.host.mtu.Ways()) && l.ready.is() == nil
 }

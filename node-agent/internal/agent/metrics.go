@@ -6,13 +6,35 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
 
 // metrics are what the agent shows at /metrics.
 type metrics struct {
+	flowMetrics
+	nodeMetrics
+	serviceMetrics
+	tooLarge prometheus.Counter
+	missed   prometheus.Counter
+	cni      *prometheus.HistogramVec
+	steps    *prometheus.HistogramVec
+	mtu      *nodemtu.Metrics
+	fair     *allot.Metrics
+	sharing  *sharing.Metrics
+	identity *identity.Metrics
+}
+
+// flowMetrics are about what is changed in the switch and beside it.
+type flowMetrics struct {
 	commits     prometheus.Histogram
 	changes     prometheus.Counter
 	repairs     prometheus.Counter
@@ -20,22 +42,20 @@ type metrics struct {
 	hostRepairs prometheus.Counter
 	reconnects  prometheus.Counter
 	drops       *prometheus.CounterVec
-	tooLarge    prometheus.Counter
-	missed      prometheus.Counter
-	cni         *prometheus.HistogramVec
-	pods        prometheus.Gauge
-	flows       prometheus.Gauge
-	peers       prometheus.Gauge
-	problems    prometheus.Gauge
-	revision    prometheus.Gauge
-	ready       prometheus.Gauge
-	mtu         prometheus.Gauge
-	paths       *pathMetrics
-	fair        *fairMetrics
+}
 
-	uplinkRate   prometheus.Gauge
-	uplinkShared prometheus.Gauge
+// nodeMetrics are what the node is now.
+type nodeMetrics struct {
+	pods     prometheus.Gauge
+	flows    prometheus.Gauge
+	peers    prometheus.Gauge
+	problems prometheus.Gauge
+	revision prometheus.Gauge
+	ready    prometheus.Gauge
+}
 
+// serviceMetrics are about the services in the flows.
+type serviceMetrics struct {
 	services       prometheus.Gauge
 	endpoints      prometheus.Gauge
 	leftOut        *prometheus.GaugeVec
@@ -44,14 +64,45 @@ type metrics struct {
 	serviceRepairs prometheus.Counter
 }
 
+func counter(name, help string) prometheus.Counter {
+	return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+}
+
+func gauge(name, help string) prometheus.Gauge {
+	return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+}
+
 func newMetrics(reg prometheus.Registerer) *metrics {
-	counter := func(name, help string) prometheus.Counter {
-		return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "k8s_ovs", Name: name, Help: help})
-	}
-	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
-	}
 	m := &metrics{
+		flowMetrics: newFlowMetrics(), nodeMetrics: newNodeMetrics(), serviceMetrics: newServiceMetrics(),
+		tooLarge: counter("fragmentation_needed_total", "Senders told that a packet is too large for its path."),
+		missed:   counter("datapath_missed_packets_total", "Packets lost because they came faster than ovs-vswitchd of the userspace datapath took them."),
+		cni: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "k8s_ovs", Name: "cni_seconds", Help: "Time of CNI requests in the agent, by command and CNI error code (0 is success).",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+		}, []string{"command", "code"}),
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Namespace: "k8s_ovs", Name: "attach_step_seconds", Help: "Time of each step of attaching and detaching a pod.",
+			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
+		}, []string{"step"}),
+		mtu:      nodemtu.NewMetrics(reg),
+		fair:     allot.NewMetrics(reg),
+		sharing:  sharing.NewMetrics(reg),
+		identity: identity.NewMetrics(reg),
+	}
+	for _, r := range pipeline.Reasons() {
+		m.drops.WithLabelValues(r.String())
+	}
+	for _, r := range hostnet.Reasons() {
+		m.drops.WithLabelValues(string(r))
+	}
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.steps, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready,
+		m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
+	return m
+}
+
+func newFlowMetrics() flowMetrics {
+	return flowMetrics{
 		commits: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "flow_commit_seconds", Help: "Time of one atomic bundle of flow changes.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 14),
@@ -64,25 +115,22 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		drops: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "k8s_ovs", Name: "drops_total", Help: "Packets dropped by the pipeline and by the node's firewall, by reason; PIPELINE.md explains them.",
 		}, []string{"reason"}),
-		tooLarge: counter("fragmentation_needed_total", "Senders told that a packet is too large for its path."),
-		missed:   counter("datapath_missed_packets_total", "Packets lost because they came faster than ovs-vswitchd of the userspace datapath took them."),
-		cni: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Namespace: "k8s_ovs", Name: "cni_seconds", Help: "Time of CNI requests in the agent, by command and CNI error code (0 is success).",
-			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
-		}, []string{"command", "code"}),
+	}
+}
+
+func newNodeMetrics() nodeMetrics {
+	return nodeMetrics{
 		pods:     gauge("pods", "Pods attached on this node."),
 		flows:    gauge("flows", "Flows in the bridge."),
 		peers:    gauge("peers", "Other nodes that this one exchanges packets with."),
 		problems: gauge("record_problems", "Records that this node leaves out because they are not valid."),
 		revision: gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
 		ready:    gauge("ready", "1 when pods can be attached."),
-		mtu:      gauge("pod_mtu_bytes", "MTU that pods get."),
-		paths:    newPathMetrics(reg),
-		fair:     newFairMetrics(reg),
+	}
+}
 
-		uplinkRate:   gauge("uplink_rate_bits_per_second", "Rate that pods share on the uplink; 0 where they do not."),
-		uplinkShared: gauge("uplink_shared", "1 when pods share the uplink by tenant."),
-
+func newServiceMetrics() serviceMetrics {
+	return serviceMetrics{
 		services:  gauge("services", "Services that the bridge serves to this node's pods."),
 		endpoints: gauge("service_endpoints", "Distinct endpoints of these services."),
 		leftOut: prometheus.NewGaugeVec(prometheus.GaugeOpts{
@@ -95,31 +143,28 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}),
 		serviceRepairs: counter("service_repairs_total", "Flows and groups of services put right that somebody else had changed."),
 	}
-	for _, r := range pipeline.Reasons() {
-		m.drops.WithLabelValues(r.String())
-	}
-	for _, r := range hostnet.Reasons() {
-		m.drops.WithLabelValues(string(r))
-	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.mtu,
-		m.uplinkRate, m.uplinkShared, m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
-	return m
 }
 
-// Committed implements flowtable.Observer.
-func (m *metrics) Committed(n int, seconds float64) {
+// Committed implements flowstore.Observer. Bundles of services have a metric of their own:
+// service_programming_seconds.
+func (m *metrics) Committed(area string, n int, seconds float64) {
+	if area == services.AreaName {
+		return
+	}
 	m.commits.Observe(seconds)
 	m.changes.Add(float64(n))
 }
 
-// Repaired implements flowtable.Observer.
-func (m *metrics) Repaired(n int) { m.repairs.Add(float64(n)) }
+// Repaired implements flowstore.Observer.
+func (m *metrics) Repaired(k flowstore.Kind, n int) {
+	if k == services.KindService {
+		m.serviceRepairs.Add(float64(n))
+		return
+	}
+	m.repairs.Add(float64(n))
+}
 
-// ServicesRepaired counts n flows and groups of services that had been changed by
-// somebody else.
-func (m *metrics) ServicesRepaired(n int) { m.serviceRepairs.Add(float64(n)) }
-
-// Dropped implements flowtable.Observer.
+// Dropped implements nodeflows.Observer.
 func (m *metrics) Dropped(r pipeline.Reason, n uint64) {
 	m.drops.WithLabelValues(r.String()).Add(float64(n))
 }
@@ -134,4 +179,9 @@ func (m *metrics) firewallDropped(by map[hostnet.Reason]uint64) {
 // ObserveRequest implements cniserver.Metrics.
 func (m *metrics) ObserveRequest(command cniapi.Command, code uint, took time.Duration) {
 	m.cni.WithLabelValues(string(command), strconv.Itoa(int(code))).Observe(took.Seconds())
+}
+
+// AttachStep implements attach.Observer.
+func (m *metrics) AttachStep(step attach.Step, took time.Duration) {
+	m.steps.WithLabelValues(string(step)).Observe(took.Seconds())
 }

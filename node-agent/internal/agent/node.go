@@ -1,27 +1,41 @@
 package agent
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"net/netip"
-	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/answers"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/asking"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/front"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/leftout"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pathprobe"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tenants"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
-	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -50,113 +64,101 @@ const (
 	// lookEvery is how often at most the MTU of the underlay is looked at because
 	// something changed; a pass does so too.
 	lookEvery = 50 * time.Millisecond
-	// warmEvery is how often peers are looked up anew: well within the 15 minutes
-	// after which Open vSwitch forgets one (tnl/neigh/aging, ovs-vswitchd(8)).
-	warmEvery = 5 * time.Minute
+	// firstPause and lastPause bound the pause after a pass that failed.
+	firstPause, lastPause = 20 * time.Millisecond, 2 * time.Second
 )
 
 // errStarting is why nothing is served at first.
 var errStarting = errors.New("the agent is starting")
 
-// node is the agent of one node. Its fields belong to the loop's goroutine,
-// but for those below mu.
+// node is the agent of one node: what its parts are made of, in the order in which the
+// node comes to know itself. What the parts do is theirs.
 type node struct {
 	cfg     Config
 	log     *slog.Logger
 	metrics *metrics
+	bootID  string
 	host    *link.NS
 	// api is nil outside of Kubernetes.
-	api    apiServer
-	conf   *configuration
-	bootID string
-	store  *store.Store
-	// identity is the bundle that the node reaches etcd with; nil where it has none of
-	// its own.
-	identity        *identity.File
-	identityMetrics *identity.Metrics
-	// asking is nil in Kubernetes, where records follow the API server.
-	asking *asking
-
-	// front answers the CNI, and detaches through ports.
-	front    *front
-	ports    *latePorts
-	ovs      *ovs.Client
-	datapath string
-	underlay *underlay.Setup
-	hostnet  *hostnet.Net
-	exits    *exits.Check
-	gate     *hostnet.Gate // belongs to allot's goroutine
-	sharing  *sharing
-	self     netip.Addr
-	tenants  *tenants
-	limiter  *limiter
-	// agreement is there when the loop runs.
-	agreement *agreement
-	tunnels   tunnels
-	routes    tunnelRoutes
-	conn      *connection
-	file      records.File
-	status    *store.StatusPublisher
-
-	// records are the newest ones held, copied those found on disk; applied is
-	// the revision in the flows.
-	records  *topology.Snapshot
-	copied   *topology.Snapshot
-	fromEtcd bool
-	applied  int64
-	// started is the subnet that the node was set up with.
-	started netip.Prefix
-	// warmed are the peers whose hardware addresses the datapath has seen since.
-	warmed map[netip.Addr]time.Time
-	// noRoom is what makeRoom last complained about.
-	noRoom   string
-	problems []desired.Problem
-	// exit is why pods' packets did not get out of the node last; nil where they did, or
-	// where that was not tried yet.
-	exit  error
-	tried bool
-	// connected is that the flow table is connected to the switch.
-	connected bool
-	services  serviceFeed
-
-	mu sync.Mutex
-	// table and attacher are set once, before the loop.
-	table    *flowtable.Table
-	attacher *attach.Attacher
-	notReady error
-	mtu      int
-	// noServices says why pods do not have the services that they should.
-	noServices error
+	api      apiServer
+	conf     *cniconf.Kept
+	ready    *readiness
+	firewall firewall
+	sharing  *sharing.Sharing
+	limiter  *podlimits.Limiter
+	// front answers the CNI.
+	front *front.Front
+	etcd  etcdSide
+	ovs   ovsSide
+	// parts are there once the node knows its address; then they do not change.
+	parts atomic.Pointer[parts]
 }
 
-func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, conf *configuration, bootID string) (*node, error) {
-	firewall, err := hostnet.New(host)
-	if err != nil {
-		return nil, err
-	}
-	gate, err := hostnet.NewGate(host)
-	if err != nil {
-		return nil, err
-	}
-	sharing, err := newSharing(host, cfg.UplinkRate, log)
-	if err != nil {
-		return nil, err
-	}
-	exit, err := hostnet.NewExit(host)
-	if err != nil {
-		return nil, err
-	}
+// firewall is the agent's tables of nftables.
+type firewall struct {
+	net  *hostnet.Net
+	gate *hostnet.Gate // belongs to the allotment's goroutine
+	exit *hostnet.Exit
+}
+
+// etcdSide is how the node reaches the records.
+type etcdSide struct {
+	store *store.Store
+	// identity is the one that the node reaches etcd with.
+	identity etcdaccess.Own
+	// asking is nil in Kubernetes, where records follow the API server.
+	asking  *asking.Asking
+	tenants *tenants.Tenants
+}
+
+// ovsSide is how the node reaches Open vSwitch.
+type ovsSide struct {
+	client   *ovs.Client
+	datapath string
+	ports    *switchports.Late
+	events   *switchports.Events
+	// bare detaches pods through the ports.
+	bare attach.Bare
+}
+
+// parts are made when the node knows its address.
+type parts struct {
+	self     netip.Addr
+	flows    *flowstore.Store
+	table    *nodeflows.Table
+	attacher *attach.Attacher
+	underlay *underlay.Setup
+	services *serviceFeed
+	conn     *connection
+	picture  *picture
+	loop     *loop
+}
+
+func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, conf *cniconf.Kept, bootID string) (*node, error) {
 	n := &node{
-		exits: exits.New(host, exit),
-		cfg:   cfg, log: log, metrics: m, host: host, api: api, conf: conf, bootID: bootID, conn: newConnection(log),
-		limiter: newLimiter(api, cfg, log), file: records.NewFile(cfg.StateDir), hostnet: firewall, gate: gate, sharing: sharing, notReady: errStarting, ports: &latePorts{},
-	}
-	n.front = &front{
-		bare: attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ports, cfg.Bridge, log), why: n.Ready,
+		cfg: cfg, log: log, metrics: m, bootID: bootID, host: host, api: api, conf: conf,
+		ready:   &readiness{node: cfg.NodeName, gauge: m.ready, log: log, why: errStarting},
+		limiter: podlimits.New(api, cfg.NodeName, cfg.BandwidthPolicy, log),
+		ovs:     ovsSide{ports: &switchports.Late{}, events: switchports.NewEvents()},
 	}
 	if api != nil {
-		n.noServices = errNoServices
+		n.ready.events = api
 	}
+	var err error
+	if n.firewall.net, err = hostnet.New(host); err != nil {
+		return nil, err
+	}
+	if n.firewall.gate, err = hostnet.NewGate(host); err != nil {
+		return nil, err
+	}
+	if n.firewall.exit, err = hostnet.NewExit(host); err != nil {
+		return nil, err
+	}
+	if n.sharing, err = sharing.New(host, cfg.UplinkRate, m.sharing, log); err != nil {
+		return nil, err
+	}
+	n.ovs.bare = attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ovs.ports, cfg.Bridge, log)
+	n.front = front.New(n.ovs.bare, n.ready.is)
 	return n, nil
 }
 
@@ -165,175 +167,185 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 func (n *node) openStore(ctx context.Context) (follow func(context.Context) error, err error) {
 	etcd := n.cfg.Etcd
 	follow = func(context.Context) error { return nil }
-	if n.api == nil {
-		if err := n.takeIdentity(&etcd); err != nil {
+	if n.api == nil && n.cfg.ownIdentity {
+		if n.etcd.identity, err = etcdaccess.Take(&etcd, n.cfg.bundle, n.cfg.NodeName, n.cfg.StateDir, n.log); err != nil {
 			return nil, err
 		}
 	}
 	if len(etcd.Endpoints) == 0 {
-		a := newAccess(ctx, n.api, n.cfg.Cluster.EtcdSecret, n.cfg.NodeName, n.cfg.StateDir, n.identityMetrics, n.log)
-		used, err := a.first(ctx, etcd, n.setReady)
+		a := etcdaccess.New(ctx, n.api, etcdaccess.Config{
+			Ref: n.cfg.Cluster.EtcdSecret, Node: n.cfg.NodeName, StateDir: n.cfg.StateDir, Patience: etcdPatience, Metrics: n.metrics.identity, Logger: n.log,
+		})
+		used, err := a.First(ctx, etcd, n.ready.set)
 		if err != nil {
 			return nil, err
 		}
-		if etcd = used.etcd; used.bundle != nil {
-			n.identity = &a.file
+		if etcd = used.Etcd; used.Own() {
+			n.etcd.identity = a.InCluster()
 		}
-		follow = func(ctx context.Context) error { return a.follow(ctx, used) }
+		follow = func(ctx context.Context) error { return a.Follow(ctx, used) }
 	}
-	if n.store, err = store.Open(etcd.Config(n.log)); err != nil {
+	if n.etcd.store, err = store.Open(etcd.Config(n.log)); err != nil {
 		return nil, err
 	}
-	var ask Asker
+	var ask tenants.Asker
 	if n.api == nil {
-		n.asking = newAsking(n.cfg.NodeName, n.store.PutRequest, n.log)
-		ask = n.asking
+		n.etcd.asking = asking.New(n.cfg.NodeName, n.etcd.store.PutRequest, n.log)
+		ask = n.etcd.asking
 	}
-	n.tenants = newTenants(ask, n.log)
+	n.etcd.tenants = tenants.New(ask, n.log)
 	return follow, nil
 }
 
-// setSelf fixes the node's tunnel address, and with it all that hangs on it.
-func (n *node) setSelf(vtep netip.Addr) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.self = vtep
-	if n.asking != nil {
-		n.asking.setSelf(vtep)
+// setSelf fixes the node's tunnel address, and makes all that hangs on it.
+func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
+	if n.etcd.asking != nil {
+		n.etcd.asking.SetSelf(vtep)
 	}
-	start := time.Now()
-	n.table = flowtable.New(vtep, uint16(tunnel.VXLAN.Port()), n.metrics, func() float64 { return time.Since(start).Seconds() })
-	n.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
-	if n.cfg.ServiceConnections == fairness.Off {
-		n.table.Unlimited()
-	}
+	areas := []flowstore.Area{nodeflows.Area()}
 	if n.api != nil {
-		said := leftOutSayer{api: n.api, self: vtep, peers: n.table.Peers, log: n.log}
-		n.services.table = services.New(services.Config{
-			Base: n.table, Public: n.cfg.Cluster.PublicServices, TunnelPorts: n.tunnelPorts, LeftOut: said.say, Repaired: n.metrics.ServicesRepaired, Logger: n.log,
+		areas = append(areas, services.Area())
+	}
+	p := &parts{
+		self: vtep, underlay: under, picture: &picture{name: n.cfg.NodeName, self: vtep},
+		flows: flowstore.New(flowstore.Config{Areas: areas, Observer: n.metrics}),
+	}
+	p.table = nodeflows.New(vtep, uint16(tunnel.VXLAN.Port()), p.flows, n.metrics)
+	p.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
+	if n.cfg.ServiceConnections == fairness.Off {
+		p.table.Unlimited()
+	}
+	answer := answers.TooLarge{Table: p.table, Timeout: stepTimeout, Told: n.metrics.tooLarge, Logger: n.log}
+	p.conn = newConnection(n.ovs.events, func() string { return n.ovs.client.MgmtSocket(n.cfg.Bridge) }, func(conn *of.Conn, in of.PacketIn) { answer.Answer(conn, in) }, n.log)
+	p.services = newServiceFeed(n.serviceTable(p), n.ready.is, n.metrics, n.log)
+	p.attacher = attach.New(n.ovs.bare, p.table, n.etcd.tenants, n.limiter)
+	p.attacher.SetMaxPods(n.cfg.MaxPods)
+	p.attacher.SetObserver(n.metrics)
+	p.loop = n.newLoop(p)
+	n.parts.Store(p)
+	n.ready.open(p.attacher)
+	n.front.Open(p.attacher)
+}
+
+// serviceTable is nil outside of Kubernetes.
+func (n *node) serviceTable(p *parts) serviceTable {
+	if n.api == nil {
+		return nil
+	}
+	said := leftout.Sayer{Events: n.api, Self: p.self, Peers: p.table.Peers, Logger: n.log}
+	return services.New(services.Config{
+		Base: p.table, Store: p.flows, Tracker: p.flows,
+		Public: n.cfg.Cluster.PublicServices, TunnelPorts: p.picture.takenPorts(n.cfg.MTUProbePort), LeftOut: said.Say, Logger: n.log,
+	})
+}
+
+// newLoop wires the rooms of the loop.
+func (n *node) newLoop(p *parts) *loop {
+	m, log := n.metrics, n.log
+	others := peers.New(peers.Config{
+		Datapath: n.ovs.datapath, Self: p.self, Routes: underlay.NewRoutes(n.ovs.client), Host: n.host, Logger: log,
+	})
+	report := &reporter{
+		picture: p.picture, readiness: n.ready, services: p.services, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher, table: p.table, store: p.flows,
+		open: func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) }, conf: n.conf, metrics: m,
+	}
+	r := &rooms{
+		record: &ownRecord{picture: p.picture, etcd: n.etcd.store, identity: n.etcd.identity, inCluster: n.api != nil, attached: p.attacher},
+		host: &hostSide{
+			picture: p.picture, settings: n.settings(), attacher: p.attacher, table: p.table, ready: n.ready, metrics: m, log: log,
+			hostParts: hostParts{
+				database: n.ovs.client, underlay: p.underlay, sharing: n.sharing, mtu: n.newMTU(p), peers: others, bridge: switchBridge{n.ovs.client}, net: n.firewall.net, links: n.host,
+			},
+		},
+		flows: &flowSide{
+			picture: p.picture, publish: report.publish, services: p.services, metrics: m, log: log,
+			flowParts: flowParts{table: p.table, store: p.flows, conn: p.conn, datapath: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
+		},
+		health:   &health{picture: p.picture, exits: exits.New(n.host, n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, conn: p.conn},
+		services: p.services,
+		report:   report,
+	}
+	if n.etcd.asking != nil {
+		r.record.asking, r.flows.asking = n.etcd.asking, n.etcd.asking
+	}
+	l := newLoop(p.picture, r)
+	l.file, l.database, l.ready, l.log, l.listen = records.NewFile(n.cfg.StateDir), n.ovs.client, n.ready, log, n.listen
+	return l
+}
+
+func (n *node) settings() hostSettings {
+	return hostSettings{
+		endpoint: n.cfg.OVSDB, bridge: n.cfg.Bridge, datapath: n.ovs.datapath, serviceProxy: n.cfg.Cluster.ServiceProxy,
+		tunnelPort: n.cfg.VXLANPort, probePort: n.cfg.MTUProbePort, stateDir: n.cfg.StateDir, bootID: n.bootID,
+	}
+}
+
+func (n *node) newMTU(p *parts) *nodemtu.MTU {
+	cfg := nodemtu.Config{
+		Name: n.cfg.NodeName, Self: p.self, Configured: n.cfg.MTU, Policy: n.cfg.MTUOnBlackHole, Put: n.etcd.store.PutNodeMTU,
+		Host: n.host, Switch: n.ovs.client, Underlay: p.underlay, Metrics: n.metrics.mtu, Logger: n.log,
+	}
+	if n.cfg.MTUProbePort != 0 {
+		cfg.Prober = pathprobe.New(pathprobe.Config{
+			NS: n.host, Address: netip.AddrPortFrom(p.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
+			Floor: topology.MinMTU + tunnel.VXLAN.Overhead(p.self), Logger: n.log,
 		})
 	}
-	n.attacher = attach.New(n.front.bare, n.table, n.tenants, n.limiter)
-	n.attacher.SetMaxPods(n.cfg.MaxPods)
-	n.attacher.SetReady(n.notReady)
-	n.front.open(n.attacher)
+	return nodemtu.New(cfg)
 }
 
-// Ready is nil when pods can be attached, else what is missing.
-func (n *node) Ready() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.notReady
+// room is what packets have while they wait for the userspace datapath; the kernel's has its own.
+func (n *node) room() roomMaker {
+	if n.ovs.datapath != ovs.DatapathNetdev {
+		return noRoom{}
+	}
+	return &packetsock.Room{Switch: n.ovs.client, Host: n.host, Missed: n.metrics.missed, Logger: n.log}
 }
 
-func (n *node) setReady(why error) {
-	n.mu.Lock()
-	was := n.notReady
-	n.notReady = why
-	attacher := n.attacher
-	n.mu.Unlock()
-	if attacher != nil {
-		attacher.SetReady(why)
-	}
-	if why == nil {
-		n.metrics.ready.Set(1)
-	} else {
-		n.metrics.ready.Set(0)
-	}
-	if (was == nil) != (why == nil) {
-		if why == nil {
-			n.log.Info("ready: pods can be attached", "node", n.cfg.NodeName, "subnet", n.started)
-		} else {
-			n.log.Warn("not ready: pods cannot be attached", "node", n.cfg.NodeName, "error", why)
-		}
-		n.tellReady(why)
-	}
+type noRoom struct{}
+
+func (noRoom) Make(context.Context, string) {}
+
+// switchBridge is the bridge in the node's switch.
+type switchBridge struct{ client *ovs.Client }
+
+// Ensure implements bridgeOwner.
+func (s switchBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports, bool, error) {
+	return bridge.Ensure(ctx, s.client, spec)
 }
 
-// tellReady tells people about the Node. Its UID in Events is its name, as kubelet has it.
-func (n *node) tellReady(why error) {
-	if n.api == nil {
-		return
-	}
-	ref := kube.ObjectRef{Kind: "Node", Name: n.cfg.NodeName, UID: n.cfg.NodeName}
-	if why != nil {
-		n.api.Event(ref, true, "NetworkNotReady", why.Error())
-		return
-	}
-	n.api.Event(ref, false, "NetworkReady", "pods can be attached")
-}
-
-// loadCopy takes the records from disk, for a start while etcd is away.
-func (n *node) loadCopy() {
-	s, ok, err := n.file.Load()
+// listen subscribes to what wakes the loop.
+func (n *node) listen(ctx context.Context) (sources, error) {
+	links, err := n.host.Subscribe(ctx)
 	if err != nil {
-		n.log.Warn("starting without the copy of the records", "error", err)
-		return
+		return sources{}, err
 	}
-	if ok {
-		n.copied = &s
+	s := sources{records: n.etcd.store.Watch(ctx), links: links, mtus: n.etcd.store.WatchMTUs(ctx)}
+	if n.api != nil {
+		s.services = n.api.WatchServices(ctx, n.cfg.NodeName)
 	}
+	return s, nil
 }
 
-// useCopy goes on with the records on disk, where etcd has given none.
-func (n *node) useCopy() {
-	if n.records == nil && n.copied != nil {
-		n.log.Warn("etcd does not answer: going on with the copy of the records on disk", "revision", n.copied.Revision)
-		n.records = n.copied
+// servicesReady is nil when pods have the services that the API server told of.
+func (n *node) servicesReady() error {
+	if p := n.parts.Load(); p != nil {
+		return p.services.ready()
 	}
-}
-
-// follow takes in new records and brings them into the flows the quick way, also
-// while something else is amiss: flows can be changed. It reports whether that was
-// all there was to do.
-func (n *node) follow(ctx context.Context, s topology.Snapshot) bool {
-	same := n.records != nil && n.records.Config == s.Config
-	n.hold(s)
-	return same && n.started.IsValid() && n.conn.alive() && !n.newPeers() && n.apply(ctx) == nil && n.Ready() == nil
-}
-
-// hold makes s the newest records.
-func (n *node) hold(s topology.Snapshot) {
-	if before := cmp.Or(n.records, n.copied); before != nil {
-		s = records.Carry(*before, s)
+	if n.api != nil {
+		return errNoServices
 	}
-	n.records, n.fromEtcd = &s, true
-}
-
-// publish writes what this node has applied where operators see it.
-func (n *node) publish() {
-	if !n.fromEtcd || n.records == nil {
-		return
-	}
-	if n.status == nil {
-		n.status = n.store.StatusPublisher(n.records.Config.Name, 0)
-	}
-	st := topology.NodeStatus{
-		Host: n.cfg.NodeName, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
-		Subnet: n.started, VXLANPort: n.tunnels.port,
-	}
-	st.Identity, st.Issuer = n.who()
-	st.Pods = len(n.attacher.List())
-	n.mu.Lock()
-	st.MTU = n.mtu
-	if n.notReady != nil {
-		st.Message = n.notReady.Error()
-	}
-	n.mu.Unlock()
-	n.status.Set(st)
+	return nil
 }
 
 // State is what /debug/state shows.
 func (n *node) State() any {
-	n.mu.Lock()
-	table, attacher, why := n.table, n.attacher, n.notReady
-	n.mu.Unlock()
 	state := map[string]any{"version": version.String(), "node": n.cfg.NodeName}
-	if why != nil {
+	if why := n.ready.is(); why != nil {
 		state["notReady"] = why.Error()
 	}
-	if attacher != nil {
-		state["attachments"], state["flows"] = attacher.List(), table.Dump()
+	if p := n.parts.Load(); p != nil {
+		state["attachments"], state["flows"] = p.attacher.List(), p.table.Dump()
 	}
 	return state
 }

@@ -3,10 +3,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"sync"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
@@ -15,8 +16,8 @@ import (
 // on connection.
 type serviceTable interface {
 	Update(ctx context.Context, u service.Update) error
-	Connect(ctx context.Context, sw services.Switch) error
-	Disconnect()
+	// Connected says that the switch is another one.
+	Connected(ctx context.Context) error
 	// Resync reads the switch and puts right what differs.
 	Resync(ctx context.Context) error
 	// Counts are services, distinct endpoints and flows.
@@ -25,13 +26,31 @@ type serviceTable interface {
 	LeftOut() map[service.Reason]int
 }
 
-// serviceFeed is the services of the cluster on their way into the flows.
+// serviceFeed is the services of the cluster on their way into the flows. But for ready it
+// belongs to the loop's goroutine.
 type serviceFeed struct {
 	// table is nil outside of Kubernetes.
 	table serviceTable
-	// connected is that the table is connected to the switch; told, that it knows
+	// nodeReady is nil when pods can be attached.
+	nodeReady func() error
+	metrics   *metrics
+	log       *slog.Logger
+	// connected is that the table knows of the newest switch; told, that it knows
 	// all services; behind, that some news have not reached the switch.
 	connected, told, behind bool
+
+	mu sync.Mutex
+	// notReady says why pods do not have the services that they should.
+	notReady error
+}
+
+// newServiceFeed returns one that nothing was told yet; table is nil outside of Kubernetes.
+func newServiceFeed(table serviceTable, nodeReady func() error, m *metrics, log *slog.Logger) *serviceFeed {
+	s := &serviceFeed{table: table, nodeReady: nodeReady, metrics: m, log: log}
+	if table != nil {
+		s.notReady = errNoServices
+	}
+	return s
 }
 
 // errNoServices is the state before the first update.
@@ -39,79 +58,81 @@ var errNoServices = errors.New("the API server has not told of the services yet:
 
 // serve brings news of services into the flows, also while something else is
 // amiss. It reports whether that was all there was to do.
-func (n *node) serve(ctx context.Context, u service.Update) bool {
+func (s *serviceFeed) serve(ctx context.Context, u service.Update) bool {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
-	was := n.servicesReady()
+	was := s.ready()
 	start := time.Now()
-	err := n.services.table.Update(ctx, u)
-	n.services.told = n.services.told || u.Full
+	err := s.table.Update(ctx, u)
+	s.told = s.told || u.Full
 	if err == nil {
-		n.metrics.programming.Observe(time.Since(start).Seconds())
+		s.metrics.programming.Observe(time.Since(start).Seconds())
 	}
-	n.served(err)
-	return was == nil && err == nil && n.Ready() == nil
+	s.served(err)
+	return was == nil && err == nil && s.nodeReady() == nil
 }
 
-// resyncServices connects the services to the switch, brings into the flows what
+// follow brings services into the flows, and puts right what differs. It is never why
+// pods cannot be attached.
+func (s *serviceFeed) follow(ctx context.Context, p *pass) error {
+	s.resync(ctx, p.full)
+	return nil
+}
+
+// resync tells the services of a new switch, brings into the flows what
 // did not get there, and puts right all of them when full. No failure of it keeps
 // pods from being attached.
-func (n *node) resyncServices(ctx context.Context, full bool) {
-	s := &n.services
+func (s *serviceFeed) resync(ctx context.Context, full bool) {
 	var err error
 	switch {
 	case s.table == nil:
 		return
 	case !s.connected:
-		err = s.table.Connect(ctx, n.conn.conn)
+		err = s.table.Connected(ctx)
 		s.connected = err == nil
 	case full || s.behind:
 		err = s.table.Resync(ctx)
 	default:
 		return
 	}
-	n.served(err)
+	s.served(err)
 }
 
-func (n *node) disconnectServices() {
-	if n.services.table != nil {
-		n.services.table.Disconnect()
-		n.services.connected = false
-	}
-}
+// disconnect says that the switch is gone.
+func (s *serviceFeed) disconnect() { s.connected = false }
 
 // served notes what became of services.
-func (n *node) served(err error) {
-	n.services.behind = err != nil
-	count, endpoints, flows := n.services.table.Counts()
-	n.metrics.services.Set(float64(count))
-	n.metrics.endpoints.Set(float64(endpoints))
-	n.metrics.serviceFlows.Set(float64(flows))
-	left := n.services.table.LeftOut()
+func (s *serviceFeed) served(err error) {
+	s.behind = err != nil
+	count, endpoints, flows := s.table.Counts()
+	s.metrics.services.Set(float64(count))
+	s.metrics.endpoints.Set(float64(endpoints))
+	s.metrics.serviceFlows.Set(float64(flows))
+	left := s.table.LeftOut()
 	for _, reason := range service.Reasons {
-		n.metrics.leftOut.WithLabelValues(string(reason)).Set(float64(left[reason]))
+		s.metrics.leftOut.WithLabelValues(string(reason)).Set(float64(left[reason]))
 	}
-	away := errors.Is(err, flowtable.ErrDisconnected) || errors.Is(err, flowtable.ErrNotReady)
-	if err == nil && !n.services.told {
+	away := errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady)
+	if err == nil && !s.told {
 		err = errNoServices
 	}
-	n.mu.Lock()
-	was := n.noServices
-	n.noServices = err
-	n.mu.Unlock()
+	s.mu.Lock()
+	was := s.notReady
+	s.notReady = err
+	s.mu.Unlock()
 	switch {
 	case err == nil && was != nil:
-		n.log.Info("services are in the flows", "services", count, "endpoints", endpoints)
+		s.log.Info("services are in the flows", "services", count, "endpoints", endpoints)
 	case err != nil && !away && (was == nil || was.Error() != err.Error()):
-		n.log.Error("services are not what they should be: trying again", "error", err)
+		s.log.Error("services are not what they should be: trying again", "error", err)
 	}
 }
 
-// servicesReady is nil when pods have the services that the API server told of.
+// ready is nil when pods have the services that the API server told of.
 // Pods are attached without them too: an agent that restarts while the API server is
 // away leaves the flows as they are.
-func (n *node) servicesReady() error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.noServices
+func (s *serviceFeed) ready() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.notReady
 }

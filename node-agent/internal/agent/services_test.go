@@ -8,8 +8,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
@@ -32,17 +31,17 @@ func (s *servedTable) Update(_ context.Context, u service.Update) error {
 	return s.call("some")
 }
 
-func (s *servedTable) Connect(context.Context, services.Switch) error { return s.call("connect") }
-func (s *servedTable) Resync(context.Context) error                   { return s.call("resync") }
-func (s *servedTable) Disconnect()                                    { _ = s.call("disconnect") }
-func (s *servedTable) Counts() (int, int, int)                        { return 1, 2, 3 }
+func (s *servedTable) Connected(context.Context) error { return s.call("connect") }
+func (s *servedTable) Resync(context.Context) error    { return s.call("resync") }
+func (s *servedTable) Counts() (int, int, int)         { return 1, 2, 3 }
 func (s *servedTable) LeftOut() map[service.Reason]int {
 	return map[service.Reason]int{service.Loopback: 4}
 }
 
 func TestServices(t *testing.T) {
 	table := &servedTable{}
-	n := &node{log: quiet(), conn: newConnection(quiet()), metrics: newMetrics(prometheus.NewRegistry()), services: serviceFeed{table: table}, noServices: errNoServices}
+	well := func() error { return nil }
+	n := newServiceFeed(table, well, newMetrics(prometheus.NewRegistry()), quiet())
 	refused := errors.New("refused")
 	step := func(what string, err error, act func(), wantAsked []string, wantReady error) {
 		t.Helper()
@@ -51,7 +50,7 @@ func TestServices(t *testing.T) {
 		if diff := cmp.Diff(wantAsked, table.asked); diff != "" {
 			t.Errorf("%s: asked (-want +got):\n%s", what, diff)
 		}
-		if got := n.servicesReady(); !errors.Is(got, wantReady) {
+		if got := n.ready(); !errors.Is(got, wantReady) {
 			t.Errorf("%s: ready: %v, want %v", what, got, wantReady)
 		}
 	}
@@ -63,7 +62,7 @@ func TestServices(t *testing.T) {
 			}
 		}
 	}
-	pass := func(full bool) func() { return func() { n.resyncServices(t.Context(), full) } }
+	pass := func(full bool) func() { return func() { n.resync(t.Context(), full) } }
 
 	// An agent that starts without the API server leaves flows as they are.
 	step("connected", nil, pass(false), []string{"connect"}, errNoServices)
@@ -78,18 +77,18 @@ func TestServices(t *testing.T) {
 	step("accepted", nil, pass(false), []string{"resync"}, nil)
 	step("nothing left", nil, pass(false), nil, nil)
 	// The switch goes and comes.
-	step("lost", nil, n.disconnectServices, []string{"disconnect"}, nil)
-	step("news meanwhile", flowtable.ErrDisconnected, serve(false, false), []string{"some"}, flowtable.ErrDisconnected)
+	step("lost", nil, n.disconnect, nil, nil)
+	step("news meanwhile", flowstore.ErrDisconnected, serve(false, false), []string{"some"}, flowstore.ErrDisconnected)
 	step("not there yet", refused, pass(false), []string{"connect"}, refused)
 	step("there again", nil, pass(true), []string{"connect"}, nil)
 }
 
 // Outside of Kubernetes there are none, and nothing waits for them.
 func TestNoServices(t *testing.T) {
-	n := &node{log: quiet()}
-	n.resyncServices(t.Context(), true)
-	n.disconnectServices()
-	if err := n.servicesReady(); err != nil {
+	n := newServiceFeed(nil, nil, nil, quiet())
+	n.resync(t.Context(), true)
+	n.disconnect()
+	if err := n.ready(); err != nil {
 		t.Error(err)
 	}
 }

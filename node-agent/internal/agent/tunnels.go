@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -13,7 +14,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
-// tunnels are this node's end of them, as last decided. They belong to the loop's goroutine.
+// tunnels are this node's end of them, as last decided.
 type tunnels struct {
 	// port is the UDP port that they have; moving says that the bridge has another yet.
 	port   tunnel.Port
@@ -25,11 +26,14 @@ type tunnels struct {
 	why error
 }
 
-// decide chooses the port.
+// decide chooses the port. The bridge may still have another than was decided last, where
+// the pass that did so failed.
 func (t *tunnels) decide(p desired.TunnelPort) {
+	onBridge := p.Has
+	p.Has = cmp.Or(t.port, p.Has)
 	t.port, t.why = p.Decide()
-	t.moving = p.Has != 0 && t.port != p.Has
-	for _, spoken := range []tunnel.Port{p.Wanted(), p.Flag, p.Has} {
+	t.moving = onBridge != 0 && t.port != onBridge
+	for _, spoken := range []tunnel.Port{p.Wanted(), p.Flag, p.Has, onBridge} {
 		if spoken != 0 && !slices.Contains(t.others, spoken) {
 			t.others = append(t.others, spoken)
 		}
@@ -41,25 +45,26 @@ func (t *tunnels) guarded() []tunnel.Port {
 	return slices.DeleteFunc(slices.Clone(t.others), func(p tunnel.Port) bool { return p == t.port })
 }
 
-// tunnelPorts are the UDP ports at which nodes take packets of other nodes' pods, and
-// probes.
-func (n *node) tunnelPorts() []uint16 {
-	ports := []uint16{uint16(n.tunnels.port)}
-	for _, p := range n.tunnels.guarded() {
-		ports = append(ports, uint16(p))
+// takenPorts says at which UDP ports nodes take packets of other nodes' pods, and
+// probes at port probes; 0 for none. It is asked by the loop's goroutine.
+func (p *picture) takenPorts(probes uint16) func() []uint16 {
+	return func() []uint16 {
+		var ports []uint16
+		for _, t := range append(p.tunnels.guarded(), p.tunnels.port, tunnel.Port(probes)) {
+			if t != 0 {
+				ports = append(ports, uint16(t))
+			}
+		}
+		return ports
 	}
-	if n.cfg.MTUProbePort != 0 {
-		ports = append(ports, n.cfg.MTUProbePort)
-	}
-	return ports
 }
 
 // decideTunnels chooses the UDP port of the node's tunnels, by the records, the flags and
 // the port that they have: at first that is the bridge's, which an agent before this one
 // chose; later whatever this one chose, whoever changes the bridge.
-func (n *node) decideTunnels(ctx context.Context) error {
-	p := desired.TunnelPort{Record: n.records.Config.VXLANPort, Flag: n.cfg.VXLANPort, Probes: tunnel.Port(n.cfg.MTUProbePort)}
-	ports, err := n.ovs.Ports(n.cfg.Bridge)
+func (n *hostSide) decideTunnels(ctx context.Context, _ *pass) error {
+	p := desired.TunnelPort{Record: n.records.Config.VXLANPort, Flag: n.settings.tunnelPort, Probes: tunnel.Port(n.settings.probePort)}
+	ports, err := n.database.Ports(n.settings.bridge)
 	if err != nil && !errors.Is(err, ovs.ErrNoBridge) {
 		return err
 	}
@@ -71,16 +76,27 @@ func (n *node) decideTunnels(ctx context.Context) error {
 			p.Pods++
 		}
 	}
-	if n.tunnels.port != 0 {
-		p.Has = n.tunnels.port
-	}
 	before := n.tunnels.port
 	n.tunnels.decide(p)
 	if n.tunnels.port != before {
-		n.log.Info("the UDP port of the tunnels", "port", n.tunnels.port, "was", p.Has, "configuration", p.Record)
+		n.log.Info("the UDP port of the tunnels", "port", n.tunnels.port, "bridge", p.Has, "configuration", p.Record)
 	}
 	if n.tunnels.port == 0 {
 		return n.tunnels.why
 	}
 	return n.table.SetVXLANPort(ctx, uint16(n.tunnels.port))
+}
+
+// guardMove has the firewall know the port that the bridge is about to get: pods may not send
+// to it before it is one of tunnels.
+func (n *hostSide) guardMove(ctx context.Context, p *pass) error {
+	if !n.tunnels.moving {
+		return nil
+	}
+	spec, err := n.hostSpec(p)
+	if err != nil {
+		return err
+	}
+	_, err = n.net.Ensure(ctx, spec)
+	return err
 }

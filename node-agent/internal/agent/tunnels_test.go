@@ -27,6 +27,7 @@ func TestTunnelsGuardOtherPorts(t *testing.T) {
 		{"the record changes while pods are here", desired.TunnelPort{Record: 8472, Has: 4789, Pods: 1}, state{4789, false, []tunnel.Port{8472}, false}},
 		{"it is put back", desired.TunnelPort{Record: 4789, Has: 4789, Pods: 1}, state{4789, false, []tunnel.Port{8472}, true}},
 		{"it changes again, and the pods are gone", desired.TunnelPort{Record: 8472, Has: 4789}, state{8472, true, []tunnel.Port{4789}, true}},
+		{"the bridge has not got it yet", desired.TunnelPort{Record: 8472, Has: 4789}, state{8472, true, []tunnel.Port{4789}, true}},
 		{"and stays", desired.TunnelPort{Record: 8472, Has: 8472, Pods: 1}, state{8472, false, []tunnel.Port{4789}, true}},
 	} {
 		n.decide(step.p)
@@ -37,5 +38,21 @@ func TestTunnelsGuardOtherPorts(t *testing.T) {
 		if diff := cmp.Diff(step.want, got); diff != "" {
 			t.Errorf("%s: %s", step.what, diff)
 		}
+	}
+}
+
+// Endpoints may be at none of the ports that nodes take tunnel packets and probes at.
+func TestTakenPorts(t *testing.T) {
+	p := &picture{}
+	taken, unprobed := p.takenPorts(4790), p.takenPorts(0)
+	if diff := cmp.Diff([]uint16{4790}, taken()); diff != "" {
+		t.Errorf("before a port is decided: %s", diff)
+	}
+	p.tunnels.decide(desired.TunnelPort{Record: 8472, Has: 4789, Pods: 1})
+	if diff := cmp.Diff([]uint16{8472, 4789, 4790}, taken()); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]uint16{8472, 4789}, unprobed()); diff != "" {
+		t.Errorf("without probes: %s", diff)
 	}
 }

@@ -5,7 +5,8 @@
 // The order of an attachment is such that whatever is interrupted leaves
 // something that DEL, GC or the next start finds: the lease first, the port with
 // its external_ids before the answer. A detachment goes the other way, flows
-// first: from then on nothing reaches the address.
+// first: from then on nothing reaches the address. The rest of it follows after the
+// answer, of several pods in one go: see [Attacher.Del].
 package attach
 
 import (
@@ -20,7 +21,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -47,8 +48,11 @@ type Kernel interface {
 	Leave(w Wire) error
 	// Delete removes the pair; one that is gone is no error.
 	Delete(hostIf string) error
-	// Forget ends what the node's NAT remembers of connections from the address.
-	Forget(address netip.Addr) error
+	// DeleteAll removes pairs, and what of their limits does not go with them; one error
+	// for each.
+	DeleteAll(hostIfs []string) []error
+	// Forget ends what the node's NAT remembers of connections from the addresses.
+	Forget(addresses ...netip.Addr) error
 	// Exists reports whether the host's end is there: it goes with its sandbox.
 	Exists(hostIf string) (bool, error)
 	// Differences says how the pair differs from w, its limits aside.
@@ -79,6 +83,10 @@ type Ports interface {
 	AddPort(ctx context.Context, bridge string, spec ovs.PortSpec) error
 	WaitOfport(ctx context.Context, name string) (uint32, error)
 	DeletePort(ctx context.Context, bridge, name string) error
+	// DeletePorts removes several, and says what to wait for until the switch has
+	// closed them; 0 where there were none.
+	DeletePorts(ctx context.Context, bridge string, names []string) (ovs.ConfigNumber, error)
+	WaitApplied(ctx context.Context, config ovs.ConfigNumber) error
 	// Sync waits until ovs-vswitchd has taken the database in.
 	Sync(ctx context.Context) error
 	Ports(bridge string) ([]ovs.Port, error)
@@ -122,7 +130,13 @@ type Attacher struct {
 	// bare detaches, also as long as there is no node.
 	bare Bare
 	log  *slog.Logger
+	// observer is nil where nobody asks.
+	observer Observer
 
+	// devices bounds how many pods' devices are made at once.
+	devices slots
+	// leaving are off the network; what is left of them is removed later.
+	leaving *leaving
 	// turns lets changes of one attachment follow each other, so that nothing
 	// detached comes back.
 	turns turns
@@ -149,11 +163,15 @@ type Attacher struct {
 // is what it detaches with.
 func New(bare Bare, flows Flows, tenants Tenants, limiter Limiter) *Attacher {
 	return &Attacher{
-		bare: bare, kernel: bare.kernel, ports: bare.ports, flows: flows, tenants: tenants, limiter: limiter, log: bare.log,
+		bare: bare, kernel: bare.kernel, ports: bare.ports, flows: flows, tenants: tenants, limiter: limiter, log: bare.log, leaving: newLeaving(), devices: make(slots, devicesAtOnce),
 		notReady: errors.New("the agent is starting"), list: map[cniapi.Attachment]Attachment{}, arriving: map[cniapi.Attachment]*arrival{},
 		queues: func(Attachment) uint32 { return 0 },
 	}
 }
+
+// SetObserver makes o be told how long the steps of ADD and DEL take. It is called before
+// anything is served.
+func (a *Attacher) SetObserver(o Observer) { a.observer = o }
 
 // SetMaxPods makes n the number of pods that a namespace may have on this node; 0 for as
 // many as there are addresses. Those that it has already stay.
@@ -217,6 +235,9 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	if err != nil {
 		return nil, err
 	}
+	if err := a.left(ctx, req.Attachment()); err != nil {
+		return nil, err
+	}
 	if at, ok := a.find(req.Attachment()); ok {
 		return a.again(node, at, req)
 	}
@@ -231,31 +252,51 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 		return nil, err
 	}
 	defer arrived()
+	defer a.leaving.begin()()
 	if at.Limits, err = a.limiter.Limits(ctx, req); err != nil {
 		return nil, err
 	}
-	if at.Address, err = pool.Allocate(at.lease()); err != nil {
-		var full *ipam.FullError
-		var storage *ipam.StorageError
-		if errors.As(err, &full) || errors.As(err, &storage) {
-			return nil, cniapi.Errorf(cniapi.CodeTryAgain, "pod %s/%s: %w", at.Namespace, at.Pod, err)
-		}
+	if at.Address, err = a.lease(ctx, pool, at); err != nil {
 		return nil, err
 	}
 	at.Port = bridge.PodOfport(node.Subnet, at.Address)
 	if err = a.connect(ctx, node, &at); err == nil {
-		node, err = a.arrive(ctx, at, node.MTU)
+		err = a.observe(AddNews, func() (err error) {
+			node, err = a.arrive(ctx, at, node.MTU)
+			return err
+		})
 	}
 	if err != nil {
 		a.remove(at.Attachment)
 		// Cleaning up gets its own time: the request's may be over.
-		if cleanErr := a.disconnect(context.WithoutCancel(ctx), node, pool, at); cleanErr != nil {
+		if cleanErr := a.disconnect(context.WithoutCancel(ctx), pool, at); cleanErr != nil {
 			a.log.Error("a pod that could not be attached is not wholly cleaned up; GC or the next start does it", "sandbox", at.Netns, "error", cleanErr)
 		}
 		return nil, fmt.Errorf("attach %s/%s: %w", at.Namespace, at.Pod, err)
 	}
 	a.log.Debug("attached", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "ofport", at.Port, "sandbox", at.Netns)
 	return result(node, at), nil
+}
+
+// lease takes an address. Where none is left, those of pods that are leaving are to be had
+// at once.
+func (a *Attacher) lease(ctx context.Context, pool *ipam.Pool, at Attachment) (address netip.Addr, err error) {
+	var full *ipam.FullError
+	var storage *ipam.StorageError
+	err = a.observe(AddLease, func() (err error) {
+		address, err = pool.Allocate(at.lease())
+		if errors.As(err, &full) && a.leaving.count() > 0 {
+			if err := a.finish(ctx).all(); err != nil {
+				a.log.Warn("pods that are leaving still have their addresses, and no other is left", "error", err)
+			}
+			address, err = pool.Allocate(at.lease())
+		}
+		return err
+	})
+	if errors.As(err, &full) || errors.As(err, &storage) {
+		return address, cniapi.Errorf(cniapi.CodeTryAgain, "pod %s/%s: %w", at.Namespace, at.Pod, err)
+	}
+	return address, err
 }
 
 // again answers a repeated ADD: the same, as long as it is the same sandbox.
@@ -278,49 +319,71 @@ func (a *Attacher) again(node Node, at Attachment, req cniapi.Request) (*cniapi.
 	return result(node, at), nil
 }
 
-// connect makes the flows, the port and the devices of at, in the order that
-// lets ovs-vswitchd's main thread do it all in one go. It looks at all its ports (10 ms
-// with 200) for every new device and every change of the database, and meanwhile it
-// takes nothing:
-//
-//   - flows come first, as the port's number is asked for;
-//   - the port comes before its device: the one look that it causes finds the
-//     device, which is there within the millisecond that this look takes to get to
-//     it. Should it not be, the device itself causes a second look. The other way
-//     round there are always two, one after the other.
-//
-// The opening of the device then runs beside the sandbox's set-up and the pod's
-// limits.
+// connect makes the flows, the port and the devices of at, so that ovs-vswitchd's main
+// thread does it all in one go. It looks at all its ports (10 ms with 200) for every new
+// device and every change of the database, and meanwhile it takes nothing. So flows, which
+// may have to wait for a look that others caused, are asked for beside all else, as the
+// port's number is known before: what a port without flows sends is dropped.
 func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error {
-	if at.Port != 0 {
-		if err := a.tell(ctx, at, a.attached(node, *at)); err != nil {
-			return classify(err)
-		}
-	}
-	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
-		return classify(err)
-	}
-	wire := a.wire(node, *at)
-	if err := a.kernel.CreateVeth(wire); err != nil {
-		return err
-	}
-	var apart bool
-	configured := make(chan error, 1)
+	wanted := a.attached(node, *at)
+	told := make(chan error, 1)
 	go func() {
-		var err error
-		apart, err = a.configure(wire)
-		configured <- err
+		if wanted.Port == 0 {
+			told <- nil
+			return
+		}
+		told <- a.observe(AddFlows, func() error { return a.flows.Attach(ctx, wanted) })
 	}()
-	port, err := a.ports.WaitOfport(ctx, at.HostIf())
-	if err := errors.Join(err, <-configured); err != nil {
+	port, err := a.plug(ctx, node, at)
+	if err := errors.Join(err, classify(<-told)); err != nil {
 		return err
 	}
-	at.apart = apart
+	at.told = wanted
 	if port == at.Port {
 		return nil
 	}
 	at.Port = port
 	return classify(a.tell(ctx, at, a.attached(node, *at)))
+}
+
+// plug makes the port and the devices of at, and returns the port's number. The port comes
+// before its device: the one look that it causes finds the device, which is there within
+// the millisecond that this look takes to get to it. Should it not be, the device itself
+// causes a second look. The other way round there are always two, one after the other. The
+// opening of the device then runs beside the sandbox's set-up and the pod's limits.
+//
+// Devices of few pods are made at once, the others' wait with their rows: all changes of
+// devices have one lock in the kernel, so more would only keep each other waiting, and
+// ovs-vswitchd looking for those that are yet to come.
+func (a *Attacher) plug(ctx context.Context, node Node, at *Attachment) (port uint32, err error) {
+	release, err := a.devices.take(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("waiting for other pods' devices: %w", err)
+	}
+	defer release()
+	wire := a.wire(node, *at)
+	if err := a.observe(AddRow, func() error { return a.ports.AddPort(ctx, node.Bridge, at.port(node)) }); err != nil {
+		return 0, classify(err)
+	}
+	if err := a.observe(AddPair, func() error { return a.kernel.CreateVeth(wire) }); err != nil {
+		return 0, err
+	}
+	var apart bool
+	configured := make(chan error, 1)
+	go func() {
+		configured <- a.observe(AddSandbox, func() (err error) {
+			apart, err = a.configure(wire)
+			release()
+			return err
+		})
+	}()
+	err = a.observe(AddNumber, func() (err error) {
+		port, err = a.ports.WaitOfport(ctx, at.HostIf())
+		return err
+	})
+	err = errors.Join(err, <-configured)
+	at.apart = apart
+	return port, err
 }
 
 func (a *Attacher) configure(w Wire) (apart bool, err error) {
@@ -331,39 +394,6 @@ func (a *Attacher) configure(w Wire) (apart bool, err error) {
 	return apart, a.kernel.Shape(w)
 }
 
-// Del detaches. What is gone already is no error.
-func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
-	end, err := a.turns.take(ctx, req.Attachment())
-	if err != nil {
-		return err
-	}
-	defer end()
-	release := a.bare.Hold()
-	node, pool, err := a.known()
-	if err != nil {
-		defer release()
-		return a.bare.Del(ctx, req.Attachment())
-	}
-	release()
-	at, ok := a.find(req.Attachment())
-	if !ok {
-		// Nothing is known of it: a lease or a device may still be there.
-		if lease, leased := pool.Lookup(req.Attachment()); leased {
-			at = fromLease(lease)
-		} else {
-			at = Attachment{Attachment: req.Attachment()}
-		}
-	}
-	if err := a.disconnect(ctx, node, pool, at); err != nil {
-		return fmt.Errorf("detach %s: %w", req.Attachment(), err)
-	}
-	if ok {
-		a.remove(at.Attachment)
-		a.log.Debug("detached", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
-	}
-	return nil
-}
-
 // known is as ready, but holds while only the serving of ADD is off.
 func (a *Attacher) known() (Node, *ipam.Pool, error) {
 	a.mu.Lock()
@@ -372,62 +402,6 @@ func (a *Attacher) known() (Node, *ipam.Pool, error) {
 		return Node{}, nil, cniapi.Errorf(cniapi.CodeTryAgain, "the agent cannot detach pods yet: %w", a.notReady)
 	}
 	return *a.node, a.pool, nil
-}
-
-// disconnect removes what there is of at: flows, port, devices, lease.
-func (a *Attacher) disconnect(ctx context.Context, node Node, pool *ipam.Pool, at Attachment) error {
-	if at.Address.IsValid() {
-		if err := a.flows.Detach(ctx, at.Address); err != nil {
-			return classify(err)
-		}
-	}
-	if err := a.bare.disconnect(ctx, at); err != nil {
-		return err
-	}
-	pool.Release(at.Attachment)
-	return nil
-}
-
-// GC detaches everything of the network that the runtime no longer lists.
-func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
-	release := a.bare.Hold()
-	node, pool, err := a.known()
-	if err != nil {
-		defer release()
-		return a.bare.GC(ctx, req)
-	}
-	release()
-	valid := map[cniapi.Attachment]bool{}
-	for _, v := range req.ValidAttachments {
-		valid[v] = true
-	}
-	var errs []error
-	drop := func(at Attachment) {
-		if valid[at.Attachment] || at.Network != req.NetworkName {
-			return
-		}
-		end, err := a.turns.take(ctx, at.Attachment)
-		if err != nil {
-			errs = append(errs, err)
-			return
-		}
-		defer end()
-		if err := a.disconnect(ctx, node, pool, at); err != nil {
-			errs = append(errs, fmt.Errorf("collect %s: %w", at.Attachment, err))
-			return
-		}
-		a.remove(at.Attachment)
-		a.log.Info("collected: the runtime no longer lists it", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address)
-	}
-	for _, at := range a.List() {
-		drop(at)
-	}
-	for _, lease := range pool.Leases() {
-		if _, attached := a.find(lease.Attachment()); !attached {
-			drop(fromLease(lease))
-		}
-	}
-	return errors.Join(append(errs, a.sweep(a.List()))...)
 }
 
 // Status is nil when ADD can be served.
@@ -484,7 +458,7 @@ func result(node Node, at Attachment) *cniapi.Result {
 
 // classify gives what will pass by itself the code that says so.
 func classify(err error) error {
-	if errors.Is(err, flowtable.ErrDisconnected) || errors.Is(err, flowtable.ErrNotReady) || errors.Is(err, ovs.ErrDisconnected) {
+	if errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady) || errors.Is(err, ovs.ErrDisconnected) {
 		return cniapi.Errorf(cniapi.CodeTryAgain, "%w", err)
 	}
 	return err

@@ -12,7 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -47,7 +47,7 @@ func TestAddDel(t *testing.T) {
 	if err := a.Check(ctx, request(1)); err != nil {
 		t.Errorf("check: %v", err)
 	}
-	for range 2 {
+	for range 2 { // the second one does at once what the first left for later
 		if err := a.Del(ctx, request(1)); err != nil {
 			t.Fatal(err)
 		}
@@ -107,6 +107,8 @@ func TestAddFailsAnywhere(t *testing.T) {
 	}
 }
 
+// TestDelFailsAnywhere: whichever step fails, of DEL or of what follows it, the pod is off
+// the network when DEL has succeeded, and the next attempt leaves nothing.
 func TestDelFailsAnywhere(t *testing.T) {
 	ctx := context.Background()
 	for failAt := 1; ; failAt++ {
@@ -118,20 +120,27 @@ func TestDelFailsAnywhere(t *testing.T) {
 		}
 		w.failAt = w.step + failAt
 		err := a.Del(ctx, request(1))
+		if err == nil && len(w.flows) > 0 {
+			t.Errorf("step %d: DEL has succeeded, and there are flows %v", failAt, w.flows)
+		}
+		r := a.finish(ctx)
 		w.failAt = 0
-		if err == nil {
-			if failAt < 5 {
+		if err := errors.Join(err, r.all(), r.unclosed); err == nil {
+			if failAt < 6 {
 				t.Fatalf("DEL has only %d steps", failAt-1)
 			}
 			return
+		} else if !errors.Is(err, errInjected) {
+			t.Errorf("step %d: %v", failAt, err)
 		}
 		// The runtime tries again.
 		if err := a.Del(ctx, request(1)); err != nil {
 			t.Fatalf("step %d: second DEL: %v", failAt, err)
 		}
+		finished(t, a)
 		w.empty(t)
-		if n := len(a.pool.Leases()); n != 0 {
-			t.Errorf("step %d: %d leases left", failAt, n)
+		if n := len(a.pool.Leases()) + len(a.List()); n != 0 {
+			t.Errorf("step %d: %d leases and attachments left", failAt, n)
 		}
 	}
 }
@@ -370,7 +379,7 @@ func TestRenumbered(t *testing.T) {
 }
 
 func TestErrorCodes(t *testing.T) {
-	for _, err := range []error{flowtable.ErrDisconnected, flowtable.ErrNotReady, fmt.Errorf("x: %w", ovs.ErrDisconnected)} {
+	for _, err := range []error{flowstore.ErrDisconnected, flowstore.ErrNotReady, fmt.Errorf("x: %w", ovs.ErrDisconnected)} {
 		if got := cniapi.AsError(classify(err)).Code; got != cniapi.CodeTryAgain {
 			t.Errorf("%v has code %d", err, got)
 		}

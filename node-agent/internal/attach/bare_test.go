@@ -2,10 +2,12 @@ package attach
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
 // A pod must be able to go whatever is missing of its node.
@@ -70,14 +72,26 @@ func TestDelWithoutDatabase(t *testing.T) {
 	if err := a.Del(ctx, request(1)); err != nil {
 		t.Fatal(err)
 	}
-	if len(w.links)+len(w.flows)+len(a.pool.Leases()) != 0 {
-		t.Errorf("left: links %v, flows %v, leases %v", w.links, w.flows, a.pool.Leases())
+	for range 2 { // nobody else has the address as long as the port has it
+		if err := a.Del(ctx, request(1)); err != nil {
+			t.Errorf("once more: %v", err)
+		}
+		if r := a.finish(ctx); r.all() != nil || !errors.Is(r.unclosed, ovs.ErrDisconnected) {
+			t.Errorf("finished: %+v", r)
+		}
+		if len(w.links)+len(w.flows) != 0 || len(a.pool.Leases()) != 1 {
+			t.Errorf("left: links %v, flows %v, leases %v", w.links, w.flows, a.pool.Leases())
+		}
 	}
 	w.noDatabase = false
 	if _, err := a.Repair(ctx, true); err != nil {
 		t.Fatal(err)
 	}
+	finished(t, a)
 	w.empty(t)
+	if n := len(a.pool.Leases()); n != 0 {
+		t.Errorf("%d leases left", n)
+	}
 }
 
 // What an Attacher reads back when it starts is not about to go.

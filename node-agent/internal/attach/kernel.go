@@ -174,8 +174,23 @@ func (k Netlink) Counters(w Wire) (shaping.Counters, error) {
 // Delete removes the pair; one that is gone is no error.
 func (k Netlink) Delete(hostIf string) error { return k.Host.DeleteVeth(hostIf) }
 
-// Forget ends what the node's NAT remembers of connections from the address.
-func (k Netlink) Forget(address netip.Addr) error { return k.Host.ForgetConnections(address) }
+// DeleteAll removes pairs, and what of their limits does not go with them.
+func (k Netlink) DeleteAll(hostIfs []string) []error {
+	devices := make([]link.Device, 0, 2*len(hostIfs))
+	for _, name := range hostIfs {
+		devices = append(devices, link.Device{Name: name, Type: "veth"}, shaping.Device(name))
+	}
+	errs := make([]error, len(hostIfs))
+	for i, err := range k.Host.DeleteDevices(devices...) {
+		errs[i/2] = errors.Join(errs[i/2], err)
+	}
+	return errs
+}
+
+// Forget ends what the node's NAT remembers of connections from the addresses.
+func (k Netlink) Forget(addresses ...netip.Addr) error {
+	return k.Host.ForgetConnections(addresses...)
+}
 
 // Exists reports whether the host's end is there.
 func (k Netlink) Exists(hostIf string) (bool, error) { return k.Host.LinkExists(hostIf) }

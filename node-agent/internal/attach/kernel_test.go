@@ -118,6 +118,41 @@ func TestKernel(t *testing.T) {
 	}
 }
 
+// TestKernelDeleteAll: pairs and what is left of limits go together, also where one is gone
+// or nobody's.
+func TestKernelDeleteAll(t *testing.T) {
+	k, node := kernel(t)
+	var names []string
+	for i := range 4 {
+		at := Attachment{Attachment: request(i).Attachment(), Netns: ns.Path(space(t)), Address: theNode.Gateway.Next(), Limits: both(10_000_000)}
+		w := (&Attacher{}).wire(theNode, at)
+		if err := k.CreateVeth(w); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.Shape(w); err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, w.HostIf)
+	}
+	if err := k.Delete(names[1]); err != nil { // its ifb stays
+		t.Fatal(err)
+	}
+	for range 2 {
+		for i, err := range k.DeleteAll(append(names, "kov0123456789ab")) {
+			if err != nil {
+				t.Errorf("%d: %v", i, err)
+			}
+		}
+	}
+	left, err := ns.Output(t.Context(), node, "-br", "link", "show")
+	if err != nil || strings.Contains(left, "ko") {
+		t.Errorf("left behind: %s, %v", left, err)
+	}
+	if err := k.Forget(theNode.Gateway, theNode.Gateway.Next()); err != nil {
+		t.Error(err)
+	}
+}
+
 // BenchmarkSetMTU changes the MTU of 250 running pods, half of them with limits.
 func BenchmarkSetMTU(b *testing.B) {
 	const pods = 250

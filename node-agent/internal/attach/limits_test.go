@@ -431,6 +431,7 @@ func TestAllAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	finished(t, a)
 	w.empty(t)
 }
 

@@ -61,7 +61,8 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	if err != nil {
 		return nil, err
 	}
-	if err := a.fromLeases(node, pool, list, unread); err != nil {
+	left, err := a.fromLeases(node, pool, list, unread)
+	if err != nil {
 		return nil, err
 	}
 	if err := a.sweep(slices.Collect(maps.Values(list))); err != nil {
@@ -76,15 +77,24 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.node, a.pool, a.list, a.examined = &node, pool, list, false
+	for _, at := range left {
+		a.leaving.put(at)
+	}
 	return attached, nil
 }
 
 // fromLeases adds the attachments that only the pool remembers: the database of
 // Open vSwitch was lost, or somebody deleted the port. Their ports are made anew
-// by [Attacher.Repair]. Those in unread get the limits of their leases.
-func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attachment]Attachment, unread map[cniapi.Attachment]bool) error {
+// by [Attacher.Repair]. Those in unread get the limits of their leases. What was detached
+// before, and is not gone yet, it takes out of the list and returns.
+func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attachment]Attachment, unread map[cniapi.Attachment]bool) (left []Attachment, err error) {
 	for _, l := range pool.Leases() {
 		at := fromLease(l)
+		if l.Leaving {
+			delete(list, at.Attachment)
+			left = append(left, at)
+			continue
+		}
 		if known, ok := list[at.Attachment]; ok {
 			if unread[at.Attachment] {
 				known.Limits = at.Limits
@@ -94,7 +104,7 @@ func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attach
 		}
 		exists, err := a.kernel.Exists(at.HostIf())
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !exists || at.Netns == "" {
 			pool.Release(at.Attachment)
@@ -103,7 +113,7 @@ func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attach
 		at.Port = bridge.PodOfport(node.Subnet, at.Address)
 		list[at.Attachment] = at
 	}
-	return nil
+	return left, nil
 }
 
 // Repair puts back ports that somebody else removed, and their QoS, and follows
@@ -252,13 +262,14 @@ func (a *Attacher) collect(ctx context.Context, node Node, ports []ovs.Port) err
 	return nil
 }
 
-// expected reports whether the attachment is in the list or on its way there.
+// expected reports whether the attachment is in the list or on its way there, or whether
+// its port is about to be removed.
 func (a *Attacher) expected(key cniapi.Attachment) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	_, listed := a.list[key]
 	_, arriving := a.arriving[key]
-	return listed || arriving
+	return listed || arriving || a.leaving.has(key)
 }
 
 // repair mends the port of at and reports whether there was something to do.

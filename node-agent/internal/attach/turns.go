@@ -100,3 +100,19 @@ func (a *Attacher) inTurn(ctx context.Context, key cniapi.Attachment, change fun
 func gone(err error) bool {
 	return errors.Is(err, link.ErrNoLink) || errors.Is(err, link.ErrNoSandbox)
 }
+
+// devicesAtOnce is how many pods that come have their devices made at the same time.
+const devicesAtOnce = 4
+
+// slots bounds what is done at the same time.
+type slots chan struct{}
+
+// take waits for a slot; release gives it back and may be called again.
+func (s slots) take(ctx context.Context) (release func(), err error) {
+	select {
+	case s <- struct{}{}:
+		return sync.OnceFunc(func() { <-s }), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}

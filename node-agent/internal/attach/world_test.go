@@ -30,9 +30,14 @@ type world struct {
 	// shapedFor is the MTU that they were computed with.
 	shapedFor map[string]int
 	ports     map[string]ovs.Port
-	flows     map[netip.Addr]desired.Attached
-	step      int
-	failAt    int
+	// open are ports that the switch has not closed though the database has them no more.
+	open   map[string]ovs.Port
+	config ovs.ConfigNumber
+	// noSwitch is that ovs-vswitchd does not answer.
+	noSwitch bool
+	flows    map[netip.Addr]desired.Attached
+	step     int
+	failAt   int
 	// renumber makes Open vSwitch give other port numbers than asked for.
 	renumber bool
 	unknown  map[string]bool
@@ -44,7 +49,10 @@ type world struct {
 	deleting func()
 	// stuck are the host's ends whose devices cannot be changed.
 	stuck map[string]error
-	// broken are the moments in which a meter held back what its shape lets pass.
+	// stays are the host's ends that cannot be deleted.
+	stays map[string]error
+	// broken are the moments in which a meter held back what its shape lets pass, or a pod
+	// came whose address another port still had.
 	broken []string
 }
 
@@ -52,7 +60,7 @@ var errInjected = errors.New("injected")
 
 func newWorld() *world {
 	return &world{
-		links: map[string]Wire{}, shapes: map[string]limits.Limits{}, shapedFor: map[string]int{}, ports: map[string]ovs.Port{}, flows: map[netip.Addr]desired.Attached{},
+		links: map[string]Wire{}, shapes: map[string]limits.Limits{}, shapedFor: map[string]int{}, ports: map[string]ovs.Port{}, open: map[string]ovs.Port{}, flows: map[netip.Addr]desired.Attached{},
 		unknown: map[string]bool{}, asked: map[string]limits.Limits{}, stuck: map[string]error{},
 	}
 }
@@ -106,7 +114,7 @@ func (w *world) Mend(wires []Wire) (mended, gone []string, err error) {
 	return nil, gone, nil
 }
 
-func (w *world) Sync(context.Context) error { return nil }
+func (w *world) Sync(ctx context.Context) error { return w.WaitApplied(ctx, 0) }
 
 func (w *world) Apart(Wire) (bool, error) { return false, nil }
 
@@ -233,7 +241,27 @@ func (w *world) Delete(hostIf string) error {
 	return nil
 }
 
-func (w *world) Forget(netip.Addr) error {
+func (w *world) DeleteAll(hostIfs []string) []error {
+	errs := make([]error, len(hostIfs))
+	for i, name := range hostIfs {
+		leave, err := w.enter()
+		if err != nil {
+			errs[i] = err
+			continue
+		}
+		if errs[i] = w.stays[name]; errs[i] != nil {
+			leave()
+			continue
+		}
+		delete(w.links, name)
+		delete(w.shapes, name)
+		delete(w.shapedFor, name)
+		leave()
+	}
+	return errs
+}
+
+func (w *world) Forget(...netip.Addr) error {
 	leave, err := w.enter()
 	if err != nil {
 		return err
@@ -266,6 +294,11 @@ func (w *world) AddPort(_ context.Context, bridge string, spec ovs.PortSpec) err
 	}
 	defer leave()
 	number := spec.OfportRequest
+	for name, p := range w.open {
+		if name == spec.Name || p.ExternalIDs[keyAddress] == spec.ExternalIDs[keyAddress] {
+			w.broken = append(w.broken, fmt.Sprintf("%s comes while %s with address %s is still open", spec.Name, name, p.ExternalIDs[keyAddress]))
+		}
+	}
 	if w.renumber {
 		number += 1000
 	}
@@ -326,6 +359,39 @@ func (w *world) DeletePort(_ context.Context, _, name string) error {
 	return nil
 }
 
+// DeletePorts leaves the ports to the switch, which closes them when it is waited for.
+func (w *world) DeletePorts(_ context.Context, _ string, names []string) (ovs.ConfigNumber, error) {
+	leave, err := w.enter()
+	if err != nil {
+		return 0, err
+	}
+	defer leave()
+	if w.noDatabase {
+		return 0, ovs.ErrDisconnected
+	}
+	for _, name := range names {
+		if p, there := w.ports[name]; there {
+			w.open[name] = p
+			w.config++
+		}
+		delete(w.ports, name)
+	}
+	return w.config, nil
+}
+
+func (w *world) WaitApplied(context.Context, ovs.ConfigNumber) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if w.noSwitch {
+		return errors.New("ovs-vswitchd is away")
+	}
+	clear(w.open)
+	return nil
+}
+
 func (w *world) Ports(string) ([]ovs.Port, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -380,13 +446,22 @@ func (w *world) WaitKnown(_ context.Context, namespace string) error {
 	return nil
 }
 
+// finished removes what is left of pods that were detached.
+func finished(t *testing.T, a *Attacher) {
+	t.Helper()
+	r := a.finish(t.Context())
+	if err := errors.Join(r.all(), r.unclosed); err != nil || a.leaving.count() > 0 {
+		t.Errorf("%d are still leaving: %v", a.leaving.count(), err)
+	}
+}
+
 // empty says what is left in the world.
 func (w *world) empty(t *testing.T) {
 	t.Helper()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.links)+len(w.shapes)+len(w.ports)+len(w.flows) > 0 {
-		t.Errorf("left behind: links %v, shapes %v, ports %v, flows %v", w.links, w.shapes, w.ports, w.flows)
+	if len(w.links)+len(w.shapes)+len(w.ports)+len(w.open)+len(w.flows) > 0 {
+		t.Errorf("left behind: links %v, shapes %v, ports %v, open %v, flows %v", w.links, w.shapes, w.ports, w.open, w.flows)
 	}
 }
 
@@ -401,6 +476,7 @@ func start(t *testing.T, w *world, dir string) *Attacher {
 	if err != nil {
 		t.Fatal(err)
 	}
+	clear(w.flows) // the flow table removes what it is not told of
 	for _, at := range attached {
 		w.flows[at.Address] = at
 	}

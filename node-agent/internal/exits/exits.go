@@ -1,24 +1,30 @@
-// Package exits tells whether what pods send to the outside gets out of the node, and
-// what keeps it back where it does not. It does not go by settings alone: it sends a
-// packet of its own the way that pods' packets take, out of the bridge's gateway port
-// and through the node's routes and everybody's firewall rules, and sees whether it
-// comes to where it would leave the node. There it is counted and dropped.
+// Package exits tells whether what pods send to the outside gets out of the node and
+// answers get back in, and what keeps them back where they do not. It does not go by
+// settings alone. It sends a packet of its own the way that pods' packets take, out of the
+// bridge's gateway port and through the node's routes and everybody's firewall rules, and
+// sees whether it comes to where it would leave the node; and it has packets come in where
+// answers would, of connections that conntrack was told of, and sees whether one comes to
+// where it would be given to the gateway port. There they are counted and dropped.
 //
-// A check is one packet of 42 bytes, and a counter that is read before and after it (two
-// runs of nft, 5 ms of one processor each: docs/datapaths.md); nothing leaves the node,
-// whatever the number of nodes. What keeps answers back it does not see.
+// A check is three packets of 42 bytes and two entries of conntrack for 2 s, and counters that are
+// read before and after it (two runs of nft, 5 ms of one processor each: docs/datapaths.md);
+// nothing leaves the node, whatever the number of nodes.
 package exits
 
 import (
 	"context"
-	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/toobig"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
 // Switch sends a frame out of the gateway port.
@@ -28,18 +34,28 @@ type Switch interface {
 
 // Counter is where the packets end: see hostnet.Exit.
 type Counter interface {
-	Passed(ctx context.Context, probe netip.Addr) (uint64, error)
+	Passed(ctx context.Context, way hostnet.Way) (hostnet.Passed, error)
 }
 
-// Host is what is asked of the node about the reason.
+// Host is the node: its routes and settings, and what packets come in by: see link.NS.
 type Host interface {
-	// NextHop is where the default route leads; via is not valid where that is the link.
-	NextHop() (via netip.Addr, device string, ok bool, err error)
+	PathTo(ip netip.Addr) (link.Path, error)
+	PathOf(src netip.Addr, device string, ip netip.Addr) (link.Path, error)
 	Sysctl(key string) (string, error)
 	// NeighbourAnswers is what is known of a neighbour, ProbeNeighbour has it looked up.
 	NeighbourAnswers(ip netip.Addr) (known, failed bool, err error)
 	ProbeNeighbour(ip netip.Addr) error
+	Track(c link.Translated, lasts time.Duration) error
+	Arrive(by, device string, packets ...[]byte) error
 }
+
+// Device is the one that the check makes, by which its answers come in.
+const Device = "k8s-ovs-answers"
+
+// beyond stands for all that is outside: an address that is routed everywhere and answers
+// for nobody's network, of the AS112 project (RFC 7534), so that rules against senders
+// that cannot be (RFC 6890) do not concern it. Nothing is sent to it.
+var beyond = netip.AddrFrom4([4]byte{192, 175, 48, 1})
 
 // Gateway is the port that pods' packets leave the bridge by.
 type Gateway struct {
@@ -50,19 +66,24 @@ type Gateway struct {
 	Subnet netip.Prefix
 }
 
+func (g Gateway) way() hostnet.Way { return hostnet.Way{Gateway: g.Device, Probe: last(g.Subnet)} }
+
 // Check is the check of one node. One goroutine may use it at a time.
 type Check struct {
 	host    Host
 	counter Counter
-	// had is that the node had a default route before: one that never had one reaches
-	// nothing outside on purpose.
-	had bool
-	// router is the next hop that has answered.
-	router netip.Addr
-	// asked is one that has not, since when.
+	log     *slog.Logger
+	file    File
+	// seen is what file said at first, and what was seen since. unsaved is that file
+	// could not be told.
+	seen            Seen
+	loaded, unsaved bool
+	// asked is a router that has not answered, since when.
 	asked netip.Addr
 	since time.Time
-	// patience is how long a packet may take from the bridge to the counter.
+	// said is what was logged, once each.
+	said map[string]bool
+	// patience is how long a packet may take from where it is sent to the counter.
 	patience, pause time.Duration
 }
 
@@ -71,139 +92,170 @@ const (
 	// millisecond, on a machine that is not overloaded.
 	patience = 500 * time.Millisecond
 	pause    = 20 * time.Millisecond
-	// routerPatience is how long a router may take to answer at first.
-	routerPatience = 3 * time.Second
-	// attempts are the packets sent before the way counts as closed.
+	// attempts are how often packets are sent before a way counts as closed.
 	attempts = 2
+	// tracked is how long conntrack knows the connections that are answered.
+	tracked = 2 * time.Second
 )
 
-// New makes a Check.
-func New(host Host, counter Counter) *Check {
-	return &Check{host: host, counter: counter, patience: patience, pause: pause}
+// New makes a Check that remembers in file.
+func New(host Host, counter Counter, file File, log *slog.Logger) *Check {
+	return &Check{host: host, counter: counter, file: file, log: log, said: map[string]bool{}, patience: patience, pause: pause}
 }
 
-// Outside is nil where pods' packets get out of the node, or where the node itself leads
-// nowhere and never did; else it says what keeps them back and what to do.
+// Outside is nil where pods' packets get out of the node and answers come back, where what
+// keeps them back is none of this node's doing, or where the node leads nowhere and never
+// did; else it says what keeps them back and what to do.
 func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
-	via, device, ok, err := c.host.NextHop()
-	if err != nil {
-		return err
-	}
-	if !ok {
-		if c.had {
-			return fmt.Errorf("the node has lost its default route: pods reach nothing outside; put it back (ip route add default via ROUTER)")
+	c.recall()
+	way, err := c.leads(gw)
+	if errors.Is(err, link.ErrNoRoute) {
+		if c.remembered().Led {
+			return fmt.Errorf("the node has lost its default route: pods reach nothing outside; put it back (ip route add default via ROUTER), or delete %s where the node is to have none", c.file.path)
 		}
 		return nil
 	}
-	c.had = true
-	if err := c.answers(via, device); err != nil {
+	if err != nil {
 		return err
 	}
-	if !via.IsValid() {
-		via = netip.AddrFrom4([4]byte{192, 0, 2, 1}) // whatever is behind the device; RFC 5737
+	if !c.seen.Led {
+		c.seen.Led = true
+		c.remember()
 	}
-	probe := last(gw.Subnet)
+	if err := c.answers(ctx, way.Via, way.Link.Name); err != nil {
+		return err
+	}
+	var out, back bool
 	for range attempts {
-		passed, err := c.try(ctx, sw, frame(gw, probe, via), probe)
-		if passed || err != nil {
+		o, b, err := c.try(ctx, sw, gw, way)
+		if err != nil {
 			return err
 		}
+		if out, back = out || o, back || b; out && back {
+			return nil
+		}
 	}
-	return c.explain(gw.Device, device)
+	if !out {
+		return c.explainOut(gw.Device, way.Link.Name)
+	}
+	return c.explainBack(gw.Device, way)
 }
 
-// answers is nil unless the router of the default route is one that has never answered: a
-// wrong one. One that did is away, which is none of this node's doing.
-func (c *Check) answers(via netip.Addr, device string) error {
-	if !via.IsValid() || via == c.router {
-		return nil
+// leads is where pods' packets go that are for the outside; where rules of routing stop them,
+// where the node's own go.
+func (c *Check) leads(gw Gateway) (link.Path, error) {
+	if way, err := c.host.PathOf(last(gw.Subnet), gw.Device, beyond); err == nil {
+		return way, nil
 	}
-	known, failed, err := c.host.NeighbourAnswers(via)
-	if err != nil {
-		return err
-	}
-	if known {
-		c.router = via
-		return nil
-	}
-	if via != c.asked {
-		c.asked, c.since = via, time.Now()
-	}
-	// The kernel asks three times, a second apart, says that it failed, and begins anew.
-	if err := c.host.ProbeNeighbour(via); err != nil {
-		return err
-	}
-	if failed || time.Since(c.since) > routerPatience {
-		return fmt.Errorf("the router %s of the default route does not answer on %s, and never has: pods reach nothing outside; give the default route the right one (ip route replace default via ROUTER)", via, device)
-	}
-	return nil
+	return c.host.PathTo(beyond)
 }
 
-// try sends one packet and waits for it.
-func (c *Check) try(ctx context.Context, sw Switch, frame []byte, probe netip.Addr) (bool, error) {
-	before, err := c.counter.Passed(ctx, probe)
+// try sends one packet out and has answers come in, and waits for them.
+func (c *Check) try(ctx context.Context, sw Switch, gw Gateway, way link.Path) (out, back bool, err error) {
+	before, err := c.counter.Passed(ctx, gw.way())
 	if err != nil {
-		return false, err
+		return false, false, err
 	}
-	if err := sw.Send(ctx, frame); err != nil {
-		return false, err
+	to := beyond
+	if way.Via.IsValid() {
+		to = way.Via
 	}
+	if err := sw.Send(ctx, frame(gw, netip.AddrPortFrom(gw.way().Probe, discard), netip.AddrPortFrom(to, discard))); err != nil {
+		return false, false, err
+	}
+	answered := c.answer(gw, way)
 	// Each look is a run of nft, so the pauses grow.
 	pauses := backoff.Pauses{First: c.pause, Last: c.patience}
 	for deadline := time.Now().Add(c.patience); ; {
-		now, err := c.counter.Passed(ctx, probe)
-		if err != nil || now > before {
-			return err == nil, err
+		now, err := c.counter.Passed(ctx, gw.way())
+		if err != nil {
+			return false, false, err
 		}
-		if time.Now().After(deadline) {
-			return false, nil
+		out, back = now.Out > before.Out, !answered || now.Back > before.Back
+		if out && now.Tracked == before.Tracked {
+			back = true // somebody has pods' connections known elsewhere than where these answers belong
+		}
+		if out && back || time.Now().After(deadline) {
+			return out, back, nil
 		}
 		if !pauses.Wait(ctx) {
-			return false, ctx.Err()
+			return false, false, ctx.Err()
 		}
 	}
 }
 
-// explain looks for what keeps packets from gateway to the device outside.
-func (c *Check) explain(gateway, outside string) error {
+// answer has two answers come in where they would, from beyond and from the router, of
+// different ports: rules against senders that cannot be, and rules about a port, may stop
+// either. The router's proves nothing where the node's own packets leave by another device
+// than pods', which is what firewalls that look for the way back go by. It reports false where
+// that cannot be had.
+func (c *Check) answer(gw Gateway, way link.Path) bool {
+	router := beyond
+	if own, err := c.host.PathTo(beyond); way.Via.IsValid() && err == nil && own.Link.Name == way.Link.Name {
+		router = way.Via
+	}
+	err := c.answerFrom(gw, way, netip.AddrPortFrom(beyond, domain), netip.AddrPortFrom(router, https))
+	if err != nil && !errors.Is(err, fs.ErrExist) { // else a pod has such a connection: another port next time
+		c.once("it is not known whether answers from outside come back to pods: the node cannot have packets arrive that nobody sent", err)
+	}
+	return err == nil
+}
+
+func (c *Check) answerFrom(gw Gateway, way link.Path, senders ...netip.AddrPort) error {
+	to := beyond
+	if way.Via.IsValid() {
+		to = way.Via
+	}
+	own, err := c.host.PathTo(to)
+	if err != nil {
+		return err
+	}
+	if !own.Src.IsValid() {
+		return fmt.Errorf("the node has no address on the way to %s", to)
+	}
+	port := firstPort + uint16(rand.N(ports))
+	var packets [][]byte
+	for _, from := range senders {
+		asked := link.Translated{From: netip.AddrPortFrom(gw.way().Probe, port), To: from, As: netip.AddrPortFrom(own.Src, port)}
+		if err := c.host.Track(asked, tracked); err != nil {
+			return err
+		}
+		packets = append(packets, datagram(asked.To, asked.As))
+	}
+	return c.host.Arrive(Device, way.Link.Name, packets...)
+}
+
+// once logs what stays true as long as the agent runs.
+func (c *Check) once(what string, why error) {
+	if text := what + why.Error(); !c.said[text] {
+		c.said[text] = true
+		c.log.Warn(what, "error", why)
+	}
+}
+
+// accept is what a firewall has to have for pods.
+func accept(gateway string) string {
+	return fmt.Sprintf("where a FORWARD chain drops by default, have it accept what comes from and goes to %[1]s (iptables -I FORWARD -i %[1]s -j ACCEPT; iptables -I FORWARD -o %[1]s -j ACCEPT, or the same in nft list ruleset)", gateway)
+}
+
+// explainOut looks for what keeps packets from gateway to the device outside.
+func (c *Check) explainOut(gateway, outside string) error {
 	const lost = "what pods send to the outside does not get out of the node"
 	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/" + gateway + "/forwarding"} {
 		if value, err := c.host.Sysctl(key); err == nil && value != "1" {
 			return fmt.Errorf("%s: %s is %s; set it to 1", lost, key, value)
 		}
 	}
-	return fmt.Errorf("%s: somebody's firewall or routing rules keep packets from %s to %s back; where a FORWARD chain drops by default, have it accept what comes from and goes to %s (iptables -I FORWARD -i %s -j ACCEPT; iptables -I FORWARD -o %s -j ACCEPT, or the same in nft list ruleset)", lost, gateway, outside, gateway, gateway, gateway)
+	return fmt.Errorf("%s: somebody's firewall or routing rules keep packets from %s to %s back; %s", lost, gateway, outside, accept(gateway))
 }
 
-// last is the subnet's last address, which no pod has.
-func last(subnet netip.Prefix) netip.Addr {
-	b := subnet.Masked().Addr().As4()
-	host := uint32(1)<<(32-subnet.Bits()) - 1
-	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|host)
-	return netip.AddrFrom4(b)
-}
-
-// discard is the UDP port whose packets mean nothing (RFC 863).
-const discard = 9
-
-// frame is an empty UDP datagram from a pod that is none.
-func frame(gw Gateway, from, to netip.Addr) []byte {
-	const ethernet, ip, udp = 14, 20, 8
-	f := make([]byte, ethernet+ip+udp)
-	copy(f, gw.MAC)
-	copy(f[6:], gw.From)
-	binary.BigEndian.PutUint16(f[12:], 0x0800)
-	h := f[ethernet:]
-	h[0] = 0x45
-	binary.BigEndian.PutUint16(h[2:], ip+udp)
-	h[8], h[9] = 64, 17
-	src, dst := from.As4(), to.As4()
-	copy(h[12:], src[:])
-	copy(h[16:], dst[:])
-	binary.BigEndian.PutUint16(h[10:], toobig.Checksum(h[:ip]))
-	u := h[ip:]
-	binary.BigEndian.PutUint16(u, discard)
-	binary.BigEndian.PutUint16(u[2:], discard)
-	binary.BigEndian.PutUint16(u[4:], udp) // a checksum of zero is none (RFC 768)
-	return f
+// explainBack looks for what keeps answers that come in by the device outside from gateway.
+func (c *Check) explainBack(gateway string, way link.Path) error {
+	const lost = "answers to what pods send to the outside do not get back to them"
+	outside := way.Link.Name
+	key := "net/ipv4/conf/" + outside + "/forwarding"
+	if value, err := c.host.Sysctl(key); err == nil && value != "1" {
+		return fmt.Errorf("%s: %s is %s; set it to 1", lost, key, value)
+	}
+	return fmt.Errorf("%s: somebody's firewall, or its reverse path filter, drops packets from %s to %s; %s", lost, outside, gateway, accept(gateway))
 }

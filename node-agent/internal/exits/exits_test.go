@@ -1,13 +1,16 @@
 package exits
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,120 +20,264 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/wire"
 )
 
-// bridge is what is behind the gateway port: what it sends comes out there.
-type bridge struct{ port *wire.Port }
+var labs atomic.Int32
 
-func (b bridge) Send(_ context.Context, frame []byte) error { return b.port.Send(frame) }
+// lab is a real node between pods and the outside, each a namespace:
+//
+//	pods ── tun0 node eth0 198.18.0.7 ── 198.18.0.1 outside
+//	              eth1 198.19.0.7
+type lab struct {
+	t             testing.TB
+	node, outside string
+	pods          *wire.Port // the bridge, with all pods behind it
+	seen          *wire.Port // what comes to the outside
+	host          *link.NS
+	net           *hostnet.Net
+	exit          *hostnet.Exit
+	gw            Gateway
+	file          File
+	log           bytes.Buffer
+}
 
-// TestOutside breaks the way out of a real node, one way after the other.
-func TestOutside(t *testing.T) {
-	id := fmt.Sprintf("exits-%d-", os.Getpid())
-	pods, node, outside := id+"pods", id+"node", id+"out"
-	for _, n := range []string{pods, node, outside} {
+func newLab(t testing.TB) *lab {
+	id := fmt.Sprintf("exits-%d-%d-", os.Getpid(), labs.Add(1))
+	l := &lab{t: t, node: id + "node", outside: id + "out", file: NewFile(t.TempDir())}
+	pods := id + "pods"
+	for _, n := range []string{pods, l.node, l.outside} {
 		if err := ns.Create(n); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = ns.Delete(n) })
 	}
-	run := func(command string) {
-		t.Helper()
-		out, err := exec.Command("ip", "netns", "exec", node, "sh", "-ec", command).CombinedOutput()
-		if err != nil {
-			t.Fatalf("%s: %v: %s", command, err, out)
-		}
+	l.run("ip link add tun0 type veth peer name eth0 netns " + pods + "; ip link add eth0 type veth peer name eth0 netns " + l.outside +
+		"; ip link add eth1 type veth peer name eth1 netns " + l.outside + "; ip link set eth0 up; ip link set eth1 up; ip addr add 198.18.0.7/24 dev eth0; ip addr add 198.19.0.7/24 dev eth1")
+	l.must(ns.IP(t.Context(), pods, "link set eth0 up"))
+	l.must(ns.IP(t.Context(), l.outside, "link set eth0 up", "link set eth1 up", "addr add 198.18.0.1/24 dev eth0", "addr add 198.19.0.1/24 dev eth1"))
+	var err error
+	l.host, err = link.Open(ns.Path(l.node))
+	l.must(err)
+	t.Cleanup(func() { _ = l.host.Close() })
+	l.net, err = hostnet.New(l.host)
+	l.must(err)
+	l.exit, err = hostnet.NewExit(l.host)
+	l.must(err)
+	l.ensure()
+	open := func(name string) *wire.Port {
+		port, err := wire.Open(ns.Path(name), "eth0")
+		l.must(err)
+		t.Cleanup(func() { _ = port.Close() })
+		return port
 	}
-	run("ip link add tun0 type veth peer name eth0 netns " + pods + "; ip link add eth0 type veth peer name eth0 netns " + outside +
-		"; ip addr add 198.18.0.7/24 dev eth0; ip link set eth0 up; ip link set tun0 up; ip addr add 172.11.0.1/32 dev tun0")
-	for _, n := range []string{pods, outside} {
-		if err := ns.IP(t.Context(), n, "link set eth0 up"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := ns.IP(t.Context(), outside, "addr add 198.18.0.1/24 dev eth0"); err != nil {
-		t.Fatal(err)
-	}
-	run("ip route add 172.11.0.0/16 dev tun0; echo 1 >/proc/sys/net/ipv4/ip_forward; echo 2 >/proc/sys/net/ipv4/conf/tun0/rp_filter")
-	host, err := link.Open(ns.Path(node))
+	l.pods, l.seen = open(pods), open(l.outside)
+	tun0, _, err := l.host.Link("tun0")
+	l.must(err)
+	l.gw = Gateway{Device: "tun0", MAC: tun0.MAC, From: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Subnet: netip.MustParsePrefix("172.11.0.0/22")}
+	return l
+}
+
+func (l *lab) must(err error) {
+	l.t.Helper()
 	if err != nil {
-		t.Fatal(err)
+		l.t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = host.Close() })
-	exit, err := hostnet.NewExit(host)
+}
+
+// run runs commands on the node.
+func (l *lab) run(commands string) {
+	l.t.Helper()
+	out, err := exec.Command("ip", "netns", "exec", l.node, "sh", "-ec", commands).CombinedOutput()
 	if err != nil {
-		t.Fatal(err)
+		l.t.Fatalf("%s: %v: %s", commands, err, out)
 	}
-	port, err := wire.Open(ns.Path(pods), "eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = port.Close() })
-	seen, err := wire.Open(ns.Path(outside), "eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = seen.Close() })
-	tun0, _, err := host.Link("tun0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gw := Gateway{Device: "tun0", MAC: tun0.MAC, From: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Subnet: netip.MustParsePrefix("172.11.0.0/22")}
-	c := New(host, exit)
+}
+
+// ensure makes the agent's own part of the node what it should be.
+func (l *lab) ensure() {
+	l.t.Helper()
+	_, err := l.net.Ensure(l.t.Context(), hostnet.Spec{
+		Device: "tun0", Gateway: netip.MustParseAddr("172.11.0.1"), NodeSubnet: netip.MustParsePrefix("172.11.0.0/22"),
+		ClusterNetwork: netip.MustParsePrefix("172.11.0.0/16"), VXLANPort: 4789, Outside: "eth0",
+	})
+	l.must(err)
+}
+
+// start is the check of an agent that starts.
+func (l *lab) start() *Check {
+	c := New(l.host, l.exit, l.file, slog.New(slog.NewTextHandler(&l.log, nil)))
 	c.patience = 100 * time.Millisecond
-	check := func(when, want string) {
-		t.Helper()
-		err := c.Outside(t.Context(), bridge{port}, gw)
-		if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
-			t.Errorf("%s: %v, want %q", when, err, want)
-		}
+	return c
+}
+
+// Send implements Switch: what the bridge sends comes out of the gateway port.
+func (l *lab) Send(_ context.Context, frame []byte) error { return l.pods.Send(frame) }
+
+func (l *lab) check(c *Check, when, want string) {
+	l.t.Helper()
+	err := c.Outside(l.t.Context(), l, l.gw)
+	if (err == nil) != (want == "") || err != nil && !strings.Contains(err.Error(), want) {
+		l.t.Errorf("%s: %v, want %q", when, err, want)
 	}
-	check("a node that leads nowhere", "")
-	run("ip route add default via 198.18.0.1")
-	check("all well", "")
-	check("again", "")
+}
+
+// await checks until it says something, as long as the kernel takes to give a neighbour up.
+func (l *lab) await(c *Check, when, want string) {
+	l.t.Helper()
+	var err error
+	for deadline := time.Now().Add(10 * time.Second); err == nil && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		err = c.Outside(l.t.Context(), l, l.gw)
+	}
+	if err == nil || !strings.Contains(err.Error(), want) {
+		l.t.Errorf("%s: %v, want %q", when, err, want)
+	}
+}
+
+// TestOutside breaks the way out of a real node, and the way back, one after the other.
+func TestOutside(t *testing.T) {
+	l := newLab(t)
+	c := l.start()
+	l.check(c, "a node that leads nowhere", "")
+	l.run("ip route add default via 198.18.0.1")
+	l.check(c, "all well", "")
+	l.check(c, "again", "")
+	const (
+		out, back = "does not get out of the node: somebody's firewall", "do not get back to them: somebody's firewall"
+		podsOwn   = "ip route add default via 198.18.0.1 table 100; ip rule add iif tun0 lookup 100; ip route replace default via 198.19.0.1"
+		undoOwn   = "ip route replace default via 198.18.0.1; ip rule del iif tun0; ip route flush table 100"
+	)
 	for _, tt := range []struct{ name, do, undo, want string }{
 		{"no default route", "ip route del default", "ip route add default via 198.18.0.1", "lost its default route"},
 		{"a default route on the link", "ip route replace default dev eth0", "ip route replace default via 198.18.0.1", ""},
+		{"two halves of one", "ip route del default; ip route add 0.0.0.0/1 via 198.18.0.1; ip route add 128.0.0.0/1 via 198.18.0.1", "ip route del 0.0.0.0/1; ip route del 128.0.0.0/1; ip route add default via 198.18.0.1", ""},
+		{"one over two devices", "ip route replace default nexthop via 198.18.0.1 nexthop via 198.19.0.1", "ip route replace default via 198.18.0.1", ""},
+		{"none but in a rule's table", "ip route del default; ip route add default via 198.18.0.1 table 100; ip rule add from 172.11.0.0/22 lookup 100", "ip rule del from 172.11.0.0/22; ip route flush table 100; ip route add default via 198.18.0.1", ""},
+		{"a default route that refuses", "ip route replace unreachable default", "ip route replace default via 198.18.0.1", "lost its default route"},
 		{"no forwarding", "echo 0 >/proc/sys/net/ipv4/ip_forward", "echo 1 >/proc/sys/net/ipv4/ip_forward", "net/ipv4/ip_forward is 0"},
 		{"a port that does not forward", "echo 0 >/proc/sys/net/ipv4/conf/tun0/forwarding", "echo 1 >/proc/sys/net/ipv4/conf/tun0/forwarding", "conf/tun0/forwarding is 0"},
-		{"another table's policy", "nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }'", "nft delete table ip docker", "FORWARD chain"},
-		{"another table's rule", "nft 'add table inet fw; add chain inet fw f { type filter hook forward priority filter; }; add rule inet fw f oifname eth0 drop'", "nft delete table inet fw", "FORWARD chain"},
-		{"iptables' policy", "iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT", "FORWARD chain"},
+		{"another table's policy", "nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }'", "nft delete table ip docker", out},
+		{"another table's rule", "nft 'add table inet fw; add chain inet fw f { type filter hook forward priority filter; }; add rule inet fw f oifname eth0 drop'", "nft delete table inet fw", out},
+		{"iptables' policy", "iptables-legacy -P FORWARD DROP", "iptables-legacy -P FORWARD ACCEPT", out},
 		{"a routing rule", "ip rule add iif tun0 blackhole", "ip rule del iif tun0 blackhole", "routing rules"},
-		{"a flushed firewall", "nft flush ruleset", "true", ""},
+
+		{"another table lets only pods out", "nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }; add rule ip docker f iifname tun0 accept'", "nft delete table ip docker", back},
+		{"and answers in", "nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }; add rule ip docker f iifname tun0 accept; add rule ip docker f ct state established accept'", "nft delete table ip docker", ""},
+		{"another table drops what goes to pods", "nft 'add table inet fw; add chain inet fw f { type filter hook postrouting priority 300; }; add rule inet fw f oifname tun0 drop'", "nft delete table inet fw", back},
+		{"another table refuses what goes to pods", "nft 'add table ip fw; add chain ip fw f { type filter hook forward priority filter; }; add rule ip fw f oifname tun0 reject with icmp type host-prohibited'", "nft delete table ip fw", back},
+		{"another table drops what comes in", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport != 123 drop'", "nft delete table ip fw", back},
+		{"another table drops what comes to the device", "nft 'add table netdev fw; add chain netdev fw i { type filter hook ingress device eth0 priority 0; }; add rule netdev fw i ip protocol udp drop'", "nft delete table netdev fw", back},
+		{"iptables lets only pods out", "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i tun0 -j ACCEPT", "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F FORWARD", back},
+		{"iptables lets answers in", "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i tun0 -j ACCEPT; iptables-legacy -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT", "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F FORWARD", ""},
+		{"iptables drops what goes to pods", "iptables-legacy -t mangle -A POSTROUTING -o tun0 -j DROP", "iptables-legacy -t mangle -F POSTROUTING", back},
+		{"iptables drops what comes in", "iptables-legacy -t raw -A PREROUTING -i eth0 -p udp -j DROP", "iptables-legacy -t raw -F PREROUTING", back},
+		{"those of one port are not tracked", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport 53 notrack'", "nft delete table ip fw", ""},
+		{"only those of one port are let in", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport != 53 drop'", "nft delete table ip fw", ""},
+		{"answers are not tracked", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 notrack'", "nft delete table ip fw", back},
+		{"all in another zone of conntrack", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p ct zone set 7'", "nft delete table ip fw", ""},
+		{"senders that cannot be are dropped", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 ip saddr { 192.0.2.0/24, 198.18.0.0/15 } drop'", "nft delete table ip fw", ""},
+		{"an uplink that does not forward", "echo 0 >/proc/sys/net/ipv4/conf/eth0/forwarding", "echo 1 >/proc/sys/net/ipv4/conf/eth0/forwarding", "conf/eth0/forwarding is 0"},
+		{"strict reverse paths", "sysctl -qw net.ipv4.conf.eth0.rp_filter=1", "sysctl -qw net.ipv4.conf.eth0.rp_filter=0", ""},
+		{"pods' own default route", podsOwn, undoOwn, ""},
+		{"and the kernel's strict reverse paths", podsOwn + "; sysctl -qw net.ipv4.conf.all.rp_filter=1", undoOwn + "; sysctl -qw net.ipv4.conf.all.rp_filter=0", ""},
+		{"and a firewall's", podsOwn + "; nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p fib saddr . iif oif missing drop'", undoOwn + "; nft delete table ip fw", back},
 	} {
 		if strings.HasPrefix(tt.do, "iptables") {
 			if _, err := exec.LookPath("iptables-legacy"); err != nil {
 				continue // the machine has no such firewall
 			}
 		}
-		run(tt.do)
-		check(tt.name, tt.want)
-		run(tt.undo)
-		check("after "+tt.name, "")
+		l.run(tt.do)
+		l.check(c, tt.name, tt.want)
+		l.run(tt.undo)
+		l.check(c, "after "+tt.name, "")
 	}
-	// A router that nobody is: said as soon as the kernel has asked in vain.
-	run("ip route replace default via 198.18.0.77")
-	deadline := time.Now().Add(10 * time.Second)
-	for err = nil; err == nil && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		err = c.Outside(t.Context(), bridge{port}, gw)
-	}
-	if err == nil || !strings.Contains(err.Error(), "the router 198.18.0.77 of the default route does not answer") {
-		t.Errorf("a router that nobody is: %v", err)
-	}
-	run("ip route replace default via 198.18.0.1")
-	check("the router again", "")
-	// One that answered before and is away is none of this node's doing.
-	if err := ns.IP(t.Context(), outside, "addr del 198.18.0.1/24 dev eth0"); err != nil {
-		t.Fatal(err)
-	}
-	run("ip neigh flush dev eth0")
-	check("the router is away", "")
-	for _, f := range seen.Frames() {
-		if strings.Contains(string(f), string(net.IPv4(172, 11, 3, 255).To4())) {
-			t.Error("a packet of the check left the node")
+	l.run("nft flush ruleset")
+	l.ensure()
+	l.check(c, "a flushed firewall", "")
+	for _, f := range l.seen.Frames() {
+		for _, ip := range [][]byte{{172, 11, 3, 255}, beyond.AsSlice()} {
+			if bytes.Contains(f, ip) {
+				t.Errorf("a packet of the check left the node: %x", f)
+			}
 		}
 	}
-	if err := exit.Cleanup(t.Context()); err != nil {
-		t.Fatal(err)
+	if l.log.Len() > 0 {
+		t.Errorf("it could not do all: %s", l.log.String())
+	}
+	l.must(l.exit.Cleanup(t.Context()))
+}
+
+// TestRouter: a router is wrong that never answered where another one did; one that is away
+// is none of the node's doing, also when the agent starts meanwhile.
+func TestRouter(t *testing.T) {
+	l := newLab(t)
+	l.run("ip route replace default via 198.18.0.1")
+	c := l.start()
+	c.patience = 5 * time.Second
+	l.check(c, "a router that answers", "")
+	c.patience = 100 * time.Millisecond
+	l.run("ip route replace default via 198.18.0.77")
+	l.await(c, "a router that nobody is", "the router 198.18.0.77 of the default route does not answer on eth0, and never has, while 198.18.0.1 did")
+	l.await(l.start(), "after a restart of the agent", "the router 198.18.0.77 of the default route does not answer")
+	l.run("ip route replace default via 198.18.0.1")
+	l.check(c, "the router again", "")
+	l.must(ns.IP(t.Context(), l.outside, "addr del 198.18.0.1/24 dev eth0"))
+	l.run("ip neigh flush dev eth0")
+	away := func(when string, c *Check) {
+		t.Helper()
+		c.since = time.Now().Add(-time.Minute)
+		c.asked = netip.MustParseAddr("198.18.0.1")
+		l.check(c, when, "")
+	}
+	away("the router is away", c)
+	away("and the agent starts", l.start())
+	l.must(os.Remove(l.file.path))
+	if l.log.Len() > 0 {
+		t.Errorf("before it forgot: %s", l.log.String())
+	}
+	fresh := l.start()
+	away("a node that has seen no router", fresh)
+	away("again", fresh)
+	if n := strings.Count(l.log.String(), "no answer from 198.18.0.1 on eth0"); n != 1 {
+		t.Errorf("said %d times: %s", n, l.log.String())
+	}
+}
+
+// TestDefaultRouteIsRemembered: also a route that went before the agent started is missed,
+// until somebody has the node forget.
+func TestDefaultRouteIsRemembered(t *testing.T) {
+	l := newLab(t)
+	l.check(l.start(), "a node that never led anywhere", "")
+	l.check(l.start(), "after a restart", "")
+	l.run("ip route add default via 198.18.0.1")
+	l.check(l.start(), "a default route", "")
+	l.run("ip route del default")
+	c := l.start()
+	l.check(c, "lost before the agent started", "or delete "+l.file.path+" where the node is to have none")
+	l.must(os.Remove(l.file.path))
+	l.check(c, "forgotten", "")
+	l.check(l.start(), "and the agent restarted", "")
+
+	l.run("ip route add default via 198.18.0.1")
+	l.check(c, "a default route again", "")
+	l.must(os.WriteFile(l.file.path, []byte("{"), 0o600))
+	l.check(l.start(), "a damaged file", "")
+	l.run("ip route del default")
+	l.check(l.start(), "made anew", "lost its default route")
+
+	l.must(os.Remove(l.file.path))
+	l.run("ip route add default via 198.18.0.1")
+	l.file = NewFile(t.TempDir() + "/nowhere")
+	c = l.start()
+	l.check(c, "a state directory that cannot be written", "")
+	l.run("ip route del default")
+	l.check(c, "remembered as long as the agent runs", "lost its default route")
+}
+
+// BenchmarkOutside is what a node pays every 5 s where all is well.
+func BenchmarkOutside(b *testing.B) {
+	l := newLab(b)
+	l.run("ip route add default via 198.18.0.1; ping -c1 -w5 198.18.0.1")
+	c := l.start()
+	for b.Loop() {
+		l.check(c, "all well", "")
 	}
 }

@@ -12,18 +12,38 @@ import (
 
 const (
 	// exitTable is the name of the table where the agent's own packets end.
-	exitTable   = "k8s-ovs-exit"
-	exitCounter = "passed"
+	exitTable = "k8s-ovs-exit"
+	// The names of its counters.
+	exitOut, exitTracked, exitBack = "out", "tracked", "back"
+	// last is behind all hooks where others could drop packets.
+	last knftables.BaseChainPriority = "2147483646"
 )
 
+// Way is the one that the agent's own packets go.
+type Way struct {
+	// Gateway is the device behind which the pods are.
+	Gateway string
+	// Probe is an address there that nobody has.
+	Probe netip.Addr
+}
+
+// Passed are the packets that have come to an end so far.
+type Passed struct {
+	// Out are those from the probe, before they would leave the node; Tracked are those
+	// of them that conntrack knows, in its zone 0.
+	Out, Tracked uint64
+	// Back are those to the probe, before they would be given to the gateway.
+	Back uint64
+}
+
 // Exit is where packets of the agent's own end that go the way of pods' packets to the
-// outside: behind all rules of the node, its own and others', and before anything is
-// sent. There they are counted. One goroutine may use it at a time.
+// outside, and of answers to them: behind all rules of the node, its own and others', and
+// before anything is sent. There they are counted. One goroutine may use it at a time.
 type Exit struct {
 	nft knftables.Interface
 	ns  *link.NS
-	// probe is the source that the table was made for.
-	probe netip.Addr
+	// way is what the table was made for.
+	way Way
 }
 
 // NewExit makes an Exit for the node's namespace.
@@ -39,47 +59,75 @@ func NewExit(ns *link.NS) (*Exit, error) {
 	return e, nil
 }
 
-// Passed is how many packets from probe, an address that nobody has, have come here. It
-// makes the table where it is not there, or for another address.
-func (e *Exit) Passed(ctx context.Context, probe netip.Addr) (n uint64, err error) {
+// Passed reads the counters. It makes the table where it is not there, or for another way.
+func (e *Exit) Passed(ctx context.Context, way Way) (p Passed, err error) {
 	err = e.ns.Do(func() error {
-		if e.probe == probe {
+		if e.way == way {
 			counters, err := e.nft.ListCounters(ctx)
 			if err != nil && !knftables.IsNotFound(err) {
 				return fmt.Errorf("firewall table %s: reading: %w", exitTable, err)
 			}
-			for _, c := range counters {
-				if c.Name == exitCounter && c.Packets != nil {
-					n = *c.Packets
-					return nil
-				}
+			if len(counters) > 0 {
+				p = passed(counters)
+				return nil
 			}
 		}
 		// Somebody flushed the node's firewall, or this is the first time.
-		if err := e.nft.Run(ctx, exitRules(e.nft, probe)); err != nil {
+		if err := e.nft.Run(ctx, exitRules(e.nft, way)); err != nil {
 			return fmt.Errorf("firewall table %s: writing: %w", exitTable, err)
 		}
-		e.probe = probe
+		e.way = way
 		return nil
 	})
-	return n, err
+	return p, err
 }
 
-func exitRules(nft knftables.Interface, probe netip.Addr) *knftables.Transaction {
+func passed(counters []*knftables.Counter) (p Passed) {
+	for _, c := range counters {
+		switch c.Name {
+		case exitOut:
+			p.Out = *c.Packets
+		case exitTracked:
+			p.Tracked = *c.Packets
+		case exitBack:
+			p.Back = *c.Packets
+		}
+	}
+	return p
+}
+
+func exitRules(nft knftables.Interface, way Way) *knftables.Transaction {
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
-	tx.Add(&knftables.Counter{Name: exitCounter})
-	tx.Add(&knftables.Chain{
-		Name: "postrouting", Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(knftables.PostroutingHook),
+	count := map[string]string{}
+	for _, name := range []string{exitOut, exitTracked, exitBack} {
+		tx.Add(&knftables.Counter{Name: name})
+		count[name] = fmt.Sprintf("counter name %q", name)
+	}
+	chains := []chain{
 		// After the hooks where packets are dropped, before sources are translated.
-		Priority: knftables.PtrTo(knftables.SNATPriority + "-10"),
-	})
-	tx.Add(&knftables.Rule{
-		Chain: "postrouting", Rule: knftables.Concat("ip saddr", probe.String(), "counter name", fmt.Sprintf("%q", exitCounter), "drop"),
-		Comment: knftables.PtrTo("the agent's packets through the node end here"),
-	})
+		{name: "postrouting", priority: knftables.SNATPriority + "-10", rules: []rule{
+			{[]any{"ip saddr", way.Probe.String(), "ct zone 0", count[exitTracked]}, "conntrack sees them where it sees answers"},
+			{[]any{"ip saddr", way.Probe.String(), count[exitOut], "drop"}, "the agent's packets through the node end here"},
+		}},
+		{name: "answers", priority: last, rules: []rule{
+			{[]any{fmt.Sprintf("oifname %q", way.Gateway), "ip daddr", way.Probe.String(), count[exitBack], "drop"}, "and their answers here"},
+			{[]any{"ip daddr", way.Probe.String(), "drop"}, "those that go astray too"},
+			// The port and the length of a datagram that an ICMP error quotes (RFC 792); no
+			// others from these ports are empty (RFC 1035, RFC 9000).
+			{[]any{"meta l4proto icmp @th,224,16 { 53, 443 } @th,256,16 8 drop"}, "nobody outside is told what became of them"},
+		}},
+	}
+	for _, c := range chains {
+		tx.Add(&knftables.Chain{
+			Name: c.name, Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(knftables.PostroutingHook), Priority: knftables.PtrTo(c.priority),
+		})
+		for _, r := range c.rules {
+			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(r.purpose)})
+		}
+	}
 	return tx
 }
 

@@ -5,6 +5,7 @@ package ipam
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 )
@@ -33,6 +35,9 @@ type Lease struct {
 	Limits      limits.Limits `json:"limits,omitzero"`
 	// Since is when it was given out; Allocate sets it.
 	Since time.Time `json:"since"`
+	// Leaving is that the attachment was taken off the network, and what is left of it
+	// is still to be removed: nobody else has the address before.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // Attachment is the key of the lease: an attachment has one address at most.
@@ -95,6 +100,18 @@ type Pool struct {
 	encoded map[netip.Addr][]byte
 	// unsaved is why the file is not what the pool is; nil when it is.
 	unsaved error
+
+	// allocating and leaving let what comes at once be written once.
+	allocating *batch.Batch[Lease, allocated]
+	leaving    *batch.Batch[cniapi.Attachment, error]
+}
+
+// writtenAtOnce is how many changes are written down together.
+const writtenAtOnce = 256
+
+type allocated struct {
+	address netip.Addr
+	err     error
 }
 
 // Option changes how a Pool is opened.
@@ -113,8 +130,8 @@ func WithLog(log *slog.Logger) Option { return func(p *Pool) { p.log = log } }
 //     and the pool made from live. (Of another boot's, the place in the order is
 //     kept, so that the new pods do not get the addresses of the old ones.)
 //   - Otherwise the leases of both hold; where they contradict each other, live
-//     wins, but for what only the file knows: since when it is, and its limits at
-//     first. A lease that only the file has stays: the attachment may exist though
+//     wins, but for what only the file knows: since when it is, its limits at
+//     first, and that it is leaving. A lease that only the file has stays: the attachment may exist though
 //     OVSDB lost it. The runtime's DEL or GC releases it.
 //
 // Open fails if subnet has no room for a pod or the file cannot be written.
@@ -137,6 +154,7 @@ func Open(dir string, subnet netip.Prefix, bootID string, live []Lease, opts ...
 		o(p)
 	}
 	p.order = newOrder(subnet)
+	p.allocating, p.leaving = batch.New(writtenAtOnce, p.allocate), batch.New(writtenAtOnce, p.leave)
 	p.rebuild(live)
 	if err := p.save(); err != nil {
 		return nil, err
@@ -145,24 +163,91 @@ func Open(dir string, subnet netip.Prefix, bootID string, live []Lease, opts ...
 }
 
 // Allocate gives want's attachment an address, whatever want.Address says; the
-// one it has, if it has one. The error is a *FullError, or that the lease could
-// not be written down; then nothing is allocated.
+// one it has, if it has one. The error is a *FullError, that the attachment is leaving,
+// or that the lease could not be written down; then nothing is allocated.
 func (p *Pool) Allocate(want Lease) (netip.Addr, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if l, ok := p.byKey[want.Attachment()]; ok {
-		return l.Address, nil
-	}
-	addr, undo, ok := p.order.take()
-	if !ok {
-		return netip.Addr{}, &FullError{Subnet: p.subnet, Leased: len(p.byKey)}
-	}
-	want.Address = addr
-	if err := p.commit(want); err != nil {
-		undo()
+	done, err := p.allocating.Do(context.Background(), want)
+	if err != nil {
 		return netip.Addr{}, err
 	}
-	return addr, nil
+	return done.address, done.err
+}
+
+// allocate gives addresses to several, and writes that once.
+func (p *Pool) allocate(_ context.Context, wants []Lease) []allocated {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	out := make([]allocated, len(wants))
+	var fresh []int
+	var undos []func()
+	for i, want := range wants {
+		if l, ok := p.byKey[want.Attachment()]; ok {
+			out[i].address = l.Address
+			if l.Leaving {
+				out[i] = allocated{err: fmt.Errorf("attachment %s still has address %s, which it is leaving", l.Attachment(), l.Address)}
+			}
+			continue
+		}
+		addr, undo, ok := p.order.take()
+		if !ok {
+			out[i].err = &FullError{Subnet: p.subnet, Leased: len(p.byKey)}
+			continue
+		}
+		want.Address, want.Since = addr, p.now().UTC().Round(0)
+		p.put(want)
+		out[i].address, fresh, undos = addr, append(fresh, i), append(undos, undo)
+	}
+	if len(fresh) == 0 {
+		return out
+	}
+	if err := p.save(); err != nil {
+		for k, i := range slices.Backward(fresh) {
+			l := p.byKey[wants[i].Attachment()]
+			p.remove(l)
+			undos[k]()
+		}
+		for i, done := range out {
+			if _, held := p.byKey[wants[i].Attachment()]; done.err == nil && !held {
+				out[i] = allocated{err: fmt.Errorf("address %s cannot be leased to %s: %w", done.address, wants[i].Attachment(), err)}
+			}
+		}
+	}
+	return out
+}
+
+// Leave writes down that the attachment is leaving: should the agent be killed, the next
+// one finds its lease so, and removes what is left. An attachment without a lease is no
+// error; a *StorageError is, and then nothing is changed.
+func (p *Pool) Leave(a cniapi.Attachment) error {
+	err, _ := p.leaving.Do(context.Background(), a)
+	return err
+}
+
+// leave marks several, and writes that once.
+func (p *Pool) leave(_ context.Context, as []cniapi.Attachment) []error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	errs := make([]error, len(as))
+	var marked []Lease
+	for _, a := range as {
+		if l, ok := p.byKey[a]; ok && !l.Leaving {
+			marked = append(marked, l)
+			l.Leaving = true
+			p.put(l)
+		}
+	}
+	if len(marked) == 0 {
+		return errs
+	}
+	if err := p.save(); err != nil {
+		for _, l := range marked {
+			p.put(l)
+		}
+		for i := range errs {
+			errs[i] = err
+		}
+	}
+	return errs
 }
 
 // Release frees the address of an attachment and reports whether it had one.
@@ -171,19 +256,26 @@ func (p *Pool) Allocate(want Lease) (netip.Addr, error) {
 // written now, but no other attachment gets the address without the file being
 // written. A stale lease that an agent finds there after a crash costs one
 // address until the runtime's next DEL or GC.
-func (p *Pool) Release(a cniapi.Attachment) bool {
+func (p *Pool) Release(a cniapi.Attachment) bool { return p.ReleaseAll(a) == 1 }
+
+// ReleaseAll is Release of several, written once. It returns how many had an address.
+func (p *Pool) ReleaseAll(as ...cniapi.Attachment) (released int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	l, ok := p.byKey[a]
-	if !ok {
-		return false
+	for _, a := range as {
+		if l, ok := p.byKey[a]; ok {
+			released++
+			p.remove(l)
+			p.order.giveBack(l.Address)
+		}
 	}
-	p.remove(l)
-	p.order.giveBack(l.Address)
+	if released == 0 {
+		return 0
+	}
 	if err := p.save(); err != nil {
-		p.log.Error("address is released, but not on disk", "address", l.Address, "sandbox", l.ContainerID, "error", err)
+		p.log.Error("addresses are released, but not on disk", "count", released, "error", err)
 	}
-	return true
+	return released
 }
 
 // Lookup returns the lease of an attachment.
@@ -222,18 +314,6 @@ func (p *Pool) leases() []Lease {
 	}
 	slices.SortFunc(ls, func(a, b Lease) int { return a.Address.Compare(b.Address) })
 	return ls
-}
-
-// commit records a lease whose address the order has given up, and undoes only
-// the record if that cannot be written.
-func (p *Pool) commit(l Lease) error {
-	l.Since = p.now().UTC().Round(0)
-	p.put(l)
-	if err := p.save(); err != nil {
-		p.remove(l)
-		return fmt.Errorf("address %s cannot be leased to %s: %w", l.Address, l.Attachment(), err)
-	}
-	return nil
 }
 
 func (p *Pool) put(l Lease) {
@@ -329,7 +409,7 @@ func (p *Pool) admitLive(live []Lease) {
 func (p *Pool) admitStored(stored []Lease) {
 	for _, l := range stored {
 		if have, ok := p.byKey[l.Attachment()]; ok && have.Address == l.Address {
-			have.Since, have.Limits = l.Since, l.Limits
+			have.Since, have.Limits, have.Leaving = l.Since, l.Limits, l.Leaving
 			p.put(have)
 			continue
 		}

@@ -15,7 +15,7 @@ const (
 	KindPeer   Kind = 2
 	KindPod    Kind = 3
 	KindTenant Kind = 4
-	// Those of services have kindServices: one owner keeps them, another the rest.
+	// Those of services have kindServices: they are an area of the flow store, the rest is another.
 	KindService  Kind = kindServices | 1
 	KindEndpoint Kind = kindServices | 2
 	KindLearned  Kind = kindServices | 3

@@ -89,6 +89,10 @@ func (m Model) Flows() []of.Flow {
 	return flows
 }
 
+// Own are the flows of the node itself: those that every node has, and those for packets
+// that are too large for the path to a peer.
+func (m Model) Own() []of.Flow { return append(m.Fixed(), m.size()...) }
+
 // Fixed are the flows that every node has.
 func (m Model) Fixed() []of.Flow {
 	tun0 := m.GatewayPort

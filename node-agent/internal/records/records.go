@@ -78,15 +78,14 @@ func (f File) Load() (s topology.Snapshot, ok bool, err error) {
 	return s, true, nil
 }
 
-// Save replaces the copy. A crash leaves the old or the new one, whole; one of the machine
-// may leave one that [File.Load] does not take. It is written at each change of the records,
-// so it does not wait for the disk.
+// Save replaces the copy. A crash, also of the machine, leaves the old or the new one, whole: it waits
+// for the disk, and a [Writer] keeps that out of others' way.
 func (f File) Save(s topology.Snapshot) error {
 	data, err := json.Marshal(s)
 	if err != nil {
 		return fmt.Errorf("encode the copy of the records: %w", err)
 	}
-	if err := atomicfile.Replace(f.path, data, 0o600); err != nil {
+	if err := atomicfile.Write(f.path, data, 0o600); err != nil {
 		return fmt.Errorf("write the copy of the records: %w", err)
 	}
 	return nil

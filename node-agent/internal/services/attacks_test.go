@@ -42,10 +42,10 @@ func TestAttacks(t *testing.T) {
 				}
 			}
 			l.set(append(all, svc(tcpPort("a1")))...)
-			have, err := readSwitch(t.Context(), l.conn)
-			l.ok(err)
-			if mods, _ := have.difference(l.table.flows, l.table.groups); len(mods) > 0 {
-				t.Errorf("the switch does not keep %d of the flows and groups as they were written", len(mods))
+			l.repaired, l.ahead = 0, l.ahead+readEvery
+			l.ok(l.table.Resync(t.Context()))
+			if l.repaired > 0 {
+				t.Errorf("the switch does not keep %d of the flows and groups as they were written", l.repaired)
 			}
 			l.reach("a2", web, "a1 172.11.0.3")
 			for _, s := range all {

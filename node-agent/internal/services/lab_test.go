@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
@@ -47,9 +48,13 @@ type lab struct {
 	*ovstest.OVS
 	t     testing.TB
 	id    string
-	base  *flowtable.Table
+	store *flowstore.Store
+	base  *nodeflows.Table
 	table *Table
 	conn  *of.Conn
+	// repaired counts, ahead is how far its clock is.
+	repaired int
+	ahead    time.Duration
 }
 
 func newLab(t testing.TB, proxy pipeline.ServiceProxy) *lab {
@@ -64,34 +69,36 @@ func newLab(t testing.TB, proxy pipeline.ServiceProxy) *lab {
 	l.VSCtl("add-port", "br0", "vxlan0", "--", "set", "Interface", "vxlan0", "type=vxlan", "options:key=flow", "options:remote_ip=flow", "ofport_request=1")
 	l.VSCtl("add-port", "br0", "tun0", "--", "set", "Interface", "tun0", "type=internal", "ofport_request=2")
 	l.host(proxy)
-	l.base = flowtable.New(self, 4789, observer{}, func() float64 { return 0 })
+	l.store = flowstore.New(flowstore.Config{
+		Areas: []flowstore.Area{nodeflows.Area(), Area()}, Observer: l, Now: func() time.Time { return time.Now().Add(l.ahead) },
+	})
+	l.base = nodeflows.New(self, 4789, l.store, l)
 	l.base.SetServiceProxy(proxy)
 	l.table = New(Config{
-		Base: l.base, Public: []service.Key{{Namespace: "b", Name: "public"}},
-		Repaired: func(int) {}, Logger: slog.New(slog.DiscardHandler),
+		Base: l.base, Store: l.store, Tracker: l.store, Public: []service.Key{{Namespace: "b", Name: "public"}},
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	ctx := context.Background()
 	var err error
 	l.conn, err = of.Dial(ctx, l.Mgmt("br0"))
 	l.ok(err)
 	t.Cleanup(func() { l.conn.Close() })
-	if _, _, err := l.base.SetRecords(ctx, records(10)); !errors.Is(err, flowtable.ErrNotReady) {
+	if _, _, err := l.base.SetRecords(ctx, records(10)); !errors.Is(err, flowstore.ErrNotReady) {
 		t.Fatal(err)
 	}
 	l.base.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2})
-	l.ok(l.base.Connect(ctx, l.conn))
-	l.ok(l.table.Connect(ctx, l.conn))
+	l.store.Connect(l.conn)
+	l.ok(l.base.Connected(ctx))
+	l.ok(l.table.Connected(ctx))
 	for i, name := range podNames {
 		l.pod(i, name)
 	}
 	return l
 }
 
-type observer struct{}
-
-func (observer) Committed(int, float64)          {}
-func (observer) Repaired(int)                    {}
-func (observer) Dropped(pipeline.Reason, uint64) {}
+func (l *lab) Committed(string, int, float64)   {}
+func (l *lab) Repaired(_ flowstore.Kind, n int) { l.repaired += n }
+func (l *lab) Dropped(pipeline.Reason, uint64)  {}
 
 // records are this node and a peer, and namespaces a with the netID given, b with 11, and g.
 func records(a netid.ID) topology.Snapshot {

@@ -38,7 +38,7 @@ func (t *Table) admit(s service.Service) (service.Service, []service.LeftOut) {
 
 // refuses is why pods are not sent to an endpoint; "" where they are.
 func (t *Table) refuses(p service.Protocol, e service.Endpoint) service.Reason {
-	m := t.model
+	m := t.view.Model
 	switch {
 	case m.ServiceNetwork.Contains(e.Address):
 		return service.InServiceNetwork

@@ -21,7 +21,7 @@ func TestLeftOut(t *testing.T) {
 	table.cfg.TunnelPorts = func() []uint16 { return []uint16{4789, 4790} }
 	var told []string
 	table.cfg.LeftOut = func(s service.Service, left []service.LeftOut) { told = append(told, fmt.Sprint(s.Key, left)) }
-	if err := table.Connect(context.Background(), b.conn); err != nil {
+	if err := b.connect(table); err != nil {
 		t.Fatal(err)
 	}
 	key := service.Key{Namespace: "a", Name: "web"}
@@ -66,8 +66,8 @@ func TestLeftOut(t *testing.T) {
 		t.Error("what was told changed")
 	}
 	// Neither a new connection nor another change of the service tells it anew.
-	table.Disconnect()
-	if err := table.Connect(context.Background(), b.conn); err != nil {
+	b.store.Disconnect()
+	if err := b.connect(table); err != nil {
 		t.Fatal(err)
 	}
 	all.Affinity = 10

@@ -1,12 +1,9 @@
 package services
 
 import (
-	"context"
-	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
@@ -16,8 +13,8 @@ import (
 type part struct {
 	service service.Service
 	public  bool
-	flows   []string // keys
-	groups  []uint32
+	// ids are the numbers of those of its ports that have endpoints.
+	ids []uint32
 }
 
 // portKey is what a service port is known by.
@@ -29,161 +26,78 @@ type portKey struct {
 
 func keyOf(p service.Port) portKey { return portKey{p.VIP, p.Protocol, p.Port} }
 
-// numbers are those of service ports, which are their groups'.
-type numbers map[uint32]portKey
+// numbers are those of service ports, which are their groups', and how many services
+// have each.
+type numbers map[uint32]numbered
+
+type numbered struct {
+	port  portKey
+	users int
+}
 
 // assign returns the number of a service port. It follows from the port, so that
 // an agent that restarts finds its flows unchanged; of two that would have the same, one
 // gets the next free.
 func (n numbers) assign(k portKey) uint32 {
 	for id := pipeline.PortNumber(k.vip, k.protocol, k.port); ; id = id%of.GroupMax + 1 {
-		owner, taken := n[id]
-		if !taken || owner == k {
-			n[id] = k
+		have := n[id]
+		if have.users == 0 || have.port == k {
+			n[id] = numbered{k, have.users + 1}
 			return id
 		}
 	}
 }
 
-// change collects what a bundle changes.
-type change struct {
-	t *Table
-	// flows and groups are those that the change is about, as they were.
-	flows  map[string]of.Flow
-	groups map[uint32]of.GroupEntry
+func (n numbers) release(id uint32) {
+	have := n[id]
+	if have.users--; have.users == 0 {
+		delete(n, id)
+	} else {
+		n[id] = have
+	}
 }
 
-// replace makes the part of one service what is wanted.
-func (c *change) replace(key service.Key) {
-	t := c.t
+// replace makes one service what is wanted, and returns its part of the picture.
+func (t *Table) replace(key service.Key) (w flowstore.Want) {
 	old := t.parts[key]
 	wanted, left := t.admit(t.wanted[key])
 	wanted.Key = key
 	t.note(wanted, left)
-	// What both have must not go and come.
 	if len(wanted.Ports) > 0 {
 		p := part{service: wanted, public: t.isPublic(wanted)}
-		flows, groups := t.compile(wanted, p.public)
-		for _, f := range flows {
-			p.flows = append(p.flows, c.addFlow(f))
-		}
-		for _, g := range groups {
-			p.groups = append(p.groups, g.ID)
-			c.addGroup(g)
+		w.Flows, w.Groups = t.compile(wanted, p.public)
+		for _, g := range w.Groups {
+			p.ids = append(p.ids, g.ID)
 		}
 		t.parts[key] = p
 	} else {
 		delete(t.parts, key)
 	}
-	for _, f := range old.flows {
-		c.dropFlow(f)
-	}
-	for _, id := range old.groups {
-		c.dropGroup(id)
+	for _, id := range old.ids {
+		t.ids.release(id)
 	}
 	t.later(moved(old.service, wanted)...)
+	return w
 }
 
-func (c *change) addFlow(f of.Flow) (key string) {
-	key = f.Key()
-	have, ok := c.t.flows[key]
-	if !ok {
-		have = &shared[of.Flow]{}
-		c.t.flows[key] = have
-		if f.Table == pipeline.TableReply {
-			c.t.endpoints++
-		}
+// retire is what a flow becomes that no service has. What the switch learned stays: it
+// goes by itself. The way back from an endpoint that connections may still be open to
+// stays as long as it is used.
+func retire(f of.Flow) (of.Flow, bool) {
+	c := pipeline.DecodeCookie(f.Cookie)
+	if f.Table == pipeline.TableAffinity {
+		return f, true
 	}
-	c.wasFlow(key, have.value)
-	have.value, have.owners = f, have.owners+1
-	return key
-}
-
-func (c *change) dropFlow(key string) {
-	have := c.t.flows[key]
-	c.wasFlow(key, have.value)
-	if have.owners--; have.owners == 0 {
-		delete(c.t.flows, key)
-		if have.value.Table == pipeline.TableReply {
-			c.t.endpoints--
-		}
+	if _, udp := pipeline.UDPEndpoint(f); udp || c.Kind != pipeline.KindEndpoint || c.Generation != pipeline.Version {
+		return f, false
 	}
-}
-
-func (c *change) wasFlow(key string, f of.Flow) {
-	if _, noted := c.flows[key]; !noted {
-		c.flows[key] = f
-	}
-}
-
-func (c *change) addGroup(g of.GroupEntry) {
-	have, ok := c.t.groups[g.ID]
-	if !ok {
-		have = &shared[of.GroupEntry]{}
-		c.t.groups[g.ID] = have
-	}
-	c.wasGroup(g.ID, have.value)
-	have.value, have.owners = g, have.owners+1
-}
-
-func (c *change) dropGroup(id uint32) {
-	have := c.t.groups[id]
-	c.wasGroup(id, have.value)
-	if have.owners--; have.owners == 0 {
-		delete(c.t.groups, id)
-		delete(c.t.ids, id)
-	}
-}
-
-func (c *change) wasGroup(id uint32, g of.GroupEntry) {
-	if _, noted := c.groups[id]; !noted {
-		c.groups[id] = g
-	}
-}
-
-// mods are the change as a bundle's parts: groups before the flows that refer to
-// them, and what goes last.
-func (c *change) mods() []of.Mod {
-	var set, add, del, unset []of.Mod
-	for id, was := range c.groups {
-		now, ok := c.t.groups[id]
-		switch {
-		case !ok:
-			unset = append(unset, of.DeleteGroup(id))
-		case !now.value.Equal(was):
-			set = append(set, of.SetGroup(now.value))
-		}
-	}
-	for key, was := range c.flows {
-		now, ok := c.t.flows[key]
-		switch {
-		case !ok:
-			del = append(del, remove(was))
-		case !now.value.Equal(was):
-			add = append(add, of.AddFlow(now.value))
-		}
-	}
-	return slices.Concat(set, add, del, unset)
-}
-
-// remove is how a flow goes: the way back from an endpoint that connections may
-// still be open to stays as long as it is used.
-func remove(f of.Flow) of.Mod {
-	if lingers(f) {
-		return of.AddFlow(pipeline.Lingering(f))
-	}
-	return of.DeleteFlow(f)
-}
-
-func lingers(f of.Flow) bool {
-	_, udp := pipeline.UDPEndpoint(f)
-	return !udp && pipeline.DecodeCookie(f.Cookie).Kind == pipeline.KindEndpoint
+	return pipeline.Lingering(f), true
 }
 
 // compile is what a service needs.
 func (t *Table) compile(s service.Service, public bool) (flows []of.Flow, groups []of.GroupEntry) {
-	model := t.model
-	slot, _ := t.cfg.Base.Slot(s.Namespace)
+	model := t.view.Model
+	slot, _ := t.view.Slot(s.Namespace)
 	udp := map[netip.Addr]int{}
 	for _, p := range s.Ports {
 		if p.Protocol == service.UDP {
@@ -221,7 +135,7 @@ func (t *Table) isPublic(s service.Service) bool {
 	found := false
 	for _, p := range s.Ports {
 		for _, e := range p.Endpoints {
-			if t.model.Network.Contains(e.Address) || !t.cfg.Base.HasNode(e.Address) {
+			if t.view.Network.Contains(e.Address) || !t.view.HasNode(e.Address) {
 				return false
 			}
 			found = true
@@ -254,70 +168,4 @@ func moved(old, now service.Service) []of.CTFilter {
 		}
 	}
 	return gone
-}
-
-// actual is what a switch has for services.
-type actual struct {
-	flows  map[string]of.Flow
-	groups map[uint32]of.GroupEntry
-}
-
-// readSwitch reads all but what the switch learned by itself.
-func readSwitch(ctx context.Context, sw Switch) (actual, error) {
-	cookie, mask := pipeline.Services()
-	stats, err := sw.Flows(ctx, of.FlowFilter{Cookie: cookie, CookieMask: mask})
-	if err != nil {
-		return actual{}, fmt.Errorf("services: %w", err)
-	}
-	list, err := sw.Groups(ctx)
-	if err != nil {
-		return actual{}, fmt.Errorf("services: %w", err)
-	}
-	a := actual{make(map[string]of.Flow, len(stats)), make(map[uint32]of.GroupEntry, len(list))}
-	for _, s := range stats {
-		if s.Table != pipeline.TableAffinity {
-			a.flows[s.Key()] = s.Flow
-		}
-	}
-	for _, g := range list {
-		a.groups[g.ID] = g
-	}
-	return a, nil
-}
-
-// difference is what makes the switch into the picture, and the connections to UDP
-// endpoints that are not in it.
-func (a actual) difference(flows map[string]*shared[of.Flow], groups map[uint32]*shared[of.GroupEntry]) (mods []of.Mod, gone []of.CTFilter) {
-	for _, id := range slices.Sorted(maps.Keys(groups)) {
-		if g := groups[id].value; !a.groups[id].Equal(g) {
-			mods = append(mods, of.SetGroup(g))
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(flows)) {
-		if f := flows[key].value; !a.flows[key].Equal(f) {
-			mods = append(mods, of.AddFlow(f))
-		}
-	}
-	for _, key := range slices.Sorted(maps.Keys(a.flows)) {
-		f := a.flows[key]
-		if _, stays := flows[key]; stays {
-			continue
-		}
-		if lingers(f) && pipeline.DecodeCookie(f.Cookie).Generation == pipeline.Version {
-			if f.IdleTimeout == 0 {
-				mods = append(mods, remove(f))
-			}
-			continue
-		}
-		mods = append(mods, of.DeleteFlow(f))
-		if e, ok := pipeline.UDPEndpoint(f); ok {
-			gone = append(gone, of.CTFilter{Zone: &zone, Protocol: uint8(service.UDP), Reply: of.CTTuple{Src: e.Address, SrcPort: e.Port}})
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(a.groups)) {
-		if _, stays := groups[id]; !stays {
-			mods = append(mods, of.DeleteGroup(id))
-		}
-	}
-	return mods, gone
 }

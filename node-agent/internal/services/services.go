@@ -1,9 +1,9 @@
-// Package services owns the flows of services in br0: it holds what the node
-// should serve, and makes the switch agree with it. What every node has for services,
-// and who may use them, is package flowtable's.
+// Package services produces the flows and groups of services: it holds what the node
+// should serve, and gives what each service wants to the flow store. What every node has
+// for services, and who may use them, is package nodeflows'. It never talks to the switch
+// about flows.
 //
-// A change is an atomic bundle of the difference, several where it is very large.
-// Nothing is removed before the table knows all services.
+// Nothing is written or removed before it knows all services.
 package services
 
 import (
@@ -12,37 +12,57 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
-// Switch is the bridge's OpenFlow connection; [of.Conn] is one.
-type Switch interface {
-	Flows(ctx context.Context, filter of.FlowFilter) ([]of.FlowStats, error)
-	Groups(ctx context.Context) ([]of.GroupEntry, error)
-	Commit(ctx context.Context, mods []of.Mod) error
+// KindService is the only kind of owners.
+const KindService flowstore.Kind = "service"
+
+// AreaName is that of the flows of this package.
+const AreaName = "services"
+
+// Area is all flows of services, and all groups of the bridge.
+func Area() flowstore.Area {
+	cookie, mask := pipeline.Services()
+	return flowstore.Area{
+		Name: AreaName, Cookie: cookie, Mask: mask, Kinds: []flowstore.Kind{KindService}, Groups: true,
+		Every: readEvery, AtOnce: mostAtOnce, Retire: retire,
+	}
+}
+
+// Store is where flows go; [flowstore.Store] is one.
+type Store interface {
+	Connected() bool
+	Set(ctx context.Context, c flowstore.Change) (flowstore.Result, error)
+	Resync(ctx context.Context, area string) (flowstore.Result, error)
+	Size(area string) int
+	InTable(area string, table uint8) int
+}
+
+// Tracker forgets connections that the switch tracks; [flowstore.Store] is one.
+type Tracker interface {
 	FlushConnections(ctx context.Context, filter of.CTFilter) error
 }
 
-// Base is the table of all other flows; [flowtable.Table] is one.
+// Base is what flows of services build on; [nodeflows.Table] is one.
 type Base interface {
-	Model() (pipeline.Model, bool)
+	View() (nodeflows.View, bool)
+	// Serve tells which namespaces have services; the view has their slots then.
 	Serve(ctx context.Context, namespaces map[string]bool) error
-	Slot(namespace string) (uint32, bool)
-	// HasNode reports whether a node of the cluster has the address.
-	HasNode(netip.Addr) bool
 }
 
 // Config is what a table needs.
 type Config struct {
-	Base Base
+	Base    Base
+	Store   Store
+	Tracker Tracker
 	// Public are the services that every tenant may use. So are those whose
 	// endpoints are nodes.
 	Public []service.Key
@@ -52,9 +72,7 @@ type Config struct {
 	// LeftOut, if not nil, is told of a service when it names other endpoints than before
 	// that no pod is sent to; left is all of them. It must not wait for anything.
 	LeftOut func(s service.Service, left []service.LeftOut)
-	// Repaired is told how many flows and groups had been changed by somebody else.
-	Repaired func(n int)
-	Logger   *slog.Logger
+	Logger  *slog.Logger
 	// Now is a clock; nil for time.Now.
 	Now func() time.Time
 }
@@ -62,12 +80,12 @@ type Config struct {
 const (
 	// readEvery is how often the switch is read back: some 30,000 flows take it 0.1 s.
 	readEvery = time.Minute
-	// staleAtMost is how long the datapath may go on with what it cached before a
-	// change: until its revalidators have been round.
-	staleAtMost = time.Second
 	// mostAtOnce bounds a bundle when all services are written, so that pods that are
 	// attached meanwhile do not wait for all of it.
 	mostAtOnce = 4096
+	// staleAtMost is how long the datapath may go on with what it cached before a
+	// change: until its revalidators have been round.
+	staleAtMost = time.Second
 )
 
 // Table is the services of one bridge. Its methods may be called at once.
@@ -76,7 +94,6 @@ type Table struct {
 	public map[service.Key]bool
 
 	mu sync.Mutex
-	sw Switch
 	// wanted are the services as last told, complete once full; dirty are those
 	// that are not in the picture as wanted.
 	wanted map[service.Key]service.Service
@@ -85,27 +102,18 @@ type Table struct {
 	// left are the endpoints that are left out, by services that have some.
 	left map[service.Key][]service.LeftOut
 	// parts are the services that are in the picture, ids the numbers of their ports,
-	// model what else it follows from.
+	// view what else it follows from.
 	parts map[service.Key]part
 	ids   numbers
-	model pipeline.Model
-	// flows and groups are the picture, and how many parts have each. They are
-	// what the switch is known to have while synced.
-	flows  map[string]*shared[of.Flow]
-	groups map[uint32]*shared[of.GroupEntry]
-	// endpoints counts the distinct ones in the picture.
-	endpoints int
-	synced    bool
-	read      time.Time // when the switch was last read
+	view  nodeflows.View
+	// anew is that the store has to be told of all services, behind that it may not have
+	// brought all of them into the switch.
+	anew, behind bool
+	// served are the namespaces that have services in the switch, as last told.
+	served map[string]bool
 
 	flushes []flush
 	noFlush bool // the switch cannot flush connections
-}
-
-// shared is something that some parts have.
-type shared[T any] struct {
-	value  T
-	owners int
 }
 
 // New makes an empty table.
@@ -129,13 +137,11 @@ func (t *Table) forget() {
 	for key := range t.wanted {
 		t.dirty[key] = true
 	}
-	t.parts, t.ids = map[service.Key]part{}, numbers{}
-	t.flows, t.groups = map[string]*shared[of.Flow]{}, map[uint32]*shared[of.GroupEntry]{}
-	t.endpoints, t.synced = 0, false
+	t.parts, t.ids, t.anew = map[service.Key]part{}, numbers{}, true
 }
 
 // Update takes news and brings them into the switch. Where that fails they are kept,
-// and the next Update, Resync or Connect brings them in.
+// and the next Update, Resync or Connected brings them in.
 func (t *Table) Update(ctx context.Context, u service.Update) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -151,8 +157,7 @@ func (t *Table) Update(ctx context.Context, u service.Update) error {
 		s.Key = key
 		t.take(s)
 	}
-	_, err := t.apply(ctx)
-	return err
+	return t.apply(ctx, t.behind)
 }
 
 // take notes what a service should be.
@@ -168,37 +173,21 @@ func (t *Table) take(s service.Service) {
 	t.wanted[s.Key] = s
 }
 
-// Connect makes sw the switch and brings it to the picture, once that is known:
-// what the switch has is read, and only the difference is written.
-func (t *Table) Connect(ctx context.Context, sw Switch) error {
+// Connected says that the switch is another one, and brings it to the picture, once that
+// is known.
+func (t *Table) Connected(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.sw, t.synced, t.noFlush = sw, false, false
-	_, err := t.apply(ctx)
-	return err
+	t.noFlush = false
+	return t.apply(ctx, true)
 }
 
-// Disconnect says that the switch is gone.
-func (t *Table) Disconnect() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.sw, t.synced = nil, false
-}
-
-// Resync brings in what did not get into the switch. Once a minute it reads the
-// switch, puts right what differs from the picture, and counts it.
+// Resync brings in what did not get into the switch. Once a minute the switch is read, and
+// what differs from the picture is put right, and counted.
 func (t *Table) Resync(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	due := t.synced && len(t.dirty) == 0 && t.cfg.Now().Sub(t.read) >= readEvery
-	if due {
-		t.synced = false
-	}
-	repaired, err := t.apply(ctx)
-	if due && repaired > 0 {
-		t.cfg.Repaired(repaired)
-	}
-	return err
+	return t.apply(ctx, true)
 }
 
 // Counts are the services that are served, their distinct endpoints, and all flows
@@ -206,36 +195,36 @@ func (t *Table) Resync(ctx context.Context) error {
 func (t *Table) Counts() (services, endpoints, flows int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return len(t.parts), t.endpoints, len(t.flows)
+	return len(t.parts), t.cfg.Store.InTable(AreaName, pipeline.TableReply), t.cfg.Store.Size(AreaName)
 }
 
-// apply brings the switch to what is wanted and returns how many flows and groups
-// that changed.
-func (t *Table) apply(ctx context.Context) (changed int, err error) {
-	model, ok := t.cfg.Base.Model()
+// apply brings the switch to what is wanted; resync is that it may need it though nothing
+// is dirty.
+func (t *Table) apply(ctx context.Context, resync bool) error {
+	view, ok := t.cfg.Base.View()
 	switch {
 	case !t.full:
-		return 0, nil // the services of before stay as they are
+		return nil // the services of before stay as they are
 	case !ok:
-		return 0, flowtable.ErrNotReady
-	case t.sw == nil:
-		return 0, flowtable.ErrDisconnected
+		return flowstore.ErrNotReady
+	case !t.cfg.Store.Connected():
+		return flowstore.ErrDisconnected
 	}
-	if !alike(t.model, model) {
+	if !alike(t.view.Model, view.Model) {
 		t.forget()
 	}
-	t.model = model
+	t.view = view
 	for key, p := range t.parts { // nodes come and go
 		if p.public != t.isPublic(p.service) {
 			t.dirty[key] = true
 		}
 	}
-	if len(t.dirty) > 0 || !t.synced {
-		if changed, err = t.write(ctx); err != nil {
-			return 0, err
+	if len(t.dirty) > 0 || t.anew || resync {
+		if err := t.write(ctx); err != nil {
+			return err
 		}
 	}
-	return changed, t.flush(ctx)
+	return t.flush(ctx)
 }
 
 // alike reports whether services have the same flows in both models.
@@ -243,55 +232,61 @@ func alike(a, b pipeline.Model) bool {
 	return a.ServiceProxy == b.ServiceProxy && a.ServiceNetwork == b.ServiceNetwork && a.Network == b.Network && a.Subnet == b.Subnet && a.Gateway == b.Gateway
 }
 
-// write brings the picture to what is wanted, and the switch to the picture.
-func (t *Table) write(ctx context.Context) (int, error) {
-	before, after := t.namespaces()
+// write gives the store what is dirty, and has the switch follow.
+func (t *Table) write(ctx context.Context) error {
+	after := t.namespaces()
 	// Those that serve no longer keep their slots until nothing refers to them.
-	if err := t.cfg.Base.Serve(ctx, union(before, after)); err != nil {
-		return 0, err
+	if err := t.cfg.Base.Serve(ctx, union(t.served, after)); err != nil {
+		return err
 	}
-	c := change{t: t, flows: map[string]of.Flow{}, groups: map[uint32]of.GroupEntry{}}
-	for key := range t.dirty {
-		c.replace(key)
-	}
-	clear(t.dirty)
-	var mods []of.Mod
-	if t.synced {
-		mods = c.mods()
-	} else {
-		have, err := readSwitch(ctx, t.sw)
-		if err != nil {
-			return 0, err
-		}
-		var gone []of.CTFilter
-		mods, gone = have.difference(t.flows, t.groups)
-		t.later(gone...)
-		t.read = t.cfg.Now()
-	}
-	t.synced = false // until all of it is in
-	for chunk := range slices.Chunk(mods, mostAtOnce) {
-		if err := t.sw.Commit(ctx, chunk); err != nil {
-			return 0, fmt.Errorf("services: commit %d changes: %w", len(chunk), err)
+	t.view, _ = t.cfg.Base.View()
+	r, err := t.program(ctx)
+	for _, f := range r.Leftovers {
+		if e, ok := pipeline.UDPEndpoint(f); ok {
+			t.later(of.CTFilter{Zone: &zone, Protocol: uint8(service.UDP), Reply: of.CTTuple{Src: e.Address, SrcPort: e.Port}})
 		}
 	}
-	t.synced = true
-	return len(mods), t.cfg.Base.Serve(ctx, after)
+	for _, o := range r.Contested {
+		t.cfg.Logger.Error("a service has an address that another one has: it waits until that is gone", "service", o.Name)
+	}
+	t.behind = err != nil
+	if err != nil {
+		t.served = union(t.served, after)
+		return fmt.Errorf("services: %w", err)
+	}
+	t.served = after
+	return t.cfg.Base.Serve(ctx, after)
 }
 
-// namespaces are those with services as the flows are and as they should be.
-func (t *Table) namespaces() (before, after map[string]bool) {
-	before, after = map[string]bool{}, map[string]bool{}
-	for key := range t.parts {
-		before[key.Namespace] = true
+// program tells the store what changed, or where nothing did has it look at the switch.
+func (t *Table) program(ctx context.Context) (flowstore.Result, error) {
+	if len(t.dirty) == 0 && !t.anew {
+		return t.cfg.Store.Resync(ctx, AreaName)
 	}
+	var c flowstore.Change
+	if t.anew {
+		c.All(KindService)
+	}
+	for key := range t.dirty {
+		c.Set(flowstore.Owner{Kind: KindService, Name: key.String()}, t.replace(key))
+	}
+	clear(t.dirty)
+	t.anew = false
+	return t.cfg.Store.Set(ctx, c)
+}
+
+// namespaces are those that should have services.
+func (t *Table) namespaces() map[string]bool {
+	all := map[string]bool{}
 	for key := range t.wanted {
-		after[key.Namespace] = true
+		all[key.Namespace] = true
 	}
-	return before, after
+	return all
 }
 
 func union(a, b map[string]bool) map[string]bool {
-	all := maps.Clone(a)
+	all := make(map[string]bool, len(b))
+	maps.Copy(all, a)
 	maps.Copy(all, b)
 	return all
 }
@@ -336,7 +331,7 @@ func (t *Table) forgetConnections(ctx context.Context, f of.CTFilter) error {
 	if t.noFlush {
 		return nil
 	}
-	err := t.sw.FlushConnections(ctx, f)
+	err := t.cfg.Tracker.FlushConnections(ctx, f)
 	if errors.Is(err, errors.ErrUnsupported) {
 		t.noFlush = true
 		t.cfg.Logger.Warn("UDP clients of an endpoint that is gone find another one only when they pause for 30 s: Open vSwitch before 3.1 cannot forget their connections")

@@ -16,18 +16,21 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowtable"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
-// bridge is a real bridge without ports, with both its tables.
+// bridge is a real bridge without ports.
 type bridge struct {
 	*ovstest.OVS
-	conn     *of.Conn
-	base     *flowtable.Table
+	conn *of.Conn
+	// store and base are those of the newest agent, repaired what all of them repaired.
+	store    *flowstore.Store
+	base     *nodeflows.Table
 	repaired int
 	now      time.Time
 }
@@ -41,34 +44,48 @@ func newBridge(t testing.TB) *bridge {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { b.conn.Close() })
-	b.base = flowtable.New(self, 4789, observer{}, func() float64 { return 0 })
-	b.base.SetServiceProxy(pipeline.OVS)
-	_, _, _ = b.base.SetRecords(t.Context(), records(10))
-	_ = b.base.SetPorts(t.Context(), desired.Ports{Tunnel: 1, Gateway: 2})
-	if err := b.base.Connect(t.Context(), b.conn); err != nil {
-		t.Fatal(err)
-	}
 	return b
 }
 
-func (b *bridge) table() *Table {
-	return New(Config{Base: b.base, Repaired: func(n int) { b.repaired += n }, Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return b.now }})
+func (b *bridge) Committed(string, int, float64)   {}
+func (b *bridge) Repaired(_ flowstore.Kind, n int) { b.repaired += n }
+func (b *bridge) Dropped(pipeline.Reason, uint64)  {}
+func (b *bridge) clock() time.Time                 { return b.now }
+func (b *bridge) connect(t *Table) error           { return b.connectTo(t, b.conn) }
+func (b *bridge) connectTo(t *Table, sw flowstore.Switch) error {
+	b.store.Connect(sw)
+	return errors.Join(b.base.Connected(context.Background()), t.Connected(context.Background()))
 }
 
-// contents are the flows and groups of services, without what lingers.
+// table is an agent that starts: it knows nothing of what another one wrote.
+func (b *bridge) table() *Table {
+	b.store = flowstore.New(flowstore.Config{Areas: []flowstore.Area{nodeflows.Area(), Area()}, Observer: b, Now: b.clock})
+	b.base = nodeflows.New(self, 4789, b.store, b)
+	b.base.SetServiceProxy(pipeline.OVS)
+	_, _, _ = b.base.SetRecords(context.Background(), records(10))
+	_ = b.base.SetPorts(context.Background(), desired.Ports{Tunnel: 1, Gateway: 2})
+	return New(Config{Base: b.base, Store: b.store, Tracker: b.store, Logger: slog.New(slog.DiscardHandler), Now: b.clock})
+}
+
+// contents are the flows and groups of services, without what lingers and what was learned.
 func (b *bridge) contents(t *testing.T) []string {
 	t.Helper()
-	a, err := readSwitch(context.Background(), b.conn)
+	cookie, mask := pipeline.Services()
+	flows, err := b.conn.Flows(t.Context(), of.FlowFilter{Cookie: cookie, CookieMask: mask})
+	if err != nil {
+		t.Fatal(err)
+	}
+	groups, err := b.conn.Groups(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
 	var out []string
-	for _, f := range a.flows {
-		if f.IdleTimeout == 0 {
-			out = append(out, f.String())
+	for _, f := range flows {
+		if f.IdleTimeout == 0 && f.Table != pipeline.TableAffinity {
+			out = append(out, f.Flow.String())
 		}
 	}
-	for _, g := range a.groups {
+	for _, g := range groups {
 		out = append(out, g.String())
 	}
 	slices.Sort(out)
@@ -103,7 +120,7 @@ func TestRandomHistory(t *testing.T) {
 	ctx := context.Background()
 	b, fresh := newBridge(t), newBridge(t)
 	table := b.table()
-	if err := table.Connect(ctx, b.conn); err != nil {
+	if err := b.connect(table); err != nil {
 		t.Fatal(err)
 	}
 	all := map[service.Key]service.Service{}
@@ -132,14 +149,14 @@ func TestRandomHistory(t *testing.T) {
 		}
 		switch rnd.IntN(6) {
 		case 0:
-			table.Disconnect()
+			b.store.Disconnect()
 			if rnd.IntN(2) == 0 {
 				b.OFCtl("del-groups", "br0")
 			}
-			if err := table.Update(ctx, u); !errors.Is(err, flowtable.ErrDisconnected) {
+			if err := table.Update(ctx, u); !errors.Is(err, flowstore.ErrDisconnected) {
 				t.Fatalf("Update without a switch: %v", err)
 			}
-			if err := table.Connect(ctx, b.conn); err != nil {
+			if err := b.connect(table); err != nil {
 				t.Fatal(err)
 			}
 		case 1:
@@ -148,7 +165,7 @@ func TestRandomHistory(t *testing.T) {
 			}
 		case 2: // another agent
 			table = b.table()
-			if err := table.Connect(ctx, b.conn); err != nil {
+			if err := b.connect(table); err != nil {
 				t.Fatal(err)
 			}
 			if err := table.Update(ctx, full(all)); err != nil {
@@ -160,7 +177,7 @@ func TestRandomHistory(t *testing.T) {
 			}
 		}
 		want := fresh.table()
-		if err := want.Connect(ctx, fresh.conn); err != nil {
+		if err := fresh.connect(want); err != nil {
 			t.Fatal(err)
 		}
 		if err := want.Update(ctx, full(all)); err != nil {
@@ -189,8 +206,8 @@ func TestRandomHistory(t *testing.T) {
 	if services, counted, _ := table.Counts(); services != len(all) || counted != distinct || distinct == 0 {
 		t.Errorf("counts %d services with %d endpoints; want %d with %d", services, counted, len(all), distinct)
 	}
-	if len(table.ids) != len(table.groups) {
-		t.Errorf("%d numbers for %d service ports", len(table.ids), len(table.groups))
+	if groups, err := b.conn.Groups(ctx); err != nil || len(table.ids) != len(groups) {
+		t.Errorf("%d numbers for %d service ports (%v)", len(table.ids), len(groups), err)
 	}
 }
 
@@ -202,13 +219,13 @@ func TestNothingBeforeAllServices(t *testing.T) {
 	before := b.table()
 	web := svc(tcpPort("a1"))
 	all := map[service.Key]service.Service{web.Key: web}
-	if err := errors.Join(before.Connect(ctx, b.conn), before.Update(ctx, full(all))); err != nil {
+	if err := errors.Join(b.connect(before), before.Update(ctx, full(all))); err != nil {
 		t.Fatal(err)
 	}
 	want := b.contents(t)
 	table := b.table()
 	some := service.Update{Services: map[service.Key]service.Service{{Namespace: "a", Name: "x"}: {}}}
-	if err := errors.Join(table.Connect(ctx, b.conn), table.Update(ctx, some), table.Resync(ctx), b.base.Resync(ctx)); err != nil {
+	if err := errors.Join(b.connect(table), table.Update(ctx, some), table.Resync(ctx), b.base.Resync(ctx)); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, b.contents(t)); diff != "" {
@@ -230,7 +247,7 @@ func TestRepair(t *testing.T) {
 	table := b.table()
 	web := svc(tcpPort("a1", "a2"))
 	all := map[service.Key]service.Service{web.Key: web}
-	if err := errors.Join(table.Connect(ctx, b.conn), table.Update(ctx, full(all))); err != nil {
+	if err := errors.Join(b.connect(table), table.Update(ctx, full(all))); err != nil {
 		t.Fatal(err)
 	}
 	web.Ports = []service.Port{tcpPort("a2")}
@@ -255,7 +272,7 @@ func TestRepair(t *testing.T) {
 
 // old is a switch that cannot forget connections.
 type old struct {
-	Switch
+	flowstore.Switch
 	asked int
 }
 
@@ -269,7 +286,7 @@ func TestOldSwitch(t *testing.T) {
 	b := newBridge(t)
 	table, sw := b.table(), &old{Switch: b.conn}
 	web := svc(udpPort(53, "a1", "a2"))
-	if err := errors.Join(table.Connect(ctx, sw), table.Update(ctx, full(map[service.Key]service.Service{web.Key: web})), table.Update(ctx, full(nil)), table.Resync(ctx)); err != nil {
+	if err := errors.Join(b.connectTo(table, sw), table.Update(ctx, full(map[service.Key]service.Service{web.Key: web})), table.Update(ctx, full(nil)), table.Resync(ctx)); err != nil {
 		t.Error(err)
 	}
 	if sw.asked != 1 {
@@ -299,7 +316,7 @@ func BenchmarkProgram(b *testing.B) {
 		b.StopTimer()
 		br := newBridge(b)
 		table := br.table()
-		_ = table.Connect(b.Context(), br.conn)
+		_ = br.connect(table)
 		b.StartTimer()
 		if err := table.Update(b.Context(), full(all)); err != nil {
 			b.Fatal(err)
@@ -347,7 +364,7 @@ func benchTable(b *testing.B) (*bridge, *Table, map[service.Key]service.Service)
 	b.Helper()
 	br, all := newBridge(b), many()
 	table := br.table()
-	if err := errors.Join(table.Connect(b.Context(), br.conn), table.Update(b.Context(), full(all))); err != nil {
+	if err := errors.Join(br.connect(table), table.Update(b.Context(), full(all))); err != nil {
 		b.Fatal(err)
 	}
 	return br, table, all

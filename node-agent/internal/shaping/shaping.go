@@ -188,6 +188,9 @@ func setTBF(n *link.NS, name string, t link.TBF) (changed bool, err error) {
 	return true, n.Kick(name)
 }
 
+// Device is what [Shaper.Remove] takes away, for who removes many.
+func Device(hostIf string) link.Device { return link.Device{Name: ifbOf(hostIf), Type: "ifb"} }
+
 // Remove takes away what does not go with the pair: the ifb, with what waits in it.
 // None is no error.
 func (s *Shaper) Remove(hostIf string) error { return s.host.DeleteIFB(ifbOf(hostIf)) }

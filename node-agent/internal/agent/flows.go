@@ -1,0 +1,282 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// flowSide brings the records into the flows of the switch, and tells who waits for them.
+type flowSide struct {
+	*picture
+	flowParts
+	// copies keeps the copy of the records on disk; it is there while the loop runs.
+	copies interface{ Keep(s topology.Snapshot) }
+	// connected is that the flows of the node are in the newest switch.
+	connected bool
+	problems  []desired.Problem
+	// publish tells what is applied.
+	publish func()
+	// services are connected to the same switch.
+	services *serviceFeed
+	metrics  *metrics
+	log      *slog.Logger
+}
+
+// flowParts are what flows are made with.
+type flowParts struct {
+	table    flowTable
+	store    flowStore
+	conn     switchConnection
+	datapath revalidator
+	attacher attachments
+	peers    *peers.Peers
+	room     roomMaker
+	// tenants hear that records are in the flows.
+	tenants appliedHearer
+	// asking is nil in Kubernetes, where records follow the API server.
+	asking recordAsker
+}
+
+// flowStore is what the bridge has; [flowstore.Store] is one.
+type flowStore interface {
+	Connect(sw flowstore.Switch)
+	Disconnect()
+	// Size is how many flows the owners of an area want.
+	Size(area string) int
+}
+
+// flowTable is the flows of the bridge, but for those of services; [nodeflows.Table] is
+// one. It keeps what it is told while there is no switch, and brings it into the flows of
+// the one that the store is connected to.
+type flowTable interface {
+	// Connected says that the switch is another one.
+	Connected(ctx context.Context) error
+	Load(pods []desired.Attached)
+	SetPorts(ctx context.Context, p desired.Ports) error
+	// SetVXLANPort says the UDP port of the tunnels.
+	SetVXLANPort(ctx context.Context, port uint16) error
+	SetPathMTUs(ctx context.Context, narrow map[netip.Addr]int) error
+	SetRecords(ctx context.Context, s topology.Snapshot) (problems []desired.Problem, changed bool, err error)
+	Resync(ctx context.Context) error
+	Nudge(ctx context.Context) error
+	Peers() []pipeline.Peer
+}
+
+// switchConnection is the bridge's OpenFlow connection; [connection] is one.
+type switchConnection interface {
+	// alive reports whether there is a connection that has not ended.
+	alive() bool
+	// dial connects anew.
+	dial(ctx context.Context) error
+	// flows is the switch, once dialled.
+	flows() flowstore.Switch
+	// Send sends a frame out of the gateway port, past all flows.
+	exits.Switch
+	// unblock lets ports have all packets, and says which had not.
+	unblock(ctx context.Context) (ports []string, err error)
+	// ended wakes up when a connection has ended by itself.
+	ended() <-chan struct{}
+	close()
+}
+
+// revalidator compares what the datapath cached with the flows; [ovs.Client] asks for it.
+type revalidator interface {
+	// WaitRevalidated returns after a round of comparison.
+	WaitRevalidated(ctx context.Context) error
+}
+
+// roomMaker is [packetsock.Room].
+type roomMaker interface {
+	Make(ctx context.Context, uplink string)
+}
+
+type appliedHearer interface{ Applied(s topology.Snapshot) }
+
+// recordAsker asks for records of namespaces; [asking.Asking] does.
+type recordAsker interface {
+	appliedHearer
+	Namespace(name string) int
+}
+
+func (n *flowSide) setPorts(ctx context.Context, p *pass) error {
+	return n.table.SetPorts(ctx, p.ports)
+}
+
+// connect connects the flow store to the switch, where it is not, and brings in the
+// flows of the node. Those of services follow when the node is as it should be.
+func (n *flowSide) connect(ctx context.Context, _ *pass) error {
+	if !n.conn.alive() {
+		n.disconnect()
+		if err := n.conn.dial(ctx); err != nil {
+			return err
+		}
+		n.metrics.reconnects.Inc()
+		n.peers.Cool()
+	}
+	if n.connected {
+		return nil
+	}
+	n.store.Connect(n.conn.flows())
+	err := n.table.Connected(ctx)
+	n.connected = err == nil
+	return err
+}
+
+// disconnect says that the switch is gone.
+func (n *flowSide) disconnect() {
+	n.peers.Forget()
+	n.store.Disconnect()
+	n.connected = false
+	n.services.disconnect()
+}
+
+// makeRoom gives packets room while they wait for the userspace datapath.
+func (n *flowSide) makeRoom(ctx context.Context, _ *pass) error {
+	n.room.Make(ctx, n.under.Uplink)
+	return nil
+}
+
+func (n *flowSide) followRecords(ctx context.Context, _ *pass) error { return n.apply(ctx) }
+
+// follow takes in new records and brings them into the flows the quick way, also
+// while something else is amiss: flows can be changed. It reports whether that was
+// all there was to do: what else the network's configuration changes, a pass does.
+func (n *flowSide) follow(ctx context.Context, s topology.Snapshot, ways map[netip.Addr]link.Path) bool {
+	same := n.records != nil && n.records.Config == s.Config
+	n.hold(s)
+	return same && n.started.IsValid() && n.conn.alive() && !n.peers.New(n.records, ways) && n.apply(ctx) == nil
+}
+
+// apply brings the newest records into the flows, and tells who waits for them.
+func (n *flowSide) apply(ctx context.Context) error {
+	s := *n.records
+	if n.applied == s.Revision && n.applied != 0 {
+		return nil
+	}
+	if me, ok := s.Nodes[n.self]; ok && me.Ready() && me.Subnet != n.started {
+		return fmt.Errorf("node %s moves from subnet %s to %s", n.name, n.started, me.Subnet)
+	}
+	problems, changed, err := n.table.SetRecords(ctx, s)
+	if err != nil {
+		return err
+	}
+	if changed {
+		n.settle(ctx)
+	}
+	n.applied = s.Revision
+	n.tenants.Applied(s)
+	if n.asking != nil {
+		n.asking.Applied(s)
+	}
+	n.peers.Warm(n.table.Peers())
+	n.reportProblems(problems)
+	n.metrics.revision.Set(float64(s.Revision))
+	n.publish()
+	if n.fromEtcd {
+		n.copies.Keep(s)
+		n.adopt(s)
+	}
+	return nil
+}
+
+// settle returns when no packet is forwarded any more by what the datapath
+// cached before the last commit. Each round of Open vSwitch's comparison may have
+// begun before it, so it takes two. Only then the change is published as applied.
+func (n *flowSide) settle(ctx context.Context) {
+	var asked sync.WaitGroup
+	defer asked.Wait()
+	ctx, cancel := context.WithTimeout(ctx, staleAtMost)
+	defer cancel()
+	for range 2 {
+		compared := make(chan error, 1)
+		asked.Go(func() { compared <- n.datapath.WaitRevalidated(ctx) })
+		for waiting := true; waiting; {
+			err := n.table.Nudge(ctx)
+			if err == nil {
+				select {
+				case err = <-compared:
+					waiting = false
+				case <-time.After(nudgeEvery):
+				}
+			}
+			if err != nil {
+				n.log.Warn("cannot see when the datapath follows the flows: giving it the time it may take", "error", err, "wait", staleAtMost)
+				<-ctx.Done()
+				return
+			}
+		}
+	}
+}
+
+// adopt asks for records of namespaces that have pods here and no record:
+// somebody deleted it. Without one their pods are cut off. In Kubernetes that is
+// the controller's to mend.
+func (n *flowSide) adopt(s topology.Snapshot) {
+	if s.Config.Single() || n.asking == nil {
+		return
+	}
+	missing := map[string]bool{}
+	for _, at := range n.attacher.List() {
+		if _, ok := s.Namespaces[at.Namespace]; !ok {
+			missing[at.Namespace] = true
+		}
+	}
+	for namespace := range missing {
+		n.log.Warn("a namespace with pods on this node has no record: asking for a new one", "tenant", namespace)
+		n.asking.Namespace(namespace)
+	}
+}
+
+func (n *flowSide) reportProblems(problems []desired.Problem) {
+	for _, p := range problems {
+		if !slices.Contains(n.problems, p) {
+			n.log.Error("a record is left out", "record", p.Record, "error", p.Why)
+		}
+	}
+	n.problems = problems
+	n.metrics.problems.Set(float64(len(problems)))
+}
+
+func (n *flowSide) repair(ctx context.Context, p *pass) error {
+	mended, err := n.attacher.Repair(ctx, p.full)
+	n.metrics.portRepairs.Add(float64(mended))
+	return err
+}
+
+func (n *flowSide) resync(ctx context.Context, p *pass) error {
+	if !p.full {
+		return nil
+	}
+	return n.table.Resync(ctx)
+}
+
+// unblock lets ports have all packets that somebody kept from them past the flows.
+func (n *flowSide) unblock(ctx context.Context, p *pass) error {
+	if !p.full {
+		return nil
+	}
+	ports, err := n.conn.unblock(ctx)
+	if len(ports) > 0 {
+		n.metrics.portRepairs.Add(float64(len(ports)))
+		n.log.Warn("somebody had kept ports of the bridge from their packets (ovs-ofctl mod-port): put right", "ports", ports)
+	}
+	return err
+}
+
+func (n *flowSide) warm(context.Context, *pass) error {
+	n.peers.Warm(n.table.Peers())
+	return nil
+}

@@ -1,0 +1,258 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
+)
+
+// hostSide makes underlay, bridge, host side and attachments what they should be.
+type hostSide struct {
+	*picture
+	hostParts
+	settings hostSettings
+	attacher attachments
+	table    flowTable
+	ready    *readiness
+	metrics  *metrics
+	log      *slog.Logger
+}
+
+// hostSettings do not change while the agent runs.
+type hostSettings struct {
+	// endpoint is that of the database.
+	endpoint         string
+	bridge, datapath string
+	serviceProxy     pipeline.ServiceProxy
+	// tunnelPort is the UDP port that the agent was told for the tunnels, probePort that of probes; 0 for none.
+	tunnelPort       tunnel.Port
+	probePort        uint16
+	stateDir, bootID string
+}
+
+// hostParts are the owners of what the node consists of.
+type hostParts struct {
+	database database
+	underlay underlayOwner
+	sharing  uplinkSharer
+	mtu      *nodemtu.MTU
+	peers    *peers.Peers
+	bridge   bridgeOwner
+	net      hostOwner
+	links    links
+}
+
+// database is that of Open vSwitch, which may be away; [ovs.Client] has it.
+type database interface {
+	Connected() bool
+	// Ports are those of a bridge; [ovs.ErrNoBridge] where there is none.
+	Ports(bridge string) ([]ovs.Port, error)
+}
+
+// underlayOwner is [underlay.Setup].
+type underlayOwner interface {
+	Ensure(ctx context.Context) (u underlay.Underlay, changed bool, err error)
+}
+
+// uplinkSharer is [sharing.Sharing].
+type uplinkSharer interface {
+	Ensure(ctx context.Context, datapath, device string, attached sharing.Attached, known bool, netID func(namespace string) (netid.ID, bool))
+}
+
+// bridgeOwner is [bridge.Ensure] on the node's switch.
+type bridgeOwner interface {
+	Ensure(ctx context.Context, spec bridge.Spec) (ports desired.Ports, changed bool, err error)
+}
+
+// hostOwner is [hostnet.Net].
+type hostOwner interface {
+	Ensure(ctx context.Context, spec hostnet.Spec) (changed bool, err error)
+	// Dropped counts what the firewall has dropped since it was called last.
+	Dropped(ctx context.Context) (map[hostnet.Reason]uint64, error)
+}
+
+// links knows devices; [link.NS] does.
+type links interface {
+	Link(name string) (l link.Link, ok bool, err error)
+}
+
+// attachments are the pods of the node; [attach.Attacher] is them. Before Start, Repair
+// fails and the rest knows of none.
+type attachments interface {
+	sharing.Attached
+	Start(ctx context.Context, node attach.Node, stateDir, bootID string) ([]desired.Attached, error)
+	SetMTU(ctx context.Context, m attach.MTU) error
+	Repair(ctx context.Context, full bool) (mended int, err error)
+}
+
+// forget has the ways to peers read back.
+func (n *hostSide) forget(_ context.Context, p *pass) error {
+	if p.full {
+		n.peers.Forget()
+	}
+	return nil
+}
+
+// reachDatabase says that nothing can be done without the database.
+func (n *hostSide) reachDatabase(context.Context, *pass) error {
+	if !n.database.Connected() {
+		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", n.settings.endpoint)
+	}
+	return nil
+}
+
+func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {
+	under, moved, err := n.underlay.Ensure(ctx)
+	if err != nil {
+		return err
+	}
+	if under.VTEP != n.self {
+		return fmt.Errorf("the node's address changed from %s to %s: restart the agent", n.self, under.VTEP)
+	}
+	n.under, p.moved = under, moved
+	return nil
+}
+
+// share makes the classes of the uplink those of the pods. It is never why pods cannot be
+// attached.
+func (n *hostSide) share(ctx context.Context, _ *pass) error {
+	n.sharing.Ensure(ctx, n.settings.datapath, n.under.Link, n.attacher, n.started.IsValid(), n.records.NetID)
+	return nil
+}
+
+func (n *hostSide) wantMTU(_ context.Context, p *pass) (err error) {
+	p.mtu, err = n.mtu.Want(n.under, n.records, n.fromEtcd)
+	return err
+}
+
+// route tells the userspace datapath the ways to peers, which the bridge's tunnel port
+// depends on.
+func (n *hostSide) route(ctx context.Context, p *pass) error {
+	p.source = n.peers.Route(ctx, n.under.Link, n.mtu.Ways())
+	return nil
+}
+
+func (n *hostSide) ensureBridge(ctx context.Context, p *pass) (err error) {
+	p.ports, _, err = n.bridge.Ensure(ctx, bridge.Spec{
+		Name: n.settings.bridge, Datapath: n.settings.datapath, VTEP: n.self, Gateway: p.me.Gateway(), MTU: p.mtu.Receives, VXLANPort: n.tunnels.port,
+		TunnelSource: p.source,
+	})
+	return err
+}
+
+// listen makes sure that the userspace datapath takes the peers' tunnel packets.
+func (n *hostSide) listen(ctx context.Context, _ *pass) error {
+	mended, err := n.peers.Listen(ctx, n.under.Link, n.tunnels.port)
+	if mended {
+		n.metrics.hostRepairs.Inc()
+	}
+	return err
+}
+
+func (n *hostSide) ensureHost(ctx context.Context, p *pass) error {
+	spec, err := n.hostSpec(p)
+	if err != nil {
+		return err
+	}
+	moved, err := n.net.Ensure(ctx, spec)
+	if err != nil {
+		return err
+	}
+	if (p.moved || moved) && n.started.IsValid() && p.mtu == n.mtu.Has() {
+		n.metrics.hostRepairs.Inc()
+		n.log.Info("the host's side was put right", "underlay", p.moved, "host", moved)
+	}
+	return nil
+}
+
+// hostSpec is what the node's own side of the overlay is to be.
+func (n *hostSide) hostSpec(p *pass) (hostnet.Spec, error) {
+	devices, bridges, err := n.switchDevices(n.under)
+	spec := hostnet.Spec{
+		Device: bridge.GatewayPort, Gateway: p.me.Gateway(), NodeSubnet: p.me.Subnet, ClusterNetwork: n.records.Config.Network,
+		ServiceProxy: n.settings.serviceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
+		Outside:   n.outside(n.under),
+		VXLANPort: n.tunnels.port, OtherVXLANPorts: n.tunnels.guarded(), ProbePort: n.settings.probePort, SwitchDevices: devices, SwitchBridges: bridges,
+	}
+	if p.mtu.Sends < p.mtu.Receives {
+		spec.RouteMTU = p.mtu.Sends
+	}
+	return spec, err
+}
+
+// switchDevices are those whose packets only the switch may take. The kernel
+// datapath takes them before the node's stack sees them.
+func (n *hostSide) switchDevices(u underlay.Underlay) (devices, bridges []string, err error) {
+	if n.settings.datapath != ovs.DatapathNetdev {
+		return nil, nil, nil
+	}
+	devices = []string{attach.HostIfPrefix + "*"}
+	if u.Uplink == "" {
+		return devices, nil, nil
+	}
+	uplink, _, err := n.links.Link(u.Uplink)
+	if uplink.Type == "bridge" {
+		return devices, []string{u.Uplink}, err
+	}
+	return append(devices, u.Uplink), nil, err
+}
+
+// outside is the device by which answers from outside come in to be routed to pods; the
+// node's address may be on one that none come by.
+func (n *hostSide) outside(under underlay.Underlay) string {
+	if l, ok, err := n.links.Link(under.Link); err != nil || !ok || l.Loopback {
+		return ""
+	}
+	return under.Link
+}
+
+// start reads back what is attached, once for each subnet that the node has.
+func (n *hostSide) start(ctx context.Context, p *pass) error {
+	if n.started.IsValid() {
+		return nil
+	}
+	attached, err := n.attacher.Start(ctx, attach.Node{
+		Bridge: n.settings.bridge, Subnet: p.me.Subnet, Gateway: p.me.Gateway(), MTU: attach.MTU{Device: p.mtu.Receives, Route: p.mtu.Sends}, Datapath: n.settings.datapath,
+	}, n.settings.stateDir, n.settings.bootID)
+	if err != nil {
+		return err
+	}
+	n.table.Load(attached)
+	n.started = p.me.Subnet
+	n.ready.startedAs(n.started)
+	return nil
+}
+
+// setMTU gives pods their MTU. That one does not take it is worth a warning.
+func (n *hostSide) setMTU(ctx context.Context, p *pass) error {
+	n.mtu.TellFailed(p.mtu, n.attacher.SetMTU(ctx, attach.MTU{Device: p.mtu.Receives, Route: p.mtu.Sends}))
+	narrow := n.mtu.Done(p.mtu)
+	n.podMTU = p.mtu.Sends
+	return n.table.SetPathMTUs(ctx, narrow)
+}
+
+func (n *hostSide) countDropped(ctx context.Context, p *pass) error {
+	if !p.full {
+		return nil
+	}
+	dropped, err := n.net.Dropped(ctx)
+	if err != nil {
+		return err
+	}
+	n.metrics.firewallDropped(dropped)
+	return nil
+}

@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"context"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/version"
+)
+
+// reporter shows what a node is and what it has applied: to the CNI, in the metrics, and in the records.
+type reporter struct {
+	*picture
+	readiness *readiness
+	services  *serviceFeed
+	identity  etcdaccess.Own
+	datapath  string
+	attached  interface{ List() []attach.Attachment }
+	table     flowTable
+	store     flowStore
+	// open opens the record of the node's status in a network of that name.
+	open    func(network string) statusRecord
+	to      statusRecord // nil before the first
+	conf    confKeeper
+	metrics *metrics
+}
+
+// statusRecord is the record of the node's status; [store.StatusPublisher] writes it.
+type statusRecord interface {
+	Set(s topology.NodeStatus)
+	Close()
+}
+
+// confKeeper keeps the CNI configuration in place; [cniconf.Kept] does.
+type confKeeper interface{ Ensure() }
+
+func (n *reporter) observe(context.Context, *pass) error {
+	n.metrics.pods.Set(float64(len(n.attached.List())))
+	n.metrics.flows.Set(float64(n.store.Size(nodeflows.AreaName)))
+	n.metrics.peers.Set(float64(len(n.table.Peers())))
+	return nil
+}
+
+func (n *reporter) ready(_ context.Context, p *pass) error {
+	n.readiness.set(p.unwell)
+	return nil
+}
+
+func (n *reporter) status(context.Context, *pass) error {
+	n.publish()
+	return nil
+}
+
+// publish writes what this node has applied where operators see it.
+func (n *reporter) publish() {
+	if !n.fromEtcd || n.records == nil {
+		return
+	}
+	if n.to == nil {
+		n.to = n.open(n.records.Config.Name)
+	}
+	st := topology.NodeStatus{
+		Host: n.name, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
+		Subnet: n.started, VXLANPort: n.tunnels.port,
+	}
+	st.Identity, st.Issuer = n.identity.Who()
+	st.Pods = len(n.attached.List())
+	st.MTU = n.podMTU
+	if why := n.readiness.is(); why != nil {
+		st.Message = why.Error()
+	}
+	n.to.Set(st)
+}
+
+// configuration puts the CNI configuration in place once pods have all that they should.
+func (n *reporter) configuration(_ context.Context, p *pass) error {
+	if p.unwell == nil && n.services.ready() == nil {
+		n.conf.Ensure()
+	}
+	return nil
+}
+
+// close takes the status out of the records.
+func (n *reporter) close() {
+	if n.to != nil {
+		n.to.Close()
+	}
+}

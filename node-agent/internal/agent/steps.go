@@ -1,0 +1,85 @@
+package agent
+
+import (
+	"context"
+	"net/netip"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// step is one part of a pass. It makes something what it should be: it reads first, and
+// changes only what differs, so it may run twice or after one that was interrupted. What
+// it returns is why pods cannot be attached, and ends the pass; the next one begins anew.
+type step struct {
+	name string
+	run  func(ctx context.Context, p *pass) error
+}
+
+// pass is what the steps of one pass find out for those that follow.
+type pass struct {
+	// full reads back all there is, also what nobody said had changed.
+	full bool
+	// me is the node's record.
+	me topology.Node
+	// moved is that the underlay had to be put right.
+	moved bool
+	// mtu is what pods are to have.
+	mtu mtu.Values
+	// source is the address that tunnels are bound to, not valid for none; ports are the
+	// bridge's own.
+	source netip.Addr
+	ports  desired.Ports
+	// unwell is why pods do not reach what they should although all of the agent's own
+	// is as it should be.
+	unwell error
+}
+
+// steps are what a pass does, in the order in which it hangs together. What follows
+// "the ways out of the node" is done also where these are closed: the network of pods
+// that run is kept up.
+func (r *rooms) steps() []step {
+	host, flows, report := r.host, r.flows, r.report
+	return []step{
+		{"the ways to peers, read back", host.forget},
+		{"the database of Open vSwitch", host.reachDatabase},
+		{"the node's record", r.record.place},
+		{"the underlay", host.ensureUnderlay},
+		{"the share of the uplink", host.share},
+		{"the MTU that pods are to have", host.wantMTU},
+		{"the UDP port of the tunnels", host.decideTunnels},
+		{"the firewall, before the tunnels move", host.guardMove},
+		{"the ways to peers", host.route},
+		{"the bridge", host.ensureBridge},
+		{"tunnel packets taken", host.listen},
+		{"the host's side", host.ensureHost},
+		{"what is attached", host.start},
+		{"the MTU of pods", host.setMTU},
+		{"the bridge's ports in the flows", flows.setPorts},
+		{"the connection to the switch", flows.connect},
+		{"room for packets", flows.makeRoom},
+		{"the records in the flows", flows.followRecords},
+		{"ports of pods", flows.repair},
+		{"the flows in the switch", flows.resync},
+		{"what the firewall dropped", host.countDropped},
+		{"ports that were blocked", flows.unblock},
+		{"peers' hardware addresses", flows.warm},
+		{"figures", report.observe},
+		{"the ways out of the node", r.health.look},
+		{"ready, or why not", report.ready},
+		{"the node's status", report.status},
+		{"services in the flows", r.services.follow},
+		{"the CNI configuration", report.configuration},
+	}
+}
+
+// rooms are the owners of what a pass keeps up.
+type rooms struct {
+	record   *ownRecord
+	host     *hostSide
+	flows    *flowSide
+	health   *health
+	services *serviceFeed
+	report   *reporter
+}

@@ -1,0 +1,420 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
+)
+
+// scripted runs a story on a lab, with a clock of its own.
+func scripted(t *testing.T, story func(t *testing.T, l *lab)) {
+	t.Helper()
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) { story(t, newLab(t, dir)) })
+}
+
+// notReady is that pods cannot be attached, for a reason with that text.
+func (l *lab) notReady(reason string) {
+	l.t.Helper()
+	synctest.Wait()
+	if err := l.loop.ready.is(); err == nil || !strings.Contains(err.Error(), reason) {
+		l.t.Errorf("ready: %v; want a reason with %q", err, reason)
+	}
+}
+
+// The first pass of a node that has all does all, and the second finds nothing to do.
+func TestLoopComesUp(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
+		l.start()
+		l.isReady(revision)
+		if got := l.etcd.shown(); got.Revision != revision || got.Message != "" || got.Subnet != labSelf.Subnet || got.MTU != 1450 {
+			t.Errorf("status %+v", got)
+		}
+		if !l.conf.there {
+			t.Error("the runtime has no configuration")
+		}
+		before := l.count()
+		time.Sleep(time.Minute)
+		if n := l.count() - before; n < 11 || n > 15 {
+			t.Errorf("%d passes in a minute in which nothing happened, want one every %s", n, resyncEvery)
+		}
+		l.stop()
+		if l.etcd.open || l.machine.live {
+			t.Errorf("after the end: the status stands: %t, the connection to the switch: %t", l.etcd.open, l.machine.live)
+		}
+	})
+}
+
+// A node that starts while etcd is away has the network of the copy on disk after a while, and does not
+// say in the records that it has.
+func TestLoopStartsWithEtcdAway(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
+		l.start()
+		l.isReady(revision)
+		l.stop()
+		l.etcd.setAway(true)
+		l.start()
+		l.notReady("no records yet from etcd at [https://192.0.2.1:2379]")
+		time.Sleep(etcdPatience + lastPause*2)
+		l.isReady(revision)
+		if l.etcd.open {
+			t.Error("it publishes what it has not from etcd")
+		}
+		later := l.etcd.set(snapshot(0, 4, labSelf, labPeer))
+		l.isReady(revision)
+		l.etcd.setAway(false)
+		l.isReady(later)
+		if got := l.etcd.shown().Revision; got != later {
+			t.Errorf("published revision %d, want %d", got, later)
+		}
+		l.stop()
+		s, ok, err := records.NewFile(l.dir).Load()
+		if err != nil || !ok || s.Revision != later {
+			t.Errorf("the copy on disk is of revision %d (%t, %v), want %d", s.Revision, ok, err, later)
+		}
+	})
+}
+
+// Records that come before there is a bridge wait for its ports.
+func TestLoopRecordsBeforePorts(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.machine.set(func() { l.machine.databaseAway = true })
+		l.start()
+		l.notReady("the database of Open vSwitch at unix:/db.sock does not answer")
+		revision := l.etcd.set(snapshot(0, 5, labSelf, labPeer))
+		l.machine.set(func() { l.machine.databaseAway, l.machine.switchAway = false, true })
+		time.Sleep(2 * lastPause)
+		l.notReady("ovs-vswitchd does not take the bridge in")
+		if got := l.table.inSwitch(); got != 0 {
+			t.Errorf("flows of revision %d are in a switch that is away", got)
+		}
+		l.machine.set(func() { l.machine.switchAway = false })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		l.stop()
+	})
+}
+
+// ovs-vswitchd may go before any step of a pass. The node says so, and has the newest flows soon after it
+// is back; records that came meanwhile are not lost.
+func TestLoopLosesSwitch(t *testing.T) {
+	for _, name := range stepNames() {
+		t.Run(name, func(t *testing.T) {
+			scripted(t, func(t *testing.T, l *lab) {
+				l.start()
+				l.once(name, l.machine.lose)
+				l.etcd.set(snapshot(0, 4, labSelf, labPeer))
+				time.Sleep(resyncEvery + time.Second)
+				if l.loop.ready.is() == nil {
+					t.Error("ready without ovs-vswitchd")
+				}
+				revision := l.etcd.set(snapshot(0, 5, labSelf, labPeer))
+				synctest.Wait()
+				l.machine.set(func() { l.machine.switchAway = false })
+				time.Sleep(2 * lastPause)
+				l.isReady(revision)
+				if got := l.etcd.shown(); got.Revision != revision || got.Message != "" {
+					t.Errorf("status %+v", got)
+				}
+				l.stop()
+			})
+		})
+	}
+}
+
+// Flows that a switch refuses while its connection stands are brought to it when it takes them.
+func TestLoopSwitchRefusesFlows(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.machine.refuses = errors.New("bundle refused: table full")
+		l.start()
+		l.notReady("table full")
+		l.machine.set(func() { l.machine.refuses = nil })
+		revision := l.etcd.set(snapshot(0, 4, labSelf, labPeer))
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		l.machine.set(func() { l.machine.refuses = errors.New("bundle refused: table full") })
+		revision = l.etcd.set(snapshot(0, 5, labSelf, labPeer))
+		l.notReady("table full")
+		// Also one that has just been started anew.
+		l.machine.lose()
+		l.machine.set(func() { l.machine.switchAway = false })
+		time.Sleep(2 * lastPause)
+		l.notReady("table full")
+		l.machine.set(func() { l.machine.refuses = nil })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		l.stop()
+	})
+}
+
+// stepNames are the steps in their order.
+func stepNames() []string {
+	var names []string
+	for _, s := range (&rooms{host: &hostSide{}, flows: &flowSide{}, report: &reporter{}, record: &ownRecord{}, health: &health{}, services: &serviceFeed{}}).steps() {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+// A step that fails makes the node not ready, with its reason for the CNI and in the records, is tried
+// again after growing pauses, and when it comes back all is well.
+func TestLoopStepFails(t *testing.T) {
+	for _, name := range stepNames() {
+		t.Run(name, func(t *testing.T) {
+			scripted(t, func(t *testing.T, l *lab) {
+				revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
+				l.start()
+				broken := errors.New(name + " is broken")
+				l.on(name, func() error { return broken })
+				time.Sleep(resyncEvery)
+				l.notReady(broken.Error())
+				if got := l.etcd.shown().Message; got != broken.Error() {
+					t.Errorf("the records say %q", got)
+				}
+				before := l.count()
+				time.Sleep(time.Minute)
+				// Every 2 s with jitter, and every 5 s.
+				if n := l.count() - before; n < 25 || n > 75 {
+					t.Errorf("%d passes in a minute of failures", n)
+				}
+				l.on(name, nil)
+				time.Sleep(2 * lastPause)
+				l.isReady(revision)
+				if got := l.etcd.shown().Message; got != "" {
+					t.Errorf("the records still say %q", got)
+				}
+				l.stop()
+			})
+		})
+	}
+}
+
+// A revision that comes while a pass runs, at whichever step, is in the flows when all has come to rest.
+func TestLoopRevisionDuringPass(t *testing.T) {
+	for _, name := range stepNames() {
+		t.Run(name, func(t *testing.T) {
+			scripted(t, func(t *testing.T, l *lab) {
+				l.start()
+				var revision int64
+				l.once(name, func() {
+					for i := range 3 {
+						revision = l.etcd.set(snapshot(0, 4+i, labSelf, labPeer))
+					}
+				})
+				time.Sleep(resyncEvery)
+				synctest.Wait()
+				l.isReady(revision)
+				if got := l.etcd.shown().Revision; got != revision {
+					t.Errorf("published revision %d, want %d", got, revision)
+				}
+				l.stop()
+			})
+		})
+	}
+}
+
+// An agent may be ended at any step, of its first pass and of a later one: it stops, and leaves neither a
+// connection nor a status, nor anything that runs.
+func TestLoopEndsAtEveryStep(t *testing.T) {
+	for _, name := range stepNames() {
+		for _, late := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, late), func(t *testing.T) {
+				scripted(t, func(t *testing.T, l *lab) {
+					end := func() error { l.cancel(); return nil }
+					if !late {
+						l.on(name, end)
+					}
+					l.start()
+					l.on(name, end)
+					time.Sleep(resyncEvery)
+					select {
+					case err := <-l.ended:
+						l.ended <- err
+					default:
+						t.Error("it goes on")
+					}
+					l.stop()
+					if l.etcd.open || l.machine.live {
+						t.Errorf("after the end: the status stands: %t, the connection to the switch: %t", l.etcd.open, l.machine.live)
+					}
+				})
+			})
+		}
+	}
+}
+
+// An agent may be ended, and ovs-vswitchd go, while it waits for the datapath to follow the flows. What is
+// applied is published after that only.
+func TestLoopWhileDatapathFollows(t *testing.T) {
+	for name, disturb := range map[string]func(*lab){"agent ends": func(l *lab) { l.cancel() }, "ovs-vswitchd goes": func(l *lab) { l.machine.lose() }} {
+		t.Run(name, func(t *testing.T) {
+			scripted(t, func(t *testing.T, l *lab) {
+				first := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
+				l.start()
+				l.isReady(first)
+				later := l.etcd.set(snapshot(0, 4, labSelf, labPeer))
+				time.Sleep(l.machine.compares / 2)
+				synctest.Wait()
+				if got, shown := l.table.inSwitch(), l.etcd.shown().Revision; got != later || shown != first {
+					t.Errorf("the flows are those of revision %d, and %d is published; want %d and %d", got, shown, later, first)
+				}
+				disturb(l)
+				time.Sleep(staleAtMost)
+				l.stop()
+			})
+		})
+	}
+}
+
+// What the network's configuration changes besides flows is done at once.
+func TestLoopFollowsConfiguration(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		time.Sleep(resyncEvery + staleAtMost)
+		s := snapshot(0, 3, labSelf, labPeer)
+		s.Config.VXLANPort = 8472
+		l.isReady(l.etcd.set(s))
+		if got := l.etcd.shown().VXLANPort; got != 8472 || l.machine.tunnelPort != 8472 {
+			t.Errorf("tunnels at %d, the status says %d", l.machine.tunnelPort, got)
+		}
+		l.stop()
+	})
+}
+
+// The tunnels of a node without pods move to the port that the network's configuration names, whatever step of
+// that fails at first. The firewall keeps pods from it before, and from the old one after.
+func TestLoopTunnelsMove(t *testing.T) {
+	for _, name := range stepNames() {
+		t.Run(name, func(t *testing.T) {
+			scripted(t, func(t *testing.T, l *lab) {
+				l.start()
+				s := snapshot(0, 3, labSelf, labPeer)
+				s.Config.VXLANPort = 8472
+				l.on(name, func() error { return errors.New(name + " is broken") })
+				revision := l.etcd.set(s)
+				time.Sleep(lastPause)
+				l.on(name, nil)
+				time.Sleep(2 * lastPause)
+				l.isReady(revision)
+				l.machine.set(func() {
+					if diff := cmp.Diff([]tunnel.Port{8472, 4789}, l.machine.guarded); l.machine.tunnelPort != 8472 || diff != "" {
+						t.Errorf("tunnels at %d; guarded (-want +got): %s", l.machine.tunnelPort, diff)
+					}
+					if l.machine.unguarded {
+						t.Error("the bridge had a port that pods could send to")
+					}
+				})
+				if got := l.etcd.shown().VXLANPort; got != 8472 {
+					t.Errorf("the status says port %d", got)
+				}
+				l.stop()
+			})
+		})
+	}
+}
+
+// While the way out of the node is closed pods that run keep their network, also what changes of it; the
+// node is looked at again and again, and not without a pause.
+func TestLoopWayOutClosed(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.machine.set(func() { l.machine.closed = errors.New("the uplink eth0 is down") })
+		time.Sleep(resyncEvery)
+		l.notReady("the uplink eth0 is down")
+		before := l.count()
+		time.Sleep(time.Minute)
+		if n := l.count() - before; n < 25 || n > 75 {
+			t.Errorf("%d passes in a minute", n)
+		}
+		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+		synctest.Wait()
+		if got := l.table.inSwitch(); got != revision {
+			t.Errorf("the flows are those of revision %d, want %d", got, revision)
+		}
+		l.machine.set(func() { l.machine.closed = nil })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		l.stop()
+	})
+}
+
+// However often others change the database or devices, all is looked at once in a while only.
+func TestLoopIsCalm(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		before := l.count()
+		for range 6000 {
+			newest(l.machine.changes, struct{}{})
+			newest(l.machine.links, struct{}{})
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := l.count() - before; n < 50 || n > 75 {
+			t.Errorf("%d passes in a minute, want one for each %s and every %s", n, calm, resyncEvery)
+		}
+		l.stop()
+	})
+}
+
+// Whatever goes and comes, in whatever order: once all is there again the node is ready with the newest
+// records, also if its agent was started anew meanwhile.
+func TestLoopInAnyOrder(t *testing.T) {
+	for seed := range uint64(60) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			scripted(t, func(t *testing.T, l *lab) {
+				random := rand.New(rand.NewPCG(seed, 1))
+				names := stepNames()
+				l.start()
+				for range 60 {
+					disturb(l, random, names)
+					time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
+				}
+				for _, name := range names {
+					l.on(name, nil)
+				}
+				l.machine.set(func() { l.machine.databaseAway, l.machine.switchAway, l.machine.closed = false, false, nil })
+				l.etcd.setAway(false)
+				revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+				time.Sleep(resyncEvery + 2*lastPause)
+				l.isReady(revision)
+				l.stop()
+			})
+		})
+	}
+}
+
+// disturb does one thing to the node that may happen at any time.
+func disturb(l *lab, random *rand.Rand, names []string) {
+	name := names[random.IntN(len(names))]
+	switch random.IntN(10) {
+	case 0:
+		l.machine.set(func() { l.machine.databaseAway = !l.machine.databaseAway })
+	case 1:
+		l.machine.lose()
+	case 2, 3:
+		l.machine.set(func() { l.machine.switchAway = false })
+	case 4:
+		l.etcd.setAway(random.IntN(2) == 0)
+	case 5:
+		l.on(name, func() error { return errors.New("broken") })
+	case 6:
+		l.on(name, nil)
+	case 7:
+		l.once(name, l.machine.lose)
+	case 8:
+		l.etcd.set(snapshot(0, random.IntN(9), labSelf, labPeer))
+	case 9:
+		l.stop()
+		l.start()
+	}
+}

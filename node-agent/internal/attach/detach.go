@@ -1,0 +1,135 @@
+package attach
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+)
+
+// Del detaches. What is gone already is no error. When it returns the pod is off the
+// network: its flows are gone. Its port, its devices and its address go a moment later,
+// with those of others that go at the same time ([Attacher.Run]); until then its lease
+// says that this is to be done, whoever is killed. A second DEL does it at once.
+func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
+	key := req.Attachment()
+	end, err := a.turns.take(ctx, key)
+	if err != nil {
+		return err
+	}
+	defer end()
+	defer a.leaving.begin()()
+	release := a.bare.Hold()
+	_, pool, err := a.known()
+	if err != nil {
+		defer release()
+		return a.bare.Del(ctx, key)
+	}
+	release()
+	if a.leaving.has(key) {
+		if err := a.finish(ctx).of(key); err != nil {
+			return fmt.Errorf("detach %s: %w", key, err)
+		}
+		return nil
+	}
+	at, ok := a.find(key)
+	if lease, leased := pool.Lookup(key); !ok && leased {
+		at = fromLease(lease)
+	} else if !ok {
+		// Nothing is known of it: a device may still be there.
+		at = Attachment{Attachment: key}
+	}
+	if err := a.depart(ctx, pool, at); err != nil {
+		return fmt.Errorf("detach %s: %w", key, err)
+	}
+	if ok {
+		a.log.Debug("detached", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
+	}
+	return nil
+}
+
+// depart takes at off the network, and leaves the rest to [Attacher.finish]. Where that
+// cannot be written down nothing is left.
+func (a *Attacher) depart(ctx context.Context, pool *ipam.Pool, at Attachment) error {
+	if _, leased := pool.Lookup(at.Attachment); !leased {
+		return a.disconnect(ctx, pool, at)
+	}
+	if err := a.silence(ctx, at); err != nil {
+		return err
+	}
+	if err := a.observe(DelMark, func() error { return pool.Leave(at.Attachment) }); err != nil {
+		a.log.Warn("that a pod is leaving cannot be written down: all of it is removed at once", "sandbox", at.Netns, "error", err)
+		return a.disconnect(ctx, pool, at)
+	}
+	a.leaving.put(at)
+	a.remove(at.Attachment)
+	return nil
+}
+
+// silence removes the flows of at: nothing reaches it any more, nor it anything.
+func (a *Attacher) silence(ctx context.Context, at Attachment) error {
+	if !at.Address.IsValid() {
+		return nil
+	}
+	return a.observe(DelFlows, func() error { return classify(a.flows.Detach(ctx, at.Address)) })
+}
+
+// disconnect removes what there is of at, all of it: flows, port, devices, lease.
+func (a *Attacher) disconnect(ctx context.Context, pool *ipam.Pool, at Attachment) error {
+	if err := a.silence(ctx, at); err != nil {
+		return err
+	}
+	err := a.observe(DelRest, func() error { return a.bare.disconnect(ctx, at) })
+	if err != nil {
+		return err
+	}
+	pool.Release(at.Attachment)
+	a.remove(at.Attachment)
+	return nil
+}
+
+// GC detaches everything of the network that the runtime no longer lists.
+func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
+	release := a.bare.Hold()
+	_, pool, err := a.known()
+	if err != nil {
+		defer release()
+		return a.bare.GC(ctx, req)
+	}
+	release()
+	valid := map[cniapi.Attachment]bool{}
+	for _, v := range req.ValidAttachments {
+		valid[v] = true
+	}
+	var errs []error
+	drop := func(at Attachment) {
+		if valid[at.Attachment] || at.Network != req.NetworkName {
+			return
+		}
+		end, err := a.turns.take(ctx, at.Attachment)
+		if err != nil {
+			errs = append(errs, err)
+			return
+		}
+		defer end()
+		if a.leaving.has(at.Attachment) {
+			return
+		}
+		if err := a.depart(ctx, pool, at); err != nil {
+			errs = append(errs, fmt.Errorf("collect %s: %w", at.Attachment, err))
+			return
+		}
+		a.log.Info("collected: the runtime no longer lists it", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address)
+	}
+	for _, at := range a.List() {
+		drop(at)
+	}
+	for _, lease := range pool.Leases() {
+		if _, attached := a.find(lease.Attachment()); !attached {
+			drop(fromLease(lease))
+		}
+	}
+	return errors.Join(append(errs, a.finish(ctx).all(), a.sweep(a.List()))...)
+}

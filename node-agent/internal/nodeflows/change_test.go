@@ -1,0 +1,90 @@
+package nodeflows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+)
+
+// refusing is a switch that refuses flows of one port.
+type refusing struct {
+	flowstore.Switch
+	port uint32
+}
+
+var errRefused = errors.New("refused")
+
+func (r refusing) Commit(ctx context.Context, mods []of.Mod) error {
+	if strings.Contains(fmt.Sprintf("%v,", mods), fmt.Sprintf("in_port=%d,", r.port)) {
+		return errRefused
+	}
+	return r.Switch.Commit(ctx, mods)
+}
+
+// Pods that come and go at once share a bundle, and the switch has what it would have had
+// after one at a time. One that it refuses keeps no other.
+func TestChangesAtOnce(t *testing.T) {
+	ctx := context.Background()
+	o, table, obs := start(t)
+	conn := connect(t, o, table)
+	s := records(1, map[string]netid.ID{"a": 10, "b": 11, "c": 12})
+	if _, _, err := table.SetRecords(ctx, s); err != nil && !errors.Is(err, flowstore.ErrNotReady) {
+		t.Fatal(err)
+	}
+	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+		t.Fatal(err)
+	}
+	comes := func(namespace string, n int) change { return change{pod: pod(namespace, n)} }
+	goes := func(n int) change { return change{pod: desired.Attached{Address: pod("", n).Address}, goes: true} }
+	bundles := obs.bundles
+	step := func(list []change, failed map[int]error, bundlesWant int, want ...desired.Attached) {
+		t.Helper()
+		for i, err := range table.change(ctx, list) {
+			if !errors.Is(err, failed[i]) || (failed[i] == nil) != (err == nil) {
+				t.Errorf("%d: %v, want %v", i, err, failed[i])
+			}
+		}
+		if n := obs.bundles - bundles; n != bundlesWant {
+			t.Errorf("%d bundles, want %d", n, bundlesWant)
+		}
+		bundles = obs.bundles
+		if diff := cmp.Diff(expect(t, s, want), flows(t, conn)); diff != "" {
+			t.Errorf("flows (-want +got):\n%s", diff)
+		}
+	}
+	step([]change{comes("a", 2), comes("b", 3), comes("a", 4), goes(9)}, nil, 1, pod("a", 2), pod("b", 3), pod("a", 4))
+	step([]change{goes(2), comes("c", 5), goes(3), comes("b", 4)}, nil, 1, pod("b", 4), pod("c", 5))
+	step([]change{goes(2), goes(9)}, nil, 0, pod("b", 4), pod("c", 5))
+	if err := reconnect(ctx, table, refusing{conn, pod("", 6).Port}); err != nil {
+		t.Fatal(err)
+	}
+	step([]change{comes("a", 2), comes("a", 6), goes(5)}, map[int]error{1: errRefused}, 2, pod("a", 2), pod("b", 4))
+	storeOf(table).Disconnect()
+	// Without a switch those that go are gone all the same, when there is one again.
+	step([]change{goes(2), comes("a", 7)}, map[int]error{1: flowstore.ErrDisconnected}, 0, pod("a", 2), pod("b", 4))
+	if err := reconnect(ctx, table, conn); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(expect(t, s, []desired.Attached{pod("b", 4)}), flows(t, conn)); diff != "" {
+		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+}
+
+// Before the table knows the records nobody comes, and everybody may go.
+func TestChangesUnready(t *testing.T) {
+	_, table, _ := start(t)
+	table.Load([]desired.Attached{pod("a", 2)})
+	errs := table.change(context.Background(), []change{{pod: pod("a", 3)}, {pod: pod("a", 2), goes: true}})
+	if !errors.Is(errs[0], flowstore.ErrNotReady) || errs[1] != nil || len(table.attached) != 0 {
+		t.Errorf("%v, attached %v", errs, table.attached)
+	}
+}

@@ -1,0 +1,170 @@
+package nodeflows
+
+import (
+	"context"
+	"errors"
+	"maps"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+)
+
+// DefaultAllowance is what namespaces may until the table is told otherwise: what
+// [Table.SetAllowances] is told of a connection table of the usual size.
+var DefaultAllowance = pipeline.Allowance{Rate: 16384, Burst: 16384}
+
+// fairness is what the namespaces that have pods here may use of what the node has once.
+type fairness struct {
+	// numbers are those of their meters.
+	numbers map[string]uint32
+	taken   map[uint32]bool
+	// all may as much as that, but for those in held, who may less.
+	all  pipeline.Allowance
+	held map[string]pipeline.Allowance
+	// off is that nobody is held back, unmetered why it cannot be done.
+	off       bool
+	unmetered error
+}
+
+func newFairness() fairness {
+	return fairness{numbers: map[string]uint32{}, taken: map[uint32]bool{}, all: DefaultAllowance}
+}
+
+// assign gives a namespace its meters where it has none. Their number follows from its
+// slot, so that an agent that restarts finds its flows unchanged; of two that would have
+// the same, one gets the next free. There are none when all are taken.
+func (f *fairness) assign(namespace string, slot uint32) {
+	if _, ok := f.numbers[namespace]; ok || len(f.taken) == pipeline.MaxMetered {
+		return
+	}
+	n := slot % pipeline.MaxMetered
+	for f.taken[n] {
+		n = (n + 1) % pipeline.MaxMetered
+	}
+	f.numbers[namespace], f.taken[n] = n, true
+}
+
+func (f *fairness) release(namespace string) {
+	if n, ok := f.numbers[namespace]; ok {
+		delete(f.numbers, namespace)
+		delete(f.taken, n)
+	}
+}
+
+// meters are those of a namespace.
+func (f *fairness) meters(namespace string) pipeline.TenantMeters {
+	n, ok := f.numbers[namespace]
+	if !ok || f.unmetered != nil {
+		return pipeline.TenantMeters{}
+	}
+	m := pipeline.MetersOf(n)
+	if f.off {
+		m.New = 0
+	}
+	return m
+}
+
+func (f *fairness) allowance(namespace string) pipeline.Allowance {
+	if a, held := f.held[namespace]; held {
+		return a
+	}
+	return f.all
+}
+
+// Unlimited says that no namespace is held back from making connections. It is called
+// before anything else.
+func (t *Table) Unlimited() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tenants.fair.off = true
+}
+
+// SetAllowances makes what namespaces may: held those named, all the others. No flow
+// changes. It fails with [flowstore.ErrDisconnected] or an error of the switch; then
+// Resync brings it in.
+func (t *Table) SetAllowances(ctx context.Context, all pipeline.Allowance, held map[string]pipeline.Allowance) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := &t.tenants.fair
+	if f.off || f.all == all && maps.Equal(f.held, held) {
+		return nil
+	}
+	f.all, f.held = all, maps.Clone(held)
+	switch {
+	case t.model == nil && !t.store.Connected():
+		return flowstore.ErrDisconnected
+	case t.model == nil || t.stale:
+		t.stale = true // the next change brings it in
+		return nil
+	}
+	var c flowstore.Change
+	c.All(KindFairness)
+	for n := range f.numbers {
+		c.Set(flowstore.Owner{Kind: KindFairness, Name: n}, flowstore.Want{Meters: t.model.TenantMeters(t.tenantModel(n), f.allowance(n))})
+	}
+	_, err := t.store.Set(ctx, c)
+	return t.unmeter(err)
+}
+
+// unmeter notes that the switch does not take a meter of a namespace: the next attempt is
+// made without them, as pods come first. err is what a change ended with.
+func (t *Table) unmeter(err error) error {
+	var refused *flowstore.MeterError
+	if errors.As(err, &refused) && refused.New && pipeline.OfTenant(refused.Meter.ID) {
+		t.tenants.fair.unmetered = refused.Err
+		t.stale = true
+	}
+	return err
+}
+
+// Demand is what a namespace has asked for since its meters were made or, in userspace,
+// changed.
+type Demand struct {
+	// Connections to services, and those of them that were refused, packets.
+	Connections, Refused uint64
+	// TooLarge are packets that were too large for their path, Untold those of them
+	// whose sender was not told.
+	TooLarge, Untold uint64
+}
+
+// Demands are those of the namespaces that have meters. It fails with
+// [flowstore.ErrDisconnected], an error of the switch, or why the switch has no meters for
+// them.
+func (t *Table) Demands(ctx context.Context) (map[string]Demand, error) {
+	t.mu.Lock()
+	f := &t.tenants.fair
+	unmetered := f.unmetered
+	owners := make(map[uint32]string, 2*len(f.numbers))
+	demands := make(map[string]Demand, len(f.numbers))
+	for namespace := range f.numbers {
+		m := f.meters(namespace)
+		owners[m.New], owners[m.TooLarge] = namespace, namespace
+	}
+	t.mu.Unlock()
+	switch {
+	case !t.store.Connected():
+		return nil, flowstore.ErrDisconnected
+	case unmetered != nil:
+		return nil, unmetered
+	case len(owners) == 0:
+		return demands, nil
+	}
+	counters, err := t.store.MeterCounters(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range counters {
+		namespace, ok := owners[c.ID]
+		if !ok {
+			continue
+		}
+		d := demands[namespace]
+		if pipeline.CountsTooLarge(c.ID) {
+			d.TooLarge, d.Untold = c.Packets, c.Dropped
+		} else {
+			d.Connections, d.Refused = c.Packets, c.Dropped
+		}
+		demands[namespace] = d
+	}
+	return demands, nil
+}

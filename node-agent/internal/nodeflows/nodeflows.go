@@ -1,0 +1,367 @@
+// Package nodeflows produces the flows of br0 but for those of services: of the node
+// itself, its peers, the namespaces that have pods here or serve, and the pods. It holds
+// the picture that they follow from (records, ports, attached pods), and gives what each
+// owner wants to the flow store. It never talks to the switch.
+//
+// Nothing is written or removed before it knows the records and the ports.
+package nodeflows
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// The kinds of owners. A namespace that has meters is one of fairness besides, so that
+// what it may changes without its flows.
+const (
+	KindNode     flowstore.Kind = "node"
+	KindPeer     flowstore.Kind = "peer"
+	KindTenant   flowstore.Kind = "tenant"
+	KindFairness flowstore.Kind = "fairness"
+	KindPod      flowstore.Kind = "pod"
+)
+
+var kinds = []flowstore.Kind{KindNode, KindPeer, KindTenant, KindFairness, KindPod}
+
+// AreaName is that of the flows of this package.
+const AreaName = "the node"
+
+// Area is all flows of the bridge but those of services, and all its meters.
+func Area() flowstore.Area {
+	cookie, mask := pipeline.Others()
+	return flowstore.Area{Name: AreaName, Cookie: cookie, Mask: mask, Kinds: kinds, Meters: true}
+}
+
+// Store is where flows go; [flowstore.Store] is one.
+type Store interface {
+	Connected() bool
+	Try(ctx context.Context, c flowstore.Change) error
+	Set(ctx context.Context, c flowstore.Change) (flowstore.Result, error)
+	Read(ctx context.Context, area string) ([]of.FlowStats, error)
+	Resync(ctx context.Context, area string) (flowstore.Result, error)
+	Check(ctx context.Context, owners ...flowstore.Owner) ([]string, error)
+	MeterCounters(ctx context.Context) ([]of.MeterCounters, error)
+	Nudge(ctx context.Context, f of.Flow) error
+}
+
+// Observer is told about what the switch counts; for metrics.
+type Observer interface {
+	// Dropped: n more packets were dropped for a reason.
+	Dropped(reason pipeline.Reason, n uint64)
+}
+
+// Table is the picture of one node. Its methods may be called at once.
+type Table struct {
+	self      netip.Addr
+	vxlanPort uint16
+	store     Store
+	observer  Observer
+	view      atomic.Pointer[View]
+
+	mu       sync.Mutex
+	records  *topology.Snapshot
+	ports    *desired.Ports
+	attached map[netip.Addr]desired.Attached
+	tenants  tenants
+	// model without pods, as of the last refresh; nil until there is one.
+	model *pipeline.Model
+	proxy pipeline.ServiceProxy
+	// pathMTUs are of the peers, by VTEP, whose paths carry less than pods' devices.
+	pathMTUs map[netip.Addr]int
+	// stale is that all owners may want something else than the store knows.
+	stale bool
+	drops counted
+	// changing lets pods that come and go at once share a bundle.
+	changing *batch.Batch[change, error]
+}
+
+// tenants are the namespaces that have pods here or serve.
+type tenants struct {
+	// slots are of all of them, members counts the pods.
+	slots   desired.Slots
+	members map[string]int
+	fair    fairness
+	serving map[string]bool
+	// recalled is that serving was read back from the switch, or told.
+	recalled bool
+}
+
+// New makes the table of the node with VTEP address self.
+func New(self netip.Addr, vxlanPort uint16, store Store, observer Observer) *Table {
+	t := &Table{
+		self: self, vxlanPort: vxlanPort, store: store, observer: observer,
+		attached: map[netip.Addr]desired.Attached{},
+		tenants:  tenants{slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{}, fair: newFairness()},
+		drops:    counted{flows: map[string]uint64{}, meters: map[uint32]uint64{}},
+	}
+	t.changing = batch.New(changedAtOnce, t.change)
+	return t
+}
+
+// SetRecords makes s the records that the flows follow, in one bundle, and
+// reports whether flows had to change. The problems are records that this node
+// leaves out.
+func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) (problems []desired.Problem, changed bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.records = &s
+	return t.refresh(ctx)
+}
+
+// Nudge makes the switch compare the flows that its datapath cached with its
+// tables, by a flow of a table that no packet reaches.
+func (t *Table) Nudge(ctx context.Context) error { return t.store.Nudge(ctx, pipeline.Nudge()) }
+
+// SetPorts makes p the numbers of the bridge's own ports.
+func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.ports != nil && *t.ports == p {
+		return nil
+	}
+	t.ports = &p
+	_, _, err := t.refresh(ctx)
+	if errors.Is(err, flowstore.ErrNotReady) {
+		return nil
+	}
+	return err
+}
+
+// Load puts pods into the picture without touching the switch: what was
+// attached before the agent started.
+func (t *Table) Load(pods []desired.Attached) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	// In order of name, so that slots are the same after every start.
+	pods = slices.SortedFunc(slices.Values(pods), func(a, b desired.Attached) int { return strings.Compare(a.Namespace, b.Namespace) })
+	for _, p := range pods {
+		t.take(p)
+	}
+	t.stale = true
+}
+
+// take puts a pod into the picture, instead of one with the same address.
+func (t *Table) take(p desired.Attached) {
+	t.leave(p.Address)
+	t.attached[p.Address] = p
+	n := &t.tenants
+	n.members[p.Namespace]++
+	n.slots.Assign(p.Namespace)
+	n.fair.assign(p.Namespace, n.slots[p.Namespace])
+}
+
+// leave takes the pod with that address out of the picture, and its namespace's
+// slot with the last one.
+func (t *Table) leave(address netip.Addr) {
+	p, ok := t.attached[address]
+	if !ok {
+		return
+	}
+	delete(t.attached, address)
+	n := &t.tenants
+	if n.members[p.Namespace]--; n.members[p.Namespace] == 0 {
+		delete(n.members, p.Namespace)
+		n.fair.release(p.Namespace)
+		n.release(p.Namespace)
+	}
+}
+
+// pod is what the pod with that address wants: nothing where there is none.
+func (t *Table) pod(address netip.Addr) (w flowstore.Want) {
+	a, ok := t.attached[address]
+	if !ok {
+		return w
+	}
+	w.Flows = t.model.Pod(desired.Pod(t.tenants.slots, a))
+	if a.Meter.Rate > 0 {
+		w.Meters = []of.Meter{meter(a)}
+	}
+	return w
+}
+
+// setTenant puts into c what a namespace wants: nothing without a slot.
+func (t *Table) setTenant(c *flowstore.Change, namespace string) {
+	var flows, meters flowstore.Want
+	if _, ok := t.tenants.slots[namespace]; ok {
+		m := t.tenantModel(namespace)
+		flows.Flows = t.model.Tenant(m)
+		meters.Meters = t.model.TenantMeters(m, t.tenants.fair.allowance(namespace))
+	}
+	c.Set(flowstore.Owner{Kind: KindTenant, Name: namespace}, flows)
+	c.Set(flowstore.Owner{Kind: KindFairness, Name: namespace}, meters)
+}
+
+func (t *Table) tenantModel(namespace string) pipeline.Tenant {
+	m := desired.Tenant(*t.records, t.tenants.slots, namespace)
+	m.Serves = t.tenants.serving[namespace]
+	m.Meters = t.tenants.fair.meters(namespace)
+	return m
+}
+
+// all is what all owners want.
+func (t *Table) all() (c flowstore.Change) {
+	c.All(kinds...)
+	c.Set(flowstore.Owner{Kind: KindNode}, flowstore.Want{Flows: t.model.Own(), Meters: t.model.Meters()})
+	for _, p := range t.model.Peers {
+		c.Set(flowstore.Owner{Kind: KindPeer, Name: p.VTEP.String()}, flowstore.Want{Flows: t.model.Peer(p)})
+	}
+	for n := range t.tenants.slots {
+		t.setTenant(&c, n)
+	}
+	for address := range t.attached {
+		c.Set(flowstore.Owner{Kind: KindPod, Name: address.String()}, t.pod(address))
+	}
+	return c
+}
+
+// Connected says that the switch is another one, and brings it to the picture: what it
+// has is read, and only the difference is written.
+func (t *Table) Connected(ctx context.Context) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.tenants.fair.unmetered = nil
+	if t.model == nil {
+		return nil
+	}
+	_, err := t.bring(ctx)
+	return err
+}
+
+// Resync reads the switch, puts right what differs from the picture, and counts what was
+// dropped since. Pods come and go meanwhile.
+func (t *Table) Resync(ctx context.Context) error {
+	t.drops.mu.Lock()
+	defer t.drops.mu.Unlock()
+	measures, err := t.beforeResync(ctx)
+	if err != nil {
+		return err
+	}
+	r, err := t.store.Resync(ctx, AreaName)
+	if r.Found != nil {
+		t.countDrops(r.Found)
+	}
+	switch {
+	case err != nil:
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		return t.unmeter(err)
+	case measures:
+		return t.countTooLarge(ctx)
+	}
+	clear(t.drops.meters)
+	return nil
+}
+
+// beforeResync has the store know all that is wanted, and reports whether packets that are
+// too large for their path are counted.
+func (t *Table) beforeResync(ctx context.Context) (measures bool, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.model == nil {
+		return false, flowstore.ErrNotReady
+	}
+	if t.stale || !t.tenants.recalled {
+		_, err = t.bring(ctx)
+	}
+	return len(t.model.Meters()) > 0, err
+}
+
+// Check compares the pod's flows in the switch with the picture and says what
+// differs, nothing where all is as it should be.
+func (t *Table) Check(ctx context.Context, address netip.Addr) ([]string, error) {
+	t.mu.Lock()
+	a, ok := t.attached[address]
+	known := t.model != nil
+	t.mu.Unlock()
+	switch {
+	case !known:
+		return nil, flowstore.ErrNotReady
+	case !t.store.Connected():
+		return nil, flowstore.ErrDisconnected
+	case !ok:
+		return []string{fmt.Sprintf("%s is not attached", address)}, nil
+	}
+	return t.store.Check(ctx, flowstore.Owner{Kind: KindPod, Name: address.String()}, flowstore.Owner{Kind: KindTenant, Name: a.Namespace})
+}
+
+// Peers are the other nodes in the picture.
+func (t *Table) Peers() []pipeline.Peer {
+	if v := t.view.Load(); v != nil {
+		return slices.Clone(v.Peers)
+	}
+	return nil
+}
+
+// Dump is the picture as text, for /debug/state.
+func (t *Table) Dump() []string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.model == nil {
+		return nil
+	}
+	flows := t.model.Flows()
+	for _, n := range slices.Sorted(maps.Keys(t.tenants.slots)) {
+		flows = append(flows, t.model.Tenant(t.tenantModel(n))...)
+	}
+	for _, addr := range slices.SortedFunc(maps.Keys(t.attached), netip.Addr.Compare) {
+		flows = append(flows, t.pod(addr).Flows...)
+	}
+	out := make([]string, len(flows))
+	for i, f := range flows {
+		out[i] = f.String()
+	}
+	return out
+}
+
+// refresh computes the model anew and has the switch follow. It reports whether flows
+// had to change.
+func (t *Table) refresh(ctx context.Context) ([]desired.Problem, bool, error) {
+	if t.records == nil || t.ports == nil {
+		return nil, false, flowstore.ErrNotReady
+	}
+	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.vxlanPort, nil, nil)
+	if err != nil {
+		// The node lost its place in the network. What it has stays: its pods keep
+		// their network, and the caller says why nothing new is applied.
+		return nil, false, err
+	}
+	m.ServiceProxy = t.proxy
+	t.withPathMTUs(&m)
+	t.model = &m
+	t.publish()
+	changed, err := t.bring(ctx)
+	return problems, changed, err
+}
+
+// bring gives the store all that is wanted, and reports whether flows had to change.
+func (t *Table) bring(ctx context.Context) (changed bool, err error) {
+	if !t.tenants.recalled {
+		found, err := t.store.Read(ctx, AreaName)
+		switch {
+		case err == nil:
+			t.recall(found)
+		case !errors.Is(err, flowstore.ErrDisconnected):
+			return false, err
+		}
+	}
+	r, err := t.store.Set(ctx, t.all())
+	t.stale = false // the store has it, though perhaps not the switch
+	if err == nil && len(r.Contested) > 0 {
+		err = fmt.Errorf("%v: %w", r.Contested[0], flowstore.ErrContested)
+	}
+	return r.Changed > 0, t.unmeter(err)
+}

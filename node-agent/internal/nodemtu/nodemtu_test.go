@@ -1,0 +1,185 @@
+package nodemtu
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+var (
+	self  = netip.MustParseAddr("198.18.0.1")
+	peerB = netip.MustParseAddr("198.18.0.2")
+	peerC = netip.MustParseAddr("198.18.0.3")
+)
+
+// stack is a node's: one device, ways to peers, and what an earlier agent has set.
+type stack struct {
+	mtu   int
+	paths map[netip.Addr]int // none where there is no route
+	port  ovs.Port
+	route int
+	holes map[netip.Addr]int
+	needs map[netip.Addr]int
+}
+
+func (s *stack) PathsTo(_ netip.Addr, ips []netip.Addr) map[netip.Addr]link.Path {
+	found := map[netip.Addr]link.Path{}
+	for _, ip := range ips {
+		if size, ok := s.paths[ip]; ok {
+			found[ip] = link.Path{Link: link.Link{Name: "eth0"}, MTU: size}
+		}
+	}
+	return found
+}
+
+func (s *stack) LinkExists(string) (bool, error) { return s.port.Name != "", nil }
+
+func (s *stack) ReadConfig(string) (link.Config, error) {
+	return link.Config{Routes: []link.Route{{Dst: topology.DefaultConfig().Network, MTU: s.route}}}, nil
+}
+
+func (s *stack) Port(name string) (ovs.Port, bool) {
+	return s.port, name == bridge.GatewayPort && s.port.Name != ""
+}
+
+func (s *stack) Narrowest(underlay.Underlay) (string, int, error) { return "eth0", s.mtu, nil }
+func (s *stack) Changed() <-chan struct{}                         { return nil }
+func (s *stack) SetPeers(needs map[netip.Addr]int)                { s.needs = needs }
+func (s *stack) Holes() map[netip.Addr]int                        { return s.holes }
+func (s *stack) Run(ctx context.Context)                          { <-ctx.Done() }
+
+func (s *stack) under() underlay.Underlay {
+	return underlay.Underlay{VTEP: self, Link: "eth0", Narrowest: "eth0", MTU: s.mtu}
+}
+
+func twoPeers() *topology.Snapshot {
+	s := &topology.Snapshot{Config: topology.DefaultConfig(), Nodes: map[netip.Addr]topology.Node{}}
+	for i, ip := range []netip.Addr{self, peerB, peerC} {
+		s.Nodes[ip] = topology.Node{Host: "n", HostIP: ip, Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 11, byte(4 * i), 0}), 22)}
+	}
+	return s
+}
+
+// of returns the part of a node with that stack; put writes.
+func of(s *stack, put func(context.Context, topology.NodeMTU) (int64, error)) (*MTU, *bytes.Buffer) {
+	var said bytes.Buffer
+	return New(Config{
+		Name: "n1", Self: self, Policy: mtu.Clamp, Put: put, Host: s, Switch: s, Underlay: s, Prober: s,
+		Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(&said, nil)),
+	}), &said
+}
+
+func nowhere(context.Context, topology.NodeMTU) (int64, error) {
+	return 0, errors.New("written though nobody may")
+}
+
+func wants(t *testing.T, m *MTU, s *stack, r *topology.Snapshot, fromEtcd bool, want mtu.Values) {
+	t.Helper()
+	got, err := m.Want(s.under(), r, fromEtcd)
+	if err != nil || got != want {
+		t.Errorf("wants %+v, %v; want %+v", got, err, want)
+	}
+}
+
+// A node that starts with the records on disk has what its paths carry, as nobody says what the others have.
+func TestWantFromCopy(t *testing.T) {
+	s := &stack{mtu: 1500, paths: map[netip.Addr]int{peerB: 1500, peerC: 1400}}
+	m, _ := of(s, nowhere)
+	wants(t, m, s, twoPeers(), false, mtu.Values{Receives: 1350, Sends: 1350})
+	if narrow := m.Done(mtu.Values{Receives: 1450, Sends: 1350}); !cmp.Equal(narrow, map[netip.Addr]int{peerC: 1350}, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) {
+		t.Errorf("narrow paths %v", narrow)
+	}
+	if !cmp.Equal(s.needs, map[netip.Addr]int{peerB: 1500, peerC: 1400}, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })) {
+		t.Errorf("probes are to try %v", s.needs)
+	}
+}
+
+// What an earlier agent has set is read back, and kept while the others' records are not seen.
+func TestWantReadsBack(t *testing.T) {
+	s := &stack{mtu: 1500, port: ovs.Port{Name: bridge.GatewayPort, MTURequest: 1400}, route: 1300}
+	m, _ := of(s, nowhere)
+	wants(t, m, s, twoPeers(), true, mtu.Values{Receives: 1400, Sends: 1300})
+}
+
+// A new node takes no pods before the others know of it, and its record says what it carries.
+func TestWantIsAgreed(t *testing.T) {
+	s := &stack{mtu: 1500, paths: map[netip.Addr]int{peerB: 1500, peerC: 1500}}
+	puts := make(chan topology.NodeMTU, 1)
+	m, said := of(s, func(_ context.Context, r topology.NodeMTU) (int64, error) { puts <- r; return 7, nil })
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); m.Run(ctx) }()
+	defer func() { cancel(); <-ended }()
+	r := twoPeers()
+	if _, err := m.Want(s.under(), r, true); !errors.Is(err, ErrNotAgreed) {
+		t.Fatalf("before the others' records are seen: %v", err)
+	}
+	other := topology.NodeMTU{HostIP: peerB, Carries: 1350, Receives: 1450, Sends: 1350}
+	m.See(topology.MTUs{Revision: 5, Nodes: map[netip.Addr]topology.NodeMTU{peerB: other}})
+	if _, err := m.Want(s.under(), r, true); !errors.Is(err, ErrNotAgreed) {
+		t.Fatalf("before it has written: %v", err)
+	}
+	wrote := <-puts
+	if wrote.Carries != 1450 || wrote.HostIP != self || wrote.Host != "n1" {
+		t.Errorf("wrote %+v", wrote)
+	}
+	m.TakeWritten(<-m.Written())
+	m.See(topology.MTUs{Revision: 7, Nodes: map[netip.Addr]topology.NodeMTU{peerB: other, self: wrote}})
+	if !m.Next(true) {
+		t.Error("no pass is asked for though there is something to set")
+	}
+	set, err := m.Want(s.under(), r, true)
+	if err != nil || set.Sends != 1350 || set.Receives < 1350 {
+		t.Errorf("the node that carries least decides: %+v, %v", set, err)
+	}
+	m.Done(set)
+	if m.Has() != set || !strings.Contains(said.String(), "MTU of pods") {
+		t.Errorf("has %+v, said %q", m.Has(), said)
+	}
+}
+
+// What changes on the node is seen: a device, a route that went, a black hole.
+func TestMeasure(t *testing.T) {
+	s := &stack{mtu: 1500, paths: map[netip.Addr]int{peerB: 1500, peerC: 1500}}
+	m, said := of(s, nowhere)
+	r := twoPeers()
+	if m.LinksChanged() {
+		t.Error("links changed before they were looked at")
+	}
+	wants(t, m, s, r, false, mtu.Values{Receives: 1450, Sends: 1450})
+	s.mtu = 1400
+	if !m.LinksChanged() {
+		t.Error("a device that carries less is not seen")
+	}
+	s.mtu = 1500
+	// A route changes: looked at when asked for only.
+	s.paths = map[netip.Addr]int{peerB: 1300}
+	m.RoutesChanged()
+	wants(t, m, s, r, false, mtu.Values{Receives: 1250, Sends: 1250})
+	if ways := m.Ways(); ways[peerC].MTU != 1500 || ways[peerB].MTU != 1300 {
+		t.Errorf("ways %v: one without a route keeps what it had", ways)
+	}
+	s.holes = map[netip.Addr]int{peerB: 1280}
+	wants(t, m, s, r, false, mtu.Values{Receives: 1230, Sends: 1230})
+	if !strings.Contains(said.String(), "a black hole") {
+		t.Errorf("said %q", said)
+	}
+	s.holes = map[netip.Addr]int{peerB: 500}
+	if _, err := m.Want(s.under(), r, false); err == nil || !strings.Contains(err.Error(), "ip link set dev") {
+		t.Errorf("too small for pods: %v", err)
+	}
+}

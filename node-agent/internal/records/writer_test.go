@@ -1,0 +1,130 @@
+package records
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// disk takes what is saved when the test says so.
+type disk struct {
+	writing chan struct{}
+
+	mu    sync.Mutex
+	err   error
+	saved []int64
+}
+
+func (d *disk) save(s topology.Snapshot) error {
+	<-d.writing
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.saved = append(d.saved, s.Revision)
+	return d.err
+}
+
+func at(revision int64) topology.Snapshot { return topology.Snapshot{Revision: revision} }
+
+// A disk that hangs keeps nobody waiting; of what came meanwhile the newest is written, and before the
+// end too.
+func TestWriterKeepsTheNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &disk{writing: make(chan struct{})}
+		w := newWriter(d.save, slog.New(slog.DiscardHandler))
+		w.Keep(at(1))
+		synctest.Wait()
+		for r := range int64(5) {
+			w.Keep(at(2 + r))
+		}
+		d.writing <- struct{}{}
+		d.writing <- struct{}{}
+		synctest.Wait()
+		w.Keep(at(7))
+		w.Keep(at(8))
+		close(d.writing)
+		w.Close()
+		if got := d.saved; !cmp.Equal(got[:2], []int64{1, 6}) || got[len(got)-1] != 8 {
+			t.Errorf("wrote revisions %v, want 1, 6, and 8 at the end", got)
+		}
+	})
+}
+
+// A write that fails is said, and does not keep the next one from being written.
+func TestWriterFails(t *testing.T) {
+	var said bytes.Buffer
+	d := &disk{writing: make(chan struct{}), err: errors.New("no space left on device")}
+	close(d.writing)
+	w := newWriter(d.save, slog.New(slog.NewTextHandler(&said, nil)))
+	w.Keep(at(1))
+	w.Close()
+	if text := said.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "no space left on device") {
+		t.Errorf("said %q", text)
+	}
+}
+
+// The copy is whole at the end, whatever was under way.
+func TestWriterOnDisk(t *testing.T) {
+	f := NewFile(t.TempDir())
+	w := NewWriter(f, slog.New(slog.DiscardHandler))
+	for r := range int64(50) {
+		s := large(100)
+		s.Revision = 1 + r
+		w.Keep(s)
+	}
+	w.Close()
+	want := large(100)
+	want.Revision = 50
+	got, ok, err := f.Load()
+	if err != nil || !ok {
+		t.Fatalf("there is a copy: %t, %v", ok, err)
+	}
+	if diff := cmp.Diff(want, got, comparers); diff != "" {
+		t.Errorf("the copy (-want +got):\n%s", diff)
+	}
+}
+
+// large are records of so many namespaces, and of one node for each 10 of them.
+func large(namespaces int) topology.Snapshot {
+	s := topology.Snapshot{Revision: 1, Config: topology.DefaultConfig(), Namespaces: map[string]topology.Namespace{}, Nodes: map[netip.Addr]topology.Node{}}
+	for i := range namespaces {
+		name, number := fmt.Sprintf("tenant-%05d", i), netid.ID(10+i)
+		s.Namespaces[name] = topology.Namespace{NetName: name, NetID: raw(int64(number)), Effective: &number, UID: "b5f3a9b8-2d5c-4a2e-9a3e-5d2f6c7a8e90"}
+	}
+	for i := range namespaces / 10 {
+		ip := netip.AddrFrom4([4]byte{198, 18, byte(i >> 8), byte(i)})
+		s.Nodes[ip] = topology.Node{Host: "n", HostIP: ip, Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 11, byte(4 * i), 0}), 22)}
+	}
+	return s
+}
+
+// BenchmarkCopy is what the copy of 5,000 namespaces costs whoever holds the records: written by
+// itself, and left to a Writer.
+func BenchmarkCopy(b *testing.B) {
+	s := large(5000)
+	b.Run("written", func(b *testing.B) {
+		f := NewFile(b.TempDir())
+		for b.Loop() {
+			if err := f.Save(s); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("left to a writer", func(b *testing.B) {
+		w := NewWriter(NewFile(b.TempDir()), slog.New(slog.DiscardHandler))
+		defer w.Close()
+		for b.Loop() {
+			w.Keep(s)
+		}
+	})
+}

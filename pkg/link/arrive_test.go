@@ -1,0 +1,113 @@
+package link
+
+import (
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+)
+
+// udp is an IPv4 packet with no payload.
+func udp(from, to netip.AddrPort) []byte {
+	b := make([]byte, 28)
+	b[0], b[8], b[9] = 0x45, 64, 17
+	binary.BigEndian.PutUint16(b[2:], 28)
+	src, dst := from.Addr().As4(), to.Addr().As4()
+	copy(b[12:], src[:])
+	copy(b[16:], dst[:])
+	var sum uint32
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	binary.BigEndian.PutUint16(b[10:], ^uint16(sum+sum>>16))
+	binary.BigEndian.PutUint16(b[20:], from.Port())
+	binary.BigEndian.PutUint16(b[22:], to.Port())
+	binary.BigEndian.PutUint16(b[24:], 8)
+	return b
+}
+
+// A packet that arrives comes in by the device, whichever that is at the time, and is
+// translated as the connection says that it answers.
+func TestArrive(t *testing.T) {
+	n := space(t)
+	for _, c := range []string{
+		"link add eth0 type ifb", "link add eth1 type ifb", "link add pods type ifb", "link set eth0 up", "link set eth1 up", "link set pods up",
+		"link add other type veth peer name other-end", "addr add 198.18.0.7/24 dev eth0", "route add 203.0.113.0/24 dev eth1", "addr add 172.11.0.1/24 dev pods",
+	} {
+		ip(t, n, c)
+	}
+	nft := func(script string) string {
+		t.Helper()
+		out, err := exec.Command("ip", "netns", "exec", nameOf(n), "nft", script).CombinedOutput()
+		if err != nil {
+			t.Fatalf("nft %s: %v: %s", script, err, out)
+		}
+		return string(out)
+	}
+	nft(`add table ip t; add counter ip t eth0; add counter ip t eth1; add chain ip t nat { type nat hook postrouting priority srcnat; }
+		add chain ip t f { type filter hook forward priority 0; policy drop; }
+		add rule ip t f iifname eth0 oifname pods ip daddr 172.11.0.9 udp dport 1000 ct state established counter name eth0
+		add rule ip t f iifname eth1 oifname pods ip daddr 172.11.0.9 udp dport 1000 ct state established counter name eth1`)
+	if _, err := n.EnsureSysctl("net/ipv4/ip_forward", "1"); err != nil {
+		t.Fatal(err)
+	}
+	c := Translated{From: netip.MustParseAddrPort("172.11.0.9:1000"), To: netip.MustParseAddrPort("203.0.113.1:53"), As: netip.MustParseAddrPort("198.18.0.7:40000")}
+	noErr(t, n.Track(c, 3*time.Second))
+	if err := n.Track(c, time.Second); err == nil {
+		t.Error("the same connection twice, and no error")
+	}
+	for _, device := range []string{"eth0", "eth1", "eth0"} {
+		before := nft("list counter ip t " + device)
+		noErr(t, n.Arrive("arrivals", device, udp(c.To, c.As)))
+		for deadline := time.Now().Add(5 * time.Second); nft("list counter ip t "+device) == before; time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("nothing came in by %s: %s", device, nft("list ruleset"))
+			}
+		}
+	}
+	out, err := exec.Command("ip", "netns", "exec", nameOf(n), "conntrack", "-L", "-p", "udp").CombinedOutput()
+	if err != nil || strings.Count(string(out), "src=172.11.0.9") != 1 {
+		t.Errorf("tracked: %v: %s", err, out)
+	}
+	if err := n.Arrive("arrivals", "eth9", udp(c.To, c.As)); !errors.Is(err, ErrNoLink) {
+		t.Errorf("a device that is not there: %v", err)
+	}
+	if err := n.Arrive("other", "eth0", udp(c.To, c.As)); !errors.Is(err, ErrLinkExists) {
+		t.Errorf("by a device of somebody else: %v", err)
+	}
+}
+
+func TestPathOf(t *testing.T) {
+	n := space(t)
+	for _, c := range []string{
+		"link add eth0 type ifb", "link add eth1 type ifb", "link add pods type ifb", "link set eth0 up", "link set eth1 up", "link set pods up",
+		"addr add 198.18.0.7/24 dev eth0", "addr add 198.19.0.7/24 dev eth1", "addr add 172.11.0.1/24 dev pods",
+	} {
+		ip(t, n, c)
+	}
+	if _, err := n.EnsureSysctl("net/ipv4/ip_forward", "1"); err != nil {
+		t.Fatal(err)
+	}
+	pod, outside := netip.MustParseAddr("172.11.0.9"), netip.MustParseAddr("203.0.113.1")
+	want := func(when, device, via string, no bool) {
+		t.Helper()
+		p, err := n.PathOf(pod, "pods", outside)
+		if errors.Is(err, ErrNoRoute) != no || !no && (err != nil || p.Link.Name != device || p.Via.String() != via) {
+			t.Errorf("%s: by %s via %s (%v), want by %s via %s", when, p.Link.Name, p.Via, err, device, via)
+		}
+	}
+	want("no routes", "", "", true)
+	if _, err := n.PathTo(outside); !errors.Is(err, ErrNoRoute) {
+		t.Errorf("the node's own: %v", err)
+	}
+	ip(t, n, "route add default via 198.18.0.1")
+	want("a default route", "eth0", "198.18.0.1", false)
+	ip(t, n, "route add default via 198.19.0.1 table 100")
+	ip(t, n, "rule add iif pods lookup 100")
+	want("a rule for pods", "eth1", "198.19.0.1", false)
+	ip(t, n, "rule add iif pods priority 50 blackhole")
+	want("a rule against pods", "", "", true)
+}
