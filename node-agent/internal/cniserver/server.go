@@ -170,7 +170,7 @@ func (s *Server) accept(ctx context.Context, slots chan struct{}, serve func(*ne
 		if !transient(err) {
 			return err
 		}
-		s.log.Error("cannot accept a CNI connection", "err", err)
+		s.log.Error("cannot accept a CNI connection", "error", err)
 		select {
 		case <-time.After(100 * time.Millisecond):
 		case <-ctx.Done():
@@ -195,7 +195,7 @@ func (s *Server) serveConn(ctx context.Context, conn *net.UnixConn) {
 	defer conn.Close()
 	began := time.Now()
 	if cred, err := peercred.Of(conn); err != nil || cred.Uid != 0 {
-		s.log.Warn("refused a CNI connection: it is not root's", "uid", cred.Uid, "err", err)
+		s.log.Warn("refused a CNI connection: it is not root's", "uid", cred.Uid, "error", err)
 		s.answer(conn, cniapi.Response{Error: cniapi.Errorf(cniapi.CodeIO, "only root may ask the k8s-ovs agent")})
 		return
 	}
@@ -205,7 +205,7 @@ func (s *Server) serveConn(ctx context.Context, conn *net.UnixConn) {
 		err = req.Validate()
 	}
 	if err != nil {
-		s.log.Warn("refused a CNI request", "command", req.Command, "sandbox", req.ContainerID, "err", err)
+		s.log.Warn("refused a CNI request", "command", req.Command, "sandbox", req.ContainerID, "error", err)
 		e := cniapi.AsError(err)
 		s.observe("", e, began)
 		s.answer(conn, cniapi.Response{Error: e})
@@ -310,7 +310,7 @@ func (s *Server) logOutcome(req cniapi.Request, result *cniapi.Result, e *cniapi
 	}
 	switch {
 	case e != nil:
-		log.Error("CNI request failed", "code", e.Code, "err", e)
+		log.Error("CNI request failed", "code", e.Code, "error", e)
 	case req.Command == cniapi.Add:
 		log.Info("pod attached", "address", result.Address, "hostIfName", result.HostIfName)
 	case req.Command == cniapi.Del:
@@ -325,7 +325,7 @@ func (s *Server) logOutcome(req cniapi.Request, result *cniapi.Result, e *cniapi
 func (s *Server) answer(conn *net.UnixConn, resp cniapi.Response) {
 	_ = conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	if err := cniapi.WriteResponse(conn, resp); err != nil {
-		s.log.Warn("cannot answer a CNI request", "err", err)
+		s.log.Warn("cannot answer a CNI request", "error", err)
 	}
 }
 
