@@ -61,7 +61,7 @@ func TestDelAlways(t *testing.T) {
 			mend: func(l *lab) {
 				n, err := l.Node("n1")
 				l.must(err)
-				l.must(ns.IP(l.t.Context(), n.Netns, "addr add "+n.VTEP.String()+"/24 dev br-phy"))
+				l.must(ns.IP(l.t.Context(), n.Netns, "addr add "+n.VTEP.String()+"/24 dev br-phy", "route replace default via "+netlab.Gateway.String()))
 			},
 			why: "address",
 		},

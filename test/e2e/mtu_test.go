@@ -340,6 +340,9 @@ func TestMTUStacked(t *testing.T) {
 			t.Fatalf("%s has no address: %q", node, addr)
 		}
 		l.must(ns.IP(t.Context(), netns, append(s.lines, "addr flush dev eth0", "addr add "+ip[1]+" dev "+s.top)...))
+		if node != "ctl" {
+			l.must(ns.IP(t.Context(), netns, "route replace default via "+netlab.Gateway.String()))
+		}
 	}
 	l.waitMTU("stacked", recovery, 1450, pods...)
 	for _, c := range []struct {
