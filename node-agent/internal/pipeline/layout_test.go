@@ -134,6 +134,14 @@ func TestRegisters(t *testing.T) {
 			if v, ok := f.Match.Field(of.FieldReg(r.Number)); ok && v.Uint64()>>r.Bits != 0 {
 				t.Errorf("%s has %d bits and is matched with more: %s", r.Name, r.Bits, f)
 			}
+			if wide := tooWide(f.String(), r); wide != "" {
+				t.Errorf("%s has %d bits and is given more by %s: %s", r.Name, r.Bits, wide, f)
+			}
+		}
+		for _, g := range groups {
+			if wide := tooWide(g.String(), r); wide != "" {
+				t.Errorf("%s has %d bits and is given more by %s: %s", r.Name, r.Bits, wide, g)
+			}
 		}
 	}
 	for r := range u.reads {
@@ -144,6 +152,38 @@ func TestRegisters(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("who sets and reads registers (-written +flows):\n%s", diff)
+	}
+}
+
+var constant = regexp.MustCompile(`(?:set_field|load):(0x[0-9a-f]+|\d+)(?:/0x[0-9a-f]+)?->(?:reg|NXM_NX_REG)(\d+)(?:\[(?:(\d+)\.\.\d+)?\])?`)
+
+// tooWide is an action that writes a number into r which has more bits than r, or none.
+func tooWide(actions string, r Register) string {
+	for _, c := range constant.FindAllStringSubmatch(actions, -1) {
+		value, err := strconv.ParseUint(c[1], 0, 64)
+		lowest, _ := strconv.Atoi(c[3]) // none is 0
+		if err != nil || c[2] == fmt.Sprint(r.Number) && value<<lowest>>r.Bits != 0 {
+			return c[0]
+		}
+	}
+	return ""
+}
+
+// TestTooWide: what TestRegisters finds.
+func TestTooWide(t *testing.T) {
+	for actions, want := range map[string]string{
+		"set_field:0xff->reg3,goto_table:20":        "",
+		"set_field:0x100->reg3,goto_table:20":       "set_field:0x100->reg3",
+		"set_field:0x100->reg4":                     "",
+		"set_field:1->reg4,set_field:256->reg3":     "set_field:256->reg3",
+		"set_field:0x100/0x1ff->reg3":               "set_field:0x100/0x1ff->reg3",
+		"load:0x1->NXM_NX_REG3[7..8]":               "",
+		"load:0x1->NXM_NX_REG3[8..9]":               "load:0x1->NXM_NX_REG3[8..9]",
+		"learn(table=24,load:0x100->NXM_NX_REG3[])": "load:0x100->NXM_NX_REG3[]",
+	} {
+		if got := tooWide(actions, Register{Number: 3, Bits: 8}); got != want {
+			t.Errorf("%s: %q, want %q", actions, got, want)
+		}
 	}
 }
 
@@ -224,5 +264,22 @@ func TestDocument(t *testing.T) {
 	slices.Sort(got)
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("PIPELINE.md says (-the code +PIPELINE.md):\n%s", diff)
+	}
+}
+
+// TestDocumentCounts: PIPELINE.md has the numbers of fixed flows as they are.
+func TestDocumentCounts(t *testing.T) {
+	text, err := os.ReadFile("PIPELINE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	none := len(with(NoServices).Fixed())
+	for _, want := range []string{
+		fmt.Sprintf("\nFixed: %d ", none),
+		fmt.Sprintf("Fixed flows: %d more.", len(with(OVS).Fixed())-none),
+	} {
+		if !strings.Contains(string(text), want) {
+			t.Errorf("PIPELINE.md does not say %q", want)
+		}
 	}
 }
