@@ -67,7 +67,8 @@ attacks: deps build ## what hostile pods, tenants, nodes and hosts try: writes t
 	$(if $(KERNEL),ATTACKS=$(abspath $(BIN))/attacks-kernel ./test/kernel/run --run '^Test(Attack|Fairness)')
 	go run ./test/attacks/report -version "$(VERSION)" $(BIN)/attacks $(BIN)/attacks-kernel > test/e2e/ATTACKS.md
 
-MACHINE = -machine.all -machine.pairs $(or $(PAIRS),30) -machine.seed $(or $(SEED),0) $(if $(ONLY),-machine.only '$(ONLY)')
+# An apostrophe would end the shell's quotes; to the regular expression any character will do in its place.
+MACHINE = -machine.all -machine.pairs $(or $(PAIRS),30) -machine.seed $(or $(SEED),0) $(if $(ONLY),-machine.only '$(subst ',.,$(ONLY))')
 .PHONY: machine
 machine: deps build ## the whole machine suite: each change of a node alone, and PAIRS (default 30) pairs of them (root; SEED=n: those of that run; ONLY=regexp: those with such names; KERNEL=1: on the kernel datapath, in an emulated machine)
 	$(if $(KERNEL),./test/kernel/run --run '^TestMachine$$' --args "$(MACHINE) -machine.lab 16",go test -count=1 -timeout 90m -run '^TestMachine$$' ./test/e2e $(MACHINE) -v)
