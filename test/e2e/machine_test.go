@@ -50,7 +50,8 @@ const (
 
 // change is something that happens to node n1. Commands run in its namespace, in a shell
 // with these variables: DEV has the node's address, ADDR is that address with its
-// length, VIA the router, POD the host's end of red/a, UPLINK the way outside.
+// length, VIA the router, POD the host's end of red/a, UPLINK the way outside. SECOND is a
+// command that fails, save in the second change of a pair: the first may have done the same.
 type change struct {
 	name     string
 	do, undo string
@@ -62,7 +63,7 @@ type change struct {
 }
 
 const (
-	noAddress = `ip addr del $ADDR dev $DEV || true`
+	noAddress = `ip addr del $ADDR dev $DEV || $SECOND`
 	address   = `ip addr replace $ADDR dev $DEV; ip route replace default via $VIA`
 	// needsBridge is what tells whether the kernel has bridges.
 	needsBridge = `ip link add host0 type bridge`
@@ -76,9 +77,9 @@ var changes = []change{
 	moved("a VLAN", "eth0.5", `ip link add eth0 type dummy; ip link add link eth0 name eth0.5 type vlan id 5; tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress matchall action vlan pop`, `ip link add link eth0 name eth0.5 type vlan id 5; tc qdisc add dev eth0 clsact; tc filter add dev eth0 egress matchall action vlan pop; tc filter add dev eth0 ingress matchall action vlan push id 5`),
 	{name: "the node's address taken away", do: noAddress, undo: address},
 	{name: "all addresses flushed for a moment", do: "ip addr flush dev $DEV; " + address},
-	{name: "no default route", do: "ip route del default || true", undo: "ip route replace default via $VIA"},
+	{name: "no default route", do: "ip route del default || $SECOND", undo: "ip route replace default via $VIA"},
 	{name: "another default gateway", do: "ip route replace default via ${VIA%.*}.77", undo: "ip route replace default via $VIA"},
-	{name: "a default route of another metric", do: "ip route replace default via $VIA metric 50; ip route del default metric 0 || true", undo: "ip route replace default via $VIA; ip route del default metric 50 || true"},
+	{name: "a default route of another metric", do: "ip route replace default via $VIA metric 50; ip route del default metric 0 || $SECOND", undo: "ip route replace default via $VIA; ip route del default metric 50 || true"},
 	{name: "a second address comes and goes", do: "ip addr add 198.18.0.222/32 dev $DEV; sleep 2; ip addr del 198.18.0.222/32 dev $DEV"},
 	{name: "a second address", do: "ip addr add 198.18.0.223/24 dev $DEV", undo: "ip addr del 198.18.0.223/24 dev $DEV"},
 	{name: "the uplink down", do: "ip link set $UPLINK down", undo: "ip link set $UPLINK up; ip route replace default via $VIA"},
@@ -89,7 +90,7 @@ var changes = []change{
 	{name: "the lease renewed on the uplink", do: "ip addr add $ADDR dev $UPLINK; ip route add default via $VIA dev $UPLINK metric 9", datapath: "netdev"},
 	{name: "the gateway port down", do: "ip link set tun0 down"},
 	{name: "the gateway's address taken away", do: "ip addr flush dev tun0"},
-	{name: "the route to the pods taken away", do: "ip route del 172.11.0.0/16 || true"},
+	{name: "the route to the pods taken away", do: "ip route del 172.11.0.0/16 || $SECOND"},
 	{name: "the gateway's MAC changed", do: "ip link set tun0 address 02:00:00:00:00:09"},
 	{name: "the gateway's neighbour taken away", do: "ip neigh flush dev tun0 nud permanent"},
 	{name: "no forwarding", do: "sysctl -qw net.ipv4.ip_forward=0"},
@@ -106,7 +107,7 @@ var changes = []change{
 	{name: "iptables drops what comes back", do: "iptables-legacy -I FORWARD -o tun0 -j DROP", undo: "iptables-legacy -D FORWARD -o tun0 -j DROP"},
 	{name: "iptables drops answers as they come in", do: "iptables-legacy -t raw -A PREROUTING -i $DEV -p icmp -j DROP; iptables-legacy -t raw -A PREROUTING -i $DEV -p udp -m multiport ! --dports 4789,4790 -j DROP", undo: "iptables-legacy -t raw -F PREROUTING"},
 	{name: "the firewall flushed", do: "nft flush ruleset"},
-	{name: "the agent's table deleted", do: "nft delete table ip k8s-ovs || true"},
+	{name: "the agent's table deleted", do: "nft delete table ip k8s-ovs || $SECOND"},
 	{name: "a routing rule that swallows pods' packets", do: "ip rule add iif tun0 priority 50 blackhole", undo: "ip rule del priority 50"},
 	{name: "the pod's host end down", do: "ip link set $POD down"},
 	{name: "the pod's host end with another MTU", do: "ip link set $POD mtu 600"},
@@ -202,7 +203,7 @@ func (m *machine) agentPID() int {
 }
 
 // shell runs commands of a change in n1.
-func (m *machine) shell(script string) {
+func (m *machine) shell(script string, env ...string) {
 	m.t.Helper()
 	dev, uplink := "eth0", "eth0"
 	if ovstest.Datapath() == "netdev" {
@@ -228,6 +229,7 @@ func (m *machine) shell(script string) {
 		cmd := exec.CommandContext(m.t.Context(), "ip", "netns", "exec", node.Netns, "sh", "-ec", strings.Trim(part, "; "))
 		cmd.Env = append(os.Environ(), "DEV="+dev, "UPLINK="+uplink, "ADDR="+node.VTEP.String()+"/24", "VIA="+netlab.Gateway.String(),
 			"POD="+m.hostIf("red/a"), "RUN="+run, "OVS_RUNDIR="+node.OVSRunDir, m.Mark())
+		cmd.Env = append(cmd.Env, env...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			m.t.Fatalf("%s: %v: %s", part, err, out)
 		}
@@ -310,8 +312,8 @@ func (m *machine) try(cs ...change) {
 	for _, c := range cs {
 		c.possible(m.t)
 	}
-	for _, c := range cs {
-		m.shell(there(c.do))
+	for i, c := range cs {
+		m.shell(there(c.do), fmt.Sprintf("SECOND=%t", i > 0))
 	}
 	settled := time.Now().Add(machineSettles)
 	said := ""
