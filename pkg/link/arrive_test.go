@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,15 +19,31 @@ func udp(from, to netip.AddrPort) []byte {
 	src, dst := from.Addr().As4(), to.Addr().As4()
 	copy(b[12:], src[:])
 	copy(b[16:], dst[:])
-	var sum uint32
-	for i := 0; i < 20; i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-	}
-	binary.BigEndian.PutUint16(b[10:], ^uint16(sum+sum>>16))
+	binary.BigEndian.PutUint16(b[10:], checksum(b[:20]))
 	binary.BigEndian.PutUint16(b[20:], from.Port())
 	binary.BigEndian.PutUint16(b[22:], to.Port())
 	binary.BigEndian.PutUint16(b[24:], 8)
 	return b
+}
+
+// ack is an IPv4 packet with a TCP segment that only acknowledges.
+func ack(from, to netip.AddrPort) []byte {
+	b := append(udp(from, to)[:24], make([]byte, 16)...)
+	b[9] = 6
+	binary.BigEndian.PutUint16(b[2:], 40)
+	binary.BigEndian.PutUint16(b[10:], 0)
+	binary.BigEndian.PutUint16(b[10:], checksum(b[:20]))
+	copy(b[24:], []byte{1, 2, 3, 4, 5, 6, 7, 8, 5 << 4, 1 << 4, 1 << 7})
+	binary.BigEndian.PutUint16(b[36:], checksum(slices.Concat(b[12:20], []byte{0, 6, 0, 20}, b[20:])))
+	return b
+}
+
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	return ^uint16(sum + sum>>16)
 }
 
 // A packet that arrives comes in by the device, whichever that is at the time, and is
@@ -66,6 +83,16 @@ func TestArrive(t *testing.T) {
 			if time.Now().After(deadline) {
 				t.Fatalf("nothing came in by %s: %s", device, nft("list ruleset"))
 			}
+		}
+	}
+	nft(`add counter ip t segments; add rule ip t f oifname pods ip daddr 172.11.0.9 tcp dport 1000 ct state established counter name segments`)
+	c.TCP = true
+	before := nft("list counter ip t segments")
+	noErr(t, n.Track(c, 3*time.Second))
+	noErr(t, n.Arrive("arrivals", "eth0", ack(c.To, c.As)))
+	for deadline := time.Now().Add(5 * time.Second); nft("list counter ip t segments") == before; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("no segment came in: %s", nft("list ruleset"))
 		}
 	}
 	out, err := exec.Command("ip", "netns", "exec", nameOf(n), "conntrack", "-L", "-p", "udp").CombinedOutput()
