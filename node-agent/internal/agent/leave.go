@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
@@ -63,6 +62,11 @@ func (n *node) leave(ctx context.Context) {
 			n.log.Error("the node leaves the network, but a device of its checks stays", "error", err)
 		}
 	}
+	if n.firewall.exit != nil {
+		if err := n.firewall.exit.Cleanup(ctx); err != nil {
+			n.log.Error("the node leaves the network, but a table of its checks stays", "error", err)
+		}
+	}
 	switch n.ovs.datapath {
 	case ovs.DatapathSystem:
 		if err := n.sharing.Remove(ctx); err != nil {
@@ -109,9 +113,5 @@ func (n *node) release(ctx context.Context) error {
 	}
 	under := underlay.New(n.underlayConfig(), n.host, client)
 	// The firewall keeps the node's stack from what comes in by the uplink.
-	exit, err := hostnet.NewExit(n.host)
-	if err == nil {
-		err = exit.Cleanup(ctx)
-	}
-	return errors.Join(under.Remove(ctx), n.firewall.net.Cleanup(ctx), err)
+	return errors.Join(under.Remove(ctx), n.firewall.net.Cleanup(ctx))
 }

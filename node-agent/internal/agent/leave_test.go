@@ -7,12 +7,15 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -147,8 +150,8 @@ func TestLeaveConfiguration(t *testing.T) {
 	}
 }
 
-// A node that leaves takes the device of its checks along; one whose agent restarts does not.
-func TestLeaveTakesDevice(t *testing.T) {
+// A node that leaves takes the device and the table of its checks along; one whose agent restarts does not.
+func TestLeaveTakesChecks(t *testing.T) {
 	name := fmt.Sprintf("leave-%d", os.Getpid())
 	if err := ns.Create(name); err != nil {
 		t.Fatal(err)
@@ -162,11 +165,22 @@ func TestLeaveTakesDevice(t *testing.T) {
 	if err := host.EnsureIFB(exits.Device); err != nil {
 		t.Fatal(err)
 	}
+	exit, err := hostnet.NewExit(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := exit.Passed(t.Context(), hostnet.Way{Gateway: "tun0", Probe: netip.MustParseAddr("172.11.3.255")}); err != nil {
+		t.Fatal(err)
+	}
 	cfg := configured(t)
 	for _, wants := range []bool{true, false} {
 		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: wants})
-		n.host = host
+		n.host, n.firewall.exit = host, exit
 		n.leave(t.Context())
+		tables, err := exec.Command("ip", "netns", "exec", name, "nft", "list", "tables").CombinedOutput()
+		if there := strings.Contains(string(tables), "k8s-ovs-exit"); err != nil || there != wants {
+			t.Errorf("the DaemonSet wants the node: %t; its table is there: %t, %v: %s", wants, there, err, tables)
+		}
 		if there, err := host.LinkExists(exits.Device); err != nil || there != wants {
 			t.Errorf("the DaemonSet wants the node: %t; its device is there: %t, %v", wants, there, err)
 		}
