@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
@@ -47,7 +48,9 @@ type Config struct {
 	Switch
 	PodMTU
 	Shares
-	Diag diag.Flags
+	// ExitCheck is what becomes of the node where its way to the outside is closed.
+	ExitCheck exits.Policy
+	Diag      diag.Flags
 	// Cluster is for a node of a Kubernetes cluster.
 	Cluster Cluster
 }
@@ -105,8 +108,8 @@ func Defaults() Config {
 			Datapath: DatapathAuto, Bridge: "br0", VTEPBridge: "br-phy", OVSDB: "unix:/run/openvswitch/db.sock",
 		},
 		PodMTU: PodMTU{MTUOnBlackHole: mtu.Clamp, MTUProbeInterval: 10 * time.Second, MTUProbePort: 4790},
-		Shares: Shares{BandwidthPolicy: podlimits.Strict},
-		Diag:   diag.Flags{MetricsAddress: "127.0.0.1:9465"},
+		Shares: Shares{BandwidthPolicy: podlimits.Strict}, ExitCheck: exits.NotReady,
+		Diag: diag.Flags{MetricsAddress: "127.0.0.1:9465"},
 		Cluster: Cluster{
 			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist",
 		},
@@ -135,6 +138,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.Var(&c.NodeConnections, "node-connection-rate", "most new connections per second of the pods of one namespace through the node (to the outside and to ports of nodes): a `number`, auto (a sixteenth of the connection table), or off")
 	fs.IntVar(&c.MaxPods, "max-pods-per-namespace", c.MaxPods, "most `pods` of one namespace on this node (default: as many as there are addresses)")
 	fs.Var(&c.VXLANPort, "vxlan-port", "UDP `port` of the tunnels, for a network whose configuration does not name it (default 4789); where it does and this is another, the node is not ready")
+	fs.StringVar((*string)(&c.ExitCheck), "exit-check", string(c.ExitCheck), "what becomes of a node from which pods do not reach the outside: not-ready (it takes no more pods), warn (log, event and metric only) or off (nobody looks)")
 	c.Diag.Register(fs)
 	c.Cluster.register(fs)
 }
@@ -168,6 +172,9 @@ func (c *Config) Complete() error {
 	}
 	if c.BandwidthPolicy != podlimits.Strict && c.BandwidthPolicy != podlimits.Lenient {
 		return fmt.Errorf("--bandwidth-policy %q is none of %s, %s", c.BandwidthPolicy, podlimits.Strict, podlimits.Lenient)
+	}
+	if !c.ExitCheck.Valid() {
+		return fmt.Errorf("--exit-check %q is none of %s, %s, %s", c.ExitCheck, exits.NotReady, exits.Warn, exits.Off)
 	}
 	if c.MaxPods < 0 {
 		return fmt.Errorf("--max-pods-per-namespace %d is less than 0", c.MaxPods)

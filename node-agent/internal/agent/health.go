@@ -3,11 +3,16 @@ package agent
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -15,10 +20,11 @@ import (
 type health struct {
 	*picture
 	exits exitCheck
+	way   wayOut
 	links links
 	conn  exits.Switch
-	// exit is why pods' packets did not get out of the node last; nil where they did, or
-	// where that was not tried yet.
+	// exit is why the node was not ready for pods' packets last, which did not get out of it;
+	// nil where they did, or where that was not tried yet.
 	exit  error
 	tried bool
 }
@@ -45,14 +51,50 @@ func (n *health) unwell(ctx context.Context, me topology.Node, full bool) error 
 	if err := n.uplinkDown(under); err != nil {
 		return err
 	}
-	if !full && n.exit == nil && n.tried {
+	if !full && n.exit == nil && n.tried || n.way.policy == exits.Off {
 		return nil
 	}
 	n.tried = true
-	n.exit = n.exits.Outside(ctx, n.conn, exits.Gateway{
+	why := n.exits.Outside(ctx, n.conn, exits.Gateway{
 		Device: bridge.GatewayPort, MAC: topology.MAC(me.Gateway()), From: net.HardwareAddr(topology.MAC(topology.NextHop)), Subnet: me.Subnet,
 	})
+	n.exit = n.way.judge(why)
 	return n.exit
+}
+
+// wayOut is what becomes of a way to the outside that is closed, as [exits.Check] sees it.
+type wayOut struct {
+	policy exits.Policy
+	node   string
+	closed prometheus.Gauge
+	// events is nil outside of Kubernetes.
+	events eventSink
+	log    *slog.Logger
+	told   backoff.Trouble
+}
+
+// judge is why the node is not ready, with the way to say that the check is wrong; nil where it
+// is only to be told.
+func (w *wayOut) judge(why error) error {
+	if why == nil {
+		w.closed.Set(0)
+		if w.told.Over() {
+			w.log.Info("pods reach the outside again", "node", w.node)
+		}
+		return nil
+	}
+	w.closed.Set(1)
+	if w.policy != exits.Warn {
+		return fmt.Errorf("%w; where pods do get out, the agent's flag --exit-check=warn keeps the node ready", why)
+	}
+	if !w.told.News(why) {
+		return nil
+	}
+	w.log.Warn("pods may not reach the outside", "node", w.node, "error", why)
+	if w.events != nil {
+		w.events.Event(kube.ObjectRef{Kind: "Node", Name: w.node, UID: w.node}, true, "OutsideClosed", why.Error())
+	}
+	return nil
 }
 
 // uplinkDown says that the device by which tunnel packets leave cannot send.

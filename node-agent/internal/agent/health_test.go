@@ -1,13 +1,20 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
@@ -45,7 +52,7 @@ func TestUplinkDown(t *testing.T) {
 			if c.device != nil {
 				u.devices["eth0"] = *c.device
 			}
-			h := &health{picture: &picture{under: under}, exits: u, links: u}
+			h := &health{picture: &picture{under: under}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u}
 			err := h.unwell(t.Context(), labSelf, true)
 			if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
 				t.Errorf("%s, address on %s: %v, want %q", name, under.Link, err, c.why)
@@ -57,7 +64,7 @@ func TestUplinkDown(t *testing.T) {
 // A packet is sent out at first, in every full pass, and in every pass while none gets out.
 func TestWayOutIsTried(t *testing.T) {
 	u := &uplinks{devices: map[string]link.Link{"eth0": {Up: true, Carrier: true}}}
-	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, links: u}
+	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u}
 	closed := errors.New("a firewall drops them")
 	for i, s := range []struct {
 		full   bool
@@ -71,6 +78,61 @@ func TestWayOutIsTried(t *testing.T) {
 		p := &pass{me: labSelf, full: s.full}
 		if err := h.look(t.Context(), p); err != nil || !errors.Is(p.unwell, s.why) || u.tried != s.tried {
 			t.Errorf("pass %d: %v, unwell %v, %d packets sent; want %v, %d", i, err, p.unwell, u.tried, s.why, s.tried)
+		}
+	}
+}
+
+// nodeEvents stands in for the API server.
+type nodeEvents []string
+
+func (e *nodeEvents) Event(ref kube.ObjectRef, _ bool, reason, message string) {
+	*e = append(*e, ref.Kind+" "+ref.Name+": "+reason+": "+message)
+}
+
+func valueOf(t *testing.T, gauge prometheus.Gauge) float64 {
+	t.Helper()
+	var m dto.Metric
+	if err := gauge.Write(&m); err != nil {
+		t.Fatal(err)
+	}
+	return m.GetGauge().GetValue()
+}
+
+// What becomes of a way out that is closed is for --exit-check to say: the node is not ready, and
+// why names the flag; or it is ready, and people are told once; or nobody looks.
+func TestExitCheck(t *testing.T) {
+	closed := errors.New("a firewall drops them")
+	type result struct {
+		Why             string
+		Tried, Warnings int
+		Closed          float64
+		Events          nodeEvents
+	}
+	for policy, want := range map[exits.Policy]result{
+		exits.NotReady: {"a firewall drops them; where pods do get out, the agent's flag --exit-check=warn keeps the node ready", 3, 0, 1, nil},
+		exits.Warn:     {"", 3, 1, 1, nodeEvents{"Node n1: OutsideClosed: a firewall drops them"}},
+		exits.Off:      {},
+	} {
+		u := &uplinks{devices: map[string]link.Link{"eth0": {Up: true, Carrier: true}}, closed: closed}
+		var said nodeEvents
+		log, gauge := &bytes.Buffer{}, gauge("closed", "")
+		h := &health{
+			picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, links: u,
+			way: wayOut{policy: policy, node: "n1", closed: gauge, events: &said, log: slog.New(slog.NewTextHandler(log, nil))},
+		}
+		var got result
+		for range 3 {
+			if why := h.unwell(t.Context(), labSelf, true); why != nil {
+				got.Why = why.Error()
+			}
+		}
+		got.Tried, got.Warnings, got.Closed, got.Events = u.tried, strings.Count(log.String(), "WARN"), valueOf(t, gauge), said
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("--exit-check=%s (-want +got):\n%s", policy, diff)
+		}
+		u.closed = nil
+		if why := h.unwell(t.Context(), labSelf, true); why != nil || valueOf(t, gauge) != 0 {
+			t.Errorf("--exit-check=%s, open again: %v, metric %v", policy, why, valueOf(t, gauge))
 		}
 	}
 }

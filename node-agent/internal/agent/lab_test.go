@@ -443,7 +443,7 @@ func (l *lab) build() {
 			picture: pic, publish: report.publish, services: feed, metrics: m, log: log,
 			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
-		health: &health{picture: pic, exits: fakeExits{l.machine}, links: l.machine, conn: conn}, services: feed, report: report,
+		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, conn: conn}, services: feed, report: report,
 	}
 	ready.open(pods)
 	l.loop = newLoop(pic, r)

@@ -52,6 +52,7 @@ type nodeMetrics struct {
 	problems prometheus.Gauge
 	revision prometheus.Gauge
 	ready    prometheus.Gauge
+	closed   prometheus.Gauge
 }
 
 // serviceMetrics are about the services in the flows.
@@ -96,7 +97,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range hostnet.Reasons() {
 		m.drops.WithLabelValues(string(r))
 	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.steps, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready,
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.steps, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.closed,
 		m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }
@@ -126,6 +127,7 @@ func newNodeMetrics() nodeMetrics {
 		problems: gauge("record_problems", "Records that this node leaves out because they are not valid."),
 		revision: gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
 		ready:    gauge("ready", "1 when pods can be attached."),
+		closed:   gauge("outside_closed", "1 when the check of the way to the outside finds it closed (--exit-check)."),
 	}
 }
 

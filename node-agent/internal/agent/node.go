@@ -261,9 +261,15 @@ func (n *node) newLoop(p *parts) *loop {
 			picture: p.picture, publish: report.publish, services: p.services, metrics: m, log: log,
 			flowParts: flowParts{table: p.table, store: p.flows, conn: p.conn, datapath: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
 		},
-		health:   &health{picture: p.picture, exits: exits.New(n.host, n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, conn: p.conn},
+		health: &health{
+			picture: p.picture, exits: exits.New(n.host, n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, conn: p.conn,
+			way: wayOut{policy: n.cfg.ExitCheck, node: n.cfg.NodeName, closed: m.closed, log: log},
+		},
 		services: p.services,
 		report:   report,
+	}
+	if n.api != nil {
+		r.health.way.events = n.api
 	}
 	if n.etcd.asking != nil {
 		r.record.asking, r.flows.asking = n.etcd.asking, n.etcd.asking

@@ -1,14 +1,14 @@
 // Package exits tells whether what pods send to the outside gets out of the node and
 // answers get back in, and what keeps them back where they do not. It does not go by
-// settings alone. It sends a packet of its own the way that pods' packets take, out of the
+// settings alone. It sends packets of its own the way that pods' packets take, out of the
 // bridge's gateway port and through the node's routes and everybody's firewall rules, and
-// sees whether it comes to where it would leave the node; and it has packets come in where
+// sees whether one comes to where it would leave the node; and it has packets come in where
 // answers would, of connections that conntrack was told of, and sees whether one comes to
 // where it would be given to the gateway port. There they are counted and dropped.
 //
-// A check is three packets of 42 bytes and two entries of conntrack for 2 s, and counters that are
+// A check is five packets of 42 to 54 bytes and three entries of conntrack for 2 s, and counters that are
 // read before and after it (two runs of nft, 5 ms of one processor each: docs/datapaths.md);
-// nothing leaves the node, whatever the number of nodes.
+// none of them leaves the node, whatever the number of nodes.
 package exits
 
 import (
@@ -26,6 +26,21 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
+
+// Policy is what becomes of a node whose way to the outside is closed, as the check sees it.
+type Policy string
+
+const (
+	// NotReady takes no more pods.
+	NotReady Policy = "not-ready"
+	// Warn takes them, and people are told.
+	Warn Policy = "warn"
+	// Off does not check.
+	Off Policy = "off"
+)
+
+// Valid reports whether p is one of these.
+func (p Policy) Valid() bool { return p == NotReady || p == Warn || p == Off }
 
 // Switch sends a frame out of the gateway port.
 type Switch interface {
@@ -74,10 +89,10 @@ type Check struct {
 	counter Counter
 	log     *slog.Logger
 	file    File
-	// seen is what file said at first, and what was seen since. unsaved is that file
-	// could not be told.
-	seen            Seen
-	loaded, unsaved bool
+	// seen is what file says, and what was seen since. unsaved is that file could not be
+	// told.
+	seen    Seen
+	unsaved bool
 	// asked is a router that has not answered, since when.
 	asked netip.Addr
 	since time.Time
@@ -110,7 +125,7 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 	c.recall()
 	way, err := c.leads(gw)
 	if errors.Is(err, link.ErrNoRoute) {
-		if c.remembered().Led {
+		if c.seen.Led {
 			return fmt.Errorf("the node has lost its default route: pods reach nothing outside; put it back (ip route add default via ROUTER), or delete %s where the node is to have none", c.file.path)
 		}
 		return nil
@@ -150,18 +165,21 @@ func (c *Check) leads(gw Gateway) (link.Path, error) {
 	return c.host.PathTo(beyond)
 }
 
-// try sends one packet out and has answers come in, and waits for them.
+// try sends packets out and has answers come in, and waits until one of each has passed.
 func (c *Check) try(ctx context.Context, sw Switch, gw Gateway, way link.Path) (out, back bool, err error) {
 	before, err := c.counter.Passed(ctx, gw.way())
 	if err != nil {
 		return false, false, err
 	}
-	to := beyond
+	// A node may keep pods from its own link, or from all else: either is a way out.
+	to := []netip.Addr{beyond}
 	if way.Via.IsValid() {
-		to = way.Via
+		to = append(to, way.Via)
 	}
-	if err := sw.Send(ctx, frame(gw, netip.AddrPortFrom(gw.way().Probe, discard), netip.AddrPortFrom(to, discard))); err != nil {
-		return false, false, err
+	for _, ip := range to {
+		if err := sw.Send(ctx, frame(gw, netip.AddrPortFrom(gw.way().Probe, hostnet.Discard), netip.AddrPortFrom(ip, hostnet.Discard))); err != nil {
+			return false, false, err
+		}
 	}
 	answered := c.answer(gw, way)
 	// Each look is a run of nft, so the pauses grow.
@@ -175,18 +193,21 @@ func (c *Check) try(ctx context.Context, sw Switch, gw Gateway, way link.Path) (
 		if out && now.Tracked == before.Tracked {
 			back = true // somebody has pods' connections known elsewhere than where these answers belong
 		}
-		if out && back || time.Now().After(deadline) {
+		left := time.Until(deadline)
+		if out && back || left <= 0 {
 			return out, back, nil
 		}
-		if !pauses.Wait(ctx) {
+		select {
+		case <-time.After(min(pauses.Next(), left)):
+		case <-ctx.Done():
 			return false, false, ctx.Err()
 		}
 	}
 }
 
-// answer has two answers come in where they would, from beyond and from the router, of
-// different ports: rules against senders that cannot be, and rules about a port, may stop
-// either. The router's proves nothing where the node's own packets leave by another device
+// answer has three answers come in where they would, from beyond and from the router, of
+// different ports, and of UDP and TCP: rules against senders that cannot be, about a port and
+// about a protocol may stop any of them. The router's proves nothing where the node's own packets leave by another device
 // than pods', which is what firewalls that look for the way back go by. It reports false where
 // that cannot be had.
 func (c *Check) answer(gw Gateway, way link.Path) bool {
@@ -194,14 +215,16 @@ func (c *Check) answer(gw Gateway, way link.Path) bool {
 	if own, err := c.host.PathTo(beyond); way.Via.IsValid() && err == nil && own.Link.Name == way.Link.Name {
 		router = way.Via
 	}
-	err := c.answerFrom(gw, way, netip.AddrPortFrom(beyond, domain), netip.AddrPortFrom(router, https))
+	err := c.answerFrom(gw, way, link.Translated{To: netip.AddrPortFrom(beyond, domain)}, link.Translated{To: netip.AddrPortFrom(router, https)},
+		link.Translated{To: netip.AddrPortFrom(beyond, https), TCP: true})
 	if err != nil && !errors.Is(err, fs.ErrExist) { // else a pod has such a connection: another port next time
 		c.once("it is not known whether answers from outside come back to pods: the node cannot have packets arrive that nobody sent", err)
 	}
 	return err == nil
 }
 
-func (c *Check) answerFrom(gw Gateway, way link.Path, senders ...netip.AddrPort) error {
+// answerFrom has whoever was asked answer a pod.
+func (c *Check) answerFrom(gw Gateway, way link.Path, asked ...link.Translated) error {
 	to := beyond
 	if way.Via.IsValid() {
 		to = way.Via
@@ -215,12 +238,16 @@ func (c *Check) answerFrom(gw Gateway, way link.Path, senders ...netip.AddrPort)
 	}
 	port := firstPort + uint16(rand.N(ports))
 	var packets [][]byte
-	for _, from := range senders {
-		asked := link.Translated{From: netip.AddrPortFrom(gw.way().Probe, port), To: from, As: netip.AddrPortFrom(own.Src, port)}
-		if err := c.host.Track(asked, tracked); err != nil {
+	for _, a := range asked {
+		a.From, a.As = netip.AddrPortFrom(gw.way().Probe, port), netip.AddrPortFrom(own.Src, port)
+		if err := c.host.Track(a, tracked); err != nil {
 			return err
 		}
-		packets = append(packets, datagram(asked.To, asked.As))
+		if a.TCP {
+			packets = append(packets, acknowledgment(a.To, a.As))
+		} else {
+			packets = append(packets, datagram(a.To, a.As))
+		}
 	}
 	return c.host.Arrive(Device, way.Link.Name, packets...)
 }

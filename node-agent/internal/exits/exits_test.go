@@ -162,12 +162,24 @@ func TestOutside(t *testing.T) {
 		{"and answers in", "nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }; add rule ip docker f iifname tun0 accept; add rule ip docker f ct state established accept'", "nft delete table ip docker", ""},
 		{"another table drops what goes to pods", "nft 'add table inet fw; add chain inet fw f { type filter hook postrouting priority 300; }; add rule inet fw f oifname tun0 drop'", "nft delete table inet fw", back},
 		{"another table refuses what goes to pods", "nft 'add table ip fw; add chain ip fw f { type filter hook forward priority filter; }; add rule ip fw f oifname tun0 reject with icmp type host-prohibited'", "nft delete table ip fw", back},
-		{"another table drops what comes in", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport != 123 drop'", "nft delete table ip fw", back},
-		{"another table drops what comes to the device", "nft 'add table netdev fw; add chain netdev fw i { type filter hook ingress device eth0 priority 0; }; add rule netdev fw i ip protocol udp drop'", "nft delete table netdev fw", back},
+		{"another table drops UDP that comes in", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport != 123 drop'", "nft delete table ip fw", ""},
+		{"and TCP", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport != 123 drop; add rule ip fw p iifname eth0 tcp dport != 22 drop'", "nft delete table ip fw", back},
+		{"another table drops TCP that comes in", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 ip protocol tcp drop'", "nft delete table ip fw", ""},
+		{"another table refuses TCP that comes in", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 ip protocol tcp reject with tcp reset; add rule ip fw p iifname eth0 ip protocol udp reject'", "nft delete table ip fw", back},
+		{"another table refuses TCP that goes to pods", "nft 'add table ip fw; add chain ip fw f { type filter hook forward priority filter; }; add rule ip fw f oifname tun0 ip protocol tcp reject with tcp reset; add rule ip fw f oifname tun0 drop'", "nft delete table ip fw", back},
+		{"another table tells why TCP does not go to pods", "nft 'add table ip fw; add chain ip fw f { type filter hook forward priority filter; }; add rule ip fw f oifname tun0 ip protocol tcp reject with icmp type host-prohibited; add rule ip fw f oifname tun0 drop'", "nft delete table ip fw", back},
+		{"another table lets only known TCP in", "nft 'add table ip docker; add chain ip docker f { type filter hook forward priority filter; policy drop; }; add rule ip docker f iifname tun0 accept; add rule ip docker f ct state invalid drop; add rule ip docker f ip protocol tcp ct state established accept'", "nft delete table ip docker", ""},
+		{"a firewall with a memory of its own, as the check cannot know it", "nft 'add table ip fw; add chain ip fw f { type filter hook forward priority filter; }; add rule ip fw f oifname tun0 ct mark != 7 drop'", "nft delete table ip fw", back},
+		{"another table keeps pods in, and refuses TCP that goes to them", "nft 'add table ip fw; add chain ip fw f { type filter hook forward priority filter; }; add rule ip fw f iifname tun0 drop; add rule ip fw f oifname tun0 ip protocol tcp reject with tcp reset'", "nft delete table ip fw", out},
+		{"pods are kept from the node's link", "nft 'add table ip fw; add chain ip fw f { type filter hook forward priority filter; }; add rule ip fw f iifname tun0 ip daddr 198.18.0.0/15 drop'", "nft delete table ip fw", ""},
+		{"pods are kept from all but the node's link", "nft 'add table ip fw; add chain ip fw f { type filter hook forward priority filter; }; add rule ip fw f iifname tun0 ip daddr != 198.18.0.0/15 drop'", "nft delete table ip fw", ""},
+		{"another table drops UDP that comes to the device", "nft 'add table netdev fw; add chain netdev fw i { type filter hook ingress device eth0 priority 0; }; add rule netdev fw i ip protocol udp drop'", "nft delete table netdev fw", ""},
+		{"another table drops what comes to the device", "nft 'add table netdev fw; add chain netdev fw i { type filter hook ingress device eth0 priority 0; }; add rule netdev fw i ip protocol { udp, tcp } drop'", "nft delete table netdev fw", back},
 		{"iptables lets only pods out", "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i tun0 -j ACCEPT", "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F FORWARD", back},
 		{"iptables lets answers in", "iptables-legacy -P FORWARD DROP; iptables-legacy -A FORWARD -i tun0 -j ACCEPT; iptables-legacy -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT", "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F FORWARD", ""},
 		{"iptables drops what goes to pods", "iptables-legacy -t mangle -A POSTROUTING -o tun0 -j DROP", "iptables-legacy -t mangle -F POSTROUTING", back},
-		{"iptables drops what comes in", "iptables-legacy -t raw -A PREROUTING -i eth0 -p udp -j DROP", "iptables-legacy -t raw -F PREROUTING", back},
+		{"iptables drops UDP that comes in", "iptables-legacy -t raw -A PREROUTING -i eth0 -p udp -j DROP", "iptables-legacy -t raw -F PREROUTING", ""},
+		{"iptables drops what comes in", "iptables-legacy -t raw -A PREROUTING -i eth0 -j DROP", "iptables-legacy -t raw -F PREROUTING", back},
 		{"those of one port are not tracked", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport 53 notrack'", "nft delete table ip fw", ""},
 		{"only those of one port are let in", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport != 53 drop'", "nft delete table ip fw", ""},
 		{"answers are not tracked", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 notrack'", "nft delete table ip fw", back},
@@ -254,6 +266,13 @@ func TestDefaultRouteIsRemembered(t *testing.T) {
 	l.check(c, "lost before the agent started", "or delete "+l.file.path+" where the node is to have none")
 	l.must(os.Remove(l.file.path))
 	l.check(c, "forgotten", "")
+	l.run("ip route add default via 198.18.0.1")
+	l.check(c, "the same agent sees one", "")
+	l.run("ip route del default")
+	l.check(c, "and misses it", "lost its default route")
+	l.check(l.start(), "as does the next", "lost its default route")
+	l.must(os.Remove(l.file.path))
+	l.check(c, "forgotten again", "")
 	l.check(l.start(), "and the agent restarted", "")
 
 	l.run("ip route add default via 198.18.0.1")

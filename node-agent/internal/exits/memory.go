@@ -68,31 +68,22 @@ func (f File) Save(s Seen) error {
 	return nil
 }
 
-// recall reads what the node knew when the agent started.
+// recall reads file, since people delete it to have the node forget. Where it cannot be read,
+// what the agent knows counts, and is written anew.
 func (c *Check) recall() {
-	if !c.loaded {
-		c.seen, c.loaded = c.load(), true
-	}
 	if c.unsaved {
 		c.remember()
+		return
 	}
-}
-
-// remembered is what the node may be blamed by: what file says now, since people delete it to
-// have the node forget.
-func (c *Check) remembered() Seen {
-	if c.unsaved {
-		return c.seen
+	seen, err := c.file.Load()
+	if err == nil {
+		c.seen = seen
+		return
 	}
-	return c.load()
-}
-
-func (c *Check) load() Seen {
-	s, err := c.file.Load()
-	if err != nil {
-		c.once("the node does not know what its way to the outside was", err)
+	c.once("the node does not know what its way to the outside was", err)
+	if c.seen.Led {
+		c.remember()
 	}
-	return s
 }
 
 // remember writes what was seen. Where that fails it counts as long as the agent runs.

@@ -4,6 +4,9 @@ import (
 	"encoding/binary"
 	"net/netip"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/toobig"
 )
 
@@ -16,10 +19,8 @@ func last(subnet netip.Prefix) netip.Addr {
 }
 
 const (
-	// discard is the UDP port whose packets mean nothing (RFC 863).
-	discard = 9
-	// domain and https are those whose answers firewalls without a memory let in (RFC 1035,
-	// RFC 9000). See hostnet.Exit for what is made of an error about one.
+	// domain and https are the ports whose answers firewalls without a memory let in (RFC 1035,
+	// RFC 9000, RFC 9110). See hostnet.Exit for what is made of an error about one.
 	domain, https = 53, 443
 	// Ports from firstPort on are those that programs send from (ip_local_port_range).
 	firstPort, ports = 32768, 28000
@@ -32,20 +33,39 @@ func frame(gw Gateway, from, to netip.AddrPort) []byte {
 	return append(f, datagram(from, to)...)
 }
 
-// datagram is an empty UDP datagram in an IPv4 packet.
-func datagram(from, to netip.AddrPort) []byte {
-	const ip, udp = 20, 8
-	h := make([]byte, ip+udp)
+const ipSize, udpSize, tcpSize = 20, 8, 20
+
+// packet is an IPv4 packet of a protocol that has ports, with that much behind its header.
+func packet(from, to netip.AddrPort, protocol byte, size int) []byte {
+	h := make([]byte, ipSize+size)
 	h[0] = 0x45
-	binary.BigEndian.PutUint16(h[2:], ip+udp)
-	h[8], h[9] = 64, 17
+	binary.BigEndian.PutUint16(h[2:], uint16(len(h)))
+	h[8], h[9] = 64, protocol
 	src, dst := from.Addr().As4(), to.Addr().As4()
 	copy(h[12:], src[:])
 	copy(h[16:], dst[:])
-	binary.BigEndian.PutUint16(h[10:], toobig.Checksum(h[:ip]))
-	u := h[ip:]
-	binary.BigEndian.PutUint16(u, from.Port())
-	binary.BigEndian.PutUint16(u[2:], to.Port())
-	binary.BigEndian.PutUint16(u[4:], udp) // a checksum of zero is none (RFC 768)
+	binary.BigEndian.PutUint16(h[10:], toobig.Checksum(h[:ipSize]))
+	binary.BigEndian.PutUint16(h[ipSize:], from.Port())
+	binary.BigEndian.PutUint16(h[ipSize+2:], to.Port())
 	return h
+}
+
+// datagram is an empty UDP datagram.
+func datagram(from, to netip.AddrPort) []byte {
+	p := packet(from, to, unix.IPPROTO_UDP, udpSize)
+	binary.BigEndian.PutUint16(p[ipSize+4:], udpSize) // a checksum of zero is none (RFC 768)
+	return p
+}
+
+// acknowledgment is a TCP segment that has nothing else (RFC 9293).
+func acknowledgment(from, to netip.AddrPort) []byte {
+	p := packet(from, to, unix.IPPROTO_TCP, tcpSize)
+	t := p[ipSize:]
+	binary.BigEndian.PutUint32(t[4:], hostnet.Sequence)
+	binary.BigEndian.PutUint32(t[8:], hostnet.Sequence)
+	t[12], t[13] = tcpSize/4<<4, 1<<4         // ACK
+	binary.BigEndian.PutUint16(t[14:], 1<<15) // the window
+	pseudo := append(append([]byte{}, p[12:20]...), 0, unix.IPPROTO_TCP, 0, tcpSize)
+	binary.BigEndian.PutUint16(t[16:], toobig.Checksum(append(pseudo, t...)))
+	return p
 }

@@ -29,15 +29,11 @@ func (c *Check) answers(ctx context.Context, via netip.Addr, device string) erro
 	if !failed && time.Since(c.since) <= routerPatience {
 		return nil
 	}
-	before := c.remembered()
-	if before.knows(via) {
-		return nil
-	}
-	if len(before.Routers) == 0 {
+	if len(c.seen.Routers) == 0 {
 		c.once("the router of the default route does not answer, and this node has seen none that did: pods reach nothing outside until it does, or the default route has the right one", fmt.Errorf("no answer from %s on %s", via, device))
 		return nil
 	}
-	return fmt.Errorf("the router %s of the default route does not answer on %s, and never has, while %s did: pods reach nothing outside; give the default route the right one (ip route replace default via ROUTER)", via, device, before.Routers[len(before.Routers)-1])
+	return fmt.Errorf("the router %s of the default route does not answer on %s, and never has, while %s did: pods reach nothing outside; give the default route the right one (ip route replace default via ROUTER)", via, device, c.seen.Routers[len(c.seen.Routers)-1])
 }
 
 // look is what the kernel knows of a router. Where that is nothing it has the router looked

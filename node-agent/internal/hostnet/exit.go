@@ -15,6 +15,10 @@ const (
 	exitTable = "k8s-ovs-exit"
 	// The names of its counters.
 	exitOut, exitTracked, exitBack = "out", "tracked", "back"
+	// Discard is the UDP port that packets for the outside go to (RFC 863).
+	Discard = 9
+	// Sequence is the sequence number, and the acknowledged one, of answers of TCP.
+	Sequence = 0x6b386f76
 	// last is behind all hooks where others could drop packets.
 	last knftables.BaseChainPriority = "2147483646"
 )
@@ -96,6 +100,9 @@ func passed(counters []*knftables.Counter) (p Passed) {
 	return p
 }
 
+// quotes matches ICMP errors that quote a packet whose IP header has no options.
+const quotes = "icmp type { destination-unreachable, time-exceeded, parameter-problem } @th,64,8 0x45"
+
 func exitRules(nft knftables.Interface, way Way) *knftables.Transaction {
 	tx := nft.NewTransaction()
 	tx.Add(&knftables.Table{})
@@ -109,15 +116,19 @@ func exitRules(nft knftables.Interface, way Way) *knftables.Transaction {
 	chains := []chain{
 		// After the hooks where packets are dropped, before sources are translated.
 		{name: "postrouting", priority: knftables.SNATPriority + "-10", rules: []rule{
-			{[]any{"ip saddr", way.Probe.String(), "ct zone 0", count[exitTracked]}, "conntrack sees them where it sees answers"},
-			{[]any{"ip saddr", way.Probe.String(), count[exitOut], "drop"}, "the agent's packets through the node end here"},
+			{[]any{"ip saddr", way.Probe.String(), "udp dport", Discard, "ct zone 0", count[exitTracked]}, "conntrack sees them where it sees answers"},
+			{[]any{"ip saddr", way.Probe.String(), "udp dport", Discard, count[exitOut], "drop"}, "the agent's packets through the node end here"},
+			{[]any{"ip saddr", way.Probe.String(), "drop"}, "what firewalls reply to answers ends here too"},
 		}},
 		{name: "answers", priority: last, rules: []rule{
 			{[]any{fmt.Sprintf("oifname %q", way.Gateway), "ip daddr", way.Probe.String(), count[exitBack], "drop"}, "and their answers here"},
 			{[]any{"ip daddr", way.Probe.String(), "drop"}, "those that go astray too"},
-			// The port and the length of a datagram that an ICMP error quotes (RFC 792); no
-			// others from these ports are empty (RFC 1035, RFC 9000).
-			{[]any{"meta l4proto icmp @th,224,16 { 53, 443 } @th,256,16 8 drop"}, "nobody outside is told what became of them"},
+			// The protocol, the port and the length of a datagram that an ICMP error quotes
+			// (RFC 792); no others from these ports are empty (RFC 1035, RFC 9000).
+			{[]any{quotes, "@th,136,8 17 @th,224,16 { 53, 443 } @th,256,16 8 drop"}, "nobody outside is told what became of them"},
+			// Of a segment it quotes the sequence number; a reset has that which was acknowledged (RFC 9293).
+			{[]any{quotes, "@th,136,8 6 @th,224,16 443 @th,256,32", Sequence, "drop"}, "nor of those of TCP"},
+			{[]any{"tcp dport 443 tcp flags & rst == rst tcp sequence", Sequence, "drop"}, "by a reset neither"},
 		}},
 	}
 	for _, c := range chains {
