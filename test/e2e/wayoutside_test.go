@@ -39,3 +39,35 @@ func TestWayOutsideIsRemembered(t *testing.T) {
 		}
 	}
 }
+
+// TestExitCheck: who knows that a firewall misleads the check has the node ready, though the
+// check goes on to say what it finds, or has it not look.
+func TestExitCheck(t *testing.T) {
+	m := upMachine(t)
+	ctx := t.Context()
+	const closed = "k8s_ovs_outside_closed"
+	// Such a firewall lets in answers of connections that it has seen begin.
+	m.shell(`nft 'add table ip fw; add chain ip fw f { type filter hook forward priority 5; }; add rule ip fw f iifname tun0 ct mark set 7; add rule ip fw f oifname tun0 ct mark != 7 drop'`)
+	m.await("a firewall with a memory of its own", func() error {
+		if err := m.well(); err != nil {
+			t.Fatalf("pods reach the outside, and here not: %v", err)
+		}
+		if why := m.ready(); why == nil || !strings.Contains(why.Error(), "do not get back to them: somebody's firewall") || !strings.Contains(why.Error(), "--exit-check=warn") {
+			return fmt.Errorf("it says %v", why)
+		}
+		return nil
+	})
+	for flag, want := range map[string]float64{"--exit-check=warn": 1, "--exit-check=off": 0} {
+		m.must(m.Agent("n1").Stop())
+		m.must(m.SetAgentArgs("n1", flag))
+		m.must(m.Agent("n1").Start(ctx)) // until it is ready
+		for until := time.Now().Add(machineSettles); time.Now().Before(until); time.Sleep(100 * time.Millisecond) {
+			if err := m.ready(); err != nil {
+				t.Fatalf("%s: %v", flag, err)
+			}
+		}
+		if got := m.metric("n1", closed); got != want {
+			t.Errorf("%s: %s is %v, want %v", flag, closed, got, want)
+		}
+	}
+}
