@@ -126,6 +126,11 @@ func TestNoRoomForMeters(t *testing.T) {
 	if _, err := table.Demands(t.Context()); err == nil || !strings.Contains(err.Error(), "no room") {
 		t.Errorf("demands: %v", err)
 	}
+	// An agent tries a connection again until all is in its switch.
+	if err := reconnect(t.Context(), table, sw); err != nil {
+		t.Errorf("the next connection, and still no room: %v", err)
+	}
+	requireMeters(t, "still no room", sw)
 	// The next connection may be to a switch that has room.
 	sw.refuse = false
 	if err := reconnect(t.Context(), table, sw); err != nil {

@@ -238,6 +238,9 @@ func (t *Table) Connected(ctx context.Context) error {
 		return nil
 	}
 	_, err := t.bring(ctx)
+	if err != nil && t.tenants.fair.unmetered != nil { // it has just found out
+		_, err = t.bring(ctx)
+	}
 	return err
 }
 
