@@ -7,6 +7,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
 // DefaultAllowance is what namespaces may until the table is told otherwise: what
@@ -107,11 +108,13 @@ func (t *Table) SetAllowances(ctx context.Context, all pipeline.Allowance, held 
 }
 
 // unmeter notes that the switch does not take a meter of a namespace: the next attempt is
-// made without them, as pods come first. err is what a change ended with.
+// made without them, as pods come first. err is what a change ended with; an answer that did
+// not come in time says nothing about meters.
 func (t *Table) unmeter(err error) error {
-	var refused *flowstore.MeterError
-	if errors.As(err, &refused) && refused.New && pipeline.OfTenant(refused.Meter.ID) {
-		t.tenants.fair.unmetered = refused.Err
+	var failed *flowstore.MeterError
+	var refused *of.SwitchError
+	if errors.As(err, &failed) && failed.New && pipeline.OfTenant(failed.Meter.ID) && errors.As(failed.Err, &refused) {
+		t.tenants.fair.unmetered = failed.Err
 		t.stale = true
 	}
 	return err

@@ -2,7 +2,6 @@ package nodeflows
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -19,11 +18,12 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
-// metered counts the requests about meters, and refuses new ones of namespaces.
+// metered counts the requests about meters, and refuses new ones of namespaces, or does not
+// answer about them.
 type metered struct {
 	*of.Conn
-	requests int
-	refuse   bool
+	requests     int
+	refuse, mute bool
 }
 
 func (m *metered) Meters(ctx context.Context) ([]of.Meter, error) {
@@ -33,8 +33,11 @@ func (m *metered) Meters(ctx context.Context) ([]of.Meter, error) {
 
 func (m *metered) AddMeter(ctx context.Context, meter of.Meter) error {
 	m.requests++
+	if m.mute && pipeline.OfTenant(meter.ID) {
+		return context.DeadlineExceeded
+	}
 	if m.refuse && pipeline.OfTenant(meter.ID) {
-		return errors.New("no room for meters")
+		return &of.SwitchError{Type: 12, Code: 10} // OFPMMFC_OUT_OF_METERS
 	}
 	return m.Conn.AddMeter(ctx, meter)
 }
@@ -123,7 +126,7 @@ func TestNoRoomForMeters(t *testing.T) {
 	}
 	attach(t, table, pod("a", 2), pod("b", 4))
 	requireMeters(t, "no room", sw)
-	if _, err := table.Demands(t.Context()); err == nil || !strings.Contains(err.Error(), "no room") {
+	if _, err := table.Demands(t.Context()); err == nil || !strings.Contains(err.Error(), "OUT_OF_METERS") {
 		t.Errorf("demands: %v", err)
 	}
 	// An agent tries a connection again until all is in its switch.
@@ -138,6 +141,20 @@ func TestNoRoomForMeters(t *testing.T) {
 	}
 	if n := len(meters(t, sw.Conn)); n != 2 {
 		t.Errorf("%d meters after the next connection", n)
+	}
+}
+
+// An answer that does not come in time is no refusal: the next attempt makes the meter.
+func TestMeterUnanswered(t *testing.T) {
+	_, table, sw := metering(t, false)
+	sw.mute = true
+	if err := table.Attach(t.Context(), pod("a", 2)); err == nil {
+		t.Error("a pod is attached without an answer about its namespace's meter")
+	}
+	sw.mute = false
+	attach(t, table, pod("a", 2))
+	if n := len(meters(t, sw.Conn)); n != 1 {
+		t.Errorf("%d meters after the next attempt, want one", n)
 	}
 }
 
