@@ -52,6 +52,10 @@ func (c *connection) alive() bool {
 // dial connects to the bridge's socket.
 func (c *connection) dial(ctx context.Context) error {
 	c.close()
+	select {
+	case <-c.lost: // it was the one before that ended
+	default:
+	}
 	socket := c.socket()
 	c.ports.Reset()
 	packets := make(chan of.PacketIn, packetsWaiting)
