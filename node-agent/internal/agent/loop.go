@@ -66,6 +66,7 @@ func (l *loop) run(ctx context.Context) error {
 func (l *loop) wake(ctx context.Context, e *events) error {
 	pause := &backoff.Pauses{First: firstPause, Last: lastPause}
 	calming := false
+	owed := false // a pass that reads back all there is, until one comes to its end
 	for {
 		due, err := l.next(ctx, e)
 		if err != nil {
@@ -83,7 +84,8 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 			}
 			continue
 		}
-		if err := l.pass(ctx, due == everything); err != nil {
+		owed = owed || due == everything
+		if err := l.pass(ctx, owed); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -93,6 +95,7 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 			e.again.Reset(pause.Next())
 			continue
 		}
+		owed = false
 		l.plan(e, pause)
 	}
 }

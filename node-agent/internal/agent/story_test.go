@@ -158,6 +158,26 @@ func TestLoopSwitchRefusesFlows(t *testing.T) {
 	})
 }
 
+// What a look at all there is finds amiss keeps the node from being ready until such a look
+// finds all well: passes that do not look do not count.
+func TestLoopOwesAFullPass(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		revision := l.etcd.set(snapshot(0, 4, labSelf, labPeer))
+		l.start()
+		l.isReady(revision)
+		l.machine.set(func() { l.machine.refuses = errors.New("bundle refused: table full") })
+		time.Sleep(resyncEvery)
+		for range 100 {
+			l.notReady("table full")
+			time.Sleep(resyncEvery / 20)
+		}
+		l.machine.set(func() { l.machine.refuses = nil })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		l.stop()
+	})
+}
+
 // stepNames are the steps in their order.
 func stepNames() []string {
 	var names []string
