@@ -541,12 +541,15 @@ type fakeTable struct {
 	model   bool
 	// vxlanPort is 0 before it is told one.
 	vxlanPort uint16
-	// has is the revision whose flows the switch has, commits counts changes.
+	// has is the revision whose flows the switch has.
 	has     int64
 	changed bool
+	// failed is that the last change did not get into the switch.
+	failed bool
 }
 
-func (f *fakeTable) sync() error {
+func (f *fakeTable) sync() (err error) {
+	defer func() { f.failed = err != nil }()
 	if f.sw == nil {
 		return flowstore.ErrDisconnected
 	}
@@ -556,6 +559,14 @@ func (f *fakeTable) sync() error {
 	f.changed = f.changed || f.has != f.records.Revision
 	f.has = f.records.Revision
 	return nil
+}
+
+// again implements what nodeflows.Table does when it is told what it knows.
+func (f *fakeTable) again() error {
+	if !f.failed || f.sw == nil {
+		return nil
+	}
+	return f.sync()
 }
 
 func (f *fakeTable) refresh() ([]desired.Problem, error) {
@@ -597,7 +608,7 @@ func (f *fakeTable) SetPorts(_ context.Context, p desired.Ports) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.ports != nil && *f.ports == p {
-		return nil
+		return f.again()
 	}
 	f.ports = &p
 	_, err := f.refresh()
@@ -611,7 +622,7 @@ func (f *fakeTable) SetVXLANPort(_ context.Context, p uint16) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.vxlanPort == p {
-		return nil
+		return f.again()
 	}
 	f.vxlanPort = p
 	_, err := f.refresh()

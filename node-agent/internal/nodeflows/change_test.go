@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -76,6 +77,57 @@ func TestChangesAtOnce(t *testing.T) {
 	}
 	if diff := cmp.Diff(expect(t, s, []desired.Attached{pod("b", 4)}), flows(t, conn)); diff != "" {
 		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+}
+
+// losing is a switch whose answers are lost while it is told so.
+type losing struct {
+	flowstore.Switch
+	lose bool
+	// before is that what it is asked is lost too.
+	before bool
+}
+
+func (l *losing) Commit(ctx context.Context, mods []of.Mod) error {
+	if l.lose && l.before {
+		return context.DeadlineExceeded
+	}
+	err := l.Switch.Commit(ctx, mods)
+	if l.lose {
+		return context.DeadlineExceeded
+	}
+	return err
+}
+
+// What did not get into the switch is no news any more when the table is told it once more,
+// and is brought in all the same.
+func TestToldAgain(t *testing.T) {
+	ctx := t.Context()
+	o, table, _ := start(t)
+	sw := &losing{Switch: connect(t, o, table), before: true}
+	if err := reconnect(ctx, table, sw); err != nil {
+		t.Fatal(err)
+	}
+	follow(t, table, 11)
+	for name, tell := range map[string]func() error{
+		"ports":     func() error { return table.SetPorts(ctx, desired.Ports{Tunnel: 3, Gateway: 4}) },
+		"path MTUs": func() error { return table.SetPathMTUs(ctx, map[netip.Addr]int{node(2).HostIP: 1350}) },
+		"UDP port":  func() error { return table.SetVXLANPort(ctx, 8472) },
+	} {
+		sw.lose = true
+		before := o.OFCtl("dump-flows", "--no-stats", "br0")
+		for range 2 {
+			if err := tell(); err == nil {
+				t.Errorf("%s: no error, but the switch did not take it", name)
+			}
+		}
+		sw.lose = false
+		if err := tell(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if o.OFCtl("dump-flows", "--no-stats", "br0") == before {
+			t.Errorf("%s: told once more, and not in the switch", name)
+		}
 	}
 }
 

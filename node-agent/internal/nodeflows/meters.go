@@ -25,7 +25,7 @@ func (t *Table) SetPathMTUs(ctx context.Context, m map[netip.Addr]int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if maps.Equal(t.pathMTUs, m) {
-		return nil
+		return t.again(ctx)
 	}
 	t.pathMTUs = maps.Clone(m)
 	if t.model == nil {

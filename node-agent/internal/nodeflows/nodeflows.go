@@ -82,11 +82,18 @@ type Table struct {
 	proxy pipeline.ServiceProxy
 	// pathMTUs are of the peers, by VTEP, whose paths carry less than pods' devices.
 	pathMTUs map[netip.Addr]int
-	// stale is that all owners may want something else than the store knows.
-	stale bool
+	lag
 	drops counted
 	// changing lets pods that come and go at once share a bundle.
 	changing *batch.Batch[change, error]
+}
+
+// lag is how far the store and the switch may be behind the picture.
+type lag struct {
+	// stale is that all owners may want something else than the store knows.
+	stale bool
+	// failed is that the last attempt to bring all of it into the switch did.
+	failed bool
 }
 
 // tenants are the namespaces that have pods here or serve.
@@ -131,13 +138,23 @@ func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ports != nil && *t.ports == p {
-		return nil
+		return t.again(ctx)
 	}
 	t.ports = &p
 	_, _, err := t.refresh(ctx)
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
 	}
+	return err
+}
+
+// again brings in what the last attempt did not: who tells the table once more what it knows
+// wants it in the switch. Without a connection the next one does.
+func (t *Table) again(ctx context.Context) error {
+	if !t.failed || !t.store.Connected() {
+		return nil
+	}
+	_, err := t.bring(ctx)
 	return err
 }
 
@@ -358,11 +375,13 @@ func (t *Table) bring(ctx context.Context) (changed bool, err error) {
 		case err == nil:
 			t.recall(found)
 		case !errors.Is(err, flowstore.ErrDisconnected):
+			t.failed = true
 			return false, err
 		}
 	}
 	r, err := t.store.Set(ctx, t.all())
 	t.stale = false // the store has it, though perhaps not the switch
+	t.failed = err != nil
 	if err == nil && len(r.Contested) > 0 {
 		err = fmt.Errorf("%v: %w", r.Contested[0], flowstore.ErrContested)
 	}

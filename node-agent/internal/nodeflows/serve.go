@@ -65,7 +65,7 @@ func (t *Table) SetVXLANPort(ctx context.Context, p uint16) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.vxlanPort == p {
-		return nil
+		return t.again(ctx)
 	}
 	t.vxlanPort = p
 	_, _, err := t.refresh(ctx)
