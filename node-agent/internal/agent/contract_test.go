@@ -61,7 +61,7 @@ func tableContract(t *testing.T, store flowStore, table flowTable, dial func() f
 			t.Errorf("%s: %v, want %v", what, err, want)
 		}
 	}
-	// sets is SetRecords, and whether it changed flows.
+	// sets is SetRecords, and whether it tells that flows changed.
 	sets := func(what string, revision int64, namespaces int, want error, changes bool) {
 		t.Helper()
 		nodes := snapshot(revision, namespaces, labSelf)
@@ -97,5 +97,6 @@ func tableContract(t *testing.T, store flowStore, table flowTable, dial func() f
 		t.Errorf("the picture does not follow while the switch is away: peers %v", table.Peers())
 	}
 	is("connection anew", connect(), nil)
-	sets("what the connection brought", 2, 1, nil, false)
+	sets("what the connection brought", 2, 1, nil, true)
+	sets("the same in the end", 2, 1, nil, false)
 }

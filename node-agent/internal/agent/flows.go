@@ -26,6 +26,8 @@ type flowSide struct {
 	copies interface{ Keep(s topology.Snapshot) }
 	// connected is that the flows of the node are in the newest switch.
 	connected bool
+	// unsettled is that the datapath may still follow flows from before.
+	unsettled bool
 	problems  []desired.Problem
 	// publish tells what is applied.
 	publish func()
@@ -69,6 +71,7 @@ type flowTable interface {
 	// SetVXLANPort says the UDP port of the tunnels.
 	SetVXLANPort(ctx context.Context, port uint16) error
 	SetPathMTUs(ctx context.Context, narrow map[netip.Addr]int) error
+	// SetRecords reports, once, that flows may have changed, by whatever.
 	SetRecords(ctx context.Context, s topology.Snapshot) (problems []desired.Problem, changed bool, err error)
 	Resync(ctx context.Context) error
 	Nudge(ctx context.Context) error
@@ -173,8 +176,13 @@ func (n *flowSide) apply(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if changed {
+	n.unsettled = n.unsettled || changed
+	if n.unsettled {
 		n.settle(ctx)
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("wait until the datapath follows the flows: %w", err)
+		}
+		n.unsettled = false
 	}
 	n.applied = s.Revision
 	n.tenants.Applied(s)

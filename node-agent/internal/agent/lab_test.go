@@ -542,7 +542,8 @@ type fakeTable struct {
 	// vxlanPort is 0 before it is told one.
 	vxlanPort uint16
 	// has is the revision whose flows the switch has.
-	has     int64
+	has int64
+	// changed is that it has other flows than when SetRecords last told so.
 	changed bool
 	// failed is that the last change did not get into the switch.
 	failed bool
@@ -635,9 +636,14 @@ func (f *fakeTable) SetVXLANPort(_ context.Context, p uint16) error {
 func (f *fakeTable) SetRecords(_ context.Context, s topology.Snapshot) ([]desired.Problem, bool, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.records, f.changed = &s, false
+	f.records = &s
 	problems, err := f.refresh()
-	return problems, f.changed, err
+	if err != nil {
+		return problems, false, err
+	}
+	changed := f.changed
+	f.changed = false
+	return problems, changed, nil
 }
 
 func (f *fakeTable) Resync(context.Context) error {

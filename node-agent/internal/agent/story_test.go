@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
@@ -155,6 +157,32 @@ func TestLoopSwitchRefusesFlows(t *testing.T) {
 		time.Sleep(2 * lastPause)
 		l.isReady(revision)
 		l.stop()
+	})
+}
+
+// Records are not told to be applied when the time ended in which the datapath was waited for:
+// the next attempt waits anew, though it finds the flows as they should be.
+func TestSettlesAgain(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.build()
+		s := snapshot(7, 3, labSelf, labPeer)
+		l.loop.records, l.loop.started = &s, labSelf.Subnet
+		n := l.loop.flows
+		if err := errors.Join(l.table.SetPorts(t.Context(), desired.Ports{Tunnel: 1, Gateway: 2}), n.connect(t.Context(), nil)); err != nil {
+			t.Fatal(err)
+		}
+		short, cancel := context.WithTimeout(t.Context(), l.machine.compares)
+		defer cancel()
+		if err := n.apply(short); err == nil || n.applied != 0 || l.table.inSwitch() != 7 {
+			t.Errorf("applied %d in too short a time, flows %d: %v", n.applied, l.table.inSwitch(), err)
+		}
+		began := time.Now()
+		if err := n.apply(t.Context()); err != nil || n.applied != 7 {
+			t.Errorf("applied %d: %v", n.applied, err)
+		}
+		if waited := time.Since(began); waited < 2*l.machine.compares {
+			t.Errorf("the datapath was waited for %s, want two rounds of %s", waited, l.machine.compares)
+		}
 	})
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
@@ -129,6 +130,49 @@ func TestToldAgain(t *testing.T) {
 			t.Errorf("%s: told once more, and not in the switch", name)
 		}
 	}
+}
+
+// Who tells of records is told that flows may have changed until it has heard it once, also where a
+// bundle's answer was lost, and where something else brought the records in.
+func TestChangeIsTold(t *testing.T) {
+	ctx := t.Context()
+	o, table, _ := start(t)
+	conn := connect(t, o, table)
+	sw := &losing{Switch: conn}
+	set := func(what string, blue netid.ID, fails, want bool) {
+		t.Helper()
+		_, changed, err := table.SetRecords(ctx, records(1, map[string]netid.ID{"red": 10, "blue": blue}))
+		if changed != want || (err != nil) != fails {
+			t.Errorf("%s: changed %t, want %t: %v", what, changed, want, err)
+		}
+	}
+	connectTo := func(sw flowstore.Switch) {
+		t.Helper()
+		if err := reconnect(ctx, table, sw); err != nil {
+			t.Fatal(err)
+		}
+	}
+	follow(t, table, 11)
+	attach(t, table, pod("red", 2), pod("blue", 3))
+	connectTo(sw)
+	set("the same", 11, false, false)
+	sw.lose = true
+	set("the answer is lost", 12, true, false)
+	sw.lose = false
+	set("and it had been carried out", 12, false, true)
+	set("the same again", 12, false, false)
+	storeOf(table).Disconnect()
+	set("without a switch", 13, true, false)
+	connectTo(sw)
+	set("what the connection brought", 13, false, true)
+	sw.lose, sw.before = true, true
+	set("lost on the way", 14, true, false)
+	sw.lose = false
+	if err := table.SetAllowances(ctx, pipeline.Allowance{Rate: 100, Burst: 100}, nil); err != nil {
+		t.Fatal(err)
+	}
+	set("what came with something else", 14, false, true)
+	set("the same in the end", 14, false, false)
 }
 
 // Before the table knows the records nobody comes, and everybody may go.

@@ -94,6 +94,8 @@ type lag struct {
 	stale bool
 	// failed is that the last attempt to bring all of it into the switch did.
 	failed bool
+	// unsettled is that flows may have changed since [Table.SetRecords] last told so.
+	unsettled bool
 }
 
 // tenants are the namespaces that have pods here or serve.
@@ -120,13 +122,20 @@ func New(self netip.Addr, vxlanPort uint16, store Store, observer Observer) *Tab
 }
 
 // SetRecords makes s the records that the flows follow, in one bundle, and
-// reports whether flows had to change. The problems are records that this node
-// leaves out.
+// reports whether flows may have changed since it last did so: also by what else brings
+// the picture into the switch, and by a bundle whose answer was lost. The problems are
+// records that this node leaves out.
 func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) (problems []desired.Problem, changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.records = &s
-	return t.refresh(ctx)
+	if problems, err = t.refresh(ctx); err != nil {
+		// Whatever the next change of a pod brings in of these records is news of them.
+		t.unsettled = t.unsettled || !errors.Is(err, flowstore.ErrNotReady)
+		return problems, false, err
+	}
+	changed, t.unsettled = t.unsettled, false
+	return problems, changed, nil
 }
 
 // Nudge makes the switch compare the flows that its datapath cached with its
@@ -141,7 +150,7 @@ func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
 		return t.again(ctx)
 	}
 	t.ports = &p
-	_, _, err := t.refresh(ctx)
+	_, err := t.refresh(ctx)
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
 	}
@@ -154,8 +163,7 @@ func (t *Table) again(ctx context.Context) error {
 	if !t.failed || !t.store.Connected() {
 		return nil
 	}
-	_, err := t.bring(ctx)
-	return err
+	return t.bring(ctx)
 }
 
 // Load puts pods into the picture without touching the switch: what was
@@ -254,9 +262,9 @@ func (t *Table) Connected(ctx context.Context) error {
 	if t.model == nil {
 		return nil
 	}
-	_, err := t.bring(ctx)
+	err := t.bring(ctx)
 	if err != nil && t.tenants.fair.unmetered != nil { // it has just found out
-		_, err = t.bring(ctx)
+		err = t.bring(ctx)
 	}
 	return err
 }
@@ -295,7 +303,7 @@ func (t *Table) beforeResync(ctx context.Context) (measures bool, err error) {
 		return false, flowstore.ErrNotReady
 	}
 	if t.stale || !t.tenants.recalled {
-		_, err = t.bring(ctx)
+		err = t.bring(ctx)
 	}
 	return len(t.model.Meters()) > 0, err
 }
@@ -347,28 +355,26 @@ func (t *Table) Dump() []string {
 	return out
 }
 
-// refresh computes the model anew and has the switch follow. It reports whether flows
-// had to change.
-func (t *Table) refresh(ctx context.Context) ([]desired.Problem, bool, error) {
+// refresh computes the model anew and has the switch follow.
+func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 	if t.records == nil || t.ports == nil {
-		return nil, false, flowstore.ErrNotReady
+		return nil, flowstore.ErrNotReady
 	}
 	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.vxlanPort, nil, nil)
 	if err != nil {
 		// The node lost its place in the network. What it has stays: its pods keep
 		// their network, and the caller says why nothing new is applied.
-		return nil, false, err
+		return nil, err
 	}
 	m.ServiceProxy = t.proxy
 	t.withPathMTUs(&m)
 	t.model = &m
 	t.publish()
-	changed, err := t.bring(ctx)
-	return problems, changed, err
+	return problems, t.bring(ctx)
 }
 
-// bring gives the store all that is wanted, and reports whether flows had to change.
-func (t *Table) bring(ctx context.Context) (changed bool, err error) {
+// bring gives the store all that is wanted, and has the switch follow.
+func (t *Table) bring(ctx context.Context) error {
 	if !t.tenants.recalled {
 		found, err := t.store.Read(ctx, AreaName)
 		switch {
@@ -376,14 +382,15 @@ func (t *Table) bring(ctx context.Context) (changed bool, err error) {
 			t.recall(found)
 		case !errors.Is(err, flowstore.ErrDisconnected):
 			t.failed = true
-			return false, err
+			return err
 		}
 	}
 	r, err := t.store.Set(ctx, t.all())
 	t.stale = false // the store has it, though perhaps not the switch
 	t.failed = err != nil
+	t.unsettled = t.unsettled || r.Changed > 0 || t.failed
 	if err == nil && len(r.Contested) > 0 {
 		err = fmt.Errorf("%v: %w", r.Contested[0], flowstore.ErrContested)
 	}
-	return r.Changed > 0, t.unmeter(err)
+	return t.unmeter(err)
 }

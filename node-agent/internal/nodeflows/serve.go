@@ -68,7 +68,7 @@ func (t *Table) SetVXLANPort(ctx context.Context, p uint16) error {
 		return t.again(ctx)
 	}
 	t.vxlanPort = p
-	_, _, err := t.refresh(ctx)
+	_, err := t.refresh(ctx)
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
 	}
