@@ -108,16 +108,18 @@ func (s *Store) apply(c Change, owners []Owner) (held []*holding, contested []Ow
 			changed = append(changed, o)
 		}
 	}
-	// All let go first, so that what moves from one to another is contested by nobody.
-	for _, o := range changed {
+	// All let go first, so that what moves from one to another is contested by nobody; but not
+	// of what they go on to want alike, so that nobody else gets it.
+	stays := make([]kept, len(changed))
+	for n, o := range changed {
 		if h := s.kinds[o.Kind].owners[o.Name]; h != nil {
-			s.release(o, h)
+			stays[n] = s.release(o, h, c.set[o])
 		}
 		delete(s.kinds[o.Kind].owners, o.Name)
 	}
-	for _, o := range changed {
+	for n, o := range changed {
 		if w := c.set[o]; !w.empty() {
-			h, waits := s.hold(o, w)
+			h, waits := s.hold(o, w, stays[n])
 			s.kinds[o.Kind].owners[o.Name] = h
 			if waits {
 				contested = append(contested, o)
@@ -141,40 +143,31 @@ func alike[V any](have []*item[V], want []V, equal func(a, b V) bool) bool {
 	return slices.EqualFunc(have, want, func(i *item[V], v V) bool { return equal(i.value, v) })
 }
 
-func (s *Store) release(o Owner, h *holding) {
-	for _, f := range h.flows {
-		s.flows.release(o, f)
-	}
-	for _, g := range h.groups {
-		s.groups.release(o, g)
-	}
-	for _, m := range h.meters {
-		s.meters.release(o, m)
+// kept is what an owner had and goes on to want alike.
+type kept struct {
+	flows  map[flowKey]*item[of.Flow]
+	groups map[uint32]*item[of.GroupEntry]
+	meters map[uint32]*item[of.Meter]
+}
+
+// release has an owner let go of what it does not want any more.
+func (s *Store) release(o Owner, h *holding, w Want) kept {
+	return kept{
+		flows:  releaseAll(s.flows, o, h.flows, w.Flows),
+		groups: releaseAll(s.groups, o, h.groups, w.Groups),
+		meters: releaseAll(s.meters, o, h.meters, w.Meters),
 	}
 }
 
 // hold gives an owner what it wants, and reports whether it has to wait for some.
-func (s *Store) hold(o Owner, w Want) (h *holding, waits bool) {
+func (s *Store) hold(o Owner, w Want, stays kept) (h *holding, waits bool) {
 	number := s.kinds[o.Kind].number
 	h = &holding{}
 	var f, g, m bool
-	h.flows, f = claimAll(s.flows, o, number, w.Flows)
-	h.groups, g = claimAll(s.groups, o, number, w.Groups)
-	h.meters, m = claimAll(s.meters, o, number, w.Meters)
+	h.flows, f = claimAll(s.flows, o, number, w.Flows, stays.flows)
+	h.groups, g = claimAll(s.groups, o, number, w.Groups, stays.groups)
+	h.meters, m = claimAll(s.meters, o, number, w.Meters, stays.meters)
 	return h, f || g || m
-}
-
-func claimAll[K comparable, V any](s *shelf[K, V], o Owner, kind uint8, want []V) (items []*item[V], waits bool) {
-	if len(want) == 0 {
-		return nil, false
-	}
-	items = make([]*item[V], len(want))
-	for n, v := range want {
-		var w bool
-		items[n], w = s.claim(o, kind, v)
-		waits = waits || w
-	}
-	return items, waits
 }
 
 // note begins to remember what a change of owners touches; undo takes the change back.

@@ -42,7 +42,10 @@ func (m model) set(old, now names) (waits bool) {
 	}
 	slices.Sort(owners)
 	for _, name := range owners {
-		for key := range wishes(old[name]) {
+		for key, text := range wishes(old[name]) {
+			if wishes(now[name])[key] == text {
+				continue // who goes on to want the same keeps its place
+			}
 			at := slices.IndexFunc(m[key], func(w wish) bool { return w.owner == name })
 			m[key] = slices.Delete(m[key], at, at+1)
 			if all := m[key]; len(all) > 0 && !slices.ContainsFunc(all, func(w wish) bool { return w.first }) {
@@ -55,6 +58,11 @@ func (m model) set(old, now names) (waits bool) {
 	}
 	for _, name := range owners {
 		for key, text := range wishes(now[name]) {
+			if wishes(old[name])[key] == text {
+				at := slices.IndexFunc(m[key], func(w wish) bool { return w.owner == name })
+				waits = waits || !m[key][at].first
+				continue
+			}
 			at := slices.IndexFunc(m[key], func(w wish) bool { return w.first })
 			first := at < 0 || m[key][at].text == text
 			m[key] = append(m[key], wish{name, text, first})

@@ -149,6 +149,71 @@ func (s *shelf[K, V]) release(o Owner, i *item[V]) {
 	s.wait(k, rest)
 }
 
+// releaseAll has an owner let go of what it had but for what it goes on to want alike, which
+// it returns by key.
+func releaseAll[K comparable, V any](s *shelf[K, V], o Owner, had []*item[V], want []V) map[K]*item[V] {
+	if len(had) == 0 {
+		return nil
+	}
+	wanted := make(map[K]int, len(want))
+	for n, v := range want {
+		wanted[s.key(v)] = n
+	}
+	stays := map[K]*item[V]{}
+	for _, i := range had {
+		k := s.key(i.value)
+		if first, twice := stays[k]; twice {
+			s.release(o, first)
+			delete(stays, k)
+			delete(wanted, k)
+		}
+		if n, ok := wanted[k]; ok && s.equal(want[n], s.told(o, i)) {
+			stays[k] = i
+			continue
+		}
+		s.release(o, i)
+	}
+	return stays
+}
+
+// told is what an owner wants in place of an item that it has or waits for.
+func (s *shelf[K, V]) told(o Owner, i *item[V]) V {
+	if c, waits := s.claimOf(o, s.key(i.value)); waits {
+		return c.value
+	}
+	return i.value
+}
+
+// claimOf is that of an owner which waits for what has the key.
+func (s *shelf[K, V]) claimOf(o Owner, k K) (c claim[V], waits bool) {
+	at := slices.IndexFunc(s.waiting[k], func(c claim[V]) bool { return c.owner == o })
+	if at < 0 {
+		return c, false
+	}
+	return s.waiting[k][at], true
+}
+
+// claimAll gives an owner what it wants; stays are what it did not let go of.
+func claimAll[K comparable, V any](s *shelf[K, V], o Owner, kind uint8, want []V, stays map[K]*item[V]) (items []*item[V], waits bool) {
+	if len(want) == 0 {
+		return nil, false
+	}
+	items = make([]*item[V], len(want))
+	for n, v := range want {
+		var w bool
+		k := s.key(v)
+		if i, ok := stays[k]; ok {
+			delete(stays, k)
+			_, w = s.claimOf(o, k)
+			items[n] = i
+		} else {
+			items[n], w = s.claim(o, kind, v)
+		}
+		waits = waits || w
+	}
+	return items, waits
+}
+
 func (s *shelf[K, V]) wait(k K, claims []claim[V]) {
 	if len(claims) == 0 {
 		delete(s.waiting, k)
