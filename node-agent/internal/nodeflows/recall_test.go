@@ -1,11 +1,13 @@
 package nodeflows
 
 import (
+	"errors"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
@@ -68,6 +70,25 @@ func TestRecallNobody(t *testing.T) {
 		}
 	}
 	if diff := cmp.Diff(slots(), serving(t, o)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// An agent that is told who serves while there is no switch still finds out who did.
+func TestRecallAfterFailure(t *testing.T) {
+	o, before, _ := start(t)
+	restarted := newTable(&observer{})
+	for _, table := range []*Table{before, restarted} {
+		table.SetServiceProxy(pipeline.OVS)
+		follow(t, table, 11)
+	}
+	connect(t, o, before)
+	serve(t, before, "red", "blue")
+	if err := restarted.Serve(t.Context(), map[string]bool{"green": true}); !errors.Is(err, flowstore.ErrDisconnected) {
+		t.Errorf("without a switch: %v", err)
+	}
+	connect(t, o, restarted)
+	if diff := cmp.Diff(slots("red", "blue"), serving(t, o)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

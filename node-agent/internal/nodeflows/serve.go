@@ -88,7 +88,6 @@ func (t *Table) Serve(ctx context.Context, namespaces map[string]bool) error {
 	if t.model == nil {
 		return flowstore.ErrNotReady
 	}
-	n.recalled = true
 	var changed []string
 	for name := range n.serving {
 		if !namespaces[name] {
@@ -107,6 +106,7 @@ func (t *Table) Serve(ctx context.Context, namespaces map[string]bool) error {
 	if err != nil {
 		n.serve(was, changed)
 	}
+	n.recalled = n.recalled || err == nil
 	t.publish()
 	return err
 }
