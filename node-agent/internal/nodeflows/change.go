@@ -76,12 +76,14 @@ func (t *Table) together(ctx context.Context, list []change) error {
 		address := c.pod.Address
 		addresses = append(addresses, address)
 		old, had := t.attached[address]
+		restore := t.tenants.remember(old.Namespace, c.pod.Namespace)
 		undo = append(undo, func() {
 			if had {
 				t.take(old)
 			} else {
 				t.leave(address)
 			}
+			restore()
 		})
 		if had {
 			namespaces = append(namespaces, old.Namespace)

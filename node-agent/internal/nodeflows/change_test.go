@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
 	"net/netip"
 	"strings"
 	"testing"
@@ -130,6 +132,64 @@ func TestToldAgain(t *testing.T) {
 			t.Errorf("%s: told once more, and not in the switch", name)
 		}
 	}
+}
+
+// alikes are two namespaces whose numbers would be the same, of so many.
+func alikes(t *testing.T, numbers uint32) (a, b string) {
+	t.Helper()
+	seen := map[uint32]string{}
+	for i := range 1 << 20 {
+		name := fmt.Sprint("ns", i)
+		n := desired.Slots{}.Assign(name) % numbers
+		if other, ok := seen[n]; ok {
+			return other, name
+		}
+		seen[n] = name
+	}
+	t.Fatal("no two names have the same number")
+	return "", ""
+}
+
+// A change that the switch does not take leaves namespaces their numbers, also when those would be
+// others if they were given anew.
+func TestNumbersStay(t *testing.T) {
+	ctx := t.Context()
+	o, table, _ := start(t)
+	table.SetServiceProxy(pipeline.OVS)
+	sw := &losing{Switch: connect(t, o, table), before: true}
+	if err := reconnect(ctx, table, sw); err != nil {
+		t.Fatal(err)
+	}
+	follow(t, table, 11)
+	numbers := func() [2]map[string]uint32 {
+		return [2]map[string]uint32{maps.Clone(table.tenants.slots), maps.Clone(table.tenants.fair.numbers)}
+	}
+	unchanged := func(what string, change func() error) {
+		t.Helper()
+		before := numbers()
+		sw.lose = true
+		if err := change(); err == nil {
+			t.Errorf("%s: no error", what)
+		}
+		sw.lose = false
+		if diff := cmp.Diff(before, numbers()); diff != "" {
+			t.Errorf("%s (-before +after):\n%s", what, diff)
+		}
+	}
+	first, second := alikes(t, pipeline.MaxMetered)
+	attach(t, table, pod(first, 2), pod(second, 3))
+	if err := table.Detach(ctx, pod(first, 2).Address); err != nil {
+		t.Fatal(err)
+	}
+	unchanged("a pod that goes", func() error { return table.Detach(ctx, pod(second, 3).Address) })
+	unchanged("pods that come and go", func() error {
+		return errors.Join(table.change(ctx, []change{{pod: pod(second, 3), goes: true}, {pod: pod(first, 3)}, {pod: pod(second, 4)}})...)
+	})
+	first, second = alikes(t, math.MaxUint32)
+	serve(t, table, first)
+	serve(t, table, first, second)
+	serve(t, table, second)
+	unchanged("a namespace that serves no longer", func() error { return table.Serve(ctx, nil) })
 }
 
 // Who tells of records is told that flows may have changed until it has heard it once, also where a

@@ -100,11 +100,12 @@ func (t *Table) Serve(ctx context.Context, namespaces map[string]bool) error {
 		}
 	}
 	slices.Sort(changed) // so that slots are the same after every start
-	was := n.serving
+	was, restore := n.serving, n.remember(changed...)
 	n.serve(namespaces, changed)
 	err := t.try(ctx, nil, changed)
 	if err != nil {
 		n.serve(was, changed)
+		restore()
 	}
 	n.recalled = n.recalled || err == nil
 	t.publish()
@@ -128,6 +129,30 @@ func (n *tenants) serve(namespaces map[string]bool, changed []string) {
 func (n *tenants) release(namespace string) {
 	if n.members[namespace] == 0 && !n.serving[namespace] {
 		delete(n.slots, namespace)
+	}
+}
+
+// remember keeps the slots and meters of namespaces, for a change that may be taken back:
+// the numbers that they would be given anew may be others, and the flows have these.
+func (n *tenants) remember(namespaces ...string) (restore func()) {
+	slots, meters := map[string]uint32{}, map[string]uint32{}
+	for _, name := range namespaces {
+		if slot, ok := n.slots[name]; ok {
+			slots[name] = slot
+		}
+		if number, ok := n.fair.numbers[name]; ok {
+			meters[name] = number
+		}
+	}
+	return func() {
+		for _, name := range namespaces {
+			delete(n.slots, name)
+			n.fair.release(name)
+		}
+		maps.Copy(n.slots, slots)
+		for name, number := range meters {
+			n.fair.numbers[name], n.fair.taken[number] = number, true
+		}
 	}
 }
 
