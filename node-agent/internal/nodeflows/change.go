@@ -69,6 +69,7 @@ func (t *Table) together(ctx context.Context, list []change) error {
 	if t.model == nil {
 		return flowstore.ErrNotReady
 	}
+	list = append(t.displaced(list), list...)
 	var addresses []netip.Addr
 	var namespaces []string // of pods that come, and of those that were there
 	var undo []func()
@@ -103,6 +104,27 @@ func (t *Table) together(ctx context.Context, list []change) error {
 		}
 	}
 	return err
+}
+
+// displaced are pods that go as one of list comes with the number of their port. They have
+// another one by now, or none, and come back when it is known: until then flows for them would be
+// the other's, and a meter of theirs would keep it from having its own.
+func (t *Table) displaced(list []change) (gone []change) {
+	comes := map[uint32]netip.Addr{}
+	for _, c := range list {
+		if !c.goes {
+			comes[c.pod.Port] = c.pod.Address
+		}
+	}
+	if len(comes) == 0 {
+		return nil
+	}
+	for address, a := range t.attached {
+		if by, ok := comes[a.Port]; ok && by != address {
+			gone = append(gone, change{pod: a, goes: true})
+		}
+	}
+	return gone
 }
 
 // changes reports whether there is something to do: not for a pod that goes and is gone.

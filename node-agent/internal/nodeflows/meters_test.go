@@ -146,6 +146,41 @@ func TestMeterRestarts(t *testing.T) {
 	}
 }
 
+// Pods whose ports swapped their numbers, one attached anew after the other, have their own meters
+// in the end; where the first is not taken nothing changed.
+func TestPortsSwapped(t *testing.T) {
+	o, table, _, conn, a := limited(t)
+	o.AddDummyPort("br0", "p13", 13)
+	b := pod("a", 3)
+	b.Meter = desired.Meter{Rate: 9000, Burst: 9000}
+	attach(t, table, b)
+	a.Port, b.Port = b.Port, a.Port
+	sw := &losing{Switch: conn, before: true}
+	if err := reconnect(t.Context(), table, sw); err != nil {
+		t.Fatal(err)
+	}
+	before := flows(t, conn)
+	sw.lose = true
+	if err := table.Attach(t.Context(), a); err == nil {
+		t.Error("no error, but the switch did not take it")
+	}
+	sw.lose = false
+	if err := table.Resync(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, flows(t, conn)); diff != "" {
+		t.Errorf("not taken (-before +after):\n%s", diff)
+	}
+	attach(t, table, a, b)
+	want := []desired.Attached{a, b}
+	if diff := cmp.Diff(expect(t, *table.records, want), flows(t, conn)); diff != "" {
+		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(expectMeters(want), meters(t, conn)); diff != "" {
+		t.Errorf("meters (-want +got):\n%s", diff)
+	}
+}
+
 // What the meter drops is told by pod.
 func TestMeterDrops(t *testing.T) {
 	o, table, _, _, p := limited(t)
