@@ -181,6 +181,33 @@ func TestPortsSwapped(t *testing.T) {
 	}
 }
 
+// Pods that are found with the same port keep nobody else from the network: who has to wait is told.
+func TestPortTwice(t *testing.T) {
+	o, table, _ := start(t)
+	a, b, c := pod("red", 2), pod("red", 3), pod("blue", 4)
+	a.Meter, b.Meter, b.Port = desired.Meter{Rate: 1000, Burst: 1000}, desired.Meter{Rate: 2000, Burst: 2000}, a.Port
+	table.Load([]desired.Attached{a, b, c})
+	conn := connect(t, o, table)
+	if err := table.SetPorts(t.Context(), desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+		t.Fatal(err)
+	}
+	problems, _, err := table.SetRecords(t.Context(), records(1, map[string]netid.ID{"red": 10, "blue": 11}))
+	if err != nil || len(problems) != 1 || problems[0].Record != "pod "+b.Address.String() {
+		t.Errorf("problems %v: %v", problems, err)
+	}
+	if diff := cmp.Diff(expectMeters([]desired.Attached{a}), meters(t, conn)); diff != "" {
+		t.Errorf("meters (-want +got):\n%s", diff)
+	}
+	b.Port++
+	attach(t, table, b)
+	if problems, _, err = table.SetRecords(t.Context(), *table.records); err != nil || len(problems) > 0 {
+		t.Errorf("with ports of their own: problems %v, %v", problems, err)
+	}
+	if diff := cmp.Diff(expect(t, *table.records, []desired.Attached{a, b, c}), flows(t, conn)); diff != "" {
+		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+}
+
 // What the meter drops is told by pod.
 func TestMeterDrops(t *testing.T) {
 	o, table, _, _, p := limited(t)

@@ -96,6 +96,9 @@ type lag struct {
 	failed bool
 	// unsettled is that flows may have changed since [Table.SetRecords] last told so.
 	unsettled bool
+	// waiting are the owners that others keep from what they want. They are no reason to
+	// keep all others from the network.
+	waiting []flowstore.Owner
 }
 
 // tenants are the namespaces that have pods here or serve.
@@ -124,7 +127,7 @@ func New(self netip.Addr, vxlanPort uint16, store Store, observer Observer) *Tab
 // SetRecords makes s the records that the flows follow, in one bundle, and
 // reports whether flows may have changed since it last did so: also by what else brings
 // the picture into the switch, and by a bundle whose answer was lost. The problems are
-// records that this node leaves out.
+// records that this node leaves out, and pods that wait for what another has.
 func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) (problems []desired.Problem, changed bool, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -370,7 +373,11 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 	t.withPathMTUs(&m)
 	t.model = &m
 	t.publish()
-	return problems, t.bring(ctx)
+	err = t.bring(ctx)
+	for _, o := range t.waiting {
+		problems = append(problems, desired.Problem{Record: o.String(), Why: "another has its flows or its meter otherwise: it waits until that is gone"})
+	}
+	return problems, err
 }
 
 // bring gives the store all that is wanted, and has the switch follow.
@@ -389,8 +396,6 @@ func (t *Table) bring(ctx context.Context) error {
 	t.stale = false // the store has it, though perhaps not the switch
 	t.failed = err != nil
 	t.unsettled = t.unsettled || r.Changed > 0 || t.failed
-	if err == nil && len(r.Contested) > 0 {
-		err = fmt.Errorf("%v: %w", r.Contested[0], flowstore.ErrContested)
-	}
+	t.waiting = r.Contested
 	return t.unmeter(err)
 }
