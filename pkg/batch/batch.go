@@ -4,6 +4,7 @@ package batch
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 )
@@ -25,9 +26,18 @@ type call[In, Out any] struct {
 	in  In
 	ctx context.Context
 	// lead tells the call to make the next run, which it is the first of.
-	lead chan struct{}
-	out  chan Out
+	lead   chan struct{}
+	answer chan answer[Out]
 }
+
+type answer[Out any] struct {
+	out Out
+	err error
+}
+
+// ErrNoResult says that a run ended without a result for a call: it panicked, or returned
+// too few. What was done of it is not known.
+var ErrNoResult = errors.New("what was done for several at once ended without a result for this one")
 
 // New makes a Batch whose runs take most calls at once. The context of a run ends when
 // those of all its calls have.
@@ -36,9 +46,11 @@ func New[In, Out any](most int, run func(ctx context.Context, in []In) []Out) *B
 }
 
 // Do has in done in the next run and returns its result. The error is ctx's, where that
-// ends first: then nothing was done. Once its run has begun a call waits for the result.
+// ends first: then nothing was done. Once its run has begun a call waits for the result;
+// it is [ErrNoResult] where the run fails to give one. A run that panics does so in one of
+// its calls.
 func (b *Batch[In, Out]) Do(ctx context.Context, in In) (out Out, err error) {
-	mine := &call[In, Out]{in: in, ctx: ctx, lead: make(chan struct{}, 1), out: make(chan Out, 1)}
+	mine := &call[In, Out]{in: in, ctx: ctx, lead: make(chan struct{}, 1), answer: make(chan answer[Out], 1)}
 	b.mu.Lock()
 	b.waiting = append(b.waiting, mine)
 	if !b.running {
@@ -49,15 +61,17 @@ func (b *Batch[In, Out]) Do(ctx context.Context, in In) (out Out, err error) {
 	select {
 	case <-mine.lead:
 		b.next()
-		return <-mine.out, nil
-	case out := <-mine.out:
-		return out, nil
+		a := <-mine.answer
+		return a.out, a.err
+	case a := <-mine.answer:
+		return a.out, a.err
 	case <-ctx.Done():
 	}
 	if b.giveUp(mine) {
 		return out, ctx.Err()
 	}
-	return <-mine.out, nil
+	a := <-mine.answer
+	return a.out, a.err
 }
 
 // giveUp takes a call out that no run has taken, and reports whether it could.
@@ -84,7 +98,11 @@ func (b *Batch[In, Out]) next() {
 	calls := slices.Clone(b.waiting[:n])
 	b.waiting = slices.Delete(b.waiting, 0, n)
 	b.mu.Unlock()
-	defer func() {
+	answered := 0
+	defer func() { // also when run panics
+		for _, c := range calls[answered:] {
+			c.answer <- answer[Out]{err: ErrNoResult}
+		}
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.handOver()
@@ -95,8 +113,9 @@ func (b *Batch[In, Out]) next() {
 	}
 	ctx, end := together(calls)
 	defer end()
-	for i, out := range b.run(ctx, in) {
-		calls[i].out <- out
+	for _, out := range b.run(ctx, in) {
+		calls[answered].answer <- answer[Out]{out: out}
+		answered++
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 // gated is a run that says what it is about to do and waits until it may.
@@ -151,5 +152,52 @@ func TestMany(t *testing.T) {
 	wg.Wait()
 	if b.running || len(b.waiting) > 0 {
 		t.Errorf("running %t, %d wait", b.running, len(b.waiting))
+	}
+}
+
+// Who waits is answered when a run panics, or gives too few results, and the next run is
+// made. The panic is the leader's.
+func TestNoResult(t *testing.T) {
+	for name, broken := range map[string]func() []int{
+		"panic":   func() []int { panic("broken") },
+		"too few": func() []int { return []int{4} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGated()
+			b := New(2, func(ctx context.Context, in []int) []int {
+				out := g.double(ctx, in)
+				if in[0] == 2 {
+					return broken()
+				}
+				return out
+			})
+			errs, panicked := make([]error, 6), make([]any, 6)
+			var wg sync.WaitGroup
+			call := func(n int) {
+				wg.Go(func() {
+					defer func() { panicked[n] = recover() }()
+					_, errs[n] = b.Do(t.Context(), n)
+				})
+			}
+			call(1)
+			<-g.began
+			for n := range 4 {
+				call(n + 2)
+				b.waits(n + 1)
+			}
+			for range 2 {
+				g.may <- struct{}{}
+				<-g.began
+			}
+			g.may <- struct{}{}
+			wg.Wait()
+			want, wantPanic := []error{nil, nil, nil, ErrNoResult, nil, nil}, make([]any, 6)
+			if name == "panic" {
+				wantPanic[2] = "broken"
+			}
+			if diff := cmp.Diff(want, errs, cmpopts.EquateErrors()) + cmp.Diff(wantPanic, panicked); diff != "" {
+				t.Error(diff)
+			}
+		})
 	}
 }
