@@ -224,6 +224,33 @@ func TestSecondDeviceStandsApart(t *testing.T) {
 	}
 }
 
+// A device that goes leaves those rules alone that another has made which got its name.
+func TestLeaveSandboxWhoseNameIsTaken(t *testing.T) {
+	node, sandbox := space(t), space(t)
+	noErr(t, node.CreateVeth("ovs1", sandbox, pair))
+	_, err := sandbox.ConfigureSandbox(pod)
+	noErr(t, err)
+	pair2, second, third := pair, pod, pod
+	pair2.PeerName, second.Name, third.Name = "eth1", "eth1", "eth1"
+	second.Address, third.Address = netip.MustParseAddr("172.11.0.6"), netip.MustParseAddr("172.11.0.7")
+	noErr(t, node.CreateVeth("ovs2", sandbox, pair2))
+	_, err = sandbox.ConfigureSandbox(second)
+	noErr(t, err)
+	noErr(t, node.DeleteVeth("ovs2"))
+	noErr(t, node.CreateVeth("ovs3", sandbox, pair2))
+	_, err = sandbox.ConfigureSandbox(third)
+	noErr(t, err)
+	noErr(t, sandbox.LeaveSandbox("eth1", second.Address))
+	for _, way := range []string{"from 172.11.0.7", "oif eth1"} {
+		if got := ip(t, sandbox, "route get 192.0.2.1 "+way); !strings.Contains(got, "via 172.11.0.1 dev eth1") {
+			t.Errorf("%s: %s", way, got)
+		}
+	}
+	if n := strings.Count(ip(t, sandbox, "-4 rule"), "lookup 77"); n != 2 {
+		t.Errorf("%d rules, want the two of the device that came:\n%s", n, ip(t, sandbox, "-4 rule"))
+	}
+}
+
 func TestVethNamesTaken(t *testing.T) {
 	node, sandbox := space(t), space(t)
 	noErr(t, node.CreateVeth("ovs1", sandbox, pair))

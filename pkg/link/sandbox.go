@@ -189,15 +189,23 @@ func apartRules(name string, address netip.Addr, table int) []*netlink.Rule {
 }
 
 // LeaveSandbox removes what of a device that goes the kernel leaves behind: the rules
-// that lead to its routes.
+// that lead to its routes. Another device may have its name by now: a rule for the name is
+// that one's where its table is the one of another address.
 func (n *NS) LeaveSandbox(name string, address netip.Addr) error {
 	rules, err := retryDump(func() ([]netlink.Rule, error) { return n.nl.RuleList(familyOf(address)) })
 	if err != nil {
 		return fmt.Errorf("sandbox %s: listing rules: %w", n.path, err)
 	}
+	others := map[int]bool{}
+	for _, r := range rules {
+		if src, from := prefixOf(r.Src); r.Priority == apartPriority && from && src != host(address) {
+			others[r.Table] = true
+		}
+	}
 	for _, r := range rules {
 		src, from := prefixOf(r.Src)
-		if r.Priority != apartPriority || !(from && src == host(address)) && r.OifName != name {
+		ours := from && src == host(address) || r.OifName == name && !others[r.Table]
+		if r.Priority != apartPriority || !ours {
 			continue
 		}
 		if err := n.nl.RuleDel(&r); err != nil && !errors.Is(err, unix.ENOENT) {
