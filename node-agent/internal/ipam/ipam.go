@@ -48,12 +48,17 @@ func (l Lease) Attachment() cniapi.Attachment {
 // FullError says that every address of the subnet is leased.
 type FullError struct {
 	Subnet netip.Prefix
-	// Leased is how many addresses that is.
-	Leased int
+	// Leased is how many addresses that is; Leaving of them are those of attachments that
+	// are leaving.
+	Leased, Leaving int
 }
 
 func (e *FullError) Error() string {
-	return fmt.Sprintf("no address left: all %d of node subnet %s are leased; remove pods, or give nodes larger subnets (HostSubnetLength)", e.Leased, e.Subnet)
+	leaving := ""
+	if e.Leaving > 0 {
+		leaving = fmt.Sprintf(", %d of them to pods that were detached and are not wholly removed yet", e.Leaving)
+	}
+	return fmt.Sprintf("no address left: all %d of node subnet %s are leased%s; remove pods, or give nodes larger subnets (HostSubnetLength)", e.Leased, e.Subnet, leaving)
 }
 
 // TakenError says that the address of a lease that was made before has another holder.
@@ -190,7 +195,7 @@ func (p *Pool) allocate(_ context.Context, wants []Lease) []allocated {
 		}
 		addr, undo, ok := p.order.take()
 		if !ok {
-			out[i].err = &FullError{Subnet: p.subnet, Leased: len(p.byKey)}
+			out[i].err = p.full()
 			continue
 		}
 		want.Address, want.Since = addr, p.now().UTC().Round(0)
@@ -213,6 +218,17 @@ func (p *Pool) allocate(_ context.Context, wants []Lease) []allocated {
 		}
 	}
 	return out
+}
+
+// full is the error that no address is left; p.mu is held.
+func (p *Pool) full() error {
+	err := &FullError{Subnet: p.subnet, Leased: len(p.byKey)}
+	for _, l := range p.byKey {
+		if l.Leaving {
+			err.Leaving++
+		}
+	}
+	return err
 }
 
 // Leave writes down that the attachment is leaving: should the agent be killed, the next

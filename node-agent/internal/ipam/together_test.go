@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"strings"
 	"sync"
 	"testing"
 
@@ -94,6 +95,14 @@ func TestLeave(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, p.Leases(), cmpOpts); diff != "" {
 		t.Errorf("after it could not be written (-want +got):\n%s", diff)
+	}
+	p = open(t, dir, small, "b")
+	allocate(t, p, 3)
+	allocate(t, p, 4)
+	_, err := p.Allocate(pod(5))
+	var none *FullError
+	if !errors.As(err, &none) || *none != (FullError{Subnet: small, Leased: 5, Leaving: 2}) || !strings.Contains(err.Error(), "2 of them to pods that were detached") {
+		t.Errorf("no address left: %v", err)
 	}
 }
 
