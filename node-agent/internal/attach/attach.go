@@ -24,6 +24,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
+	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -101,6 +102,8 @@ const portQoS = "linux-noop"
 // Flows is the bridge's flow table.
 type Flows interface {
 	Attach(ctx context.Context, a desired.Attached) error
+	// Detach fails with [flowstore.ErrDisconnected] or [flowstore.ErrNotReady] where the
+	// switch may still have the flows; they go when it is there again.
 	Detach(ctx context.Context, address netip.Addr) error
 	Check(ctx context.Context, address netip.Addr) ([]string, error)
 }
@@ -162,11 +165,13 @@ type Attacher struct {
 // New makes an Attacher that refuses everything but DEL and GC until it is started. bare
 // is what it detaches with.
 func New(bare Bare, flows Flows, tenants Tenants, limiter Limiter) *Attacher {
-	return &Attacher{
+	a := &Attacher{
 		bare: bare, kernel: bare.kernel, ports: bare.ports, flows: flows, tenants: tenants, limiter: limiter, log: bare.log, leaving: newLeaving(), devices: make(slots, devicesAtOnce),
 		notReady: errors.New("the agent is starting"), list: map[cniapi.Attachment]Attachment{}, arriving: map[cniapi.Attachment]*arrival{},
 		queues: func(Attachment) uint32 { return 0 },
 	}
+	a.leaving.downs, a.leaving.closes = batch.New(waitersAtOnce, a.downAll), batch.New(waitersAtOnce, a.closeAll)
+	return a
 }
 
 // SetObserver makes o be told how long the steps of ADD and DEL take. It is called before
@@ -235,7 +240,7 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	if err != nil {
 		return nil, err
 	}
-	if err := a.left(ctx, req.Attachment()); err != nil {
+	if err := a.left(ctx, req); err != nil {
 		return nil, err
 	}
 	if at, ok := a.find(req.Attachment()); ok {
@@ -286,7 +291,7 @@ func (a *Attacher) lease(ctx context.Context, pool *ipam.Pool, at Attachment) (a
 	err = a.observe(AddLease, func() (err error) {
 		address, err = pool.Allocate(at.lease())
 		if errors.As(err, &full) && a.leaving.count() > 0 {
-			if err := a.finish(ctx).all(); err != nil {
+			if err := a.finish(ctx); err != nil {
 				a.log.Warn("pods that are leaving still have their addresses, and no other is left", "error", err)
 			}
 			address, err = pool.Allocate(at.lease())

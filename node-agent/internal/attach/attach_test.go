@@ -52,6 +52,10 @@ func TestAddDel(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if len(w.links)+len(w.ports) > 0 {
+		t.Errorf("devices %v and ports %v are left", w.links, w.ports)
+	}
+	finished(t, a)
 	w.empty(t)
 	if n := len(a.pool.Leases()); n != 0 {
 		t.Errorf("%d leases left", n)
@@ -123,9 +127,9 @@ func TestDelFailsAnywhere(t *testing.T) {
 		if err == nil && len(w.flows) > 0 {
 			t.Errorf("step %d: DEL has succeeded, and there are flows %v", failAt, w.flows)
 		}
-		r := a.finish(ctx)
+		finishErr := a.finish(ctx)
 		w.failAt = 0
-		if err := errors.Join(err, r.all(), r.unclosed); err == nil {
+		if err := errors.Join(err, finishErr); err == nil {
 			if failAt < 6 {
 				t.Fatalf("DEL has only %d steps", failAt-1)
 			}

@@ -88,18 +88,17 @@ func (b Bare) disconnect(ctx context.Context, at Attachment) error {
 	if err := b.ports.DeletePort(ctx, b.bridge, at.HostIf()); err != nil && !errors.Is(err, ovs.ErrDisconnected) {
 		return err
 	}
-	if at.Address.IsValid() {
-		if at.Netns != "" {
-			if err := b.kernel.Leave(Wire{Netns: at.Netns, IfName: at.IfName, Address: at.Address}); err != nil {
-				return err
-			}
-		}
-		if err := b.kernel.Forget(at.Address); err != nil {
-			return err
-		}
-	}
 	if err := b.kernel.Delete(at.HostIf()); err != nil {
 		return err
 	}
-	return b.kernel.Unshape(at.HostIf())
+	if err := b.kernel.Unshape(at.HostIf()); err != nil || !at.Address.IsValid() {
+		return err
+	}
+	if at.Netns != "" {
+		if err := b.kernel.Leave(Wire{Netns: at.Netns, IfName: at.IfName, Address: at.Address}); err != nil {
+			return err
+		}
+	}
+	// A device that is there may begin connections.
+	return b.kernel.Forget(at.Address)
 }

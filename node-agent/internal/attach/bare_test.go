@@ -76,8 +76,8 @@ func TestDelWithoutDatabase(t *testing.T) {
 		if err := a.Del(ctx, request(1)); err != nil {
 			t.Errorf("once more: %v", err)
 		}
-		if r := a.finish(ctx); r.all() != nil || !errors.Is(r.unclosed, ovs.ErrDisconnected) {
-			t.Errorf("finished: %+v", r)
+		if r := a.down(ctx); r.all() != nil || !errors.Is(r.rows, ovs.ErrDisconnected) {
+			t.Errorf("taken down: %+v", r)
 		}
 		if len(w.links)+len(w.flows) != 0 || len(a.pool.Leases()) != 1 {
 			t.Errorf("left: links %v, flows %v, leases %v", w.links, w.flows, a.pool.Leases())

@@ -5,12 +5,13 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
 
 // Del detaches. What is gone already is no error. When it returns the pod is off the
-// network: its flows are gone. Its port, its devices and its address go a moment later,
+// network: its flows are gone, or, while the switch does not answer, its devices. Its port, its devices and its address go a moment later,
 // with those of others that go at the same time ([Attacher.Run]); until then its lease
 // says that this is to be done, whoever is killed. A second DEL does it at once.
 func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
@@ -29,7 +30,7 @@ func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
 	}
 	release()
 	if a.leaving.has(key) {
-		if err := a.finish(ctx).of(key); err != nil {
+		if err := a.down(ctx).of(key); err != nil {
 			return fmt.Errorf("detach %s: %w", key, err)
 		}
 		return nil
@@ -50,13 +51,14 @@ func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
 	return nil
 }
 
-// depart takes at off the network, and leaves the rest to [Attacher.finish]. Where that
+// depart takes at off the network, and leaves the rest to [Attacher.Run]. Where that
 // cannot be written down nothing is left.
 func (a *Attacher) depart(ctx context.Context, pool *ipam.Pool, at Attachment) error {
 	if _, leased := pool.Lookup(at.Attachment); !leased {
 		return a.disconnect(ctx, pool, at)
 	}
-	if err := a.silence(ctx, at); err != nil {
+	silent, err := a.silence(ctx, at)
+	if err != nil {
 		return err
 	}
 	if err := a.observe(DelMark, func() error { return pool.Leave(at.Attachment) }); err != nil {
@@ -65,20 +67,29 @@ func (a *Attacher) depart(ctx context.Context, pool *ipam.Pool, at Attachment) e
 	}
 	a.leaving.put(at)
 	a.remove(at.Attachment)
-	return nil
-}
-
-// silence removes the flows of at: nothing reaches it any more, nor it anything.
-func (a *Attacher) silence(ctx context.Context, at Attachment) error {
-	if !at.Address.IsValid() {
+	if silent {
 		return nil
 	}
-	return a.observe(DelFlows, func() error { return classify(a.flows.Detach(ctx, at.Address)) })
+	return a.down(ctx).of(at.Attachment)
+}
+
+// silence removes the flows of at: nothing reaches it any more, nor it anything. It is not
+// silent where the switch does not answer: what the datapath has cached goes on until the
+// devices are gone.
+func (a *Attacher) silence(ctx context.Context, at Attachment) (silent bool, err error) {
+	if !at.Address.IsValid() {
+		return true, nil
+	}
+	err = a.observe(DelFlows, func() error { return a.flows.Detach(ctx, at.Address) })
+	if errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // disconnect removes what there is of at, all of it: flows, port, devices, lease.
 func (a *Attacher) disconnect(ctx context.Context, pool *ipam.Pool, at Attachment) error {
-	if err := a.silence(ctx, at); err != nil {
+	if _, err := a.silence(ctx, at); err != nil {
 		return err
 	}
 	err := a.observe(DelRest, func() error { return a.bare.disconnect(ctx, at) })
@@ -131,5 +142,19 @@ func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
 			drop(fromLease(lease))
 		}
 	}
-	return errors.Join(append(errs, a.finish(ctx).all(), a.sweep(a.List()))...)
+	return errors.Join(append(errs, a.downOf(ctx, req.NetworkName), a.sweep(a.List()))...)
+}
+
+// downOf takes down all that are leaving; the error is what is still there of a network's.
+func (a *Attacher) downOf(ctx context.Context, network string) error {
+	asked := a.leaving.those(false)
+	r := a.down(ctx)
+	own := remains{err: r.err, each: map[cniapi.Attachment]error{}}
+	for _, d := range asked {
+		key := d.Attachment.Attachment
+		if err := r.each[key]; err != nil && d.Network == network {
+			own.each[key] = err
+		}
+	}
+	return own.all()
 }

@@ -51,8 +51,14 @@ type world struct {
 	stuck map[string]error
 	// stays are the host's ends that cannot be deleted.
 	stays map[string]error
-	// broken are the moments in which a meter held back what its shape lets pass, or a pod
-	// came whose address another port still had.
+	// remembered is an address whose connections cannot be forgotten.
+	remembered netip.Addr
+	// unreached is why no flows can be removed.
+	unreached error
+	// closing runs before the switch is waited for.
+	closing func()
+	// broken are the moments in which a meter held back what its shape lets pass, a pod
+	// came whose address another port still had, or a device outlived its connections.
 	broken []string
 }
 
@@ -261,12 +267,22 @@ func (w *world) DeleteAll(hostIfs []string) []error {
 	return errs
 }
 
-func (w *world) Forget(...netip.Addr) error {
+func (w *world) Forget(addresses ...netip.Addr) error {
 	leave, err := w.enter()
 	if err != nil {
 		return err
 	}
 	defer leave()
+	for _, address := range addresses {
+		for name, l := range w.links {
+			if l.Address == address {
+				w.broken = append(w.broken, fmt.Sprintf("%s may begin connections after those from %s are forgotten", name, address))
+			}
+		}
+		if address == w.remembered {
+			return fmt.Errorf("the connections of %s stay", address)
+		}
+	}
 	return nil
 }
 
@@ -380,6 +396,9 @@ func (w *world) DeletePorts(_ context.Context, _ string, names []string) (ovs.Co
 }
 
 func (w *world) WaitApplied(context.Context, ovs.ConfigNumber) error {
+	if w.closing != nil {
+		w.closing()
+	}
 	leave, err := w.enter()
 	if err != nil {
 		return err
@@ -426,6 +445,9 @@ func (w *world) Detach(_ context.Context, a netip.Addr) error {
 		return err
 	}
 	defer leave()
+	if w.unreached != nil {
+		return w.unreached
+	}
 	delete(w.flows, a)
 	return nil
 }
@@ -449,8 +471,7 @@ func (w *world) WaitKnown(_ context.Context, namespace string) error {
 // finished removes what is left of pods that were detached.
 func finished(t *testing.T, a *Attacher) {
 	t.Helper()
-	r := a.finish(t.Context())
-	if err := errors.Join(r.all(), r.unclosed); err != nil || a.leaving.count() > 0 {
+	if err := a.finish(t.Context()); err != nil || a.leaving.count() > 0 {
 		t.Errorf("%d are still leaving: %v", a.leaving.count(), err)
 	}
 }

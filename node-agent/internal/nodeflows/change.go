@@ -28,8 +28,9 @@ func (t *Table) Attach(ctx context.Context, a desired.Attached) error {
 }
 
 // Detach takes the pod with that address out of the picture and its flows out
-// of the switch. It is no error when there is none, or no switch: without a
-// connection the flows go with the next one.
+// of the switch. It is no error when there is none. With [flowstore.ErrDisconnected] and
+// [flowstore.ErrNotReady] it is out of the picture, and the flows go when there is a
+// connection, or the records are known: until then what the switch has goes on.
 func (t *Table) Detach(ctx context.Context, address netip.Addr) error {
 	err, notBegun := t.changing.Do(ctx, change{pod: desired.Attached{Address: address}, goes: true})
 	return errors.Join(err, notBegun)
@@ -133,17 +134,17 @@ func (t *Table) changes(c change) bool {
 	return had || !c.goes
 }
 
-// gone takes a pod out of the picture while nothing can be written.
+// gone takes a pod out of the picture while nothing can be written, which it says.
 func (t *Table) gone(ctx context.Context, address netip.Addr) error {
 	old, had := t.attached[address]
 	t.leave(address)
-	if !had || t.model == nil {
+	if !had {
 		return nil
+	}
+	if t.model == nil {
+		return flowstore.ErrNotReady
 	}
 	_, err := t.store.Set(ctx, t.want([]netip.Addr{address}, []string{old.Namespace}))
-	if away(err) {
-		return nil
-	}
 	return err
 }
 
