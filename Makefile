@@ -53,7 +53,7 @@ test: deps build ## everything that a change must pass: unit, contract, lab end-
 	NETLAB_BIN= go test -race -count=1 -timeout 40m ./test/e2e/... # builds race-checked programs of its own
 
 .PHONY: test-kernel
-test-kernel: deps build ## demo and end-to-end tests on the kernel datapath, in an emulated machine (ALL=1: all; RUN=regexp)
+test-kernel: deps build reference ## demo and end-to-end tests on the kernel datapath, in an emulated machine (ALL=1: all; RUN=regexp)
 	@./test/kernel/run $(if $(RUN),--run '$(RUN)',$(if $(ALL),--all))
 
 .PHONY: test-kernel-short

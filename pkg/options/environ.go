@@ -24,7 +24,7 @@ var flags = map[string][]string{
 	"k8s-ovs-controller": {
 		"agent-service-account", "certificate-lifetime", "data-dir", "embedded-etcd", "global-namespaces", "host-subnet-length", "id", "insecure-listen-http", "leader-ttl", "listen-client-cacert", "listen-client-cert",
 		"listen-client-key", "listen-client-urls", "log-format", "log-level", "metrics-address", "name", "network", "node-ip", "plugin-name", "pod", "profiling",
-		"service-network", "subnet-source", "version",
+		"service-network", "subnet-source", "version", "vxlan-port",
 	},
 	"netns": {"data-dir", "dry-run", "force", "no-wait", "output", "timeout", "verbose", "yes"},
 }

@@ -56,12 +56,12 @@ func TestDelAlways(t *testing.T) {
 			lose: func(l *lab) {
 				n, err := l.Node("n1")
 				l.must(err)
-				l.must(ns.IP(l.t.Context(), n.Netns, "addr flush dev br-phy"))
+				l.must(ns.IP(l.t.Context(), n.Netns, "addr flush dev "+addressDevice()))
 			},
 			mend: func(l *lab) {
 				n, err := l.Node("n1")
 				l.must(err)
-				l.must(ns.IP(l.t.Context(), n.Netns, "addr add "+n.VTEP.String()+"/24 dev br-phy", "route replace default via "+netlab.Gateway.String()))
+				l.must(ns.IP(l.t.Context(), n.Netns, "addr add "+n.VTEP.String()+"/24 dev "+addressDevice(), "route replace default via "+netlab.Gateway.String()))
 			},
 			why: "address",
 		},

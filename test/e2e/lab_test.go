@@ -19,6 +19,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
+	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
 // labs counts the labs of this run: each gets a name of its own.
@@ -424,3 +425,12 @@ func (l *lab) ports(node string) []string {
 var errUnanswered = errors.New("the controller has not answered")
 
 func asExit(err error, exit **exec.ExitError) bool { return errors.As(err, exit) }
+
+// addressDevice is the device with a node's address: of the userspace datapath it is a
+// bridge's that the uplink belongs to.
+func addressDevice() string {
+	if ovstest.Datapath() == "netdev" {
+		return "br-phy"
+	}
+	return "eth0"
+}

@@ -205,10 +205,7 @@ func (m *machine) agentPID() int {
 // shell runs commands of a change in n1.
 func (m *machine) shell(script string, env ...string) {
 	m.t.Helper()
-	dev, uplink := "eth0", "eth0"
-	if ovstest.Datapath() == "netdev" {
-		dev = "br-phy"
-	}
+	dev, uplink := addressDevice(), "eth0"
 	procs, err := m.Processes()
 	m.must(err)
 	pid := ""
