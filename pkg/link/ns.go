@@ -14,6 +14,7 @@ import (
 	"runtime"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -157,17 +158,25 @@ func (n *NS) doOnThread(fn func() error) error {
 	return fn()
 }
 
+// genericHeader is struct genlmsghdr (linux/genetlink.h): command, version, two bytes that
+// are 0. The library's own, nl.Genlmsg, has the first two and sends what lies behind them.
+type genericHeader [4]byte
+
+// Len implements nl.NetlinkRequestData.
+func (h genericHeader) Len() int { return len(h) }
+
+// Serialize implements nl.NetlinkRequestData.
+func (h genericHeader) Serialize() []byte { return h[:] }
+
 // HasGenericFamily reports whether the kernel has that family of generic netlink.
 // Asking makes it load the module that has it, where it may.
 func (n *NS) HasGenericFamily(name string) (bool, error) {
 	found := false
 	err := n.Do(func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_GENERIC)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		_, err = h.GenlFamilyGet(name)
+		ask := nl.NewNetlinkRequest(nl.GENL_ID_CTRL, 0)
+		ask.AddData(genericHeader{nl.GENL_CTRL_CMD_GETFAMILY, nl.GENL_CTRL_VERSION})
+		ask.AddData(nl.NewRtAttr(nl.GENL_CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated(name)))
+		_, err := ask.Execute(unix.NETLINK_GENERIC, 0)
 		if errors.Is(err, unix.ENOENT) {
 			return nil
 		}
