@@ -32,12 +32,14 @@ type lab struct {
 	ns                  *link.NS
 	net                 *Net
 	spec                Spec
+	// again sends the last datagram once more.
+	again func()
 }
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
 	id := fmt.Sprintf("hostnet-%d-%d-", os.Getpid(), labs.Add(1))
-	l := &lab{t: t, pods: id + "pods", node: id + "node", outside: id + "out"}
+	l := &lab{t: t, pods: id + "pods", node: id + "node", outside: id + "out", again: func() {}}
 	for _, n := range []string{l.pods, l.node, l.outside} {
 		l.ok(ns.Create(n))
 		t.Cleanup(func() { _ = ns.Delete(n) })
@@ -144,11 +146,13 @@ func (l *lab) tcp(from, src, dst, to, listen string) string {
 type sniffer struct {
 	fd int
 	t  testing.TB
+	// again sends the last packet once more.
+	again func()
 }
 
 func (l *lab) sniff(name, device string) *sniffer {
 	l.t.Helper()
-	s := &sniffer{t: l.t}
+	s := &sniffer{t: l.t, again: func() { l.again() }}
 	l.ok(ns.Do(name, func() (err error) {
 		const ipv4 = 0x0008 // htons(ETH_P_IP)
 		if s.fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK, ipv4); err != nil {
@@ -165,16 +169,22 @@ func (l *lab) sniff(name, device string) *sniffer {
 }
 
 // until reads packets until one satisfies stop, and reports whether one before it
-// satisfied seen. A marker packet sent last is what ends it: no sleeping.
+// satisfied seen. A marker packet sent last is what ends it: no sleeping. As datagrams may
+// be lost it is sent again after each second of silence.
 func (s *sniffer) until(stop, seen func(p []byte) bool) (found bool) {
 	s.t.Helper()
 	buf := make([]byte, 1<<16)
 	deadline := time.Now().Add(5 * time.Second)
 	for time.Now().Before(deadline) {
-		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, 100); n == 0 || err != nil {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(s.fd), Events: unix.POLLIN}}, 1000)
+		if n == 0 && err == nil {
+			s.again()
+		}
+		if n == 0 || err != nil {
 			continue
 		}
-		n, from, err := unix.Recvfrom(s.fd, buf, 0)
+		var from unix.Sockaddr
+		n, from, err = unix.Recvfrom(s.fd, buf, 0)
 		if errors.Is(err, unix.EAGAIN) {
 			continue
 		}
@@ -212,6 +222,12 @@ func anyFragment(p []byte) bool { return p[6]&0x20 != 0 || p[6]&0x1f != 0 || p[7
 
 // udp sends size bytes from a namespace, from an address with or without a port, or has its own firewall refuse them.
 func (l *lab) udp(name, src, dst string, size int) {
+	l.t.Helper()
+	l.again = func() { l.send(name, src, dst, size) }
+	l.again()
+}
+
+func (l *lab) send(name, src, dst string, size int) {
 	l.t.Helper()
 	l.ok(ns.Do(name, func() error {
 		local := &net.UDPAddr{IP: net.ParseIP(src)}
