@@ -271,9 +271,15 @@ func (l *lab) run(rule probe.Rule) *probe.Run {
 // runBetween is run for some pods.
 func (l *lab) runBetween(rule probe.Rule, pods ...netlab.Pod) *probe.Run {
 	l.t.Helper()
+	return l.runAs(rule, probe.RunOptions{}, pods...)
+}
+
+// runAs is runBetween that sends as the options say.
+func (l *lab) runAs(rule probe.Rule, o probe.RunOptions, pods ...netlab.Pod) *probe.Run {
+	l.t.Helper()
 	p, err := probe.Open(netlab.Endpoints(pods))
 	l.must(err)
-	r := p.Start(rule, probe.RunOptions{})
+	r := p.Start(rule, o)
 	l.t.Cleanup(func() {
 		if err := p.Close(); err != nil {
 			l.t.Error(err)

@@ -32,20 +32,27 @@ import (
 // releaseFile names the commit of the release before this version.
 const releaseFile = "../previous-release"
 
-// previousRelease builds the programs of the release before from the repository's
-// history, and keeps them.
+// sharedCertificate is the commit of the last release whose nodes shared one certificate.
+const sharedCertificate = "9b8a585087c622df9cb505e8026b97e1045e81b1"
+
+// previousRelease builds the programs of the release before.
 func previousRelease(t *testing.T) (bin string) {
 	t.Helper()
-	if _, err := exec.LookPath("git"); err != nil {
-		t.Skipf("the release before cannot be built here, `make test` does: %v", err)
-	}
 	data, err := os.ReadFile(releaseFile)
 	if err != nil {
 		t.Fatal(err)
 	}
-	commit := strings.TrimSpace(string(data))
+	return release(t, strings.TrimSpace(string(data)))
+}
+
+// release builds the programs of a release from the repository's history, and keeps them.
+func release(t *testing.T, commit string) (bin string) {
+	t.Helper()
+	if _, err := exec.LookPath("git"); err != nil {
+		t.Skipf("an older release cannot be built here, `make test` does: %v", err)
+	}
 	if out, err := exec.Command("git", "cat-file", "-e", commit+"^{commit}").CombinedOutput(); err != nil {
-		missing := fmt.Sprintf("the commit of the release before, %s (test/previous-release), is not in this clone: make it a full one with `git fetch --unshallow`: %v: %s", commit, err, out)
+		missing := fmt.Sprintf("the commit of an older release, %s, is not in this clone: make it a full one with `git fetch --unshallow`: %v: %s", commit, err, out)
 		if shallow, err := exec.Command("git", "rev-parse", "--is-shallow-repository").Output(); err != nil || string(shallow) != "false\n" {
 			t.Skip(missing)
 		}
@@ -56,16 +63,16 @@ func previousRelease(t *testing.T) (bin string) {
 		t.Fatal(err)
 	}
 	bin = filepath.Join(cache, "k8s-ovs-releases", commit)
-	if _, err := os.Stat(filepath.Join(bin, "complete")); err == nil {
+	if _, err := os.Stat(filepath.Join(bin, "k8s-ovs")); err == nil {
 		return bin
 	}
 	source := t.TempDir()
 	for _, step := range []string{
 		fmt.Sprintf("git -C \"$(git rev-parse --show-toplevel)\" archive %s | tar -x -C %q", commit, source),
-		fmt.Sprintf("mkdir -p %[2]q && cd %[1]q && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o %[2]q/ ./node-agent ./controller && mv %[2]q/node-agent %[2]q/k8s-ovs-agent && mv %[2]q/controller %[2]q/k8s-ovs-controller && touch %[2]q/complete", source, bin),
+		fmt.Sprintf("mkdir -p %[2]q && cd %[1]q && CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o %[2]q/ ./cni ./node-agent ./controller && mv %[2]q/node-agent %[2]q/k8s-ovs-agent && mv %[2]q/controller %[2]q/k8s-ovs-controller && mv %[2]q/cni %[2]q/k8s-ovs", source, bin),
 	} {
 		if out, err := exec.Command("bash", "-e", "-o", "pipefail", "-c", step).CombinedOutput(); err != nil {
-			t.Fatalf("build the release before: %v: %s", err, out)
+			t.Fatalf("build release %s: %v: %s", commit, err, out)
 		}
 	}
 	return bin
@@ -144,11 +151,11 @@ func (c *cluster) secret() (kube.EtcdAccess, bool) {
 	return access, true
 }
 
-// TestUpgradeFromSharedCertificate: from the release before, whose nodes shared one certificate,
+// TestUpgradeFromSharedCertificate: from the last release whose nodes shared one certificate
 // to this version: the controller first, then the agents one by one. Nothing is lost; at the end the
 // old certificate is refused.
 func TestUpgradeFromSharedCertificate(t *testing.T) {
-	old := previousRelease(t)
+	old := release(t, sharedCertificate)
 	l := up(t, netlab.Options{Bare: true})
 	ctx := t.Context()
 	c := l.serveCluster("red", "blue")
@@ -157,13 +164,13 @@ func TestUpgradeFromSharedCertificate(t *testing.T) {
 		c.must(l.Agent(node).StartInCluster(ctx, old))
 	}
 	l.pods(quartet)
-	l.requireMatrix("the release before", redAndBlue.allowed)
+	l.requireMatrix("the older release", redAndBlue.allowed)
 	copied := filepath.Join(l.Dir(), "n1", "state", "etcd-access.json")
 	access, err := os.ReadFile(copied)
 	c.must(err)
 	shared, there := c.secret()
 	if !there {
-		t.Fatal("the release before made no Secret")
+		t.Fatal("the older release made no Secret")
 	}
 	run := l.run(probe.Exactly(redAndBlue.allowed))
 	l.traffic(run, 50)
@@ -210,12 +217,12 @@ func TestUpgradeFromSharedCertificate(t *testing.T) {
 	}
 	t.Logf("%d messages, %d lost", rep.Sent(), rep.Lost())
 
-	// A node that was away meanwhile comes back with its agent of the release before. That is let in no
+	// A node that was away meanwhile comes back with its agent of the older release. That is let in no
 	// more and says so; its pods keep their network. Upgraded it is a node like the others.
 	c.must(l.Agent("n1").Stop())
 	c.must(os.WriteFile(copied, access, 0o600))
 	c.must(l.Agent("n1").StartInCluster(ctx, old))
-	l.requireMatrix("an agent of the release before", redAndBlue.with("green", "g").allowed)
+	l.requireMatrix("an agent of the older release", redAndBlue.with("green", "g").allowed)
 	l.eventually("it says why", 30*time.Second, func() error {
 		log, err := os.ReadFile(filepath.Join(l.Dir(), "log", "n1-agent.log"))
 		if err == nil && !strings.Contains(string(log), "permission denied") {

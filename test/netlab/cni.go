@@ -1,6 +1,7 @@
 package netlab
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -60,8 +61,14 @@ func (l *Lab) cni(node, cacheDir string) (*libcni.CNIConfig, *libcni.NetworkConf
 	if err != nil {
 		return nil, nil, fmt.Errorf("CNI configuration: %w", err)
 	}
-	exec := NodeExec(n.Netns)
-	return libcni.NewCNIConfigWithCacheDir([]string{s.Options.BinDir}, cacheDir, exec), list, nil
+	dir := cmp.Or(s.PluginDir, s.Options.BinDir)
+	return libcni.NewCNIConfigWithCacheDir([]string{dir}, cacheDir, NodeExec(n.Netns)), list, nil
+}
+
+// UsePlugin has runtimes call the plugin k8s-ovs in a folder from now on, of this version
+// or another.
+func (l *Lab) UsePlugin(dir string) error {
+	return l.update(func(s *state) error { s.PluginDir = dir; return nil })
 }
 
 // CNIConfig is the network configuration list of a node, as it would stand in /etc/cni/net.d.

@@ -30,6 +30,8 @@ type state struct {
 	Namespaces []string `json:"namespaces"`
 	// Kubeconfig is what agents are started with; empty for standalone ones.
 	Kubeconfig string `json:"kubeconfig,omitempty"`
+	// PluginDir has the plugin k8s-ovs; empty for the folder of all programs.
+	PluginDir string `json:"pluginDir,omitempty"`
 }
 
 // nodeState is a node and what it needs to be started again.
