@@ -32,7 +32,7 @@ type Beyond struct {
 // ReadConfig reads the IPv4 configuration of a device, without what the kernel makes
 // by itself (routes that follow from addresses).
 func (n *NS) ReadConfig(name string) (Config, error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil {
 		return Config{}, err
 	}
@@ -54,7 +54,7 @@ func (n *NS) ReadWhole(name string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil {
 		return Config{}, err
 	}

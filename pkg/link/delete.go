@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // Device names a network device and says of which type it is.
@@ -56,7 +58,7 @@ func (n *NS) deleteTogether(links []Link) error {
 		}
 		ours = append(ours, l.Index)
 	}
-	all, err := retryDump(n.nl.LinkList)
+	all, err := dump.Whole(n.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("listing network devices: %w", err)
 	}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // Link is a network device.
@@ -71,8 +73,8 @@ func (n *NS) LinkByIndex(index int) (l Link, ok bool, err error) {
 	return linkOf(raw), true, nil
 }
 
-// must is the device of that name, or ErrNoLink.
-func (n *NS) must(name string) (Link, error) {
+// Existing is the device of that name, or [ErrNoLink].
+func (n *NS) Existing(name string) (Link, error) {
 	l, ok, err := n.Link(name)
 	if err == nil && !ok {
 		err = fmt.Errorf("network device %s: %w", name, ErrNoLink)
@@ -104,7 +106,7 @@ func byIndex(l Link) netlink.Link {
 
 // SetUp sets the device up and reports whether it was down.
 func (n *NS) SetUp(name string) (changed bool, err error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil || l.Up {
 		return false, err
 	}
@@ -116,7 +118,7 @@ func (n *NS) SetUp(name string) (changed bool, err error) {
 
 // SetMTU sets the device's MTU, bytes, and reports whether it was another.
 func (n *NS) SetMTU(name string, mtu int) (changed bool, err error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil || l.MTU == mtu {
 		return false, err
 	}
@@ -128,7 +130,7 @@ func (n *NS) SetMTU(name string, mtu int) (changed bool, err error) {
 
 // SetMAC sets the device's hardware address and reports whether it was another.
 func (n *NS) SetMAC(name string, mac net.HardwareAddr) (changed bool, err error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil || bytes.Equal(l.MAC, mac) {
 		return false, err
 	}
@@ -140,7 +142,7 @@ func (n *NS) SetMAC(name string, mac net.HardwareAddr) (changed bool, err error)
 
 // Links are all devices, by index, without their addresses.
 func (n *NS) Links() ([]Link, error) {
-	raw, err := retryDump(n.nl.LinkList)
+	raw, err := dump.Whole(n.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing network devices: %w", err)
 	}
@@ -173,7 +175,7 @@ func (n *NS) AddressOwner(ip netip.Addr) (l Link, ok bool, err error) {
 // reports whether it had it not. An IPv6 address is usable at once: it was, or is to
 // be, the node's own, so nobody is asked whether it is taken.
 func (n *NS) EnsureAddress(name string, p netip.Prefix) (changed bool, err error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil {
 		return false, err
 	}
@@ -208,7 +210,7 @@ func (n *NS) DeleteAddress(name string, p netip.Prefix) error {
 // EnsureNeighbour makes ip's neighbour entry on the device permanent with that
 // MAC and reports whether it was not.
 func (n *NS) EnsureNeighbour(name string, ip netip.Addr, mac net.HardwareAddr) (changed bool, err error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil {
 		return false, err
 	}
@@ -224,7 +226,7 @@ func (n *NS) EnsureNeighbour(name string, ip netip.Addr, mac net.HardwareAddr) (
 
 // neighbour is the MAC of a permanent entry; nil without one.
 func (n *NS) neighbour(index int, ip netip.Addr) (net.HardwareAddr, error) {
-	list, err := retryDump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(index, unix.AF_INET) })
+	list, err := dump.Whole(func() ([]netlink.Neigh, error) { return n.nl.NeighList(index, unix.AF_INET) })
 	if err != nil {
 		return nil, fmt.Errorf("listing neighbours: %w", err)
 	}
@@ -262,7 +264,7 @@ func (n *NS) addressesOf(index, family int) ([]netip.Prefix, error) {
 }
 
 func (n *NS) allAddresses(family int) ([]netlink.Addr, error) {
-	addrs, err := retryDump(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, family) })
+	addrs, err := dump.Whole(func() ([]netlink.Addr, error) { return n.nl.AddrList(nil, family) })
 	if err != nil {
 		return nil, fmt.Errorf("listing addresses: %w", err)
 	}
@@ -274,17 +276,6 @@ func familyOf(a netip.Addr) int {
 		return unix.AF_INET
 	}
 	return unix.AF_INET6
-}
-
-// retryDump repeats a listing that changes interrupted (NLM_F_DUMP_INTR): it may
-// lack entries that were there all the time.
-func retryDump[T any](list func() ([]T, error)) ([]T, error) {
-	for try := 0; ; try++ {
-		out, err := list()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == 10 {
-			return out, err
-		}
-	}
 }
 
 func prefixOf(n *net.IPNet) (netip.Prefix, bool) {

@@ -12,26 +12,19 @@ import (
 	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
 )
-
-var spaces atomic.Int32
 
 // space makes a namespace for the test and opens it.
 func space(t testing.TB) *NS {
 	t.Helper()
-	name := fmt.Sprintf("link-test-%d-%d", os.Getpid(), spaces.Add(1))
-	if err := ns.Create(name); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ns.Delete(name) })
-	n, err := Open(ns.Path(name))
+	n, err := Open(ns.Path(nstest.New(t)))
 	if err != nil {
 		t.Fatal(err)
 	}

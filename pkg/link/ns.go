@@ -1,6 +1,7 @@
 // Package link reads and changes network devices, addresses, routes, neighbours
 // and the sysctls that belong to them, in the node's network namespace and in
-// sandboxes. It is the only user of netlink and of namespaces in the product.
+// sandboxes. It and the packages below it, for traffic control (tc) and the connection
+// table (conntrack), are the only users of netlink and of namespaces in the product.
 //
 // It decides nothing: names, addresses and MTUs come from the caller. It never
 // executes a program.
@@ -107,6 +108,9 @@ func (n *NS) Close() error {
 	n.nl.Close()
 	return errors.Join(unix.Close(n.ctl), n.file.Close())
 }
+
+// Netlink is the namespace's routing socket, for packages below this one. It ends with n.
+func (n *NS) Netlink() *netlink.Handle { return n.nl }
 
 // Path of the namespace, as given.
 func (n *NS) Path() string { return n.path }

@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // Path is how the node reaches an address now.
@@ -105,7 +107,7 @@ func (n *NS) Stack(name string) ([]Link, error) {
 	if parent, ports := standsOn(raw); parent == 0 && !ports {
 		return []Link{linkOf(raw)}, nil // most do: no need to list all
 	}
-	all, err := retryDump(n.nl.LinkList)
+	all, err := dump.Whole(n.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing network devices: %w", err)
 	}

@@ -108,3 +108,35 @@ func BenchmarkPathsTo(b *testing.B) {
 		n.PathsTo(netip.MustParseAddr("127.0.0.1"), peers)
 	}
 }
+
+func TestPathOf(t *testing.T) {
+	n := space(t)
+	for _, c := range []string{
+		"link add eth0 type ifb", "link add eth1 type ifb", "link add pods type ifb", "link set eth0 up", "link set eth1 up", "link set pods up",
+		"addr add 198.18.0.7/24 dev eth0", "addr add 198.19.0.7/24 dev eth1", "addr add 172.11.0.1/24 dev pods",
+	} {
+		ip(t, n, c)
+	}
+	if _, err := n.EnsureSysctl("net/ipv4/ip_forward", "1"); err != nil {
+		t.Fatal(err)
+	}
+	pod, outside := netip.MustParseAddr("172.11.0.9"), netip.MustParseAddr("203.0.113.1")
+	want := func(when, device, via string, no bool) {
+		t.Helper()
+		p, err := n.PathOf(pod, "pods", outside)
+		if errors.Is(err, ErrNoRoute) != no || !no && (err != nil || p.Link.Name != device || p.Via.String() != via) {
+			t.Errorf("%s: by %s via %s (%v), want by %s via %s", when, p.Link.Name, p.Via, err, device, via)
+		}
+	}
+	want("no routes", "", "", true)
+	if _, err := n.PathTo(outside); !errors.Is(err, ErrNoRoute) {
+		t.Errorf("the node's own: %v", err)
+	}
+	ip(t, n, "route add default via 198.18.0.1")
+	want("a default route", "eth0", "198.18.0.1", false)
+	ip(t, n, "route add default via 198.19.0.1 table 100")
+	ip(t, n, "rule add iif pods lookup 100")
+	want("a rule for pods", "eth1", "198.19.0.1", false)
+	ip(t, n, "rule add iif pods priority 50 blackhole")
+	want("a rule against pods", "", "", true)
+}

@@ -6,6 +6,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // ProbeNeighbour makes the kernel ask for the hardware address of the next hop
@@ -38,7 +40,7 @@ func (n *NS) ProbeNeighbour(ip netip.Addr) error {
 // known, and failed whether the kernel has asked for it and nobody said. Neither is so
 // where nobody has asked, or the answer is on its way.
 func (n *NS) NeighbourAnswers(ip netip.Addr) (known, failed bool, err error) {
-	list, err := retryDump(func() ([]netlink.Neigh, error) { return n.nl.NeighList(0, familyOf(ip)) })
+	list, err := dump.Whole(func() ([]netlink.Neigh, error) { return n.nl.NeighList(0, familyOf(ip)) })
 	if err != nil {
 		return false, false, fmt.Errorf("listing neighbours: %w", err)
 	}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // Route is a route through one device.
@@ -90,7 +92,7 @@ func routeOf(raw netlink.Route) Route {
 // EnsureRoute adds the route through the device, or replaces the one of the same
 // destination and metric, and reports whether there was something to do.
 func (n *NS) EnsureRoute(name string, want Route) (changed bool, err error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil {
 		return false, err
 	}
@@ -113,7 +115,7 @@ func (n *NS) EnsureRoute(name string, want Route) (changed bool, err error) {
 // addRoute adds the route through the device unless there is one of the same
 // destination and metric, through whichever device, and reports whether it did.
 func (n *NS) addRoute(name string, r Route) (added bool, err error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil {
 		return false, err
 	}
@@ -184,7 +186,7 @@ func through(index int, all []netlink.Route) []Route {
 func (n *NS) mainTable() ([]netlink.Route, error) { return n.table(unix.AF_INET, unix.RT_TABLE_MAIN) }
 
 func (n *NS) table(family, table int) ([]netlink.Route, error) {
-	all, err := retryDump(func() ([]netlink.Route, error) {
+	all, err := dump.Whole(func() ([]netlink.Route, error) {
 		return n.nl.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
 	})
 	if err != nil {
@@ -196,7 +198,7 @@ func (n *NS) table(family, table int) ([]netlink.Route, error) {
 // Entangled says what ties the device to others so that its configuration cannot be
 // moved: routes over several devices, and rules that name it. Empty where nothing does.
 func (n *NS) Entangled(name string) ([]string, error) {
-	l, err := n.must(name)
+	l, err := n.Existing(name)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +213,7 @@ func (n *NS) Entangled(name string) ([]string, error) {
 				out = append(out, fmt.Sprintf("the route to %s goes over several devices", routeOf(raw).Dst))
 			}
 		}
-		rules, err := retryDump(func() ([]netlink.Rule, error) { return n.nl.RuleList(family) })
+		rules, err := dump.Whole(func() ([]netlink.Rule, error) { return n.nl.RuleList(family) })
 		if err != nil {
 			return nil, fmt.Errorf("listing routing rules: %w", err)
 		}

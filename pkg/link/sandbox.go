@@ -11,6 +11,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // SandboxSpec is what a pod's network device should be, inside its sandbox.
@@ -112,7 +114,7 @@ const apartPriority = 7700
 // default route. The first one keeps it, whoever made it, and each address answers by its
 // own device.
 func (n *NS) Apart(spec SandboxSpec) (bool, error) {
-	l, err := n.must(spec.Name)
+	l, err := n.Existing(spec.Name)
 	if err != nil {
 		return false, fmt.Errorf("sandbox %s: %w", n.path, err)
 	}
@@ -192,7 +194,7 @@ func apartRules(name string, address netip.Addr, table int) []*netlink.Rule {
 // that lead to its routes. Another device may have its name by now: a rule for the name is
 // that one's where its table is the one of another address.
 func (n *NS) LeaveSandbox(name string, address netip.Addr) error {
-	rules, err := retryDump(func() ([]netlink.Rule, error) { return n.nl.RuleList(familyOf(address)) })
+	rules, err := dump.Whole(func() ([]netlink.Rule, error) { return n.nl.RuleList(familyOf(address)) })
 	if err != nil {
 		return fmt.Errorf("sandbox %s: listing rules: %w", n.path, err)
 	}
@@ -229,7 +231,7 @@ func (s SandboxSpec) routeMTU() int {
 // then the pod's end, then the host's; to grow, the other way round. Its
 // connections go on with the new size. Routes that the pod has no more are not put back.
 func (n *NS) SetPairMTU(hostName string, sandbox *NS, spec SandboxSpec) (changed bool, err error) {
-	inside, err := sandbox.must(spec.Name)
+	inside, err := sandbox.Existing(spec.Name)
 	if err != nil {
 		return false, fmt.Errorf("sandbox %s: %w", sandbox.path, err)
 	}

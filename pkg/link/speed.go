@@ -6,6 +6,8 @@ import (
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // ethtoolGetSettings is ETHTOOL_GSET of linux/ethtool.h.
@@ -76,7 +78,7 @@ func (n *NS) speed(raw netlink.Link, depth int) (uint64, error) {
 
 // portSpeed is that of the fastest port.
 func (n *NS) portSpeed(master, depth int) (best uint64, err error) {
-	all, err := retryDump(n.nl.LinkList)
+	all, err := dump.Whole(n.nl.LinkList)
 	if err != nil {
 		return 0, err
 	}

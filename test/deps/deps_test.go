@@ -156,6 +156,31 @@ func TestOneWay(t *testing.T) {
 	}
 }
 
+// TestKernelRooms: who changes the traffic control of devices and the kernel's connection table: all others ask these.
+func TestKernelRooms(t *testing.T) {
+	rooms := map[string][]string{
+		"pkg/link/tc":        {"node-agent/internal/agent", "node-agent/internal/exits", "node-agent/internal/shaping", "node-agent/internal/sharing", "node-agent/internal/uplink"},
+		"pkg/link/conntrack": {"node-agent/internal/agent", "node-agent/internal/attach", "node-agent/internal/exits"},
+	}
+	used := map[string]bool{}
+	for _, p := range list(t) {
+		for _, imp := range p.Imports {
+			imp = strings.TrimPrefix(imp, module)
+			if allowed, ruled := rooms[imp]; ruled && !inTest(p.ImportPath) {
+				used[imp] = true
+				if !hasAny(p.ImportPath, allowed) {
+					t.Errorf("%s imports %s; only %s may", p.ImportPath, imp, strings.Join(allowed, ", "))
+				}
+			}
+		}
+	}
+	for room := range rooms {
+		if !used[room] {
+			t.Errorf("package %s is named here and nobody imports it", room)
+		}
+	}
+}
+
 // TestAgentWires: the agent puts its rooms together, and nobody but it knows one: what a room needs of another
 // is an interface of its own. Nobody but main knows the agent.
 func TestAgentWires(t *testing.T) {

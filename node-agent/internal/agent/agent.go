@@ -25,6 +25,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
@@ -155,7 +156,7 @@ func (n *node) limitSources() (podlimits.Counted, podlimits.MeterDrops) {
 
 func (n *node) allotment(p *parts) *allot.Allotment {
 	return allot.New(allot.Config{
-		Table: p.table, Gate: n.firewall.gate, Host: n.host, Userspace: n.ovs.client, Pods: p.attacher, Datapath: n.ovs.datapath,
+		Table: p.table, Gate: n.firewall.gate, Kernel: conntrack.In(n.host), Userspace: n.ovs.client, Pods: p.attacher, Datapath: n.ovs.datapath,
 		ServiceConnections: n.cfg.ServiceConnections, NodeConnections: n.cfg.NodeConnections, Metrics: n.metrics.fair, Logger: n.log,
 	})
 }

@@ -8,6 +8,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
@@ -58,7 +59,7 @@ func (n *node) leave(ctx context.Context) {
 		}
 	}
 	if n.host != nil {
-		if err := n.host.DeleteIFB(exits.Device); err != nil {
+		if err := tc.In(n.host).DeleteIFB(exits.Device); err != nil {
 			n.log.Error("the node leaves the network, but a device of its checks stays", "error", err)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -162,7 +163,7 @@ func TestLeaveTakesChecks(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = host.Close() })
-	if err := host.EnsureIFB(exits.Device); err != nil {
+	if err := tc.In(host).EnsureIFB(exits.Device); err != nil {
 		t.Fatal(err)
 	}
 	exit, err := hostnet.NewExit(host)

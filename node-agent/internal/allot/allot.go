@@ -55,10 +55,10 @@ type Gate interface {
 	Remove(ctx context.Context) error
 }
 
-// Host has the kernel's connection table; [link.NS] is one.
-type Host interface {
-	Connections() (used, size uint64, err error)
-	ConnectionsBySource(from netip.Prefix) (map[netip.Addr]uint64, error)
+// Kernel is the kernel's connection table; [conntrack.Table] is one.
+type Kernel interface {
+	Fill() (used, size uint64, err error)
+	BySource(from netip.Prefix) (map[netip.Addr]uint64, error)
 }
 
 // Userspace has the userspace datapath's connection table; [ovs.Client] is one.
@@ -73,7 +73,7 @@ type Pods interface{ List() []attach.Attachment }
 type Config struct {
 	Table     Table
 	Gate      Gate
-	Host      Host
+	Kernel    Kernel
 	Userspace Userspace
 	Pods      Pods
 	Datapath  string
@@ -177,7 +177,7 @@ func (a *Allotment) say(what string, err error) {
 }
 
 func (a *Allotment) kernelTable() (fairness.Table, error) {
-	used, size, err := a.cfg.Host.Connections()
+	used, size, err := a.cfg.Kernel.Fill()
 	if errors.Is(err, link.ErrNoSysctl) {
 		return fairness.Table{Size: userspaceSize}, nil // nothing tracks connections yet
 	}
@@ -194,7 +194,7 @@ func (a *Allotment) countHolders(pods netip.Prefix, t fairness.Table) {
 		return
 	}
 	a.counted = time.Now()
-	counts, err := a.cfg.Host.ConnectionsBySource(pods)
+	counts, err := a.cfg.Kernel.BySource(pods)
 	a.say("the share of the node's connection table", err)
 	a.holds = map[string]uint64{}
 	for _, at := range a.cfg.Pods.List() {

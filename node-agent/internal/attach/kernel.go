@@ -10,6 +10,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -189,7 +190,7 @@ func (k Netlink) DeleteAll(hostIfs []string) []error {
 
 // Forget ends what the node's NAT remembers of connections from the addresses.
 func (k Netlink) Forget(addresses ...netip.Addr) error {
-	return k.Host.ForgetConnections(addresses...)
+	return conntrack.In(k.Host).Forget(addresses...)
 }
 
 // Exists reports whether the host's end is there.

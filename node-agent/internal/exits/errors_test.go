@@ -11,7 +11,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/toobig"
-	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
 )
 
 // icmp is a frame with an ICMP message of a pod to the outside that says rest.
@@ -44,7 +44,7 @@ func TestErrorsOfPods(t *testing.T) {
 	full := datagram(from, to)
 	binary.BigEndian.PutUint16(full[ipSize+4:], 100)
 	for _, tcp := range []bool{false, true} { // errors about what nobody sent are nobody's
-		l.must(l.host.Track(link.Translated{From: to, To: from, As: netip.MustParseAddrPort("198.18.0.7:40000"), TCP: tcp}, time.Minute))
+		l.must(l.host.Track(conntrack.Translated{From: to, To: from, As: netip.MustParseAddrPort("198.18.0.7:40000"), TCP: tcp}, time.Minute))
 	}
 	for i, c := range []struct {
 		name string

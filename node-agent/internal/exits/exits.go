@@ -25,6 +25,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 )
 
 // Policy is what becomes of a node whose way to the outside is closed, as the check sees it.
@@ -52,7 +54,7 @@ type Counter interface {
 	Passed(ctx context.Context, way hostnet.Way) (hostnet.Passed, error)
 }
 
-// Host is the node: its routes and settings, and what packets come in by: see link.NS.
+// Host is the node: its routes and settings, and what packets come in by. [NodeIn] makes one.
 type Host interface {
 	PathTo(ip netip.Addr) (link.Path, error)
 	PathOf(src netip.Addr, device string, ip netip.Addr) (link.Path, error)
@@ -60,9 +62,19 @@ type Host interface {
 	// NeighbourAnswers is what is known of a neighbour, ProbeNeighbour has it looked up.
 	NeighbourAnswers(ip netip.Addr) (known, failed bool, err error)
 	ProbeNeighbour(ip netip.Addr) error
-	Track(c link.Translated, lasts time.Duration) error
+	Track(c conntrack.Translated, lasts time.Duration) error
 	Arrive(by, device string, packets ...[]byte) error
 }
+
+// Node is the node with its connection table and its traffic control.
+type Node struct {
+	*link.NS
+	conntrack.Table
+	tc.Control
+}
+
+// NodeIn is the node with that namespace.
+func NodeIn(ns *link.NS) Node { return Node{ns, conntrack.In(ns), tc.In(ns)} }
 
 // Device is the one that the check makes, by which its answers come in.
 const Device = "k8s-ovs-answers"
@@ -215,8 +227,8 @@ func (c *Check) answer(gw Gateway, way link.Path) bool {
 	if own, err := c.host.PathTo(beyond); way.Via.IsValid() && err == nil && own.Link.Name == way.Link.Name {
 		router = way.Via
 	}
-	err := c.answerFrom(gw, way, link.Translated{To: netip.AddrPortFrom(beyond, domain)}, link.Translated{To: netip.AddrPortFrom(router, https)},
-		link.Translated{To: netip.AddrPortFrom(beyond, https), TCP: true})
+	err := c.answerFrom(gw, way, conntrack.Translated{To: netip.AddrPortFrom(beyond, domain)}, conntrack.Translated{To: netip.AddrPortFrom(router, https)},
+		conntrack.Translated{To: netip.AddrPortFrom(beyond, https), TCP: true})
 	if err != nil && !errors.Is(err, fs.ErrExist) { // else a pod has such a connection: another port next time
 		c.once("it is not known whether answers from outside come back to pods: the node cannot have packets arrive that nobody sent", err)
 	}
@@ -224,7 +236,7 @@ func (c *Check) answer(gw Gateway, way link.Path) bool {
 }
 
 // answerFrom has whoever was asked answer a pod.
-func (c *Check) answerFrom(gw Gateway, way link.Path, asked ...link.Translated) error {
+func (c *Check) answerFrom(gw Gateway, way link.Path, asked ...conntrack.Translated) error {
 	to := beyond
 	if way.Via.IsValid() {
 		to = way.Via

@@ -31,7 +31,7 @@ type lab struct {
 	node, outside string
 	pods          *wire.Port // the bridge, with all pods behind it
 	seen          *wire.Port // what comes to the outside
-	host          *link.NS
+	host          Node
 	net           *hostnet.Net
 	exit          *hostnet.Exit
 	gw            Gateway
@@ -54,12 +54,13 @@ func newLab(t testing.TB) *lab {
 	l.must(ns.IP(t.Context(), pods, "link set eth0 up"))
 	l.must(ns.IP(t.Context(), l.outside, "link set eth0 up", "link set eth1 up", "addr add 198.18.0.1/24 dev eth0", "addr add 198.19.0.1/24 dev eth1"))
 	var err error
-	l.host, err = link.Open(ns.Path(l.node))
+	host, err := link.Open(ns.Path(l.node))
 	l.must(err)
 	t.Cleanup(func() { _ = l.host.Close() })
-	l.net, err = hostnet.New(l.host)
+	l.host = NodeIn(host)
+	l.net, err = hostnet.New(host)
 	l.must(err)
-	l.exit, err = hostnet.NewExit(l.host)
+	l.exit, err = hostnet.NewExit(host)
 	l.must(err)
 	l.ensure()
 	open := func(name string) *wire.Port {

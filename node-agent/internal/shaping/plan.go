@@ -5,7 +5,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
-	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 )
 
 const (
@@ -35,10 +35,10 @@ const (
 
 // unlimited is a tbf that holds nothing up: at this rate the kernel computes no
 // time for any packet.
-var unlimited = link.TBF{Rate: limits.MaxRate / 8, Burst: maxBurst, Queue: 64 << 20}
+var unlimited = tc.TBF{Rate: limits.MaxRate / 8, Burst: maxBurst, Queue: 64 << 20}
 
 // shape is the tbf of a limit on a device with that MTU, bytes; unlimited without one.
-func shape(l limits.Limit, mtu int) link.TBF {
+func shape(l limits.Limit, mtu int) tc.TBF {
 	if l.Rate == 0 {
 		return unlimited
 	}
@@ -49,7 +49,7 @@ func shape(l limits.Limit, mtu int) link.TBF {
 		burst = max(rate*burstTime, defaultFrames*frame)
 	}
 	burst = max(min(burst, rate*maxBurstTime), minFrames*frame)
-	return link.TBF{
+	return tc.TBF{
 		Rate:  uint64(max(math.Round(rate), 1)),
 		Burst: uint32(min(burst, maxBurst)),
 		Queue: uint32(min(max(rate*queueTime, minQueue), maxQueue)),

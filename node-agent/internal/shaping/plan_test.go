@@ -8,7 +8,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
-	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 )
 
 func TestShape(t *testing.T) {
@@ -16,19 +16,19 @@ func TestShape(t *testing.T) {
 		name  string
 		limit limits.Limit
 		mtu   int
-		want  link.TBF
+		want  tc.TBF
 	}{
 		{"none", limits.Limit{}, 1450, unlimited},
 		{"a burst alone is no limit", limits.Limit{Burst: 5000}, 1450, unlimited},
-		{"the least: the burst is 8 frames", limits.Limit{Rate: limits.MinRate}, 1450, link.TBF{Rate: 130, Burst: 11_712, Queue: 256 << 10}},
-		{"1 Mbit/s", limits.Limit{Rate: 1e6}, 1450, link.TBF{Rate: 129_787, Burst: 11_712, Queue: 256 << 10}},
-		{"1 Gbit/s: 5 ms and 100 ms", limits.Limit{Rate: 1e9}, 1450, link.TBF{Rate: 129_787_234, Burst: 648_936, Queue: 12_978_723}},
-		{"jumbo frames cost less", limits.Limit{Rate: 1e9}, 8950, link.TBF{Rate: 125_757_576, Burst: 628_787, Queue: 12_575_757}},
-		{"the most: what 32 bits hold", limits.Limit{Rate: limits.MaxRate}, 1450, link.TBF{Rate: 129_787_234_042_553, Burst: maxBurst, Queue: maxQueue}},
-		{"a burst that was asked for", limits.Limit{Rate: 1e6, Burst: 100_000}, 1450, link.TBF{Rate: 129_787, Burst: 100_000, Queue: 256 << 10}},
-		{"at least two frames", limits.Limit{Rate: 1e6, Burst: 1}, 1450, link.TBF{Rate: 129_787, Burst: 2928, Queue: 256 << 10}},
-		{"at most four minutes", limits.Limit{Rate: 1000, Burst: 1 << 40}, 1450, link.TBF{Rate: 130, Burst: 31_148, Queue: 256 << 10}},
-		{"no MTU: that of IPv4", limits.Limit{Rate: 1e6}, 0, link.TBF{Rate: 366_071, Burst: 1830, Queue: 256 << 10}},
+		{"the least: the burst is 8 frames", limits.Limit{Rate: limits.MinRate}, 1450, tc.TBF{Rate: 130, Burst: 11_712, Queue: 256 << 10}},
+		{"1 Mbit/s", limits.Limit{Rate: 1e6}, 1450, tc.TBF{Rate: 129_787, Burst: 11_712, Queue: 256 << 10}},
+		{"1 Gbit/s: 5 ms and 100 ms", limits.Limit{Rate: 1e9}, 1450, tc.TBF{Rate: 129_787_234, Burst: 648_936, Queue: 12_978_723}},
+		{"jumbo frames cost less", limits.Limit{Rate: 1e9}, 8950, tc.TBF{Rate: 125_757_576, Burst: 628_787, Queue: 12_575_757}},
+		{"the most: what 32 bits hold", limits.Limit{Rate: limits.MaxRate}, 1450, tc.TBF{Rate: 129_787_234_042_553, Burst: maxBurst, Queue: maxQueue}},
+		{"a burst that was asked for", limits.Limit{Rate: 1e6, Burst: 100_000}, 1450, tc.TBF{Rate: 129_787, Burst: 100_000, Queue: 256 << 10}},
+		{"at least two frames", limits.Limit{Rate: 1e6, Burst: 1}, 1450, tc.TBF{Rate: 129_787, Burst: 2928, Queue: 256 << 10}},
+		{"at most four minutes", limits.Limit{Rate: 1000, Burst: 1 << 40}, 1450, tc.TBF{Rate: 130, Burst: 31_148, Queue: 256 << 10}},
+		{"no MTU: that of IPv4", limits.Limit{Rate: 1e6}, 0, tc.TBF{Rate: 366_071, Burst: 1830, Queue: 256 << 10}},
 	} {
 		if diff := cmp.Diff(c.want, shape(c.limit, c.mtu)); diff != "" {
 			t.Errorf("%s: shape(%+v, %d) differs (-want +got):\n%s", c.name, c.limit, c.mtu, diff)

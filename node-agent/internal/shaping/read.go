@@ -6,6 +6,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 )
 
 // Differences says how what the kernel has differs from the limits l; nothing
@@ -17,7 +18,7 @@ func (s *Shaper) Differences(w Wire, l limits.Limits) ([]string, error) {
 		return nil, fmt.Errorf("limits of %s: %w", w.HostIf, err)
 	}
 	err = in(w, func(sandbox *link.NS) error {
-		q, err := sandbox.Qdisc(w.IfName)
+		q, err := tc.In(sandbox).Qdisc(w.IfName)
 		switch {
 		case err != nil:
 			return err
@@ -40,7 +41,7 @@ func (s *Shaper) ingressDifferences(w Wire, l limits.Limit) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	redirected, err := s.host.Redirects(w.HostIf, ifb)
+	redirected, err := s.tc.Redirects(w.HostIf, ifb)
 	switch {
 	case err != nil:
 		return nil, err
@@ -51,7 +52,7 @@ func (s *Shaper) ingressDifferences(w Wire, l limits.Limit) ([]string, error) {
 	case !redirected || !dev.Up:
 		return []string{fmt.Sprintf("what the pod receives does not pass through %s, which has its limit of %d bit/s", ifb, l.Rate)}, nil
 	}
-	q, err := s.host.Qdisc(ifb)
+	q, err := s.tc.Qdisc(ifb)
 	if err != nil {
 		return nil, err
 	}
@@ -67,11 +68,11 @@ func (s *Shaper) Counters(w Wire, l limits.Limits) (Counters, error) {
 	var c Counters
 	var err error
 	if l.Ingress.Rate != 0 {
-		c.Ingress, err = counted(s.host, ifbOf(w.HostIf))
+		c.Ingress, err = counted(s.tc, ifbOf(w.HostIf))
 	}
 	if err == nil && l.Egress.Rate != 0 {
 		err = in(w, func(sandbox *link.NS) (err error) {
-			c.Egress, err = counted(sandbox, w.IfName)
+			c.Egress, err = counted(tc.In(sandbox), w.IfName)
 			return err
 		})
 	}
@@ -81,7 +82,7 @@ func (s *Shaper) Counters(w Wire, l limits.Limits) (Counters, error) {
 	return c, nil
 }
 
-func counted(n *link.NS, name string) (Direction, error) {
+func counted(n tc.Control, name string) (Direction, error) {
 	q, err := n.Qdisc(name)
 	if errors.Is(err, link.ErrNoLink) {
 		return Direction{}, nil

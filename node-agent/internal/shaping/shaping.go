@@ -16,6 +16,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 )
 
 const (
@@ -55,16 +56,17 @@ type Counters struct{ Ingress, Egress Direction }
 // for one pod at a time.
 type Shaper struct {
 	host *link.NS
+	tc   tc.Control // of host
 	log  *slog.Logger
 }
 
 // New returns the shaper of the node whose namespace is host.
-func New(host *link.NS, log *slog.Logger) *Shaper { return &Shaper{host: host, log: log} }
+func New(host *link.NS, log *slog.Logger) *Shaper { return &Shaper{host, tc.In(host), log} }
 
 // PrepareHost puts the gate on the host's end of a pair, whose other end should not
 // be up yet: so nothing is lost. It may be repeated.
 func PrepareHost(host *link.NS, hostIf string) error {
-	_, err := host.EnsureGate(hostIf)
+	_, err := tc.In(host).EnsureGate(hostIf)
 	return err
 }
 
@@ -72,11 +74,12 @@ func PrepareHost(host *link.NS, hostIf string) error {
 // up yet: so nothing is lost. One that is there, of whatever rate, stays; as
 // does a qdisc of another kind, which is the pod's own.
 func PrepareSandbox(sandbox *link.NS, ifName string) error {
-	q, err := sandbox.Qdisc(ifName)
+	own := tc.In(sandbox)
+	q, err := own.Qdisc(ifName)
 	if err != nil || !q.Default {
 		return err
 	}
-	return sandbox.SetTBF(ifName, unlimited)
+	return own.SetTBF(ifName, unlimited)
 }
 
 // Apply makes the pod's limits l. It may be repeated, changes what differs without
@@ -97,10 +100,10 @@ func (s *Shaper) ingress(w Wire, l limits.Limit) error {
 		return s.open(w.HostIf)
 	}
 	ifb := ifbOf(w.HostIf)
-	if err := s.host.EnsureIFB(ifb); err != nil {
+	if err := s.tc.EnsureIFB(ifb); err != nil {
 		return err
 	}
-	changed, err := setTBF(s.host, ifb, shape(l, w.MTU))
+	changed, err := setTBF(s.tc, ifb, shape(l, w.MTU))
 	if err != nil {
 		return err
 	}
@@ -108,7 +111,7 @@ func (s *Shaper) ingress(w Wire, l limits.Limit) error {
 		return err
 	}
 	// Last: an ifb that is not ready drops.
-	added, err := s.host.EnsureRedirect(w.HostIf, ifb)
+	added, err := s.tc.EnsureRedirect(w.HostIf, ifb)
 	if changed || added {
 		s.log.Debug("limited what a pod receives", "port", w.HostIf, "rate", l.Rate)
 	}
@@ -121,13 +124,13 @@ func (s *Shaper) open(hostIf string) error {
 	ifb := ifbOf(hostIf)
 	ok, err := s.host.LinkExists(ifb)
 	if err != nil || !ok {
-		_, gone := s.host.DeleteRedirect(hostIf)
+		_, gone := s.tc.DeleteRedirect(hostIf)
 		return errors.Join(err, gone)
 	}
-	if _, err := setTBF(s.host, ifb, unlimited); err != nil {
+	if _, err := setTBF(s.tc, ifb, unlimited); err != nil {
 		return err
 	}
-	if _, err := s.host.DeleteRedirect(hostIf); err != nil {
+	if _, err := s.tc.DeleteRedirect(hostIf); err != nil {
 		return err
 	}
 	if err := s.drained(ifb); err != nil {
@@ -142,11 +145,11 @@ func (s *Shaper) open(hostIf string) error {
 func (s *Shaper) drained(ifb string) error {
 	for end := time.Now().Add(drain); ; {
 		time.Sleep(settle)
-		q, err := s.host.Qdisc(ifb)
+		q, err := s.tc.Qdisc(ifb)
 		if err != nil || q.Backlog == 0 {
 			return err
 		}
-		if err := s.host.Kick(ifb); err != nil {
+		if err := s.tc.Kick(ifb); err != nil {
 			return err
 		}
 		if time.Now().After(end) {
@@ -157,14 +160,15 @@ func (s *Shaper) drained(ifb string) error {
 
 func (s *Shaper) egress(w Wire, l limits.Limit) error {
 	return in(w, func(sandbox *link.NS) error {
-		q, err := sandbox.Qdisc(w.IfName)
+		own := tc.In(sandbox)
+		q, err := own.Qdisc(w.IfName)
 		if err != nil {
 			return err
 		}
 		if l.Rate == 0 && !q.Default && q.Kind != "tbf" {
 			return nil // the pod's own
 		}
-		changed, err := setTBF(sandbox, w.IfName, shape(l, w.MTU))
+		changed, err := setTBF(own, w.IfName, shape(l, w.MTU))
 		if changed {
 			s.log.Debug("set the limit of what a pod sends", "port", w.HostIf, "sandbox", w.Sandbox, "rate", l.Rate)
 		}
@@ -173,7 +177,7 @@ func (s *Shaper) egress(w Wire, l limits.Limit) error {
 }
 
 // setTBF leaves a tbf alone that is as it should be: every change fills its bucket.
-func setTBF(n *link.NS, name string, t link.TBF) (changed bool, err error) {
+func setTBF(n tc.Control, name string, t tc.TBF) (changed bool, err error) {
 	q, err := n.Qdisc(name)
 	if err != nil || q.Shapes(t) {
 		return false, err
@@ -193,7 +197,7 @@ func Device(hostIf string) link.Device { return link.Device{Name: ifbOf(hostIf),
 
 // Remove takes away what does not go with the pair: the ifb, with what waits in it.
 // None is no error.
-func (s *Shaper) Remove(hostIf string) error { return s.host.DeleteIFB(ifbOf(hostIf)) }
+func (s *Shaper) Remove(hostIf string) error { return s.tc.DeleteIFB(ifbOf(hostIf)) }
 
 // Sweep removes the ifbs of host's ends that are neither in keep nor there, and
 // returns how many: a crash between the pair and its ifb leaves them.

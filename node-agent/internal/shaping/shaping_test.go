@@ -10,6 +10,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
@@ -222,7 +223,7 @@ func TestThePodsOwnQdiscStays(t *testing.T) {
 	p.tc(t, p.sandbox, "qdisc replace dev eth0 root pfifo limit 77")
 	p.apply(t, limits.Limits{})
 	noErr(t, PrepareSandbox(p.sandbox, "eth0"))
-	q, err := p.sandbox.Qdisc("eth0")
+	q, err := tc.In(p.sandbox).Qdisc("eth0")
 	if err != nil || q.Kind != "pfifo" {
 		t.Errorf("the pod's pfifo became %+v, %v", q, err)
 	}
@@ -231,9 +232,9 @@ func TestThePodsOwnQdiscStays(t *testing.T) {
 // Preparing is done before a device is up, and does not touch a limit later.
 func TestPrepare(t *testing.T) {
 	p := newPod(t, 1450)
-	gate, err := p.host.Qdisc(p.wire.HostIf)
+	gate, err := tc.In(p.host).Qdisc(p.wire.HostIf)
 	noErr(t, err)
-	own, err := p.sandbox.Qdisc("eth0")
+	own, err := tc.In(p.sandbox).Qdisc("eth0")
 	noErr(t, err)
 	if !gate.Gates() || !own.Shapes(unlimited) {
 		t.Errorf("prepared are %+v and %+v; want an htb and a tbf without a limit", gate, own)

@@ -19,6 +19,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/uplink"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
@@ -78,7 +79,11 @@ func New(host *link.NS, rate uplink.Rate, m *Metrics, log *slog.Logger) (*Sharin
 	if err != nil {
 		return nil, err
 	}
-	return &Sharing{uplink: uplink.New(host, rate, log), classes: firewall, log: log, m: m}, nil
+	devices := struct {
+		*link.NS
+		tc.Control
+	}{host, tc.In(host)}
+	return &Sharing{uplink: uplink.New(devices, rate, log), classes: firewall, log: log, m: m}, nil
 }
 
 // Ensure makes the classes of the uplink, by device, those of the pods of tenants, which netID tells; known

@@ -5,7 +5,7 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 )
 
@@ -58,7 +58,7 @@ func (p Pod) minor() uint16 { return uint16(Priority(p.Port)) }
 // change is what is to be done about one class: to remove it, or to set it.
 type change struct {
 	remove bool
-	class  link.HFSCClass
+	class  tc.HFSCClass
 	// queue is that it is new and has packets of its own.
 	queue bool
 }
@@ -67,8 +67,8 @@ type change struct {
 // an order that the kernel accepts: parents before and after their children. A
 // tenant keeps its class as long as a pod of it is there. While pods are not known
 // (nil), those of their classes that there are stay.
-func plan(have []link.HFSCClass, pods []Pod, rate uint64) []change {
-	is := make(map[uint16]link.HFSCClass, len(have))
+func plan(have []tc.HFSCClass, pods []Pod, rate uint64) []change {
+	is := make(map[uint16]tc.HFSCClass, len(have))
 	for _, c := range have {
 		is[c.Minor] = c
 	}
@@ -107,14 +107,14 @@ func topDown(a, b uint16) int {
 
 // trunk are the classes that are there with or without pods, the node's last: what
 // has no class is lost before it is there.
-func trunk(rate uint64) []link.HFSCClass {
-	return []link.HFSCClass{{Minor: root, Share: share, Limit: wire(rate)}, {Minor: own, Parent: root, Share: share}}
+func trunk(rate uint64) []tc.HFSCClass {
+	return []tc.HFSCClass{{Minor: root, Share: share, Limit: wire(rate)}, {Minor: own, Parent: root, Share: share}}
 }
 
 // wanted are the classes for the pods, where those in is are there. Pods of more
 // tenants than there are numbers have none, and share the node's.
-func wanted(is map[uint16]link.HFSCClass, pods []Pod, rate uint64) map[uint16]link.HFSCClass {
-	want := map[uint16]link.HFSCClass{}
+func wanted(is map[uint16]tc.HFSCClass, pods []Pod, rate uint64) map[uint16]tc.HFSCClass {
+	want := map[uint16]tc.HFSCClass{}
 	for _, c := range trunk(rate) {
 		want[c.Minor] = c
 	}
@@ -123,8 +123,8 @@ func wanted(is map[uint16]link.HFSCClass, pods []Pod, rate uint64) map[uint16]li
 		minor := p.minor()
 		parent, ok := tenants[p.Tenant]
 		if ok && minor != 0 {
-			want[parent] = link.HFSCClass{Minor: parent, Parent: root, Share: share}
-			want[minor] = link.HFSCClass{Minor: minor, Parent: parent, Share: share}
+			want[parent] = tc.HFSCClass{Minor: parent, Parent: root, Share: share}
+			want[minor] = tc.HFSCClass{Minor: minor, Parent: parent, Share: share}
 		}
 	}
 	return want
@@ -132,7 +132,7 @@ func wanted(is map[uint16]link.HFSCClass, pods []Pod, rate uint64) map[uint16]li
 
 // numbers gives each tenant with pods a class: that which a pod of it is in, else
 // the first that is free.
-func numbers(is map[uint16]link.HFSCClass, pods []Pod) map[netid.ID]uint16 {
+func numbers(is map[uint16]tc.HFSCClass, pods []Pod) map[netid.ID]uint16 {
 	pods = slices.SortedFunc(slices.Values(pods), func(a, b Pod) int {
 		return cmp.Or(cmp.Compare(a.Tenant, b.Tenant), cmp.Compare(a.Port, b.Port))
 	})

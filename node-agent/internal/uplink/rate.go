@@ -5,7 +5,7 @@ import (
 	"strconv"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
-	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 )
 
 // MaxAuto is the fastest link that is shared without being asked for, bits per
@@ -46,8 +46,8 @@ func (r *Rate) Set(text string) error {
 	if err != nil {
 		return fmt.Errorf("%q is neither auto nor off: %w", text, err)
 	}
-	if bits > link.MaxHFSCRate {
-		return fmt.Errorf("%q is more than the kernel can share: %d bits per second", text, link.MaxHFSCRate)
+	if bits > tc.MaxHFSCRate {
+		return fmt.Errorf("%q is more than the kernel can share: %d bits per second", text, tc.MaxHFSCRate)
 	}
 	*r = Rate{Bits: bits}
 	return nil

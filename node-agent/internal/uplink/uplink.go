@@ -17,19 +17,20 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 )
 
-// Devices are the node's network devices; [link.NS] is one.
+// Devices are the node's network devices with their traffic control; [link.NS] and [tc.Control] are.
 type Devices interface {
 	Link(name string) (link.Link, bool, error)
 	LinkByIndex(index int) (link.Link, bool, error)
 	Speed(name string) (bits uint64, ok bool, err error)
-	RootQdisc(name string) (link.RootQdisc, error)
-	RootQdiscs() ([]link.RootQdisc, error)
-	AddHFSC(name string, major uint16, classes ...link.HFSCClass) error
+	RootQdisc(name string) (tc.RootQdisc, error)
+	RootQdiscs() ([]tc.RootQdisc, error)
+	AddHFSC(name string, major uint16, classes ...tc.HFSCClass) error
 	DeleteHFSC(name string, major uint16) error
-	HFSCClasses(name string) ([]link.HFSCClass, error)
-	SetHFSCClass(name string, major uint16, c link.HFSCClass) error
+	HFSCClasses(name string) ([]tc.HFSCClass, error)
+	SetHFSCClass(name string, major uint16, c tc.HFSCClass) error
 	QueueFairly(name string, major, minor uint16) error
 	DeleteHFSCClass(name string, major, minor uint16) error
 }
@@ -155,7 +156,7 @@ func (u *Uplink) ensure(device string, pods []Pod) (state, error) {
 		return state{}, err
 	}
 	err = u.grow(device, pods, rate, !isOurs(q))
-	if errors.Is(err, link.ErrNoHFSC) {
+	if errors.Is(err, tc.ErrNoHFSC) {
 		u.Deny(err.Error())
 		return state{device: device, why: u.unable, warn: true}, nil
 	}
@@ -186,7 +187,7 @@ func (u *Uplink) grow(device string, pods []Pod, rate uint64, fresh bool) error 
 // read it most likely has.
 func (u *Uplink) loses(device string) bool {
 	have, err := u.devices.HFSCClasses(device)
-	return err == nil && !slices.ContainsFunc(have, func(c link.HFSCClass) bool { return c.Minor == own })
+	return err == nil && !slices.ContainsFunc(have, func(c tc.HFSCClass) bool { return c.Minor == own })
 }
 
 // rateOf is the rate to share, or why there is none.
@@ -266,6 +267,6 @@ func (u *Uplink) keepOnly(keep int) error {
 }
 
 // isOurs: nobody else has this number for what has no class.
-func isOurs(q link.RootQdisc) bool {
+func isOurs(q tc.RootQdisc) bool {
 	return q.Kind == "hfsc" && q.Major == major && q.Default == own
 }

@@ -17,6 +17,7 @@ import (
 	diff "github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 )
 
@@ -25,8 +26,8 @@ type fake struct {
 	t      *testing.T
 	links  map[string]link.Link
 	speeds map[string]uint64
-	roots  map[int]link.RootQdisc
-	tree   map[uint16]link.HFSCClass
+	roots  map[int]tc.RootQdisc
+	tree   map[uint16]tc.HFSCClass
 	queues map[uint16]bool
 	// refuse makes calls of that name fail.
 	refuse map[string]error
@@ -37,8 +38,8 @@ type fake struct {
 func newFake(t *testing.T) *fake {
 	return &fake{
 		t: t, links: map[string]link.Link{"eth0": {Name: "eth0", Index: 2}, "eth1": {Name: "eth1", Index: 3}, "lo": {Name: "lo", Index: 1, Loopback: true}},
-		speeds: map[string]uint64{"eth0": 1e9}, roots: map[int]link.RootQdisc{2: {Link: 2, Kind: "mq"}},
-		tree: map[uint16]link.HFSCClass{}, queues: map[uint16]bool{}, refuse: map[string]error{},
+		speeds: map[string]uint64{"eth0": 1e9}, roots: map[int]tc.RootQdisc{2: {Link: 2, Kind: "mq"}},
+		tree: map[uint16]tc.HFSCClass{}, queues: map[uint16]bool{}, refuse: map[string]error{},
 	}
 }
 
@@ -60,18 +61,18 @@ func (f *fake) Speed(name string) (uint64, bool, error) {
 	return f.speeds[name], f.speeds[name] > 0, nil
 }
 
-func (f *fake) RootQdisc(name string) (link.RootQdisc, error) {
+func (f *fake) RootQdisc(name string) (tc.RootQdisc, error) {
 	f.tries++
 	i := f.links[name].Index
-	return cmp.Or(f.roots[i], link.RootQdisc{Link: i}), nil
+	return cmp.Or(f.roots[i], tc.RootQdisc{Link: i}), nil
 }
 
-func (f *fake) RootQdiscs() ([]link.RootQdisc, error) {
+func (f *fake) RootQdiscs() ([]tc.RootQdisc, error) {
 	f.lists++
 	return slices.Collect(maps.Values(f.roots)), f.refuse["list"]
 }
 
-func (f *fake) AddHFSC(name string, major uint16, classes ...link.HFSCClass) error {
+func (f *fake) AddHFSC(name string, major uint16, classes ...tc.HFSCClass) error {
 	i := f.links[name].Index
 	if f.roots[i].Major != 0 {
 		f.t.Errorf("hfsc in the place of %+v", f.roots[i])
@@ -80,8 +81,8 @@ func (f *fake) AddHFSC(name string, major uint16, classes ...link.HFSCClass) err
 		return err
 	}
 	f.writes++
-	f.roots[i] = link.RootQdisc{Link: i, Kind: "hfsc", Major: major, Default: classes[len(classes)-1].Minor}
-	f.tree, f.queues = map[uint16]link.HFSCClass{}, map[uint16]bool{}
+	f.roots[i] = tc.RootQdisc{Link: i, Kind: "hfsc", Major: major, Default: classes[len(classes)-1].Minor}
+	f.tree, f.queues = map[uint16]tc.HFSCClass{}, map[uint16]bool{}
 	for _, c := range classes {
 		f.tree[c.Minor] = c
 	}
@@ -92,16 +93,16 @@ func (f *fake) DeleteHFSC(name string, major uint16) error {
 	i := f.links[name].Index
 	if q := f.roots[i]; q.Kind == "hfsc" && q.Major == major {
 		f.writes++
-		f.roots[i] = link.RootQdisc{Link: i, Kind: "mq"}
+		f.roots[i] = tc.RootQdisc{Link: i, Kind: "mq"}
 	}
 	return nil
 }
 
-func (f *fake) HFSCClasses(string) ([]link.HFSCClass, error) {
+func (f *fake) HFSCClasses(string) ([]tc.HFSCClass, error) {
 	return slices.Collect(maps.Values(f.tree)), f.refuse["classes"]
 }
 
-func (f *fake) SetHFSCClass(name string, major uint16, c link.HFSCClass) error {
+func (f *fake) SetHFSCClass(name string, major uint16, c tc.HFSCClass) error {
 	if err := f.refuse["set"]; err != nil {
 		return err
 	}
@@ -255,13 +256,13 @@ func checkTree(t *testing.T, f *fake, tenants map[uint32]netid.ID) {
 }
 
 func TestNotShared(t *testing.T) {
-	foreign := link.RootQdisc{Link: 2, Kind: "htb", Major: 1}
+	foreign := tc.RootQdisc{Link: 2, Kind: "htb", Major: 1}
 	for _, c := range []struct {
 		name    string
 		device  string
 		rate    Rate
 		speed   uint64
-		root    link.RootQdisc
+		root    tc.RootQdisc
 		refuse  error
 		says    string
 		warning bool
@@ -270,8 +271,8 @@ func TestNotShared(t *testing.T) {
 		{name: "speed not known", says: "the speed of the link is not known"},
 		{name: "too fast", speed: 25e9, says: "25000000000"},
 		{name: "somebody else's", speed: 1e9, root: foreign, says: "htb 1:", warning: true},
-		{name: "somebody else's hfsc", rate: Rate{Bits: 1e6}, root: link.RootQdisc{Link: 2, Kind: "hfsc", Major: 1, Default: 0x30}, says: "hfsc 1:", warning: true},
-		{name: "no sch_hfsc", speed: 1e9, refuse: link.ErrNoHFSC, says: "sch_hfsc", warning: true},
+		{name: "somebody else's hfsc", rate: Rate{Bits: 1e6}, root: tc.RootQdisc{Link: 2, Kind: "hfsc", Major: 1, Default: 0x30}, says: "hfsc 1:", warning: true},
+		{name: "no sch_hfsc", speed: 1e9, refuse: tc.ErrNoHFSC, says: "sch_hfsc", warning: true},
 		{name: "loopback", device: "lo", rate: Rate{Bits: 1e6}, says: "leads outside", warning: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -284,7 +285,7 @@ func TestNotShared(t *testing.T) {
 				f.roots[2] = c.root
 			}
 			// What an earlier agent left elsewhere goes all the same.
-			f.roots[3] = link.RootQdisc{Link: 3, Kind: "hfsc", Major: major, Default: own}
+			f.roots[3] = tc.RootQdisc{Link: 3, Kind: "hfsc", Major: major, Default: own}
 			var log bytes.Buffer
 			u := New(f, c.rate, slog.New(slog.NewTextHandler(&log, nil)))
 			for range 3 {
@@ -380,8 +381,8 @@ func TestBrokenTree(t *testing.T) {
 	u := New(f, Rate{}, quiet())
 	pods := []Pod{{Tenant: 10, Port: 3}}
 	ensure(t, u, "eth0", pods)
-	f.tree[4] = link.HFSCClass{Minor: 4, Parent: 0xf001}
-	f.tree[0xf001] = link.HFSCClass{Minor: 0xf001, Parent: 0} // by hand, and with a child
+	f.tree[4] = tc.HFSCClass{Minor: 4, Parent: 0xf001}
+	f.tree[0xf001] = tc.HFSCClass{Minor: 0xf001, Parent: 0} // by hand, and with a child
 	if _, err := u.Ensure("eth0", pods); err == nil || !strings.Contains(err.Error(), "tc qdisc del dev eth0 root") {
 		t.Errorf("error %v", err)
 	}

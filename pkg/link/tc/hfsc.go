@@ -1,4 +1,4 @@
-package link
+package tc
 
 import (
 	"encoding/binary"
@@ -9,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // ErrNoHFSC: the kernel has no hfsc (module sch_hfsc), or no fq_codel.
@@ -45,19 +47,19 @@ type HFSCClass struct {
 }
 
 // RootQdisc is that of one device; only its Link is known where it has none.
-// [ErrNoLink] where there is no device.
-func (n *NS) RootQdisc(name string) (RootQdisc, error) {
-	l, err := n.must(name)
+// [link.ErrNoLink] where there is no device.
+func (n Control) RootQdisc(name string) (RootQdisc, error) {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return RootQdisc{}, err
 	}
 	root := RootQdisc{Link: l.Index}
-	replies, err := n.tc(unix.RTM_GETQDISC, unix.NLM_F_ECHO, l.Index)
+	replies, err := n.ask(unix.RTM_GETQDISC, unix.NLM_F_ECHO, l.Index)
 	if err == nil && len(replies) > 0 {
 		err = root.parse(replies[0])
 	}
 	if err != nil {
-		return RootQdisc{}, fmt.Errorf("qdisc of %s: %w", name, qdiscError(err))
+		return RootQdisc{}, fmt.Errorf("qdisc of %s: %w", name, classify(err))
 	}
 	return root, nil
 }
@@ -77,9 +79,9 @@ func (q *RootQdisc) parse(reply []byte) error {
 }
 
 // RootQdiscs are those of all devices that have one. It reads every qdisc of the
-// node: where one device will do there is [NS.RootQdisc].
-func (n *NS) RootQdiscs() ([]RootQdisc, error) {
-	list, err := retryDump(func() ([]netlink.Qdisc, error) { return n.nl.QdiscList(nil) })
+// node: where one device will do there is [Control.RootQdisc].
+func (n Control) RootQdiscs() ([]RootQdisc, error) {
+	list, err := dump.Whole(func() ([]netlink.Qdisc, error) { return n.ns.Netlink().QdiscList(nil) })
 	if err != nil {
 		return nil, fmt.Errorf("listing queueing disciplines: %w", err)
 	}
@@ -105,8 +107,8 @@ func (n *NS) RootQdiscs() ([]RootQdisc, error) {
 // hfsc without a class for the rest drops everything, and the kernel takes one
 // thing at a time: what leaves by the device between these requests is lost. So
 // there is nothing else between them.
-func (n *NS) AddHFSC(name string, major uint16, classes ...HFSCClass) error {
-	l, err := n.must(name)
+func (n Control) AddHFSC(name string, major uint16, classes ...HFSCClass) error {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return err
 	}
@@ -116,13 +118,13 @@ func (n *NS) AddHFSC(name string, major uint16, classes ...HFSCClass) error {
 	for _, c := range classes {
 		requests = append(requests, hfscClass(l.Index, major, c))
 	}
-	err = n.Do(func() error {
-		if err := n.nl.QdiscAdd(q); err != nil {
+	err = n.ns.Do(func() error {
+		if err := n.ns.Netlink().QdiscAdd(q); err != nil {
 			return classifyHFSC(err)
 		}
 		for _, req := range requests {
 			if _, err := req.Execute(unix.NETLINK_ROUTE, 0); err != nil {
-				return errors.Join(fmt.Errorf("its classes: %w", err), n.nl.QdiscDel(q))
+				return errors.Join(fmt.Errorf("its classes: %w", err), n.ns.Netlink().QdiscDel(q))
 			}
 		}
 		return nil
@@ -135,13 +137,13 @@ func (n *NS) AddHFSC(name string, major uint16, classes ...HFSCClass) error {
 
 // DeleteHFSC takes the root's hfsc away; the kernel puts back what it would have
 // chosen. A device or hfsc that is gone is no error.
-func (n *NS) DeleteHFSC(name string, major uint16) error {
-	l, ok, err := n.Link(name)
+func (n Control) DeleteHFSC(name string, major uint16) error {
+	l, ok, err := n.ns.Link(name)
 	if err != nil || !ok {
 		return err
 	}
 	q := netlink.NewHfsc(netlink.QdiscAttrs{LinkIndex: l.Index, Handle: handle(major, 0), Parent: netlink.HANDLE_ROOT})
-	if err := n.nl.QdiscDel(q); err != nil && !gone(err) {
+	if err := n.ns.Netlink().QdiscDel(q); err != nil && !gone(err) {
 		return fmt.Errorf("taking hfsc from %s: %w", name, err)
 	}
 	return nil
@@ -149,13 +151,13 @@ func (n *NS) DeleteHFSC(name string, major uint16) error {
 
 // HFSCClasses are the classes of the device's hfsc, without the one that stands
 // for the discipline itself.
-func (n *NS) HFSCClasses(name string) ([]HFSCClass, error) {
-	l, err := n.must(name)
+func (n Control) HFSCClasses(name string) ([]HFSCClass, error) {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return nil, err
 	}
-	list, err := retryDump(func() (out []HFSCClass, err error) {
-		err = n.Do(func() error {
+	list, err := dump.Whole(func() (out []HFSCClass, err error) {
+		err = n.ns.Do(func() error {
 			out, err = dumpHFSC(l.Index)
 			return err
 		})
@@ -199,13 +201,13 @@ func dumpHFSC(index int) ([]HFSCClass, error) {
 
 // SetHFSCClass makes the class, or changes its curves, and nothing that waits in it
 // is lost. What it can never change is the parent.
-func (n *NS) SetHFSCClass(name string, major uint16, c HFSCClass) error {
-	l, err := n.must(name)
+func (n Control) SetHFSCClass(name string, major uint16, c HFSCClass) error {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return err
 	}
 	req := hfscClass(l.Index, major, c)
-	err = n.Do(func() error {
+	err = n.ns.Do(func() error {
 		_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 		return err
 	})
@@ -232,13 +234,13 @@ func hfscClass(index int, major uint16, c HFSCClass) *nl.NetlinkRequest {
 // QueueFairly gives a class without children fq_codel as its queue: its
 // connections take turns, and what comes from afar and is not held back by its
 // socket cannot fill it.
-func (n *NS) QueueFairly(name string, major, minor uint16) error {
-	l, err := n.must(name)
+func (n Control) QueueFairly(name string, major, minor uint16) error {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return err
 	}
 	q := netlink.NewFqCodel(netlink.QdiscAttrs{LinkIndex: l.Index, Parent: handle(major, minor)})
-	if err := n.nl.QdiscReplace(q); err != nil {
+	if err := n.ns.Netlink().QdiscReplace(q); err != nil {
 		return fmt.Errorf("queue of class %x:%x of %s: %w", major, minor, name, classifyHFSC(err))
 	}
 	return nil
@@ -246,13 +248,13 @@ func (n *NS) QueueFairly(name string, major, minor uint16) error {
 
 // DeleteHFSCClass removes the class, and what waits in it. One that is gone is no
 // error; one with children is.
-func (n *NS) DeleteHFSCClass(name string, major, minor uint16) error {
-	l, ok, err := n.Link(name)
+func (n Control) DeleteHFSCClass(name string, major, minor uint16) error {
+	l, ok, err := n.ns.Link(name)
 	if err != nil || !ok {
 		return err
 	}
 	c := netlink.NewHfscClass(netlink.ClassAttrs{LinkIndex: l.Index, Handle: handle(major, minor)})
-	if err := n.nl.ClassDel(c); err != nil && !gone(err) {
+	if err := n.ns.Netlink().ClassDel(c); err != nil && !gone(err) {
 		return fmt.Errorf("removing class %x:%x of %s: %w", major, minor, name, err)
 	}
 	return nil

@@ -1,20 +1,21 @@
-package link
+package tc
 
 import (
 	"cmp"
 	"errors"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
 
 	diff "github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
 var deflt = HFSCClass{Minor: 0xffff, Parent: 0xf000, Share: 100_000_000}
 
 // hfscOn makes a namespace with a device d0 that has hfsc, or skips the test.
-func hfscOn(t *testing.T) *NS {
+func hfscOn(t *testing.T) world {
 	t.Helper()
 	n := space(t)
 	ip(t, n, "link add d0 type veth peer name d1")
@@ -27,7 +28,7 @@ func hfscOn(t *testing.T) *NS {
 	return n
 }
 
-func classesOf(t *testing.T, n *NS) []HFSCClass {
+func classesOf(t *testing.T, n world) []HFSCClass {
 	t.Helper()
 	list := must(n.HFSCClasses("d0"))(t)
 	slices.SortFunc(list, func(a, b HFSCClass) int { return cmp.Compare(a.Minor, b.Minor) })
@@ -67,9 +68,8 @@ func TestHFSC(t *testing.T) {
 	if d := diff.Diff(want, classesOf(t, n)); d != "" {
 		t.Errorf("classes (-want +got):\n%s", d)
 	}
-	out, err := exec.Command("ip", "netns", "exec", nameOf(n), "tc", "class", "show", "dev", "d0").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "class hfsc 1:f000 parent 1: ls m1 0bit d 0us m2 100Mbit ul m1 0bit d 0us m2 25Gbit") {
-		t.Errorf("tc sees %v\n%s", err, out)
+	if out := tc(t, n, "class show dev d0"); !strings.Contains(out, "class hfsc 1:f000 parent 1: ls m1 0bit d 0us m2 100Mbit ul m1 0bit d 0us m2 25Gbit") {
+		t.Errorf("tc sees\n%s", out)
 	}
 
 	want[1].Limit = 20_000_000
@@ -127,24 +127,7 @@ func TestRootQdisc(t *testing.T) {
 	if root.Major == 0 {
 		t.Error("the tbf passes for one that the kernel chose")
 	}
-	if _, err := n.RootQdisc("d7"); !errors.Is(err, ErrNoLink) {
+	if _, err := n.RootQdisc("d7"); !errors.Is(err, link.ErrNoLink) {
 		t.Errorf("no device: %v", err)
-	}
-}
-
-// Virtual devices make up their speed.
-func TestSpeedIsOfHardware(t *testing.T) {
-	n := space(t)
-	ip(t, n, "link add d0 type veth peer name d1")
-	ip(t, n, "link add b0 type bridge")
-	ip(t, n, "link set d0 master b0 up")
-	ip(t, n, "link set d1 up")
-	if made := n.ownSpeed("d0"); made != 10_000_000_000 {
-		t.Errorf("a veth says %d bit/s, want 10 G", made)
-	}
-	for _, name := range []string{"d0", "b0", "lo", "d7"} {
-		if bits, ok, err := n.Speed(name); bits != 0 || ok || err != nil {
-			t.Errorf("speed of %s: %d, %t, %v; want none", name, bits, ok, err)
-		}
 	}
 }

@@ -1,4 +1,7 @@
-package link
+// Package conntrack reads and changes what the kernel tracks of connections.
+//
+// It decides nothing, and never executes a program.
+package conntrack
 
 import (
 	"errors"
@@ -8,14 +11,23 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
-// ForgetConnections removes what the kernel's conntrack remembers of
+// Table is the connection table of a network namespace, for as long as that is open. Its
+// methods may be called from several goroutines.
+type Table struct{ ns *link.NS }
+
+// In returns the connection table of ns.
+func In(ns *link.NS) Table { return Table{ns} }
+
+// Forget removes what the kernel's conntrack remembers of
 // connections that any of ips began, so that answers still on their way do not reach
 // whoever has the address next. It reads the whole table, which takes the kernel some
 // 10 ms also when that is empty: once for all of ips. A kernel without conntrack has
 // nothing to forget.
-func (n *NS) ForgetConnections(ips ...netip.Addr) error {
+func (t Table) Forget(ips ...netip.Addr) error {
 	if len(ips) == 0 {
 		return nil
 	}
@@ -24,7 +36,7 @@ func (n *NS) ForgetConnections(ips ...netip.Addr) error {
 		what += fmt.Sprintf(" and %d other addresses", len(ips)-1)
 	}
 	var nf *netlink.Handle
-	err := n.Do(func() (err error) {
+	err := t.ns.Do(func() (err error) {
 		nf, err = netlink.NewHandle(unix.NETLINK_NETFILTER)
 		return err
 	})
@@ -52,11 +64,11 @@ func (b begunBy) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	return ok && b[a.Unmap()]
 }
 
-// Connections are how many connections the kernel tracks in the namespace, and how many
-// it has room for. It fails with [ErrNoSysctl] in a kernel without conntrack.
-func (n *NS) Connections() (used, size uint64, err error) {
+// Fill is how many connections the kernel tracks in the namespace, and how many
+// it has room for. It fails with [link.ErrNoSysctl] in a kernel without conntrack.
+func (t Table) Fill() (used, size uint64, err error) {
 	read := func(name string) (v uint64, err error) {
-		text, err := n.Sysctl("net/netfilter/" + name)
+		text, err := t.ns.Sysctl("net/netfilter/" + name)
 		if err != nil {
 			return 0, err
 		}
@@ -71,12 +83,12 @@ func (n *NS) Connections() (used, size uint64, err error) {
 	return used, size, nil
 }
 
-// ConnectionsBySource counts the IPv4 connections that the kernel tracks in the
+// BySource counts the IPv4 connections that the kernel tracks in the
 // namespace by who began them, in all zones: of the addresses in from. It reads the
 // whole table.
-func (n *NS) ConnectionsBySource(from netip.Prefix) (map[netip.Addr]uint64, error) {
+func (t Table) BySource(from netip.Prefix) (map[netip.Addr]uint64, error) {
 	var flows []*netlink.ConntrackFlow
-	err := n.Do(func() error {
+	err := t.ns.Do(func() error {
 		nf, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 		if err != nil {
 			return err

@@ -1,21 +1,12 @@
-package link
+package tc
 
 import (
 	"errors"
-	"os/exec"
 	"strings"
 	"testing"
-)
 
-// tc runs iproute2's tc in a namespace: the second opinion.
-func tc(t testing.TB, n *NS, args string) string {
-	t.Helper()
-	out, err := exec.Command("tc", append([]string{"-n", nameOf(n)}, strings.Fields(args)...)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("tc %s: %v: %s", args, err, out)
-	}
-	return string(out)
-}
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+)
 
 // The kernel keeps what was asked for, from 1 kbit/s to 1 Pbit/s, and it can be
 // told from another.
@@ -84,7 +75,7 @@ func TestRootQdiscReplacesAnother(t *testing.T) {
 func TestRedirect(t *testing.T) {
 	n := space(t)
 	ip(t, n, "link add dev0 type veth peer name dev1")
-	if _, err := n.EnsureRedirect("dev0", "ifb0"); !errors.Is(err, ErrNoLink) {
+	if _, err := n.EnsureRedirect("dev0", "ifb0"); !errors.Is(err, link.ErrNoLink) {
 		t.Errorf("a redirection to nothing: %v; want ErrNoLink", err)
 	}
 	noErr(t, n.EnsureIFB("ifb0"))
@@ -128,7 +119,7 @@ func TestRedirect(t *testing.T) {
 func TestIFBLeavesOthersAlone(t *testing.T) {
 	n := space(t)
 	ip(t, n, "link add dev0 type veth peer name dev1")
-	if err := n.EnsureIFB("dev0"); !errors.Is(err, ErrLinkExists) {
+	if err := n.EnsureIFB("dev0"); !errors.Is(err, link.ErrLinkExists) {
 		t.Errorf("EnsureIFB over a veth: %v; want ErrLinkExists", err)
 	}
 	if err := n.DeleteIFB("dev0"); err == nil || !strings.Contains(err.Error(), "veth") {
@@ -145,7 +136,7 @@ func TestQdiscOfNothing(t *testing.T) {
 	_, gate := n.EnsureGate("dev0")
 	_, redirects := n.Redirects("dev0", "ifb0")
 	for _, err := range []error{qdisc, gate, redirects, n.SetTBF("dev0", TBF{Rate: 1, Burst: 1, Queue: 1}), n.Kick("dev0")} {
-		if !errors.Is(err, ErrNoLink) || !strings.Contains(err.Error(), "dev0") {
+		if !errors.Is(err, link.ErrNoLink) || !strings.Contains(err.Error(), "dev0") {
 			t.Errorf("%v; want ErrNoLink that names the device", err)
 		}
 	}

@@ -1,4 +1,4 @@
-package link
+package tc
 
 import (
 	"encoding/binary"
@@ -7,6 +7,9 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
 // ifbQueue is how many packets an ifb takes before it stops its qdisc, as many as
@@ -16,41 +19,43 @@ const ifbQueue = 1000
 
 // EnsureIFB makes an intermediate functional block device, which sends what was
 // redirected to it on from where it came, after its own qdisc. It is down, and the
-// kernel's own IP stack is kept off it ([NS.Quiet]). One that is there stays as it is;
-// [ErrLinkExists] where a device of another kind has the name.
-func (n *NS) EnsureIFB(name string) error {
-	l, ok, err := n.Link(name)
+// kernel's own IP stack is kept off it ([link.NS.Quiet]). One that is there stays as it is;
+// [link.ErrLinkExists] where a device of another kind has the name.
+func (n Control) EnsureIFB(name string) error {
+	l, ok, err := n.ns.Link(name)
 	switch {
 	case err != nil:
 		return err
 	case ok && l.Type != "ifb":
-		return fmt.Errorf("%s is of type %s, not an ifb: %w", name, l.Type, ErrLinkExists)
+		return fmt.Errorf("%s is of type %s, not an ifb: %w", name, l.Type, link.ErrLinkExists)
 	case ok && l.Up:
 		return nil
 	case !ok:
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name = name
 		attrs.TxQLen = ifbQueue
-		if err := n.nl.LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
+		if err := n.ns.Netlink().LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("creating ifb %s: %w", name, err)
 		}
 	}
-	return n.Quiet(name)
+	return n.ns.Quiet(name)
 }
 
 // DeleteIFB removes an ifb with what waits in it. One that is not there is no
 // error; a device of another kind is left alone, with one.
-func (n *NS) DeleteIFB(name string) error { return n.DeleteDevices(Device{name, "ifb"})[0] }
+func (n Control) DeleteIFB(name string) error {
+	return n.ns.DeleteDevices(link.Device{Name: name, Type: "ifb"})[0]
+}
 
 // EnsureRedirect makes all that leaves by the device, which has a gate
-// ([NS.EnsureGate]), pass through the ifb, and reports whether it did not.
-// [ErrNoLink] where either is missing.
-func (n *NS) EnsureRedirect(name, ifb string) (changed bool, err error) {
-	from, err := n.must(name)
+// ([Control.EnsureGate]), pass through the ifb, and reports whether it did not.
+// [link.ErrNoLink] where either is missing.
+func (n Control) EnsureRedirect(name, ifb string) (changed bool, err error) {
+	from, err := n.ns.Existing(name)
 	if err != nil {
 		return false, err
 	}
-	to, err := n.must(ifb)
+	to, err := n.ns.Existing(ifb)
 	if err != nil {
 		return false, err
 	}
@@ -65,20 +70,20 @@ func (n *NS) EnsureRedirect(name, ifb string) (changed bool, err error) {
 	if err := n.deleteFilters(from, filters); err != nil {
 		return false, err
 	}
-	err = n.nl.FilterAdd(&netlink.U32{
+	err = n.ns.Netlink().FilterAdd(&netlink.U32{
 		FilterAttrs: netlink.FilterAttrs{LinkIndex: from.Index, Parent: rootQdisc, Priority: 1, Protocol: unix.ETH_P_ALL},
 		RedirIndex:  to.Index,
 	})
 	if err != nil {
-		return false, fmt.Errorf("redirecting %s to %s: %w", name, ifb, qdiscError(err))
+		return false, fmt.Errorf("redirecting %s to %s: %w", name, ifb, classify(err))
 	}
 	return true, nil
 }
 
-// DeleteRedirect undoes [NS.EnsureRedirect] and reports whether there was
-// something to undo. [ErrNoLink] where there is no device.
-func (n *NS) DeleteRedirect(name string) (changed bool, err error) {
-	l, err := n.must(name)
+// DeleteRedirect undoes [Control.EnsureRedirect] and reports whether there was
+// something to undo. [link.ErrNoLink] where there is no device.
+func (n Control) DeleteRedirect(name string) (changed bool, err error) {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return false, err
 	}
@@ -90,13 +95,13 @@ func (n *NS) DeleteRedirect(name string) (changed bool, err error) {
 }
 
 // Redirects reports whether what leaves by the device passes through the ifb.
-// [ErrNoLink] where there is no device; no ifb is no redirection.
-func (n *NS) Redirects(name, ifb string) (bool, error) {
-	from, err := n.must(name)
+// [link.ErrNoLink] where there is no device; no ifb is no redirection.
+func (n Control) Redirects(name, ifb string) (bool, error) {
+	from, err := n.ns.Existing(name)
 	if err != nil {
 		return false, err
 	}
-	to, ok, err := n.Link(ifb)
+	to, ok, err := n.ns.Link(ifb)
 	if err != nil || !ok {
 		return false, err
 	}
@@ -108,13 +113,15 @@ func (n *NS) Redirects(name, ifb string) (bool, error) {
 const rootQdisc = 0
 
 // redirects are the filters in the device's gate; none where it has no gate.
-func (n *NS) redirects(l Link) ([]*netlink.U32, error) {
-	filters, err := retryDump(func() ([]netlink.Filter, error) { return n.nl.FilterList(byIndex(l), rootQdisc) })
+func (n Control) redirects(l link.Link) ([]*netlink.U32, error) {
+	filters, err := dump.Whole(func() ([]netlink.Filter, error) {
+		return n.ns.Netlink().FilterList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Index: l.Index}}, rootQdisc)
+	})
 	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("listing the filters of %s: %w", l.Name, qdiscError(err))
+		return nil, fmt.Errorf("listing the filters of %s: %w", l.Name, classify(err))
 	}
 	var out []*netlink.U32
 	for _, f := range filters {
@@ -125,10 +132,10 @@ func (n *NS) redirects(l Link) ([]*netlink.U32, error) {
 	return out, nil
 }
 
-func (n *NS) deleteFilters(l Link, filters []*netlink.U32) error {
+func (n Control) deleteFilters(l link.Link, filters []*netlink.U32) error {
 	for _, f := range filters {
-		if err := n.nl.FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("removing a filter of %s: %w", l.Name, qdiscError(err))
+		if err := n.ns.Netlink().FilterDel(f); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("removing a filter of %s: %w", l.Name, classify(err))
 		}
 	}
 	return nil
@@ -139,8 +146,8 @@ func (n *NS) deleteFilters(l Link, filters []*netlink.U32) error {
 // The kernel has no request for that; sending something is what does it. The frame
 // says nothing and is for nobody: from the device to itself, of the EtherType for
 // local experiments (IEEE 802).
-func (n *NS) Kick(name string) error {
-	l, err := n.must(name)
+func (n Control) Kick(name string) error {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return err
 	}
@@ -148,7 +155,7 @@ func (n *NS) Kick(name string) error {
 	protocol := binary.NativeEndian.Uint16([]byte{experimental >> 8, experimental & 0xff})
 	to := &unix.SockaddrLinklayer{Ifindex: l.Index, Protocol: protocol, Halen: 6}
 	copy(to.Addr[:], l.MAC)
-	err = n.Do(func() error {
+	err = n.ns.Do(func() error {
 		// With protocol 0 it receives nothing.
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {

@@ -1,8 +1,7 @@
-package link
+package tc
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 
 	"github.com/vishvananda/netlink"
@@ -42,7 +41,7 @@ type Qdisc struct {
 	queue, bucket uint32
 }
 
-// Shapes reports whether the qdisc is the one that [NS.SetTBF] makes of t.
+// Shapes reports whether the qdisc is the one that [Control.SetTBF] makes of t.
 func (q Qdisc) Shapes(t TBF) bool {
 	if q.Kind != "tbf" || q.rate != t.Rate || q.queue != t.Queue {
 		return false
@@ -53,25 +52,25 @@ func (q Qdisc) Shapes(t TBF) bool {
 	return max(off, -off) <= int64(want>>10)+1
 }
 
-// Gates reports whether the qdisc is the one that [NS.EnsureGate] makes.
+// Gates reports whether the qdisc is the one that [Control.EnsureGate] makes.
 func (q Qdisc) Gates() bool { return q.Kind == "htb" }
 
-// Qdisc is the device's root qdisc. [ErrNoLink] where there is no device.
-func (n *NS) Qdisc(name string) (Qdisc, error) {
-	l, err := n.must(name)
+// Qdisc is the device's root qdisc. [link.ErrNoLink] where there is no device.
+func (n Control) Qdisc(name string) (Qdisc, error) {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return Qdisc{}, err
 	}
 	// A listing would be one of all devices; the kernel has no other way to ask for
 	// one than with an echo.
-	replies, err := n.tc(unix.RTM_GETQDISC, unix.NLM_F_ECHO, l.Index)
+	replies, err := n.ask(unix.RTM_GETQDISC, unix.NLM_F_ECHO, l.Index)
 	// A device that was never up has none yet, and there is no reply.
 	q := Qdisc{Default: true}
 	if err == nil && len(replies) > 0 {
 		q, err = parseQdisc(replies[0])
 	}
 	if err != nil {
-		return Qdisc{}, fmt.Errorf("qdisc of %s: %w", name, qdiscError(err))
+		return Qdisc{}, fmt.Errorf("qdisc of %s: %w", name, classify(err))
 	}
 	return q, nil
 }
@@ -79,9 +78,9 @@ func (n *NS) Qdisc(name string) (Qdisc, error) {
 // SetTBF makes the device's root qdisc a tbf. One that is there is changed in
 // place: nothing that waits in it is lost, and its bucket is full anew. Any other is
 // replaced, which loses what passes a device that is up in that instant.
-// [ErrNoLink] where there is no device.
-func (n *NS) SetTBF(name string, t TBF) error {
-	l, err := n.must(name)
+// [link.ErrNoLink] where there is no device.
+func (n Control) SetTBF(name string, t TBF) error {
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return err
 	}
@@ -95,58 +94,34 @@ func (n *NS) SetTBF(name string, t TBF) error {
 	// Not the time in qopt.Buffer: the kernel takes at most 4.3 s of that for the
 	// largest packet, which at 1 kbit/s is no packet at all.
 	options.AddRtAttr(nl.TCA_TBF_BURST, nl.Uint32Attr(t.Burst))
-	_, err = n.tc(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, l.Index,
+	_, err = n.ask(unix.RTM_NEWQDISC, unix.NLM_F_CREATE|unix.NLM_F_REPLACE, l.Index,
 		nl.NewRtAttr(nl.TCA_KIND, nl.ZeroTerminated("tbf")), options)
 	if err != nil {
-		return fmt.Errorf("setting the tbf of %s to %d bytes/s: %w", name, t.Rate, qdiscError(err))
+		return fmt.Errorf("setting the tbf of %s to %d bytes/s: %w", name, t.Rate, classify(err))
 	}
 	return nil
 }
 
 // EnsureGate makes the device's root qdisc an htb without classes, which passes
-// everything on and can have filters ([NS.EnsureRedirect]), and reports whether it
-// was not. Any other is replaced, with the loss that [NS.SetTBF] has.
-// [ErrNoLink] where there is no device.
-func (n *NS) EnsureGate(name string) (changed bool, err error) {
+// everything on and can have filters ([Control.EnsureRedirect]), and reports whether it
+// was not. Any other is replaced, with the loss that [Control.SetTBF] has.
+// [link.ErrNoLink] where there is no device.
+func (n Control) EnsureGate(name string) (changed bool, err error) {
 	q, err := n.Qdisc(name)
 	if err != nil || q.Gates() {
 		return false, err
 	}
-	l, err := n.must(name)
+	l, err := n.ns.Existing(name)
 	if err != nil {
 		return false, err
 	}
-	err = n.nl.QdiscReplace(netlink.NewHtb(netlink.QdiscAttrs{
+	err = n.ns.Netlink().QdiscReplace(netlink.NewHtb(netlink.QdiscAttrs{
 		LinkIndex: l.Index, Parent: netlink.HANDLE_ROOT,
 	}))
 	if err != nil {
-		return false, fmt.Errorf("adding an htb to %s: %w", name, qdiscError(err))
+		return false, fmt.Errorf("adding an htb to %s: %w", name, classify(err))
 	}
 	return true, nil
-}
-
-// tc asks the kernel about the root qdisc of a device, by a socket of its own:
-// netlink.Handle offers neither the attributes nor the request. Without a handle the
-// kernel changes one of the same kind in place, and puts a new one over any other.
-func (n *NS) tc(request, flags, index int, attrs ...nl.NetlinkRequestData) (replies [][]byte, err error) {
-	err = n.Do(func() error {
-		req := nl.NewNetlinkRequest(request, flags|unix.NLM_F_ACK)
-		req.AddData(&nl.TcMsg{Family: nl.FAMILY_ALL, Ifindex: int32(index), Parent: netlink.HANDLE_ROOT})
-		for _, a := range attrs {
-			req.AddData(a)
-		}
-		replies, err = req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWQDISC)
-		return err
-	})
-	return replies, err
-}
-
-// qdiscError is [ErrNoLink] for a device that went meanwhile.
-func qdiscError(err error) error {
-	if errors.Is(err, unix.ENODEV) {
-		return ErrNoLink
-	}
-	return err
 }
 
 func parseQdisc(reply []byte) (q Qdisc, err error) {

@@ -1,4 +1,4 @@
-package link
+package tc
 
 import (
 	"encoding/binary"
@@ -9,6 +9,10 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
 )
 
 // udp is an IPv4 packet with no payload.
@@ -58,7 +62,7 @@ func TestArrive(t *testing.T) {
 	}
 	nft := func(script string) string {
 		t.Helper()
-		out, err := exec.Command("ip", "netns", "exec", nameOf(n), "nft", script).CombinedOutput()
+		out, err := exec.Command("ip", "netns", "exec", n.name, "nft", script).CombinedOutput()
 		if err != nil {
 			t.Fatalf("nft %s: %v: %s", script, err, out)
 		}
@@ -71,9 +75,10 @@ func TestArrive(t *testing.T) {
 	if _, err := n.EnsureSysctl("net/ipv4/ip_forward", "1"); err != nil {
 		t.Fatal(err)
 	}
-	c := Translated{From: netip.MustParseAddrPort("172.11.0.9:1000"), To: netip.MustParseAddrPort("203.0.113.1:53"), As: netip.MustParseAddrPort("198.18.0.7:40000")}
-	noErr(t, n.Track(c, 3*time.Second))
-	if err := n.Track(c, time.Second); err == nil {
+	c := conntrack.Translated{From: netip.MustParseAddrPort("172.11.0.9:1000"), To: netip.MustParseAddrPort("203.0.113.1:53"), As: netip.MustParseAddrPort("198.18.0.7:40000")}
+	connections := conntrack.In(n.NS)
+	noErr(t, connections.Track(c, 3*time.Second))
+	if err := connections.Track(c, time.Second); err == nil {
 		t.Error("the same connection twice, and no error")
 	}
 	for _, device := range []string{"eth0", "eth1", "eth0"} {
@@ -88,53 +93,20 @@ func TestArrive(t *testing.T) {
 	nft(`add counter ip t segments; add rule ip t f oifname pods ip daddr 172.11.0.9 tcp dport 1000 ct state established counter name segments`)
 	c.TCP = true
 	before := nft("list counter ip t segments")
-	noErr(t, n.Track(c, 3*time.Second))
+	noErr(t, connections.Track(c, 3*time.Second))
 	noErr(t, n.Arrive("arrivals", "eth0", ack(c.To, c.As)))
 	for deadline := time.Now().Add(5 * time.Second); nft("list counter ip t segments") == before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("no segment came in: %s", nft("list ruleset"))
 		}
 	}
-	out, err := exec.Command("ip", "netns", "exec", nameOf(n), "conntrack", "-L", "-p", "udp").CombinedOutput()
-	if err != nil || strings.Count(string(out), "src=172.11.0.9") != 1 {
-		t.Errorf("tracked: %v: %s", err, out)
+	if out := nstest.Run(t, n.name, "conntrack -L -p udp"); strings.Count(out, "src=172.11.0.9") != 1 {
+		t.Errorf("tracked: %s", out)
 	}
-	if err := n.Arrive("arrivals", "eth9", udp(c.To, c.As)); !errors.Is(err, ErrNoLink) {
+	if err := n.Arrive("arrivals", "eth9", udp(c.To, c.As)); !errors.Is(err, link.ErrNoLink) {
 		t.Errorf("a device that is not there: %v", err)
 	}
-	if err := n.Arrive("other", "eth0", udp(c.To, c.As)); !errors.Is(err, ErrLinkExists) {
+	if err := n.Arrive("other", "eth0", udp(c.To, c.As)); !errors.Is(err, link.ErrLinkExists) {
 		t.Errorf("by a device of somebody else: %v", err)
 	}
-}
-
-func TestPathOf(t *testing.T) {
-	n := space(t)
-	for _, c := range []string{
-		"link add eth0 type ifb", "link add eth1 type ifb", "link add pods type ifb", "link set eth0 up", "link set eth1 up", "link set pods up",
-		"addr add 198.18.0.7/24 dev eth0", "addr add 198.19.0.7/24 dev eth1", "addr add 172.11.0.1/24 dev pods",
-	} {
-		ip(t, n, c)
-	}
-	if _, err := n.EnsureSysctl("net/ipv4/ip_forward", "1"); err != nil {
-		t.Fatal(err)
-	}
-	pod, outside := netip.MustParseAddr("172.11.0.9"), netip.MustParseAddr("203.0.113.1")
-	want := func(when, device, via string, no bool) {
-		t.Helper()
-		p, err := n.PathOf(pod, "pods", outside)
-		if errors.Is(err, ErrNoRoute) != no || !no && (err != nil || p.Link.Name != device || p.Via.String() != via) {
-			t.Errorf("%s: by %s via %s (%v), want by %s via %s", when, p.Link.Name, p.Via, err, device, via)
-		}
-	}
-	want("no routes", "", "", true)
-	if _, err := n.PathTo(outside); !errors.Is(err, ErrNoRoute) {
-		t.Errorf("the node's own: %v", err)
-	}
-	ip(t, n, "route add default via 198.18.0.1")
-	want("a default route", "eth0", "198.18.0.1", false)
-	ip(t, n, "route add default via 198.19.0.1 table 100")
-	ip(t, n, "rule add iif pods lookup 100")
-	want("a rule for pods", "eth1", "198.19.0.1", false)
-	ip(t, n, "rule add iif pods priority 50 blackhole")
-	want("a rule against pods", "", "", true)
 }
