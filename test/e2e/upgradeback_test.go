@@ -18,8 +18,9 @@ import (
 const (
 	// upgradeInterval is the pause between two messages of everybody who talks in an upgrade.
 	upgradeInterval = time.Second / 200
-	// heldTo is what red/held may send and receive, in bits per second.
-	heldTo = 5e6
+	// heldTo is what red/held may send and receive, in bits per second: little, so that it takes that
+	// much also where other tests run beside.
+	heldTo = 1e6
 )
 
 // TestUpgradeAndBack: from the release before to this version, back and here again: the controller
@@ -96,7 +97,7 @@ func (c *cluster) beginUpgrade() *upgrade {
 		node, namespace, name string
 		options               netlab.PodOptions
 	}{
-		{"n1", "red", "a", limits("50M")}, {"n1", "red", "near", netlab.PodOptions{}}, {"n1", "red", "held", limits("5M")},
+		{"n1", "red", "a", limits("50M")}, {"n1", "red", "near", netlab.PodOptions{}}, {"n1", "red", "held", limits("1M")},
 		{"n2", "red", "far", netlab.PodOptions{}}, {"n2", "blue", "b", netlab.PodOptions{}},
 	} {
 		pod, err := c.AddPod(c.t.Context(), p.node, p.namespace, p.name, p.options)
@@ -112,7 +113,7 @@ func (c *cluster) beginUpgrade() *upgrade {
 	for _, node := range []string{"n1", "n2"} {
 		c.waitGroups(node, 2)
 	}
-	u.flood = c.flood("udp4", c.get("red/held"), c.get("red/far").IP.String()+port, 2*heldTo)
+	u.flood = c.flood("udp4", c.get("red/held"), c.get("red/far").IP.String()+port, 4*heldTo)
 	return u
 }
 
