@@ -118,6 +118,8 @@ func keepCounters(l *netlab.Lab, dir string) error {
 			tell("ovs-appctl "+strings.Join(command, " "), out, err)
 		}
 		tell("/proc/net/softnet_stat", string(backlog), nil)
+		metrics, err := l.Agent(n.Name).Metrics(ctx)
+		tell("metrics of the agent", metrics, err)
 		errs = append(errs, os.WriteFile(filepath.Join(dir, n.Name+"-counters.txt"), []byte(text.String()), 0o644))
 	}
 	return errors.Join(errs...)

@@ -81,7 +81,8 @@ type Options struct {
 	// Insecure has etcd serve plain http, without identities.
 	Insecure bool `json:"insecure,omitempty"`
 	// SystemRoutes lets ovs-vswitchd read the kernel's routes, as it does by default;
-	// the one in manifests/ does not.
+	// the one in manifests/ does not. Without an agent, which tells it ways to other nodes,
+	// it has no others.
 	SystemRoutes bool `json:"systemRoutes,omitempty"`
 	// Bare starts neither controller nor agents: underlay and Open vSwitch only.
 	Bare bool `json:"bare,omitempty"`

@@ -49,12 +49,11 @@ func (l *Lab) Node(name string) (Node, error) {
 func (l *Lab) makeNode(ctx context.Context, index int, o Options) error {
 	name := nodeName(index)
 	n := nodeState{
-		Node:      Node{Name: name, Netns: l.nodeNetns(name), VTEP: vtep(index), OVSRunDir: l.OVS(name).dir()},
-		Index:     index,
-		Datapath:  o.Datapath,
-		AgentArgs: o.AgentArgs,
-		// Without an agent nobody else says how tunnels reach other nodes.
-		SystemRoutes: o.SystemRoutes || o.Bare,
+		Node:         Node{Name: name, Netns: l.nodeNetns(name), VTEP: vtep(index), OVSRunDir: l.OVS(name).dir()},
+		Index:        index,
+		Datapath:     o.Datapath,
+		AgentArgs:    o.AgentArgs,
+		SystemRoutes: o.SystemRoutes,
 	}
 	if err := l.newNetns(n.Netns); err != nil {
 		return err

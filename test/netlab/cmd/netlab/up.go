@@ -24,7 +24,7 @@ func (t *tool) up() *cobra.Command {
 ready for pods. If anything fails, what was made is removed again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			o.Name, o.Mode = t.name, netlab.Mode(mode)
+			o.Name, o.Mode, o.SystemRoutes = t.name, netlab.Mode(mode), o.Bare
 			if o.Network, err = optionalPrefix("--network", network); err != nil {
 				return err
 			}
@@ -55,7 +55,7 @@ ready for pods. If anything fails, what was made is removed again.`,
 	f.StringArrayVar(&o.AgentArgs, "agent-arg", nil, "a further argument for the agents; may be repeated")
 	f.StringArrayVar(&o.ControllerArgs, "controller-arg", nil, "a further argument for the controller; may be repeated")
 	f.BoolVar(&o.Insecure, "insecure", false, "etcd serves plain http, without identities")
-	f.BoolVar(&o.Bare, "bare", false, "underlay and Open vSwitch only")
+	f.BoolVar(&o.Bare, "bare", false, "underlay and Open vSwitch only, which knows ways to other nodes from the kernel")
 	if err := f.MarkHidden("bare"); err != nil {
 		panic(err) // the flag is the line above
 	}
