@@ -19,6 +19,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
@@ -95,7 +96,7 @@ type Allotment struct {
 	passages, found map[string]hostnet.Passage
 	holds           map[string]uint64
 	counted         time.Time
-	failed          map[string]string
+	failed          map[string]*backoff.Trouble
 }
 
 // tableUse is what namespaces make of one connection table.
@@ -112,7 +113,7 @@ type tableUse struct {
 
 // New returns an allotment that has not looked yet.
 func New(cfg Config) *Allotment {
-	a := &Allotment{cfg: cfg, looks: calmLooks - 1, failed: map[string]string{}}
+	a := &Allotment{cfg: cfg, looks: calmLooks - 1, failed: map[string]*backoff.Trouble{}}
 	a.services = cfg.newTableUse("service-connections", "service-connection-rate", cfg.ServiceConnections)
 	a.through = cfg.newTableUse("node-connections", "node-connection-rate", cfg.NodeConnections)
 	return a
@@ -166,14 +167,15 @@ func (a *Allotment) look(ctx context.Context) {
 
 // say logs what is wrong once.
 func (a *Allotment) say(what string, err error) {
-	text := ""
-	if err != nil && !errors.Is(err, flowstore.ErrDisconnected) && !errors.Is(err, context.Canceled) {
-		text = err.Error()
+	if errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, context.Canceled) {
+		err = nil // somebody else says it, or it is on purpose
 	}
-	if text != "" && text != a.failed[what] {
+	if a.failed[what] == nil {
+		a.failed[what] = &backoff.Trouble{}
+	}
+	if a.failed[what].News(err) {
 		a.cfg.Logger.Warn("a tenant might use up what others need: "+what+" is not in force", "error", err)
 	}
-	a.failed[what] = text
 }
 
 func (a *Allotment) kernelTable() (fairness.Table, error) {

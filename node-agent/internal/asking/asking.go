@@ -118,7 +118,8 @@ func (a *Asking) now() (topology.Request, int) {
 func (a *Asking) Run(ctx context.Context) error {
 	var written *topology.Request
 	var retry <-chan time.Time
-	pause, said := &backoff.Pauses{First: firstPause, Last: lastPause}, ""
+	pause := backoff.Pauses{First: firstPause, Last: lastPause}
+	var failed backoff.Trouble
 	for {
 		select {
 		case <-ctx.Done():
@@ -136,11 +137,11 @@ func (a *Asking) Run(ctx context.Context) error {
 			err = a.put(ctx, r)
 		}
 		if err == nil {
-			written, said = &r, ""
+			written = &r
 			pause.Reset()
+			failed.Over()
 		} else {
-			if err.Error() != said && ctx.Err() == nil {
-				said = err.Error()
+			if ctx.Err() == nil && failed.News(err) {
 				a.log.Warn("the controller cannot be asked for what this node lacks; trying again", "error", err)
 			}
 			retry = time.After(pause.Next())

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,6 +22,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
@@ -169,7 +169,8 @@ func (a *Access) Follow(ctx context.Context, used Way) error {
 // settle returns when there is a bundle for the user that the node should be, and that is not the
 // one which is used. It follows what the ConfigMap says meanwhile.
 func (a *Access) settle(ctx context.Context, used Way, tell func(error)) (pki.Bundle, error) {
-	pause, said := firstAsk, ""
+	pauses := backoff.Pauses{First: firstAsk, Last: lastAsk}
+	var failed backoff.Trouble
 	retry := time.After(0)
 	why := errors.New("the API server does not answer yet")
 	for {
@@ -194,7 +195,7 @@ func (a *Access) settle(ctx context.Context, used Way, tell func(error)) (pki.Bu
 				continue
 			}
 			a.want = pki.NodeUser(a.node, uid)
-			pause = firstAsk
+			pauses.Reset()
 		case <-retry:
 		}
 		retry = nil
@@ -205,13 +206,11 @@ func (a *Access) settle(ctx context.Context, used Way, tell func(error)) (pki.Bu
 		if err == nil {
 			return b, nil
 		}
-		if why = err; err.Error() != said && ctx.Err() == nil {
-			said = err.Error()
+		if why = err; ctx.Err() == nil && failed.News(err) {
 			a.log.Warn("no certificate for etcd; asking again", "user", a.want, "error", err)
 		}
 		tell(err)
-		retry = time.After(pause/2 + rand.N(pause))
-		pause = min(2*pause, lastAsk)
+		retry = time.After(pauses.Next())
 	}
 }
 

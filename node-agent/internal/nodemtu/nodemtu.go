@@ -18,6 +18,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -99,8 +100,8 @@ type MTU struct {
 	// has is what is set, once that was read back.
 	has  mtu.Values
 	read bool
-	// failed is what was last said about pods that do not follow.
-	failed string
+	// failed is that pods do not follow.
+	failed backoff.Trouble
 }
 
 // New returns the part of a node that nothing is known of.
@@ -374,14 +375,9 @@ func (n *MTU) observe() {
 
 // TellFailed says once that pods do not follow; each pass tries again.
 func (n *MTU) TellFailed(set mtu.Values, err error) {
-	said := ""
-	if err != nil {
-		said = err.Error()
-	}
-	if said != "" && said != n.failed {
+	if n.failed.News(err) {
 		n.cfg.Logger.Warn("pods do not have the MTU that they should", "mtu", set.Sends, "receives", set.Receives, "error", err)
 	}
-	n.failed = said
 }
 
 // Run writes and probes until ctx ends.

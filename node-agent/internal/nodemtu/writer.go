@@ -90,7 +90,8 @@ func (w *writer) run(ctx context.Context) {
 
 // persist tries until the record, or a newer one, is written; false when ctx ended.
 func (w *writer) persist(ctx context.Context, r request) bool {
-	pause, said := &backoff.Pauses{First: firstPause, Last: lastPause}, ""
+	pause := backoff.Pauses{First: firstPause, Last: lastPause}
+	var failed backoff.Trouble
 	for {
 		revision, err := w.put(ctx, r.record)
 		if err == nil {
@@ -104,8 +105,7 @@ func (w *writer) persist(ctx context.Context, r request) bool {
 		if ctx.Err() != nil {
 			return false
 		}
-		if err.Error() != said {
-			said = err.Error()
+		if failed.News(err) {
 			w.log.Warn("other nodes do not know of this one's MTU; trying again", "error", err)
 		}
 		select {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
@@ -35,8 +36,7 @@ type Room struct {
 	// Missed counts packets that had none.
 	Missed prometheus.Counter
 	Logger *slog.Logger
-	// said is what was last complained about.
-	said string
+	failed backoff.Trouble
 }
 
 // Make gives packets room while they wait for ovs-vswitchd, and counts those that
@@ -47,14 +47,9 @@ type Room struct {
 func (r *Room) Make(ctx context.Context, uplink string) {
 	found, err := r.tendSockets(ctx, uplink)
 	r.Missed.Add(float64(found.Missed))
-	said := ""
-	if err != nil {
-		said = err.Error()
-	}
-	if said != "" && said != r.said {
+	if r.failed.News(err) {
 		r.Logger.Warn("packets have little room while they wait for ovs-vswitchd: some are lost whenever it is busy", "error", err)
 	}
-	r.said = said
 }
 
 func (r *Room) tendSockets(ctx context.Context, name string) (Found, error) {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
@@ -77,7 +78,7 @@ type Limiter struct {
 	// These two belong to run: pods whose limits are half done, and the last failure
 	// that was logged.
 	unfinished map[kube.PodKey]bool
-	failing    string
+	failing    backoff.Trouble
 }
 
 // New returns the limiter of the node called node; api is nil outside of Kubernetes.
@@ -258,12 +259,7 @@ func (l *Limiter) accept(pod kube.Pod) {
 
 // report logs what keeps limits from being set, once.
 func (l *Limiter) report(ctx context.Context, err error) {
-	switch {
-	case err == nil:
-		l.failing = ""
-	case errors.Is(ctx.Err(), context.Canceled):
-	case err.Error() != l.failing:
-		l.failing = err.Error()
+	if !errors.Is(ctx.Err(), context.Canceled) && l.failing.News(err) {
 		l.log.Warn("limits of pods cannot be changed: trying again", "error", err)
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/uplink"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
@@ -30,8 +31,7 @@ type Sharing struct {
 	classes marks
 	// queues is that pods' flows name their queues.
 	queues bool
-	// failed is what was last said to be wrong.
-	failed string
+	failed backoff.Trouble
 	log    *slog.Logger
 	m      *Metrics
 }
@@ -91,14 +91,9 @@ func New(host *link.NS, rate uplink.Rate, m *Metrics, log *slog.Logger) (*Sharin
 // the node's class until then, so nobody has to wait for it. That the node is ready
 // does not depend on it either: it is worth a warning, not an outage.
 func (s *Sharing) Ensure(ctx context.Context, datapath, device string, attached Attached, known bool, netID func(namespace string) (netid.ID, bool)) {
-	said := ""
-	if err := s.tryShare(ctx, datapath, device, attached, known, netID); err != nil {
-		said = err.Error()
+	if err := s.tryShare(ctx, datapath, device, attached, known, netID); s.failed.News(err) {
+		s.log.Warn("pods may not share the uplink fairly", "link", device, "error", err)
 	}
-	if said != "" && said != s.failed {
-		s.log.Warn("pods may not share the uplink fairly", "link", device, "error", said)
-	}
-	s.failed = said
 }
 
 func (s *Sharing) tryShare(ctx context.Context, datapath, device string, attached Attached, known bool, netID func(namespace string) (netid.ID, bool)) error {
