@@ -2,6 +2,7 @@ package openflow
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -30,7 +31,65 @@ var (
 	addr = netip.MustParseAddr
 )
 
-// matchSamples uses every field constructor.
+// samples are values of fields that do not take just any.
+var samples = map[FieldID]uint64{
+	FieldInPort: 3, FieldEthType: 0x88cc, FieldVLANVID: vlanPresent | 42, FieldVLANPCP: 5, FieldIPFrag: 1, FieldIPProto: 47, FieldARPOp: 2,
+	FieldICMPv6Type: 128, FieldCTState: uint64(CTTracked | CTEstablished | CTReply),
+}
+
+// sampleOf is a field with all its bits.
+func sampleOf(id FieldID) Field {
+	info := &fieldInfos[id]
+	switch v, ok := samples[id]; {
+	case id == FieldCTState:
+		return CTState(uint32(v), 0xff) // the bits that there are
+	case ok:
+		return uintField(id, v)
+	case info.form == formMAC:
+		return macField(id, mac("0a:58:0a:00:00:01"))
+	case info.form == formIPv6:
+		return addrField(id, addr("fd00::a"))
+	case info.form == formIPv4:
+		return addrField(id, addr("10.1.2.3"))
+	case info.bytes == maxFieldBytes:
+		return newField(id, []byte("a label is this!"), nil)
+	}
+	return uintField(id, 0x1122334455667788)
+}
+
+// partOf is a field under a mask of some of its bits.
+func partOf(id FieldID) Field {
+	f := sampleOf(id)
+	mask := f.Mask()
+	mask[len(mask)-1] &= 0xfe
+	if fieldInfos[id].form == formCTState || id == FieldIPFrag || id == FieldVLANVID {
+		mask = f.Value()
+	}
+	return newField(id, f.Value(), mask)
+}
+
+// beside is what a field needs in a match that [NewMatch] does not know.
+func beside(id FieldID) []Field {
+	switch {
+	case id == FieldVLANPCP:
+		return []Field{VLAN(42)}
+	case fieldInfos[id].ctProto:
+		return []Field{CTNWProto(ProtoUDP)}
+	}
+	return nil
+}
+
+// everyField calls f with the number of each field that a flow can match. Flows with dp_hash
+// are the switch's own.
+func everyField(f func(FieldID)) {
+	for id := FieldID(1); id < fieldEnd; id++ {
+		if id != FieldDPHash {
+			f(id)
+		}
+	}
+}
+
+// matchSamples uses every field, and every constructor.
 func matchSamples() []Match {
 	var ms []Match
 	add := func(f ...Field) { ms = append(ms, NewMatch(f...)) }
@@ -85,6 +144,12 @@ func matchSamples() []Match {
 	add(CTState(CTTracked|CTEstablished, CTTracked|CTEstablished), IP(),
 		CTNWProto(6), CTNWSrc(pfx("10.0.0.0/8")), CTNWDst(pfx("10.0.0.1/32")), CTTPSrc(99), CTTPDst(80))
 	add(ConjID(77))
+	everyField(func(id FieldID) {
+		add(append(beside(id), sampleOf(id))...)
+		if !fieldInfos[id].noMask {
+			add(append(beside(id), partOf(id))...)
+		}
+	})
 	return ms
 }
 
@@ -183,6 +248,11 @@ func sampleFlows() []Flow {
 	for _, s := range actionSamples() {
 		add(Flow{Match: s.m, Actions: s.a})
 	}
+	everyField(func(id FieldID) {
+		if !slices.Contains(readOnly, id) {
+			add(Flow{Match: NewMatch(append(beside(id), sampleOf(id))...), Actions: []Action{SetField(sampleOf(id))}})
+		}
+	})
 	add(Flow{Goto: GotoTable(4)})
 	add(Flow{Actions: []Action{SetField(Reg(0, 1))}, Goto: GotoTable(254)})
 	add(Flow{Meter: 1, Actions: []Action{Output(1)}, Goto: GotoTable(5)})
@@ -300,6 +370,44 @@ func TestTextAgainstOpenVSwitch(t *testing.T) {
 	if d := diffFlows(sorted(flows), readFlows(t, c)); d != "" {
 		t.Errorf("read back (-written +read):\n%s", d)
 	}
+}
+
+// readOnly are the fields that no action can set. What an action may do to a connection's
+// mark and label, only ct may.
+var readOnly = []FieldID{
+	FieldConjID, FieldEthType, FieldIPFrag, FieldIPProto, FieldTCPFlags, FieldCTState, FieldCTZone, FieldCTMark, FieldCTLabel,
+	FieldCTNWSrc, FieldCTIPv6Src, FieldCTNWDst, FieldCTIPv6Dst, FieldCTNWProto, FieldCTTPSrc, FieldCTTPDst,
+}
+
+// The switch takes a mask where the table of fields says so, and an action to set a field
+// where it can be set.
+func TestEveryFieldAgainstOpenVSwitch(t *testing.T) {
+	_, c := startBridge(t)
+	takes := func(f Flow) bool {
+		err := c.Commit(testContext(t), []Mod{AddFlow(f)})
+		var refused *SwitchError
+		if err != nil && !errors.As(err, &refused) {
+			t.Fatal(err)
+		}
+		return err == nil
+	}
+	everyField(func(id FieldID) {
+		whole, part := NewMatch(append(beside(id), sampleOf(id))...), NewMatch(append(beside(id), partOf(id))...)
+		if !takes(Flow{Match: whole}) {
+			t.Errorf("%s is refused", whole)
+		}
+		if took, want := takes(Flow{Match: part}), !fieldInfos[id].noMask; took != want {
+			t.Errorf("%s is taken: %v, want %v", part, took, want)
+		}
+		need := NewMatch(append(prerequisites(sampleOf(id), beside(id)), beside(id)...)...)
+		if id == FieldVLANVID {
+			need = whole
+		}
+		set := SetField(sampleOf(id))
+		if took, want := takes(Flow{Match: need, Actions: []Action{set}}), !slices.Contains(readOnly, id); took != want {
+			t.Errorf("%s in a flow of %q is taken: %v, want %v", set, need, took, want)
+		}
+	})
 }
 
 func ownText(flows []Flow) []string {

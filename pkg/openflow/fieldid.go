@@ -43,7 +43,9 @@ const (
 	FieldICMPCode
 	FieldICMPv6Type
 	FieldICMPv6Code
+	FieldNDReserved
 	FieldNDTarget
+	FieldNDOptionsType
 	FieldNDSLL
 	FieldNDTLL
 	FieldARPOp
@@ -54,6 +56,8 @@ const (
 	FieldTunnelID
 	FieldTunnelSrc
 	FieldTunnelDst
+	FieldTunnelIPv6Src
+	FieldTunnelIPv6Dst
 	FieldReg0
 	FieldReg1
 	FieldReg2
@@ -76,7 +80,9 @@ const (
 	FieldCTMark
 	FieldCTLabel
 	FieldCTNWSrc
+	FieldCTIPv6Src
 	FieldCTNWDst
+	FieldCTIPv6Dst
 	FieldCTNWProto
 	FieldCTTPSrc
 	FieldCTTPDst

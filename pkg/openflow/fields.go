@@ -208,8 +208,7 @@ func CTLabel(hi, lo, maskHi, maskLo uint64) Field {
 	return newField(FieldCTLabel, v[:], m[:])
 }
 
-// CTNWProto is the IP protocol of the connection's original direction. The
-// switch wants ct_state with it.
+// CTNWProto is the IP protocol of the connection's original direction.
 func CTNWProto(p uint8) Field { return uintField(FieldCTNWProto, uint64(p)) }
 
 // CTNWSrc is the IPv4 source address of the connection's original direction.
@@ -218,10 +217,10 @@ func CTNWSrc(p netip.Prefix) Field { return prefixField(FieldCTNWSrc, p) }
 // CTNWDst is the IPv4 destination address of the connection's original direction.
 func CTNWDst(p netip.Prefix) Field { return prefixField(FieldCTNWDst, p) }
 
-// CTTPSrc is the source port of the connection's original direction.
+// CTTPSrc is the source port of the connection's original direction, beside its [CTNWProto].
 func CTTPSrc(port uint16) Field { return uintField(FieldCTTPSrc, uint64(port)) }
 
-// CTTPDst is the destination port of the connection's original direction.
+// CTTPDst is the destination port of the connection's original direction, beside its [CTNWProto].
 func CTTPDst(port uint16) Field { return uintField(FieldCTTPDst, uint64(port)) }
 
 // ConjID is the identifier of a conjunctive match (ovs-fields(7)).

@@ -80,28 +80,61 @@ func prerequisites(f Field, others []Field) []Field {
 	info := &fieldInfos[f.id]
 	var need []Field
 	if info.ethTypes != nil {
-		t, ok := findUint(others, FieldEthType)
-		switch {
-		case !ok:
-			// tcp_dst beside ipv6_src means IPv6.
-			need = append(need, EthType(impliedEthType(info.ethTypes, others)))
-		case !slices.Contains(info.ethTypes, uint16(t)):
-			panic(fmt.Sprintf("openflow: %s needs dl_type 0x%04x, and the match has 0x%04x", f, info.ethTypes[0], t))
-		}
+		// tcp_dst beside ipv6_src means IPv6.
+		t := oneOf(f, FieldEthType, others, func(i *fieldInfo) []uint16 { return i.ethTypes })
+		need = append(need, EthType(t))
 	}
 	if info.ipProto != 0 {
 		need = append(need, IPProto(info.ipProto))
 	}
+	if info.ndTypes != nil {
+		// nd_target beside nd_tll means an advertisement.
+		t := oneOf(f, FieldICMPv6Type, others, func(i *fieldInfo) []uint8 { return i.ndTypes })
+		need = append(need, ICMPv6Type(t), ICMPv6Code(0))
+	}
+	if info.tracked {
+		need = append(need, ofConnection(f, others))
+	}
+	if _, ok := findUint(others, FieldCTNWProto); info.ctProto && !ok {
+		panic(fmt.Sprintf("openflow: %s needs ct_nw_proto", f))
+	}
 	return need
 }
 
-func impliedEthType(choice []uint16, others []Field) uint16 {
+// oneOf is the value of the field id that f needs: what the others have, or what is implied
+// by those that leave no choice, or else the first of f's.
+func oneOf[T uint8 | uint16](f Field, id FieldID, others []Field, choice func(*fieldInfo) []T) T {
+	mine := choice(&fieldInfos[f.id])
+	if v, ok := findUint(others, id); ok {
+		if !slices.Contains(mine, T(v)) {
+			panic(fmt.Sprintf("openflow: %s needs %s, and the match has %s", f, uintField(id, uint64(mine[0])), uintField(id, v)))
+		}
+		return T(v)
+	}
 	for _, g := range others {
-		if t := fieldInfos[g.id].ethTypes; len(t) == 1 && slices.Contains(choice, t[0]) {
-			return t[0]
+		if c := choice(&fieldInfos[g.id]); len(c) == 1 && slices.Contains(mine, c[0]) {
+			return c[0]
 		}
 	}
-	return choice[0]
+	return mine[0]
+}
+
+// ofConnection is the ct_state that f needs: one that only packets of valid connections have
+// (Open vSwitch, is_ct_valid in lib/flow.h).
+func ofConnection(f Field, others []Field) Field {
+	const proof = uint64(CTNew | CTEstablished | CTRelated | CTReply | CTSNAT | CTDNAT)
+	for _, g := range others {
+		if g.id != FieldCTState {
+			continue
+		}
+		v, mask := g.Uint64(), beUint(g.mask[:g.bytes()])
+		notInvalid := v&uint64(CTTracked) != 0 && mask&uint64(CTInvalid) != 0 && v&uint64(CTInvalid) == 0
+		if v&proof == 0 && !notInvalid {
+			panic(fmt.Sprintf("openflow: %s needs a ct_state such as +trk-inv, and the match has ct_state=%s", f, g.valueText()))
+		}
+		return g
+	}
+	return CTState(CTTracked, CTTracked|CTInvalid)
 }
 
 func findUint(fields []Field, id FieldID) (uint64, bool) {

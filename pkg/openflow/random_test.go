@@ -41,6 +41,36 @@ func rndMask(r *rand.Rand) uint64 {
 	return r.Uint64()
 }
 
+// rndBits128 are bits of an IPv6 address that is no other kind of address.
+func rndBits128(r *rand.Rand, id FieldID) Field {
+	f := prefixField(id, rndPrefix6(r))
+	if r.IntN(2) == 0 {
+		mask := slices.Concat([]byte{0xff}, rndMAC(r), rndMAC(r), rndMAC(r)[:3])
+		f = newField(id, f.Value(), mask)
+	}
+	return f
+}
+
+// rndConnection are the state of a connection, or fields of its original direction.
+func rndConnection(r *rand.Rand, f []Field, src, dst Field) []Field {
+	if r.IntN(3) != 0 {
+		return maybe(r, f, CTState(r.Uint32()&0xcf|CTTracked, r.Uint32()&0xcf|CTTracked))
+	}
+	f = maybe(r, append(f, CTNWProto(uint8(1+r.IntN(255)))), src, dst, rndBits(r, FieldCTTPSrc), rndBits(r, FieldCTTPDst))
+	if r.IntN(2) == 0 {
+		f = append(f, CTState(CTTracked|CTReply, CTTracked|CTReply|CTNew))
+	}
+	return f
+}
+
+// rndND are fields of neighbour discovery.
+func rndND(r *rand.Rand) []Field {
+	link := []Field{EthSrcMasked(rndMAC(r), rndMAC(r)), EthDst(rndMAC(r))}[r.IntN(2)]
+	kind := []FieldID{FieldNDSLL, FieldNDTLL}[r.IntN(2)]
+	return maybe(r, []Field{newField(kind, link.Value(), link.Mask())}, rndBits128(r, FieldNDTarget),
+		uintField(FieldNDReserved, r.Uint64()), uintField(FieldNDOptionsType, r.Uint64()))
+}
+
 func rndBits(r *rand.Rand, id FieldID) Field { return uintFieldMasked(id, r.Uint64(), rndMask(r)) }
 
 func maybe(r *rand.Rand, to []Field, f ...Field) []Field {
@@ -57,7 +87,7 @@ func rndMatch(r *rand.Rand) Match {
 	f = maybe(r, f, InPort(uint32(1+r.IntN(4))), rndBits(r, FieldReg(r.IntN(8))), rndBits(r, FieldReg(8+r.IntN(8))),
 		rndBits(r, FieldTunnelID), rndBits(r, FieldMetadata), rndBits(r, FieldPktMark), rndBits(r, FieldCTMark), CTZone(uint16(r.Uint32())),
 		EthDst(rndMAC(r)), EthSrcMasked(rndMAC(r), rndMAC(r)), CTLabel(r.Uint64(), r.Uint64(), rndMask(r), rndMask(r)),
-		rndBits(r, FieldTunnelSrc), rndBits(r, FieldTunnelDst), ConjID(r.Uint32()))
+		rndBits(r, FieldTunnelSrc), rndBits(r, FieldTunnelDst), rndBits128(r, FieldTunnelIPv6Src), rndBits128(r, FieldTunnelIPv6Dst), ConjID(r.Uint32()))
 	switch r.IntN(5) {
 	case 0:
 		f = append(f, ARP())
@@ -65,18 +95,22 @@ func rndMatch(r *rand.Rand) Match {
 	case 1, 2:
 		f = append(f, IP())
 		f = maybe(r, f, IPv4Src(rndPrefix4(r)), rndBits(r, FieldIPv4Dst))
+		f = rndConnection(r, f, prefixField(FieldCTNWSrc, rndPrefix4(r)), rndBits(r, FieldCTNWDst))
 		f = rndTransport(r, f, ICMPType(uint8(r.Uint32())), ICMPCode(uint8(r.Uint32())))
 	case 3:
 		f = append(f, IPv6())
-		f = maybe(r, f, IPv6Src(rndPrefix6(r)), IPv6Dst(rndPrefix6(r)), rndBits(r, FieldIPv6Label))
+		f = maybe(r, f, rndBits128(r, FieldIPv6Src), rndBits128(r, FieldIPv6Dst), rndBits(r, FieldIPv6Label))
+		f = rndConnection(r, f, rndBits128(r, FieldCTIPv6Src), rndBits128(r, FieldCTIPv6Dst))
+		if r.IntN(4) == 0 {
+			return NewMatch(append(f, rndND(r)...)...)
+		}
 		f = rndTransport(r, f, ICMPv6Type(uint8(r.IntN(128))), ICMPv6Code(uint8(r.Uint32())))
 	}
 	return NewMatch(f...)
 }
 
 func rndTransport(r *rand.Rand, f []Field, icmp ...Field) []Field {
-	f = maybe(r, f, IPTTL(uint8(r.Uint32())), IPDSCP(uint8(r.IntN(64))), IPECN(uint8(r.IntN(4))),
-		uintFieldMasked(FieldCTState, uint64(r.Uint32())&0xcf|uint64(CTTracked), uint64(r.Uint32())&0xcf|uint64(CTTracked)))
+	f = maybe(r, f, IPTTL(uint8(r.Uint32())), IPDSCP(uint8(r.IntN(64))), IPECN(uint8(r.IntN(4))))
 	// Not with a layer 4 header's fields, which a later fragment does not have.
 	frag := IPFrag(Frag(r.IntN(len(fragBits))))
 	switch r.IntN(5) {

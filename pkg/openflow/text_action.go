@@ -27,7 +27,7 @@ func (a setFieldAction) String() string {
 // setText is the value as where it is set, not matched.
 func (f Field) setText() string {
 	switch f.id {
-	case FieldVLANVID, FieldCTLabel, FieldEthType, FieldIPv6Label:
+	case FieldCTLabel, FieldEthType, FieldIPv6Label:
 		return f.maskedText(hexText)
 	}
 	return f.valueText()

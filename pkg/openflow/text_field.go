@@ -19,7 +19,7 @@ var tcpFlagNames = [...]string{"fin", "syn", "rst", "psh", "ack", "urg", "ece", 
 // setNames are the names in set_field where they differ from those in a match.
 var setNames = map[FieldID]string{
 	FieldEthSrc: "eth_src", FieldEthDst: "eth_dst", FieldEthType: "eth_type",
-	FieldVLANVID: "vlan_vid", FieldIPv4Src: "ip_src", FieldIPv4Dst: "ip_dst",
+	FieldVLANVID: "vlan_vid", FieldVLANPCP: "vlan_pcp", FieldIPv4Src: "ip_src", FieldIPv4Dst: "ip_dst",
 	FieldTCPSrc: "tcp_src", FieldTCPDst: "tcp_dst", FieldUDPSrc: "udp_src", FieldUDPDst: "udp_dst",
 	FieldSCTPSrc: "sctp_src", FieldSCTPDst: "sctp_dst", FieldIPDSCP: "ip_dscp",
 	FieldInPort: "in_port_oxm", FieldIPFrag: "ip_frag",
@@ -78,7 +78,7 @@ func (f Field) valueText() string {
 		return fmt.Sprintf("0x%04x", f.Uint64())
 	case formDec:
 		return strconv.FormatUint(f.Uint64(), 10)
-	case formTPPort:
+	case formTPPort, formVLAN:
 		if f.Exact() {
 			return strconv.FormatUint(f.Uint64(), 10)
 		}
@@ -182,18 +182,18 @@ func portText(port uint32) string {
 var textOrder = []FieldID{
 	FieldReg0, FieldReg1, FieldReg2, FieldReg3, FieldReg4, FieldReg5, FieldReg6, FieldReg7,
 	FieldReg8, FieldReg9, FieldReg10, FieldReg11, FieldReg12, FieldReg13, FieldReg14, FieldReg15,
-	FieldTunnelID, FieldTunnelSrc, FieldTunnelDst, FieldMetadata, FieldInPort, FieldVLANVID, FieldVLANPCP,
+	FieldTunnelID, FieldTunnelSrc, FieldTunnelDst, FieldTunnelIPv6Src, FieldTunnelIPv6Dst, FieldMetadata, FieldInPort, FieldVLANVID, FieldVLANPCP,
 	FieldEthSrc, FieldEthDst, FieldEthType, FieldIPv6Src, FieldIPv6Dst, FieldIPv6Label,
 	FieldARPSPA, FieldARPTPA, FieldIPv4Src, FieldIPv4Dst, FieldARPOp, FieldIPProto, FieldARPSHA, FieldARPTHA,
 	FieldIPDSCP, FieldIPECN, FieldIPTTL, FieldIPFrag, FieldICMPType, FieldICMPCode,
-	FieldICMPv6Type, FieldICMPv6Code, FieldNDTarget, FieldNDSLL, FieldNDTLL,
+	FieldICMPv6Type, FieldICMPv6Code, FieldNDTarget, FieldNDSLL, FieldNDTLL, FieldNDReserved, FieldNDOptionsType,
 	FieldTCPSrc, FieldUDPSrc, FieldSCTPSrc, FieldTCPDst, FieldUDPDst, FieldSCTPDst, FieldTCPFlags,
 }
 
 // textFirst is the order of the fields before the protocol.
 var textFirst = []FieldID{
 	FieldPktMark, FieldDPHash, FieldConjID, FieldCTState, FieldCTZone, FieldCTMark, FieldCTLabel,
-	FieldCTNWSrc, FieldCTNWDst, FieldCTNWProto, FieldCTTPSrc, FieldCTTPDst,
+	FieldCTNWSrc, FieldCTIPv6Src, FieldCTNWDst, FieldCTIPv6Dst, FieldCTNWProto, FieldCTTPSrc, FieldCTTPDst,
 }
 
 // String is the match as ovs-ofctl writes it, "tcp,in_port=3,nw_dst=10.0.0.1";
