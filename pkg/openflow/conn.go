@@ -49,6 +49,9 @@ type Conn struct {
 	lastBundle atomic.Uint32
 	parts      atomic.Int64 // of bundles under way
 
+	heardOthers atomic.Pointer[func()] // see Watch; nil for nobody
+	lastMonitor atomic.Uint32
+
 	mu      sync.Mutex
 	nextXID uint32
 	calls   map[*call]struct{}
@@ -61,6 +64,8 @@ type options struct {
 	idle, dead time.Duration
 	portEvents func(PortEvent)
 	packetIns  func(PacketIn)
+	// forwards is that others' changes of groups and meters are told.
+	forwards bool
 }
 
 // Dial connects to a bridge's management socket, <rundir>/<bridge>.mgmt, and
@@ -149,14 +154,14 @@ func (c *Conn) read(r *bufio.Reader) {
 			return
 		}
 		c.heard.Store(int64(time.Since(c.start)))
-		switch m.typ {
-		case msgEchoRequest:
+		switch {
+		case m.typ == msgEchoRequest:
 			b := appendMessageHeader(nil, msgEchoReply, m.xid)
 			select {
 			case c.toSwitch <- finishMessage(append(b, m.body...), 0):
 			default: // requests are waiting to be written; they show as well that we live
 			}
-		case msgPortStatus, msgPacketIn:
+		case m.typ == msgPortStatus, m.typ == msgPacketIn, m.typ == msgRequestForward, m.typ == msgMultipartReply && m.xid == 0:
 			if err := c.notice(m); err != nil {
 				c.fail(err)
 				return

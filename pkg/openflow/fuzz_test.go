@@ -77,6 +77,7 @@ func FuzzDecodeMessage(f *testing.F) {
 	f.Add(statsReply(multipartMeterConfig, config))
 	f.Add(statsReply(multipartPortDesc, append([]byte{0, 0, 0, 1, 0, 40}, make([]byte, 34)...)))
 	f.Add(statsReply(multipartMeterStats, append([]byte{0, 0, 0, 1, 0, 56}, make([]byte, 50)...)))
+	f.Add(statsReply(multipartFlowMonitor, flowUpdates))
 	f.Add(append([]byte{version, byte(msgPacketIn), 0, 34}, make([]byte, 30)...))
 	f.Add([]byte{version, byte(msgError), 0, 12, 0, 0, 0, 1, 0, 2, 0, 4})
 	f.Add([]byte{version, byte(msgHello), 0, 16, 0, 0, 0, 1, 0, 1, 0, 8, 0, 0, 0, 0x32})
@@ -171,6 +172,8 @@ func fuzzMultipart(t *testing.T, body []byte) {
 		for _, m := range meters {
 			_ = m.String()
 		}
+	case multipartFlowMonitor:
+		_, _ = changedByOthers(body)
 	case multipartMeterStats:
 		_, _ = decodeMeterStats(body, nil)
 	case multipartPortDesc:

@@ -35,6 +35,7 @@ const (
 	msgBarrierReply     msgType = 21
 	msgSetAsync         msgType = 28
 	msgMeterMod         msgType = 29
+	msgRequestForward   msgType = 32
 	msgBundleControl    msgType = 33
 	msgBundleAdd        msgType = 34
 )
@@ -88,6 +89,7 @@ const (
 	multipartMeterStats  multipartType = 9
 	multipartMeterConfig multipartType = 10
 	multipartPortDesc    multipartType = 13
+	multipartFlowMonitor multipartType = 16
 
 	multipartMore = 1 // in flags: another part follows
 )
