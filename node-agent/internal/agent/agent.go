@@ -131,6 +131,7 @@ func (n *node) work(ctx context.Context) error {
 	p := n.parts.Load()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.loop.run(ctx) })
+	group.Go(func() error { return p.flows.Run(ctx) })
 	group.Go(func() error { return p.attacher.Run(ctx) })
 	group.Go(func() error { return follow(ctx) })
 	group.Go(func() error { return n.limiter.Run(ctx, p.attacher) })

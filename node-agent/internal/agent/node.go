@@ -26,6 +26,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pathprobe"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
@@ -208,7 +209,7 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	}
 	p := &parts{
 		self: vtep, underlay: under, picture: &picture{name: n.cfg.NodeName, self: vtep},
-		flows: flowstore.New(flowstore.Config{Areas: areas, Observer: n.metrics}),
+		flows: flowstore.New(flowstore.Config{Areas: areas, Observer: n.metrics, Watched: pipeline.Written(), Logger: n.log}),
 	}
 	p.table = nodeflows.New(vtep, uint16(tunnel.VXLAN.Port()), p.flows, n.metrics)
 	p.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)

@@ -51,6 +51,9 @@ func (s *Store) Try(ctx context.Context, c Change) error {
 		return ErrDisconnected
 	}
 	if !a.known {
+		if err := s.listen(ctx); err != nil {
+			return err
+		}
 		f, err := fetch(ctx, s.sw, a)
 		if err != nil {
 			return err
@@ -342,7 +345,7 @@ func (s *Store) bring(ctx context.Context, a *area, r *Result) error {
 		case s.sw == nil:
 			return ErrDisconnected
 		case !a.known:
-			found, err := s.read(ctx, a, false)
+			found, _, err := s.read(ctx, a, false)
 			if err != nil {
 				return err
 			}

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -37,6 +38,7 @@ type Switch interface {
 	AddMeter(ctx context.Context, m of.Meter) error
 	ModifyMeter(ctx context.Context, m of.Meter) error
 	DeleteMeter(ctx context.Context, id uint32) error
+	Watch(ctx context.Context, tables []uint8, heard func()) error
 	FlushConnections(ctx context.Context, filter of.CTFilter) error
 }
 
@@ -95,8 +97,13 @@ type Observer interface {
 type Config struct {
 	Areas    []Area
 	Observer Observer
+	// Watched are the tables that [Store.Run] watches: those whose flows are the owners'
+	// alone, not the ones that the switch itself learns flows into.
+	Watched []uint8
 	// Now is a clock; nil for time.Now.
 	Now func() time.Time
+	// Logger is nil for slog.Default.
+	Logger *slog.Logger
 }
 
 // Store is what one bridge has and should have. Its methods may be called at once.
@@ -106,11 +113,18 @@ type Store struct {
 	kinds    map[Kind]*kind
 	byNumber []*kind
 	areas    map[string]*area
+	inOrder  []*area
+	watched  []uint8
+	log      *slog.Logger
+	// changed is that somebody else changed something in the switch.
+	changed chan struct{}
 
 	mu sync.Mutex
 	sw Switch
 	// connections counts them.
 	connections uint64
+	// listens is that the switch tells what others change, where it can.
+	listens bool
 
 	flows  *shelf[flowKey, of.Flow]
 	groups *shelf[uint32, of.GroupEntry]
@@ -154,9 +168,15 @@ func (a *area) complete() bool {
 
 // New makes an empty store. It panics when areas overlap: that is a mistake in a program.
 func New(cfg Config) *Store {
-	s := &Store{observer: cfg.Observer, now: cfg.Now, kinds: map[Kind]*kind{}, areas: map[string]*area{}}
+	s := &Store{
+		observer: cfg.Observer, now: cfg.Now, kinds: map[Kind]*kind{}, areas: map[string]*area{},
+		watched: cfg.Watched, log: cfg.Logger, changed: make(chan struct{}, 1),
+	}
 	if s.now == nil {
 		s.now = time.Now
+	}
+	if s.log == nil {
+		s.log = slog.Default()
 	}
 	for _, spec := range cfg.Areas {
 		a := &area{Area: spec, number: uint8(len(s.areas))}
@@ -165,7 +185,7 @@ func New(cfg Config) *Store {
 				panic(fmt.Sprintf("flowstore: flows of %s and %s cannot be told apart", a.Name, b.Name))
 			}
 		}
-		s.areas[a.Name] = a
+		s.areas[a.Name], s.inOrder = a, append(s.inOrder, a)
 		for _, name := range spec.Kinds {
 			if _, twice := s.kinds[name]; twice {
 				panic("flowstore: there are two kinds " + string(name))
@@ -187,7 +207,7 @@ func New(cfg Config) *Store {
 func (s *Store) Connect(sw Switch) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.sw = sw
+	s.sw, s.listens = sw, false
 	s.connections++
 	for _, a := range s.areas {
 		a.known = false

@@ -3,8 +3,10 @@ package flowstore_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -31,8 +33,14 @@ type bridge struct {
 	areas []flowstore.Area
 	now   time.Time
 
+	// reading is held by who keeps the connection from reading what others changed.
+	reading sync.Mutex
+	// mu is for when the store runs beside the test.
+	mu       sync.Mutex
+	looks    int
 	bundles  int
 	repaired map[flowstore.Kind]int
+	warnings []string
 	// sent is the newest bundle as text.
 	sent []string
 	// fail, if not nil, is asked before a bundle is sent and after it was carried out.
@@ -53,18 +61,50 @@ func newBridge(t *testing.T, areas ...flowstore.Area) *bridge {
 
 // restart makes a store that knows nothing of what another one wrote.
 func (b *bridge) restart() {
-	b.store = flowstore.New(flowstore.Config{Areas: b.areas, Observer: b, Now: func() time.Time { return b.now }})
+	b.store = flowstore.New(flowstore.Config{
+		Areas: b.areas, Observer: b, Watched: []uint8{1, 60}, Now: func() time.Time { return b.now }, Logger: slog.New(warner{b}),
+	})
 	b.store.Connect(b)
 	b.repaired = map[flowstore.Kind]int{}
 }
 
-func (b *bridge) Committed(string, int, float64)   { b.bundles++ }
-func (b *bridge) Repaired(k flowstore.Kind, n int) { b.repaired[k] += n }
+// warner keeps the warnings that are logged.
+type warner struct{ b *bridge }
+
+func (warner) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+func (w warner) WithAttrs([]slog.Attr) slog.Handler         { return w }
+func (w warner) WithGroup(string) slog.Handler              { return w }
+func (w warner) Handle(_ context.Context, r slog.Record) error {
+	w.b.locked(func() { w.b.warnings = append(w.b.warnings, r.Message) })
+	return nil
+}
+
+func (b *bridge) locked(do func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	do()
+}
+
+func (b *bridge) Committed(string, int, float64)   { b.locked(func() { b.bundles++ }) }
+func (b *bridge) Repaired(k flowstore.Kind, n int) { b.locked(func() { b.repaired[k] += n }) }
+func (b *bridge) Flows(ctx context.Context, filter of.FlowFilter) ([]of.FlowStats, error) {
+	b.locked(func() { b.looks++ })
+	return b.Conn.Flows(ctx, filter)
+}
+func (b *bridge) Watch(ctx context.Context, tables []uint8, heard func()) error {
+	return b.Conn.Watch(ctx, tables, func() {
+		b.reading.Lock()
+		defer b.reading.Unlock()
+		heard()
+	})
+}
 func (b *bridge) Commit(ctx context.Context, mods []of.Mod) error {
-	b.sent = nil
-	for _, m := range mods {
-		b.sent = append(b.sent, m.String())
-	}
+	b.locked(func() {
+		b.sent = nil
+		for _, m := range mods {
+			b.sent = append(b.sent, m.String())
+		}
+	})
 	if b.fail != nil {
 		if err := b.fail(false); err != nil {
 			return err

@@ -36,13 +36,17 @@ func fetch(ctx context.Context, sw Switch, a *area) (f found, err error) {
 }
 
 // read reads an area and judges it. It lets others in meanwhile; where one of them has
-// changed something, it reads again and lets nobody in.
-func (s *Store) read(ctx context.Context, a *area, count bool) ([]of.FlowStats, error) {
+// changed something, it reads again and lets nobody in. repaired is how much somebody else
+// had changed.
+func (s *Store) read(ctx context.Context, a *area, count bool) (stats []of.FlowStats, repaired int, err error) {
 	for locked := false; ; locked = true {
-		sw, connections, commits := s.sw, s.connections, a.commits
-		if sw == nil {
-			return nil, ErrDisconnected
+		if s.sw == nil {
+			return nil, 0, ErrDisconnected
 		}
+		if err := s.listen(ctx); err != nil {
+			return nil, 0, err
+		}
+		sw, connections, commits := s.sw, s.connections, a.commits
 		if !locked {
 			s.mu.Unlock()
 		}
@@ -54,18 +58,20 @@ func (s *Store) read(ctx context.Context, a *area, count bool) ([]of.FlowStats, 
 		case s.connections != connections || err == nil && a.commits != commits:
 			continue
 		case err != nil:
-			return nil, err
+			return nil, 0, err
 		}
-		s.judge(a, f, count)
-		return f.flows, nil
+		return f.flows, s.judge(a, f, count), nil
 	}
 }
 
 // judge compares what was found with what the switch was known to have, and tells what
-// somebody else had changed where that counts.
-func (s *Store) judge(a *area, f found, count bool) {
+// somebody else had changed where that counts: total is how much.
+func (s *Store) judge(a *area, f found, count bool) (total int) {
 	repairs := map[Kind]int{}
-	repaired := func(kind uint8) { repairs[s.byNumber[kind].name]++ }
+	repaired := func(kind uint8) {
+		repairs[s.byNumber[kind].name]++
+		total++
+	}
 	s.flows.judge(a, func(yield func(of.Flow) bool) {
 		for _, st := range f.flows {
 			if !yield(st.Flow) {
@@ -81,11 +87,12 @@ func (s *Store) judge(a *area, f found, count bool) {
 	}
 	a.known, a.readAt = true, s.now()
 	if !count {
-		return
+		return 0
 	}
 	for k, n := range repairs {
 		s.observer.Repaired(k, n)
 	}
+	return total
 }
 
 // deleted is what groups and meters become that nobody wants.
@@ -97,7 +104,8 @@ func deleted[V any](v V) (V, bool) { return v, false }
 func (s *Store) Read(ctx context.Context, name string) ([]of.FlowStats, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.read(ctx, s.areas[name], false)
+	stats, _, err := s.read(ctx, s.areas[name], false)
+	return stats, err
 }
 
 // Resync brings the switch to the picture of an area. When it is time it reads it, puts
@@ -108,7 +116,7 @@ func (s *Store) Resync(ctx context.Context, name string) (r Result, err error) {
 	defer s.mu.Unlock()
 	a := s.areas[name]
 	if a.complete() && a.known && s.sw != nil && s.now().Sub(a.readAt) >= a.Every {
-		if r.Found, err = s.read(ctx, a, true); err != nil {
+		if r.Found, _, err = s.read(ctx, a, true); err != nil {
 			return r, err
 		}
 	}

@@ -77,6 +77,17 @@ func Stages() []Stage {
 	}
 }
 
+// Written are the tables whose flows are the agent's alone: all but the one that the switch
+// learns flows into.
+func Written() (tables []uint8) {
+	for _, s := range Stages() {
+		if s.Table != TableAffinity {
+			tables = append(tables, s.Table)
+		}
+	}
+	return tables
+}
+
 // register is one of Open vSwitch's registers.
 type register int
 
