@@ -77,6 +77,57 @@ func TestFlowsPutRight(t *testing.T) {
 	}
 }
 
+// silenceAtMost is how long packets may be lost after somebody deleted all flows. The bar is
+// 100 ms; the rest is for a busy machine and the race detector. The next look at the
+// flows is up to 5 s away.
+const silenceAtMost = time.Second
+
+// TestFlowsPutRightAtOnce: somebody deletes all flows of a node, again and again. Packets are
+// lost for some milliseconds, and nothing else.
+func TestFlowsPutRightAtOnce(t *testing.T) {
+	l := up(t, netlab.Options{})
+	l.pods(quartet)
+	want := l.flows("n1")
+	before := l.metric("n1", "k8s_ovs_flow_repairs_total")
+	const every = 2 * time.Millisecond
+	pods, err := l.Pods()
+	l.must(err)
+	p, err := probe.Open(netlab.Endpoints(pods))
+	l.must(err)
+	t.Cleanup(func() { l.must(p.Close()) })
+	run := p.Start(probe.Exactly(redAndBlue.allowed), probe.RunOptions{Interval: every, Protocols: []probe.Protocol{probe.UDP}})
+	var deleted []time.Time
+	for range 10 {
+		l.traffic(run, int(3*time.Second/every)) // it is quiet for so long that the next is put right as soon as the first
+		deleted = append(deleted, time.Now())
+		_, err := l.OVS("n1").OFCtl(t.Context(), "del-flows", "br0")
+		l.must(err)
+	}
+	l.traffic(run, 100)
+	rep := run.Stop()
+	if len(rep.ForbiddenEvents) > 0 {
+		t.Errorf("forbidden: %v", rep.ForbiddenEvents)
+	}
+	silences := make([]time.Duration, len(deleted))
+	for _, e := range rep.LostEvents {
+		n, _ := slices.BinarySearchFunc(deleted, e.Sent, time.Time.Compare)
+		if n == 0 {
+			t.Errorf("lost before anything was deleted: %s", e)
+			continue
+		}
+		silences[n-1] = max(silences[n-1], e.Sent.Sub(deleted[n-1]))
+	}
+	slices.Sort(silences)
+	t.Logf("the last that was lost was sent so long after all flows were deleted: %v; median %s", silences, silences[len(silences)/2])
+	if longest := silences[len(silences)-1]; longest > silenceAtMost {
+		t.Errorf("packets are lost for %s, want at most %s", longest, silenceAtMost)
+	}
+	l.waitFlows("flows are as they were", "n1", want, 10*time.Second)
+	if n := l.metric("n1", "k8s_ovs_flow_repairs_total") - before; n < float64(len(deleted)*len(want)) {
+		t.Errorf("%v repairs are counted of %d flows that were deleted %d times", n, len(want), len(deleted))
+	}
+}
+
 // TestAgentRestart: the agent is killed and started again under the probe:
 // nothing is lost, nothing leaks, no flow is different afterwards.
 func TestAgentRestart(t *testing.T) {
