@@ -13,6 +13,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Cluster is what the controller knows of the API server. It is not changed once
@@ -186,7 +187,7 @@ func toNode(n *corev1.Node) (string, Node) {
 			continue // a name
 		}
 		out.Every = append(out.Every, ip)
-		if a.Type == corev1.NodeInternalIP && ip.Is4() {
+		if a.Type == corev1.NodeInternalIP && tunnel.CheckVTEP(ip) == nil {
 			out.Addresses = append(out.Addresses, ip)
 		}
 	}

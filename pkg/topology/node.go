@@ -79,8 +79,8 @@ func (n Node) Validate(c Config) error {
 	switch {
 	case !ip.IsValid():
 		return fmt.Errorf("node %s: HostIP is missing", n.Host)
-	case !ip.Is4() || ip.IsUnspecified() || ip.IsMulticast() || ip.IsLoopback():
-		return fmt.Errorf("node %s: HostIP %s is not an IPv4 unicast address that peers can reach", n.Host, ip)
+	case tunnel.CheckVTEP(ip) != nil:
+		return fmt.Errorf("node %s: HostIP %w", n.Host, tunnel.CheckVTEP(ip))
 	case c.Network.Contains(ip):
 		return fmt.Errorf("node %s: HostIP %s is inside the pod network %s", n.Host, ip, c.Network)
 	case c.ServiceNetwork.Contains(ip):

@@ -7,6 +7,7 @@ package tunnel
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"strconv"
 )
@@ -60,6 +61,24 @@ func (t Type) KeyBits() int { return kinds[t].keyBits }
 
 // Port is the UDP port that is assigned to the type.
 func (t Type) Port() Port { return kinds[t].port }
+
+// CheckVTEP says why an address cannot be a node's end of tunnels; nil where it can. It is the
+// only place that says that underlays are IPv4.
+func CheckVTEP(a netip.Addr) error {
+	if !a.Is4() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() {
+		return fmt.Errorf("%s is not an IPv4 unicast address that peers can reach", a)
+	}
+	return nil
+}
+
+// ParseVTEP reads the address of a node's end of tunnels.
+func ParseVTEP(s string) (netip.Addr, error) {
+	a, err := netip.ParseAddr(s)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("%q is not an address", s)
+	}
+	return a, CheckVTEP(a)
+}
 
 // Port is a UDP port that nodes take tunnel packets at, the same on every node. 0 is none.
 type Port uint16

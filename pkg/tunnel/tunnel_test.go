@@ -21,6 +21,18 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
+// TestVTEP: a node's end of tunnels is an IPv4 address of its own.
+func TestVTEP(t *testing.T) {
+	if a, err := ParseVTEP("198.18.0.1"); err != nil || a != netip.MustParseAddr("198.18.0.1") {
+		t.Errorf("%s, %v", a, err)
+	}
+	for _, text := range []string{"", "n1", "198.18.0.1/24", "2001:db8::1", "::ffff:198.18.0.1", "0.0.0.0", "127.0.0.1", "224.0.0.1"} {
+		if a, err := ParseVTEP(text); err == nil || !strings.Contains(err.Error(), "is not an") {
+			t.Errorf("%q: %s, %v", text, a, err)
+		}
+	}
+}
+
 // TestKey: every netID fits.
 func TestKey(t *testing.T) {
 	if most := 1<<VXLAN.KeyBits() - 1; int(netid.Max) > most {

@@ -25,6 +25,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 const (
@@ -176,9 +177,9 @@ func (c *command) ensure(ctx context.Context, s *store.Store, user string, roles
 
 // node gives a node a new identity, and waits until the leader has made its user.
 func (c *command) node(ctx context.Context, s *store.Store, host string) (user string, err error) {
-	ip, err := netip.ParseAddr(c.nodeIP)
-	if err != nil || !ip.Is4() {
-		return "", usage{fmt.Errorf("--node-ip %q is not an IPv4 address: give that of the node's tunnels", c.nodeIP)}
+	ip, err := tunnel.ParseVTEP(c.nodeIP)
+	if err != nil {
+		return "", usage{fmt.Errorf("--node-ip: %w: give that of the node's tunnels", err)}
 	}
 	var b [8]byte
 	rand.Read(b[:]) // never fails, says its documentation

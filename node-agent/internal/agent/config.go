@@ -152,9 +152,9 @@ func (c *Config) Complete() error {
 		return fmt.Errorf("--node-name %q is not a node's name", c.NodeName)
 	}
 	if c.nodeIP != "" {
-		ip, err := netip.ParseAddr(c.nodeIP)
-		if err != nil || !ip.Is4() {
-			return fmt.Errorf("--node-ip %q is not an IPv4 address", c.nodeIP)
+		ip, err := tunnel.ParseVTEP(c.nodeIP)
+		if err != nil {
+			return fmt.Errorf("--node-ip: %w", err)
 		}
 		c.NodeIP = ip
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // DefaultBridge is the bridge that is made for the uplink.
@@ -110,8 +111,8 @@ func (s *Setup) Ensure(ctx context.Context) (u Underlay, changed bool, err error
 // it: it went with the bridge's local port, or leads out of another device.
 func (s *Setup) nodeIP() (netip.Addr, error) {
 	if s.cfg.NodeIP.IsValid() {
-		if !s.cfg.NodeIP.Is4() {
-			return netip.Addr{}, fmt.Errorf("node address %s is not IPv4", s.cfg.NodeIP)
+		if err := tunnel.CheckVTEP(s.cfg.NodeIP); err != nil {
+			return netip.Addr{}, fmt.Errorf("node address: %w", err)
 		}
 		return s.cfg.NodeIP, nil
 	}

@@ -354,7 +354,7 @@ func TestUnsuitableUplinks(t *testing.T) {
 		{"loopback", "203.0.113.9", []string{"addr add 203.0.113.9/32 dev lo"}, "", "loopback lo"},
 		{"bridge port", "192.0.2.1", []string{"link add br9 type bridge", "link set br9 up", "link set eth0 master br9"}, "", "belongs to bridge br9"},
 		{"port of another switch", "192.0.2.1", nil, "add-br br-ex -- set bridge br-ex datapath_type=netdev -- add-port br-ex eth0", "port of Open vSwitch bridge br-ex"},
-		{"not IPv4", "2001:db8::1", nil, "", "not IPv4"},
+		{"not IPv4", "2001:db8::1", nil, "", "not an IPv4"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
