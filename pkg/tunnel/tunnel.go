@@ -44,13 +44,12 @@ var kinds = map[Type]kind{
 	VXLAN: {transport: udpHeader, header: 8, inner: ethernetHeader, keyBits: 24, port: VXLANPort},
 }
 
-// Overhead is how much larger the IP packet of a tunnel is than the pod's that is in it,
-// bytes. It depends on the family of vtep, the node's end of the tunnel: 50 for VXLAN
-// over IPv4, 70 over IPv6.
-func (t Type) Overhead(vtep netip.Addr) int {
+// Overhead is how much larger the IP packet of a tunnel over an underlay of family f is
+// than the pod's that is in it, bytes: 50 for VXLAN over IPv4, 70 over IPv6.
+func (t Type) Overhead(f Family) int {
 	k := kinds[t]
 	outer := ipv4Header
-	if !vtep.Is4() {
+	if f == IPv6 {
 		outer = ipv6Header
 	}
 	return outer + k.transport + k.header + k.inner
@@ -61,6 +60,23 @@ func (t Type) KeyBits() int { return kinds[t].keyBits }
 
 // Port is the UDP port that is assigned to the type.
 func (t Type) Port() Port { return kinds[t].port }
+
+// Family is the version of IP that an underlay has.
+type Family int
+
+// The families.
+const (
+	IPv4 Family = 4
+	IPv6 Family = 6
+)
+
+// FamilyOf is the family of a VTEP address.
+func FamilyOf(vtep netip.Addr) Family {
+	if vtep.Is4() {
+		return IPv4
+	}
+	return IPv6
+}
 
 // CheckVTEP says why an address cannot be a node's end of tunnels; nil where it can. It is the
 // only place that says that underlays are IPv4.
@@ -79,6 +95,21 @@ func ParseVTEP(s string) (netip.Addr, error) {
 	}
 	return a, CheckVTEP(a)
 }
+
+// Tunnel is a tunnel port of a bridge. A bridge may have several: for peers that are
+// reached another way than the rest.
+type Tunnel struct {
+	// Name is the port's on the bridge.
+	Name string
+	Type Type
+	// Port is the UDP port that packets are taken at, here and at the other end.
+	Port Port
+	// Family is that of the addresses at its ends.
+	Family Family
+}
+
+// Overhead is how much larger the tunnel's IP packets are than the pods' in them, bytes.
+func (t Tunnel) Overhead() int { return t.Type.Overhead(t.Family) }
 
 // Port is a UDP port that nodes take tunnel packets at, the same on every node. 0 is none.
 type Port uint16

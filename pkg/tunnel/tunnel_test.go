@@ -15,7 +15,8 @@ import (
 // TestOverhead: a tunnel's packet is the headers of RFC 7348, section 5, and the pod's.
 func TestOverhead(t *testing.T) {
 	for vtep, want := range map[string]int{"198.18.0.1": 20 + 8 + 8 + 14, "2001:db8::1": 40 + 8 + 8 + 14} {
-		if got := VXLAN.Overhead(netip.MustParseAddr(vtep)); got != want {
+		tun := Tunnel{Type: VXLAN, Family: FamilyOf(netip.MustParseAddr(vtep))}
+		if got := tun.Overhead(); got != want {
 			t.Errorf("from %s: %d, want %d", vtep, got, want)
 		}
 	}

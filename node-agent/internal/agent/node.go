@@ -288,14 +288,15 @@ func (n *node) settings() hostSettings {
 }
 
 func (n *node) newMTU(p *parts) *nodemtu.MTU {
+	tunnels := desired.NodeTunnels(p.self, tunnel.VXLAN.Port()) // at whatever port
 	cfg := nodemtu.Config{
-		Name: n.cfg.NodeName, Self: p.self, Configured: n.cfg.MTU, Policy: n.cfg.MTUOnBlackHole, Put: n.etcd.store.PutNodeMTU,
+		Name: n.cfg.NodeName, Self: p.self, Tunnels: tunnels, Configured: n.cfg.MTU, Policy: n.cfg.MTUOnBlackHole, Put: n.etcd.store.PutNodeMTU,
 		Host: n.host, Switch: n.ovs.client, Underlay: p.underlay, Metrics: n.metrics.mtu, Logger: n.log,
 	}
 	if n.cfg.MTUProbePort != 0 {
 		cfg.Prober = pathprobe.New(pathprobe.Config{
 			NS: n.host, Address: netip.AddrPortFrom(p.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
-			Floor: topology.MinMTU + tunnel.VXLAN.Overhead(p.self), Logger: n.log,
+			Floor: topology.MinMTU + tunnels.Overhead(), Logger: n.log,
 		})
 	}
 	return nodemtu.New(cfg)

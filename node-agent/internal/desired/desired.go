@@ -106,6 +106,25 @@ func Tenant(s topology.Snapshot, slots Slots, namespace string) pipeline.Tenant 
 	return pipeline.Tenant{Slot: slots.Assign(namespace), NetID: id, Known: known}
 }
 
+// End is the other end of a tunnel.
+type End struct {
+	VTEP netip.Addr
+	// Tunnel is the name of the tunnel that leads there.
+	Tunnel string
+}
+
+// Ends are those that the node with address self needs a way to: of its peers, and of those
+// that become peers once they have a subnet.
+func Ends(s topology.Snapshot, self netip.Addr) []End {
+	var ends []End
+	for ip, n := range s.Nodes {
+		if ip != self && n.Validate(s.Config) == nil {
+			ends = append(ends, End{ip, NodeTunnel})
+		}
+	}
+	return ends
+}
+
 func peers(s topology.Snapshot, me topology.Node) ([]pipeline.Peer, []Problem) {
 	var peers []pipeline.Peer
 	var problems []Problem

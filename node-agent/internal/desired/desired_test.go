@@ -1,6 +1,7 @@
 package desired
 
 import (
+	"maps"
 	"net/netip"
 	"strings"
 	"testing"
@@ -76,6 +77,19 @@ func TestPeers(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// A way is needed to all other nodes, also to one that has no subnet yet.
+func TestEnds(t *testing.T) {
+	waiting := topology.Node{Host: "n5", HostIP: ip("198.18.0.5"), Assign: true}
+	inside := topology.Node{Host: "n7", HostIP: ip("172.11.9.9"), Subnet: net4("172.11.12.0/22")}
+	got := map[End]bool{}
+	for _, e := range Ends(snapshot(n1, n2, waiting, inside), n1.HostIP) {
+		got[e] = true
+	}
+	if want := map[End]bool{{n2.HostIP, NodeTunnel}: true, {waiting.HostIP, NodeTunnel}: true}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 

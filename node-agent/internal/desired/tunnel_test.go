@@ -1,11 +1,33 @@
 package desired
 
 import (
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
+
+// Nodes reach each other by one tunnel; what is asked of several counts all of them.
+func TestTunnels(t *testing.T) {
+	one := NodeTunnels(ip("198.18.0.1"), 8472)
+	if len(one) != 1 || one.Named(NodeTunnel).Port != 8472 || one.Overhead() != 50 || one[0].Type.KeyBits() != 24 {
+		t.Errorf("%+v", one)
+	}
+	six := NodeTunnels(netip.MustParseAddr("2001:db8::1"), 4789)[0]
+	six.Name = "vxlan6"
+	twin := six
+	twin.Name, twin.Family = "vxlan1", tunnel.IPv4
+	several := append(one, six, twin)
+	if got := several.UDPPorts(); !slices.Equal(got, []tunnel.Port{4789, 8472}) || several.Overhead() != 70 || several.Named("vxlan6") != six {
+		t.Errorf("%+v: UDP ports %d, overhead %d", several, got, several.Overhead())
+	}
+	var none Tunnels
+	if none.Overhead() != 0 || len(none.UDPPorts()) != 0 || none.Named(NodeTunnel) != (Tunnel{}) {
+		t.Errorf("of none: overhead %d, ports %d", none.Overhead(), none.UDPPorts())
+	}
+}
 
 func TestTunnelPort(t *testing.T) {
 	for name, tc := range map[string]struct {

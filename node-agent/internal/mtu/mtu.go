@@ -11,8 +11,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-
-	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Policy says what a black hole does: a path that loses large packets and does
@@ -26,12 +24,15 @@ const (
 	Report Policy = "report"
 )
 
-// Path is the way to one peer. Sizes are bytes of a tunnel's IP packet.
+// Path is the way to one peer by one tunnel; a peer that two lead to has two. Sizes are
+// bytes of a tunnel's IP packet.
 type Path struct {
 	Peer netip.Addr
 	// Link is the device by which it leaves, MTU what device and route allow.
 	Link string
 	MTU  int
+	// Overhead is what the tunnel to the peer adds to a pod's packet.
+	Overhead int
 	// Measured is the largest packet that arrived where a larger one did not,
 	// which should have; 0 where nothing is known against MTU.
 	Measured int
@@ -39,7 +40,8 @@ type Path struct {
 
 // Node is what is known on a node.
 type Node struct {
-	VTEP netip.Addr
+	// Overhead is what a tunnel adds to a pod's packet, bytes: that which adds most.
+	Overhead int
 	// Configured is the MTU of pods that was asked for, bytes; 0 for none.
 	Configured int
 	// Link is the least of the devices that the VTEP address stands on, LinkMTU
@@ -57,8 +59,8 @@ type Capacity struct {
 	Limit   string
 	// Clamped is set where more was asked for.
 	Clamped bool
-	// Paths are what the path to each peer takes, measurements included also where
-	// they only are to be reported.
+	// Paths are what the path to each peer takes, by whichever tunnel takes the least,
+	// measurements included also where they only are to be reported.
 	Paths map[netip.Addr]int
 	// BlackHoles are the peers whose path loses what it should take, in order.
 	BlackHoles []netip.Addr
@@ -66,33 +68,41 @@ type Capacity struct {
 
 // Capacity is what n's paths carry. It is zero where nothing is known of any link.
 func (n Node) Capacity() Capacity {
-	overhead := tunnel.VXLAN.Overhead(n.VTEP)
 	c := Capacity{Paths: make(map[netip.Addr]int, len(n.Paths))}
 	least := func(size int, limit string) {
 		if size > 0 && (c.Carries == 0 || size < c.Carries) {
 			c.Carries, c.Limit = size, limit
 		}
 	}
-	least(n.LinkMTU-overhead, n.Link)
+	least(n.LinkMTU-n.Overhead, n.Link)
 	// In order, so that of equals always the same is named.
 	paths := slices.SortedFunc(slices.Values(n.Paths), func(a, b Path) int { return a.Peer.Compare(b.Peer) })
 	for _, p := range paths {
-		least(p.MTU-overhead, fmt.Sprintf("the route to %s by %s", p.Peer, p.Link))
-		c.Paths[p.Peer] = p.MTU - overhead
+		least(p.MTU-p.Overhead, fmt.Sprintf("the route to %s by %s", p.Peer, p.Link))
+		c.takes(p.Peer, p.MTU-p.Overhead)
 	}
 	for _, p := range paths {
 		if p.Measured == 0 || p.Measured >= p.MTU {
 			continue
 		}
-		c.BlackHoles = append(c.BlackHoles, p.Peer)
-		c.Paths[p.Peer] = p.Measured - overhead
+		if !slices.Contains(c.BlackHoles, p.Peer) {
+			c.BlackHoles = append(c.BlackHoles, p.Peer)
+		}
+		c.takes(p.Peer, p.Measured-p.Overhead)
 		if n.Policy != Report {
-			least(p.Measured-overhead, fmt.Sprintf("the path to %s (black hole)", p.Peer))
+			least(p.Measured-p.Overhead, fmt.Sprintf("the path to %s (black hole)", p.Peer))
 		}
 	}
 	c.Clamped = n.Configured > c.Carries && c.Carries > 0
 	least(n.Configured, "--mtu")
 	return c
+}
+
+// takes says that a path to peer takes no more than size.
+func (c Capacity) takes(peer netip.Addr, size int) {
+	if least, ok := c.Paths[peer]; !ok || size < least {
+		c.Paths[peer] = size
+	}
 }
 
 // Narrow are the peers whose path takes less than size, the MTU of pods' devices.
@@ -114,7 +124,7 @@ func (n Node) Needs(p Path) int {
 		needs = min(needs, n.LinkMTU)
 	}
 	if n.Configured > 0 {
-		needs = min(needs, n.Configured+tunnel.VXLAN.Overhead(n.VTEP))
+		needs = min(needs, n.Configured+p.Overhead)
 	}
 	return cmp.Or(needs, p.MTU)
 }

@@ -16,13 +16,13 @@ import (
 	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
-	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // ethernetMTU is taken of a node that has neither a link that surely counts nor a
@@ -34,9 +34,10 @@ var ErrNotAgreed = errors.New("the MTU of pods is not agreed with the other node
 
 // Config is whose MTU it is, and where it is read and written.
 type Config struct {
-	// Name and Self are the node's name and tunnel address.
-	Name string
-	Self netip.Addr
+	// Name and Self are the node's name and tunnel address, Tunnels what it has of them.
+	Name    string
+	Self    netip.Addr
+	Tunnels desired.Tunnels
 	// Configured is the MTU of pods that was asked for, bytes; 0 for none. Policy says what a path does that
 	// loses large packets.
 	Configured int
@@ -275,7 +276,7 @@ func (n *MTU) measure(under underlay.Underlay, records *topology.Snapshot) error
 		n.paths, n.records, n.stale = n.findPaths(records), records, false
 	}
 	node := mtu.Node{
-		VTEP: n.cfg.Self, Configured: n.cfg.Configured, Link: under.Narrowest, LinkMTU: under.MTU, Paths: n.paths, Policy: n.cfg.Policy,
+		Overhead: n.cfg.Tunnels.Overhead(), Configured: n.cfg.Configured, Link: under.Narrowest, LinkMTU: under.MTU, Paths: n.paths, Policy: n.cfg.Policy,
 	}
 	if node.LinkMTU == 0 && len(node.Paths) == 0 {
 		node.Link, node.LinkMTU = "Ethernet", ethernetMTU
@@ -283,7 +284,7 @@ func (n *MTU) measure(under underlay.Underlay, records *topology.Snapshot) error
 	if n.cfg.Prober != nil {
 		needs := make(map[netip.Addr]int, len(node.Paths))
 		for _, p := range node.Paths {
-			needs[p.Peer] = node.Needs(p)
+			needs[p.Peer] = max(needs[p.Peer], node.Needs(p))
 		}
 		n.cfg.Prober.SetPeers(needs)
 		holes := n.cfg.Prober.Holes()
@@ -307,16 +308,16 @@ func (n *MTU) findPaths(records *topology.Snapshot) []mtu.Path {
 	for _, p := range n.paths {
 		had[p.Peer] = p
 	}
+	ends := desired.Ends(*records, n.cfg.Self)
 	var peers []netip.Addr
-	for ip, r := range records.Nodes {
-		if ip != n.cfg.Self && r.Validate(records.Config) == nil {
-			peers = append(peers, ip)
-		}
+	for _, e := range ends {
+		peers = append(peers, e.VTEP)
 	}
 	found := n.cfg.Host.PathsTo(n.cfg.Self, peers)
 	var out []mtu.Path
 	ways := make(map[netip.Addr]link.Path, len(peers))
-	for _, peer := range peers {
+	for _, e := range ends {
+		peer, overhead := e.VTEP, n.cfg.Tunnels.Named(e.Tunnel).Overhead()
 		p, ok := found[peer]
 		ways[peer] = p
 		if !ok {
@@ -325,8 +326,9 @@ func (n *MTU) findPaths(records *topology.Snapshot) []mtu.Path {
 		switch before, known := had[peer]; {
 		case ok && p.Link.Loopback: // an address of this node is no peer
 		case ok:
-			out = append(out, mtu.Path{Peer: peer, Link: p.Link.Name, MTU: p.MTU})
+			out = append(out, mtu.Path{Peer: peer, Link: p.Link.Name, MTU: p.MTU, Overhead: overhead})
 		case known:
+			before.Overhead = overhead
 			out = append(out, before)
 		}
 	}
@@ -367,7 +369,7 @@ func (n *MTU) observe() {
 	}
 	m.narrow.Reset()
 	if n.narrowest > 0 {
-		for peer, takes := range n.capacity.Narrow(n.narrowest - tunnel.VXLAN.Overhead(n.cfg.Self)) {
+		for peer, takes := range n.capacity.Narrow(n.narrowest - n.cfg.Tunnels.Overhead()) {
 			m.narrow.WithLabelValues(peer.String()).Set(float64(takes))
 		}
 	}

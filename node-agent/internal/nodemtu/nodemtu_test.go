@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/mtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -78,7 +79,7 @@ func twoPeers() *topology.Snapshot {
 func of(s *stack, put func(context.Context, topology.NodeMTU) (int64, error)) (*MTU, *bytes.Buffer) {
 	var said bytes.Buffer
 	return New(Config{
-		Name: "n1", Self: self, Policy: mtu.Clamp, Put: put, Host: s, Switch: s, Underlay: s, Prober: s,
+		Name: "n1", Self: self, Tunnels: desired.NodeTunnels(self, 4789), Policy: mtu.Clamp, Put: put, Host: s, Switch: s, Underlay: s, Prober: s,
 		Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(&said, nil)),
 	}), &said
 }

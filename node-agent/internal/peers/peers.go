@@ -8,8 +8,10 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -134,12 +136,10 @@ func (p *Peers) New(records *topology.Snapshot, ways map[netip.Addr]link.Path) b
 	if p.cfg.Datapath != ovs.DatapathNetdev {
 		return false
 	}
-	for ip, r := range records.Nodes {
-		if _, known := ways[ip]; !known && ip != p.cfg.Self && r.Validate(records.Config) == nil {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(desired.Ends(*records, p.cfg.Self), func(e desired.End) bool {
+		_, known := ways[e.VTEP]
+		return !known
+	})
 }
 
 // Warm lets the userspace datapath see the hardware address of the way to each
