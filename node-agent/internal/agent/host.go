@@ -156,7 +156,7 @@ func (n *hostSide) ensureBridge(ctx context.Context, p *pass) (err error) {
 
 // listen makes sure that the userspace datapath takes the peers' tunnel packets.
 func (n *hostSide) listen(ctx context.Context, _ *pass) error {
-	mended, err := n.peers.Listen(ctx, n.under.Link, n.tunnels.port)
+	mended, err := n.peers.Listen(ctx, n.under.Link, n.tunnelList().UDPPorts())
 	if mended {
 		n.metrics.hostRepairs.Inc()
 	}
@@ -185,8 +185,8 @@ func (n *hostSide) hostSpec(p *pass) (hostnet.Spec, error) {
 	spec := hostnet.Spec{
 		Device: bridge.GatewayPort, Gateway: p.me.Gateway(), NodeSubnet: p.me.Subnet, ClusterNetwork: n.records.Config.Network,
 		ServiceProxy: n.settings.serviceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
-		Outside:   n.outside(n.under),
-		VXLANPort: n.tunnels.port, OtherVXLANPorts: n.tunnels.guarded(), ProbePort: n.settings.probePort, SwitchDevices: devices, SwitchBridges: bridges,
+		Outside:     n.outside(n.under),
+		TunnelPorts: n.tunnelList().UDPPorts(), OtherTunnelPorts: n.guarded(), ProbePort: n.settings.probePort, SwitchDevices: devices, SwitchBridges: bridges,
 	}
 	if p.mtu.Sends < p.mtu.Receives {
 		spec.RouteMTU = p.mtu.Sends

@@ -291,7 +291,7 @@ func (h fakeHost) Ensure(ctx context.Context, spec hostnet.Spec) (bool, error) {
 	if h.gateway.Name == "" || !spec.NodeSubnet.IsValid() {
 		return false, errors.New("the gateway port is not there")
 	}
-	h.set(func() { h.guarded = append([]tunnel.Port{spec.VXLANPort}, spec.OtherVXLANPorts...) })
+	h.set(func() { h.guarded = slices.Concat(spec.TunnelPorts, spec.OtherTunnelPorts) })
 	return false, ctx.Err()
 }
 

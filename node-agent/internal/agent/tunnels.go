@@ -14,10 +14,11 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
-// tunnels are this node's end of them, as last decided.
+// tunnels are this node's end of those to other nodes, as last decided.
 type tunnels struct {
-	// port is the UDP port that they have; moving says that the bridge has another yet.
-	port   tunnel.Port
+	// port is their UDP port.
+	port tunnel.Port
+	// moving is that the bridge has yet to get the UDP port of a tunnel, of these or others.
 	moving bool
 	// others are the ports that other nodes' may have meanwhile: all that were spoken of
 	// since the agent started.
@@ -32,7 +33,6 @@ func (t *tunnels) decide(p desired.TunnelPort) {
 	onBridge := p.Has
 	p.Has = cmp.Or(t.port, p.Has)
 	t.port, t.why = p.Decide()
-	t.moving = onBridge != 0 && t.port != onBridge
 	for _, spoken := range []tunnel.Port{p.Wanted(), p.Flag, p.Has, onBridge} {
 		if spoken != 0 && !slices.Contains(t.others, spoken) {
 			t.others = append(t.others, spoken)
@@ -40,9 +40,26 @@ func (t *tunnels) decide(p desired.TunnelPort) {
 	}
 }
 
-// guarded are the ports besides its own that pods may not send tunnel packets to.
-func (t *tunnels) guarded() []tunnel.Port {
-	return slices.DeleteFunc(slices.Clone(t.others), func(p tunnel.Port) bool { return p == t.port })
+// tunnelList are all tunnels of the node: none before the port of those to other nodes is decided.
+func (p *picture) tunnelList() desired.Tunnels {
+	if p.tunnels.port == 0 {
+		return nil
+	}
+	return desired.NodeTunnels(p.self, p.tunnels.port)
+}
+
+// moves reports whether a bridge whose tunnel ports, by name, have those UDP ports is about to
+// get another one. One that has no tunnel yet is just being made, and nothing comes by it.
+func (p *picture) moves(has map[string]tunnel.Port) bool {
+	list := p.tunnelList()
+	made := slices.ContainsFunc(list, func(t desired.Tunnel) bool { return has[t.Name] != 0 })
+	return made && slices.ContainsFunc(list, func(t desired.Tunnel) bool { return has[t.Name] != t.Port })
+}
+
+// guarded are the ports besides the node's own that pods may not send tunnel packets to.
+func (p *picture) guarded() []tunnel.Port {
+	own := p.tunnelList().UDPPorts()
+	return slices.DeleteFunc(slices.Clone(p.tunnels.others), func(other tunnel.Port) bool { return slices.Contains(own, other) })
 }
 
 // takenPorts says at which UDP ports nodes take packets of other nodes' pods, and
@@ -50,10 +67,11 @@ func (t *tunnels) guarded() []tunnel.Port {
 func (p *picture) takenPorts(probes uint16) func() []uint16 {
 	return func() []uint16 {
 		var ports []uint16
-		for _, t := range append(p.tunnels.guarded(), p.tunnels.port, tunnel.Port(probes)) {
-			if t != 0 {
-				ports = append(ports, uint16(t))
-			}
+		for _, t := range slices.Concat(p.guarded(), p.tunnelList().UDPPorts()) {
+			ports = append(ports, uint16(t))
+		}
+		if probes != 0 {
+			ports = append(ports, probes)
 		}
 		return ports
 	}
@@ -68,16 +86,19 @@ func (n *hostSide) decideTunnels(ctx context.Context, _ *pass) error {
 	if err != nil && !errors.Is(err, ovs.ErrNoBridge) {
 		return err
 	}
+	has := map[string]tunnel.Port{}
 	for _, port := range ports {
 		switch {
 		case port.Name == bridge.TunnelPort:
-			p.Has = bridge.VXLANPort(port)
+			has[port.Name] = bridge.VXLANPort(port)
 		case strings.HasPrefix(port.Name, attach.HostIfPrefix):
 			p.Pods++
 		}
 	}
 	before := n.tunnels.port
+	p.Has = has[desired.NodeTunnel]
 	n.tunnels.decide(p)
+	n.tunnels.moving = n.moves(has)
 	if n.tunnels.port != before {
 		n.log.Info("the UDP port of the tunnels", "port", n.tunnels.port, "bridge", p.Has, "configuration", p.Record)
 	}

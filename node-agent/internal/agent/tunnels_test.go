@@ -17,7 +17,7 @@ func TestTunnelsGuardOtherPorts(t *testing.T) {
 		Others []tunnel.Port
 		Ready  bool
 	}
-	var n tunnels
+	n := picture{self: labSelf.HostIP}
 	for _, step := range []struct {
 		what string
 		p    desired.TunnelPort
@@ -30,8 +30,12 @@ func TestTunnelsGuardOtherPorts(t *testing.T) {
 		{"the bridge has not got it yet", desired.TunnelPort{Record: 8472, Has: 4789}, state{8472, true, []tunnel.Port{4789}, true}},
 		{"and stays", desired.TunnelPort{Record: 8472, Has: 8472, Pods: 1}, state{8472, false, []tunnel.Port{4789}, true}},
 	} {
-		n.decide(step.p)
-		got := state{n.port, n.moving, n.guarded(), n.why == nil}
+		n.tunnels.decide(step.p)
+		has := map[string]tunnel.Port{"theirs": 5000}
+		if step.p.Has != 0 {
+			has[desired.NodeTunnel] = step.p.Has
+		}
+		got := state{n.tunnels.port, n.moves(has), n.guarded(), n.tunnels.why == nil}
 		if len(got.Others) == 0 {
 			got.Others = nil
 		}
@@ -43,7 +47,7 @@ func TestTunnelsGuardOtherPorts(t *testing.T) {
 
 // Endpoints may be at none of the ports that nodes take tunnel packets and probes at.
 func TestTakenPorts(t *testing.T) {
-	p := &picture{}
+	p := &picture{self: labSelf.HostIP}
 	taken, unprobed := p.takenPorts(4790), p.takenPorts(0)
 	if diff := cmp.Diff([]uint16{4790}, taken()); diff != "" {
 		t.Errorf("before a port is decided: %s", diff)

@@ -24,6 +24,7 @@ import (
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
@@ -89,7 +90,7 @@ func (l *tooLargeLab) plug(o *ovstest.OVS) {
 	c := topology.DefaultConfig()
 	_, err = h.Ensure(l.t.Context(), hostnet.Spec{
 		Device: "tun0", Gateway: gateway, NodeSubnet: labSelf.Subnet, ClusterNetwork: c.Network,
-		ServiceNetwork: c.ServiceNetwork, ServiceProxy: l.proxy, VXLANPort: 4789, SwitchDevices: []string{"pod0"},
+		ServiceNetwork: c.ServiceNetwork, ServiceProxy: l.proxy, TunnelPorts: []tunnel.Port{4789}, SwitchDevices: []string{"pod0"},
 	})
 	l.ok(err)
 }

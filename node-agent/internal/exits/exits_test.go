@@ -16,6 +16,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/wire"
 )
@@ -97,7 +98,7 @@ func (l *lab) ensure() {
 	l.t.Helper()
 	_, err := l.net.Ensure(l.t.Context(), hostnet.Spec{
 		Device: "tun0", Gateway: netip.MustParseAddr("172.11.0.1"), NodeSubnet: netip.MustParsePrefix("172.11.0.0/22"),
-		ClusterNetwork: netip.MustParsePrefix("172.11.0.0/16"), VXLANPort: 4789, Outside: "eth0",
+		ClusterNetwork: netip.MustParsePrefix("172.11.0.0/16"), TunnelPorts: []tunnel.Port{4789}, Outside: "eth0",
 	})
 	l.must(err)
 }

@@ -44,10 +44,9 @@ type Spec struct {
 	// ports of the node (NodePort, hostPort, load balancers) as the node itself.
 	ServiceProxy   pipeline.ServiceProxy
 	ServiceNetwork netip.Prefix
-	// VXLANPort is the UDP port of tunnels, OtherVXLANPorts those that other nodes' may
-	// have meanwhile: no pod may make packets for them either.
-	VXLANPort       tunnel.Port
-	OtherVXLANPorts []tunnel.Port
+	// TunnelPorts are the UDP ports of the tunnels, OtherTunnelPorts those that other nodes'
+	// may have meanwhile: no pod may make packets for them either.
+	TunnelPorts, OtherTunnelPorts []tunnel.Port
 	// ProbePort is the UDP port where agents measure the paths between nodes, which is
 	// none for pods; 0 where they do not.
 	ProbePort uint16

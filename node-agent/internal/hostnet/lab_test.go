@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
@@ -59,7 +60,7 @@ func newLab(t testing.TB) *lab {
 	l.ok(err)
 	l.spec = Spec{
 		Device: "tun0", Gateway: netip.MustParseAddr("172.11.0.1"), NodeSubnet: netip.MustParsePrefix("172.11.0.0/22"),
-		ClusterNetwork: netip.MustParsePrefix("172.11.0.0/16"), VXLANPort: 4789, SwitchDevices: []string{"ovs*", "uplink0"},
+		ClusterNetwork: netip.MustParsePrefix("172.11.0.0/16"), TunnelPorts: []tunnel.Port{4789}, SwitchDevices: []string{"ovs*", "uplink0"},
 	}
 	return l
 }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"sigs.k8s.io/knftables"
 
@@ -175,8 +176,8 @@ func (s Spec) validate() error {
 		return fmt.Errorf("host network: node subnet %s is not in cluster network %s", s.NodeSubnet, s.ClusterNetwork)
 	case s.ServiceProxy != pipeline.NoServices && !s.ServiceNetwork.IsValid():
 		return fmt.Errorf("host network: services by %s need a service network", s.ServiceProxy)
-	case s.VXLANPort == 0:
-		return fmt.Errorf("host network: no VXLAN port")
+	case len(s.TunnelPorts) == 0 || slices.Contains(s.TunnelPorts, 0):
+		return fmt.Errorf("host network: a UDP port is missing among those of the tunnels, %d", s.TunnelPorts)
 	}
 	return nil
 }

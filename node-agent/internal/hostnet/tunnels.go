@@ -6,7 +6,7 @@ import (
 	"slices"
 )
 
-// guarded are the rules about the ports by which nodes believe each other: that of the
+// guarded are the rules about the ports by which nodes believe each other: those of the
 // tunnels and that of the probes. What another port was meant by and was translated to one of
 // these, by whoever serves a service of a tenant's, would be believed with this node's
 // address. Its connection tells the port that it first came to. What comes there straight is not
@@ -59,8 +59,11 @@ type guardedPort struct {
 }
 
 func (s Spec) guardedPorts() []guardedPort {
-	ports := []guardedPort{{uint16(s.VXLANPort), "tunnel packets", ForgedTunnel}}
-	for _, p := range s.OtherVXLANPorts {
+	var ports []guardedPort
+	for _, p := range s.TunnelPorts {
+		ports = append(ports, guardedPort{uint16(p), "tunnel packets", ForgedTunnel})
+	}
+	for _, p := range s.OtherTunnelPorts {
 		ports = append(ports, guardedPort{uint16(p), "other nodes' tunnel packets", ForgedTunnel})
 	}
 	if s.ProbePort != 0 {

@@ -128,20 +128,21 @@ func TestTranslatedIsForged(t *testing.T) {
 
 // No pod leaves from a port where answers would be taken for a node's.
 func TestSourcePorts(t *testing.T) {
+	at := func(ports ...tunnel.Port) []tunnel.Port { return ports }
 	for _, tt := range []struct {
-		vxlan tunnel.Port
-		probe uint16
-		want  string
+		tunnels []tunnel.Port
+		probe   uint16
+		want    string
 	}{
-		{4789, 4790, "4791-65535"}, {4789, 0, "4790-65535"}, {8472, 4790, "8473-65535"}, {60000, 50000, "1024-49999"},
-		{65535, 1024, "1025-65534"}, {2000, 64000, "2001-63999"}, {80, 81, "1024-65535"},
+		{at(4789), 4790, "4791-65535"}, {at(4789), 0, "4790-65535"}, {at(8472), 4790, "8473-65535"}, {at(60000), 50000, "1024-49999"},
+		{at(65535), 1024, "1025-65534"}, {at(2000), 64000, "2001-63999"}, {at(80), 81, "1024-65535"}, {at(4789, 40000), 4790, "4791-39999"},
 	} {
-		if got := (Spec{VXLANPort: tt.vxlan, ProbePort: tt.probe}).sourcePorts(); got != tt.want {
-			t.Errorf("tunnels at %d and probes at %d: %s, want %s", tt.vxlan, tt.probe, got, tt.want)
+		if got := (Spec{TunnelPorts: tt.tunnels, ProbePort: tt.probe}).sourcePorts(); got != tt.want {
+			t.Errorf("tunnels at %d and probes at %d: %s, want %s", tt.tunnels, tt.probe, got, tt.want)
 		}
 	}
 	l := newLab(t)
-	l.spec.VXLANPort, l.spec.ProbePort = 65534, 1025 // leaves as many as there are
+	l.spec.TunnelPorts, l.spec.ProbePort = at(65534), 1025 // leaves as many as there are
 	l.ensure(true)
 	l.up()
 	// Somebody translates the source before us, and keeps the port.
@@ -188,25 +189,27 @@ func TestPodsCannotProbe(t *testing.T) {
 	}
 }
 
-// Another port than 4789 is guarded as well.
-func TestVXLANPortIsConfigurable(t *testing.T) {
+// Another port than 4789 is guarded as well, and each of several.
+func TestTunnelPortsAreConfigurable(t *testing.T) {
 	l := newLab(t)
 	l.ensure(true)
-	l.spec.VXLANPort = 4790
+	l.spec.TunnelPorts = []tunnel.Port{4790, 8472}
 	l.ensure(true)
+	l.ensure(false)
 	s := l.sniff(l.outside, "eth0")
 	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4790", 100)
+	l.udp(l.pods, "172.11.0.5", "198.18.0.1:8472", 100)
 	l.udp(l.pods, "172.11.0.5", "198.18.0.1:4789", 100)
-	if s.until(udpTo(4789), udpTo(4790)) {
-		t.Error("a packet to the tunnel port 4790 got out")
+	if s.until(udpTo(4789), func(p []byte) bool { return udpTo(4790)(p) || udpTo(8472)(p) }) {
+		t.Error("a packet to one of the tunnel ports 4790 and 8472 got out")
 	}
 }
 
 // While nodes come to another port one by one, the ports of both are guarded.
-func TestOtherVXLANPorts(t *testing.T) {
+func TestOtherTunnelPorts(t *testing.T) {
 	l := newLab(t)
 	l.ensure(true)
-	l.spec.VXLANPort, l.spec.OtherVXLANPorts = 8472, []tunnel.Port{4789}
+	l.spec.TunnelPorts, l.spec.OtherTunnelPorts = []tunnel.Port{8472}, []tunnel.Port{4789}
 	l.ensure(true)
 	l.ensure(false)
 	s := l.sniff(l.outside, "eth0")

@@ -36,7 +36,7 @@ type Routes interface {
 	// Forget has the next Ensure read back what the datapath has.
 	Forget()
 	Ensure(ctx context.Context, device string, vtep netip.Addr, ways map[netip.Addr]link.Path) (fromVTEP bool, err error)
-	Listen(ctx context.Context, device string, vtep netip.Addr, port uint16) (mended bool, err error)
+	Listen(ctx context.Context, device string, vtep netip.Addr, ports []tunnel.Port) (mended bool, err error)
 }
 
 // Host looks up neighbours; [link.NS] is one.
@@ -115,12 +115,12 @@ func (p *Peers) Route(ctx context.Context, device string, ways map[netip.Addr]li
 }
 
 // Listen makes sure that the userspace datapath takes the peers' tunnel packets, which come in by device
-// at that UDP port, and reports whether it had to mend that. The tunnel port is there.
-func (p *Peers) Listen(ctx context.Context, device string, port tunnel.Port) (mended bool, err error) {
+// at those UDP ports, and reports whether it had to mend that. The tunnel ports are there.
+func (p *Peers) Listen(ctx context.Context, device string, ports []tunnel.Port) (mended bool, err error) {
 	if p.cfg.Datapath != ovs.DatapathNetdev {
 		return false, nil
 	}
-	mended, err = p.cfg.Routes.Listen(ctx, device, p.cfg.Self, uint16(port))
+	mended, err = p.cfg.Routes.Listen(ctx, device, p.cfg.Self, ports)
 	if err != nil {
 		return false, err
 	}

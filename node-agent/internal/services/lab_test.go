@@ -26,6 +26,7 @@ import (
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
@@ -128,7 +129,7 @@ func (l *lab) host(proxy pipeline.ServiceProxy) {
 	c := topology.DefaultConfig()
 	_, err = h.Ensure(context.Background(), hostnet.Spec{
 		Device: "tun0", Gateway: gateway, NodeSubnet: netip.MustParsePrefix("172.11.0.0/22"), ClusterNetwork: c.Network,
-		ServiceNetwork: c.ServiceNetwork, ServiceProxy: proxy, VXLANPort: 4789, SwitchDevices: []string{"ovs*"},
+		ServiceNetwork: c.ServiceNetwork, ServiceProxy: proxy, TunnelPorts: []tunnel.Port{4789}, SwitchDevices: []string{"ovs*"},
 	})
 	l.ok(err)
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Routes tell ovs-vswitchd the ways to the node's peers, which the userspace datapath
@@ -62,14 +63,14 @@ func (r *Routes) Ensure(ctx context.Context, bridge string, vtep netip.Addr, pat
 	return fromVTEP, errors.Join(errs...)
 }
 
-// Listen makes sure that ovs-vswitchd takes tunnel packets at vtep, UDP port, where it
+// Listen makes sure that ovs-vswitchd takes tunnel packets at vtep, at each of the UDP ports, where it
 // has been told ways by the bridge. It forgets the address when the device loses it, be
 // it for a moment, and looks at the device's addresses again only when it is told a way:
-// so it is told one again. It reports whether that had to be done; the tunnel port must
-// be there. An error says that no tunnel packet is taken.
-func (r *Routes) Listen(ctx context.Context, bridge string, vtep netip.Addr, port uint16) (mended bool, err error) {
-	listens, err := r.listens(ctx, vtep, port)
-	if err != nil || listens {
+// so it is told one again. It reports whether that had to be done; the tunnel ports must
+// be there. An error says where no tunnel packet is taken.
+func (r *Routes) Listen(ctx context.Context, bridge string, vtep netip.Addr, ports []tunnel.Port) (mended bool, err error) {
+	deaf, err := r.deaf(ctx, vtep, ports)
+	if err != nil || deaf == 0 {
 		return false, err
 	}
 	for _, way := range r.has {
@@ -81,17 +82,23 @@ func (r *Routes) Listen(ctx context.Context, bridge string, vtep netip.Addr, por
 			return false, err
 		}
 		r.Forget()
-		if listens, err = r.listens(ctx, vtep, port); err == nil && !listens {
-			err = fmt.Errorf("ovs-vswitchd takes no tunnel packets at %s, UDP port %d: no other node reaches this one; does %s have the address, and is it up?", vtep, port, bridge)
+		if deaf, err = r.deaf(ctx, vtep, ports); err == nil && deaf != 0 {
+			err = fmt.Errorf("ovs-vswitchd takes no tunnel packets at %s, UDP port %d: no peer reaches this node there; does %s have the address, and is it up?", vtep, deaf, bridge)
 		}
 		return true, err
 	}
 	return false, nil // nobody sends any
 }
 
-func (r *Routes) listens(ctx context.Context, vtep netip.Addr, port uint16) (bool, error) {
-	at, err := r.ovs.TunnelListeners(ctx, port)
-	return slices.Contains(at, vtep), err
+// deaf is one of the UDP ports at which no tunnel packets are taken; 0 where there is none.
+func (r *Routes) deaf(ctx context.Context, vtep netip.Addr, ports []tunnel.Port) (tunnel.Port, error) {
+	for _, port := range ports {
+		at, err := r.ovs.TunnelListeners(ctx, uint16(port))
+		if err != nil || !slices.Contains(at, vtep) {
+			return port, err
+		}
+	}
+	return 0, nil
 }
 
 // Remove has ovs-vswitchd forget all of them.

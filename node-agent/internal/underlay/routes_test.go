@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // told is what ovs-vswitchd was told: peers, and by which hop.
@@ -122,33 +123,45 @@ func TestListen(t *testing.T) {
 	if _, err := n.client.EnsurePort(ctx, "br0", ovs.PortSpec{Name: "vxlan0", Type: "vxlan", Options: map[string]string{"remote_ip": "flow", "key": "flow"}}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.client.WaitOfport(ctx, "vxlan0"); err != nil {
+	if _, err := n.client.EnsurePort(ctx, "br0", ovs.PortSpec{Name: "vxlan1", Type: "vxlan", Options: map[string]string{"remote_ip": "flow", "key": "flow", "dst_port": "8472"}}); err != nil {
 		t.Fatal(err)
 	}
-	r := NewRoutes(n.client)
-	listens := func() bool {
-		at, err := n.client.TunnelListeners(ctx, 4789)
-		if err != nil {
+	for _, name := range []string{"vxlan0", "vxlan1"} {
+		if _, err := n.client.WaitOfport(ctx, name); err != nil {
 			t.Fatal(err)
 		}
-		return slices.Contains(at, u.VTEP)
+	}
+	both := []tunnel.Port{4789, 8472}
+	r := NewRoutes(n.client)
+	// heard are the ports at which tunnel packets are taken.
+	heard := func() (ports []tunnel.Port) {
+		for _, port := range both {
+			at, err := n.client.TunnelListeners(ctx, uint16(port))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if slices.Contains(at, u.VTEP) {
+				ports = append(ports, port)
+			}
+		}
+		return ports
 	}
 	listen := func(when string, want bool) {
 		t.Helper()
 		if _, err := r.Ensure(ctx, u.Link, u.VTEP, n.ns.PathsTo(u.VTEP, []netip.Addr{netip.MustParseAddr("192.0.2.2")})); err != nil {
 			t.Fatal(err)
 		}
-		if mended, err := r.Listen(ctx, u.Link, u.VTEP, 4789); mended != want || err != nil {
+		if mended, err := r.Listen(ctx, u.Link, u.VTEP, both); mended != want || err != nil {
 			t.Errorf("%s: mended %t, want %t (%v)", when, mended, want, err)
 		}
-		if !listens() {
-			t.Errorf("%s: no tunnel packets are taken at %s", when, u.VTEP)
+		if got := heard(); !slices.Equal(got, both) {
+			t.Errorf("%s: at %s tunnel packets are taken at ports %d, want %d", when, u.VTEP, got, both)
 		}
 	}
 	listen("at first", false)
 	for range 2 {
 		ip(t, n.name, "addr flush dev br-phy") // IPv6's too: any address that is left makes it look again
-		for listens() {                        // until ovs-vswitchd has noticed
+		for len(heard()) > 0 {                 // until ovs-vswitchd has noticed
 			if ctx.Err() != nil {
 				t.Fatal(ctx.Err())
 			}
@@ -158,7 +171,7 @@ func TestListen(t *testing.T) {
 		listen("again", false)
 	}
 	ip(t, n.name, "addr del 192.0.2.1/24 dev br-phy")
-	if _, err := r.Listen(ctx, u.Link, u.VTEP, 4789); err == nil || !strings.Contains(err.Error(), "no tunnel packets at 192.0.2.1") && !strings.Contains(err.Error(), "tunnel route") {
+	if _, err := r.Listen(ctx, u.Link, u.VTEP, both); err == nil || !strings.Contains(err.Error(), "no tunnel packets at 192.0.2.1") && !strings.Contains(err.Error(), "tunnel route") {
 		t.Errorf("without the address: %v", err)
 	}
 }
