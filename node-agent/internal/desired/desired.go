@@ -14,6 +14,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Attached is a pod on this node, as far as flows need it.
@@ -61,9 +62,10 @@ type Problem struct {
 	Why    string
 }
 
-// Node computes the model of the node with address self. It fails as long as
-// the records do not give it a valid subnet. Peers that are not valid are left
-// out and named in the problems: an unknown peer is dropped, not guessed.
+// Node computes the model of the node with address self, whose tunnel packets are taken at
+// UDP port vxlanPort. It fails as long as the records do not give it a valid subnet. Peers
+// that are not valid, or whose tunnel port the bridge has not got, are left out, and those
+// that are not valid are named in the problems: an unknown peer is dropped, not guessed.
 func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, slots Slots, attached []Attached) (pipeline.Model, []Problem, error) {
 	me, ok := s.Nodes[self]
 	if !ok {
@@ -77,10 +79,10 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, s
 	}
 	m := pipeline.Model{
 		Network: s.Config.Network, Subnet: me.Subnet, Gateway: me.Gateway(),
-		TunnelPort: ports.Tunnel, GatewayPort: ports.Gateway, VXLANPort: vxlanPort, ServiceNetwork: s.Config.ServiceNetwork,
+		TunnelPorts: []uint32{ports.Tunnel}, GatewayPort: ports.Gateway, UDPPorts: []tunnel.Port{tunnel.Port(vxlanPort)}, ServiceNetwork: s.Config.ServiceNetwork,
 	}
 	var problems []Problem
-	m.Peers, problems = peers(s, me)
+	m.Peers, problems = peers(s, me, ports)
 	for _, a := range attached {
 		slots.Assign(a.Namespace)
 		m.Pods = append(m.Pods, Pod(slots, a))
@@ -106,6 +108,44 @@ func Tenant(s topology.Snapshot, slots Slots, namespace string) pipeline.Tenant 
 	return pipeline.Tenant{Slot: slots.Assign(namespace), NetID: id, Known: known}
 }
 
+// candidate is a peer as a record says, and which record.
+type candidate struct {
+	pipeline.Peer
+	record string
+}
+
+// peers are those of the node me, in order of their addresses. Two that claim the same
+// addresses are both left out, and so is one that claims those of me.
+func peers(s topology.Snapshot, me topology.Node, ports Ports) ([]pipeline.Peer, []Problem) {
+	var problems []Problem
+	candidates := make([]candidate, 0, len(s.Nodes))
+	for ip, n := range s.Nodes {
+		record := "subnets/" + ip.String()
+		if err := n.Validate(s.Config); err != nil {
+			problems = append(problems, Problem{Record: record, Why: err.Error()})
+			continue
+		}
+		if n.Ready() {
+			candidates = append(candidates, candidate{nodePeer(n, ports), record})
+		}
+	}
+	claimed := contested(candidates)
+	slices.SortFunc(candidates, func(a, b candidate) int { return a.VTEP.Compare(b.VTEP) })
+	var peers []pipeline.Peer
+	for _, c := range candidates {
+		prefix, twice := claimed[c.record]
+		switch {
+		case c.VTEP == me.HostIP:
+		case twice:
+			problems = append(problems, Problem{Record: c.record, Why: fmt.Sprintf("Subnet %s is in the record of another node as well", prefix)})
+		case c.Port != 0:
+			peers = append(peers, c.Peer)
+		}
+	}
+	slices.SortFunc(problems, func(a, b Problem) int { return cmp.Compare(a.Record, b.Record) })
+	return peers, problems
+}
+
 // End is the other end of a tunnel.
 type End struct {
 	VTEP netip.Addr
@@ -125,32 +165,37 @@ func Ends(s topology.Snapshot, self netip.Addr) []End {
 	return ends
 }
 
-func peers(s topology.Snapshot, me topology.Node) ([]pipeline.Peer, []Problem) {
-	var peers []pipeline.Peer
-	var problems []Problem
-	nodes := make([]topology.Node, 0, len(s.Nodes))
-	owners := make(map[netip.Prefix]int, len(s.Nodes))
-	for ip, n := range s.Nodes {
-		if err := n.Validate(s.Config); err != nil {
-			problems = append(problems, Problem{Record: "subnets/" + ip.String(), Why: err.Error()})
-			continue
-		}
-		if n.Ready() {
-			nodes = append(nodes, n)
-			// Valid subnets have one length, so they overlap only when equal.
-			owners[n.Subnet]++
+// nodePeer is a node as a peer: it may bring the netIDs of all its pods.
+func nodePeer(n topology.Node, ports Ports) pipeline.Peer {
+	return pipeline.Peer{
+		Port: ports.Tunnel, VTEP: n.HostIP, Prefixes: []netip.Prefix{n.Subnet}, NetIDs: pipeline.NetIDs{All: true},
+	}
+}
+
+// contested are the records of which a prefix overlaps another record's, and such a prefix.
+func contested(candidates []candidate) map[string]netip.Prefix {
+	type claim struct {
+		prefix netip.Prefix
+		record string
+	}
+	var claims []claim
+	for _, c := range candidates {
+		for _, p := range c.Prefixes {
+			claims = append(claims, claim{p, c.record})
 		}
 	}
-	slices.SortFunc(nodes, func(a, b topology.Node) int { return a.HostIP.Compare(b.HostIP) })
-	for _, n := range nodes {
+	slices.SortFunc(claims, func(a, b claim) int { return a.prefix.Compare(b.prefix) })
+	found := map[string]netip.Prefix{}
+	// Prefixes are apart or one has the other. In their order each comes behind the widest
+	// that has it.
+	var widest claim
+	for _, c := range claims {
 		switch {
-		case n.HostIP == me.HostIP:
-		case owners[n.Subnet] > 1:
-			problems = append(problems, Problem{Record: "subnets/" + n.HostIP.String(), Why: fmt.Sprintf("Subnet %s is in the record of another node as well", n.Subnet)})
-		default:
-			peers = append(peers, pipeline.Peer{VTEP: n.HostIP, Subnet: n.Subnet})
+		case !widest.prefix.IsValid() || !widest.prefix.Overlaps(c.prefix):
+			widest = c
+		case widest.record != c.record:
+			found[widest.record], found[c.record] = widest.prefix, c.prefix
 		}
 	}
-	slices.SortFunc(problems, func(a, b Problem) int { return cmp.Compare(a.Record, b.Record) })
-	return peers, problems
+	return found
 }

@@ -3,6 +3,7 @@ package desired
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -32,6 +33,9 @@ func snapshot(nodes ...topology.Node) topology.Snapshot {
 	return s
 }
 
+// twoPorts are those of a bridge with one tunnel.
+var twoPorts = Ports{Tunnel: 1, Gateway: 2}
+
 var (
 	n1 = topology.Node{Host: "n1", HostIP: ip("198.18.0.1"), Subnet: net4("172.11.0.0/22")}
 	n2 = topology.Node{Host: "n2", HostIP: ip("198.18.0.2"), Subnet: net4("172.11.4.0/22")}
@@ -39,7 +43,9 @@ var (
 )
 
 func TestPeers(t *testing.T) {
-	peer := func(n topology.Node) pipeline.Peer { return pipeline.Peer{VTEP: n.HostIP, Subnet: n.Subnet} }
+	peer := func(n topology.Node) pipeline.Peer {
+		return pipeline.Peer{Port: 1, VTEP: n.HostIP, Prefixes: []netip.Prefix{n.Subnet}, NetIDs: pipeline.NetIDs{All: true}}
+	}
 	twin := topology.Node{Host: "n4", HostIP: ip("198.18.0.4"), Subnet: n3.Subnet}
 	waiting := topology.Node{Host: "n5", HostIP: ip("198.18.0.5"), Assign: true}
 	wrong := topology.Node{Host: "n6", HostIP: ip("198.18.0.6"), Subnet: net4("172.11.0.0/20")}
@@ -59,7 +65,7 @@ func TestPeers(t *testing.T) {
 		"one with our subnet":    {nodes: []topology.Node{n1, thief}, problems: []string{"subnets/198.18.0.8"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, problems, err := Node(snapshot(tc.nodes...), n1.HostIP, Ports{1, 2}, 4789, Slots{}, nil)
+			m, problems, err := Node(snapshot(tc.nodes...), n1.HostIP, twoPorts, 4789, Slots{}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,16 +99,43 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// Each of several prefixes counts, whichever has the other.
+func TestContested(t *testing.T) {
+	peer := func(record string, prefixes ...string) (c candidate) {
+		c.record = record
+		for _, p := range prefixes {
+			c.Prefixes = append(c.Prefixes, net4(p))
+		}
+		return c
+	}
+	for name, tc := range map[string]struct {
+		candidates []candidate
+		want       []string
+	}{
+		"apart":                      {[]candidate{peer("a", "10.0.0.0/24", "10.0.2.0/24"), peer("b", "10.0.1.0/24")}, nil},
+		"one's own":                  {[]candidate{peer("a", "10.0.0.0/16", "10.0.2.0/24", "10.0.2.1/32"), peer("b", "10.1.0.0/16")}, nil},
+		"equal":                      {[]candidate{peer("a", "10.0.0.0/24"), peer("b", "10.0.0.0/24"), peer("c", "10.0.1.0/24")}, []string{"a", "b"}},
+		"one has the other's":        {[]candidate{peer("a", "10.0.0.128/25"), peer("b", "10.0.0.0/16")}, []string{"a", "b"}},
+		"the second of several":      {[]candidate{peer("a", "10.5.0.0/24", "10.0.7.0/24"), peer("b", "10.0.0.0/24", "10.0.7.9/32"), peer("c", "10.0.8.0/24")}, []string{"a", "b"}},
+		"two within a third":         {[]candidate{peer("a", "10.0.0.0/16"), peer("b", "10.0.1.0/24"), peer("c", "10.0.2.0/24")}, []string{"a", "b", "c"}},
+		"behind one's own, narrower": {[]candidate{peer("a", "10.0.0.0/16", "10.0.1.0/24"), peer("b", "10.0.1.1/32"), peer("c", "10.1.0.0/32")}, []string{"a", "b"}},
+	} {
+		if got := slices.Sorted(maps.Keys(contested(tc.candidates))); !slices.Equal(got, tc.want) {
+			t.Errorf("%s: %v, want %v", name, got, tc.want)
+		}
+	}
+}
+
 func TestSwappedAddresses(t *testing.T) {
 	a, b := n2, n3
 	a.HostIP, b.HostIP = n3.HostIP, n2.HostIP
-	m, problems, err := Node(snapshot(n1, a, b), n1.HostIP, Ports{1, 2}, 4789, Slots{}, nil)
+	m, problems, err := Node(snapshot(n1, a, b), n1.HostIP, twoPorts, 4789, Slots{}, nil)
 	if err != nil || len(problems) > 0 {
 		t.Fatal(err, problems)
 	}
 	for _, p := range m.Peers {
-		if want := map[netip.Addr]netip.Prefix{n2.HostIP: n3.Subnet, n3.HostIP: n2.Subnet}[p.VTEP]; p.Subnet != want {
-			t.Errorf("peer %s has %s, want %s", p.VTEP, p.Subnet, want)
+		if want := map[netip.Addr]netip.Prefix{n2.HostIP: n3.Subnet, n3.HostIP: n2.Subnet}[p.VTEP]; !slices.Equal(p.Prefixes, []netip.Prefix{want}) {
+			t.Errorf("peer %s has %s, want %s", p.VTEP, p.Prefixes, want)
 		}
 	}
 }
@@ -117,7 +150,7 @@ func TestNotPlaced(t *testing.T) {
 		"not valid":     {[]topology.Node{{Host: "n1", HostIP: n1.HostIP, Subnet: net4("10.0.0.0/22")}}, "is not a /22"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, _, err := Node(snapshot(tc.nodes...), n1.HostIP, Ports{1, 2}, 4789, Slots{}, nil)
+			_, _, err := Node(snapshot(tc.nodes...), n1.HostIP, twoPorts, 4789, Slots{}, nil)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want one with %q", err, tc.want)
 			}

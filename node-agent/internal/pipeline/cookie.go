@@ -52,6 +52,7 @@ const (
 	MTUToHost
 	// TooLarge is counted by [MeterTooLarge]: no flow has it.
 	TooLarge
+	ForeignNetID
 )
 
 var reasonNames = map[Reason]string{
@@ -59,12 +60,13 @@ var reasonNames = map[Reason]string{
 	NoNode: "no-node", Multicast: "multicast", HostReturn: "host-return",
 	OtherTenant: "tenant", NoPod: "no-pod", VXLANToHost: "vxlan-to-host",
 	ServiceTenant: "service-tenant", ServiceState: "service-state", Loopback: "loopback", MTUToHost: "mtu-to-host", TooLarge: "too-large",
+	ForeignNetID: "foreign-netid",
 }
 
 // Reasons are all reasons, in order.
 func Reasons() []Reason {
 	out := make([]Reason, 0, len(reasonNames))
-	for r := UnknownPeer; r <= TooLarge; r++ {
+	for r := UnknownPeer; r <= ForeignNetID; r++ {
 		out = append(out, r)
 	}
 	return out
@@ -84,7 +86,7 @@ type Cookie struct {
 	Kind       Kind
 	Reason     Reason
 	// Object is what the flow is about: an IPv4 address, a tenant's slot, the
-	// number of a service port, or 0.
+	// number of a service port, or 0. A flow about no prefix of a peer has its VTEP address.
 	Object uint32
 }
 

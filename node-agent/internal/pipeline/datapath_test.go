@@ -105,6 +105,7 @@ type packet struct {
 	size             int
 	vtep             string
 	vni              uint32
+	udp              uint16 // where the tunnel packet goes to
 }
 
 // fromPodAt is a packet of the pod with that port, as its wire brings it.
@@ -120,7 +121,7 @@ func fromHost(src, dst string) packet {
 // fromPeer is one that comes through the tunnel.
 func fromPeer(vtep string, vni uint32, src, dst string, srcPort, dstPort uint16) packet {
 	p := fromPodAt(0, src, dst, srcPort, dstPort)
-	p.port, p.vtep, p.vni = "uplink", vtep, vni
+	p.port, p.vtep, p.vni, p.udp = "uplink", vtep, vni, 4789
 	return p
 }
 
@@ -140,7 +141,7 @@ func (p packet) frame() []byte {
 		return f
 	}
 	vxlan := binary.BigEndian.AppendUint32([]byte{8, 0, 0, 0}, p.vni<<8) // RFC 7348, section 5
-	return ethernet(routerMAC, nodeMAC, udp(p.vtep, "198.18.0.1", 50000, 4789, append(vxlan, f...)))
+	return ethernet(routerMAC, nodeMAC, udp(p.vtep, "198.18.0.1", 50000, p.udp, append(vxlan, f...)))
 }
 
 func ethernet(src, dst string, ip []byte) []byte {
@@ -212,6 +213,40 @@ func TestDatapath(t *testing.T) {
 		}
 	}
 	golden(t, "testdata/datapath.golden", b.String())
+}
+
+// TestDatapathPeers: what comes from a peer is taken by its own tunnel port only, of two that
+// real packets come to, and with a netID of its list only.
+func TestDatapathPeers(t *testing.T) {
+	m := withPeers(datapathModel(OVS))
+	d := newDatapath(t, m, nil)
+	for name, tc := range map[string]struct {
+		vtep, src string
+		vni       uint32
+		udp       uint16
+		want      string
+	}{
+		"a node":                        {"198.18.0.2", "172.11.4.9", 300924, 4789, "p12"},
+		"a node, by the second port":    {"198.18.0.2", "172.11.4.9", 300924, 8472, "drop"},
+		"listed, the first prefix":      {"198.18.0.22", "192.0.2.130", 300924, 8472, "p12"},
+		"listed, the second":            {"198.18.0.22", "172.11.24.5", 300924, 8472, "p12"},
+		"listed, by the first port":     {"198.18.0.22", "192.0.2.130", 300924, 4789, "drop"},
+		"listed, the global netID":      {"198.18.0.22", "192.0.2.130", 0, 8472, "drop"},
+		"listed by the first port":      {"198.18.0.21", "192.0.2.21", 300924, 4789, "p12"},
+		"the same, by the second":       {"198.18.0.21", "192.0.2.21", 300924, 8472, "drop"},
+		"the same, another netID":       {"198.18.0.21", "192.0.2.21", 400000, 4789, "drop"},
+		"all netIDs by the second port": {"198.18.0.24", "172.11.28.9", 0, 8472, "p12"},
+	} {
+		d.forget()
+		p := fromPeer(tc.vtep, tc.vni, tc.src, "172.11.0.2", 1000, 2000)
+		p.udp = tc.udp
+		d.receive(p)
+		flows := d.flows()
+		inner := slices.IndexFunc(flows, func(f string) bool { return strings.Contains(f, "src="+tc.vtep+",") && strings.Contains(f, "tunnel(") })
+		if inner < 0 || !strings.HasSuffix(flows[inner], tc.want) {
+			t.Errorf("%s: not %s, but\n\t%s", name, tc.want, strings.Join(flows, "\n\t"))
+		}
+	}
 }
 
 // way is what packets go through the bridge.
@@ -299,12 +334,13 @@ func TestDatapathFlows(t *testing.T) {
 	for i := range uint32(8) {
 		m.Pods = append(m.Pods, Pod{Address: addr(fmt.Sprintf("172.11.0.%d", 2+i)), Port: 12 + i, Slot: 101 + i%2})
 	}
-	d := newDatapath(t, m, datapathServices())
 	packets := mixed(m)
-	d.receive(packets...)
-	flows := d.flows()
-	if len(flows) != mixedFlows {
-		t.Errorf("%d flows are cached after %d packets, want %d", len(flows), len(packets), mixedFlows)
+	for name, m := range map[string]Model{"nodes only": m, "beside other peers and a second tunnel port": withPeers(m)} {
+		d := newDatapath(t, m, datapathServices())
+		d.receive(packets...)
+		if n := len(d.flows()); n != mixedFlows {
+			t.Errorf("%s: %d flows are cached after %d packets, want %d", name, n, len(packets), mixedFlows)
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 // The tables, in the order in which packets pass them: see [Stages].
 const (
 	TableSource        uint8 = 0
+	TablePeer          uint8 = 2
 	TableTenant        uint8 = 5
 	TableARP           uint8 = 10
 	TableRoute         uint8 = 20
@@ -56,7 +57,8 @@ type Stage struct {
 // endpoint.
 func Stages() []Stage {
 	return []Stage{
-		{TableSource, "Source", "who sent this?", []uint8{TableTenant, TableARP, TableRoute, TableReply, TableDeliver}},
+		{TableSource, "Source", "who sent this?", []uint8{TablePeer, TableTenant, TableARP, TableRoute, TableReply, TableDeliver}},
+		{TablePeer, "Peer", "does a peer with a list of netIDs have the sender's address?", []uint8{TableReply, TableDeliver}},
 		{TableTenant, "Tenant", "which netID does the sender have?", []uint8{TableRoute}},
 		{TableARP, "ARP", "what is the MAC of x?", []uint8{tableLeave}},
 		{TableRoute, "Route", "where does it go?", []uint8{TableRoute, TableNew, TableService, TableReply, TableDeliver, TableHost, tableLeave}},
@@ -135,7 +137,7 @@ type Register struct {
 func Registers() []Register {
 	return []Register{
 		regSender.of("sender", 32, "netID of the sender, 0 is global",
-			[]uint8{TableSource, TableTenant}, []uint8{TableServiceTenant, TableAdmit, TableOutput}),
+			[]uint8{TableSource, TablePeer, TableTenant}, []uint8{TableServiceTenant, TableAdmit, TableOutput}),
 		regSenderSlot.of("sender slot", 32, "slot of the sender's namespace, 0 where no pod of this node sent it",
 			[]uint8{TableSource}, []uint8{TableTenant, TableNew, TableOutput}),
 		regOutPort.of("out port", 16, "port by which the packet leaves",

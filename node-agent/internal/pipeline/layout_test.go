@@ -19,7 +19,7 @@ import (
 // allFlows are flows of every kind, and the groups that they refer to.
 func allFlows() (flows []of.Flow, groups []of.GroupEntry) {
 	for _, proxy := range []ServiceProxy{NoServices, OVS, KubeProxy} {
-		m := with(proxy)
+		m := withPeers(with(proxy))
 		flows = append(flows, m.Flows()...)
 		if proxy != NoServices {
 			f, g := sampleServices(m)

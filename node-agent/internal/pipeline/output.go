@@ -28,11 +28,11 @@ func (m Model) output() []of.Flow {
 		of.Move(regTunnelDst.whole(), of.Whole(of.FieldTunnelDst)),
 		of.OutputRange(regOutPort.whole()),
 	}
-	return []of.Flow{
-		flow(TableSize, 0, to(TableOutput), nil),
-		flow(TableOutput, 50, nil, toPeer, regOutPort.is(m.TunnelPort)),
-		flow(TableOutput, 0, nil, []of.Action{of.OutputRange(regOutPort.whole())}),
+	flows := []of.Flow{flow(TableSize, 0, to(TableOutput), nil)}
+	for _, n := range m.TunnelPorts {
+		flows = append(flows, flow(TableOutput, 50, nil, toPeer, regOutPort.is(n)))
 	}
+	return append(flows, flow(TableOutput, 0, nil, []of.Action{of.OutputRange(regOutPort.whole())}))
 }
 
 // size are the flows that find out whether a packet is larger than its path carries, and

@@ -12,6 +12,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // Version is the generation that stands in every cookie. It grows with every
@@ -25,10 +26,11 @@ type Model struct {
 	// Subnet is this node's part of it, Gateway the address of tun0.
 	Subnet  netip.Prefix
 	Gateway netip.Addr
-	// TunnelPort and GatewayPort are the port numbers of vxlan0 and tun0.
-	TunnelPort, GatewayPort uint32
-	// VXLANPort is the UDP port of the tunnels.
-	VXLANPort uint16
+	// TunnelPorts are the port numbers of the tunnels, GatewayPort that of tun0.
+	TunnelPorts []uint32
+	GatewayPort uint32
+	// UDPPorts are those that nodes take tunnel packets at.
+	UDPPorts []tunnel.Port
 	// ServiceNetwork has the addresses of services. It counts unless
 	// ServiceProxy is NoServices.
 	ServiceNetwork netip.Prefix
@@ -39,13 +41,30 @@ type Model struct {
 	Pods    []Pod
 }
 
-// Peer is another node.
+// Peer is the other end of a tunnel: another node, or a machine that is none. One that is
+// behind two tunnel ports is two.
 type Peer struct {
-	VTEP   netip.Addr
-	Subnet netip.Prefix
+	// Port is the number of the tunnel port that it is behind. What comes from VTEP by
+	// another is no packet of this peer's.
+	Port uint32
+	// VTEP is its address in the underlay. IPv4.
+	VTEP netip.Addr
+	// Prefixes have the addresses that are behind it. Those of two peers do not overlap.
+	Prefixes []netip.Prefix
+	// NetIDs are those that it may bring.
+	NetIDs NetIDs
 	// PathMTU is what the path to it carries of a pod's packet, bytes, where that is
 	// less than a pod's device; else 0.
 	PathMTU uint16
+}
+
+// NetIDs are netIDs that a peer may bring. The zero value is none.
+type NetIDs struct {
+	// All is for nodes, which check their pods themselves: they bring whatever there is, the
+	// global netID too.
+	All bool
+	// List counts where All is false. The global netID is one like any other.
+	List []netid.ID
 }
 
 // Tenant is a namespace with pods on this node, or with services.
@@ -97,9 +116,11 @@ func (m Model) Own() []of.Flow { return append(m.Fixed(), m.size()...) }
 func (m Model) Fixed() []of.Flow {
 	tun0 := m.GatewayPort
 	anyIP := of.IP()
-	flows := []of.Flow{
-		// Source: the tunnel and the host.
-		drop(TableSource, 90, UnknownPeer, of.InPort(m.TunnelPort)),
+	var flows []of.Flow
+	for _, n := range m.TunnelPorts {
+		flows = append(flows, drop(TableSource, 90, UnknownPeer, of.InPort(n)))
+	}
+	flows = append(flows,
 		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.InPort(tun0), of.ARPOp(arpRequest)),
 		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(m.Gateway))),
 		drop(TableSource, 80, HostForged, anyIP, of.InPort(tun0), of.IPv4Src(m.Network)),
@@ -125,13 +146,14 @@ func (m Model) Fixed() []of.Flow {
 		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(m.Gateway))),
 		drop(TableDeliver, 0, NoPod),
 
-		drop(TableAdmit, 0, OtherTenant),
-
-		drop(TableHost, 100, VXLANToHost, anyIP, of.UDPDst(m.VXLANPort)),
+		drop(TableAdmit, 0, OtherTenant))
+	for _, p := range m.UDPPorts {
+		flows = append(flows, drop(TableHost, 100, VXLANToHost, anyIP, of.UDPDst(uint16(p))))
+	}
+	flows = append(flows,
 		// The node would believe it of any path that the pod names, also a peer's.
 		drop(TableHost, 100, MTUToHost, anyIP, of.ICMPType(icmpUnreachable), of.ICMPCode(icmpFragmentation)),
-		flow(TableHost, 0, to(tableLeave), []of.Action{of.SetField(of.EthDst(topology.MAC(m.Gateway))), regOutPort.set(tun0)}),
-	}
+		flow(TableHost, 0, to(tableLeave), []of.Action{of.SetField(of.EthDst(topology.MAC(m.Gateway))), regOutPort.set(tun0)}))
 	flows = append(flows, m.output()...)
 	return append(flows, m.fixedServices()...)
 }
@@ -163,18 +185,60 @@ func (m Model) answerARP(p netip.Prefix) of.Flow {
 	return flow(TableARP, 100, to(tableLeave), actions, of.ARP(), of.ARPOp(arpRequest), of.ARPTPA(p))
 }
 
-// Peer are the flows for one other node.
+// Peer are the flows for one peer.
 func (m Model) Peer(p Peer) []of.Flow {
-	cookie := Cookie{Kind: KindPeer, Object: object(p.Subnet.Addr())}
-	in := flow(TableSource, 100, to(m.deliver()),
-		[]of.Action{of.Move(of.Range(of.FieldTunnelID, 0, 32), regSender.whole())},
-		of.IP(), of.InPort(m.TunnelPort), of.TunnelSrc(p.VTEP), of.IPv4Src(p.Subnet))
-	way := []of.Action{regOutPort.set(m.TunnelPort), regTunnelDst.set(object(p.VTEP))}
+	// Where the senders' addresses are checked: behind the check of the netID, if there is one.
+	table := TableSource
+	if !p.NetIDs.All {
+		table = TablePeer
+	}
+	var flows []of.Flow
+	for _, prefix := range p.Prefixes {
+		if !prefix.Addr().Is4() {
+			continue // the tables have flows of IPv4 only: of IPv6 all is dropped by the fixed ones
+		}
+		about := Cookie{Kind: KindPeer, Object: object(prefix.Addr())}
+		flows = append(flows, owned([]of.Flow{
+			flow(table, 100, to(m.deliver()), []of.Action{of.Move(of.Range(of.FieldTunnelID, 0, 32), regSender.whole())},
+				append(p.sent(), of.IP(), of.IPv4Src(prefix))...),
+			flow(TableRoute, 200, to(tableLeave), p.way(), of.IP(), of.IPv4Dst(prefix)),
+		}, about)...)
+	}
+	if !p.NetIDs.All {
+		flows = append(flows, p.listed()...)
+	}
+	return flows
+}
+
+// listed are the flows by which only the netIDs of the peer's list get to the check of
+// senders' addresses, and nothing gets past that.
+func (p Peer) listed() []of.Flow {
+	about := Cookie{Kind: KindPeer, Object: object(p.VTEP)}
+	denied := func(table uint8, priority uint16, r Reason) of.Flow {
+		f, c := flow(table, priority, nil, nil, p.sent()...), about
+		c.Reason = r
+		f.Cookie = c.Encode()
+		return f
+	}
+	var listed []of.Flow
+	for _, id := range p.NetIDs.List {
+		listed = append(listed, flow(TableSource, 110, to(TablePeer), nil, append(p.sent(), of.TunnelID(uint64(id)))...))
+	}
+	return append(owned(listed, about), denied(TableSource, 105, ForeignNetID), denied(TablePeer, 90, UnknownPeer))
+}
+
+// sent matches all that the peer sends.
+func (p Peer) sent() []of.Field {
+	return []of.Field{of.InPort(p.Port), of.TunnelSrc(p.VTEP)}
+}
+
+// way decides that a packet goes to the peer.
+func (p Peer) way() []of.Action {
+	way := []of.Action{regOutPort.set(p.Port), regTunnelDst.set(object(p.VTEP))}
 	if p.PathMTU > 0 {
 		way = append(way, regPathMTU.set(uint32(p.PathMTU)))
 	}
-	out := flow(TableRoute, 200, to(tableLeave), way, of.IP(), of.IPv4Dst(p.Subnet))
-	return owned([]of.Flow{in, out}, cookie)
+	return way
 }
 
 // Tenant are the flows for one namespace: all that changes when it joins, is

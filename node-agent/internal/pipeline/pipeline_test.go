@@ -16,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 var update = flag.Bool("update", false, "write the golden file anew")
@@ -27,11 +28,11 @@ func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 func sample() Model {
 	return Model{
 		Network: prefix("172.11.0.0/16"), Subnet: prefix("172.11.0.0/22"), Gateway: addr("172.11.0.1"),
-		TunnelPort: 1, GatewayPort: 2, VXLANPort: 4789,
+		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789},
 		Peers: []Peer{
-			{VTEP: addr("198.18.0.2"), Subnet: prefix("172.11.4.0/22")},
-			{VTEP: addr("198.18.0.3"), Subnet: prefix("172.11.8.0/22")},
-			{VTEP: addr("198.18.0.4"), Subnet: prefix("172.11.12.0/22"), PathMTU: 1350},
+			node("198.18.0.2", "172.11.4.0/22", 0),
+			node("198.18.0.3", "172.11.8.0/22", 0),
+			node("198.18.0.4", "172.11.12.0/22", 1350),
 		},
 		Tenants: []Tenant{
 			{Slot: 101, NetID: 300924, Known: true, Meters: MetersOf(0)},
@@ -44,6 +45,24 @@ func sample() Model {
 			{Address: addr("172.11.0.4"), Port: 14, Slot: 103},
 		},
 	}
+}
+
+// node is a peer as nodes are.
+func node(vtep, subnet string, pathMTU uint16) Peer {
+	return Peer{Port: 1, VTEP: addr(vtep), Prefixes: []netip.Prefix{prefix(subnet)}, NetIDs: NetIDs{All: true}, PathMTU: pathMTU}
+}
+
+// withPeers is m with a second tunnel port, and peers on each that are no nodes: with
+// several prefixes, with lists of netIDs, with an empty one.
+func withPeers(m Model) Model {
+	m.TunnelPorts, m.UDPPorts = []uint32{1, 3}, []tunnel.Port{4789, 8472}
+	m.Peers = append(m.Peers,
+		Peer{Port: 1, VTEP: addr("198.18.0.20"), Prefixes: []netip.Prefix{prefix("172.11.20.0/22"), prefix("192.0.2.20/32")}, NetIDs: NetIDs{All: true}},
+		Peer{Port: 1, VTEP: addr("198.18.0.21"), Prefixes: []netip.Prefix{prefix("192.0.2.21/32")}, NetIDs: NetIDs{List: []netid.ID{300924}}},
+		Peer{Port: 3, VTEP: addr("198.18.0.22"), Prefixes: []netip.Prefix{prefix("192.0.2.128/28"), prefix("172.11.24.0/26")}, NetIDs: NetIDs{List: []netid.ID{300924, 400000}}},
+		Peer{Port: 3, VTEP: addr("198.18.0.23"), Prefixes: []netip.Prefix{prefix("192.0.2.23/32")}},
+		Peer{Port: 3, VTEP: addr("198.18.0.24"), Prefixes: []netip.Prefix{prefix("172.11.28.0/22")}, NetIDs: NetIDs{All: true}})
+	return m
 }
 
 // with is the sample with services.
@@ -85,7 +104,6 @@ func sampleServices(m Model) (flows []of.Flow, groups []of.GroupEntry) {
 // that flows of one generation always mean the same.
 func TestGolden(t *testing.T) {
 	var b strings.Builder
-	fmt.Fprintf(&b, "version %d\n", Version)
 	for _, proxy := range []ServiceProxy{NoServices, OVS, KubeProxy} {
 		m := with(proxy)
 		flows := m.Flows()
@@ -103,24 +121,45 @@ func TestGolden(t *testing.T) {
 			b.WriteString(g.String() + "\n")
 		}
 	}
-	const path = "testdata/flows.golden"
+	goldenFlows(t, "testdata/flows.golden", b.String())
+}
+
+// TestGoldenPeers does so for peers that are no nodes, and a second tunnel port: all that
+// they add to a node.
+func TestGoldenPeers(t *testing.T) {
+	nodes := map[string]bool{}
+	for _, f := range with(OVS).Flows() {
+		nodes[f.String()] = true
+	}
+	var b strings.Builder
+	for _, f := range withPeers(with(OVS)).Flows() {
+		if !nodes[f.String()] {
+			b.WriteString(f.String() + "\n")
+		}
+	}
+	goldenFlows(t, "testdata/peers.golden", b.String())
+}
+
+// goldenFlows compares flows with a file, which has their generation in its first line.
+func goldenFlows(t *testing.T, path, flows string) {
+	t.Helper()
+	got := fmt.Sprintf("version %d\n%s", Version, flows)
 	want, err := os.ReadFile(path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		t.Fatal(err)
 	}
-	same := string(want) == b.String()
 	oldVersion, _, _ := strings.Cut(string(want), "\n")
 	sameVersion := oldVersion == fmt.Sprintf("version %d", Version)
 	switch {
-	case same:
+	case string(want) == got:
 	case sameVersion:
-		t.Errorf("the flows changed and Version is still %d: raise it, change PIPELINE.md, run the test with -update:\n%s", Version, cmp.Diff(string(want), b.String()))
+		t.Errorf("the flows changed and Version is still %d: raise it, change PIPELINE.md, run the test with -update:\n%s", Version, cmp.Diff(string(want), got))
 	case *update:
-		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
 			t.Fatal(err)
 		}
 	default:
-		t.Errorf("Version is %d, the golden file is of %q: run the test with -update", Version, oldVersion)
+		t.Errorf("Version is %d, %s is of %q: run the test with -update", Version, path, oldVersion)
 	}
 }
 
@@ -150,7 +189,11 @@ func TestCounts(t *testing.T) {
 		"kube-proxy: endpoint":     {len(k.Endpoint(service.TCP, local)), 1},
 
 		"fixed":   {len(m.Fixed()), 27},
+		"tunnels": {len(withPeers(m).Fixed()), 27 + 3},
 		"peer":    {len(m.Peer(m.Peers[0])), 2},
+		"several": {len(m.Peer(withPeers(m).Peers[3])), 2 * 2},
+		"listed":  {len(m.Peer(withPeers(m).Peers[5])), 2*2 + 2 + 2},
+		"nothing": {len(m.Peer(withPeers(m).Peers[6])), 2 + 2},
 		"pod":     {len(m.Pod(m.Pods[0])), 3},
 		"tenant":  {len(m.Tenant(m.Tenants[0])), 5}, // one of them while a path carries less
 		"global":  {len(m.Tenant(m.Tenants[1])), 2},
@@ -165,7 +208,7 @@ func TestCounts(t *testing.T) {
 // TestUnique: no two flows have the same key, or one would silently replace the other.
 func TestUnique(t *testing.T) {
 	seen := map[string]of.Flow{}
-	m := with(OVS)
+	m := withPeers(with(OVS))
 	services, _ := sampleServices(m)
 	for _, f := range append(m.Flows(), services...) {
 		if g, dup := seen[f.Key()]; dup {
@@ -178,7 +221,7 @@ func TestUnique(t *testing.T) {
 // TestDropsHaveReasons: every flow without an action says why, and no other does.
 func TestDropsHaveReasons(t *testing.T) {
 	used := map[Reason]bool{}
-	for _, f := range with(OVS).Flows() {
+	for _, f := range withPeers(with(OVS)).Flows() {
 		c := DecodeCookie(f.Cookie)
 		drops := len(f.Actions) == 0 && f.Goto == nil
 		if drops != (c.Reason != 0) {

@@ -4,14 +4,17 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
@@ -28,7 +31,11 @@ func newBridge(t *testing.T, m Model) *bridge {
 	o := ovstest.Start(t)
 	o.AddBridge("br0", "dummy")
 	o.VSCtl("set-fail-mode", "br0", "secure")
-	o.VSCtl("add-port", "br0", "vxlan0", "--", "set", "interface", "vxlan0", "type=vxlan", "options:key=flow", "options:remote_ip=flow", fmt.Sprintf("ofport_request=%d", m.TunnelPort))
+	for i, n := range m.TunnelPorts {
+		name := fmt.Sprintf("vxlan%d", i)
+		o.VSCtl("add-port", "br0", name, "--", "set", "interface", name, "type=vxlan", "options:key=flow", "options:remote_ip=flow",
+			fmt.Sprintf("options:dst_port=%d", m.UDPPorts[i]), fmt.Sprintf("ofport_request=%d", n))
+	}
 	o.AddDummyPort("br0", "tun0", int(m.GatewayPort))
 	for _, p := range m.Pods {
 		o.AddDummyPort("br0", fmt.Sprintf("p%d", p.Port), int(p.Port))
@@ -286,6 +293,171 @@ func TestTraceProperty(t *testing.T) {
 	}
 }
 
+// TestTracePeers asks where packets of peers go that are no nodes, or behind the second of
+// two tunnel ports.
+func TestTracePeers(t *testing.T) {
+	m := withPeers(sample())
+	const v1, v2 = netid.ID(300924), netid.ID(400000)
+	a, b, g := Pod{Address: addr("172.11.0.2"), Port: 12, Slot: 1}, Pod{Address: addr("172.11.0.6"), Port: 16, Slot: 2}, Pod{Address: addr("172.11.0.3"), Port: 13, Slot: 3}
+	m.Pods = []Pod{a, b, g}
+	m.Tenants = []Tenant{{Slot: 1, NetID: v1, Known: true}, {Slot: 2, NetID: v2, Known: true}, {Slot: 3, NetID: netid.Global, Known: true}}
+	br := newBridge(t, m)
+	const several, one, two, none, other = "198.18.0.20", "198.18.0.21", "198.18.0.22", "198.18.0.23", "198.18.0.24"
+	from := func(in uint32, vtep string, vni netid.ID, src, dst string) string {
+		return fmt.Sprintf("in_port=%d,tun_id=%d,tun_src=%s,tun_dst=198.18.0.1,udp,nw_src=%s,nw_dst=%s", in, vni, vtep, src, dst)
+	}
+	arp := func(in uint32, vtep string, vni netid.ID) string {
+		return fmt.Sprintf("in_port=%d,tun_id=%d,tun_src=%s,arp,arp_op=1,arp_tpa=172.11.0.2", in, vni, vtep)
+	}
+	for _, tc := range []struct {
+		name, packet, want string
+		reason             Reason
+	}{
+		{"several prefixes, the first", from(1, several, v1, "172.11.20.9", "172.11.0.2"), "12", 0},
+		{"several prefixes, the last", from(1, several, v2, "192.0.2.20", "172.11.0.6"), "16", 0},
+		{"several prefixes, none of them", from(1, several, v1, "192.0.2.21", "172.11.0.2"), "drop", UnknownPeer},
+		{"several prefixes, other tenant", from(1, several, v1, "192.0.2.20", "172.11.0.6"), "drop", OtherTenant},
+		{"listed netID", from(1, one, v1, "192.0.2.21", "172.11.0.2"), "12", 0},
+		{"listed netID to a global pod", from(1, one, v1, "192.0.2.21", "172.11.0.3"), "13", 0},
+		{"listed netID to another tenant's", from(1, one, v1, "192.0.2.21", "172.11.0.6"), "drop", OtherTenant},
+		{"listed netID, another's address", from(1, one, v1, "192.0.2.20", "172.11.0.2"), "drop", UnknownPeer},
+		{"listed netID, a pod's address", from(1, one, v1, "172.11.0.6", "172.11.0.2"), "drop", UnknownPeer},
+		{"listed netID, ARP", arp(1, one, v1), "drop", UnknownPeer},
+		{"another netID", from(1, one, v2, "192.0.2.21", "172.11.0.6"), "drop", ForeignNetID},
+		{"another netID, another's address", from(1, one, v2, "192.0.2.20", "172.11.0.6"), "drop", ForeignNetID},
+		{"another netID, ARP", arp(1, one, v2), "drop", ForeignNetID},
+		{"the global netID", from(1, one, netid.Global, "192.0.2.21", "172.11.0.2"), "drop", ForeignNetID},
+		{"the global netID to the gateway", from(1, one, netid.Global, "192.0.2.21", "172.11.0.1"), "drop", ForeignNetID},
+		{"two netIDs, the first", from(3, two, v1, "192.0.2.129", "172.11.0.2"), "12", 0},
+		{"two netIDs, the second", from(3, two, v2, "172.11.24.5", "172.11.0.6"), "16", 0},
+		{"two netIDs, beside its prefix", from(3, two, v2, "172.11.24.65", "172.11.0.6"), "drop", UnknownPeer},
+		{"an empty list", from(3, none, v1, "192.0.2.23", "172.11.0.2"), "drop", ForeignNetID},
+		{"all netIDs by the second port", from(3, other, netid.Global, "172.11.28.9", "172.11.0.6"), "16", 0},
+		{"a peer of the second port by the first", from(1, other, v1, "172.11.28.9", "172.11.0.2"), "drop", UnknownPeer},
+		{"a listed peer of the second port by the first", from(1, two, v1, "192.0.2.129", "172.11.0.2"), "drop", UnknownPeer},
+		{"a node by the second port", from(3, "198.18.0.2", v1, "172.11.4.9", "172.11.0.2"), "drop", UnknownPeer},
+		{"a listed peer of the first port by the second", from(3, one, v1, "192.0.2.21", "172.11.0.2"), "drop", UnknownPeer},
+		{"a peer to another peer", from(1, several, v1, "172.11.20.9", "192.0.2.21"), "drop", NoPod},
+		{"to a second prefix", fromPod(a, "192.0.2.20", ""), "1", 0},
+		{"to a peer of the second port", fromPod(a, "192.0.2.130", ""), "3", 0},
+		{"to its other prefix", fromPod(a, "172.11.24.5", ""), "3", 0},
+		{"beside it", fromPod(a, "172.11.24.65", ""), "drop", NoNode},
+		{"the second UDP port to a node", fromPod(a, "198.18.0.2", ",udp_dst=8472"), "drop", VXLANToHost},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			br.t = t
+			got, text := br.trace(tc.packet)
+			if got != tc.want || dropReason(text) != tc.reason {
+				t.Errorf("goes to %s for %q, want %s for %q\n%s", got, dropReason(text), tc.want, tc.reason, text)
+			}
+		})
+	}
+	for dst, want := range map[string]string{"192.0.2.20": several, "192.0.2.21": one, "172.11.24.5": two, "172.11.28.9": other, "172.11.4.9": "198.18.0.2"} {
+		if _, text := br.trace(fromPod(a, dst, "")); !strings.Contains(text, "tun_dst="+want) || !strings.Contains(text, "NXM_NX_TUN_ID[0..31] is now 0x4977c") {
+			t.Errorf("to %s: not to peer %s\n%s", dst, want, text)
+		}
+	}
+}
+
+// dropReason is that of the last flow of a trace.
+func dropReason(trace string) Reason {
+	cookies := regexp.MustCompile(`cookie (0x[0-9a-f]+)`).FindAllStringSubmatch(trace, -1)
+	if len(cookies) == 0 {
+		return 0
+	}
+	v, err := strconv.ParseUint(cookies[len(cookies)-1][1], 0, 64)
+	if err != nil {
+		panic(err)
+	}
+	return DecodeCookie(v).Reason
+}
+
+// TestTracePeersProperty: of random peers on two tunnel ports, Open vSwitch takes exactly
+// what comes by the peer's own port with a netID that it may bring, from one of its
+// prefixes, and sends what is for them that way.
+func TestTracePeersProperty(t *testing.T) {
+	const seed = 20261128
+	rnd := rand.New(rand.NewPCG(seed, seed))
+	ids := []netid.ID{netid.Global, 10, 300924, netid.Max}
+	m := sample()
+	m.TunnelPorts, m.UDPPorts = []uint32{1, 3}, []tunnel.Port{4789, 8472}
+	m.Tenants, m.Pods = nil, nil
+	for i, id := range ids {
+		m.Tenants = append(m.Tenants, Tenant{Slot: uint32(i + 1), NetID: id, Known: true})
+		m.Pods = append(m.Pods, Pod{Address: addr(fmt.Sprintf("172.11.0.%d", 10+i)), Port: uint32(20 + i), Slot: uint32(i + 1)})
+	}
+	br := newBridge(t, m)
+	seen := map[Reason]int{}
+	type behind struct {
+		peer    Peer
+		address netip.Addr
+	}
+	for round := range 3 {
+		// Peers share nothing but the VTEP addresses, one by each port.
+		m.Peers = nil
+		var all []behind
+		for n := range 6 {
+			p := Peer{Port: m.TunnelPorts[n%2], VTEP: addr(fmt.Sprintf("198.18.0.%d", 2+n/2)), NetIDs: NetIDs{All: rnd.IntN(3) == 0}}
+			for _, id := range ids {
+				if !p.NetIDs.All && rnd.IntN(2) == 0 {
+					p.NetIDs.List = append(p.NetIDs.List, id)
+				}
+			}
+			for k := range 1 + rnd.IntN(3) {
+				a := addr(fmt.Sprintf("192.0.%d.%d", 10+n, 64*k))
+				p.Prefixes = append(p.Prefixes, netip.PrefixFrom(a, 26+rnd.IntN(7)))
+				all = append(all, behind{p, a})
+			}
+			m.Peers = append(m.Peers, p)
+		}
+		br.install(m)
+		for _, to := range all {
+			way := to.peer.VTEP.String()
+			if got, text := br.trace(fromPod(m.Pods[0], to.address.String(), "")); got != port(to.peer.Port) || !strings.Contains(text, "tun_dst="+way) {
+				t.Fatalf("seed %d round %d: to %s goes to %s, want %d to %s\n%s", seed, round, to.address, got, to.peer.Port, way, text)
+			}
+		}
+		for range 150 {
+			sender, from := all[rnd.IntN(len(all))], all[rnd.IntN(len(all))]
+			in, k, vni := m.TunnelPorts[rnd.IntN(2)], rnd.IntN(len(ids)), ids[rnd.IntN(len(ids))]
+			if rnd.IntN(2) == 0 {
+				from, in = sender, sender.peer.Port
+			}
+			want, reason := wantFromPeer(m.Peers, in, sender.peer.VTEP, vni, from.address, ids[k])
+			seen[reason]++
+			if want == "" {
+				want = port(m.Pods[k].Port)
+			}
+			packet := fmt.Sprintf("in_port=%d,tun_id=%d,tun_src=%s,udp,nw_src=%s,nw_dst=%s", in, vni, sender.peer.VTEP, from.address, m.Pods[k].Address)
+			if got, text := br.trace(packet); got != want || dropReason(text) != reason {
+				t.Fatalf("seed %d round %d: %s goes to %s for %q, want %s for %q; peers %+v\n%s", seed, round, packet, got, dropReason(text), want, reason, m.Peers, text)
+			}
+		}
+	}
+	for _, r := range []Reason{0, UnknownPeer, ForeignNetID, OtherTenant} {
+		if seen[r] < 20 {
+			t.Errorf("only %d packets end with %q: the test shows little", seen[r], r)
+		}
+	}
+}
+
+// wantFromPeer is what becomes of a packet that comes by port in from vtep, from src with
+// vni, for a pod of tenant to: "drop" and why, or nothing where the pod gets it.
+func wantFromPeer(peers []Peer, in uint32, vtep netip.Addr, vni netid.ID, src netip.Addr, to netid.ID) (string, Reason) {
+	i := slices.IndexFunc(peers, func(p Peer) bool { return p.Port == in && p.VTEP == vtep })
+	switch {
+	case i < 0:
+		return "drop", UnknownPeer
+	case !peers[i].NetIDs.All && !slices.Contains(peers[i].NetIDs.List, vni):
+		return "drop", ForeignNetID
+	case !slices.ContainsFunc(peers[i].Prefixes, func(p netip.Prefix) bool { return p.Contains(src) }):
+		return "drop", UnknownPeer
+	case !netid.Allowed(vni, to):
+		return "drop", OtherTenant
+	}
+	return "", 0
+}
+
 // TestTraceICMPErrors: ICMP errors about connections to services are translated, once,
 // and those of another tenant go nowhere, whatever connection tracking says.
 func TestTraceICMPErrors(t *testing.T) {
@@ -344,7 +516,7 @@ func TestSize(t *testing.T) {
 			t.Errorf("to %s: measured is not %t:\n%s", dst, measured, text)
 		}
 	}
-	if where, text := br.trace(fromPod(m.Pods[0], "172.11.12.9", "")); where != port(m.TunnelPort) {
+	if where, text := br.trace(fromPod(m.Pods[0], "172.11.12.9", "")); where != port(m.TunnelPorts[0]) {
 		t.Errorf("a small packet goes to %s\n%s", where, text)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
@@ -50,8 +51,8 @@ func (l *lab) other() {
 	o.VSCtl("add-port", "br0", "ovs0", "--", "set", "Interface", "ovs0", "ofport_request=12")
 	m := pipeline.Model{
 		Network: topology.DefaultConfig().Network, Subnet: netip.MustParsePrefix("172.11.4.0/22"), Gateway: gateway,
-		TunnelPort: 1, GatewayPort: 2, VXLANPort: 4789, ServiceNetwork: topology.DefaultConfig().ServiceNetwork, ServiceProxy: pipeline.OVS,
-		Peers:   []pipeline.Peer{{VTEP: self, Subnet: netip.MustParsePrefix("172.11.0.0/22")}},
+		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789}, ServiceNetwork: topology.DefaultConfig().ServiceNetwork, ServiceProxy: pipeline.OVS,
+		Peers:   []pipeline.Peer{{Port: 1, VTEP: self, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.11.0.0/22")}, NetIDs: pipeline.NetIDs{All: true}}},
 		Tenants: []pipeline.Tenant{{Slot: 1, NetID: 10, Known: true}},
 		Pods:    []pipeline.Pod{{Address: remote, Port: 12, Slot: 1}},
 	}
