@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -32,7 +33,7 @@ func BenchmarkTurn(b *testing.B) {
 				s := snapshot(1, namespaces, labSelf, labPeer)
 				l.loop.hold(s)
 				p := &pass{me: labSelf}
-				p.ports.Tunnel, p.ports.Gateway = 1, 2
+				p.ports = desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}
 				for _, step := range []func() error{
 					func() error { return l.loop.flows.setPorts(b.Context(), p) }, func() error { return l.loop.flows.connect(b.Context(), p) },
 				} {

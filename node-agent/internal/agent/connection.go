@@ -101,8 +101,8 @@ func (c *connection) ended() <-chan struct{} { return c.lost }
 func (c *connection) flows() flowstore.Switch { return c.conn }
 
 // unblock implements switchConnection.
-func (c *connection) unblock(ctx context.Context) ([]string, error) {
-	return bridge.Unblock(ctx, c.conn, attach.HostIfPrefix)
+func (c *connection) unblock(ctx context.Context, tunnels []string) ([]string, error) {
+	return bridge.Unblock(ctx, c.conn, tunnels, attach.HostIfPrefix)
 }
 
 // Send implements exits.Switch: the frame goes out of the bridge's gateway port, past all flows.

@@ -9,6 +9,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
@@ -37,7 +38,7 @@ func TestTableContract(t *testing.T) {
 		o := ovstest.Start(t)
 		o.AddBridge("br0", "dummy")
 		store := flowstore.New(flowstore.Config{Areas: []flowstore.Area{nodeflows.Area()}, Observer: unobserved{}})
-		tableContract(t, store, nodeflows.New(labSelf.HostIP, 4789, store, unobserved{}), func() flowstore.Switch {
+		tableContract(t, store, nodeflows.New(labSelf.HostIP, []tunnel.Port{4789}, store, unobserved{}), func() flowstore.Switch {
 			conn, err := of.Dial(t.Context(), o.Mgmt("br0"))
 			if err != nil {
 				t.Fatal(err)
@@ -76,8 +77,8 @@ func tableContract(t *testing.T, store flowStore, table flowTable, dial func() f
 	}
 	is("resync before there is a picture", table.Resync(ctx), flowstore.ErrNotReady)
 	is("connection before there is a picture", connect(), nil)
-	is("ports before records", table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}), nil)
-	is("the tunnels' port before records", table.SetVXLANPort(ctx, 4790), nil)
+	is("ports before records", table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}), nil)
+	is("the tunnels' port before records", table.SetUDPPorts(ctx, []tunnel.Port{4790}), nil)
 	if size() != 0 || len(table.Peers()) != 0 {
 		t.Errorf("before there are records: %d flows, peers %v", size(), table.Peers())
 	}
@@ -91,8 +92,8 @@ func tableContract(t *testing.T, store flowStore, table flowTable, dial func() f
 	store.Disconnect()
 	is("nudge without a switch", table.Nudge(ctx), flowstore.ErrDisconnected)
 	sets("records without a switch", 2, 1, flowstore.ErrDisconnected, false)
-	is("another port of the tunnels without a switch", table.SetVXLANPort(ctx, 8472), flowstore.ErrDisconnected)
-	is("the same again", table.SetVXLANPort(ctx, 8472), nil)
+	is("another port of the tunnels without a switch", table.SetUDPPorts(ctx, []tunnel.Port{8472}), flowstore.ErrDisconnected)
+	is("the same again", table.SetUDPPorts(ctx, []tunnel.Port{8472}), nil)
 	if len(table.Peers()) != 1 {
 		t.Errorf("the picture does not follow while the switch is away: peers %v", table.Peers())
 	}

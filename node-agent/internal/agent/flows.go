@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -16,6 +17,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // flowSide brings the records into the flows of the switch, and tells who waits for them.
@@ -68,8 +70,8 @@ type flowTable interface {
 	Connected(ctx context.Context) error
 	Load(pods []desired.Attached)
 	SetPorts(ctx context.Context, p desired.Ports) error
-	// SetVXLANPort says the UDP port of the tunnels.
-	SetVXLANPort(ctx context.Context, port uint16) error
+	// SetUDPPorts says the UDP ports of the tunnels.
+	SetUDPPorts(ctx context.Context, ports []tunnel.Port) error
 	SetPathMTUs(ctx context.Context, narrow map[netip.Addr]int) error
 	// SetRecords reports, once, that flows may have changed, by whatever.
 	SetRecords(ctx context.Context, s topology.Snapshot) (problems []desired.Problem, changed bool, err error)
@@ -88,8 +90,8 @@ type switchConnection interface {
 	flows() flowstore.Switch
 	// Send sends a frame out of the gateway port, past all flows.
 	exits.Switch
-	// unblock lets ports have all packets, and says which had not.
-	unblock(ctx context.Context) (ports []string, err error)
+	// unblock lets the ports have all packets, also the tunnels with those names, and says which had not.
+	unblock(ctx context.Context, tunnels []string) (ports []string, err error)
 	// ended wakes up when a connection has ended by itself.
 	ended() <-chan struct{}
 	close()
@@ -276,7 +278,7 @@ func (n *flowSide) unblock(ctx context.Context, p *pass) error {
 	if !p.full {
 		return nil
 	}
-	ports, err := n.conn.unblock(ctx)
+	ports, err := n.conn.unblock(ctx, slices.Collect(maps.Keys(p.ports.Tunnels)))
 	if len(ports) > 0 {
 		n.metrics.portRepairs.Add(float64(len(ports)))
 		n.log.Warn("somebody had kept ports of the bridge from their packets (ovs-ofctl mod-port): put right", "ports", ports)

@@ -148,7 +148,7 @@ func (n *hostSide) route(ctx context.Context, p *pass) error {
 
 func (n *hostSide) ensureBridge(ctx context.Context, p *pass) (err error) {
 	p.ports, _, err = n.bridge.Ensure(ctx, bridge.Spec{
-		Name: n.settings.bridge, Datapath: n.settings.datapath, VTEP: n.self, Gateway: p.me.Gateway(), MTU: p.mtu.Receives, VXLANPort: n.tunnels.port,
+		Name: n.settings.bridge, Datapath: n.settings.datapath, VTEP: n.self, Gateway: p.me.Gateway(), MTU: p.mtu.Receives, Tunnels: n.tunnelList(),
 		TunnelSource: p.source,
 	})
 	return err

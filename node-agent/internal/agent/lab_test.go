@@ -212,7 +212,7 @@ func (m *machine) Ports(string) ([]ovs.Port, error) {
 	case m.gateway.Name == "":
 		return nil, ovs.ErrNoBridge
 	}
-	return []ovs.Port{m.gateway, {Name: bridge.TunnelPort, Options: map[string]string{"dst_port": m.tunnelPort.String()}}}, nil
+	return []ovs.Port{m.gateway, {Name: desired.NodeTunnel, Type: string(tunnel.VXLAN), Options: map[string]string{"dst_port": m.tunnelPort.String()}}}, nil
 }
 
 func (m *machine) Changes() <-chan struct{} { return m.changes }
@@ -276,15 +276,16 @@ func (b fakeBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports
 		return desired.Ports{}, false, ovs.ErrDisconnected
 	case b.switchAway:
 		return desired.Ports{}, false, errors.New("ovs-vswitchd does not take the bridge in")
-	case spec.MTU < topology.MinMTU || !spec.Gateway.IsValid():
+	case spec.MTU < topology.MinMTU || !spec.Gateway.IsValid() || len(spec.Tunnels) == 0:
 		return desired.Ports{}, false, fmt.Errorf("no bridge is made as %+v", spec)
 	}
-	if b.tunnelPort != 0 && b.tunnelPort != spec.VXLANPort && !slices.Contains(b.guarded, spec.VXLANPort) {
+	at := spec.Tunnels.Named(desired.NodeTunnel).Port
+	if b.tunnelPort != 0 && b.tunnelPort != at && !slices.Contains(b.guarded, at) {
 		b.unguarded = true
 	}
-	b.tunnelPort = spec.VXLANPort
+	b.tunnelPort = at
 	b.gateway = ovs.Port{Name: bridge.GatewayPort, MTURequest: spec.MTU}
-	return desired.Ports{Tunnel: 1, Gateway: 2}, false, ctx.Err()
+	return desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}, false, ctx.Err()
 }
 
 func (h fakeHost) Ensure(ctx context.Context, spec hostnet.Spec) (bool, error) {
@@ -354,10 +355,10 @@ func (c *fakeConn) dial(ctx context.Context) error {
 func (c *fakeConn) flows() flowstore.Switch {
 	return fakeSwitch{machine: c.machine, session: c.sessions}
 }
-func (c *fakeConn) ended() <-chan struct{}                    { return c.lost }
-func (c *fakeConn) unblock(context.Context) ([]string, error) { return nil, nil }
-func (c *fakeConn) Send(context.Context, []byte) error        { return nil }
-func (c *fakeConn) close()                                    { c.set(func() { c.live = false }) }
+func (c *fakeConn) ended() <-chan struct{}                              { return c.lost }
+func (c *fakeConn) unblock(context.Context, []string) ([]string, error) { return nil, nil }
+func (c *fakeConn) Send(context.Context, []byte) error                  { return nil }
+func (c *fakeConn) close()                                              { c.set(func() { c.live = false }) }
 
 // fakePods are no pods; they refuse what an attacher refuses before it was started.
 type fakePods struct {
@@ -539,8 +540,8 @@ type fakeTable struct {
 	records *topology.Snapshot
 	ports   *desired.Ports
 	model   bool
-	// vxlanPort is 0 before it is told one.
-	vxlanPort uint16
+	// udp are none before it is told some.
+	udp []tunnel.Port
 	// has is the revision whose flows the switch has.
 	has int64
 	// changed is that it has other flows than when SetRecords last told so.
@@ -574,7 +575,7 @@ func (f *fakeTable) refresh() ([]desired.Problem, error) {
 	if f.records == nil || f.ports == nil {
 		return nil, flowstore.ErrNotReady
 	}
-	_, problems, err := desired.Node(*f.records, f.self, *f.ports, 4789, nil, nil)
+	_, problems, err := desired.Node(*f.records, f.self, *f.ports, f.udp, nil, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -608,7 +609,7 @@ func (f *fakeTable) Disconnect() {
 func (f *fakeTable) SetPorts(_ context.Context, p desired.Ports) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.ports != nil && *f.ports == p {
+	if f.ports != nil && f.ports.Equal(p) {
 		return f.again()
 	}
 	f.ports = &p
@@ -619,13 +620,13 @@ func (f *fakeTable) SetPorts(_ context.Context, p desired.Ports) error {
 	return err
 }
 
-func (f *fakeTable) SetVXLANPort(_ context.Context, p uint16) error {
+func (f *fakeTable) SetUDPPorts(_ context.Context, ports []tunnel.Port) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.vxlanPort == p {
+	if slices.Equal(f.udp, ports) {
 		return f.again()
 	}
-	f.vxlanPort = p
+	f.udp = ports
 	_, err := f.refresh()
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
@@ -673,7 +674,7 @@ func (f *fakeTable) Peers() []pipeline.Peer {
 	if !f.model {
 		return nil
 	}
-	m, _, _ := desired.Node(*f.records, f.self, *f.ports, 4789, nil, nil)
+	m, _, _ := desired.Node(*f.records, f.self, *f.ports, f.udp, nil, nil)
 	return m.Peers
 }
 

@@ -203,6 +203,7 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	if n.etcd.asking != nil {
 		n.etcd.asking.SetSelf(vtep)
 	}
+	usual := desired.NodeTunnels(vtep, tunnel.VXLAN.Port()) // until it is decided
 	areas := []flowstore.Area{nodeflows.Area()}
 	if n.api != nil {
 		areas = append(areas, services.Area())
@@ -211,7 +212,7 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 		self: vtep, underlay: under, picture: &picture{name: n.cfg.NodeName, self: vtep},
 		flows: flowstore.New(flowstore.Config{Areas: areas, Observer: n.metrics, Watched: pipeline.Written(), Logger: n.log}),
 	}
-	p.table = nodeflows.New(vtep, uint16(tunnel.VXLAN.Port()), p.flows, n.metrics)
+	p.table = nodeflows.New(vtep, usual.UDPPorts(), p.flows, n.metrics)
 	p.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
 	if n.cfg.ServiceConnections == fairness.Off {
 		p.table.Unlimited()

@@ -168,7 +168,7 @@ func TestSettlesAgain(t *testing.T) {
 		s := snapshot(7, 3, labSelf, labPeer)
 		l.loop.records, l.loop.started = &s, labSelf.Subnet
 		n := l.loop.flows
-		if err := errors.Join(l.table.SetPorts(t.Context(), desired.Ports{Tunnel: 1, Gateway: 2}), n.connect(t.Context(), nil)); err != nil {
+		if err := errors.Join(l.table.SetPorts(t.Context(), desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}), n.connect(t.Context(), nil)); err != nil {
 			t.Fatal(err)
 		}
 		short, cancel := context.WithTimeout(t.Context(), l.machine.compares)

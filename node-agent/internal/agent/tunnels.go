@@ -88,9 +88,9 @@ func (n *hostSide) decideTunnels(ctx context.Context, _ *pass) error {
 	}
 	has := map[string]tunnel.Port{}
 	for _, port := range ports {
-		switch {
-		case port.Name == bridge.TunnelPort:
-			has[port.Name] = bridge.VXLANPort(port)
+		switch at := bridge.UDPPort(port); {
+		case at != 0:
+			has[port.Name] = at
 		case strings.HasPrefix(port.Name, attach.HostIfPrefix):
 			p.Pods++
 		}
@@ -105,7 +105,7 @@ func (n *hostSide) decideTunnels(ctx context.Context, _ *pass) error {
 	if n.tunnels.port == 0 {
 		return n.tunnels.why
 	}
-	return n.table.SetVXLANPort(ctx, uint16(n.tunnels.port))
+	return n.table.SetUDPPorts(ctx, n.tunnelList().UDPPorts())
 }
 
 // guardMove has the firewall know the port that the bridge is about to get: pods may not send

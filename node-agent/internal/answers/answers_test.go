@@ -111,7 +111,7 @@ func (t *told) Inc() { t.Add(1) }
 func (l *tooLargeLab) program(o *ovstest.OVS) {
 	l.seen, l.told = &seen{}, &told{}
 	flows := flowstore.New(flowstore.Config{Areas: []flowstore.Area{nodeflows.Area()}, Observer: l.seen})
-	table := nodeflows.New(labSelf.HostIP, 4789, flows, l.seen)
+	table := nodeflows.New(labSelf.HostIP, []tunnel.Port{4789}, flows, l.seen)
 	l.table = table
 	ctx := l.t.Context()
 	packets := make(chan of.PacketIn, 64)
@@ -138,7 +138,7 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 	l.t.Cleanup(func() { _ = conn.Close(); answering.Wait() })
 	table.SetServiceProxy(l.proxy)
 	l.ok(table.SetPathMTUs(ctx, map[netip.Addr]int{labPeer.HostIP: pathMTU}))
-	l.ok(table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}))
+	l.ok(table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}))
 	id := netid.ID(10)
 	_, _, err = table.SetRecords(ctx, topology.Snapshot{
 		Revision: 1, Config: topology.DefaultConfig(),

@@ -1,5 +1,5 @@
-// Package bridge keeps br0 itself as it should be: the bridge, its tunnel port
-// vxlan0 and its gateway port tun0. It never deletes or re-creates a bridge, and
+// Package bridge keeps br0 itself as it should be: the bridge, its tunnel ports
+// and its gateway port tun0. It never deletes or re-creates a bridge, and
 // touches no port that it does not own.
 package bridge
 
@@ -14,11 +14,12 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
-// Names of the ports.
-const (
-	TunnelPort  = "vxlan0"
-	GatewayPort = "tun0"
-)
+// GatewayPort is the name of the port to the node.
+const GatewayPort = "tun0"
+
+// keyTunnel is in the external_ids of the tunnel ports that this package has made, or found
+// where it was to make them: others' are not its to remove. Its value is the tunnel's type.
+const keyTunnel = "k8s-ovs-tunnel"
 
 // dstPort is the option of a tunnel port with its UDP port (ovs-vswitchd.conf.db(5)).
 const dstPort = "dst_port"
@@ -26,9 +27,8 @@ const dstPort = "dst_port"
 // Port numbers that the bridge's own ports ask for, so that flows stay valid
 // when ovs-vswitchd starts anew. Pods ask for FirstPodPort and up.
 const (
-	tunnelOfport  = 1
 	gatewayOfport = 2
-	// FirstPodPort leaves room below for ports of later versions.
+	// FirstPodPort leaves room below for tunnels (see [desired.Tunnel]).
 	FirstPodPort = 10
 	// maxOfport is the largest number that Open vSwitch gives on request
 	// (ofport_request, ovs-vswitchd.conf.db(5)).
@@ -39,6 +39,8 @@ const (
 type Switch interface {
 	EnsureBridge(ctx context.Context, spec ovs.BridgeSpec) (changed bool, err error)
 	EnsurePort(ctx context.Context, bridge string, spec ovs.PortSpec) (changed bool, err error)
+	Ports(bridge string) ([]ovs.Port, error)
+	DeletePort(ctx context.Context, bridge, name string) error
 	WaitOfport(ctx context.Context, name string) (uint32, error)
 	// Sync waits until ovs-vswitchd has taken the database in.
 	Sync(ctx context.Context) error
@@ -57,10 +59,11 @@ type Spec struct {
 	// MTU of tun0 and of the bridge's own device, bytes. Open vSwitch keeps both at
 	// it: without, it makes them the least of all ports'.
 	MTU int
-	// VXLANPort is the UDP port of tunnels.
-	VXLANPort tunnel.Port
-	// TunnelSource is the address that tunnel packets are sent from and taken at;
-	// not valid: what the way to a peer says, and any of the node's.
+	// Tunnels are all that it is to have. One that the bridge has from before and that is not
+	// among them goes.
+	Tunnels desired.Tunnels
+	// TunnelSource is the address that packets of the tunnels of its family are sent from
+	// and taken at; not valid: what the way to a peer says, and any of the node's.
 	TunnelSource netip.Addr
 }
 
@@ -83,13 +86,7 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 			// it on stays on until the next change of the database: this is one.
 			return true, sw.Sync(ctx)
 		},
-		func() (bool, error) {
-			options := map[string]string{"key": "flow", "remote_ip": "flow", dstPort: spec.VXLANPort.String()}
-			if spec.TunnelSource.IsValid() {
-				options["local_ip"] = spec.TunnelSource.String()
-			}
-			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{Name: TunnelPort, Type: string(tunnel.VXLAN), OfportRequest: tunnelOfport, Options: options})
-		},
+		func() (bool, error) { return ensureTunnels(ctx, sw, spec) },
 		func() (bool, error) {
 			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{
 				Name: GatewayPort, Type: "internal", OfportRequest: gatewayOfport, MAC: gatewayMAC, MTURequest: spec.MTU,
@@ -103,8 +100,11 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 		}
 		changed = changed || c
 	}
-	if ports.Tunnel, err = sw.WaitOfport(ctx, TunnelPort); err != nil {
-		return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
+	ports.Tunnels = make(map[string]uint32, len(spec.Tunnels))
+	for _, t := range spec.Tunnels {
+		if ports.Tunnels[t.Name], err = sw.WaitOfport(ctx, t.Name); err != nil {
+			return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
+		}
 	}
 	if ports.Gateway, err = sw.WaitOfport(ctx, GatewayPort); err != nil {
 		return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
@@ -112,11 +112,55 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 	return ports, changed, nil
 }
 
-// VXLANPort is the UDP port that the bridge's tunnel port p has.
-func VXLANPort(p ovs.Port) tunnel.Port {
+// ensureTunnels makes the tunnel ports, and removes those of its own that are none any
+// more. These go first: a new one may have the UDP port of an old one.
+func ensureTunnels(ctx context.Context, sw Switch, spec Spec) (changed bool, err error) {
+	ports, err := sw.Ports(spec.Name)
+	if err != nil {
+		return false, err
+	}
+	for _, p := range ports {
+		if p.ExternalIDs[keyTunnel] == "" || spec.Tunnels.Named(p.Name).Name != "" {
+			continue
+		}
+		if err := sw.DeletePort(ctx, spec.Name, p.Name); err != nil {
+			return changed, err
+		}
+		changed = true
+	}
+	for _, t := range spec.Tunnels {
+		did, err := sw.EnsurePort(ctx, spec.Name, tunnelPort(t, spec.TunnelSource))
+		changed = changed || did
+		if err != nil {
+			return changed, err
+		}
+	}
+	if !changed {
+		return false, nil
+	}
+	// Ports that want the number of another get it as ovs-vswitchd goes on: until then two of
+	// them may say the same one.
+	return true, sw.Sync(ctx)
+}
+
+// tunnelPort is the port of tunnel t, whose packets are sent from source where that is of
+// its family.
+func tunnelPort(t desired.Tunnel, source netip.Addr) ovs.PortSpec {
+	options := map[string]string{"key": "flow", "remote_ip": "flow", dstPort: t.Port.String()}
+	if source.IsValid() && tunnel.FamilyOf(source) == t.Family {
+		options["local_ip"] = source.String()
+	}
+	return ovs.PortSpec{
+		Name: t.Name, Type: string(t.Type), OfportRequest: t.Ofport, Options: options,
+		ExternalIDs: map[string]string{keyTunnel: string(t.Type)},
+	}
+}
+
+// UDPPort is the UDP port that the bridge's tunnel port p has; 0 where it is none.
+func UDPPort(p ovs.Port) tunnel.Port {
 	port, err := tunnel.ParsePort(p.Options[dstPort])
 	if err != nil {
-		return tunnel.VXLAN.Port() // what Open vSwitch takes then
+		return tunnel.Type(p.Type).Port() // what Open vSwitch takes then
 	}
 	return port
 }

@@ -4,9 +4,12 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -26,17 +29,17 @@ func TestEnsure(t *testing.T) {
 	}
 	defer client.Close()
 	spec := Spec{
-		Name: "br0", Datapath: "dummy", VTEP: netip.MustParseAddr("198.18.0.1"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, VXLANPort: 4790,
+		Name: "br0", Datapath: "dummy", VTEP: netip.MustParseAddr("198.18.0.1"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: desired.NodeTunnels(netip.MustParseAddr("198.18.0.1"), 4790),
 	}
 	ports, changed, err := Ensure(ctx, client, spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !changed || ports != (desired.Ports{Tunnel: 1, Gateway: 2}) {
+	if !changed || !ports.Equal(desired.Ports{Tunnels: map[string]uint32{"vxlan0": 1}, Gateway: 2}) {
 		t.Errorf("changed %t, ports %+v", changed, ports)
 	}
-	if p, _ := client.Port(TunnelPort); VXLANPort(p) != spec.VXLANPort {
-		t.Errorf("read back: port %d, want %d", VXLANPort(p), spec.VXLANPort)
+	if p, _ := client.Port("vxlan0"); UDPPort(p) != 4790 {
+		t.Errorf("read back: port %d, want 4790", UDPPort(p))
 	}
 	o.VSCtl("set", "bridge", "br0", "external_ids:somebody=else", "other_config:mac-table-size=100")
 	o.VSCtl("add-port", "br0", "foreign", "--", "set", "interface", "foreign", "type=internal")
@@ -74,12 +77,78 @@ func TestEnsure(t *testing.T) {
 	}
 }
 
+// TestTunnels: the bridge has the tunnels that it is to have, each with its number, whatever
+// it had before; those of others stay, and so does one that an agent before this has made.
+func TestTunnels(t *testing.T) {
+	o := ovstest.Start(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: "unix:" + o.DB, RunDir: o.RunDir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	vtep := netip.MustParseAddr("198.18.0.1")
+	one := desired.NodeTunnels(vtep, 4789)
+	made := func(name string, port tunnel.Port, f tunnel.Family, number uint32) desired.Tunnel {
+		return desired.Tunnel{Tunnel: tunnel.Tunnel{Name: name, Type: tunnel.VXLAN, Port: port, Family: f}, Ofport: number}
+	}
+	second, sixth := made("vxlan1", 8472, tunnel.IPv4, 3), made("vxlan6", 4790, tunnel.IPv6, 4)
+	again := made("vxlan2", 8472, tunnel.IPv4, 5) // at the UDP port of one that goes
+	o.AddBridge("br0", "dummy")
+	o.VSCtl("add-port", "br0", "vxlan0", "--", "set", "interface", "vxlan0", "type=vxlan", "options:key=flow", "options:remote_ip=flow", "options:dst_port=4789", "ofport_request=1")
+	o.VSCtl("add-port", "br0", "theirs", "--", "set", "interface", "theirs", "type=vxlan", "options:key=flow", "options:remote_ip=flow", "options:dst_port=5000", "ofport_request=9")
+	for _, step := range []struct {
+		name    string
+		tunnels desired.Tunnels
+		want    map[string]uint32
+		changed bool
+	}{
+		{"as an agent before had it", one, map[string]uint32{"vxlan0": 1}, true},
+		{"the same", one, map[string]uint32{"vxlan0": 1}, false},
+		{"two more", append(slices.Clone(one), second, sixth), map[string]uint32{"vxlan0": 1, "vxlan1": 3, "vxlan6": 4}, true},
+		{"again", append(slices.Clone(one), second, sixth), map[string]uint32{"vxlan0": 1, "vxlan1": 3, "vxlan6": 4}, false},
+		{"another instead of one", append(slices.Clone(one), sixth, again), map[string]uint32{"vxlan0": 1, "vxlan6": 4, "vxlan2": 5}, true},
+		{"none but the second", desired.Tunnels{second}, map[string]uint32{"vxlan1": 3}, true},
+		{"one", one, map[string]uint32{"vxlan0": 1}, true},
+	} {
+		ports, changed, err := Ensure(ctx, client, Spec{
+			Name: "br0", Datapath: "dummy", VTEP: vtep, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: step.tunnels, TunnelSource: vtep,
+		})
+		if err != nil {
+			t.Fatalf("%s: %v", step.name, err)
+		}
+		if want := (desired.Ports{Tunnels: step.want, Gateway: 2}); !ports.Equal(want) || changed != step.changed {
+			t.Errorf("%s: ports %+v, want %+v; changed: %t", step.name, ports, want, changed)
+		}
+		has := map[string]string{}
+		for name := range strings.FieldsSeq(o.VSCtl("list-ports", "br0")) {
+			if p, _ := client.Port(name); p.Type == string(tunnel.VXLAN) {
+				has[name] = UDPPort(p).String() + " " + p.Options["local_ip"]
+			}
+		}
+		want := map[string]string{"theirs": "5000 "}
+		for _, tun := range step.tunnels {
+			want[tun.Name] = tun.Port.String() + " "
+			if tun.Family == tunnel.IPv4 {
+				want[tun.Name] += vtep.String()
+			}
+		}
+		if diff := cmp.Diff(want, has); diff != "" {
+			t.Errorf("%s: tunnels of the bridge (-want +got):\n%s", step.name, diff)
+		}
+	}
+}
+
 // Open vSwitch has VXLAN at 4789 where nobody says another port.
-func TestVXLANPort(t *testing.T) {
+func TestUDPPort(t *testing.T) {
 	for option, want := range map[string]tunnel.Port{"": 4789, "8472": 8472, "many": 4789} {
-		if got := VXLANPort(ovs.Port{Options: map[string]string{"dst_port": option}}); got != want {
+		if got := UDPPort(ovs.Port{Type: "vxlan", Options: map[string]string{"dst_port": option}}); got != want {
 			t.Errorf("%q: %d, want %d", option, got, want)
 		}
+	}
+	if got := UDPPort(ovs.Port{Type: "internal"}); got != 0 {
+		t.Errorf("no tunnel: %d", got)
 	}
 }
 

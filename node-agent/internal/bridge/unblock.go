@@ -3,6 +3,7 @@ package bridge
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
@@ -15,16 +16,16 @@ type Blockable interface {
 	SetPortConfig(ctx context.Context, p of.PortDesc, config, mask of.PortConfig) error
 }
 
-// Unblock lets the ports that are ours, the bridge's own and those whose names begin
-// with pods, have all packets again, and returns which had not.
-func Unblock(ctx context.Context, sw Blockable, pods string) (unblocked []string, err error) {
+// Unblock lets the ports that are ours, the gateway, the tunnels with those names and those
+// whose names begin with pods, have all packets again, and returns which had not.
+func Unblock(ctx context.Context, sw Blockable, tunnels []string, pods string) (unblocked []string, err error) {
 	ports, err := sw.Ports(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var errs []error
 	for _, p := range ports {
-		own := p.Name == TunnelPort || p.Name == GatewayPort || strings.HasPrefix(p.Name, pods)
+		own := p.Name == GatewayPort || slices.Contains(tunnels, p.Name) || strings.HasPrefix(p.Name, pods)
 		if !own || p.Config == 0 {
 			continue
 		}

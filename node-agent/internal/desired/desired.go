@@ -53,8 +53,14 @@ func (s Slots) Assign(namespace string) uint32 {
 	return slot
 }
 
-// Ports are the numbers of the bridge's own ports.
-type Ports struct{ Tunnel, Gateway uint32 }
+// Ports are the numbers of the bridge's own ports, those of the tunnels by name.
+type Ports struct {
+	Tunnels map[string]uint32
+	Gateway uint32
+}
+
+// Equal reports whether all have the same numbers.
+func (p Ports) Equal(q Ports) bool { return p.Gateway == q.Gateway && maps.Equal(p.Tunnels, q.Tunnels) }
 
 // Problem is something in the records that this node leaves out, and why.
 type Problem struct {
@@ -63,10 +69,10 @@ type Problem struct {
 }
 
 // Node computes the model of the node with address self, whose tunnel packets are taken at
-// UDP port vxlanPort. It fails as long as the records do not give it a valid subnet. Peers
+// the UDP ports udp. It fails as long as the records do not give it a valid subnet. Peers
 // that are not valid, or whose tunnel port the bridge has not got, are left out, and those
 // that are not valid are named in the problems: an unknown peer is dropped, not guessed.
-func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, slots Slots, attached []Attached) (pipeline.Model, []Problem, error) {
+func Node(s topology.Snapshot, self netip.Addr, ports Ports, udp []tunnel.Port, slots Slots, attached []Attached) (pipeline.Model, []Problem, error) {
 	me, ok := s.Nodes[self]
 	if !ok {
 		return pipeline.Model{}, nil, fmt.Errorf("there is no subnet record for this node (%s)", self)
@@ -79,7 +85,7 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, vxlanPort uint16, s
 	}
 	m := pipeline.Model{
 		Network: s.Config.Network, Subnet: me.Subnet, Gateway: me.Gateway(),
-		TunnelPorts: []uint32{ports.Tunnel}, GatewayPort: ports.Gateway, UDPPorts: []tunnel.Port{tunnel.Port(vxlanPort)}, ServiceNetwork: s.Config.ServiceNetwork,
+		TunnelPorts: slices.Sorted(maps.Values(ports.Tunnels)), GatewayPort: ports.Gateway, UDPPorts: udp, ServiceNetwork: s.Config.ServiceNetwork,
 	}
 	var problems []Problem
 	m.Peers, problems = peers(s, me, ports)
@@ -168,7 +174,7 @@ func Ends(s topology.Snapshot, self netip.Addr) []End {
 // nodePeer is a node as a peer: it may bring the netIDs of all its pods.
 func nodePeer(n topology.Node, ports Ports) pipeline.Peer {
 	return pipeline.Peer{
-		Port: ports.Tunnel, VTEP: n.HostIP, Prefixes: []netip.Prefix{n.Subnet}, NetIDs: pipeline.NetIDs{All: true},
+		Port: ports.Tunnels[NodeTunnel], VTEP: n.HostIP, Prefixes: []netip.Prefix{n.Subnet}, NetIDs: pipeline.NetIDs{All: true},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 func ip(s string) netip.Addr     { return netip.MustParseAddr(s) }
@@ -34,7 +35,7 @@ func snapshot(nodes ...topology.Node) topology.Snapshot {
 }
 
 // twoPorts are those of a bridge with one tunnel.
-var twoPorts = Ports{Tunnel: 1, Gateway: 2}
+var twoPorts = Ports{Tunnels: map[string]uint32{NodeTunnel: 1}, Gateway: 2}
 
 var (
 	n1 = topology.Node{Host: "n1", HostIP: ip("198.18.0.1"), Subnet: net4("172.11.0.0/22")}
@@ -65,7 +66,7 @@ func TestPeers(t *testing.T) {
 		"one with our subnet":    {nodes: []topology.Node{n1, thief}, problems: []string{"subnets/198.18.0.8"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, problems, err := Node(snapshot(tc.nodes...), n1.HostIP, twoPorts, 4789, Slots{}, nil)
+			m, problems, err := Node(snapshot(tc.nodes...), n1.HostIP, twoPorts, []tunnel.Port{4789}, Slots{}, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -83,6 +84,14 @@ func TestPeers(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// A peer whose tunnel the bridge has not got yet is left out, and no problem.
+func TestPeersWithoutTunnel(t *testing.T) {
+	m, problems, err := Node(snapshot(n1, n2), n1.HostIP, Ports{Gateway: 2}, nil, Slots{}, nil)
+	if err != nil || len(m.Peers)+len(problems)+len(m.TunnelPorts) > 0 {
+		t.Errorf("peers %v, tunnel ports %d, problems %v, %v", m.Peers, m.TunnelPorts, problems, err)
 	}
 }
 
@@ -129,7 +138,7 @@ func TestContested(t *testing.T) {
 func TestSwappedAddresses(t *testing.T) {
 	a, b := n2, n3
 	a.HostIP, b.HostIP = n3.HostIP, n2.HostIP
-	m, problems, err := Node(snapshot(n1, a, b), n1.HostIP, twoPorts, 4789, Slots{}, nil)
+	m, problems, err := Node(snapshot(n1, a, b), n1.HostIP, twoPorts, []tunnel.Port{4789}, Slots{}, nil)
 	if err != nil || len(problems) > 0 {
 		t.Fatal(err, problems)
 	}
@@ -150,7 +159,7 @@ func TestNotPlaced(t *testing.T) {
 		"not valid":     {[]topology.Node{{Host: "n1", HostIP: n1.HostIP, Subnet: net4("10.0.0.0/22")}}, "is not a /22"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, _, err := Node(snapshot(tc.nodes...), n1.HostIP, twoPorts, 4789, Slots{}, nil)
+			_, _, err := Node(snapshot(tc.nodes...), n1.HostIP, twoPorts, []tunnel.Port{4789}, Slots{}, nil)
 			if err == nil || !strings.Contains(err.Error(), tc.want) {
 				t.Errorf("error %v, want one with %q", err, tc.want)
 			}

@@ -40,7 +40,7 @@ func large(b *testing.B) (*Table, topology.Snapshot) {
 	}
 	table.Load(pods)
 	_, _, _ = table.SetRecords(b.Context(), s)
-	_ = table.SetPorts(b.Context(), desired.Ports{Tunnel: 1, Gateway: 2})
+	_ = table.SetPorts(b.Context(), desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2})
 	conn, err := of.Dial(b.Context(), o.Mgmt("br0"))
 	if err != nil {
 		b.Fatal(err)

@@ -17,6 +17,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // refusing is a switch that refuses flows of one port.
@@ -44,7 +45,7 @@ func TestChangesAtOnce(t *testing.T) {
 	if _, _, err := table.SetRecords(ctx, s); err != nil && !errors.Is(err, flowstore.ErrNotReady) {
 		t.Fatal(err)
 	}
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	comes := func(namespace string, n int) change { return change{pod: pod(namespace, n)} }
@@ -114,9 +115,11 @@ func TestToldAgain(t *testing.T) {
 	}
 	follow(t, table, 11)
 	for name, tell := range map[string]func() error{
-		"ports":     func() error { return table.SetPorts(ctx, desired.Ports{Tunnel: 3, Gateway: 4}) },
+		"ports": func() error {
+			return table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 3}, Gateway: 4})
+		},
 		"path MTUs": func() error { return table.SetPathMTUs(ctx, map[netip.Addr]int{node(2).HostIP: 1350}) },
-		"UDP port":  func() error { return table.SetVXLANPort(ctx, 8472) },
+		"UDP port":  func() error { return table.SetUDPPorts(ctx, []tunnel.Port{8472}) },
 	} {
 		sw.lose = true
 		before := o.OFCtl("dump-flows", "--no-stats", "br0")

@@ -56,7 +56,7 @@ func metering(t *testing.T, refuse bool) (*ovstest.OVS, *Table, *metered) {
 		t.Fatal(err)
 	}
 	_, _, _ = table.SetRecords(t.Context(), records(1, map[string]netid.ID{"a": 10, "b": 11}))
-	if err := table.SetPorts(t.Context(), desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(t.Context(), desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	return o, table, sw

@@ -49,7 +49,7 @@ func limited(t *testing.T) (*ovstest.OVS, *Table, *observer, *of.Conn, desired.A
 	o.AddDummyPort("br0", "p12", 12)
 	conn := connect(t, o, table)
 	_, _, _ = table.SetRecords(t.Context(), records(1, map[string]netid.ID{"a": 10}))
-	if err := table.SetPorts(t.Context(), desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(t.Context(), desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	p := pod("a", 2)
@@ -188,7 +188,7 @@ func TestPortTwice(t *testing.T) {
 	a.Meter, b.Meter, b.Port = desired.Meter{Rate: 1000, Burst: 1000}, desired.Meter{Rate: 2000, Burst: 2000}, a.Port
 	table.Load([]desired.Attached{a, b, c})
 	conn := connect(t, o, table)
-	if err := table.SetPorts(t.Context(), desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(t.Context(), desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	problems, _, err := table.SetRecords(t.Context(), records(1, map[string]netid.ID{"red": 10, "blue": 11}))

@@ -23,6 +23,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // The kinds of owners. A namespace that has meters is one of fairness besides, so that
@@ -66,15 +67,16 @@ type Observer interface {
 
 // Table is the picture of one node. Its methods may be called at once.
 type Table struct {
-	self      netip.Addr
-	vxlanPort uint16
-	store     Store
-	observer  Observer
-	view      atomic.Pointer[View]
+	self     netip.Addr
+	store    Store
+	observer Observer
+	view     atomic.Pointer[View]
 
-	mu       sync.Mutex
-	records  *topology.Snapshot
-	ports    *desired.Ports
+	mu      sync.Mutex
+	records *topology.Snapshot
+	ports   *desired.Ports
+	// udp are the UDP ports of the tunnels.
+	udp      []tunnel.Port
 	attached map[netip.Addr]desired.Attached
 	tenants  tenants
 	// model without pods, as of the last refresh; nil until there is one.
@@ -112,10 +114,10 @@ type tenants struct {
 	recalled bool
 }
 
-// New makes the table of the node with VTEP address self.
-func New(self netip.Addr, vxlanPort uint16, store Store, observer Observer) *Table {
+// New makes the table of the node with VTEP address self, whose tunnels have the UDP ports udp.
+func New(self netip.Addr, udp []tunnel.Port, store Store, observer Observer) *Table {
 	t := &Table{
-		self: self, vxlanPort: vxlanPort, store: store, observer: observer,
+		self: self, udp: slices.Clone(udp), store: store, observer: observer,
 		attached: map[netip.Addr]desired.Attached{},
 		tenants:  tenants{slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{}, fair: newFairness()},
 		drops:    counted{flows: map[string]uint64{}, meters: map[uint32]uint64{}},
@@ -149,7 +151,7 @@ func (t *Table) Nudge(ctx context.Context) error { return t.store.Nudge(ctx, pip
 func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.ports != nil && *t.ports == p {
+	if t.ports != nil && t.ports.Equal(p) {
 		return t.again(ctx)
 	}
 	t.ports = &p
@@ -240,12 +242,17 @@ func (t *Table) tenantModel(namespace string) pipeline.Tenant {
 	return m
 }
 
+// peerOwner is the owner of the peer's flows: another one for each tunnel port.
+func peerOwner(p pipeline.Peer) flowstore.Owner {
+	return flowstore.Owner{Kind: KindPeer, Name: fmt.Sprintf("%s by port %d", p.VTEP, p.Port)}
+}
+
 // all is what all owners want.
 func (t *Table) all() (c flowstore.Change) {
 	c.All(kinds...)
 	c.Set(flowstore.Owner{Kind: KindNode}, flowstore.Want{Flows: t.model.Own(), Meters: t.model.Meters()})
 	for _, p := range t.model.Peers {
-		c.Set(flowstore.Owner{Kind: KindPeer, Name: p.VTEP.String()}, flowstore.Want{Flows: t.model.Peer(p)})
+		c.Set(peerOwner(p), flowstore.Want{Flows: t.model.Peer(p)})
 	}
 	for n := range t.tenants.slots {
 		t.setTenant(&c, n)
@@ -363,7 +370,7 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 	if t.records == nil || t.ports == nil {
 		return nil, flowstore.ErrNotReady
 	}
-	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.vxlanPort, nil, nil)
+	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.udp, nil, nil)
 	if err != nil {
 		// The node lost its place in the network. What it has stays: its pods keep
 		// their network, and the caller says why nothing new is applied.

@@ -18,6 +18,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
@@ -68,7 +69,7 @@ func pod(namespace string, n int) desired.Attached {
 
 // newTable is a table with a store of its own, without an area of services.
 func newTable(obs *observer) *Table {
-	return New(self, 4789, flowstore.New(flowstore.Config{Areas: []flowstore.Area{Area()}, Observer: obs}), obs)
+	return New(self, []tunnel.Port{4789}, flowstore.New(flowstore.Config{Areas: []flowstore.Area{Area()}, Observer: obs}), obs)
 }
 
 func storeOf(t *Table) *flowstore.Store { return t.store.(*flowstore.Store) }
@@ -117,7 +118,7 @@ func flows(t *testing.T, conn *of.Conn) []string {
 // expect is what the model says of the same picture.
 func expect(t *testing.T, s topology.Snapshot, pods []desired.Attached) []string {
 	t.Helper()
-	m, _, err := desired.Node(s, self, desired.Ports{Tunnel: 1, Gateway: 2}, 4789, desired.Slots{}, pods)
+	m, _, err := desired.Node(s, self, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}, []tunnel.Port{4789}, desired.Slots{}, pods)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +150,7 @@ func TestNothingBeforeRecords(t *testing.T) {
 	if diff := cmp.Diff(before, flows(t, conn)); diff != "" {
 		t.Error(diff)
 	}
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(expect(t, records(1, nil), nil), flows(t, conn)); diff != "" {
@@ -158,14 +159,14 @@ func TestNothingBeforeRecords(t *testing.T) {
 }
 
 // The port that pods may not send to on nodes is the one that tunnels have.
-func TestVXLANPort(t *testing.T) {
+func TestUDPPorts(t *testing.T) {
 	o, table, _ := start(t)
 	conn := connect(t, o, table)
 	ctx := context.Background()
-	if err := table.SetVXLANPort(ctx, 8472); err != nil {
+	if err := table.SetUDPPorts(ctx, []tunnel.Port{8472}); err != nil {
 		t.Errorf("before records and ports: %v", err)
 	}
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	if _, _, err := table.SetRecords(ctx, records(1, nil)); err != nil {
@@ -177,7 +178,7 @@ func TestVXLANPort(t *testing.T) {
 	if !dropped("8472") || dropped("4789") {
 		t.Errorf("flows %s", o.OFCtl("dump-flows", "br0"))
 	}
-	if err := table.SetVXLANPort(ctx, 4789); err != nil {
+	if err := table.SetUDPPorts(ctx, []tunnel.Port{4789}); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(expect(t, records(1, nil), nil), flows(t, conn)); diff != "" {
@@ -200,7 +201,7 @@ func TestRandomHistory(t *testing.T) {
 	if _, _, err := table.SetRecords(ctx, current); !errors.Is(err, flowstore.ErrNotReady) {
 		t.Fatal(err)
 	}
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	attached := map[netip.Addr]desired.Attached{}
@@ -282,7 +283,7 @@ func TestRepair(t *testing.T) {
 	conn := connect(t, o, table)
 	s := records(1, map[string]netid.ID{"a": 10})
 	_, _, _ = table.SetRecords(ctx, s)
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	p := pod("a", 2)
@@ -318,7 +319,7 @@ func TestDropsCounted(t *testing.T) {
 	o.AddDummyPort("br0", "p12", 12)
 	connect(t, o, table)
 	_, _, _ = table.SetRecords(ctx, records(1, map[string]netid.ID{"a": 10, "b": 11}))
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	for _, p := range []desired.Attached{pod("a", 2), pod("b", 3)} {
@@ -354,7 +355,7 @@ func TestLostPlace(t *testing.T) {
 	conn := connect(t, o, table)
 	s := records(1, map[string]netid.ID{"a": 10})
 	_, _, _ = table.SetRecords(ctx, s)
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	if err := table.Attach(ctx, pod("a", 2)); err != nil {

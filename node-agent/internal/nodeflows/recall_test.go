@@ -96,7 +96,7 @@ func TestRecallAfterFailure(t *testing.T) {
 // follow gives the table records in which blue has a netID.
 func follow(t *testing.T, table *Table, blue netid.ID) {
 	t.Helper()
-	if err := table.SetPorts(t.Context(), desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(t.Context(), desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	_, _, err := table.SetRecords(t.Context(), records(1, map[string]netid.ID{"red": 10, "blue": blue, "green": 12}))

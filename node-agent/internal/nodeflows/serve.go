@@ -12,6 +12,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // View is what other flows of the bridge may depend on: the node's model, without tenants
@@ -60,14 +61,14 @@ func (t *Table) SetServiceProxy(p pipeline.ServiceProxy) {
 	t.proxy = p
 }
 
-// SetVXLANPort makes p the UDP port of the tunnels.
-func (t *Table) SetVXLANPort(ctx context.Context, p uint16) error {
+// SetUDPPorts makes ports the UDP ports of the tunnels.
+func (t *Table) SetUDPPorts(ctx context.Context, ports []tunnel.Port) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.vxlanPort == p {
+	if slices.Equal(t.udp, ports) {
 		return t.again(ctx)
 	}
-	t.vxlanPort = p
+	t.udp = slices.Clone(ports)
 	_, err := t.refresh(ctx)
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil

@@ -33,7 +33,7 @@ func TestServe(t *testing.T) {
 	}
 	ids := map[string]netid.ID{"a": 10, "b": netid.Global}
 	_, _, _ = table.SetRecords(ctx, records(1, ids))
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	empty := flows(t, conn)
@@ -92,7 +92,7 @@ func TestLeavesServicesAlone(t *testing.T) {
 	o, table, obs := start(t)
 	connect(t, o, table)
 	_, _, _ = table.SetRecords(ctx, records(1, nil))
-	if err := table.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2}); err != nil {
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	for _, kind := range []pipeline.Kind{pipeline.KindService, pipeline.KindEndpoint, pipeline.KindLearned} {

@@ -73,7 +73,7 @@ func newLab(t testing.TB, proxy pipeline.ServiceProxy) *lab {
 	l.store = flowstore.New(flowstore.Config{
 		Areas: []flowstore.Area{nodeflows.Area(), Area()}, Observer: l, Now: func() time.Time { return time.Now().Add(l.ahead) },
 	})
-	l.base = nodeflows.New(self, 4789, l.store, l)
+	l.base = nodeflows.New(self, []tunnel.Port{4789}, l.store, l)
 	l.base.SetServiceProxy(proxy)
 	l.table = New(Config{
 		Base: l.base, Store: l.store, Tracker: l.store, Public: []service.Key{{Namespace: "b", Name: "public"}},
@@ -87,7 +87,7 @@ func newLab(t testing.TB, proxy pipeline.ServiceProxy) *lab {
 	if _, _, err := l.base.SetRecords(ctx, records(10)); !errors.Is(err, flowstore.ErrNotReady) {
 		t.Fatal(err)
 	}
-	l.base.SetPorts(ctx, desired.Ports{Tunnel: 1, Gateway: 2})
+	l.base.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2})
 	l.store.Connect(l.conn)
 	l.ok(l.base.Connected(ctx))
 	l.ok(l.table.Connected(ctx))

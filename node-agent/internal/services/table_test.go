@@ -21,6 +21,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
@@ -60,10 +61,10 @@ func (b *bridge) connectTo(t *Table, sw flowstore.Switch) error {
 // table is an agent that starts: it knows nothing of what another one wrote.
 func (b *bridge) table() *Table {
 	b.store = flowstore.New(flowstore.Config{Areas: []flowstore.Area{nodeflows.Area(), Area()}, Observer: b, Now: b.clock})
-	b.base = nodeflows.New(self, 4789, b.store, b)
+	b.base = nodeflows.New(self, []tunnel.Port{4789}, b.store, b)
 	b.base.SetServiceProxy(pipeline.OVS)
 	_, _, _ = b.base.SetRecords(context.Background(), records(10))
-	_ = b.base.SetPorts(context.Background(), desired.Ports{Tunnel: 1, Gateway: 2})
+	_ = b.base.SetPorts(context.Background(), desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2})
 	return New(Config{Base: b.base, Store: b.store, Tracker: b.store, Logger: slog.New(slog.DiscardHandler), Now: b.clock})
 }
 
