@@ -139,7 +139,7 @@ func (c *command) bundle(ctx context.Context, args []string) error {
 		return err
 	}
 	defer s.Close()
-	state, err := s.AuthState(ctx)
+	state, err := s.Auth().State(ctx)
 	if err != nil {
 		return err
 	}
@@ -153,7 +153,7 @@ func (c *command) bundle(ctx context.Context, args []string) error {
 	case "operator":
 		user = pki.OperatorUser(name)
 		if c.revoke {
-			return s.DropUser(ctx, user)
+			return s.Auth().DropUser(ctx, user)
 		}
 		err = c.ensure(ctx, s, user, store.OperatorRole, store.ReaderRole)
 	default:
@@ -171,7 +171,7 @@ func (c *command) ensure(ctx context.Context, s *store.Store, user string, roles
 	if err != nil {
 		return err
 	}
-	return s.EnsureUser(ctx, cfg.Value.Name, user, roles...)
+	return s.Auth().EnsureUser(ctx, cfg.Value.Name, user, roles...)
 }
 
 // node gives a node a new identity, and waits until the leader has made its user.
@@ -190,7 +190,7 @@ func (c *command) node(ctx context.Context, s *store.Store, host string) (user s
 	ctx, cancel := context.WithTimeout(ctx, userTimeout)
 	defer cancel()
 	for {
-		there, err := s.HasUser(ctx, user, user, store.ReaderRole)
+		there, err := s.Auth().HasUser(ctx, user, user, store.ReaderRole)
 		if there {
 			return user, nil
 		}
