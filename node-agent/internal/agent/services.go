@@ -44,7 +44,7 @@ type serviceFeed struct {
 	notReady error
 }
 
-// newServiceFeed returns one that nothing was told yet; table is nil outside of Kubernetes.
+// newServiceFeed returns a feed without services; table is nil outside of Kubernetes.
 func newServiceFeed(table serviceTable, nodeReady func() error, m *metrics, log *slog.Logger) *serviceFeed {
 	s := &serviceFeed{table: table, nodeReady: nodeReady, metrics: m, log: log}
 	if table != nil {

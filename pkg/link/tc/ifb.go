@@ -19,7 +19,7 @@ const ifbQueue = 1000
 
 // EnsureIFB makes an intermediate functional block device, which sends what was
 // redirected to it on from where it came, after its own qdisc. It is down, and the
-// kernel's own IP stack is kept off it ([link.NS.Quiet]). One that is there stays as it is;
+// kernel's own IP stack is kept off it ([link.NS.Quiet]). An ifb of that name stays as it is;
 // [link.ErrLinkExists] where a device of another kind has the name.
 func (n Control) EnsureIFB(name string) error {
 	l, ok, err := n.ns.Link(name)
