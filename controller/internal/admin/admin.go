@@ -32,6 +32,8 @@ const (
 	operatorLifetime = 365 * 24 * time.Hour
 	// userTimeout bounds the wait for the leader to make a node's user.
 	userTimeout = 30 * time.Second
+	// userLook is the pause between two looks for it.
+	userLook = 20 * time.Millisecond
 )
 
 // Commands are the names of all, with what each takes and does.
@@ -200,7 +202,7 @@ func (c *command) node(ctx context.Context, s *store.Store, host string) (user s
 				err = errors.New("does a controller lead that keeps etcd's users?")
 			}
 			return "", fmt.Errorf("the record of node %s is there, but its user is not made within %s: %w", host, userTimeout, err)
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(userLook):
 		}
 	}
 }

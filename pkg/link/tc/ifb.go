@@ -1,7 +1,6 @@
 package tc
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -152,8 +151,7 @@ func (n Control) Kick(name string) error {
 		return err
 	}
 	const experimental = 0x88b5
-	protocol := binary.NativeEndian.Uint16([]byte{experimental >> 8, experimental & 0xff})
-	to := &unix.SockaddrLinklayer{Ifindex: l.Index, Protocol: protocol, Halen: 6}
+	to := &unix.SockaddrLinklayer{Ifindex: l.Index, Protocol: networkOrder(experimental), Halen: 6}
 	copy(to.Addr[:], l.MAC)
 	err = n.ns.Do(func() error {
 		// With protocol 0 it receives nothing.
