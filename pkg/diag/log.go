@@ -21,8 +21,8 @@ const (
 )
 
 // NewLogger writes to w in format "text" or "json" what is of level "debug",
-// "info", "warn" or "error", or above. Times are in UTC. The error names the
-// value that is none of these.
+// "info", "warn" or "error", or above. Times are in UTC. The error names
+// the value that is another.
 func NewLogger(w io.Writer, format, level string) (*slog.Logger, error) {
 	threshold, err := parseLevel(level)
 	if err != nil {

@@ -15,8 +15,6 @@ type VethSpec struct {
 	PeerName string
 	// MAC of the end in the sandbox.
 	MAC net.HardwareAddr
-	// HostMAC of the end in n; nil leaves it to the kernel.
-	HostMAC net.HardwareAddr
 	// MTU of both ends, bytes.
 	MTU int
 	// Prepare, where given, is called before anything can pass: the end in the
@@ -37,7 +35,6 @@ func (n *NS) CreateVeth(hostName string, sandbox *NS, spec VethSpec) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = hostName
 	attrs.MTU = spec.MTU
-	attrs.HardwareAddr = spec.HostMAC
 	attrs.Flags = net.FlagUp
 	// One queue is what a veth uses. Where it is not said the kernel makes one for each
 	// processor, takes them back, and waits twice for all processors, and who changes devices

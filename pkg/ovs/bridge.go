@@ -1,6 +1,7 @@
 package ovs
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -56,7 +57,7 @@ func (c *Client) Bridges() ([]Bridge, error) {
 	for _, m := range s.table(tableBridge).Rows() {
 		out = append(out, bridgeOf(m.(*rowBridge)))
 	}
-	slices.SortFunc(out, func(a, b Bridge) int { return compare(a.Name, b.Name) })
+	slices.SortFunc(out, func(a, b Bridge) int { return cmp.Compare(a.Name, b.Name) })
 	return out, nil
 }
 

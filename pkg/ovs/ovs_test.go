@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -18,19 +16,14 @@ import (
 	"github.com/ovn-org/libovsdb/client"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
-
-var spaces atomic.Int32
 
 // start gives a private Open vSwitch in a namespace of its own, and a client.
 func start(t testing.TB) (*Client, *ovstest.OVS, string) {
 	t.Helper()
-	name := fmt.Sprintf("ovs-test-%d-%d", os.Getpid(), spaces.Add(1))
-	if err := ns.Create(name); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ns.Delete(name) })
+	name := nstest.New(t)
 	o := ovstest.StartIn(t, ns.Path(name))
 	return connect(t, o), o, name
 }

@@ -33,7 +33,7 @@ func (c *Client) Ports(bridge string) ([]Port, error) {
 			}
 		}
 	}
-	slices.SortFunc(out, func(a, b Port) int { return compare(a.Name, b.Name) })
+	slices.SortFunc(out, func(a, b Port) int { return cmp.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
@@ -156,7 +156,7 @@ func (c *Client) addTogether(ctx context.Context, ports []newPort, group []int) 
 	for k, i := range group {
 		specs[k] = ports[i].spec
 	}
-	return again(func() error { return c.addGroup(ctx, ports[group[0]].bridge, specs) })
+	return retryOvertaken(func() error { return c.addGroup(ctx, ports[group[0]].bridge, specs) })
 }
 
 func (c *Client) addGroup(ctx context.Context, bridge string, specs []PortSpec) error {
@@ -409,8 +409,6 @@ func validName(what, name string) error {
 	}
 	return nil
 }
-
-func compare(a, b string) int { return cmp.Compare(a, b) }
 
 func sameSet(a, b []string) bool { return slices.Equal(sorted(a), sorted(b)) }
 

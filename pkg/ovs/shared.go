@@ -1,6 +1,7 @@
 package ovs
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -24,7 +25,7 @@ const sharedTries = 10
 // all in one transaction, and reports whether any had it not. Ports that are not
 // there are left out.
 func (c *Client) ShareQoS(ctx context.Context, bridge, kind string, ports []string) (changed bool, err error) {
-	err = again(func() error {
+	err = retryOvertaken(func() error {
 		s, row, err := c.bridgeRow(bridge)
 		if err != nil {
 			return fmt.Errorf("QoS of pod ports: %w", err)
@@ -79,7 +80,7 @@ func (s *session) sharedRows(bridge string) []*rowQoS {
 			rows = append(rows, row)
 		}
 	}
-	slices.SortFunc(rows, func(a, b *rowQoS) int { return compare(a.UUID, b.UUID) })
+	slices.SortFunc(rows, func(a, b *rowQoS) int { return cmp.Compare(a.UUID, b.UUID) })
 	return rows
 }
 
@@ -103,8 +104,8 @@ func (s *session) collectShared(ctx context.Context, bridge string) error {
 	return nil
 }
 
-// again repeats what another transaction overtook.
-func again(attempt func() error) (err error) {
+// retryOvertaken repeats what another transaction overtook.
+func retryOvertaken(attempt func() error) (err error) {
 	for range sharedTries {
 		if err = attempt(); !overtaken(err) {
 			break

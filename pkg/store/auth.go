@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -14,8 +13,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-
-	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // The roles that several users have. docs/identities.md says what each may do.
@@ -71,12 +68,15 @@ func NodePermissions(prefix, name string, ip netip.Addr) []Permission {
 	return all
 }
 
-// EverythingBelow is the right to all records.
-func EverythingBelow(prefix string) []Permission { return []Permission{below(prefix+"/", true)} }
-
 func below(prefix string, write bool) Permission {
 	return Permission{From: prefix, End: clientv3.GetPrefixRangeEnd(prefix), Write: write}
 }
+
+// Auth is the users and roles of the etcd that has the records.
+type Auth struct{ s *Store }
+
+// Auth returns those of this store's.
+func (s *Store) Auth() Auth { return Auth{s} }
 
 // AuthState is whether etcd heeds its users.
 type AuthState struct {
@@ -85,10 +85,10 @@ type AuthState struct {
 	Revision uint64
 }
 
-// AuthState reads it: ErrNoUsers where this etcd has none, ErrDenied where the caller has
+// State reads whether etcd heeds its users: ErrNoUsers where this etcd has none, ErrDenied where the caller has
 // not the role root.
-func (s *Store) AuthState(ctx context.Context) (AuthState, error) {
-	r, err := call(ctx, s, "ask whether etcd heeds users", func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthStatusResponse, error) {
+func (a Auth) State(ctx context.Context) (AuthState, error) {
+	r, err := call(ctx, a.s, "ask whether etcd heeds users", func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthStatusResponse, error) {
 		return c.AuthStatus(ctx)
 	})
 	if err != nil {
@@ -106,17 +106,17 @@ func noUsers(err error) error {
 	return err
 }
 
-// Access reads users and roles as they are. Errors as of [Store.AuthState].
-func (s *Store) Access(ctx context.Context) (Access, error) {
+// Access reads users and roles as they are. Errors as of [Auth.State].
+func (a Auth) Access(ctx context.Context) (Access, error) {
 	have := Access{Roles: map[string][]Permission{}, Users: map[string][]string{}}
-	roles, err := call(ctx, s, "list etcd's roles", func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthRoleListResponse, error) {
+	roles, err := call(ctx, a.s, "list etcd's roles", func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthRoleListResponse, error) {
 		return c.RoleList(ctx)
 	})
 	if err != nil {
 		return have, noUsers(err)
 	}
 	for _, name := range roles.Roles {
-		r, err := call(ctx, s, "read etcd's role "+name, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthRoleGetResponse, error) {
+		r, err := call(ctx, a.s, "read etcd's role "+name, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthRoleGetResponse, error) {
 			return c.RoleGet(ctx, name)
 		})
 		if missing(err) {
@@ -127,14 +127,14 @@ func (s *Store) Access(ctx context.Context) (Access, error) {
 		}
 		have.Roles[name] = permissions(r)
 	}
-	users, err := call(ctx, s, "list etcd's users", func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserListResponse, error) {
+	users, err := call(ctx, a.s, "list etcd's users", func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserListResponse, error) {
 		return c.UserList(ctx)
 	})
 	if err != nil {
 		return have, err
 	}
 	for _, name := range users.Users {
-		u, err := call(ctx, s, "read etcd's user "+name, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserGetResponse, error) {
+		u, err := call(ctx, a.s, "read etcd's user "+name, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserGetResponse, error) {
 			return c.UserGet(ctx, name)
 		})
 		if missing(err) {
@@ -182,12 +182,12 @@ func reason(err error, those ...error) bool {
 }
 
 // SetAccess makes users and roles what want says, where have is how they are: see
-// [Store.Access]. Of what want does not name it takes away only what ours names. It makes
+// [Auth.Access]. Of what want does not name it takes away only what ours names. It makes
 // before it breaks. The error is that of the first step that fails; what was done stands.
-func (s *Store) SetAccess(ctx context.Context, have, want Access, ours func(name string) bool) (changed int, err error) {
+func (a Auth) SetAccess(ctx context.Context, have, want Access, ours func(name string) bool) (changed int, err error) {
 	for _, st := range difference(have, want, ours) {
 		began := time.Now()
-		if err := s.change(ctx, st); err != nil {
+		if err := a.change(ctx, st); err != nil {
 			return changed, err
 		}
 		changed++
@@ -202,85 +202,13 @@ func (s *Store) SetAccess(ctx context.Context, have, want Access, ours func(name
 	return changed, nil
 }
 
-// verb is what is done to a user or a role.
-type verb string
-
-const (
-	addRole    verb = "add role"
-	grant      verb = "grant a permission to role"
-	addUser    verb = "add user"
-	grantRole  verb = "grant a role to user"
-	revokeRole verb = "revoke a role of user"
-	deleteUser verb = "delete user"
-	revoke     verb = "revoke a permission of role"
-	deleteRole verb = "delete role"
-)
-
-// step is one change; role and perm are there where the verb takes them.
-type step struct {
-	verb verb
-	name string
-	role string
-	perm Permission
-}
-
-// difference is what makes want of have, in an order in which nobody loses for a moment
-// what he keeps.
-func difference(have, want Access, ours func(string) bool) []step {
-	var make1, make2, break1, break2 []step
-	for _, role := range slices.Sorted(maps.Keys(want.Roles)) {
-		had, there := have.Roles[role]
-		if !there {
-			make1 = append(make1, step{verb: addRole, name: role})
-		}
-		for _, p := range want.Roles[role] {
-			if !slices.Contains(had, p) {
-				make1 = append(make1, step{verb: grant, name: role, perm: p})
-			}
-		}
-		for _, p := range had {
-			// A range that is granted otherwise was replaced by that grant; revoking it takes both.
-			if !slices.ContainsFunc(want.Roles[role], func(w Permission) bool { return comparePermissions(p, w) == 0 }) {
-				break2 = append(break2, step{verb: revoke, name: role, perm: p})
-			}
-		}
-	}
-	for _, user := range slices.Sorted(maps.Keys(want.Users)) {
-		had, there := have.Users[user]
-		if !there {
-			make2 = append(make2, step{verb: addUser, name: user})
-		}
-		for _, role := range want.Users[user] {
-			if !slices.Contains(had, role) {
-				make2 = append(make2, step{verb: grantRole, name: user, role: role})
-			}
-		}
-		for _, role := range had {
-			if !slices.Contains(want.Users[user], role) {
-				break1 = append(break1, step{verb: revokeRole, name: user, role: role})
-			}
-		}
-	}
-	for _, user := range slices.Sorted(maps.Keys(have.Users)) {
-		if _, wanted := want.Users[user]; !wanted && ours(user) {
-			break1 = append(break1, step{verb: deleteUser, name: user})
-		}
-	}
-	for _, role := range slices.Sorted(maps.Keys(have.Roles)) {
-		if _, wanted := want.Roles[role]; !wanted && ours(role) {
-			break2 = append(break2, step{verb: deleteRole, name: role})
-		}
-	}
-	return slices.Concat(make1, make2, break1, break2)
-}
-
 // change carries out one step. One that somebody else was quicker with is done.
-func (s *Store) change(ctx context.Context, st step) error {
+func (a Auth) change(ctx context.Context, st step) error {
 	kind := clientv3.PermissionType(clientv3.PermRead)
 	if st.perm.Write {
 		kind = clientv3.PermissionType(clientv3.PermReadWrite)
 	}
-	_, err := call(ctx, s, "etcd: "+string(st.verb)+" "+st.name, func(ctx context.Context, c *clientv3.Client) (_ struct{}, err error) {
+	_, err := call(ctx, a.s, "etcd: "+string(st.verb)+" "+st.name, func(ctx context.Context, c *clientv3.Client) (_ struct{}, err error) {
 		switch st.verb {
 		case addRole:
 			_, err = c.RoleAdd(ctx, st.name)
@@ -313,31 +241,31 @@ func (s *Store) change(ctx context.Context, st step) error {
 
 // EnsureUser makes a user with those roles, and the roles that several users have. A user
 // that is there has no other roles then.
-func (s *Store) EnsureUser(ctx context.Context, network, user string, roles ...string) error {
-	have, err := s.Access(ctx)
+func (a Auth) EnsureUser(ctx context.Context, network, user string, roles ...string) error {
+	have, err := a.Access(ctx)
 	if err != nil {
 		return err
 	}
-	want := Access{Roles: CommonRoles(s.keys.prefix, network), Users: map[string][]string{user: roles}}
-	_, err = s.SetAccess(ctx, have, want, nobody)
+	want := Access{Roles: CommonRoles(a.s.keys.prefix, network), Users: map[string][]string{user: roles}}
+	_, err = a.SetAccess(ctx, have, want, nobody)
 	return err
 }
 
 // DropShared takes that user and its role away again.
-func (s *Store) DropShared(ctx context.Context, user string) error {
-	have, err := s.Access(ctx)
+func (a Auth) DropShared(ctx context.Context, user string) error {
+	have, err := a.Access(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = s.SetAccess(ctx, have, Access{}, func(name string) bool { return name == user })
+	_, err = a.SetAccess(ctx, have, Access{}, func(name string) bool { return name == user })
 	return err
 }
 
 func nobody(string) bool { return false }
 
 // HasUser reports whether etcd has that user, with those roles.
-func (s *Store) HasUser(ctx context.Context, user string, roles ...string) (bool, error) {
-	r, err := call(ctx, s, "read etcd's user "+user, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserGetResponse, error) {
+func (a Auth) HasUser(ctx context.Context, user string, roles ...string) (bool, error) {
+	r, err := call(ctx, a.s, "read etcd's user "+user, func(ctx context.Context, c *clientv3.Client) (*clientv3.AuthUserGetResponse, error) {
 		return c.UserGet(ctx, user)
 	})
 	if missing(err) {
@@ -350,89 +278,6 @@ func (s *Store) HasUser(ctx context.Context, user string, roles ...string) (bool
 }
 
 // DropUser takes a user away; one that is not there is no error.
-func (s *Store) DropUser(ctx context.Context, user string) error {
-	return s.change(ctx, step{verb: deleteUser, name: user})
-}
-
-// ClientURLs are where etcd says that clients reach it.
-func (s *Store) ClientURLs(ctx context.Context) (urls []string, err error) {
-	r, err := call(ctx, s, "ask etcd where it is", func(ctx context.Context, c *clientv3.Client) (*clientv3.MemberListResponse, error) {
-		return c.MemberList(ctx)
-	})
-	if err != nil {
-		return nil, err
-	}
-	for _, m := range r.Members {
-		urls = append(urls, m.ClientURLs...)
-	}
-	return urls, nil
-}
-
-// Identify gives the node with address ip another identity, in the record that it has, or
-// in one that asks for a subnet. ErrConflict where the record is another node's, or
-// follows a Node of Kubernetes.
-func (s *Store) Identify(ctx context.Context, host string, ip netip.Addr, identity string) error {
-	op := fmt.Sprintf("give node %s (%s) an identity", host, ip)
-	cfg, err := s.Config(ctx)
-	if err != nil {
-		return err
-	}
-	if err := (topology.Node{Host: host, HostIP: ip}).Validate(cfg.Value); err != nil {
-		return &Error{Op: op, Kind: ErrInvalid, Cause: err}
-	}
-	_, err = retryConflict(ctx, op, func() (int64, error) {
-		n, err := s.node(ctx, cfg.Value.Name, ip)
-		switch {
-		case errors.Is(err, ErrNotFound):
-			n.Value = topology.Node{Host: host, HostIP: ip, Assign: true}
-		case err != nil:
-			return 0, err
-		case n.Value.Host != host:
-			return 0, fail(&Error{Op: op, Kind: ErrConflict, Cause: fmt.Errorf("address %s is node %s's in the records: delete that record first", ip, n.Value.Host)})
-		case n.Value.UID != "":
-			return 0, fail(&Error{Op: op, Kind: ErrConflict, Cause: errors.New("its record follows a Node of Kubernetes, where its agent gets its certificate by itself")})
-		}
-		n.Value.Identity = identity
-		return s.swap(ctx, op, s.keys.node(cfg.Value.Name, ip), n.Revision, n.Value)
-	})
-	return err
-}
-
-// Commands are what etcdctl would be told to make want of have: see [Store.SetAccess].
-func Commands(have, want Access, ours func(name string) bool) []string {
-	var lines []string
-	for _, st := range difference(have, want, ours) {
-		lines = append(lines, "etcdctl "+st.command())
-	}
-	return lines
-}
-
-func (st step) command() string {
-	span := func() string {
-		if st.perm.End == "" {
-			return fmt.Sprintf("'%s'", st.perm.From)
-		}
-		return fmt.Sprintf("'%s' '%s'", st.perm.From, st.perm.End)
-	}
-	switch st.verb {
-	case addRole:
-		return "role add " + st.name
-	case grant:
-		kind := "read"
-		if st.perm.Write {
-			kind = "readwrite"
-		}
-		return fmt.Sprintf("role grant-permission %s %s %s", st.name, kind, span())
-	case addUser:
-		return "user add --no-password " + st.name
-	case grantRole:
-		return fmt.Sprintf("user grant-role %s %s", st.name, st.role)
-	case revokeRole:
-		return fmt.Sprintf("user revoke-role %s %s", st.name, st.role)
-	case deleteUser:
-		return "user delete " + st.name
-	case revoke:
-		return fmt.Sprintf("role revoke-permission %s %s", st.name, span())
-	}
-	return "role delete " + st.name
+func (a Auth) DropUser(ctx context.Context, user string) error {
+	return a.change(ctx, step{verb: deleteUser, name: user})
 }

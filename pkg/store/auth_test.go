@@ -66,14 +66,14 @@ func TestAccess(t *testing.T) {
 	}
 	set := func(want Access) {
 		t.Helper()
-		have, err := root.Access(ctx)
+		have, err := root.Auth().Access(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := root.SetAccess(ctx, have, want, pki.IsNodeUser); err != nil {
+		if _, err := root.Auth().SetAccess(ctx, have, want, pki.IsNodeUser); err != nil {
 			t.Fatal(err)
 		}
-		have, err = root.Access(ctx)
+		have, err = root.Auth().Access(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,14 +96,14 @@ func TestAccess(t *testing.T) {
 		},
 		"a namespace": func() error { return n1.EnsureNamespace(ctx, "red") },
 		"a node":      func() error { return n1.EnsureNode(ctx, "n9", netip.MustParseAddr("192.0.2.9")) },
-		"users":       func() error { _, err := n1.Access(ctx); return err },
+		"users":       func() error { _, err := n1.Auth().Access(ctx); return err },
 		"the lead":    func() error { _, err := n1.Campaign(ctx, "k8ssdn", "n1", 0); return err },
 	} {
 		if err := attempt(); !errors.Is(err, ErrDenied) {
 			t.Errorf("%s: %v, want it refused", name, err)
 		}
 	}
-	if err := root.EnsureUser(ctx, "k8ssdn", pki.OperatorUser("me"), OperatorRole, ReaderRole); err != nil {
+	if err := root.Auth().EnsureUser(ctx, "k8ssdn", pki.OperatorUser("me"), OperatorRole, ReaderRole); err != nil {
 		t.Fatal(err)
 	}
 	me := as(t, e, pki.OperatorUser("me"))
@@ -120,7 +120,7 @@ func TestAccess(t *testing.T) {
 	if err := shared.EnsureNamespace(ctx, "blue"); err != nil {
 		t.Errorf("the shared user: %v", err)
 	}
-	if err := root.DropShared(ctx, pki.SharedUser); err != nil {
+	if err := root.Auth().DropShared(ctx, pki.SharedUser); err != nil {
 		t.Fatal(err)
 	}
 	if err := shared.EnsureNamespace(ctx, "green"); !errors.Is(err, ErrDenied) {
@@ -146,7 +146,7 @@ func TestWritesWhileUsersChange(t *testing.T) {
 	if _, err := root.PutConfig(ctx, topology.DefaultConfig()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := root.SetAccess(ctx, Access{}, nodes(1), pki.IsNodeUser); err != nil {
+	if _, err := root.Auth().SetAccess(ctx, Access{}, nodes(1), pki.IsNodeUser); err != nil {
 		t.Fatal(err)
 	}
 	writing, stop := context.WithCancel(ctx)
@@ -171,11 +171,11 @@ func TestWritesWhileUsersChange(t *testing.T) {
 		})
 	}
 	for _, n := range []int{10, 1, 10, 1} {
-		have, err := root.Access(ctx)
+		have, err := root.Auth().Access(ctx)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := root.SetAccess(ctx, have, nodes(n), pki.IsNodeUser); err != nil {
+		if _, err := root.Auth().SetAccess(ctx, have, nodes(n), pki.IsNodeUser); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -189,7 +189,7 @@ func TestWritesWhileUsersChange(t *testing.T) {
 
 func TestNoUsers(t *testing.T) {
 	_, s := network(t)
-	if state, err := s.AuthState(ctxOf(t)); err != nil || state.Enabled {
+	if state, err := s.Auth().State(ctxOf(t)); err != nil || state.Enabled {
 		t.Errorf("%+v, %v", state, err)
 	}
 }
@@ -197,11 +197,11 @@ func TestNoUsers(t *testing.T) {
 // ensureShared makes user, whose role of the same name has all rights to the records: what
 // all programs were before each had an identity of its own.
 func ensureShared(ctx context.Context, s *Store, user string) error {
-	have, err := s.Access(ctx)
+	have, err := s.Auth().Access(ctx)
 	if err != nil {
 		return err
 	}
-	want := Access{Roles: map[string][]Permission{user: EverythingBelow(s.keys.prefix)}, Users: map[string][]string{user: {user}}}
-	_, err = s.SetAccess(ctx, have, want, nobody)
+	want := Access{Roles: map[string][]Permission{user: {below(s.keys.prefix+"/", true)}}, Users: map[string][]string{user: {user}}}
+	_, err = s.Auth().SetAccess(ctx, have, want, nobody)
 	return err
 }

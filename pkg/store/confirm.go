@@ -93,3 +93,33 @@ func (s *Store) WithdrawConfirmation(ctx context.Context, host string, ip netip.
 	})
 	return withdrawn, err
 }
+
+// Identify gives the node with address ip another identity, in the record that it has, or
+// in one that asks for a subnet. ErrConflict where the record is another node's, or
+// follows a Node of Kubernetes.
+func (s *Store) Identify(ctx context.Context, host string, ip netip.Addr, identity string) error {
+	op := fmt.Sprintf("give node %s (%s) an identity", host, ip)
+	cfg, err := s.Config(ctx)
+	if err != nil {
+		return err
+	}
+	if err := (topology.Node{Host: host, HostIP: ip}).Validate(cfg.Value); err != nil {
+		return &Error{Op: op, Kind: ErrInvalid, Cause: err}
+	}
+	_, err = retryConflict(ctx, op, func() (int64, error) {
+		n, err := s.node(ctx, cfg.Value.Name, ip)
+		switch {
+		case errors.Is(err, ErrNotFound):
+			n.Value = topology.Node{Host: host, HostIP: ip, Assign: true}
+		case err != nil:
+			return 0, err
+		case n.Value.Host != host:
+			return 0, fail(&Error{Op: op, Kind: ErrConflict, Cause: fmt.Errorf("address %s is node %s's in the records: delete that record first", ip, n.Value.Host)})
+		case n.Value.UID != "":
+			return 0, fail(&Error{Op: op, Kind: ErrConflict, Cause: errors.New("its record follows a Node of Kubernetes, where its agent gets its certificate by itself")})
+		}
+		n.Value.Identity = identity
+		return s.swap(ctx, op, s.keys.node(cfg.Value.Name, ip), n.Revision, n.Value)
+	})
+	return err
+}

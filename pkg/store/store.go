@@ -208,6 +208,20 @@ func (s *Store) Close() error {
 // Endpoints are those of etcd, as configured.
 func (s *Store) Endpoints() []string { return append([]string(nil), s.cfg.Endpoints...) }
 
+// ClientURLs are where etcd says that clients reach it.
+func (s *Store) ClientURLs(ctx context.Context) (urls []string, err error) {
+	r, err := call(ctx, s, "ask etcd where it is", func(ctx context.Context, c *clientv3.Client) (*clientv3.MemberListResponse, error) {
+		return c.MemberList(ctx)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range r.Members {
+		urls = append(urls, m.ClientURLs...)
+	}
+	return urls, nil
+}
+
 // Prefix is where all records stand, without a slash at its end.
 func (s *Store) Prefix() string { return s.keys.prefix }
 

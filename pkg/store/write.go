@@ -52,7 +52,7 @@ func (s *Store) PutConfig(ctx context.Context, cfg topology.Config) (rev int64, 
 }
 
 // RequestAction asks the controller to change the tenant of ns and returns the
-// revision of the request, for [Store.WaitNamespace]. target is for
+// revision of the request, by which its answer is known. target is for
 // [topology.Join] only. The same request, still pending, is not made twice.
 //
 // ErrNotFound: ns, or the target, has no record; nothing is created. ErrConflict:

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"math"
 	"net/netip"
 	"os"
@@ -13,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
 )
 
 func TestLimitRows(t *testing.T) {
@@ -77,7 +77,7 @@ func TestFlood(t *testing.T) {
 	}
 	const rate = 20e6
 	f := flood{
-		path:  path{from: testHost(t, "a", "192.0.2.1"), to: testHost(t, "b", "192.0.2.2")},
+		path:  path{from: testHost(t, "192.0.2.1"), to: testHost(t, "192.0.2.2")},
 		flows: 2, skip: 500 * time.Millisecond, window: time.Second,
 	}
 	if err := ns.IP(t.Context(), f.from.netns, "link add eth0 type veth peer name eth0 netns "+f.to.netns); err != nil {
@@ -128,12 +128,7 @@ func TestFlood(t *testing.T) {
 }
 
 // testHost is a host in a namespace of its own.
-func testHost(t *testing.T, name, ip string) host {
+func testHost(t *testing.T, ip string) host {
 	t.Helper()
-	netns := fmt.Sprintf("flood-%d-%s", os.Getpid(), name)
-	if err := ns.Create(netns); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ns.Delete(netns) })
-	return host{netns, netip.MustParseAddr(ip)}
+	return host{nstest.New(t), netip.MustParseAddr(ip)}
 }

@@ -33,6 +33,8 @@ const (
 	operatorLifetime = 365 * 24 * time.Hour
 	// userTimeout bounds the wait for the leader to make a node's user.
 	userTimeout = 30 * time.Second
+	// userLook is the pause between two looks for it.
+	userLook = 20 * time.Millisecond
 )
 
 // Commands are the names of all, with what each takes and does.
@@ -140,7 +142,7 @@ func (c *command) bundle(ctx context.Context, args []string) error {
 		return err
 	}
 	defer s.Close()
-	state, err := s.AuthState(ctx)
+	state, err := s.Auth().State(ctx)
 	if err != nil {
 		return err
 	}
@@ -154,7 +156,7 @@ func (c *command) bundle(ctx context.Context, args []string) error {
 	case "operator":
 		user = pki.OperatorUser(name)
 		if c.revoke {
-			return s.DropUser(ctx, user)
+			return s.Auth().DropUser(ctx, user)
 		}
 		err = c.ensure(ctx, s, user, store.OperatorRole, store.ReaderRole)
 	default:
@@ -172,7 +174,7 @@ func (c *command) ensure(ctx context.Context, s *store.Store, user string, roles
 	if err != nil {
 		return err
 	}
-	return s.EnsureUser(ctx, cfg.Value.Name, user, roles...)
+	return s.Auth().EnsureUser(ctx, cfg.Value.Name, user, roles...)
 }
 
 // node gives a node a new identity, and waits until the leader has made its user.
@@ -191,7 +193,7 @@ func (c *command) node(ctx context.Context, s *store.Store, host string) (user s
 	ctx, cancel := context.WithTimeout(ctx, userTimeout)
 	defer cancel()
 	for {
-		there, err := s.HasUser(ctx, user, user, store.ReaderRole)
+		there, err := s.Auth().HasUser(ctx, user, user, store.ReaderRole)
 		if there {
 			return user, nil
 		}
@@ -201,7 +203,7 @@ func (c *command) node(ctx context.Context, s *store.Store, host string) (user s
 				err = errors.New("does a controller lead that keeps etcd's users?")
 			}
 			return "", fmt.Errorf("the record of node %s is there, but its user is not made within %s: %w", host, userTimeout, err)
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(userLook):
 		}
 	}
 }

@@ -66,9 +66,9 @@ func newSite(t *testing.T) *site {
 	go func() {
 		defer close(ended)
 		for r := range s.root.WatchRecords(ctx) {
-			have, err := s.root.Access(ctx)
+			have, err := s.root.Auth().Access(ctx)
 			if err == nil {
-				_, _ = s.root.SetAccess(ctx, have, identity.Users(store.DefaultPrefix, r.Config.Name, r.Nodes), pki.IsNodeUser)
+				_, _ = s.root.Auth().SetAccess(ctx, have, identity.Users(store.DefaultPrefix, r.Config.Name, r.Nodes), pki.IsNodeUser)
 			}
 		}
 	}()
@@ -155,7 +155,7 @@ func TestBundles(t *testing.T) {
 	if _, err := me.Config(ctx); err == nil {
 		t.Error("an operator who was revoked reads")
 	}
-	if _, err := s.as(s.must("bundle", "controller")).Access(ctx); err != nil {
+	if _, err := s.as(s.must("bundle", "controller")).Auth().Access(ctx); err != nil {
 		t.Errorf("a controller: %v", err)
 	}
 	file := filepath.Join(t.TempDir(), "x.pem")

@@ -35,7 +35,7 @@ func (c *command) users(ctx context.Context, args []string) error {
 	}
 	want := identity.Users(s.Prefix(), records.Config.Name, records.Nodes)
 	want.Users[pki.ControllerUser] = []string{store.ControllerRole}
-	have, err := s.Access(ctx)
+	have, err := s.Auth().Access(ctx)
 	switch {
 	case c.print && errors.Is(err, store.ErrDenied):
 		have = store.Access{} // all of it, then
@@ -55,7 +55,7 @@ func (c *command) users(ctx context.Context, args []string) error {
 		}
 		return nil
 	}
-	n, err := s.SetAccess(ctx, have, want, pki.IsNodeUser)
+	n, err := s.Auth().SetAccess(ctx, have, want, pki.IsNodeUser)
 	if err != nil {
 		return err
 	}

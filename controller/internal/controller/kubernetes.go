@@ -189,11 +189,13 @@ type sharedUser struct{ store *store.Store }
 
 // Shared reports whether there is one.
 func (u sharedUser) Shared(ctx context.Context) (bool, error) {
-	return u.store.HasUser(ctx, pki.SharedUser)
+	return u.store.Auth().HasUser(ctx, pki.SharedUser)
 }
 
 // Drop takes it away.
-func (u sharedUser) Drop(ctx context.Context) error { return u.store.DropShared(ctx, pki.SharedUser) }
+func (u sharedUser) Drop(ctx context.Context) error {
+	return u.store.Auth().DropShared(ctx, pki.SharedUser)
+}
 
 // Nodes are those there are now.
 func (u sharedUser) Nodes(ctx context.Context) ([]upgrade.Node, error) {

@@ -26,9 +26,9 @@ func (t *term) slice() (over func() bool) {
 type batch[T any] struct {
 	writes []T
 	put    func(T) store.NamespacePut
-	// trying is told of each write before it is made, and told what became of it.
-	trying func(T)
-	told   func(w T, rev int64, err error)
+	// trying is told of each write before it is made, account what became of it.
+	trying  func(T)
+	account func(w T, rev int64, err error)
 }
 
 // giveFirst gives first netIDs.
@@ -38,7 +38,7 @@ func (t *term) giveFirst(ctx context.Context, writes []tenant.Write) (all bool, 
 		put: func(w tenant.Write) store.NamespacePut {
 			return store.NamespacePut{Key: w.Key, Namespace: w.Namespace, Revision: w.Mod}
 		},
-		trying: t.tenants.Trying, told: t.told,
+		trying: t.tenants.Trying, account: t.account,
 	})
 }
 
@@ -50,7 +50,7 @@ func (t *term) create(ctx context.Context, writes []cluster.Write) (all bool, er
 			return store.NamespacePut{Key: w.Key, Namespace: *w.Namespace, Revision: w.Revision}
 		},
 		trying: func(cluster.Write) {},
-		told: func(w cluster.Write, rev int64, err error) {
+		account: func(w cluster.Write, rev int64, err error) {
 			if err == nil {
 				t.lastWrite = max(t.lastWrite, rev)
 				t.logCluster(w, rev)
@@ -92,7 +92,7 @@ func writeTogether[T any](ctx context.Context, t *term, b batch[T], writes []T) 
 	}
 	rev, err := t.writer.PutNamespaces(ctx, puts)
 	for _, w := range writes {
-		b.told(w, rev, err)
+		b.account(w, rev, err)
 	}
 	return err
 }
@@ -107,7 +107,7 @@ func writeSingly[T any](ctx context.Context, t *term, b batch[T], writes []T, ov
 		p := b.put(w)
 		b.trying(w)
 		rev, err := t.writer.PutNamespace(ctx, p.Key, p.Namespace, p.Revision)
-		b.told(w, rev, err)
+		b.account(w, rev, err)
 		switch {
 		case errors.Is(err, store.ErrConflict):
 			t.c.cfg.Metrics.conflicts.Inc()

@@ -62,14 +62,14 @@ func (t *term) keepUsers(ctx context.Context) error {
 	if !i.enforced || want.Equal(i.applied) {
 		return nil
 	}
-	n, err := t.c.cfg.Store.SetAccess(ctx, i.applied, want, ours)
+	n, err := t.c.cfg.Store.Auth().SetAccess(ctx, i.applied, want, ours)
 	if err != nil {
 		i.known = false // how far it came is read back
 		return fmt.Errorf("etcd's users: %w", err)
 	}
 	t.log.Info("etcd's users follow the records", "nodes", len(want.Users), "changes", n)
 	i.applied = want
-	state, err := t.c.cfg.Store.AuthState(ctx)
+	state, err := t.c.cfg.Store.Auth().State(ctx)
 	i.revision = state.Revision
 	t.c.cfg.Metrics.users.Set(float64(len(want.Users)))
 	return err
@@ -81,7 +81,7 @@ func ours(name string) bool { return pki.IsNodeUser(name) }
 // compareUsers reads users and roles as they are, where somebody changed them.
 func (t *term) compareUsers(ctx context.Context, now time.Time) error {
 	i := &t.identities
-	state, err := t.c.cfg.Store.AuthState(ctx)
+	state, err := t.c.cfg.Store.Auth().State(ctx)
 	switch {
 	case errors.Is(err, store.ErrNoUsers), errors.Is(err, store.ErrDenied):
 		t.unenforced(err.Error())
@@ -95,7 +95,7 @@ func (t *term) compareUsers(ctx context.Context, now time.Time) error {
 		return nil
 	}
 	if !i.known || !i.enforced || state.Revision != i.revision {
-		if i.applied, err = t.c.cfg.Store.Access(ctx); err != nil {
+		if i.applied, err = t.c.cfg.Store.Auth().Access(ctx); err != nil {
 			return err
 		}
 		// What is not this controller's to keep does not count as a difference.

@@ -45,13 +45,13 @@ func TestUsersFollowRecords(t *testing.T) {
 	// Left over from before, and somebody else's.
 	ghost := pki.NodeUser("ghost", "x")
 	for _, user := range []string{ghost, "people"} {
-		if err := root.EnsureUser(ctx, "k8ssdn", user, store.ReaderRole); err != nil {
+		if err := root.Auth().EnsureUser(ctx, "k8ssdn", user, store.ReaderRole); err != nil {
 			t.Fatal(err)
 		}
 	}
 	c := start(t, e, "a", func(cfg *Config) { cfg.Store, cfg.Signer = as(t, e, pki.RootUser), testSigner{e.CA} })
 	has := func(user string, roles ...string) bool {
-		there, err := root.HasUser(ctx, user, roles...)
+		there, err := root.Auth().HasUser(ctx, user, roles...)
 		return err == nil && there
 	}
 	eventually(t, "a user that nobody stands for goes", func() bool { return !has(ghost) })
@@ -130,18 +130,18 @@ func TestUsersMended(t *testing.T) {
 	}
 	user := pki.NodeUser("n1", "i1")
 	whole := func() bool {
-		there, err := root.HasUser(ctx, user, user, store.ReaderRole)
+		there, err := root.Auth().HasUser(ctx, user, user, store.ReaderRole)
 		return err == nil && there
 	}
 	eventually(t, "the node's user", whole)
 	c.stop()
-	if err := root.EnsureUser(ctx, "k8ssdn", user, store.OperatorRole); err != nil {
+	if err := root.Auth().EnsureUser(ctx, "k8ssdn", user, store.OperatorRole); err != nil {
 		t.Fatal(err)
 	}
 	start(t, e, "b", secured)
 	eventually(t, "its own rights are back", whole)
 	eventually(t, "others are not its own", func() bool {
-		more, err := root.HasUser(ctx, user, store.OperatorRole)
+		more, err := root.Auth().HasUser(ctx, user, store.OperatorRole)
 		return err == nil && !more
 	})
 }

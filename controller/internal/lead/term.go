@@ -71,53 +71,24 @@ func (t *term) run(ctx context.Context) error {
 	// A watch of its own, begun after the election: its first listing has all
 	// that former leaders wrote.
 	wctx, cancel := context.WithCancel(ctx)
-	records := t.c.cfg.Store.WatchRecords(wctx)
-	requests := t.c.cfg.Store.WatchRequests(wctx)
 	compare := time.NewTicker(compareEvery)
 	defer compare.Stop()
 	events, stop := t.follow(wctx)
 	defer stop()
+	from := sources{records: t.c.cfg.Store.WatchRecords(wctx), requests: t.c.cfg.Store.WatchRequests(wctx), events: events, compare: compare.C}
 	duties := t.startDuties(wctx)
 	defer duties.Wait()
 	defer cancel() // first of all: what is waited for ends by it
-	var retry <-chan time.Time
 	pauses := newPauses()
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-t.writer.Done():
-			return store.ErrDeposed
-		case r, ok := <-records:
-			if !ok {
-				return cmp.Or(ctx.Err(), errors.New("the watch ended"))
-			}
-			fresh, err := t.take(r)
-			if err != nil {
-				return err
-			}
-			if !fresh {
-				continue
-			}
-		case r, ok := <-requests:
-			if !ok {
-				return cmp.Or(ctx.Err(), errors.New("the watch ended"))
-			}
-			t.takeRequests(r)
-			if !t.current() {
-				continue
-			}
-		case <-compare.C:
-			if !t.current() {
-				continue
-			}
-		case <-events:
-			if !t.current() {
-				continue
-			}
-		case <-retry:
+		due, err := t.next(ctx, from)
+		if err != nil {
+			return err
 		}
-		retry = nil
+		if !due {
+			continue
+		}
+		from.retry = nil
 		switch err := t.act(ctx); {
 		case err == nil:
 			pauses.Reset()
@@ -125,13 +96,53 @@ func (t *term) run(ctx context.Context) error {
 			return err
 		case errors.Is(err, store.ErrUnavailable):
 			t.log.Warn("cannot write to etcd; trying again", "error", err)
-			retry = time.After(pauses.Next())
+			from.retry = time.After(pauses.Next())
 		case errors.Is(err, store.ErrConflict):
 			// The record changed: the watch is about to say how.
 			t.c.cfg.Metrics.conflicts.Inc()
 		default:
 			return err
 		}
+	}
+}
+
+// sources are what a term waits for.
+type sources struct {
+	records  <-chan store.Records
+	requests <-chan store.Requests
+	events   <-chan struct{} // of the Kubernetes cluster
+	compare  <-chan time.Time
+	retry    <-chan time.Time
+}
+
+// errWatchEnded: a watch ends with its context only.
+var errWatchEnded = errors.New("the watch ended")
+
+// next waits for an event, and reports whether there may be something to write. There is
+// not while the newest records lack what this term wrote.
+func (t *term) next(ctx context.Context, from sources) (due bool, err error) {
+	select {
+	case <-ctx.Done():
+		return false, ctx.Err()
+	case <-t.writer.Done():
+		return false, store.ErrDeposed
+	case r, open := <-from.records:
+		if !open {
+			return false, cmp.Or(ctx.Err(), errWatchEnded)
+		}
+		return t.take(r)
+	case r, open := <-from.requests:
+		if !open {
+			return false, cmp.Or(ctx.Err(), errWatchEnded)
+		}
+		t.takeRequests(r)
+		return t.current(), nil
+	case <-from.compare:
+		return t.current(), nil
+	case <-from.events:
+		return t.current(), nil
+	case <-from.retry:
+		return true, nil
 	}
 }
 
@@ -265,7 +276,7 @@ func (t *term) actTenants(ctx context.Context) (freed freedIDs, all bool, err er
 	for _, w := range plan.Writes {
 		t.tenants.Trying(w)
 		rev, err := t.writer.PutNamespace(ctx, w.Key, w.Namespace, w.Mod)
-		t.told(w, rev, err)
+		t.account(w, rev, err)
 		if err != nil {
 			return nil, false, err
 		}
@@ -274,8 +285,8 @@ func (t *term) actTenants(ctx context.Context) (freed freedIDs, all bool, err er
 	return plan.Freed, all, err
 }
 
-// told tells what became of a write that was tried.
-func (t *term) told(w tenant.Write, rev int64, err error) {
+// account takes in what became of a namespace's write that was tried.
+func (t *term) account(w tenant.Write, rev int64, err error) {
 	if err != nil {
 		if certain(err) {
 			t.tenants.Failed(w)
@@ -357,22 +368,30 @@ func (t *term) actNodes(ctx context.Context) (freed freedSubnets, all bool, err 
 		}
 		t.subnets.Trying(w)
 		rev, err := t.writer.PutNode(ctx, w.Key, w.Node, w.Mod)
+		t.accountNode(w, rev, err)
 		if err != nil {
-			if certain(err) {
-				t.subnets.Failed(w)
-			}
 			return nil, false, err
 		}
-		t.subnets.Wrote(w)
-		t.lastWrite = max(t.lastWrite, rev)
-		t.c.cfg.Metrics.subnetReqs.WithLabelValues(string(w.Outcome)).Inc()
-		t.c.cfg.Metrics.write.Observe(t.c.cfg.Now().Sub(t.seen).Seconds())
-		level, attrs := slog.LevelInfo, []any{"node", w.Node.Host, "key", w.Key, "outcome", w.Outcome, "subnet", w.Node.Subnet, "revision", rev}
-		if w.Message != "" {
-			level, attrs = slog.LevelWarn, append(attrs, "reason", w.Message)
-		}
-		t.log.Log(ctx, level, "node", attrs...)
-		t.follower.tellNode(w)
 	}
 	return plan.Freed, true, nil
+}
+
+// accountNode takes in what became of a node's write that was tried.
+func (t *term) accountNode(w subnet.Write, rev int64, err error) {
+	if err != nil {
+		if certain(err) {
+			t.subnets.Failed(w)
+		}
+		return
+	}
+	t.subnets.Wrote(w)
+	t.lastWrite = max(t.lastWrite, rev)
+	t.c.cfg.Metrics.subnetReqs.WithLabelValues(string(w.Outcome)).Inc()
+	t.c.cfg.Metrics.write.Observe(t.c.cfg.Now().Sub(t.seen).Seconds())
+	level, attrs := slog.LevelInfo, []any{"node", w.Node.Host, "key", w.Key, "outcome", w.Outcome, "subnet", w.Node.Subnet, "revision", rev}
+	if w.Message != "" {
+		level, attrs = slog.LevelWarn, append(attrs, "reason", w.Message)
+	}
+	t.log.Log(context.Background(), level, "node", attrs...)
+	t.follower.tellNode(w)
 }

@@ -16,6 +16,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
@@ -69,16 +71,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	reg.MustRegister(podlimits.NewCollector(n.limitSources))
-	// Nothing that the agent waits for is mended by a restart, so there are no
-	// checks of liveness.
-	server := diag.NewServer(diag.Config{
-		Address: cfg.Diag.MetricsAddress, Registry: reg, Profiling: cfg.Diag.Profiling, Logger: log, State: n.State,
-		Ready: []diag.Check{
-			{Name: "node", Probe: func(context.Context) error { return n.ready.is() }},
-			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
-			{Name: "cni-configuration", Probe: func(context.Context) error { return conf.InPlace() }},
-		},
-	})
+	server := diag.NewServer(n.diagnostics(reg))
 	if err := server.Listen(); err != nil {
 		return err
 	}
@@ -93,6 +86,19 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		n.etcd.store.Close()
 	}
 	return err
+}
+
+// diagnostics are what the agent shows of itself. Nothing that it waits for is mended by a
+// restart, so there are no checks of liveness.
+func (n *node) diagnostics(reg *prometheus.Registry) diag.Config {
+	return diag.Config{
+		Address: n.cfg.Diag.MetricsAddress, Registry: reg, Profiling: n.cfg.Diag.Profiling, Logger: n.log, State: n.State,
+		Ready: []diag.Check{
+			{Name: "node", Probe: func(context.Context) error { return n.ready.is() }},
+			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
+			{Name: "cni-configuration", Probe: func(context.Context) error { return n.conf.InPlace() }},
+		},
+	}
 }
 
 // run serves the CNI from the first moment on, beside all else.

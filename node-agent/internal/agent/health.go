@@ -68,9 +68,9 @@ type wayOut struct {
 	node   string
 	closed prometheus.Gauge
 	// events is nil outside of Kubernetes.
-	events eventSink
-	log    *slog.Logger
-	told   backoff.Trouble
+	events  eventSink
+	log     *slog.Logger
+	trouble backoff.Trouble
 }
 
 // judge is why the node is not ready, with the way to say that the check is wrong; nil where it
@@ -78,7 +78,7 @@ type wayOut struct {
 func (w *wayOut) judge(why error) error {
 	if why == nil {
 		w.closed.Set(0)
-		if w.told.Over() {
+		if w.trouble.Over() {
 			w.log.Info("pods reach the outside again", "node", w.node)
 		}
 		return nil
@@ -87,7 +87,7 @@ func (w *wayOut) judge(why error) error {
 	if w.policy != exits.Warn {
 		return fmt.Errorf("%w; where pods do get out, the agent's flag --exit-check=warn keeps the node ready", why)
 	}
-	if !w.told.News(why) {
+	if !w.trouble.News(why) {
 		return nil
 	}
 	w.log.Warn("pods may not reach the outside", "node", w.node, "error", why)

@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -25,6 +24,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
 )
 
 // daemonSet stands in for the API server.
@@ -153,11 +153,7 @@ func TestLeaveConfiguration(t *testing.T) {
 
 // A node that leaves takes the device and the table of its checks along; one whose agent restarts does not.
 func TestLeaveTakesChecks(t *testing.T) {
-	name := fmt.Sprintf("leave-%d", os.Getpid())
-	if err := ns.Create(name); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ns.Delete(name) })
+	name := nstest.New(t)
 	host, err := link.Open(ns.Path(name))
 	if err != nil {
 		t.Fatal(err)

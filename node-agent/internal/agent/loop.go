@@ -73,18 +73,18 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 			return err
 		}
 		switch {
-		case due == nothing:
+		case due == noPass:
 			continue
-		case due == again:
+		case due == passDeferred:
 			calming = false
-		case due == someTime && l.ready.is() == nil:
+		case due == passLater && l.ready.is() == nil:
 			if !calming {
 				calming = true
-				e.again.Reset(calm)
+				e.deferred.Reset(calm)
 			}
 			continue
 		}
-		owed = owed || due == everything
+		owed = owed || due == passFull
 		if err := l.pass(ctx, owed); err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
@@ -92,7 +92,7 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 			l.ready.set(err)
 			l.report.publish()
 			calming = false
-			e.again.Reset(pause.Next())
+			e.deferred.Reset(pause.Next())
 			continue
 		}
 		owed = false
@@ -108,11 +108,11 @@ func (l *loop) plan(e *events, pause *backoff.Pauses) {
 	}
 	switch wait, refused := l.host.peers.Retry(); {
 	case l.host.mtu.Next(true): // one step may make the next one possible
-		e.again.Reset(0)
+		e.deferred.Reset(0)
 	case !well: // something outside of the agent keeps pods back
-		e.again.Reset(pause.Next())
+		e.deferred.Reset(pause.Next())
 	case refused:
-		e.again.Reset(wait)
+		e.deferred.Reset(wait)
 	}
 }
 
@@ -133,25 +133,25 @@ func (l *loop) pass(ctx context.Context, full bool) error {
 // mtuNews says what to do after nodes have written.
 func (l *loop) mtuNews() due {
 	if l.host.mtu.Next(l.ready.is() == nil) {
-		return aPass
+		return passNow
 	}
-	return nothing
+	return noPass
 }
 
 // due is what an event asks of the loop.
 type due int
 
 const (
-	// nothing more: what there was to do is done.
-	nothing due = iota
-	// aPass at once.
-	aPass
-	// again is the pass that was put off.
-	again
-	// someTime: a pass, which can wait a while as long as all is well.
-	someTime
-	// everything: a pass that reads back all there is.
-	everything
+	// noPass: what there was to do is done.
+	noPass due = iota
+	// passNow is a pass at once.
+	passNow
+	// passDeferred is the one that was put off.
+	passDeferred
+	// passLater can wait a while as long as all is well.
+	passLater
+	// passFull reads back all there is.
+	passFull
 )
 
 // events wake the loop.
@@ -159,19 +159,19 @@ type events struct {
 	sources
 	// looked is when links were looked at last.
 	looked time.Time
-	// again fires at once at first, then after a pass that failed, and a while
+	// deferred fires at once at first, then after a pass that failed, and a while
 	// after somebody changed something.
-	again    *time.Timer
+	deferred *time.Timer
 	patience *time.Timer
 	resync   *time.Ticker
 }
 
 func newEvents(from sources) *events {
-	return &events{sources: from, again: time.NewTimer(0), patience: time.NewTimer(etcdPatience), resync: time.NewTicker(resyncEvery)}
+	return &events{sources: from, deferred: time.NewTimer(0), patience: time.NewTimer(etcdPatience), resync: time.NewTicker(resyncEvery)}
 }
 
 func (e *events) stop() {
-	e.again.Stop()
+	e.deferred.Stop()
 	e.patience.Stop()
 	e.resync.Stop()
 }
@@ -181,48 +181,48 @@ func (e *events) stop() {
 // right after the last look waits for the next event or pass.
 func (e *events) look(changed func() bool) due {
 	if time.Since(e.looked) < lookEvery {
-		return someTime
+		return passLater
 	}
 	defer func() { e.looked = time.Now() }()
 	if changed() {
-		return aPass
+		return passNow
 	}
-	return someTime
+	return passLater
 }
 
 // next waits for an event. What can be done about it without a pass it does.
 func (l *loop) next(ctx context.Context, e *events) (due, error) {
 	select {
 	case <-ctx.Done():
-		return nothing, ctx.Err()
+		return noPass, ctx.Err()
 	case s, open := <-e.records:
 		if !open {
-			return nothing, ctx.Err()
+			return noPass, ctx.Err()
 		}
 		if l.follow(ctx, s) {
-			return nothing, nil
+			return noPass, nil
 		}
 	case u, open := <-e.services:
 		if !open {
-			return nothing, ctx.Err()
+			return noPass, ctx.Err()
 		}
-		if l.services.serve(ctx, u) {
-			return nothing, nil
+		if l.services.update(ctx, u) {
+			return noPass, nil
 		}
 	case <-l.flows.conn.ended():
 		l.flows.disconnect()
 		l.ready.set(errors.New("ovs-vswitchd is away"))
 	case <-l.database.Changes():
-		return someTime, nil
+		return passLater, nil
 	case _, open := <-e.links:
 		if !open {
-			return nothing, errors.New("the kernel's network events cannot be read any more")
+			return noPass, errors.New("the kernel's network events cannot be read any more")
 		}
 		l.host.mtu.RoutesChanged()
 		return e.look(l.host.mtu.LinksChanged), nil
 	case m, open := <-e.mtus:
 		if !open {
-			return nothing, ctx.Err()
+			return noPass, ctx.Err()
 		}
 		l.host.mtu.See(m)
 		return l.mtuNews(), nil
@@ -234,11 +234,11 @@ func (l *loop) next(ctx context.Context, e *events) (due, error) {
 		l.useCopy(l.log)
 	case <-e.resync.C:
 		l.host.mtu.Resync()
-		return everything, nil
-	case <-e.again.C:
-		return again, nil
+		return passFull, nil
+	case <-e.deferred.C:
+		return passDeferred, nil
 	}
-	return aPass, nil
+	return passNow, nil
 }
 
 // follow takes in new records, and reports whether that was all there was to do.

@@ -19,7 +19,7 @@ func TestLooksSeldom(t *testing.T) {
 			})
 		}
 		for began := time.Now(); time.Since(began) < time.Second; time.Sleep(time.Millisecond) {
-			if got := look(); got != someTime {
+			if got := look(); got != passLater {
 				t.Fatalf("nothing changed: %v", got)
 			}
 		}
@@ -28,7 +28,7 @@ func TestLooksSeldom(t *testing.T) {
 		}
 		time.Sleep(lookEvery)
 		wider = true
-		if got := look(); got != aPass {
+		if got := look(); got != passNow {
 			t.Errorf("after a change: %v", got)
 		}
 	})

@@ -50,7 +50,7 @@ const (
 	// stepTimeout bounds one pass of the loop.
 	stepTimeout = 10 * time.Second
 	// etcdPatience is how long a starting agent waits for etcd before it goes on
-	// with the records on disk, which may know a peer that is none any more. The
+	// with the records on disk, which may name a peer that has left the network. The
 	// pods that are attached do not wait: their flows are in the switch.
 	etcdPatience = 3 * time.Second
 	// staleAtMost is how long the datapath may go on with what it cached, with

@@ -35,16 +35,16 @@ type serviceFeed struct {
 	nodeReady func() error
 	metrics   *metrics
 	log       *slog.Logger
-	// connected is that the table knows of the newest switch; told, that it knows
+	// connected is that the table knows of the newest switch; complete, that it knows
 	// all services; behind, that some news have not reached the switch.
-	connected, told, behind bool
+	connected, complete, behind bool
 
 	mu sync.Mutex
 	// notReady says why pods do not have the services that they should.
 	notReady error
 }
 
-// newServiceFeed returns one that nothing was told yet; table is nil outside of Kubernetes.
+// newServiceFeed returns a feed without services; table is nil outside of Kubernetes.
 func newServiceFeed(table serviceTable, nodeReady func() error, m *metrics, log *slog.Logger) *serviceFeed {
 	s := &serviceFeed{table: table, nodeReady: nodeReady, metrics: m, log: log}
 	if table != nil {
@@ -56,19 +56,19 @@ func newServiceFeed(table serviceTable, nodeReady func() error, m *metrics, log 
 // errNoServices is the state before the first update.
 var errNoServices = errors.New("the API server has not told of the services yet: those from before stay as they were")
 
-// serve brings news of services into the flows, also while something else is
+// update brings news of services into the flows, also while something else is
 // amiss. It reports whether that was all there was to do.
-func (s *serviceFeed) serve(ctx context.Context, u service.Update) bool {
+func (s *serviceFeed) update(ctx context.Context, u service.Update) bool {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	was := s.ready()
 	start := time.Now()
 	err := s.table.Update(ctx, u)
-	s.told = s.told || u.Full
+	s.complete = s.complete || u.Full
 	if err == nil {
 		s.metrics.programming.Observe(time.Since(start).Seconds())
 	}
-	s.served(err)
+	s.note(err)
 	return was == nil && err == nil && s.nodeReady() == nil
 }
 
@@ -95,14 +95,14 @@ func (s *serviceFeed) resync(ctx context.Context, full bool) {
 	default:
 		return
 	}
-	s.served(err)
+	s.note(err)
 }
 
 // disconnect says that the switch is gone.
 func (s *serviceFeed) disconnect() { s.connected = false }
 
-// served notes what became of services.
-func (s *serviceFeed) served(err error) {
+// note takes in what became of services.
+func (s *serviceFeed) note(err error) {
 	s.behind = err != nil
 	count, endpoints, flows := s.table.Counts()
 	s.metrics.services.Set(float64(count))
@@ -113,7 +113,7 @@ func (s *serviceFeed) served(err error) {
 		s.metrics.leftOut.WithLabelValues(string(reason)).Set(float64(left[reason]))
 	}
 	away := errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady)
-	if err == nil && !s.told {
+	if err == nil && !s.complete {
 		err = errNoServices
 	}
 	s.mu.Lock()

@@ -57,7 +57,7 @@ func TestServices(t *testing.T) {
 	serve := func(full, done bool) func() {
 		return func() {
 			t.Helper()
-			if got := n.serve(t.Context(), service.Update{Full: full}); got != done {
+			if got := n.update(t.Context(), service.Update{Full: full}); got != done {
 				t.Errorf("that was all: %v, want %v", got, done)
 			}
 		}

@@ -103,7 +103,7 @@ func TestAddFailsAnywhere(t *testing.T) {
 				}
 				w.failAt = 0
 				w.empty(t)
-				if n := len(a.pool.Leases()) + len(a.List()) + len(a.arriving) + len(a.turns.held); n != 0 {
+				if n := len(a.pool.Leases()) + len(a.List()) + len(a.arriving) + len(a.turns.Newest()); n != 0 {
 					t.Errorf("step %d: %d leases, attachments, arrivals and turns left", failAt, n)
 				}
 			}

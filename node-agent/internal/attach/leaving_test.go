@@ -338,7 +338,7 @@ func TestComeAndGoAtOnce(t *testing.T) {
 	running.Wait()
 	a.Finish(context.Background())
 	w.empty(t)
-	if n := len(a.pool.Leases()) + len(a.turns.held); n != 0 || len(w.broken) > 0 {
+	if n := len(a.pool.Leases()) + len(a.turns.Newest()); n != 0 || len(w.broken) > 0 {
 		t.Errorf("%d leases and turns left; %v", n, w.broken)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/inturn"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
@@ -13,44 +14,15 @@ import (
 // turns lets one change of an attachment at a time happen. The zero value is
 // ready for use.
 type turns struct {
-	mu   sync.Mutex
-	held map[cniapi.Attachment]*turn
-}
-
-type turn struct {
-	// taken holds one element while somebody has the turn.
-	taken chan struct{}
-	// users are who has it and who waits for it.
-	users int
+	inturn.Queues[cniapi.Attachment, struct{}]
 }
 
 // take waits for the attachment's turn and returns what ends it, or ctx's error.
 func (t *turns) take(ctx context.Context, key cniapi.Attachment) (end func(), err error) {
-	t.mu.Lock()
-	if t.held == nil {
-		t.held = map[cniapi.Attachment]*turn{}
+	if end, err = t.Take(ctx, key, struct{}{}); err != nil {
+		return nil, fmt.Errorf("attachment %s is still being changed: %w", key, err)
 	}
-	mine := t.held[key]
-	if mine == nil {
-		mine = &turn{taken: make(chan struct{}, 1)}
-		t.held[key] = mine
-	}
-	mine.users++
-	t.mu.Unlock()
-	leave := func() {
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		if mine.users--; mine.users == 0 {
-			delete(t.held, key)
-		}
-	}
-	select {
-	case mine.taken <- struct{}{}:
-		return func() { <-mine.taken; leave() }, nil
-	case <-ctx.Done():
-		leave()
-		return nil, fmt.Errorf("attachment %s is still being changed: %w", key, ctx.Err())
-	}
+	return end, nil
 }
 
 // atOnce is how many running pods are changed at the same time: most of it is waiting

@@ -56,6 +56,8 @@ const (
 	// readTimeout bounds the wait for a request on a new connection. The plugin
 	// writes at once.
 	readTimeout = 5 * time.Second
+	// acceptPause follows a connection that could not be accepted.
+	acceptPause = 100 * time.Millisecond
 	// writeTimeout bounds the wait for a plugin that does not read its answer.
 	writeTimeout = 5 * time.Second
 	// statusTimeout bounds STATUS, which a runtime calls for its own readiness.
@@ -172,7 +174,7 @@ func (s *Server) accept(ctx context.Context, slots chan struct{}, serve func(*ne
 		}
 		s.log.Error("cannot accept a CNI connection", "error", err)
 		select {
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(acceptPause):
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -2,11 +2,10 @@ package cniserver
 
 import (
 	"context"
-	"slices"
-	"sync"
 
 	"golang.org/x/sync/semaphore"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/inturn"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
 
@@ -21,21 +20,12 @@ type turns struct {
 	// closing ends with the wish to begin nothing more.
 	closing context.Context
 	close   context.CancelFunc
-
-	mu sync.Mutex
-	// queues has, for each attachment, the command that runs and those that wait
-	// for it, in the order in which they came.
-	queues map[cniapi.Attachment][]*turn
-}
-
-type turn struct {
-	command cniapi.Command
-	// first is closed when the turn is the first of its queue.
-	first chan struct{}
+	// commands are those on each attachment.
+	commands inturn.Queues[cniapi.Attachment, cniapi.Command]
 }
 
 func newTurns(limit int) *turns {
-	t := &turns{slots: semaphore.NewWeighted(int64(limit)), limit: int64(limit), queues: make(map[cniapi.Attachment][]*turn)}
+	t := &turns{slots: semaphore.NewWeighted(int64(limit)), limit: int64(limit)}
 	t.closing, t.close = context.WithCancel(context.Background())
 	return t
 }
@@ -60,7 +50,7 @@ func (t *turns) take(ctx context.Context, req cniapi.Request) (adding []cniapi.A
 	}
 	// The attachment's turn comes before the slot: what waits for its like holds
 	// up nobody else.
-	leave, err := t.queue(wait, req)
+	leave, err := t.commands.Take(wait, req.Attachment(), req.Command)
 	if err != nil {
 		return nil, nil, t.refusal(ctx, req)
 	}
@@ -71,51 +61,12 @@ func (t *turns) take(ctx context.Context, req cniapi.Request) (adding []cniapi.A
 	return nil, func() { t.slots.Release(1); leave() }, nil
 }
 
-// queue waits until all earlier commands on the attachment have left; the
-// returned function leaves.
-func (t *turns) queue(ctx context.Context, req cniapi.Request) (func(), error) {
-	key := req.Attachment()
-	mine := &turn{command: req.Command, first: make(chan struct{})}
-	t.mu.Lock()
-	t.queues[key] = append(t.queues[key], mine)
-	if len(t.queues[key]) == 1 {
-		close(mine.first)
-	}
-	t.mu.Unlock()
-	select {
-	case <-mine.first:
-		return func() { t.leave(key, mine) }, nil
-	case <-ctx.Done():
-		t.leave(key, mine)
-		return nil, ctx.Err()
-	}
-}
-
-// leave takes a turn out of its queue. If it was the first, the next one is.
-func (t *turns) leave(key cniapi.Attachment, mine *turn) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	queue := t.queues[key]
-	at := slices.Index(queue, mine)
-	queue = slices.Delete(queue, at, at+1)
-	if len(queue) == 0 {
-		delete(t.queues, key)
-		return
-	}
-	t.queues[key] = queue
-	if at == 0 {
-		close(queue[0].first)
-	}
-}
-
 // adding lists the attachments with an ADD that runs or waits as the newest
 // command.
 func (t *turns) adding() []cniapi.Attachment {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	var keys []cniapi.Attachment
-	for key, queue := range t.queues {
-		if queue[len(queue)-1].command == cniapi.Add {
+	for key, newest := range t.commands.Newest() {
+		if newest == cniapi.Add {
 			keys = append(keys, key)
 		}
 	}

@@ -34,10 +34,8 @@ func take(ctx context.Context, t *turns, req cniapi.Request) chan began {
 func queued(t *testing.T, ts *turns, cmd cniapi.Command, id string) {
 	t.Helper()
 	until(t, func() bool {
-		ts.mu.Lock()
-		defer ts.mu.Unlock()
-		queue := ts.queues[request(cmd, id).Attachment()]
-		return len(queue) > 0 && queue[len(queue)-1].command == cmd
+		newest, waits := ts.commands.Newest()[request(cmd, id).Attachment()]
+		return waits && newest == cmd
 	})
 }
 
@@ -79,8 +77,8 @@ func TestOneAttachmentOneCommand(t *testing.T) {
 	notYet(t, again, "the second ADD beside DEL")
 	d.done()
 	(<-again).done()
-	if len(ts.queues) != 0 {
-		t.Errorf("%d queues are left over", len(ts.queues))
+	if left := ts.commands.Newest(); len(left) != 0 {
+		t.Errorf("%v are left over", left)
 	}
 }
 
@@ -101,8 +99,8 @@ func TestGivingUpKeepsOrder(t *testing.T) {
 	notYet(t, third, "the third beside the first")
 	first.done()
 	(<-third).done()
-	if len(ts.queues) != 0 {
-		t.Errorf("%d queues are left over", len(ts.queues))
+	if left := ts.commands.Newest(); len(left) != 0 {
+		t.Errorf("%v are left over", left)
 	}
 }
 
@@ -113,14 +111,10 @@ func TestWaitersHoldNoSlot(t *testing.T) {
 	ctx := context.Background()
 	busy := <-take(ctx, ts, request(cniapi.Add, "a"))
 	var waiting []chan began
-	for range 5 {
-		waiting = append(waiting, take(ctx, ts, request(cniapi.Del, "a")))
+	for _, command := range []cniapi.Command{cniapi.Del, cniapi.Check, cniapi.Del, cniapi.Check, cniapi.Del} {
+		waiting = append(waiting, take(ctx, ts, request(command, "a")))
+		queued(t, ts, command, "a")
 	}
-	until(t, func() bool {
-		ts.mu.Lock()
-		defer ts.mu.Unlock()
-		return len(ts.queues[request(cniapi.Add, "a").Attachment()]) == 6
-	})
 	other := <-take(ctx, ts, request(cniapi.Add, "b"))
 
 	// Both places are taken now.
@@ -213,8 +207,8 @@ func TestTurnsUnderLoad(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if len(ts.queues) != 0 {
-		t.Errorf("%d queues are left over", len(ts.queues))
+	if left := ts.commands.Newest(); len(left) != 0 {
+		t.Errorf("%v are left over", left)
 	}
 	if !ts.slots.TryAcquire(limit) {
 		t.Error("places are lost")

@@ -26,7 +26,7 @@ const (
 	firstPort, ports = 32768, 28000
 )
 
-// frame is an empty UDP datagram from a pod that is none.
+// frame is an empty UDP datagram from an address that no pod has.
 func frame(gw Gateway, from, to netip.AddrPort) []byte {
 	f := append(append(make([]byte, 0, 42), gw.MAC...), gw.From...)
 	f = binary.BigEndian.AppendUint16(f, 0x0800)

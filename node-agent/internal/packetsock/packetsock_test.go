@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
 )
 
 const room = 1 << 20
@@ -20,14 +21,7 @@ const room = 1 << 20
 // setup makes a namespace with loopback up, and a packet socket of this process there.
 func setup(t *testing.T) (fd, ifindex int, netns string) {
 	t.Helper()
-	netns = fmt.Sprintf("packetsock-test-%d", os.Getpid())
-	if err := ns.Create(netns); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = ns.Delete(netns) })
-	if out, err := exec.Command("ip", "-n", netns, "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	netns = nstest.New(t)
 	err := ns.Do(netns, func() error {
 		lo, err := net.InterfaceByName("lo")
 		if err != nil {

@@ -9,11 +9,13 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
 )
 
 const (
@@ -31,18 +33,9 @@ type lab struct {
 }
 
 func newLab(t *testing.T) *lab {
-	l := &lab{t, fmt.Sprintf("probe-%d", os.Getpid())}
-	l.create(l.name)
+	l := &lab{t, nstest.New(t)}
 	l.ip(l.name, "link add wire mtu 9000 type bridge", "link set wire up")
 	return l
-}
-
-func (l *lab) create(name string) {
-	l.t.Helper()
-	if err := ns.Create(name); err != nil {
-		l.t.Fatal(err)
-	}
-	l.t.Cleanup(func() { _ = ns.Delete(name) })
 }
 
 func (l *lab) ip(name string, lines ...string) {
@@ -55,8 +48,7 @@ func (l *lab) ip(name string, lines ...string) {
 // node is a namespace with address 192.0.2.number on eth0 of MTU mtu.
 func (l *lab) node(number, mtu int) *link.NS {
 	l.t.Helper()
-	name := fmt.Sprintf("%s-%d", l.name, number)
-	l.create(name)
+	name := nstest.New(l.t)
 	l.ip(l.name, fmt.Sprintf("link add port%d mtu 9000 master wire type veth peer name eth0 mtu %d netns %s", number, mtu, name), fmt.Sprintf("link set port%d up", number))
 	l.ip(name, "link set eth0 up", fmt.Sprintf("addr add 192.0.2.%d/24 dev eth0", number))
 	ctx, cancel := context.WithTimeout(l.t.Context(), patience)
@@ -191,7 +183,7 @@ func TestStrangers(t *testing.T) {
 		binary.BigEndian.PutUint64(b[8:], 77)
 		return b
 	}
-	l.ip(l.name+"-2", "addr add 192.0.2.9/24 dev eth0")
+	l.ip(filepath.Base(b.Path()), "addr add 192.0.2.9/24 dev eth0")
 	if got := ask(b, netip.AddrPortFrom(vtep(2), port), message(kindProbe, 1400)); len(got) != messageLen || binary.BigEndian.Uint64(got[8:]) != 77 {
 		t.Errorf("a peer got %x", got)
 	}

@@ -31,7 +31,7 @@ const (
 	setTimeout = 10 * time.Second
 )
 
-// Policy says what becomes of a pod that asks for a limit which is none.
+// Policy says what becomes of a pod whose limit cannot be read.
 type Policy string
 
 const (

@@ -6,27 +6,21 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"os/exec"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
 )
-
-var spaces atomic.Int32
 
 // space makes a namespace for the test and opens it.
 func space(t testing.TB) *link.NS {
 	t.Helper()
-	name := fmt.Sprintf("shaping-%d-%d", os.Getpid(), spaces.Add(1))
-	noErr(t, ns.Create(name))
-	t.Cleanup(func() { _ = ns.Delete(name) })
-	n, err := link.Open(ns.Path(name))
+	n, err := link.Open(ns.Path(nstest.New(t)))
 	noErr(t, err)
 	t.Cleanup(func() { _ = n.Close() })
 	return n

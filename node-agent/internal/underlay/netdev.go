@@ -327,6 +327,9 @@ func (s *Setup) suitable(l link.Link) error {
 	return nil
 }
 
+// linkLook is how often a device is looked for beside the kernel's events.
+const linkLook = 100 * time.Millisecond
+
 // awaitLink waits until ovs-vswitchd has made the bridge's local port.
 func (s *Setup) awaitLink(ctx context.Context, bridge string) error {
 	watch, cancel := context.WithCancel(ctx)
@@ -336,7 +339,7 @@ func (s *Setup) awaitLink(ctx context.Context, bridge string) error {
 		return err
 	}
 	// The events are the signal; the ticker is for those lost with a closed channel.
-	tick := time.NewTicker(100 * time.Millisecond)
+	tick := time.NewTicker(linkLook)
 	defer tick.Stop()
 	for {
 		if ok, err := s.ns.LinkExists(bridge); ok || err != nil {

@@ -1,7 +1,6 @@
 package tc
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 
@@ -19,7 +18,7 @@ const ifbQueue = 1000
 
 // EnsureIFB makes an intermediate functional block device, which sends what was
 // redirected to it on from where it came, after its own qdisc. It is down, and the
-// kernel's own IP stack is kept off it ([link.NS.Quiet]). One that is there stays as it is;
+// kernel's own IP stack is kept off it ([link.NS.Quiet]). An ifb of that name stays as it is;
 // [link.ErrLinkExists] where a device of another kind has the name.
 func (n Control) EnsureIFB(name string) error {
 	l, ok, err := n.ns.Link(name)
@@ -152,8 +151,7 @@ func (n Control) Kick(name string) error {
 		return err
 	}
 	const experimental = 0x88b5
-	protocol := binary.NativeEndian.Uint16([]byte{experimental >> 8, experimental & 0xff})
-	to := &unix.SockaddrLinklayer{Ifindex: l.Index, Protocol: protocol, Halen: 6}
+	to := &unix.SockaddrLinklayer{Ifindex: l.Index, Protocol: networkOrder(experimental), Halen: 6}
 	copy(to.Addr[:], l.MAC)
 	err = n.ns.Do(func() error {
 		// With protocol 0 it receives nothing.
