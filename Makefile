@@ -50,6 +50,7 @@ demo: deps build ## two nodes, three tenants: join, isolate, global (KEEP=1 leav
 .PHONY: test
 test: deps build ## everything that a change must pass: unit, contract, lab end-to-end (root)
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/e2e)
+	cd test/policyoracle && go test ./... # a module of its own
 	NETLAB_BIN= go test -race -count=1 -timeout 40m ./test/e2e/... # builds race-checked programs of its own
 
 .PHONY: test-kernel
@@ -77,11 +78,13 @@ machine: deps build ## the whole machine suite: each change of a node alone, and
 verify: ## gofmt, vet, staticcheck, import rules, manifests decode, go.mod tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
 	go vet ./...
+	cd test/policyoracle && go vet ./...
 	go tool staticcheck ./...
 	go test ./test/deps
 	go test -run Manifest ./cni/... ./controller ./node-agent ./manifests/...
 	go mod verify
 	go mod tidy -diff
+	cd test/policyoracle && go mod tidy -diff
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (default 20s)

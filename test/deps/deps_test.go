@@ -71,6 +71,8 @@ func TestOnlyImporter(t *testing.T) {
 		{"sigs.k8s.io/knftables", []string{"node-agent/internal/hostnet"}},
 		{"github.com/containernetworking/cni", []string{"cni"}},
 		{"k8s.io/apimachinery/pkg/api/resource", []string{"pkg/kube", "pkg/limits"}}, // quantities; it does no I/O
+		{"k8s.io/apimachinery", []string{"pkg/kube", "pkg/policy"}},                  // selectors of labels
+		{"k8s.io/api", []string{"pkg/kube", "pkg/policy"}},                           // objects as they are written
 		{"k8s.io", []string{"pkg/kube"}},
 	}
 	for _, p := range list(t) {
@@ -93,7 +95,7 @@ func TestOnlyImporter(t *testing.T) {
 // TestPure: these packages decide and never touch the world.
 func TestPure(t *testing.T) {
 	pure := []string{
-		"pkg/netid", "pkg/topology", "pkg/tunnel", "pkg/alloc", "pkg/service", "pkg/limits", "pkg/pki",
+		"pkg/netid", "pkg/topology", "pkg/tunnel", "pkg/alloc", "pkg/service", "pkg/policy", "pkg/limits", "pkg/pki",
 		"node-agent/internal/pipeline", "node-agent/internal/desired", "node-agent/internal/mtu", "node-agent/internal/toobig", "node-agent/internal/fairness",
 		"controller/internal/tenant", "controller/internal/subnet", "controller/internal/identity",
 	}

@@ -1,0 +1,98 @@
+package policy
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+)
+
+// Packet is the first packet of a connection, with the addresses that it has after
+// translation. Whatever else belongs to the connection, answers and errors among it, is
+// judged as this one.
+type Packet struct {
+	Src, Dst netip.Addr
+	// Protocol is that of IP. DstPort counts for those of policies: TCP, UDP, SCTP.
+	Protocol uint8
+	DstPort  uint16
+}
+
+// Verdict is what becomes of a packet.
+type Verdict uint8
+
+// The verdicts.
+const (
+	Allowed Verdict = iota
+	// DeniedEgress: its sender may not send it. DeniedIngress: its receiver may not get it.
+	DeniedEgress
+	DeniedIngress
+)
+
+func (v Verdict) String() string {
+	switch v {
+	case DeniedEgress:
+		return "denied by egress"
+	case DeniedIngress:
+		return "denied by ingress"
+	}
+	return "allowed"
+}
+
+// Verdict is what the policies of this node say of a packet. Of pods that are not the node's
+// it knows nothing: their own nodes judge.
+func (c Compiled) Verdict(p Packet) Verdict {
+	switch {
+	case !c.may(c.Egress, p.Src, p.Dst, p):
+		return DeniedEgress
+	case !c.may(c.Ingress, p.Dst, p.Src, p):
+		return DeniedIngress
+	}
+	return Allowed
+}
+
+// may says whether the policies of one direction let a subject and a peer meet. A pod
+// always reaches itself and its node, and its node reaches it: so says the API.
+func (c Compiled) may(t Table, subject, peer netip.Addr, p Packet) bool {
+	if _, isolated := slices.BinarySearchFunc(t.Isolated, subject, netip.Addr.Compare); !isolated {
+		return true
+	}
+	if subject == peer || slices.Contains(c.Own, peer) {
+		return true
+	}
+	return slices.ContainsFunc(t.Allows, func(a Allow) bool {
+		return a.has(p) && slices.Contains(a.Subjects, subject) && c.isPeer(a.Peers, peer)
+	})
+}
+
+// has reports whether the packet goes to one of the ports.
+func (a Allow) has(p Packet) bool {
+	return a.AnyPort || slices.ContainsFunc(a.Ports, func(r PortRange) bool {
+		return r.Protocol == service.Protocol(p.Protocol) && r.First <= p.DstPort && p.DstPort <= r.Last
+	})
+}
+
+func (c Compiled) isPeer(peers Peers, a netip.Addr) bool {
+	return peers.Any || peers.Pods && c.isPod(a) || contains(peers.Prefixes, a)
+}
+
+// isPod reports whether an address may be a pod's.
+func (c Compiled) isPod(a netip.Addr) bool {
+	_, isNode := slices.BinarySearchFunc(c.NodeAddresses, a, netip.Addr.Compare)
+	return c.Network.Contains(a) && !isNode
+}
+
+// sorted are the different ones of list, in order.
+func sorted[T comparable](list []T, compare func(a, b T) int) []T {
+	list = slices.Clone(list)
+	slices.SortFunc(list, compare)
+	return slices.Compact(list)
+}
+
+func comparePrefixes(a, b netip.Prefix) int {
+	return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
+}
+
+func comparePorts(a, b PortRange) int {
+	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.First, b.First), cmp.Compare(a.Last, b.Last))
+}
