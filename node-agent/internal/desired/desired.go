@@ -114,38 +114,32 @@ func Tenant(s topology.Snapshot, slots Slots, namespace string) pipeline.Tenant 
 	return pipeline.Tenant{Slot: slots.Assign(namespace), NetID: id, Known: known}
 }
 
-// candidate is a peer as a record says, and which record.
-type candidate struct {
-	pipeline.Peer
-	record string
-}
-
 // peers are those of the node me, in order of their addresses. Two that claim the same
 // addresses are both left out, and so is one that claims those of me.
 func peers(s topology.Snapshot, me topology.Node, ports Ports) ([]pipeline.Peer, []Problem) {
 	var problems []Problem
-	candidates := make([]candidate, 0, len(s.Nodes))
+	leaveOut := func(ip netip.Addr, why string) {
+		problems = append(problems, Problem{Record: "subnets/" + ip.String(), Why: why})
+	}
+	candidates := make([]pipeline.Peer, 0, len(s.Nodes))
 	for ip, n := range s.Nodes {
-		record := "subnets/" + ip.String()
 		if err := n.Validate(s.Config); err != nil {
-			problems = append(problems, Problem{Record: record, Why: err.Error()})
-			continue
-		}
-		if n.Ready() {
-			candidates = append(candidates, candidate{nodePeer(n, ports), record})
+			leaveOut(ip, err.Error())
+		} else if n.Ready() {
+			candidates = append(candidates, nodePeer(n, ports))
 		}
 	}
+	slices.SortFunc(candidates, func(a, b pipeline.Peer) int { return a.VTEP.Compare(b.VTEP) })
 	claimed := contested(candidates)
-	slices.SortFunc(candidates, func(a, b candidate) int { return a.VTEP.Compare(b.VTEP) })
 	var peers []pipeline.Peer
-	for _, c := range candidates {
-		prefix, twice := claimed[c.record]
+	for i, c := range candidates {
+		prefix, twice := claimed[i]
 		switch {
 		case c.VTEP == me.HostIP:
 		case twice:
-			problems = append(problems, Problem{Record: c.record, Why: fmt.Sprintf("Subnet %s is in the record of another node as well", prefix)})
+			leaveOut(c.VTEP, fmt.Sprintf("Subnet %s is in the record of another node as well", prefix))
 		case c.Port != 0:
-			peers = append(peers, c.Peer)
+			peers = append(peers, c)
 		}
 	}
 	slices.SortFunc(problems, func(a, b Problem) int { return cmp.Compare(a.Record, b.Record) })
@@ -178,20 +172,20 @@ func nodePeer(n topology.Node, ports Ports) pipeline.Peer {
 	}
 }
 
-// contested are the records of which a prefix overlaps another record's, and such a prefix.
-func contested(candidates []candidate) map[string]netip.Prefix {
+// contested are those of peers, by index, of which a prefix overlaps another's, and such a prefix.
+func contested(peers []pipeline.Peer) map[int]netip.Prefix {
 	type claim struct {
 		prefix netip.Prefix
-		record string
+		peer   int
 	}
-	var claims []claim
-	for _, c := range candidates {
-		for _, p := range c.Prefixes {
-			claims = append(claims, claim{p, c.record})
+	claims := make([]claim, 0, len(peers))
+	for i, p := range peers {
+		for _, prefix := range p.Prefixes {
+			claims = append(claims, claim{prefix, i})
 		}
 	}
 	slices.SortFunc(claims, func(a, b claim) int { return a.prefix.Compare(b.prefix) })
-	found := map[string]netip.Prefix{}
+	found := map[int]netip.Prefix{}
 	// Prefixes are apart or one has the other. In their order each comes behind the widest
 	// that has it.
 	var widest claim
@@ -199,8 +193,8 @@ func contested(candidates []candidate) map[string]netip.Prefix {
 		switch {
 		case !widest.prefix.IsValid() || !widest.prefix.Overlaps(c.prefix):
 			widest = c
-		case widest.record != c.record:
-			found[widest.record], found[c.record] = widest.prefix, c.prefix
+		case widest.peer != c.peer:
+			found[widest.peer], found[c.peer] = widest.prefix, c.prefix
 		}
 	}
 	return found

@@ -110,26 +110,25 @@ func TestEnds(t *testing.T) {
 
 // Each of several prefixes counts, whichever has the other.
 func TestContested(t *testing.T) {
-	peer := func(record string, prefixes ...string) (c candidate) {
-		c.record = record
-		for _, p := range prefixes {
-			c.Prefixes = append(c.Prefixes, net4(p))
+	peer := func(prefixes ...string) (p pipeline.Peer) {
+		for _, text := range prefixes {
+			p.Prefixes = append(p.Prefixes, net4(text))
 		}
-		return c
+		return p
 	}
 	for name, tc := range map[string]struct {
-		candidates []candidate
-		want       []string
+		peers []pipeline.Peer
+		want  []int
 	}{
-		"apart":                      {[]candidate{peer("a", "10.0.0.0/24", "10.0.2.0/24"), peer("b", "10.0.1.0/24")}, nil},
-		"one's own":                  {[]candidate{peer("a", "10.0.0.0/16", "10.0.2.0/24", "10.0.2.1/32"), peer("b", "10.1.0.0/16")}, nil},
-		"equal":                      {[]candidate{peer("a", "10.0.0.0/24"), peer("b", "10.0.0.0/24"), peer("c", "10.0.1.0/24")}, []string{"a", "b"}},
-		"one has the other's":        {[]candidate{peer("a", "10.0.0.128/25"), peer("b", "10.0.0.0/16")}, []string{"a", "b"}},
-		"the second of several":      {[]candidate{peer("a", "10.5.0.0/24", "10.0.7.0/24"), peer("b", "10.0.0.0/24", "10.0.7.9/32"), peer("c", "10.0.8.0/24")}, []string{"a", "b"}},
-		"two within a third":         {[]candidate{peer("a", "10.0.0.0/16"), peer("b", "10.0.1.0/24"), peer("c", "10.0.2.0/24")}, []string{"a", "b", "c"}},
-		"behind one's own, narrower": {[]candidate{peer("a", "10.0.0.0/16", "10.0.1.0/24"), peer("b", "10.0.1.1/32"), peer("c", "10.1.0.0/32")}, []string{"a", "b"}},
+		"apart":                      {[]pipeline.Peer{peer("10.0.0.0/24", "10.0.2.0/24"), peer("10.0.1.0/24")}, nil},
+		"one's own":                  {[]pipeline.Peer{peer("10.0.0.0/16", "10.0.2.0/24", "10.0.2.1/32"), peer("10.1.0.0/16")}, nil},
+		"equal":                      {[]pipeline.Peer{peer("10.0.0.0/24"), peer("10.0.0.0/24"), peer("10.0.1.0/24")}, []int{0, 1}},
+		"one has the other's":        {[]pipeline.Peer{peer("10.0.0.128/25"), peer("10.0.0.0/16")}, []int{0, 1}},
+		"the second of several":      {[]pipeline.Peer{peer("10.5.0.0/24", "10.0.7.0/24"), peer("10.0.0.0/24", "10.0.7.9/32"), peer("10.0.8.0/24")}, []int{0, 1}},
+		"two within a third":         {[]pipeline.Peer{peer("10.0.0.0/16"), peer("10.0.1.0/24"), peer("10.0.2.0/24")}, []int{0, 1, 2}},
+		"behind one's own, narrower": {[]pipeline.Peer{peer("10.0.0.0/16", "10.0.1.0/24"), peer("10.0.1.1/32"), peer("10.1.0.0/32")}, []int{0, 1}},
 	} {
-		if got := slices.Sorted(maps.Keys(contested(tc.candidates))); !slices.Equal(got, tc.want) {
+		if got := slices.Sorted(maps.Keys(contested(tc.peers))); !slices.Equal(got, tc.want) {
 			t.Errorf("%s: %v, want %v", name, got, tc.want)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -244,7 +245,7 @@ func (t *Table) tenantModel(namespace string) pipeline.Tenant {
 
 // peerOwner is the owner of the peer's flows: another one for each tunnel port.
 func peerOwner(p pipeline.Peer) flowstore.Owner {
-	return flowstore.Owner{Kind: KindPeer, Name: fmt.Sprintf("%s by port %d", p.VTEP, p.Port)}
+	return flowstore.Owner{Kind: KindPeer, Name: p.VTEP.String() + " by port " + strconv.FormatUint(uint64(p.Port), 10)}
 }
 
 // all is what all owners want.

@@ -229,7 +229,7 @@ func (p Peer) listed() []of.Flow {
 
 // sent matches all that the peer sends.
 func (p Peer) sent() []of.Field {
-	return []of.Field{of.InPort(p.Port), of.TunnelSrc(p.VTEP)}
+	return append(make([]of.Field, 0, 4), of.InPort(p.Port), of.TunnelSrc(p.VTEP)) // with room for what else a flow matches
 }
 
 // way decides that a packet goes to the peer.
