@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime"
+	"sync"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -44,6 +45,12 @@ type NS struct {
 	nl   *netlink.Handle
 	// ctl is a socket for ioctls on devices, in the namespace.
 	ctl int
+	// making lets one pair of devices at a time be made. Settings of a device that need
+	// the kernel's lock of devices (disable_ipv6, forwarding) are not waited for with a
+	// sleep: the write is begun anew until nobody has the lock (rtnl_trylock and
+	// restart_syscall, net/ipv4/devinet.c), which keeps a processor busy as long as
+	// others of us have it.
+	making sync.Mutex
 }
 
 // Current is the namespace that the process runs in.

@@ -47,6 +47,8 @@ func (n *NS) CreateVeth(hostName string, sandbox *NS, spec VethSpec) error {
 		PeerNamespace:    netlink.NsFd(int(sandbox.file.Fd())),
 		PeerMTU:          uint32(spec.MTU),
 	}
+	n.making.Lock()
+	defer n.making.Unlock()
 	if err := n.nl.LinkAdd(veth); err != nil {
 		return n.vethError(hostName, sandbox, spec.PeerName, err)
 	}

@@ -19,6 +19,9 @@ const (
 	agentPods  = 250
 	agentNodes = 500
 	agentSize  = "250 pods, 500 nodes, 1,000 tenants"
+	// lookedBack is after when an agent that started has read back once all there is, which
+	// it does every 5 s: right after its start it has less memory than it needs for that.
+	lookedBack = 7 * time.Second
 )
 
 // agent measures the node agent's memory and its start with everything there.
@@ -30,7 +33,7 @@ func agent(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	b.add(alone("agent_rss", "agent's resident memory, "+agentSize, "MB", live, 1, oursAtMost(60)))
+	b.add(alone("agent_rss", "agent's resident memory, "+agentSize, "MB", live, 1, oursAtMost(55)))
 	return b.restarts(ctx, agentSize)
 }
 
@@ -118,12 +121,17 @@ func (b *bench) restarts(ctx context.Context, size string) error {
 		}
 		cold = append(cold, took)
 	}
+	select {
+	case <-time.After(lookedBack):
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	after, err := b.resident()
 	if err != nil {
 		return err
 	}
 	b.add(
-		alone("agent_rss_after_restart", "agent's resident memory after a restart, "+size, "MB", after, 1, oursAtMost(60)),
+		alone("agent_rss_after_restart", "agent's resident memory after a restart, "+size, "MB", after, 1, oursAtMost(55)),
 		alone("agent_restart", "agent killed and started: to ready, median", "ms", median(warm), len(warm), nil),
 		alone("agent_restart_lost", fmt.Sprintf("packets lost in these restarts, of %d", sent), "packets", float64(lost), len(warm), oursAtMost(0)),
 		alone("agent_cold_start", "agent started with no flow in the bridge: to ready, all programmed, median", "ms", median(cold), len(cold), oursAtMost(1000)),

@@ -181,7 +181,7 @@ func agentServices(ctx context.Context, b *bench) error {
 			return err
 		}
 		b.add(
-			alone("agent_rss_kubernetes", "agent's resident memory in Kubernetes, "+agentSize+", no services", "MB", without, 1, oursAtMost(60)),
+			alone("agent_rss_kubernetes", "agent's resident memory in Kubernetes, "+agentSize+", no services", "MB", without, 1, oursAtMost(55)),
 			alone("agent_rss_services", "agent's resident memory in Kubernetes, "+agentSize+", "+servicesSize, "MB", with, 1, nil),
 		)
 		return nil

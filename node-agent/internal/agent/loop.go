@@ -85,7 +85,8 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 			continue
 		}
 		owed = owed || due == passFull
-		if err := l.pass(ctx, owed); err != nil {
+		more, err := l.pass(ctx, owed, e.records)
+		if err != nil {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
@@ -96,7 +97,9 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 			continue
 		}
 		owed = false
-		l.plan(e, pause)
+		if l.plan(e, pause); more {
+			e.deferred.Reset(0)
+		}
 	}
 }
 
@@ -116,18 +119,29 @@ func (l *loop) plan(e *events, pause *backoff.Pauses) {
 	}
 }
 
-// pass takes the steps in order, up to the first that fails.
-func (l *loop) pass(ctx context.Context, full bool) error {
+// pass takes the steps in order, up to the first that fails. A pass that reads back all
+// there is takes 100 ms and more: records that come meanwhile do not wait for its end, but
+// for that of a step. more is that they want another pass.
+func (l *loop) pass(ctx context.Context, full bool, records <-chan topology.Snapshot) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	p := &pass{full: full}
 	for _, s := range l.steps {
 		if err := s.run(ctx, p); err != nil {
 			l.log.Debug("the node is not what it should be yet", "step", s.name, "error", err)
-			return err
+			return more, err
+		}
+		select {
+		case news, open := <-records:
+			if !open {
+				records = nil // the loop ends, when it waits for more
+			} else if !l.follow(ctx, news) {
+				more = true
+			}
+		default:
 		}
 	}
-	return nil
+	return more, nil
 }
 
 // mtuNews says what to do after nodes have written.

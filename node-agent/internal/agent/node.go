@@ -35,6 +35,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tenants"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
+	"github.com/k8s-ovs/k8s-ovs/pkg/footprint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -250,6 +251,7 @@ func (n *node) newLoop(p *parts) *loop {
 	report := &reporter{
 		picture: p.picture, readiness: n.ready, services: p.services, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher, table: p.table, store: p.flows,
 		open: func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) }, conf: n.conf, metrics: m,
+		shrink: footprint.Shrink, log: log,
 	}
 	r := &rooms{
 		record: &ownRecord{picture: p.picture, etcd: n.etcd.store, identity: n.etcd.identity, inCluster: n.api != nil, attached: p.attacher},

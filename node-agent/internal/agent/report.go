@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"log/slog"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
@@ -25,6 +26,9 @@ type reporter struct {
 	to      statusRecord // nil before the first
 	conf    confKeeper
 	metrics *metrics
+	// shrink gives back memory that only the start needed; nil when that is done.
+	shrink func() error
+	log    *slog.Logger
 }
 
 // statusRecord is the record of the node's status; [store.StatusPublisher] writes it.
@@ -40,6 +44,18 @@ func (n *reporter) observe(context.Context, *pass) error {
 	n.metrics.pods.Set(float64(len(n.attached.List())))
 	n.metrics.flows.Set(float64(n.store.Size(nodeflows.AreaName)))
 	n.metrics.peers.Set(float64(len(n.table.Peers())))
+	return nil
+}
+
+// giveBack shrinks the agent once, when all that a start needs was done.
+func (n *reporter) giveBack(context.Context, *pass) error {
+	if n.shrink == nil {
+		return nil
+	}
+	if err := n.shrink(); err != nil {
+		n.log.Debug("memory that only the start needed is not given back", "error", err)
+	}
+	n.shrink = nil
 	return nil
 }
 

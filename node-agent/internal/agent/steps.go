@@ -67,6 +67,7 @@ func (r *rooms) steps() []step {
 		{"peers' hardware addresses", flows.warm},
 		{"figures", report.observe},
 		{"the ways out of the node", r.health.look},
+		{"memory that only the start needed", report.giveBack},
 		{"ready, or why not", report.ready},
 		{"the node's status", report.status},
 		{"services in the flows", r.services.follow},

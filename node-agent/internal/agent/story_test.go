@@ -272,6 +272,34 @@ func TestLoopRevisionDuringPass(t *testing.T) {
 	}
 }
 
+// A revision that comes while a node that is ready is looked at does not wait for the end of
+// the pass, but for that of a step. What the flows alone do not show asks for another pass.
+func TestLoopRevisionBetweenSteps(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.isReady(1)
+		var revision, had int64
+		l.once("the host's side", func() { revision = l.etcd.set(snapshot(0, 5, labSelf, labPeer)) })
+		l.once("the MTU of pods", func() { had = l.table.inSwitch() })
+		time.Sleep(resyncEvery)
+		synctest.Wait()
+		if revision == 0 || had != revision {
+			t.Errorf("two steps later the flows are those of revision %d, want %d", had, revision)
+		}
+		passes := l.count()
+		news := snapshot(0, 5, labSelf, labPeer)
+		news.Config.VXLANPort = 8472
+		l.once("the host's side", func() { revision = l.etcd.set(news) })
+		time.Sleep(resyncEvery)
+		synctest.Wait()
+		l.isReady(revision)
+		if n := l.count() - passes; n != 2 || l.machine.tunnelPort != 8472 {
+			t.Errorf("%d passes for a configuration that came during one, want 2; tunnels at %d", n, l.machine.tunnelPort)
+		}
+		l.stop()
+	})
+}
+
 // An agent may be ended at any step, of its first pass and of a later one: it stops, and leaves neither a
 // connection nor a status, nor anything that runs.
 func TestLoopEndsAtEveryStep(t *testing.T) {

@@ -76,8 +76,8 @@ func TestDelWithoutDatabase(t *testing.T) {
 		if err := a.Del(ctx, request(1)); err != nil {
 			t.Errorf("once more: %v", err)
 		}
-		if r := a.down(ctx); r.all() != nil || !errors.Is(r.rows, ovs.ErrDisconnected) {
-			t.Errorf("taken down: %+v", r)
+		if r, err := a.down(ctx), a.close(ctx, everything); r.all() != nil || !errors.Is(err, ovs.ErrDisconnected) {
+			t.Errorf("taken down: %+v; closed: %v", r, err)
 		}
 		if len(w.links)+len(w.flows) != 0 || len(a.pool.Leases()) != 1 {
 			t.Errorf("left: links %v, flows %v, leases %v", w.links, w.flows, a.pool.Leases())

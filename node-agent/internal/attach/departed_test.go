@@ -101,6 +101,51 @@ func TestClosingKeepsNobody(t *testing.T) {
 	})
 }
 
+// Ports are closed one at a time while no pod comes: a pod that comes waits for one of
+// them, and the others wait for it, but not long.
+func TestClosedInParts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const each = 15 * time.Millisecond
+		w := newWorld()
+		a := added(t, w, 5)
+		began := time.Now()
+		var open []int
+		var at []time.Duration
+		var end func()
+		w.closing = func() {
+			time.Sleep(each)
+			open, at = append(open, len(w.open)), append(at, time.Since(began))
+			if len(at) == 2 {
+				end = a.leaving.begin()
+			}
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan error)
+		go func() { ended <- a.Run(ctx) }()
+		for n := range 5 {
+			if err := a.Del(ctx, request(n+1)); err != nil {
+				t.Error(err)
+			}
+		}
+		time.Sleep(calm + 2*each + leavingAtMost + each + time.Millisecond)
+		synctest.Wait()
+		end()
+		time.Sleep(leavingAtMost / 2)
+		synctest.Wait()
+		if diff := cmp.Diff([]int{1, 1, 1, 1, 1}, open); diff != "" {
+			t.Errorf("ports that the switch closes at a time:\n%s", diff)
+		}
+		third := calm + 2*each + leavingAtMost + each
+		want := []time.Duration{calm + each, calm + 2*each, third, third + time.Millisecond + each, third + time.Millisecond + 2*each}
+		if diff := cmp.Diff(want, at); diff != "" {
+			t.Errorf("when:\n%s", diff)
+		}
+		stop()
+		<-ended
+		w.empty(t)
+	})
+}
+
 // Those who wait for the ports to be closed wait for one run, and not for each other's.
 func TestOneRunForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -20,9 +21,15 @@ import (
 
 const (
 	// calm is how long nothing is attached or detached before what is left of pods is
-	// removed: ovs-vswitchd does nothing else meanwhile, and pods that come would wait for it.
+	// removed: pods that come would wait for the kernel's lock of devices.
 	calm = 50 * time.Millisecond
-	// leavingAtMost and leavingPods are how long, and of how many pods, it may be left.
+	// closePart is the part of the ports that ovs-vswitchd is told to close at once, at least
+	// one. It waits for each until no processor uses its socket any more (15 ms with the
+	// userspace datapath), and takes neither ports nor flows meanwhile: so long pods that
+	// come, and all news, wait.
+	closePart = 16
+	// leavingAtMost and leavingPods are how long, and of how many pods, it may be left. Then
+	// it is removed however much comes and goes.
 	leavingAtMost = 500 * time.Millisecond
 	leavingPods   = 128
 	// waitersAtOnce is how many may wait for one run of what follows DEL: all of them.
@@ -42,11 +49,11 @@ const (
 type leaving struct {
 	// news holds one element after something came, began or ended.
 	news chan struct{}
-	// closing holds one element after something was taken down.
+	// closing holds one element after something was taken down, or ended.
 	closing chan struct{}
-	// downs takes down what is in the list, closes what is down.
+	// downs takes down what is in the list, closes what is down: all of it, or a part.
 	downs  *batch.Batch[struct{}, remains]
-	closes *batch.Batch[struct{}, error]
+	closes *batch.Batch[bool, error]
 
 	mu   sync.Mutex
 	list map[cniapi.Attachment]departure
@@ -59,10 +66,9 @@ type departure struct {
 	Attachment
 	// tried is that it was to be taken down, and is not.
 	tried bool
-	// down is that its row and its devices are gone. Its address may be given out when the
-	// switch has taken config in.
-	down   bool
-	config ovs.ConfigNumber
+	// down is that its devices are gone. Its address may be given out when the switch has
+	// closed its port.
+	down bool
 }
 
 func newLeaving() *leaving {
@@ -130,9 +136,10 @@ func (l *leaving) add(n int) {
 	defer l.mu.Unlock()
 	l.active += n
 	tell(l.news)
+	tell(l.closing)
 }
 
-// tell wakes whoever waits for news; there is one who does.
+// tell wakes whoever waits for news; each has one who does.
 func tell(news chan struct{}) {
 	select {
 	case news <- struct{}{}:
@@ -187,15 +194,48 @@ func (l *leaving) due(ctx context.Context, retry <-chan time.Time) error {
 	}
 }
 
-// downAny waits until something was taken down, or for retry.
-func (l *leaving) downAny(ctx context.Context, retry <-chan time.Time) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-retry:
-	case <-l.closing:
+// closable waits until there are ports to close, and then until nothing comes or goes, but
+// not long. What failed waits for retry.
+func (l *leaving) closable(ctx context.Context, retry <-chan time.Time) error {
+	if retry != nil {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-retry:
+			return nil
+		}
 	}
-	return nil
+	late := time.NewTimer(leavingAtMost)
+	defer late.Stop()
+	for began := false; ; {
+		down, now := l.ports()
+		switch {
+		case now:
+			return nil
+		case down && !began:
+			late.Reset(leavingAtMost)
+		}
+		began = down
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-l.closing:
+		case <-late.C:
+			if down {
+				return nil
+			}
+		}
+	}
+}
+
+// ports reports whether there are ports to close, and whether that is to be done now.
+func (l *leaving) ports() (any, now bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, d := range l.list {
+		any = any || d.down
+	}
+	return any, any && (l.active == 0 || len(l.list) >= leavingPods)
 }
 
 // remains is what could not be taken down.
@@ -203,9 +243,6 @@ type remains struct {
 	// err is why nothing was tried; each says what is still there of which attachment.
 	err  error
 	each map[cniapi.Attachment]error
-	// rows is why the database may still have the ports, whose devices are gone: their
-	// addresses wait for it, and DEL does not.
-	rows error
 }
 
 // of is what is still there of one attachment.
@@ -223,15 +260,16 @@ func (r remains) all() error {
 func byText(x, y cniapi.Attachment) int { return strings.Compare(x.String(), y.String()) }
 
 // Run removes what is left of pods that were detached, until ctx ends. Taking down does
-// not wait for closing: ovs-vswitchd may be away.
+// not wait for closing: that takes long with many, and ovs-vswitchd may be away.
 func (a *Attacher) Run(ctx context.Context) error {
 	var closing sync.WaitGroup
 	closing.Go(func() {
-		_ = a.repeat(ctx, "the addresses of pods that were detached cannot be given out yet", a.leaving.downAny, a.close)
+		_ = a.repeat(ctx, "the addresses of pods that were detached cannot be given out yet", a.leaving.closable, func(ctx context.Context) error {
+			return a.close(ctx, aPart)
+		})
 	})
 	err := a.repeat(ctx, "what is left of pods that were detached cannot be removed yet", a.leaving.due, func(ctx context.Context) error {
-		r := a.down(ctx)
-		return errors.Join(r.all(), r.rows)
+		return a.down(ctx).all()
 	})
 	closing.Wait()
 	return err
@@ -278,9 +316,9 @@ func (a *Attacher) left(ctx context.Context, req cniapi.Request) error {
 	}
 	if a.leaving.has(key) {
 		r := a.down(ctx)
-		closeErr := a.close(ctx)
+		closeErr := a.close(ctx, everything)
 		if a.leaving.has(key) {
-			return still(key, errors.Join(r.of(key), r.rows, closeErr))
+			return still(key, errors.Join(r.of(key), closeErr))
 		}
 	}
 	for _, d := range a.leaving.those(false) {
@@ -294,13 +332,12 @@ func (a *Attacher) left(ctx context.Context, req cniapi.Request) error {
 	return nil
 }
 
-// finish removes what there is of all that are leaving: ports, devices, and then leases.
+// finish removes what there is of all that are leaving: devices, ports, and then leases.
 func (a *Attacher) finish(ctx context.Context) error {
-	r := a.down(ctx)
-	return errors.Join(r.all(), r.rows, a.close(ctx))
+	return errors.Join(a.down(ctx).all(), a.close(ctx, everything))
 }
 
-// down takes down all that are leaving. It is one run for all who ask meanwhile, which
+// down takes down all that are leaving: no device of theirs is left. It is one run for all who ask meanwhile, which
 // begins after the last of them has.
 func (a *Attacher) down(ctx context.Context) remains {
 	r, err := a.leaving.downs.Do(ctx, struct{}{})
@@ -310,10 +347,16 @@ func (a *Attacher) down(ctx context.Context) remains {
 	return r
 }
 
-// close gives back the addresses of all that were taken down; as with down it is one run
-// for all.
-func (a *Attacher) close(ctx context.Context) error {
-	err, notBegun := a.leaving.closes.Do(ctx, struct{}{})
+// aPart and everything are how many of those that were taken down are closed in one run.
+const (
+	aPart      = false
+	everything = true
+)
+
+// close has ports closed of what was taken down, and gives their addresses back; as with
+// down it is one run for all who ask.
+func (a *Attacher) close(ctx context.Context, all bool) error {
+	err, notBegun := a.leaving.closes.Do(ctx, all)
 	return errors.Join(err, notBegun)
 }
 
@@ -323,16 +366,13 @@ func (a *Attacher) downAll(ctx context.Context, asked []struct{}) []remains {
 	r := remains{each: map[cniapi.Attachment]error{}}
 	list := a.leaving.those(false)
 	if _, _, err := a.known(); err == nil && len(list) > 0 { // before Start there is nothing to finish
-		var config ovs.ConfigNumber
-		var errs []error
-		config, errs, r.rows = a.takeDown(ctx, list)
+		errs := a.takeDown(list)
 		for i := range list {
 			d := &list[i]
 			if errs[i] != nil {
 				r.each[d.Attachment.Attachment] = errs[i]
 			}
-			d.down = errs[i] == nil && r.rows == nil
-			d.tried, d.config = !d.down, config
+			d.down, d.tried = errs[i] == nil, errs[i] != nil
 		}
 		a.leaving.set(list)
 	}
@@ -340,53 +380,62 @@ func (a *Attacher) downAll(ctx context.Context, asked []struct{}) []remains {
 }
 
 // closeAll is a run of close.
-func (a *Attacher) closeAll(ctx context.Context, asked []struct{}) []error {
+func (a *Attacher) closeAll(ctx context.Context, asked []bool) []error {
 	defer a.bare.Hold()()
-	errs := make([]error, len(asked))
 	list := a.leaving.those(true)
+	if !slices.Contains(asked, everything) {
+		list = list[:(len(list)+closePart-1)/closePart]
+	}
 	_, pool, err := a.known()
 	if err != nil || len(list) == 0 {
-		return errs
+		return make([]error, len(asked))
+	}
+	return slices.Repeat([]error{a.closePorts(ctx, pool, list)}, len(asked))
+}
+
+// closePorts takes ports out of the database, waits until the switch has closed them, and
+// gives their addresses back.
+func (a *Attacher) closePorts(ctx context.Context, pool *ipam.Pool, list []departure) error {
+	names, errs := make([]string, len(list)), make([]error, len(list))
+	for i, d := range list {
+		names[i] = d.HostIf()
+	}
+	var config ovs.ConfigNumber
+	err := a.observe(LeftRows, func() (err error) {
+		config, err = a.deletePorts(ctx, names, errs)
+		return err
+	})
+	if err == nil {
+		err = a.observe(LeftClosed, func() error { return a.closed(ctx, config) })
+	}
+	if err != nil {
+		return err
 	}
 	var keys []cniapi.Attachment
-	var configs []ovs.ConfigNumber
-	for _, d := range list {
-		keys, configs = append(keys, d.Attachment.Attachment), append(configs, d.config)
-	}
-	config := slices.Max(configs)
-	if slices.Contains(configs, 0) {
-		config = 0 // when that one's row went nobody knows
-	}
-	if err := a.observe(LeftClosed, func() error { return a.closed(ctx, config) }); err != nil {
-		return slices.Repeat([]error{err}, len(asked))
+	for i, d := range list {
+		if key := d.Attachment.Attachment; errs[i] != nil {
+			errs[i] = fmt.Errorf("attachment %s: %w", key, errs[i])
+		} else {
+			keys = append(keys, key)
+		}
 	}
 	_ = a.observe(LeftLeases, func() error { pool.ReleaseAll(keys...); return nil })
 	a.leaving.drop(keys)
 	a.log.Debug("removed what was left of detached pods", "count", len(keys))
-	return errs
+	return errors.Join(errs...)
 }
 
-// takeDown removes ports and devices; there is one error for each of list. It also returns
-// what to wait for until the ports are closed, or that the database does not answer.
-func (a *Attacher) takeDown(ctx context.Context, list []departure) (config ovs.ConfigNumber, errs []error, away error) {
-	errs = make([]error, len(list))
+// takeDown removes devices, and what is left of them elsewhere; there is one error for each
+// of list.
+func (a *Attacher) takeDown(list []departure) (errs []error) {
 	names := make([]string, len(list))
-	for i, at := range list {
-		names[i] = at.HostIf()
+	for i, d := range list {
+		names[i] = d.HostIf()
 	}
-	away = a.observe(LeftRows, func() (err error) {
-		config, err = a.deletePorts(ctx, names, errs)
-		return err
-	})
-	_ = a.observe(LeftDevices, func() error {
-		for i, err := range a.kernel.DeleteAll(names) {
-			errs[i] = errors.Join(errs[i], err)
-		}
-		return nil
-	})
+	_ = a.observe(LeftDevices, func() error { errs = a.kernel.DeleteAll(names); return nil })
 	// A device that is there may begin connections.
 	_ = a.observe(LeftConnections, func() error { a.forget(list, errs); return nil })
-	return config, errs, away
+	return errs
 }
 
 // deletePorts removes ports, in one transaction; where that fails, one by one, to know

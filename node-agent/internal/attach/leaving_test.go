@@ -192,8 +192,8 @@ func TestLastAddresses(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if len(w.links) != 4 || len(w.ports) != 4 {
-		t.Errorf("devices %v, ports %v, want 4 each", w.links, w.ports)
+	if len(w.links) != 4 {
+		t.Errorf("devices %v, want 4", w.links)
 	}
 	if _, err := a.Add(ctx, request(7)); cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), "no address left") {
 		t.Errorf("while ovs-vswitchd may have the port: %v", err)

@@ -7,6 +7,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
 // tickNS is the kernel's unit of a tbf's bucket, 2^6 ns: PSCHED_SHIFT of
@@ -61,6 +63,10 @@ func (n Control) Qdisc(name string) (Qdisc, error) {
 	if err != nil {
 		return Qdisc{}, err
 	}
+	return n.qdisc(l)
+}
+
+func (n Control) qdisc(l link.Link) (Qdisc, error) {
 	// A listing would be one of all devices; the kernel has no other way to ask for
 	// one than with an echo.
 	replies, err := n.ask(unix.RTM_GETQDISC, unix.NLM_F_ECHO, l.Index)
@@ -70,7 +76,7 @@ func (n Control) Qdisc(name string) (Qdisc, error) {
 		q, err = parseQdisc(replies[0])
 	}
 	if err != nil {
-		return Qdisc{}, fmt.Errorf("qdisc of %s: %w", name, classify(err))
+		return Qdisc{}, fmt.Errorf("qdisc of %s: %w", l.Name, classify(err))
 	}
 	return q, nil
 }
@@ -107,12 +113,12 @@ func (n Control) SetTBF(name string, t TBF) error {
 // was not. Any other is replaced, with the loss that [Control.SetTBF] has.
 // [link.ErrNoLink] where there is no device.
 func (n Control) EnsureGate(name string) (changed bool, err error) {
-	q, err := n.Qdisc(name)
-	if err != nil || q.Gates() {
-		return false, err
-	}
 	l, err := n.ns.Existing(name)
 	if err != nil {
+		return false, err
+	}
+	q, err := n.qdisc(l)
+	if err != nil || q.Gates() {
 		return false, err
 	}
 	err = n.ns.Netlink().QdiscReplace(netlink.NewHtb(netlink.QdiscAttrs{
