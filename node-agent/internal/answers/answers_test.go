@@ -150,7 +150,7 @@ func (l *tooLargeLab) program(o *ovstest.OVS) {
 	}
 	flows.Connect(l.conn)
 	l.ok(table.Connected(ctx))
-	l.ok(table.Attach(ctx, desired.Attached{Namespace: "a", Address: labPod, Port: 12}))
+	l.ok(table.Attach(ctx, desired.Attached{Port: 12, Namespace: "a", MAC: topology.MAC(labPod), Addresses: []netip.Addr{labPod}}))
 	l.ok(table.Serve(ctx, map[string]bool{"a": true}))
 	l.serve()
 }

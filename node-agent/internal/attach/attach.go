@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -104,8 +105,8 @@ type Flows interface {
 	Attach(ctx context.Context, a desired.Attached) error
 	// Detach fails with [flowstore.ErrDisconnected] or [flowstore.ErrNotReady] where the
 	// switch may still have the flows; they go when it is there again.
-	Detach(ctx context.Context, address netip.Addr) error
-	Check(ctx context.Context, address netip.Addr) ([]string, error)
+	Detach(ctx context.Context, port uint32, mac net.HardwareAddr) error
+	Check(ctx context.Context, port uint32) ([]string, error)
 }
 
 // Tenants knows the namespaces.
@@ -432,14 +433,16 @@ func (a *Attacher) attached(node Node, at Attachment) desired.Attached {
 	queue := a.queues
 	a.mu.Unlock()
 	return desired.Attached{
-		Namespace: at.Namespace, Address: at.Address, Port: at.Port,
+		Port: at.Port, Namespace: at.Namespace, MAC: topology.MAC(at.Address), Addresses: []netip.Addr{at.Address},
 		Meter: shaping.Meter(at.Limits.Egress, node.MTU.Device), Queue: queue(at),
 	}
 }
 
-// tell makes the flows of at what is wanted.
-func (a *Attacher) tell(ctx context.Context, at *Attachment, wanted desired.Attached) error {
-	err := a.flows.Attach(ctx, wanted)
+// tell makes the flows of at what is wanted. Without a number it has none yet.
+func (a *Attacher) tell(ctx context.Context, at *Attachment, wanted desired.Attached) (err error) {
+	if wanted.Port != 0 {
+		err = a.flows.Attach(ctx, wanted)
+	}
 	if err == nil {
 		at.told = wanted
 	}

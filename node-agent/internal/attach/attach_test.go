@@ -370,7 +370,7 @@ func TestRenumbered(t *testing.T) {
 	if _, err := a.Add(ctx, request(1)); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.flows[netip.MustParseAddr("172.11.0.2")].Port; got != 1012 {
+	if got := w.flowsOf(netip.MustParseAddr("172.11.0.2")).Port; got != 1012 {
 		t.Errorf("flows of port %d, want 1012", got)
 	}
 	for name, p := range w.ports {
@@ -380,8 +380,82 @@ func TestRenumbered(t *testing.T) {
 	if n, err := a.Repair(ctx, false); err != nil || n != 1 {
 		t.Errorf("repaired %d, %v", n, err)
 	}
-	if got := w.flows[netip.MustParseAddr("172.11.0.2")].Port; got != 77 {
+	if got := w.flowsOf(netip.MustParseAddr("172.11.0.2")).Port; got != 77 {
 		t.Errorf("flows of port %d, want 77", got)
+	}
+}
+
+// TestRenumberedAgain: where the flows do not follow a new number at once, the next repair
+// has them follow, and DEL takes those of the number that they have.
+func TestRenumberedAgain(t *testing.T) {
+	ctx := context.Background()
+	for name, then := range map[string]func(a *Attacher) error{
+		"repair": func(a *Attacher) error {
+			if n, err := a.Repair(ctx, false); err != nil || n != 1 {
+				return fmt.Errorf("repaired %d, %w", n, err)
+			}
+			return nil
+		},
+		"DEL": func(a *Attacher) error { return a.Del(ctx, request(1)) },
+	} {
+		w := newWorld()
+		a := start(t, w, t.TempDir())
+		if _, err := a.Add(ctx, request(1)); err != nil {
+			t.Fatal(err)
+		}
+		p := w.ports[HostIf(request(1).Attachment())]
+		p.Ofport = 77
+		w.ports[p.Name] = p
+		w.failAt = w.step + 1
+		if _, err := a.Repair(ctx, false); !errors.Is(err, errInjected) {
+			t.Fatalf("the switch takes nothing: %v", err)
+		}
+		if err := then(a); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got, want := w.flowsOf(netip.MustParseAddr("172.11.0.2")).Port, map[string]uint32{"repair": 77}[name]; got != want {
+			t.Errorf("%s: flows of port %d, want %d", name, got, want)
+		}
+	}
+}
+
+// TestNumberOfAnother: a pod whose port has no number yet is not taken for the one that has
+// the number that it asks for.
+func TestNumberOfAnother(t *testing.T) {
+	ctx := context.Background()
+	w, dir := newWorld(), t.TempDir()
+	a := start(t, w, dir)
+	for i := 1; i <= 3; i++ {
+		if _, err := a.Add(ctx, request(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	number := func(n int, ofport uint32) {
+		p := w.ports[HostIf(request(n).Attachment())]
+		p.Ofport = ofport
+		w.ports[p.Name] = p
+	}
+	number(1, 13) // what the second asks for
+	number(2, 0)
+	number(3, 0)
+	b := start(t, w, dir)
+	ports := func() map[string]uint32 {
+		got := map[string]uint32{}
+		for _, f := range w.flows {
+			got[f.Addresses[0].String()] = f.Port
+		}
+		return got
+	}
+	if diff := cmp.Diff(map[string]uint32{"172.11.0.2": 13, "172.11.0.4": 14}, ports()); diff != "" {
+		t.Errorf("flows after the start (-want +got):\n%s", diff)
+	}
+	number(2, 12)
+	number(3, 14)
+	if _, err := b.Repair(ctx, true); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]uint32{"172.11.0.2": 13, "172.11.0.3": 12, "172.11.0.4": 14}, ports()); diff != "" {
+		t.Errorf("flows when all have numbers (-want +got):\n%s", diff)
 	}
 }
 

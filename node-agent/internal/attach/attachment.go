@@ -71,10 +71,11 @@ func (a Attachment) lease() ipam.Lease {
 	}
 }
 
-func fromLease(l ipam.Lease) Attachment {
+// fromLease is the attachment as its lease has it, at the number that its port asks for.
+func fromLease(node Node, l ipam.Lease) Attachment {
 	return Attachment{
 		Attachment: l.Attachment(), Netns: l.Netns, Network: l.NetworkName, Namespace: l.PodNamespace, Pod: l.PodName, Address: l.Address,
-		Limits: l.Limits,
+		Port: bridge.PodOfport(node.Subnet, l.Address), Limits: l.Limits,
 	}
 }
 

@@ -54,7 +54,7 @@ func (a *Attacher) Check(ctx context.Context, req cniapi.Request) error {
 		return err
 	}
 	diff = append(diff, port...)
-	flows, err := a.flows.Check(ctx, at.Address)
+	flows, err := a.flows.Check(ctx, at.Port)
 	if err != nil {
 		return classify(err)
 	}

@@ -1,6 +1,7 @@
 package attach
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Del detaches. What is gone already is no error. When it returns the pod is off the
@@ -23,7 +25,7 @@ func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
 	defer end()
 	defer a.leaving.begin()()
 	release := a.bare.Hold()
-	_, pool, err := a.known()
+	node, pool, err := a.known()
 	if err != nil {
 		defer release()
 		return a.bare.Del(ctx, key)
@@ -37,7 +39,7 @@ func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
 	}
 	at, ok := a.find(key)
 	if lease, leased := pool.Lookup(key); !ok && leased {
-		at = fromLease(lease)
+		at = fromLease(node, lease)
 	} else if !ok {
 		// Nothing is known of it: a device may still be there.
 		at = Attachment{Attachment: key}
@@ -80,7 +82,9 @@ func (a *Attacher) silence(ctx context.Context, at Attachment) (silent bool, err
 	if !at.Address.IsValid() {
 		return true, nil
 	}
-	err = a.observe(DelFlows, func() error { return a.flows.Detach(ctx, at.Address) })
+	// What its flows were made for, should its port have got another number since.
+	port := cmp.Or(at.told.Port, at.Port)
+	err = a.observe(DelFlows, func() error { return a.flows.Detach(ctx, port, topology.MAC(at.Address)) })
 	if errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady) {
 		return false, nil
 	}
@@ -104,7 +108,7 @@ func (a *Attacher) disconnect(ctx context.Context, pool *ipam.Pool, at Attachmen
 // GC detaches everything of the network that the runtime no longer lists.
 func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
 	release := a.bare.Hold()
-	_, pool, err := a.known()
+	node, pool, err := a.known()
 	if err != nil {
 		defer release()
 		return a.bare.GC(ctx, req)
@@ -139,7 +143,7 @@ func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
 	}
 	for _, lease := range pool.Leases() {
 		if _, attached := a.find(lease.Attachment()); !attached {
-			drop(fromLease(lease))
+			drop(fromLease(node, lease))
 		}
 	}
 	return errors.Join(append(errs, a.downOf(ctx, req.NetworkName), a.sweep(a.List()))...)

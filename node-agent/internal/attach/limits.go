@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"slices"
 	"sync/atomic"
 
@@ -163,7 +162,7 @@ func (a *Attacher) change(ctx context.Context, node Node, at *Attachment, device
 
 // retell is tell for one in the list; nothing where that is what it was told.
 func (a *Attacher) retell(ctx context.Context, at *Attachment, wanted desired.Attached) error {
-	if at.told == wanted {
+	if at.told.Equal(wanted) {
 		return nil
 	}
 	if err := a.tell(ctx, at, wanted); err != nil {
@@ -251,7 +250,7 @@ func (a *Attacher) sweep(list []Attachment) error {
 // PodCounters are what went through the limits of a pod.
 type PodCounters struct {
 	Namespace, Pod string
-	Address        netip.Addr
+	Port           uint32
 	Limits         limits.Limits
 	shaping.Counters
 }
@@ -273,7 +272,7 @@ func (a *Attacher) Counters() []PodCounters {
 			a.log.Debug("counters of a pod's limits", "tenant", at.Namespace, "pod", at.Pod, "error", err)
 			continue
 		}
-		out = append(out, PodCounters{Namespace: at.Namespace, Pod: at.Pod, Address: at.Address, Limits: at.Limits, Counters: c})
+		out = append(out, PodCounters{Namespace: at.Namespace, Pod: at.Pod, Port: at.Port, Limits: at.Limits, Counters: c})
 	}
 	return out
 }

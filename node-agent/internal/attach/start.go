@@ -47,9 +47,6 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 			}
 			continue
 		}
-		if at.Port == 0 {
-			at.Port = bridge.PodOfport(node.Subnet, at.Address)
-		}
 		if at.Limits, err = decodeLimits(p.ExternalIDs[keyLimits]); err != nil {
 			unread[at.Attachment] = true
 			a.log.Error("a pod's limits cannot be read: it gets those of its ADD", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "error", err)
@@ -68,11 +65,14 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	if err := a.sweep(slices.Collect(maps.Values(list))); err != nil {
 		return nil, err
 	}
+	number(node, list)
 	var attached []desired.Attached
 	for key, at := range list {
 		at.told = a.attached(node, at)
 		list[key] = at
-		attached = append(attached, at.told)
+		if at.Port != 0 {
+			attached = append(attached, at.told)
+		}
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -89,7 +89,7 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 // before, and is not gone yet, it takes out of the list and returns.
 func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attachment]Attachment, unread map[cniapi.Attachment]bool) (left []Attachment, err error) {
 	for _, l := range pool.Leases() {
-		at := fromLease(l)
+		at := fromLease(node, l)
 		if l.Leaving {
 			delete(list, at.Attachment)
 			left = append(left, at)
@@ -110,10 +110,26 @@ func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attach
 			pool.Release(at.Attachment)
 			continue
 		}
-		at.Port = bridge.PodOfport(node.Subnet, at.Address)
+		at.Port = 0
 		list[at.Attachment] = at
 	}
 	return left, nil
+}
+
+// number gives pods whose ports have no number, as ovs-vswitchd is away or the port is to
+// be made anew, the one that their ports ask for: so their flows stay meanwhile. One
+// that another pod has by now is not theirs: they have none until Open vSwitch gives it.
+func number(node Node, list map[cniapi.Attachment]Attachment) {
+	taken := map[uint32]bool{}
+	for _, at := range list {
+		taken[at.Port] = true
+	}
+	for key, at := range list {
+		if wants := bridge.PodOfport(node.Subnet, at.Address); at.Port == 0 && !taken[wants] {
+			at.Port, taken[wants] = wants, true
+			list[key] = at
+		}
+	}
 }
 
 // Repair puts back ports that somebody else removed, and their QoS, and follows
@@ -234,10 +250,7 @@ func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, 
 	if err != nil {
 		return true, err
 	}
-	at.Port = port
-	err = a.tell(ctx, &at, a.attached(node, at))
-	a.put(at)
-	return true, err
+	return true, a.renumber(ctx, node, at, port)
 }
 
 // collect removes ports of pods that were detached while the database did not answer:
@@ -287,8 +300,16 @@ func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, have ma
 	if err != nil {
 		return false, err
 	}
+	return true, a.renumber(ctx, node, at, port)
+}
+
+// renumber makes port the number of at. Where the flows do not get there at is listed at the
+// number that they have, so that the next repair finds it.
+func (a *Attacher) renumber(ctx context.Context, node Node, at Attachment, port uint32) error {
 	at.Port = port
-	err = a.tell(ctx, &at, a.attached(node, at))
+	if err := a.tell(ctx, &at, a.attached(node, at)); err != nil {
+		return err
+	}
 	a.put(at)
-	return true, err
+	return nil
 }

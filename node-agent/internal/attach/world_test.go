@@ -1,12 +1,15 @@
 package attach
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 
@@ -35,7 +38,7 @@ type world struct {
 	config ovs.ConfigNumber
 	// noSwitch is that ovs-vswitchd does not answer.
 	noSwitch bool
-	flows    map[netip.Addr]desired.Attached
+	flows    map[uint32]desired.Attached
 	step     int
 	failAt   int
 	// renumber makes Open vSwitch give other port numbers than asked for.
@@ -66,7 +69,7 @@ var errInjected = errors.New("injected")
 
 func newWorld() *world {
 	return &world{
-		links: map[string]Wire{}, shapes: map[string]limits.Limits{}, shapedFor: map[string]int{}, ports: map[string]ovs.Port{}, open: map[string]ovs.Port{}, flows: map[netip.Addr]desired.Attached{},
+		links: map[string]Wire{}, shapes: map[string]limits.Limits{}, shapedFor: map[string]int{}, ports: map[string]ovs.Port{}, open: map[string]ovs.Port{}, flows: map[uint32]desired.Attached{},
 		unknown: map[string]bool{}, asked: map[string]limits.Limits{}, stuck: map[string]error{},
 	}
 }
@@ -180,7 +183,7 @@ func (w *world) Shape(x Wire) error {
 
 // behind notes when a pod's meter is narrower than its shape.
 func (w *world) behind(hostIf string) {
-	meter := w.flows[w.links[hostIf].Address].Meter
+	meter := w.flowsOf(w.links[hostIf].Address).Meter
 	shape := shaping.Meter(w.shapes[hostIf].Egress, w.shapedFor[hostIf])
 	if w.shapedFor[hostIf] > 0 && meter != wider(meter, shape) {
 		w.broken = append(w.broken, fmt.Sprintf("%s: meter %+v, shape %+v", hostIf, meter, shape))
@@ -430,16 +433,27 @@ func (w *world) Attach(_ context.Context, a desired.Attached) error {
 		return err
 	}
 	defer leave()
-	w.flows[a.Address] = a
+	maps.DeleteFunc(w.flows, func(_ uint32, other desired.Attached) bool { return other.Shares(a) })
+	w.flows[a.Port] = a
 	for name, l := range w.links {
-		if l.Address == a.Address {
+		if slices.Contains(a.Addresses, l.Address) {
 			w.behind(name)
 		}
 	}
 	return nil
 }
 
-func (w *world) Detach(_ context.Context, a netip.Addr) error {
+// flowsOf are those for an address.
+func (w *world) flowsOf(address netip.Addr) desired.Attached {
+	for _, a := range w.flows {
+		if slices.Contains(a.Addresses, address) {
+			return a
+		}
+	}
+	return desired.Attached{}
+}
+
+func (w *world) Detach(_ context.Context, port uint32, mac net.HardwareAddr) error {
 	leave, err := w.enter()
 	if err != nil {
 		return err
@@ -448,14 +462,16 @@ func (w *world) Detach(_ context.Context, a netip.Addr) error {
 	if w.unreached != nil {
 		return w.unreached
 	}
-	delete(w.flows, a)
+	if bytes.Equal(w.flows[port].MAC, mac) {
+		delete(w.flows, port)
+	}
 	return nil
 }
 
-func (w *world) Check(_ context.Context, a netip.Addr) ([]string, error) {
+func (w *world) Check(_ context.Context, port uint32) ([]string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if _, ok := w.flows[a]; !ok {
+	if _, ok := w.flows[port]; !ok {
 		return []string{"flow is missing"}, nil
 	}
 	return nil, nil
@@ -499,7 +515,7 @@ func start(t *testing.T, w *world, dir string) *Attacher {
 	}
 	clear(w.flows) // the flow table removes what it is not told of
 	for _, at := range attached {
-		w.flows[at.Address] = at
+		w.flows[at.Port] = at
 	}
 	a.SetReady(nil)
 	return a

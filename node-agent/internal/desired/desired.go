@@ -5,10 +5,12 @@
 package desired
 
 import (
+	"bytes"
 	"cmp"
 	"fmt"
 	"hash/fnv"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -19,14 +21,28 @@ import (
 
 // Attached is a pod on this node, as far as flows need it.
 type Attached struct {
-	Namespace string
-	Address   netip.Addr
+	// Port is who it is: the number of its port of the bridge.
 	Port      uint32
+	Namespace string
+	MAC       net.HardwareAddr
+	// Addresses are one or two, of different families.
+	Addresses []netip.Addr
 	// Meter is the rate above which what the pod sends is dropped: the last resort
 	// behind the shaping of its own device.
 	Meter Meter
 	// Queue is its class on the uplink; 0 for none.
 	Queue uint32
+}
+
+// Equal reports whether flows of both would be the same.
+func (a Attached) Equal(b Attached) bool {
+	return a.Port == b.Port && a.Namespace == b.Namespace && bytes.Equal(a.MAC, b.MAC) && slices.Equal(a.Addresses, b.Addresses) &&
+		a.Meter == b.Meter && a.Queue == b.Queue
+}
+
+// Shares reports whether both have an address.
+func (a Attached) Shares(b Attached) bool {
+	return slices.ContainsFunc(a.Addresses, func(x netip.Addr) bool { return slices.Contains(b.Addresses, x) })
 }
 
 // Meter is a rate with its burst, in kbit per second and kbit; the zero value
@@ -101,7 +117,7 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, udp []tunnel.Port, 
 
 // Pod is the model of one attachment.
 func Pod(slots Slots, a Attached) pipeline.Pod {
-	p := pipeline.Pod{Address: a.Address, Port: a.Port, Slot: slots.Assign(a.Namespace), Queue: a.Queue}
+	p := pipeline.Pod{Port: a.Port, MAC: a.MAC, Addresses: a.Addresses, Slot: slots.Assign(a.Namespace), Queue: a.Queue}
 	if a.Meter.Rate > 0 {
 		p.Meter = a.Port
 	}

@@ -2,6 +2,7 @@ package desired
 
 import (
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -185,13 +186,16 @@ func TestTenant(t *testing.T) {
 		if got := Tenant(tc.s, slots, tc.namespace); got != tc.want {
 			t.Errorf("%s: %+v, want %+v", name, got, tc.want)
 		}
-		a := Attached{Namespace: tc.namespace, Address: ip("172.11.0.2"), Port: 12}
-		if got, want := Pod(slots, a), (pipeline.Pod{Address: a.Address, Port: 12, Slot: tc.want.Slot}); got != want {
-			t.Errorf("%s: %+v, want %+v", name, got, want)
+		a := Attached{Port: 12, Namespace: tc.namespace, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Addresses: []netip.Addr{ip("172.11.0.2"), ip("fd00::2")}}
+		want := pipeline.Pod{Port: 12, MAC: a.MAC, Addresses: a.Addresses, Slot: tc.want.Slot}
+		sameAddr := cmp.Comparer(func(x, y netip.Addr) bool { return x == y })
+		if diff := cmp.Diff(want, Pod(slots, a), sameAddr); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 		a.Queue, a.Meter = 7, Meter{Rate: 1000, Burst: 100}
-		if got, want := Pod(slots, a), (pipeline.Pod{Address: a.Address, Port: 12, Slot: tc.want.Slot, Meter: 12, Queue: 7}); got != want {
-			t.Errorf("%s, with a limit: %+v, want %+v", name, got, want)
+		want.Queue, want.Meter = 7, 12
+		if diff := cmp.Diff(want, Pod(slots, a), sameAddr); diff != "" {
+			t.Errorf("%s, with a limit (-want +got):\n%s", name, diff)
 		}
 	}
 }
@@ -217,5 +221,28 @@ func TestSlots(t *testing.T) {
 	c := Slots{}
 	if c.Assign("costarring") == c.Assign("liquid") {
 		t.Error("two namespaces share a slot")
+	}
+}
+
+// Two are the same when all that flows are made of is.
+func TestAttachedEqual(t *testing.T) {
+	pod := func() Attached {
+		return Attached{Port: 12, Namespace: "a", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Addresses: []netip.Addr{ip("172.11.0.2"), ip("fd00::2")}, Meter: Meter{1, 2}, Queue: 7}
+	}
+	if !pod().Equal(pod()) || !pod().Shares(pod()) {
+		t.Error("a pod is not the same as itself")
+	}
+	for name, change := range map[string]func(*Attached){
+		"Port": func(a *Attached) { a.Port++ }, "Namespace": func(a *Attached) { a.Namespace = "b" }, "MAC": func(a *Attached) { a.MAC[5]++ },
+		"Addresses": func(a *Attached) { a.Addresses = a.Addresses[:1] }, "Meter": func(a *Attached) { a.Meter.Burst++ }, "Queue": func(a *Attached) { a.Queue++ },
+	} {
+		a := pod()
+		if change(&a); a.Equal(pod()) || !a.Shares(pod()) {
+			t.Errorf("another %s: equal %t, shares an address %t", name, a.Equal(pod()), a.Shares(pod()))
+		}
+	}
+	other := pod()
+	if other.Addresses = []netip.Addr{ip("172.11.0.3")}; other.Shares(pod()) {
+		t.Error("pods with different addresses share one")
 	}
 }

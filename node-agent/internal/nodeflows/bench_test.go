@@ -55,7 +55,8 @@ func large(b *testing.B) (*Table, topology.Snapshot) {
 // BenchmarkAttach attaches a pod of a namespace that has none here, and detaches it.
 func BenchmarkAttach(b *testing.B) {
 	table, _ := large(b)
-	p := desired.Attached{Namespace: "tenant900", Address: netip.MustParseAddr("172.11.1.9"), Port: 999}
+	address := netip.MustParseAddr("172.11.1.9")
+	p := desired.Attached{Port: 999, Namespace: "tenant900", MAC: topology.MAC(address), Addresses: []netip.Addr{address}}
 	var took []time.Duration
 	for b.Loop() {
 		start := time.Now()
@@ -63,7 +64,7 @@ func BenchmarkAttach(b *testing.B) {
 			b.Fatal(err)
 		}
 		took = append(took, time.Since(start))
-		if err := table.Detach(b.Context(), p.Address); err != nil {
+		if err := table.Detach(b.Context(), p.Port, p.MAC); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -1,9 +1,10 @@
 package nodeflows
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"net/netip"
+	"net"
 	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
@@ -13,26 +14,28 @@ import (
 // changedAtOnce is how many pods come and go in one bundle.
 const changedAtOnce = 64
 
-// change is a pod that comes, or that goes: only its address matters then.
+// change is a pod that comes, or that goes: only its port and its MAC matter then.
 type change struct {
 	pod  desired.Attached
 	goes bool
 }
 
 // Attach puts one pod into the picture and its flows into the switch. Where that fails
-// the pod is out of the picture again. Pods that come and go at once share a bundle:
+// the pod is out of the picture again. Who had its port before is not there any more, and
+// who has an address of it at another port comes back when its own number is known. Pods that come and go at once share a bundle:
 // the switch takes as long for many as for one, and one that it refuses keeps no other.
 func (t *Table) Attach(ctx context.Context, a desired.Attached) error {
 	err, notBegun := t.changing.Do(ctx, change{pod: a})
 	return errors.Join(err, notBegun)
 }
 
-// Detach takes the pod with that address out of the picture and its flows out
-// of the switch. It is no error when there is none. With [flowstore.ErrDisconnected] and
+// Detach takes the pod with that port and MAC out of the picture and its flows out
+// of the switch. It is no error when there is none: a port that another has by now is left
+// alone. With [flowstore.ErrDisconnected] and
 // [flowstore.ErrNotReady] it is out of the picture, and the flows go when there is a
 // connection, or the records are known: until then what the switch has goes on.
-func (t *Table) Detach(ctx context.Context, address netip.Addr) error {
-	err, notBegun := t.changing.Do(ctx, change{pod: desired.Attached{Address: address}, goes: true})
+func (t *Table) Detach(ctx context.Context, port uint32, mac net.HardwareAddr) error {
+	err, notBegun := t.changing.Do(ctx, change{pod: desired.Attached{Port: port, MAC: mac}, goes: true})
 	return errors.Join(err, notBegun)
 }
 
@@ -51,7 +54,7 @@ func (t *Table) change(ctx context.Context, list []change) []error {
 			errs[i] = t.together(ctx, list[i:i+1])
 		}
 		if c.goes && away(errs[i]) {
-			errs[i] = t.gone(ctx, c.pod.Address)
+			errs[i] = t.gone(ctx, c)
 		}
 	}
 	return errs
@@ -70,35 +73,27 @@ func (t *Table) together(ctx context.Context, list []change) error {
 	if t.model == nil {
 		return flowstore.ErrNotReady
 	}
-	list = append(t.displaced(list), list...)
-	var addresses []netip.Addr
+	var ports []uint32
 	var namespaces []string // of pods that come, and of those that were there
 	var undo []func()
-	for _, c := range list {
-		address := c.pod.Address
-		addresses = append(addresses, address)
-		old, had := t.attached[address]
-		restore := t.tenants.remember(old.Namespace, c.pod.Namespace)
-		undo = append(undo, func() {
-			if had {
-				t.take(old)
-			} else {
-				t.leave(address)
+	for _, asked := range list {
+		for _, c := range append(t.displaced(asked), asked) {
+			if !t.changes(c) {
+				continue
 			}
-			restore()
-		})
-		if had {
-			namespaces = append(namespaces, old.Namespace)
-		}
-		if c.goes {
-			t.leave(address)
-		} else {
-			t.take(c.pod)
-			namespaces = append(namespaces, c.pod.Namespace)
+			old, had := t.attached[c.pod.Port]
+			undo = append(undo, t.apply(c))
+			ports = append(ports, c.pod.Port)
+			if had {
+				namespaces = append(namespaces, old.Namespace)
+			}
+			if !c.goes {
+				namespaces = append(namespaces, c.pod.Namespace)
+			}
 		}
 	}
 	slices.Sort(namespaces)
-	err := t.try(ctx, addresses, slices.Compact(namespaces))
+	err := t.try(ctx, ports, slices.Compact(namespaces))
 	if err != nil {
 		for _, f := range slices.Backward(undo) {
 			f()
@@ -107,21 +102,34 @@ func (t *Table) together(ctx context.Context, list []change) error {
 	return err
 }
 
-// displaced are pods that go as one of list comes with the number of their port. They have
-// another one by now, or none, and come back when it is known: until then flows for them would be
-// the other's, and a meter of theirs would keep it from having its own.
-func (t *Table) displaced(list []change) (gone []change) {
-	comes := map[uint32]netip.Addr{}
-	for _, c := range list {
-		if !c.goes {
-			comes[c.pod.Port] = c.pod.Address
-		}
+// apply makes one change of the picture; undo takes it back.
+func (t *Table) apply(c change) (undo func()) {
+	old, had := t.attached[c.pod.Port]
+	restore := t.tenants.remember(old.Namespace, c.pod.Namespace)
+	if c.goes {
+		t.leave(c.pod.Port)
+	} else {
+		t.take(c.pod)
 	}
-	if len(comes) == 0 {
+	return func() {
+		if had {
+			t.take(old)
+		} else {
+			t.leave(c.pod.Port)
+		}
+		restore()
+	}
+}
+
+// displaced are pods that go as one comes with an address of theirs: the same pod at the
+// number that its port had before, or one whose address was given to another. Flows for
+// both would be two ways to one address. Who has the port itself is replaced.
+func (t *Table) displaced(c change) (gone []change) {
+	if c.goes {
 		return nil
 	}
-	for address, a := range t.attached {
-		if by, ok := comes[a.Port]; ok && by != address {
+	for port, a := range t.attached {
+		if port != c.pod.Port && a.Shares(c.pod) {
 			gone = append(gone, change{pod: a, goes: true})
 		}
 	}
@@ -130,27 +138,28 @@ func (t *Table) displaced(list []change) (gone []change) {
 
 // changes reports whether there is something to do: not for a pod that goes and is gone.
 func (t *Table) changes(c change) bool {
-	_, had := t.attached[c.pod.Address]
-	return had || !c.goes
+	old, had := t.attached[c.pod.Port]
+	return !c.goes || had && bytes.Equal(old.MAC, c.pod.MAC)
 }
 
 // gone takes a pod out of the picture while nothing can be written, which it says.
-func (t *Table) gone(ctx context.Context, address netip.Addr) error {
-	old, had := t.attached[address]
-	t.leave(address)
-	if !had {
+func (t *Table) gone(ctx context.Context, c change) error {
+	if !t.changes(c) {
 		return nil
 	}
+	port := c.pod.Port
+	namespace := t.attached[port].Namespace
+	t.leave(port)
 	if t.model == nil {
 		return flowstore.ErrNotReady
 	}
-	_, err := t.store.Set(ctx, t.want([]netip.Addr{address}, []string{old.Namespace}))
+	_, err := t.store.Set(ctx, t.want([]uint32{port}, []string{namespace}))
 	return err
 }
 
-// try gives the store what the pods with those addresses and the namespaces want.
-func (t *Table) try(ctx context.Context, addresses []netip.Addr, namespaces []string) error {
-	c := t.want(addresses, namespaces)
+// try gives the store what the pods with those ports and the namespaces want.
+func (t *Table) try(ctx context.Context, ports []uint32, namespaces []string) error {
+	c := t.want(ports, namespaces)
 	if t.stale {
 		c = t.all()
 	}
@@ -159,11 +168,11 @@ func (t *Table) try(ctx context.Context, addresses []netip.Addr, namespaces []st
 	return t.unmeter(err)
 }
 
-// want is what the pods with those addresses and the namespaces want, as the picture is:
+// want is what the pods with those ports and the namespaces want, as the picture is:
 // nothing for those that it does not have.
-func (t *Table) want(addresses []netip.Addr, namespaces []string) (c flowstore.Change) {
-	for _, address := range addresses {
-		c.Set(flowstore.Owner{Kind: KindPod, Name: address.String()}, t.pod(address))
+func (t *Table) want(ports []uint32, namespaces []string) (c flowstore.Change) {
+	for _, port := range ports {
+		c.Set(podOwner(port), t.pod(port))
 	}
 	for _, n := range namespaces {
 		t.setTenant(&c, n)

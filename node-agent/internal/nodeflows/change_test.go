@@ -49,7 +49,7 @@ func TestChangesAtOnce(t *testing.T) {
 		t.Fatal(err)
 	}
 	comes := func(namespace string, n int) change { return change{pod: pod(namespace, n)} }
-	goes := func(n int) change { return change{pod: desired.Attached{Address: pod("", n).Address}, goes: true} }
+	goes := func(n int) change { return change{pod: pod("", n), goes: true} }
 	bundles := obs.bundles
 	step := func(list []change, failed map[int]error, bundlesWant int, want ...desired.Attached) {
 		t.Helper()
@@ -182,10 +182,10 @@ func TestNumbersStay(t *testing.T) {
 	}
 	first, second := alikes(t, pipeline.MaxMetered)
 	attach(t, table, pod(first, 2), pod(second, 3))
-	if err := table.Detach(ctx, pod(first, 2).Address); err != nil {
+	if err := detach(t, table, 2); err != nil {
 		t.Fatal(err)
 	}
-	unchanged("a pod that goes", func() error { return table.Detach(ctx, pod(second, 3).Address) })
+	unchanged("a pod that goes", func() error { return detach(t, table, 3) })
 	unchanged("pods that come and go", func() error {
 		return errors.Join(table.change(ctx, []change{{pod: pod(second, 3), goes: true}, {pod: pod(first, 3)}, {pod: pod(second, 4)}})...)
 	})

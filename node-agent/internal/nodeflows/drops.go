@@ -2,7 +2,6 @@ package nodeflows
 
 import (
 	"context"
-	"net/netip"
 	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
@@ -40,20 +39,19 @@ func (t *Table) countDrops(stats []of.FlowStats) {
 	t.drops.flows = seen
 }
 
-// MeterDrops is how many packets of each metered pod its meter has dropped since it
-// was made or, in userspace, changed. It fails with [flowstore.ErrDisconnected] or an error
+// MeterDrops is how many packets of each metered pod, by its port, its meter has dropped
+// since it was made or, in userspace, changed. It fails with [flowstore.ErrDisconnected] or an error
 // of the switch.
-func (t *Table) MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error) {
+func (t *Table) MeterDrops(ctx context.Context) (map[uint32]uint64, error) {
 	t.mu.Lock()
-	drops := map[netip.Addr]uint64{}
-	pods := map[uint32]netip.Addr{}
-	for address, a := range t.attached {
+	drops, metered := map[uint32]uint64{}, map[uint32]bool{}
+	for port, a := range t.attached {
 		if a.Meter.Rate > 0 {
-			pods[a.Port] = address
+			metered[port] = true
 		}
 	}
 	t.mu.Unlock()
-	if len(pods) == 0 {
+	if len(metered) == 0 {
 		return drops, nil
 	}
 	counters, err := t.store.MeterCounters(ctx)
@@ -61,8 +59,8 @@ func (t *Table) MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error) {
 		return nil, err
 	}
 	for _, c := range counters {
-		if address, ok := pods[c.ID]; ok {
-			drops[address] = c.Dropped
+		if metered[c.ID] { // the number of a pod's meter is its port's
+			drops[c.ID] = c.Dropped
 		}
 	}
 	return drops, nil

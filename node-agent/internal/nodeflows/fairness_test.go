@@ -106,7 +106,7 @@ func TestNamespaceMeters(t *testing.T) {
 	}
 	b := meter("b", all)
 	for _, p := range []desired.Attached{pod("a", 2), pod("a", 3)} {
-		if err := table.Detach(t.Context(), p.Address); err != nil {
+		if err := table.Detach(t.Context(), p.Port, p.MAC); err != nil {
 			t.Fatal(err)
 		}
 	}

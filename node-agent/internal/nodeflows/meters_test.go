@@ -106,7 +106,7 @@ func TestMeterRepair(t *testing.T) {
 		if tc.damage != nil {
 			o.OFCtl(tc.damage...)
 		}
-		found, err := table.Check(t.Context(), p.Address)
+		found, err := table.Check(t.Context(), p.Port)
 		if err != nil || (tc.found == "") != (len(found) == 0) || !strings.Contains(strings.Join(found, "; "), tc.found) {
 			t.Errorf("%s: check finds %q (%v), want %q", name, found, err, tc.found)
 		}
@@ -181,30 +181,60 @@ func TestPortsSwapped(t *testing.T) {
 	}
 }
 
-// Pods that are found with the same port keep nobody else from the network: who has to wait is told.
-func TestPortTwice(t *testing.T) {
+// Pods that are found with the same address keep nobody else from the network: who has to wait is told.
+func TestAddressTwice(t *testing.T) {
 	o, table, _ := start(t)
 	a, b, c := pod("red", 2), pod("red", 3), pod("blue", 4)
-	a.Meter, b.Meter, b.Port = desired.Meter{Rate: 1000, Burst: 1000}, desired.Meter{Rate: 2000, Burst: 2000}, a.Port
+	b.Addresses = a.Addresses
 	table.Load([]desired.Attached{a, b, c})
 	conn := connect(t, o, table)
 	if err := table.SetPorts(t.Context(), desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
 	problems, _, err := table.SetRecords(t.Context(), records(1, map[string]netid.ID{"red": 10, "blue": 11}))
-	if err != nil || len(problems) != 1 || problems[0].Record != "pod "+b.Address.String() {
+	if err != nil || len(problems) != 1 || !strings.Contains(problems[0].Record, "of namespace red with [172.11.0.2]") {
 		t.Errorf("problems %v: %v", problems, err)
 	}
-	if diff := cmp.Diff(expectMeters([]desired.Attached{a}), meters(t, conn)); diff != "" {
-		t.Errorf("meters (-want +got):\n%s", diff)
-	}
-	b.Port++
+	b = pod("red", 3)
 	attach(t, table, b)
 	if problems, _, err = table.SetRecords(t.Context(), *table.records); err != nil || len(problems) > 0 {
-		t.Errorf("with ports of their own: problems %v, %v", problems, err)
+		t.Errorf("with addresses of their own: problems %v, %v", problems, err)
 	}
 	if diff := cmp.Diff(expect(t, *table.records, []desired.Attached{a, b, c}), flows(t, conn)); diff != "" {
 		t.Errorf("flows (-want +got):\n%s", diff)
+	}
+}
+
+// Who goes at a port that another has by now takes nothing from that one.
+func TestDetachOfAnother(t *testing.T) {
+	_, table, _, conn, a := limited(t)
+	b := pod("a", 3)
+	b.Port = a.Port
+	attach(t, table, b) // Open vSwitch gave it the number of a's port
+	if err := table.Detach(t.Context(), a.Port, a.MAC); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff(expect(t, *table.records, []desired.Attached{b}), flows(t, conn)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	storeOf(table).Disconnect()
+	if err := table.Detach(t.Context(), a.Port, a.MAC); err != nil {
+		t.Errorf("without a switch: %v", err)
+	}
+}
+
+// One pod at two numbers, one after the other in one bundle, is at the last.
+func TestNumbersAtOnce(t *testing.T) {
+	_, table, _, conn, a := limited(t)
+	b, moved := pod("a", 3), a
+	moved.Port, b.Port = 13, 12
+	for _, err := range table.change(t.Context(), []change{{pod: moved}, {pod: b}, {pod: a, goes: true}}) {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff(expect(t, *table.records, []desired.Attached{moved, b}), flows(t, conn)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
@@ -222,7 +252,7 @@ func TestMeterDrops(t *testing.T) {
 		o.AppCtl("netdev-dummy/receive", "p12", "in_port(12),eth(src=0a:58:ac:0b:00:02,dst=0a:58:ac:0b:00:01),eth_type(0x0800),ipv4(src=172.11.0.2,dst=172.11.0.9,proto=17,tos=0,ttl=64,frag=no),udp(src=1,dst=2)", "--len", "1000")
 	}
 	drops, err := table.MeterDrops(t.Context())
-	if n := drops[p.Address]; err != nil || len(drops) != 1 || n == 0 || n == 5 {
+	if n := drops[p.Port]; err != nil || len(drops) != 1 || n == 0 || n == 5 {
 		t.Errorf("drops %v, %v; want some of 5 packets", drops, err)
 	}
 }

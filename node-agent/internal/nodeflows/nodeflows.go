@@ -77,8 +77,9 @@ type Table struct {
 	records *topology.Snapshot
 	ports   *desired.Ports
 	// udp are the UDP ports of the tunnels.
-	udp      []tunnel.Port
-	attached map[netip.Addr]desired.Attached
+	udp []tunnel.Port
+	// attached is by port.
+	attached map[uint32]desired.Attached
 	tenants  tenants
 	// model without pods, as of the last refresh; nil until there is one.
 	model *pipeline.Model
@@ -119,7 +120,7 @@ type tenants struct {
 func New(self netip.Addr, udp []tunnel.Port, store Store, observer Observer) *Table {
 	t := &Table{
 		self: self, udp: slices.Clone(udp), store: store, observer: observer,
-		attached: map[netip.Addr]desired.Attached{},
+		attached: map[uint32]desired.Attached{},
 		tenants:  tenants{slots: desired.Slots{}, members: map[string]int{}, serving: map[string]bool{}, fair: newFairness()},
 		drops:    counted{flows: map[string]uint64{}, meters: map[uint32]uint64{}},
 	}
@@ -173,7 +174,7 @@ func (t *Table) again(ctx context.Context) error {
 }
 
 // Load puts pods into the picture without touching the switch: what was
-// attached before the agent started.
+// attached before the agent started. No two have one port.
 func (t *Table) Load(pods []desired.Attached) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -185,24 +186,24 @@ func (t *Table) Load(pods []desired.Attached) {
 	t.stale = true
 }
 
-// take puts a pod into the picture, instead of one with the same address.
+// take puts a pod into the picture, instead of one with the same port.
 func (t *Table) take(p desired.Attached) {
-	t.leave(p.Address)
-	t.attached[p.Address] = p
+	t.leave(p.Port)
+	t.attached[p.Port] = p
 	n := &t.tenants
 	n.members[p.Namespace]++
 	n.slots.Assign(p.Namespace)
 	n.fair.assign(p.Namespace, n.slots[p.Namespace])
 }
 
-// leave takes the pod with that address out of the picture, and its namespace's
+// leave takes the pod with that port out of the picture, and its namespace's
 // slot with the last one.
-func (t *Table) leave(address netip.Addr) {
-	p, ok := t.attached[address]
+func (t *Table) leave(port uint32) {
+	p, ok := t.attached[port]
 	if !ok {
 		return
 	}
-	delete(t.attached, address)
+	delete(t.attached, port)
 	n := &t.tenants
 	if n.members[p.Namespace]--; n.members[p.Namespace] == 0 {
 		delete(n.members, p.Namespace)
@@ -211,9 +212,14 @@ func (t *Table) leave(address netip.Addr) {
 	}
 }
 
-// pod is what the pod with that address wants: nothing where there is none.
-func (t *Table) pod(address netip.Addr) (w flowstore.Want) {
-	a, ok := t.attached[address]
+// podOwner is the pod with that port.
+func podOwner(port uint32) flowstore.Owner {
+	return flowstore.Owner{Kind: KindPod, Name: strconv.FormatUint(uint64(port), 10)}
+}
+
+// pod is what the pod with that port wants: nothing where there is none.
+func (t *Table) pod(port uint32) (w flowstore.Want) {
+	a, ok := t.attached[port]
 	if !ok {
 		return w
 	}
@@ -258,8 +264,8 @@ func (t *Table) all() (c flowstore.Change) {
 	for n := range t.tenants.slots {
 		t.setTenant(&c, n)
 	}
-	for address := range t.attached {
-		c.Set(flowstore.Owner{Kind: KindPod, Name: address.String()}, t.pod(address))
+	for port := range t.attached {
+		c.Set(podOwner(port), t.pod(port))
 	}
 	return c
 }
@@ -319,11 +325,11 @@ func (t *Table) beforeResync(ctx context.Context) (measures bool, err error) {
 	return len(t.model.Meters()) > 0, err
 }
 
-// Check compares the pod's flows in the switch with the picture and says what
+// Check compares the flows of the pod with that port with the picture and says what
 // differs, nothing where all is as it should be.
-func (t *Table) Check(ctx context.Context, address netip.Addr) ([]string, error) {
+func (t *Table) Check(ctx context.Context, port uint32) ([]string, error) {
 	t.mu.Lock()
-	a, ok := t.attached[address]
+	a, ok := t.attached[port]
 	known := t.model != nil
 	t.mu.Unlock()
 	switch {
@@ -332,9 +338,9 @@ func (t *Table) Check(ctx context.Context, address netip.Addr) ([]string, error)
 	case !t.store.Connected():
 		return nil, flowstore.ErrDisconnected
 	case !ok:
-		return []string{fmt.Sprintf("%s is not attached", address)}, nil
+		return []string{fmt.Sprintf("no pod is attached at port %d", port)}, nil
 	}
-	return t.store.Check(ctx, flowstore.Owner{Kind: KindPod, Name: address.String()}, flowstore.Owner{Kind: KindTenant, Name: a.Namespace})
+	return t.store.Check(ctx, podOwner(port), flowstore.Owner{Kind: KindTenant, Name: a.Namespace})
 }
 
 // Peers are the other nodes in the picture.
@@ -356,8 +362,8 @@ func (t *Table) Dump() []string {
 	for _, n := range slices.Sorted(maps.Keys(t.tenants.slots)) {
 		flows = append(flows, t.model.Tenant(t.tenantModel(n))...)
 	}
-	for _, addr := range slices.SortedFunc(maps.Keys(t.attached), netip.Addr.Compare) {
-		flows = append(flows, t.pod(addr).Flows...)
+	for _, port := range slices.Sorted(maps.Keys(t.attached)) {
+		flows = append(flows, t.pod(port).Flows...)
 	}
 	out := make([]string, len(flows))
 	for i, f := range flows {
@@ -383,9 +389,19 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 	t.publish()
 	err = t.bring(ctx)
 	for _, o := range t.waiting {
-		problems = append(problems, desired.Problem{Record: o.String(), Why: "another has its flows or its meter otherwise: it waits until that is gone"})
+		problems = append(problems, desired.Problem{Record: t.describe(o), Why: "another has its flows or its meter otherwise: it waits until that is gone"})
 	}
 	return problems, err
+}
+
+// describe is an owner in words: a pod with its addresses.
+func (t *Table) describe(o flowstore.Owner) string {
+	for port, a := range t.attached {
+		if o == podOwner(port) {
+			return fmt.Sprintf("%s of namespace %s with %v", o, a.Namespace, a.Addresses)
+		}
+	}
+	return o.String()
 }
 
 // bring gives the store all that is wanted, and has the switch follow.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -64,7 +65,15 @@ func records(revision int64, tenants map[string]netid.ID) topology.Snapshot {
 }
 
 func pod(namespace string, n int) desired.Attached {
-	return desired.Attached{Namespace: namespace, Address: netip.AddrFrom4([4]byte{172, 11, 0, byte(n)}), Port: uint32(10 + n)}
+	address := netip.AddrFrom4([4]byte{172, 11, 0, byte(n)})
+	return desired.Attached{Port: uint32(10 + n), Namespace: namespace, MAC: topology.MAC(address), Addresses: []netip.Addr{address}}
+}
+
+// detach takes the pod from [pod] off the table.
+func detach(t *testing.T, table *Table, n int) error {
+	t.Helper()
+	p := pod("", n)
+	return table.Detach(t.Context(), p.Port, p.MAC)
 }
 
 // newTable is a table with a store of its own, without an area of services.
@@ -204,7 +213,7 @@ func TestRandomHistory(t *testing.T) {
 	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
 		t.Fatal(err)
 	}
-	attached := map[netip.Addr]desired.Attached{}
+	attached := map[int]desired.Attached{}
 	_, _, _ = table.SetRecords(ctx, current)
 	brought := 0 // bundles of connections since records were last set
 	for step := range 300 {
@@ -243,19 +252,27 @@ func TestRandomHistory(t *testing.T) {
 			}
 			brought += obs.bundles - before
 		case 3, 4, 5:
-			p := pod("", 2+rnd.IntN(20))
-			if err := table.Detach(ctx, p.Address); err != nil {
+			n := 2 + rnd.IntN(20)
+			port := pod("", n).Port
+			if p, ok := attached[n]; ok && rnd.IntN(4) > 0 { // else perhaps by a number that it does not have
+				port = p.Port
+			}
+			if err := table.Detach(ctx, port, pod("", n).MAC); err != nil {
 				t.Fatal(err)
 			}
-			delete(attached, p.Address)
+			if attached[n].Port == port {
+				delete(attached, n)
+			}
 		default:
-			p := pod(names[rnd.IntN(len(names))], 2+rnd.IntN(20))
-			p.Port += uint32(rnd.IntN(2)) * 100
+			n := 2 + rnd.IntN(20)
+			p := pod(names[rnd.IntN(len(names))], n)
+			p.Port += uint32(rnd.IntN(3)) // perhaps another's
 			p.Meter, p.Queue = desired.Meter{Rate: 1000 * uint32(rnd.IntN(3)), Burst: 100}, uint32(rnd.IntN(2))
 			if err := table.Attach(ctx, p); err != nil {
 				t.Fatal(err)
 			}
-			attached[p.Address] = p
+			maps.DeleteFunc(attached, func(_ int, other desired.Attached) bool { return other.Port == p.Port })
+			attached[n] = p
 		}
 		if n := obs.bundles - before; n > 1 {
 			t.Fatalf("step %d: %d bundles for one change", step, n)
@@ -276,6 +293,48 @@ func TestRandomHistory(t *testing.T) {
 	}
 }
 
+// TestPodsByAddress: an agent that finds the flows of the release before, whose cookies name pods
+// by their addresses, makes them its own in one bundle.
+func TestPodsByAddress(t *testing.T) {
+	ctx := t.Context()
+	o, table, obs := start(t)
+	s, pods := records(1, map[string]netid.ID{"a": 10}), []desired.Attached{pod("a", 2), pod("a", 3)}
+	m, _, err := desired.Node(s, self, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}, []tunnel.Port{4789}, desired.Slots{}, pods)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mods []of.Mod
+	for _, f := range m.Flows() {
+		c := pipeline.DecodeCookie(f.Cookie)
+		if c.Kind == pipeline.KindPod {
+			c.Object += 0xac0b0000 - 10 // its address, 172.11.0.n with port 10+n
+		}
+		f.Cookie = c.Encode()&(1<<48-1) | 6<<48
+		mods = append(mods, of.AddFlow(f))
+	}
+	conn, err := of.Dial(ctx, o.Mgmt("br0"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := conn.Commit(ctx, mods); err != nil {
+		t.Fatal(err)
+	}
+	table.Load(pods)
+	if err := table.SetPorts(ctx, desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := table.SetRecords(ctx, s); !errors.Is(err, flowstore.ErrDisconnected) {
+		t.Fatal(err)
+	}
+	if err := reconnect(ctx, table, conn); err != nil || obs.bundles != 1 {
+		t.Errorf("%d bundles (%v), want one", obs.bundles, err)
+	}
+	if diff := cmp.Diff(expect(t, s, pods), flows(t, conn)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // TestRepair: what somebody adds, removes or changes by hand is put right and counted.
 func TestRepair(t *testing.T) {
 	ctx := context.Background()
@@ -290,14 +349,14 @@ func TestRepair(t *testing.T) {
 	if err := table.Attach(ctx, p); err != nil {
 		t.Fatal(err)
 	}
-	if diff, err := table.Check(ctx, p.Address); err != nil || len(diff) > 0 {
+	if diff, err := table.Check(ctx, p.Port); err != nil || len(diff) > 0 {
 		t.Fatalf("check of a fine pod: %v, %v", diff, err)
 	}
 	want := flows(t, conn)
 	o.OFCtl("-O", "OpenFlow14", "add-flow", "br0", "table=0,priority=9999,actions=NORMAL")
 	o.OFCtl("-O", "OpenFlow14", "del-flows", "br0", "table=45,reg0=10")
-	o.OFCtl("-O", "OpenFlow14", "mod-flows", "br0", "table=40,ip,nw_dst="+p.Address.String()+",actions=drop")
-	if diff, err := table.Check(ctx, p.Address); err != nil || len(diff) != 2 {
+	o.OFCtl("-O", "OpenFlow14", "mod-flows", "br0", "table=40,ip,nw_dst="+p.Addresses[0].String()+",actions=drop")
+	if diff, err := table.Check(ctx, p.Port); err != nil || len(diff) != 2 {
 		t.Errorf("check finds %q (%v), want two differences", diff, err)
 	}
 	if err := table.Resync(ctx); err != nil {

@@ -62,7 +62,7 @@ func TestServe(t *testing.T) {
 		t.Error("a namespace with pods lost its slot")
 	}
 	step(serve("a", "b"), 3, "reg0=0xb")
-	step(table.Detach(ctx, pod("a", 2).Address), 3, "reg0=0xb")
+	step(detach(t, table, 2), 3, "reg0=0xb")
 	if again, ok := table.tenants.slots["a"]; !ok || again != slot {
 		t.Errorf("slot %d, then %d (%t)", slot, again, ok)
 	}

@@ -85,8 +85,9 @@ type Cookie struct {
 	Generation uint16
 	Kind       Kind
 	Reason     Reason
-	// Object is what the flow is about: an IPv4 address, a tenant's slot, the
-	// number of a service port, or 0. A flow about no prefix of a peer has its VTEP address.
+	// Object is what the flow is about: a pod's port, a tenant's slot, the number of a
+	// service port, an IPv4 address of a peer's prefix, a service or an endpoint, or 0. A flow
+	// about no prefix of a peer has its VTEP address.
 	Object uint32
 }
 
@@ -100,19 +101,9 @@ func DecodeCookie(v uint64) Cookie {
 	return Cookie{Generation: uint16(v >> 48), Kind: Kind(v >> 40), Reason: Reason(v >> 32), Object: uint32(v)}
 }
 
-// Address is the address that the flow is about; not valid where it is about none.
-func (c Cookie) Address() netip.Addr {
-	if c.Kind != KindPod && c.Kind != KindPeer {
-		return netip.Addr{}
-	}
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], c.Object)
-	return netip.AddrFrom4(b)
-}
-
-// PodCookie selects the flows of the pod with address a: cookie and mask.
-func PodCookie(a netip.Addr) (cookie, mask uint64) {
-	return uint64(KindPod)<<40 | uint64(object(a)), objectMask
+// PodCookie selects the flows of the pod with that port: cookie and mask.
+func PodCookie(port uint32) (cookie, mask uint64) {
+	return uint64(KindPod)<<40 | uint64(port), objectMask
 }
 
 // TenantCookie selects the flows of the tenant with that slot: cookie and mask.

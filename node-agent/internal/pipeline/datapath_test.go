@@ -35,9 +35,9 @@ func datapathModel(proxy ServiceProxy) Model {
 		{Slot: 102, NetID: 400000, Known: true, Serves: true, Meters: MetersOf(1)},
 	}
 	m.Pods = []Pod{
-		{Address: addr("172.11.0.2"), Port: 12, Slot: 101},
-		{Address: addr("172.11.0.3"), Port: 13, Slot: 101},
-		{Address: addr("172.11.0.4"), Port: 14, Slot: 102},
+		pod("172.11.0.2", 12, 101),
+		pod("172.11.0.3", 13, 101),
+		pod("172.11.0.4", 14, 102),
 	}
 	return m
 }
@@ -332,7 +332,7 @@ func TestDatapathFlows(t *testing.T) {
 	m := datapathModel(OVS)
 	m.Pods = nil
 	for i := range uint32(8) {
-		m.Pods = append(m.Pods, Pod{Address: addr(fmt.Sprintf("172.11.0.%d", 2+i)), Port: 12 + i, Slot: 101 + i%2})
+		m.Pods = append(m.Pods, pod(fmt.Sprintf("172.11.0.%d", 2+i), 12+i, 101+i%2))
 	}
 	packets := mixed(m)
 	for name, m := range map[string]Model{"nodes only": m, "beside other peers and a second tunnel port": withPeers(m)} {
@@ -352,12 +352,12 @@ func mixed(m Model) []packet {
 	var packets []packet
 	for _, p := range m.Pods {
 		send := func(dst string, srcPort, dstPort uint16) {
-			packets = append(packets, fromPodAt(p.Port, p.Address.String(), dst, srcPort, dstPort))
+			packets = append(packets, fromPodAt(p.Port, p.Addresses[0].String(), dst, srcPort, dstPort))
 		}
 		for i := range uint16(2) {
 			for _, other := range m.Pods {
 				if other.Port != p.Port {
-					send(other.Address.String(), 40000+i, 5000+i)
+					send(other.Addresses[0].String(), 40000+i, 5000+i)
 				}
 			}
 			for k := range 5 {
@@ -374,13 +374,13 @@ func mixed(m Model) []packet {
 	}
 	for _, p := range m.Pods {
 		for i := range 6 {
-			packets = append(packets, fromHost(fmt.Sprintf("203.0.113.%d", 2+i), p.Address.String()), fromHost("172.11.0.1", fmt.Sprintf("172.11.4.%d", 2+i)))
+			packets = append(packets, fromHost(fmt.Sprintf("203.0.113.%d", 2+i), p.Addresses[0].String()), fromHost("172.11.0.1", fmt.Sprintf("172.11.4.%d", 2+i)))
 		}
 	}
 	for _, p := range m.Pods {
 		for i := range uint16(6) {
-			packets = append(packets, fromPeer("198.18.0.2", 300924, fmt.Sprintf("172.11.4.%d", 2+i), p.Address.String(), 46000+i, 5000+i))
-			packets = append(packets, fromPeer("198.18.0.3", 400000, fmt.Sprintf("172.11.8.%d", 2+i), p.Address.String(), 46000+i, 5000+i))
+			packets = append(packets, fromPeer("198.18.0.2", 300924, fmt.Sprintf("172.11.4.%d", 2+i), p.Addresses[0].String(), 46000+i, 5000+i))
+			packets = append(packets, fromPeer("198.18.0.3", 400000, fmt.Sprintf("172.11.8.%d", 2+i), p.Addresses[0].String(), 46000+i, 5000+i))
 		}
 	}
 	return packets

@@ -17,7 +17,7 @@ import (
 
 // Version is the generation that stands in every cookie. It grows with every
 // change of the flows; the golden test fails where it does not.
-const Version = 6
+const Version = 7
 
 // Model is what the flows follow from.
 type Model struct {
@@ -81,10 +81,13 @@ type Tenant struct {
 	Meters TenantMeters
 }
 
-// Pod is a local pod.
+// Pod is a local pod: what is behind one port.
 type Pod struct {
-	Address netip.Addr
-	Port    uint32
+	// Port is who it is: no two have one.
+	Port uint32
+	MAC  net.HardwareAddr
+	// Addresses are one or two, of different families.
+	Addresses []netip.Addr
 	// Slot is that of its tenant.
 	Slot uint32
 	// Meter is the number of the meter that what it sends goes through, Queue its
@@ -285,21 +288,32 @@ func (t Tenant) own(f of.Flow) of.Flow {
 
 // Pod are the flows for one local pod. They say nothing of its netID.
 func (m Model) Pod(p Pod) []of.Flow {
-	mac, addr := topology.MAC(p.Address), host(p.Address)
+	var flows []of.Flow
+	for _, a := range p.Addresses {
+		// The tables have flows of IPv4 only: of IPv6 all is dropped by the fixed ones.
+		if a.Is4() {
+			flows = append(flows, m.podIPv4(p, a)...)
+		}
+	}
+	return owned(flows, Cookie{Kind: KindPod, Object: p.Port})
+}
+
+// podIPv4 are the flows for one IPv4 address of a pod.
+func (m Model) podIPv4(p Pod, a netip.Addr) []of.Flow {
 	send := []of.Action{regSenderSlot.set(p.Slot)}
 	if p.Queue > 0 {
 		send = append(send, of.SetQueue(p.Queue))
 	}
 	flows := []of.Flow{
-		flow(TableSource, 100, to(TableTenant), send, of.IP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.IPv4Src(addr)),
-		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(mac), of.ARPOp(arpRequest), of.ARPSPA(addr), of.ARPSHA(mac)),
-		flow(TableDeliver, 100, to(TableAdmit), m.receive(p, p.Port, mac), of.IP(), of.IPv4Dst(addr)),
+		flow(TableSource, 100, to(TableTenant), send, of.IP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(p.MAC), of.IPv4Src(host(a))),
+		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.Untagged(), of.InPort(p.Port), of.EthSrc(p.MAC), of.ARPOp(arpRequest), of.ARPSPA(host(a)), of.ARPSHA(p.MAC)),
+		flow(TableDeliver, 100, to(TableAdmit), m.receive(p, p.Port, p.MAC), of.IP(), of.IPv4Dst(host(a))),
 	}
 	flows[0].Meter = p.Meter
 	if m.ServiceProxy == KubeProxy {
-		flows = append(flows, m.podBesideKubeProxy(p)...)
+		flows = append(flows, m.podBesideKubeProxy(p, a)...)
 	}
-	return owned(flows, Cookie{Kind: KindPod, Object: object(p.Address)})
+	return flows
 }
 
 // receive makes a packet one that goes to pod p, by a port and with the MAC behind it.

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
@@ -23,6 +25,11 @@ var update = flag.Bool("update", false, "write the golden file anew")
 
 func addr(s string) netip.Addr     { return netip.MustParseAddr(s) }
 func prefix(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+// pod is one with the MAC that follows from its address.
+func pod(address string, port, slot uint32) Pod {
+	return Pod{Port: port, MAC: topology.MAC(addr(address)), Addresses: []netip.Addr{addr(address)}, Slot: slot}
+}
 
 // sample has one of everything.
 func sample() Model {
@@ -40,9 +47,9 @@ func sample() Model {
 			{Slot: 103},
 		},
 		Pods: []Pod{
-			{Address: addr("172.11.0.2"), Port: 12, Slot: 101},
-			{Address: addr("172.11.0.3"), Port: 13, Slot: 102, Meter: 13, Queue: 7},
-			{Address: addr("172.11.0.4"), Port: 14, Slot: 103},
+			pod("172.11.0.2", 12, 101),
+			{Port: 13, MAC: topology.MAC(addr("172.11.0.3")), Addresses: []netip.Addr{addr("172.11.0.3")}, Slot: 102, Meter: 13, Queue: 7},
+			pod("172.11.0.4", 14, 103),
 		},
 	}
 }
@@ -240,19 +247,48 @@ func TestDropsHaveReasons(t *testing.T) {
 }
 
 func TestCookie(t *testing.T) {
-	c := Cookie{Generation: Version, Kind: KindPod, Reason: OtherTenant, Object: object(addr("172.11.0.2"))}
+	c := Cookie{Generation: Version, Kind: KindPod, Reason: OtherTenant, Object: 12}
 	if diff := cmp.Diff(c, DecodeCookie(c.Encode())); diff != "" {
 		t.Error(diff)
 	}
-	if got := c.Address(); got != addr("172.11.0.2") {
-		t.Errorf("address %s", got)
+	m := sample()
+	cookie, mask := PodCookie(12)
+	var mine []of.Flow
+	for _, f := range m.Flows() {
+		if f.Cookie&mask == cookie {
+			mine = append(mine, f)
+		}
 	}
-	cookie, mask := PodCookie(addr("172.11.0.2"))
-	for _, f := range sample().Flows() {
-		mine := f.Cookie&mask == cookie
-		about := strings.Contains(f.String(), "172.11.0.2,") || strings.HasSuffix(f.String(), "172.11.0.2") || strings.Contains(f.String(), "172.11.0.2 ")
-		if mine != about {
-			t.Errorf("selected by the pod's cookie: %t, about the pod: %t: %s", mine, about, f)
+	if diff := cmp.Diff(texts(m.Pod(m.Pods[0])), texts(mine)); diff != "" {
+		t.Errorf("selected by the pod's cookie (-want +got):\n%s", diff)
+	}
+}
+
+func texts(flows []of.Flow) (out []string) {
+	for _, f := range flows {
+		out = append(out, f.String())
+	}
+	return out
+}
+
+// TestPodAddresses: a pod is its port and its MAC, whatever addresses it has; IPv6 has no
+// flows yet, and keeps no IPv4 from its own.
+func TestPodAddresses(t *testing.T) {
+	m := sample()
+	p := pod("172.11.0.2", 12, 101)
+	want := texts(m.Pod(p))
+	p.Addresses = append(p.Addresses, addr("fd00::ac0b:2"))
+	if diff := cmp.Diff(want, texts(m.Pod(p))); diff != "" {
+		t.Errorf("with an IPv6 address besides (-without +with):\n%s", diff)
+	}
+	p.Addresses = p.Addresses[1:]
+	if got := m.Pod(p); len(got) > 0 {
+		t.Errorf("with an IPv6 address only: %q", texts(got))
+	}
+	p.Addresses, p.MAC = []netip.Addr{addr("172.11.0.9")}, net.HardwareAddr{2, 0, 0, 0, 0, 1}
+	for _, f := range m.Pod(p) {
+		if !strings.Contains(f.String(), "02:00:00:00:00:01") || DecodeCookie(f.Cookie).Object != 12 {
+			t.Errorf("not of its MAC and port: %s", f)
 		}
 	}
 }

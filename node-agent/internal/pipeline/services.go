@@ -124,10 +124,10 @@ const (
 )
 
 // podBesideKubeProxy are the flows by which the node translates a local pod's
-// connections: out of tun0 they come with the pod's address and get its tenant again,
+// connections: out of tun0 they come with the pod's address a and get its tenant again,
 // and the answers go into tun0 to be translated back.
-func (m Model) podBesideKubeProxy(p Pod) []of.Flow {
-	addr := host(p.Address)
+func (m Model) podBesideKubeProxy(p Pod, a netip.Addr) []of.Flow {
+	addr := host(a)
 	return []of.Flow{
 		flow(TableSource, 95, to(TableTenant), []of.Action{regSenderSlot.set(p.Slot), regProxied.set(proxiedRequest)}, of.IP(), of.InPort(m.GatewayPort), of.IPv4Src(addr)),
 		flow(TableDeliver, 110, to(TableAdmit), m.receive(p, m.GatewayPort, topology.MAC(m.Gateway)), of.IP(), regProxied.is(proxiedAnswer), of.IPv4Dst(addr)),

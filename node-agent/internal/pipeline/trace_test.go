@@ -13,7 +13,6 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
-	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
@@ -111,7 +110,7 @@ func (b *bridge) trace(packet string, states ...string) (where, text string) {
 func port(n uint32) string { return fmt.Sprint(n) }
 
 func fromPod(p Pod, dst string, extra string) string {
-	return fmt.Sprintf("in_port=%d,udp,dl_src=%s,dl_dst=0a:58:ac:0b:00:01,nw_src=%s,nw_dst=%s%s", p.Port, topology.MAC(p.Address), p.Address, dst, extra)
+	return fmt.Sprintf("in_port=%d,udp,dl_src=%s,dl_dst=0a:58:ac:0b:00:01,nw_src=%s,nw_dst=%s%s", p.Port, p.MAC, p.Addresses[0], dst, extra)
 }
 
 // icmpOf makes a packet of UDP one of ICMP "fragmentation needed".
@@ -123,12 +122,12 @@ func icmpOf(packet string) string {
 func TestTrace(t *testing.T) {
 	m := sample()
 	const v1, v2 = netid.ID(300924), netid.ID(400000)
-	a := Pod{Address: addr("172.11.0.2"), Port: 12, Slot: 1}
-	a2 := Pod{Address: addr("172.11.0.5"), Port: 15, Slot: 1}
-	b := Pod{Address: addr("172.11.0.6"), Port: 16, Slot: 2}
-	g := Pod{Address: addr("172.11.0.3"), Port: 13, Slot: 3}
-	u := Pod{Address: addr("172.11.0.4"), Port: 14, Slot: 4}
-	j := Pod{Address: addr("172.11.0.7"), Port: 17, Slot: 5} // another namespace that joined a's
+	a := pod("172.11.0.2", 12, 1)
+	a2 := pod("172.11.0.5", 15, 1)
+	b := pod("172.11.0.6", 16, 2)
+	g := pod("172.11.0.3", 13, 3)
+	u := pod("172.11.0.4", 14, 4)
+	j := pod("172.11.0.7", 17, 5) // another namespace that joined a's
 	m.Pods = []Pod{a, a2, b, g, u, j}
 	m.Tenants = []Tenant{{Slot: 1, NetID: v1, Known: true}, {Slot: 2, NetID: v2, Known: true}, {Slot: 3, NetID: netid.Global, Known: true}, {Slot: 4}, {Slot: 5, NetID: v1, Known: true}}
 	br := newBridge(t, m)
@@ -249,7 +248,7 @@ func TestTraceProperty(t *testing.T) {
 	m := sample()
 	m.Pods = nil
 	for i := range 8 {
-		m.Pods = append(m.Pods, Pod{Address: addr(fmt.Sprintf("172.11.0.%d", 10+i)), Port: uint32(20 + i)})
+		m.Pods = append(m.Pods, pod(fmt.Sprintf("172.11.0.%d", 10+i), uint32(20+i), 0))
 	}
 	m.Tenants = make([]Tenant, 5)
 	br := newBridge(t, m)
@@ -273,7 +272,7 @@ func TestTraceProperty(t *testing.T) {
 				if of[i].Known && of[k].Known && netid.Allowed(of[i].NetID, of[k].NetID) {
 					want = port(dest.Port)
 				}
-				if got, text := br.trace(fromPod(from, dest.Address.String(), "")); got != want {
+				if got, text := br.trace(fromPod(from, dest.Addresses[0].String(), "")); got != want {
 					t.Fatalf("seed %d round %d: %+v %+v -> %+v %+v goes to %s, want %s\n%s", seed, round, from, of[i], dest, of[k], got, want, text)
 				}
 			}
@@ -284,7 +283,7 @@ func TestTraceProperty(t *testing.T) {
 				if of[k].Known && netid.Allowed(vni, of[k].NetID) {
 					want = port(dest.Port)
 				}
-				packet := fmt.Sprintf("in_port=1,tun_id=%d,tun_src=198.18.0.2,udp,nw_src=172.11.4.9,nw_dst=%s", vni, dest.Address)
+				packet := fmt.Sprintf("in_port=1,tun_id=%d,tun_src=198.18.0.2,udp,nw_src=172.11.4.9,nw_dst=%s", vni, dest.Addresses[0])
 				if got, text := br.trace(packet); got != want {
 					t.Fatalf("seed %d round %d: VNI %s -> %+v %+v goes to %s, want %s\n%s", seed, round, vni, dest, of[k], got, want, text)
 				}
@@ -298,7 +297,7 @@ func TestTraceProperty(t *testing.T) {
 func TestTracePeers(t *testing.T) {
 	m := withPeers(sample())
 	const v1, v2 = netid.ID(300924), netid.ID(400000)
-	a, b, g := Pod{Address: addr("172.11.0.2"), Port: 12, Slot: 1}, Pod{Address: addr("172.11.0.6"), Port: 16, Slot: 2}, Pod{Address: addr("172.11.0.3"), Port: 13, Slot: 3}
+	a, b, g := pod("172.11.0.2", 12, 1), pod("172.11.0.6", 16, 2), pod("172.11.0.3", 13, 3)
 	m.Pods = []Pod{a, b, g}
 	m.Tenants = []Tenant{{Slot: 1, NetID: v1, Known: true}, {Slot: 2, NetID: v2, Known: true}, {Slot: 3, NetID: netid.Global, Known: true}}
 	br := newBridge(t, m)
@@ -384,7 +383,7 @@ func TestTracePeersProperty(t *testing.T) {
 	m.Tenants, m.Pods = nil, nil
 	for i, id := range ids {
 		m.Tenants = append(m.Tenants, Tenant{Slot: uint32(i + 1), NetID: id, Known: true})
-		m.Pods = append(m.Pods, Pod{Address: addr(fmt.Sprintf("172.11.0.%d", 10+i)), Port: uint32(20 + i), Slot: uint32(i + 1)})
+		m.Pods = append(m.Pods, pod(fmt.Sprintf("172.11.0.%d", 10+i), uint32(20+i), uint32(i+1)))
 	}
 	br := newBridge(t, m)
 	seen := map[Reason]int{}
@@ -428,7 +427,7 @@ func TestTracePeersProperty(t *testing.T) {
 			if want == "" {
 				want = port(m.Pods[k].Port)
 			}
-			packet := fmt.Sprintf("in_port=%d,tun_id=%d,tun_src=%s,udp,nw_src=%s,nw_dst=%s", in, vni, sender.peer.VTEP, from.address, m.Pods[k].Address)
+			packet := fmt.Sprintf("in_port=%d,tun_id=%d,tun_src=%s,udp,nw_src=%s,nw_dst=%s", in, vni, sender.peer.VTEP, from.address, m.Pods[k].Addresses[0])
 			if got, text := br.trace(packet); got != want || dropReason(text) != reason {
 				t.Fatalf("seed %d round %d: %s goes to %s for %q, want %s for %q; peers %+v\n%s", seed, round, packet, got, dropReason(text), want, reason, m.Peers, text)
 			}
@@ -462,8 +461,8 @@ func wantFromPeer(peers []Peer, in uint32, vtep netip.Addr, vni netid.ID, src ne
 // and those of another tenant go nowhere, whatever connection tracking says.
 func TestTraceICMPErrors(t *testing.T) {
 	m := with(OVS)
-	client := Pod{Address: addr("172.11.0.5"), Port: 15, Slot: 101}
-	stranger := Pod{Address: addr("172.11.0.6"), Port: 16, Slot: 104}
+	client := pod("172.11.0.5", 15, 101)
+	stranger := pod("172.11.0.6", 16, 104)
 	m.Pods = append(m.Pods, client, stranger)
 	m.Tenants = append(m.Tenants, Tenant{Slot: 104, NetID: 400000, Known: true, Serves: true})
 	br := newBridge(t, m)
@@ -485,9 +484,9 @@ func TestTraceICMPErrors(t *testing.T) {
 			want         string
 			tracked      []string
 		}{
-			{"an endpoint's", failed(endpoint, client.Address.String(), icmp), []string{"trk,rel,rpl"}, "15", []string{back}},
-			{"about nothing known", failed(endpoint, client.Address.String(), icmp), []string{"trk,inv"}, "15", []string{back}},
-			{"another tenant's", failed(stranger, client.Address.String(), icmp), []string{"trk,rel,rpl,snat"}, "drop", []string{back}},
+			{"an endpoint's", failed(endpoint, client.Addresses[0].String(), icmp), []string{"trk,rel,rpl"}, "15", []string{back}},
+			{"about nothing known", failed(endpoint, client.Addresses[0].String(), icmp), []string{"trk,inv"}, "15", []string{back}},
+			{"another tenant's", failed(stranger, client.Addresses[0].String(), icmp), []string{"trk,rel,rpl,snat"}, "drop", []string{back}},
 			{"a client's, translated at once (userspace)", failed(client, vip, icmp), []string{"trk,rel,dnat"}, "drop", []string{there}},
 			{"a client's, translated when committed (kernel)", failed(client, vip, icmp), []string{"trk,rel", "trk,rel,dnat"}, "drop", []string{there, again}},
 			{"a client's, never translated", failed(client, vip, icmp), []string{"trk,rel", "trk,rel", "trk,rel"}, "drop", []string{there, again}},

@@ -37,9 +37,9 @@ type Counted interface {
 }
 
 // MeterDrops are the packets that the bridge dropped of pods that do not keep to
-// their limit themselves, by address; [nodeflows.Table] knows them.
+// their limit themselves, by port; [nodeflows.Table] knows them.
 type MeterDrops interface {
-	MeterDrops(ctx context.Context) (map[netip.Addr]uint64, error)
+	MeterDrops(ctx context.Context) (map[uint32]uint64, error)
 }
 
 // Collector shows at /metrics what limits do, of limited pods only: what
@@ -134,7 +134,7 @@ func droppedByMeters(all []attach.PodCounters, meters MeterDrops) map[kube.PodKe
 	}
 	out := map[kube.PodKey]uint64{}
 	for _, c := range all {
-		if n, ok := drops[c.Address]; ok {
+		if n, ok := drops[c.Port]; ok {
 			out[kube.PodKey{Namespace: c.Namespace, Name: c.Pod}] += n
 		}
 	}

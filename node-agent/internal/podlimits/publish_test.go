@@ -21,11 +21,11 @@ import (
 // countedPods are limited pods as they stand.
 type countedPods struct {
 	counters []attach.PodCounters
-	drops    map[netip.Addr]uint64
+	drops    map[uint32]uint64
 }
 
 func (c countedPods) Counters() []attach.PodCounters { return c.counters }
-func (c countedPods) MeterDrops(context.Context) (map[netip.Addr]uint64, error) {
+func (c countedPods) MeterDrops(context.Context) (map[uint32]uint64, error) {
 	if c.drops == nil {
 		return nil, errors.New("ovs-vswitchd is away")
 	}
@@ -42,11 +42,11 @@ func twice() countedPods {
 	}
 	return countedPods{
 		counters: []attach.PodCounters{
-			{Namespace: "red", Pod: "b", Address: netip.MustParseAddr("10.0.0.1"), Limits: both, Counters: used(1)},
-			{Namespace: "red", Pod: "b", Address: netip.MustParseAddr("10.0.0.2"), Limits: both, Counters: used(2)},
+			{Namespace: "red", Pod: "b", Port: 11, Limits: both, Counters: used(1)},
+			{Namespace: "red", Pod: "b", Port: 12, Limits: both, Counters: used(2)},
 			{Namespace: "red", Pod: "a", Limits: limits.Limits{Ingress: both.Ingress}, Counters: used(4)},
 		},
-		drops: map[netip.Addr]uint64{netip.MustParseAddr("10.0.0.1"): 2, netip.MustParseAddr("10.0.0.2"): 3, netip.MustParseAddr("10.0.0.9"): 6},
+		drops: map[uint32]uint64{11: 2, 12: 3, 19: 6},
 	}
 }
 

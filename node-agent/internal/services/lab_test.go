@@ -145,7 +145,9 @@ func (l *lab) pod(i int, name string) {
 		"route add default via 172.11.0.1", "neigh add 172.11.0.1 lladdr "+topology.MAC(gateway).String()+" dev eth0")
 	l.ok(ns.Do(l.id+name, func() error { return ns.TxChecksumOff("eth0") }))
 	l.VSCtl("add-port", "br0", port, "--", "set", "Interface", port, fmt.Sprintf("ofport_request=%d", 10+i))
-	l.ok(l.base.Attach(context.Background(), desired.Attached{Namespace: name[:1], Address: podAddr(i), Port: uint32(10 + i)}))
+	l.ok(l.base.Attach(context.Background(), desired.Attached{
+		Port: uint32(10 + i), Namespace: name[:1], MAC: topology.MAC(podAddr(i)), Addresses: []netip.Addr{podAddr(i)},
+	}))
 	l.serve(name)
 }
 

@@ -54,7 +54,7 @@ func (l *lab) other() {
 		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789}, ServiceNetwork: topology.DefaultConfig().ServiceNetwork, ServiceProxy: pipeline.OVS,
 		Peers:   []pipeline.Peer{{Port: 1, VTEP: self, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.11.0.0/22")}, NetIDs: pipeline.NetIDs{All: true}}},
 		Tenants: []pipeline.Tenant{{Slot: 1, NetID: 10, Known: true}},
-		Pods:    []pipeline.Pod{{Address: remote, Port: 12, Slot: 1}},
+		Pods:    []pipeline.Pod{{Port: 12, MAC: topology.MAC(remote), Addresses: []netip.Addr{remote}, Slot: 1}},
 	}
 	conn, err := of.Dial(l.t.Context(), o.Mgmt("br0"))
 	l.ok(err)
