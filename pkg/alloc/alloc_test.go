@@ -233,15 +233,19 @@ func TestPrefixesOrder(t *testing.T) {
 		"8 host bits": {"10.1.0.0/16", 24, 256, map[int]string{0: "10.1.0.0/24", 1: "10.1.1.0/24", 255: "10.1.255.0/24"}},
 		"6 host bits: the third octet runs first": {"10.1.0.0/16", 26, 1024, map[int]string{
 			0: "10.1.0.0/26", 1: "10.1.1.0/26", 255: "10.1.255.0/26", 256: "10.1.0.64/26", 511: "10.1.255.64/26", 512: "10.1.0.128/26", 1023: "10.1.255.192/26"}},
-		"12 host bits":  {"10.1.0.0/16", 20, 16, map[int]string{0: "10.1.0.0/20", 1: "10.1.16.0/20", 15: "10.1.240.0/20"}},
-		"ours":          {"172.11.0.0/16", 22, 64, map[int]string{0: "172.11.0.0/22", 1: "172.11.4.0/22", 63: "172.11.252.0/22"}},
-		"14 host bits":  {"10.1.0.0/16", 18, 4, map[int]string{0: "10.1.0.0/18", 3: "10.1.192.0/18"}},
-		"12 in a /8":    {"10.0.0.0/8", 20, 4096, map[int]string{0: "10.0.0.0/20", 1: "10.1.0.0/20", 255: "10.255.0.0/20", 256: "10.0.16.0/20"}},
-		"small":         {"192.168.1.0/24", 28, 16, map[int]string{0: "192.168.1.0/28", 1: "192.168.1.16/28"}},
-		"only one":      {"192.168.1.0/24", 24, 1, map[int]string{0: "192.168.1.0/24"}},
-		"odd network":   {"10.1.2.0/23", 26, 8, map[int]string{0: "10.1.2.0/26", 1: "10.1.3.0/26", 2: "10.1.2.64/26", 7: "10.1.3.192/26"}},
-		"very many":     {"10.0.0.0/8", 30, 1 << 22, map[int]string{0: "10.0.0.0/30", 1: "10.0.1.0/30"}},
-		"half of space": {"128.0.0.0/1", 32, 1 << 31, map[int]string{0: "128.0.0.0/32", 1: "128.0.0.1/32"}},
+		"12 host bits":              {"10.1.0.0/16", 20, 16, map[int]string{0: "10.1.0.0/20", 1: "10.1.16.0/20", 15: "10.1.240.0/20"}},
+		"ours":                      {"172.11.0.0/16", 22, 64, map[int]string{0: "172.11.0.0/22", 1: "172.11.4.0/22", 63: "172.11.252.0/22"}},
+		"14 host bits":              {"10.1.0.0/16", 18, 4, map[int]string{0: "10.1.0.0/18", 3: "10.1.192.0/18"}},
+		"12 in a /8":                {"10.0.0.0/8", 20, 4096, map[int]string{0: "10.0.0.0/20", 1: "10.1.0.0/20", 255: "10.255.0.0/20", 256: "10.0.16.0/20"}},
+		"small":                     {"192.168.1.0/24", 28, 16, map[int]string{0: "192.168.1.0/28", 1: "192.168.1.16/28"}},
+		"only one":                  {"192.168.1.0/24", 24, 1, map[int]string{0: "192.168.1.0/24"}},
+		"odd network":               {"10.1.2.0/23", 26, 8, map[int]string{0: "10.1.2.0/26", 1: "10.1.3.0/26", 2: "10.1.2.64/26", 7: "10.1.3.192/26"}},
+		"very many":                 {"10.0.0.0/8", 30, 1 << 22, map[int]string{0: "10.0.0.0/30", 1: "10.0.1.0/30"}},
+		"/64s of a /56":             {"fd00:1:2:300::/56", 64, 256, map[int]string{0: "fd00:1:2:300::/64", 1: "fd00:1:2:301::/64", 255: "fd00:1:2:3ff::/64"}},
+		"/64s of a /48":             {"fd00:1:2::/48", 64, 1 << 16, map[int]string{0: "fd00:1:2::/64", 258: "fd00:1:2:102::/64", 1<<16 - 1: "fd00:1:2:ffff::/64"}},
+		"across the middle of IPv6": {"fd00:1:2:3000::/52", 72, 1 << 20, map[int]string{1: "fd00:1:2:3000:100::/72", 256: "fd00:1:2:3001::/72", 1<<20 - 1: "fd00:1:2:3fff:ff00::/72"}},
+		"low bits of IPv6":          {"fd00::/112", 120, 256, map[int]string{0: "fd00::/120", 3: "fd00::300/120"}},
+		"half of space":             {"128.0.0.0/1", 32, 1 << 31, map[int]string{0: "128.0.0.0/32", 1: "128.0.0.1/32"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := prefixes(t, test.network, test.bits)
@@ -281,7 +285,7 @@ func TestPrefixesRefuses(t *testing.T) {
 	for _, test := range []struct {
 		network string
 		bits    int
-	}{{"10.1.0.0/16", 15}, {"10.1.0.0/16", 33}, {"10.1.0.1/16", 24}, {"fd00::/48", 64}, {"0.0.0.0/0", 32}} {
+	}{{"10.1.0.0/16", 15}, {"10.1.0.0/16", 33}, {"10.1.0.1/16", 24}, {"fd00::/48", 129}, {"fd00::/32", 64}, {"fd00::1/48", 64}, {"0.0.0.0/0", 32}} {
 		if _, err := NewPrefixes(netip.MustParsePrefix(test.network), test.bits); err == nil {
 			t.Errorf("%s cut into /%d is accepted", test.network, test.bits)
 		}
@@ -343,6 +347,47 @@ func TestPrefixesChurn(t *testing.T) {
 	}
 	if n := len(a.freed.queue); n > 64 {
 		t.Errorf("the queue has %d entries for at most 4 prefixes", n)
+	}
+}
+
+// Whatever network of either family is cut, all its prefixes come, each once, and then no more;
+// and those that are marked as used before never come.
+func TestPrefixesProperties(t *testing.T) {
+	rnd := mrand.New(mrand.NewPCG(3, 4))
+	for range 400 {
+		var b [16]byte
+		for i := range b {
+			b[i] = byte(rnd.Uint32())
+		}
+		base := netip.AddrFrom16(b)
+		if rnd.IntN(2) == 0 {
+			base = netip.AddrFrom4([4]byte(b[:4]))
+		}
+		number := rnd.IntN(9)
+		bits := number + rnd.IntN(base.BitLen()-number+1)
+		network := netip.PrefixFrom(base, bits-number).Masked()
+		a, err := NewPrefixes(network, bits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		used := a.at(uint32(rnd.IntN(1 << number)))
+		if !a.Use(used) {
+			t.Fatalf("%s is not of %s cut into /%d", used, network, bits)
+		}
+		seen := map[netip.Prefix]bool{used: true}
+		for {
+			p, err := a.Allocate()
+			if errors.Is(err, ErrExhausted) {
+				break
+			}
+			if seen[p] || p != p.Masked() || p.Bits() != bits || !network.Contains(p.Addr()) || p.Addr().Is4() != base.Is4() {
+				t.Fatalf("%s cut into /%d: %s is a second one or not of it", network, bits, p)
+			}
+			seen[p] = true
+		}
+		if len(seen) != 1<<number || a.Free() != 0 {
+			t.Fatalf("%s cut into /%d: %d, and %d free, want %d", network, bits, len(seen), a.Free(), 1<<number)
+		}
 	}
 }
 

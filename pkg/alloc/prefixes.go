@@ -6,7 +6,7 @@ import (
 	"net/netip"
 )
 
-// Prefixes gives out prefixes of one length out of an IPv4 network, in the
+// Prefixes gives out prefixes of one length out of a network of either family, in the
 // order of the ancestors: in turn, but where the length does not fall on an
 // octet and the number of the prefix reaches into the next one, that octet runs
 // first: 10.1.0.0/26, 10.1.1.0/26, ... before 10.1.0.64/26. So prefixes begin,
@@ -22,13 +22,13 @@ type Prefixes struct {
 }
 
 // NewPrefixes is an allocator of prefixes of length bits out of network. It is
-// an error if network is not an IPv4 network with at least one such prefix in it.
+// an error if network has none of them, or more than 2^31.
 func NewPrefixes(network netip.Prefix, bits int) (*Prefixes, error) {
-	if !network.IsValid() || !network.Addr().Is4() || network != network.Masked() {
-		return nil, fmt.Errorf("%s is not an IPv4 network", network)
+	if !network.IsValid() || network != network.Masked() {
+		return nil, fmt.Errorf("%s is not a network", network)
 	}
-	// /0 split into /32s would be 2^32, one more than the count can hold.
-	if bits < network.Bits() || bits > 32 || bits-network.Bits() > 31 {
+	// 2^32 would be one more than the count can hold.
+	if bits < network.Bits() || bits > network.Addr().BitLen() || bits-network.Bits() > 31 {
 		return nil, fmt.Errorf("network %s cannot be cut into /%d prefixes", network, bits)
 	}
 	return &Prefixes{network: network, bits: bits, count: 1 << (bits - network.Bits()), used: map[netip.Prefix]struct{}{}}, nil
@@ -75,7 +75,8 @@ func (a *Prefixes) Allocate() (netip.Prefix, error) {
 
 // at is the prefix number n in the order of allocation.
 func (a *Prefixes) at(n uint32) netip.Prefix {
-	host, number := 32-a.bits, a.bits-a.network.Bits()
+	base := a.network.Addr()
+	host, number := base.BitLen()-a.bits, a.bits-a.network.Bits()
 	index := n
 	if part := host % 8; part != 0 && part+number > 8 {
 		// The low bits of the number fill the rest of an octet that it shares
@@ -83,10 +84,21 @@ func (a *Prefixes) at(n uint32) netip.Prefix {
 		low := 8 - part
 		index = n<<low&(1<<number-1) | n>>(number-low)
 	}
-	base := a.network.Addr().As4()
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(base[:])|index<<host)
-	return netip.PrefixFrom(netip.AddrFrom4(b), a.bits)
+	b := base.As16()
+	high, low := binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])
+	if host < 64 {
+		low |= uint64(index) << host
+		high |= uint64(index) >> (64 - host)
+	} else {
+		high |= uint64(index) << (host - 64)
+	}
+	binary.BigEndian.PutUint64(b[:8], high)
+	binary.BigEndian.PutUint64(b[8:], low)
+	addr := netip.AddrFrom16(b)
+	if base.Is4() {
+		addr = addr.Unmap()
+	}
+	return netip.PrefixFrom(addr, a.bits)
 }
 
 // Free counts the prefixes that are not in use.

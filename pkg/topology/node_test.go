@@ -93,12 +93,6 @@ func TestNodeValidate(t *testing.T) {
 	}
 }
 
-func TestMAC(t *testing.T) {
-	if got := MAC(netip.MustParseAddr("172.11.0.5")).String(); got != "0a:58:ac:0b:00:05" {
-		t.Errorf("MAC %s", got)
-	}
-}
-
 func FuzzParseNode(f *testing.F) {
 	f.Add("198.18.0.1", []byte(goodNode))
 	f.Add("::1", []byte(`{"HostIP":"::1","Subnet":"::/0","Status":{"Message":"x","Time":"2026-01-01T00:00:00Z"}}`))
