@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -141,12 +142,18 @@ type Result struct {
 	SandboxIfName string `json:"sandboxIfName"`
 	MAC           MAC    `json:"mac"`
 	Sandbox       string `json:"sandbox"`
-	// Address is the pod's, with its prefix length on the interface.
-	Address netip.Prefix `json:"address"`
-	Gateway netip.Addr   `json:"gateway,omitzero"`
-	Routes  []Route      `json:"routes,omitempty"`
+	// IPs are the pod's addresses: one, or one of IPv4 and then one of IPv6.
+	IPs    []IP    `json:"-"`
+	Routes []Route `json:"routes,omitempty"`
 	// MTU of both ends, bytes.
 	MTU int `json:"mtu,omitempty"`
+}
+
+// IP is an address of a pod.
+type IP struct {
+	// Address has its prefix length on the interface.
+	Address netip.Prefix `json:"address"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
 }
 
 // Route is a route in the sandbox. An MTU of 0 means the interface's.
@@ -165,7 +172,7 @@ func (r Result) Validate() error {
 		return fmt.Errorf("result lacks the host interface")
 	case len(r.MAC) == 0:
 		return fmt.Errorf("result lacks the MAC of %s", r.SandboxIfName)
-	case !r.Address.IsValid():
+	case len(r.IPs) == 0 || slices.ContainsFunc(r.IPs, func(ip IP) bool { return !ip.Address.IsValid() }):
 		return fmt.Errorf("result lacks the address of %s", r.SandboxIfName)
 	}
 	for i, rt := range r.Routes {

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // ErrTooLarge is wrapped by errors about messages of more than MaxMessage bytes.
@@ -38,6 +40,41 @@ func ReadResponse(r io.Reader) (Response, error) {
 func WriteResponse(w io.Writer, resp Response) error {
 	resp.Version = Version
 	return write(w, resp)
+}
+
+// resultFields are those of a Result that are on the wire as they are.
+type resultFields Result
+
+// wireResult is a result on the wire: one address as ever, a list of them beside it where
+// there are two.
+type wireResult struct {
+	resultFields
+	IP
+	IPs []IP `json:"ips,omitempty"`
+}
+
+// MarshalJSON writes the result so that a plugin of an earlier release finds its address.
+func (r Result) MarshalJSON() ([]byte, error) {
+	w := wireResult{resultFields: resultFields(r), IPs: topology.Listed(r.IPs)}
+	if len(r.IPs) > 0 {
+		w.IP = r.IPs[0]
+	}
+	return json.Marshal(w)
+}
+
+// UnmarshalJSON reads the result of an agent of any release.
+func (r *Result) UnmarshalJSON(data []byte) error {
+	var w wireResult
+	if err := json.Unmarshal(data, &w); err != nil {
+		return err
+	}
+	ips, err := topology.Unlisted(w.IP, w.IPs)
+	if err != nil {
+		return fmt.Errorf("addresses of the result: %w", err)
+	}
+	*r = Result(w.resultFields)
+	r.IPs = ips
+	return nil
 }
 
 func read(r io.Reader, v any) error {

@@ -63,7 +63,7 @@ func goodResult() *Result {
 	return &Result{
 		HostIfName: "veth0a1b", HostMAC: MAC{2, 0, 0, 0, 0, 1},
 		SandboxIfName: "eth0", MAC: MAC{0x0a, 0x58, 172, 11, 0, 5}, Sandbox: "/var/run/netns/x",
-		Address: netip.MustParsePrefix("172.11.0.5/32"), Gateway: netip.MustParseAddr("172.11.0.1"),
+		IPs:    []IP{{Address: netip.MustParsePrefix("172.11.0.5/32"), Gateway: netip.MustParseAddr("172.11.0.1")}},
 		Routes: []Route{{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: netip.MustParseAddr("172.11.0.1"), MTU: 1450}},
 		MTU:    1450,
 	}
@@ -81,10 +81,50 @@ func TestWireForm(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `{"version":1,"command":"GC","networkName":"n","validAttachments":[]}
-{"version":1,"result":{"hostIfName":"veth0a1b","hostMAC":"02:00:00:00:00:01","sandboxIfName":"eth0","mac":"0a:58:ac:0b:00:05","sandbox":"/var/run/netns/x","address":"172.11.0.5/32","gateway":"172.11.0.1","routes":[{"dst":"0.0.0.0/0","gw":"172.11.0.1","mtu":1450}],"mtu":1450}}
+{"version":1,"result":{"hostIfName":"veth0a1b","hostMAC":"02:00:00:00:00:01","sandboxIfName":"eth0","mac":"0a:58:ac:0b:00:05","sandbox":"/var/run/netns/x","routes":[{"dst":"0.0.0.0/0","gw":"172.11.0.1","mtu":1450}],"mtu":1450,"address":"172.11.0.5/32","gateway":"172.11.0.1"}}
 `
 	if diff := cmp.Diff(want, buf.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// TestReleaseBefore: a plugin of the release before, which knows one address, finds it in every
+// result; and what an agent of that release answers is read.
+func TestReleaseBefore(t *testing.T) {
+	one, two := goodResult(), goodResult()
+	two.IPs = append(two.IPs, IP{Address: netip.MustParsePrefix("fd00:1:2:3::ac0b:5/128"), Gateway: netip.MustParseAddr("fd00:1:2:3::ac0b:1")})
+	for name, want := range map[string]*Result{"one address": one, "two": two} {
+		var buf bytes.Buffer
+		if err := WriteResponse(&buf, Response{Result: want}); err != nil {
+			t.Fatal(err)
+		}
+		var old struct {
+			Result struct {
+				Address netip.Prefix `json:"address"`
+				Gateway netip.Addr   `json:"gateway"`
+			} `json:"result"`
+		}
+		if err := json.Unmarshal(buf.Bytes(), &old); err != nil || old.Result.Address != want.IPs[0].Address || old.Result.Gateway != want.IPs[0].Gateway {
+			t.Errorf("%s: the plugin of the release before reads %+v: %v", name, old.Result, err)
+		}
+		got, err := ReadResponse(&buf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got.Result, compare); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
+	const before = `{"version":1,"result":{"hostIfName":"veth0a1b","hostMAC":"02:00:00:00:00:01","sandboxIfName":"eth0","mac":"0a:58:ac:0b:00:05","sandbox":"/var/run/netns/x","address":"172.11.0.5/32","gateway":"172.11.0.1","routes":[{"dst":"0.0.0.0/0","gw":"172.11.0.1","mtu":1450}],"mtu":1450}}`
+	got, err := ReadResponse(strings.NewReader(before))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(one, got.Result, compare); diff != "" {
+		t.Errorf("of an agent of the release before (-want +got):\n%s", diff)
+	}
+	if _, err := ReadResponse(strings.NewReader(`{"result":{"address":"172.11.0.5/32","ips":[{"address":"172.11.0.6/32"}]}}`)); err == nil {
+		t.Error("two first addresses are taken")
 	}
 }
 

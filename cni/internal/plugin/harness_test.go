@@ -105,7 +105,7 @@ func result(req cniapi.Request) *cniapi.Result {
 	return &cniapi.Result{
 		HostIfName: "veth0a1b", HostMAC: cniapi.MAC{2, 0, 0, 0, 0, 1},
 		SandboxIfName: req.IfName, MAC: cniapi.MAC{0x0a, 0x58, 172, 11, 0, 5}, Sandbox: req.Netns,
-		Address: netip.MustParsePrefix("172.11.0.5/32"), Gateway: netip.MustParseAddr("172.11.0.1"),
+		IPs: []cniapi.IP{{Address: netip.MustParsePrefix("172.11.0.5/32"), Gateway: netip.MustParseAddr("172.11.0.1")}},
 		Routes: []cniapi.Route{
 			{Dst: netip.MustParsePrefix("172.11.0.1/32")},
 			{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: netip.MustParseAddr("172.11.0.1"), MTU: 1440},

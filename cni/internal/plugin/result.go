@@ -49,12 +49,10 @@ func toResult(r cniapi.Result, dns types.DNS, withMTU bool) *types100.Result {
 			hostInterface:    {Name: r.HostIfName, Mac: r.HostMAC.String(), Mtu: mtu(r.MTU)},
 			sandboxInterface: {Name: r.SandboxIfName, Mac: r.MAC.String(), Mtu: mtu(r.MTU), Sandbox: r.Sandbox},
 		},
-		IPs: []*types100.IPConfig{{
-			Interface: types100.Int(sandboxInterface),
-			Address:   ipNet(r.Address),
-			Gateway:   ip(r.Gateway),
-		}},
 		DNS: dns,
+	}
+	for _, a := range r.IPs {
+		res.IPs = append(res.IPs, &types100.IPConfig{Interface: types100.Int(sandboxInterface), Address: ipNet(a.Address), Gateway: ip(a.Gateway)})
 	}
 	for _, rt := range r.Routes {
 		res.Routes = append(res.Routes, &types.Route{Dst: ipNet(rt.Dst), GW: ip(rt.GW), MTU: mtu(rt.MTU)})

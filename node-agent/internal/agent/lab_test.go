@@ -368,7 +368,7 @@ type fakePods struct {
 }
 
 func (f *fakePods) Start(ctx context.Context, node attach.Node, _, _ string) ([]desired.Attached, error) {
-	if !node.Subnet.IsValid() || node.MTU.Device < topology.MinMTU {
+	if len(node.Subnets) == 0 || !node.Subnets[0].IsValid() || node.MTU.Device < topology.MinMTU {
 		return nil, fmt.Errorf("pods cannot be attached to %+v", node)
 	}
 	f.started = true

@@ -120,7 +120,7 @@ func TestLeaveMTURecord(t *testing.T) {
 			p.picture.started = subnet
 		}
 		if c.pod {
-			node := attach.Node{Bridge: "br0", Subnet: subnet, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: attach.MTU{Device: 1400, Route: 1400}}
+			node := attach.Node{Bridge: "br0", Subnets: []netip.Prefix{subnet}, Gateways: []netip.Addr{netip.MustParseAddr("172.11.0.1")}, MTU: attach.MTU{Device: 1400, Route: 1400}}
 			if _, err := p.attacher.Start(t.Context(), node, t.TempDir(), "boot-1"); err != nil {
 				t.Fatal(err)
 			}

@@ -200,7 +200,9 @@ func (a *Allotment) countHolders(pods netip.Prefix, t fairness.Table) {
 	a.say("the share of the node's connection table", err)
 	a.holds = map[string]uint64{}
 	for _, at := range a.cfg.Pods.List() {
-		a.holds[at.Namespace] += counts[at.Address]
+		for _, address := range at.Addresses {
+			a.holds[at.Namespace] += counts[address]
+		}
 	}
 }
 
@@ -261,7 +263,7 @@ func (a *Allotment) throughNode(ctx context.Context, t fairness.Table) error {
 				p.Allowance = h
 			}
 		}
-		p.Addresses = append(p.Addresses, at.Address)
+		p.Addresses = append(p.Addresses, at.Addresses...)
 		want[at.Namespace] = p
 	}
 	if a.looks%calmLooks != 0 && !a.urgent(want) {

@@ -20,7 +20,6 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
@@ -29,7 +28,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
-	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Kernel makes and removes the pod's devices.
@@ -67,11 +65,12 @@ type Kernel interface {
 
 // Wire is what a pod's devices should be.
 type Wire struct {
-	HostIf  string
-	Netns   string
-	IfName  string
-	Address netip.Addr
-	Gateway netip.Addr
+	HostIf string
+	Netns  string
+	IfName string
+	MAC    net.HardwareAddr
+	// Addresses and Gateways are of the same families, in the same order.
+	Addresses, Gateways []netip.Addr
 	// MTU of both ends and RouteMTU of what the pod sends, bytes.
 	MTU, RouteMTU int
 	Limits        limits.Limits
@@ -117,11 +116,23 @@ type Tenants interface {
 
 // Node is what attachments need to know about the node.
 type Node struct {
-	Bridge   string
-	Subnet   netip.Prefix
-	Gateway  netip.Addr
+	Bridge string
+	// Subnets are one, or one of IPv4 and then one of IPv6; Gateways are its own addresses
+	// in them.
+	Subnets  []netip.Prefix
+	Gateways []netip.Addr
 	MTU      MTU
 	Datapath string
+}
+
+// has reports whether addresses are of the node's subnets, each of its own.
+func (n Node) has(addresses []netip.Addr) bool {
+	for i, a := range addresses {
+		if i >= len(n.Subnets) || !n.Subnets[i].Contains(a) {
+			return false
+		}
+	}
+	return true
 }
 
 // Attacher attaches pods. It serves nothing until [Attacher.Start].
@@ -198,7 +209,7 @@ func (a *Attacher) SetReady(why error) {
 func (a *Attacher) List() []Attachment {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return slices.SortedFunc(maps.Values(a.list), func(x, y Attachment) int { return x.Address.Compare(y.Address) })
+	return slices.SortedFunc(maps.Values(a.list), func(x, y Attachment) int { return slices.CompareFunc(x.Addresses, y.Addresses, netip.Addr.Compare) })
 }
 
 // ready is the node and the pool, or the error for the runtime.
@@ -262,10 +273,12 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	if at.Limits, err = a.limiter.Limits(ctx, req); err != nil {
 		return nil, err
 	}
-	if at.Address, err = a.lease(ctx, pool, at); err != nil {
+	lease, err := a.lease(ctx, pool, at)
+	if err != nil {
 		return nil, err
 	}
-	at.Port = bridge.PodOfport(node.Subnet, at.Address)
+	at.Addresses, at.MAC = lease.Addresses, net.HardwareAddr(lease.MAC)
+	at.Port = at.wants(node)
 	if err = a.connect(ctx, node, &at); err == nil {
 		err = a.observe(AddNews, func() (err error) {
 			node, err = a.arrive(ctx, at, node.MTU)
@@ -280,29 +293,29 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 		}
 		return nil, fmt.Errorf("attach %s/%s: %w", at.Namespace, at.Pod, err)
 	}
-	a.log.Debug("attached", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "ofport", at.Port, "sandbox", at.Netns)
+	a.log.Debug("attached", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "ofport", at.Port, "sandbox", at.Netns)
 	return result(node, at), nil
 }
 
 // lease takes an address. Where none is left, those of pods that are leaving are to be had
 // at once.
-func (a *Attacher) lease(ctx context.Context, pool *ipam.Pool, at Attachment) (address netip.Addr, err error) {
+func (a *Attacher) lease(ctx context.Context, pool *ipam.Pool, at Attachment) (lease ipam.Lease, err error) {
 	var full *ipam.FullError
 	var storage *ipam.StorageError
 	err = a.observe(AddLease, func() (err error) {
-		address, err = pool.Allocate(at.lease())
+		lease, err = pool.Allocate(at.lease())
 		if errors.As(err, &full) && a.leaving.count() > 0 {
 			if err := a.finish(ctx); err != nil {
 				a.log.Warn("pods that are leaving still have their addresses, and no other is left", "error", err)
 			}
-			address, err = pool.Allocate(at.lease())
+			lease, err = pool.Allocate(at.lease())
 		}
 		return err
 	})
 	if errors.As(err, &full) || errors.As(err, &storage) {
-		return address, cniapi.Errorf(cniapi.CodeTryAgain, "pod %s/%s: %w", at.Namespace, at.Pod, err)
+		return lease, cniapi.Errorf(cniapi.CodeTryAgain, "pod %s/%s: %w", at.Namespace, at.Pod, err)
 	}
-	return address, err
+	return lease, err
 }
 
 // again answers a repeated ADD: the same, as long as it is the same sandbox.
@@ -422,7 +435,8 @@ func (a *Attacher) Status(context.Context) error {
 
 func (a *Attacher) wire(node Node, at Attachment) Wire {
 	return Wire{
-		HostIf: at.HostIf(), Netns: at.Netns, IfName: at.IfName, Address: at.Address, Gateway: node.Gateway,
+		HostIf: at.HostIf(), Netns: at.Netns, IfName: at.IfName,
+		MAC: at.MAC, Addresses: at.Addresses, Gateways: node.Gateways[:len(at.Addresses)],
 		MTU: node.MTU.Device, RouteMTU: node.MTU.Route, Limits: at.Limits, NoOffload: node.Datapath == ovs.DatapathNetdev,
 	}
 }
@@ -433,7 +447,7 @@ func (a *Attacher) attached(node Node, at Attachment) desired.Attached {
 	queue := a.queues
 	a.mu.Unlock()
 	return desired.Attached{
-		Port: at.Port, Namespace: at.Namespace, MAC: topology.MAC(at.Address), Addresses: []netip.Addr{at.Address},
+		Port: at.Port, Namespace: at.Namespace, MAC: at.MAC, Addresses: at.Addresses,
 		Meter: shaping.Meter(at.Limits.Egress, node.MTU.Device), Queue: queue(at),
 	}
 }
@@ -452,17 +466,20 @@ func (a *Attacher) tell(ctx context.Context, at *Attachment, wanted desired.Atta
 // result is the answer to ADD. The routes are those in the sandbox's main table.
 func result(node Node, at Attachment) *cniapi.Result {
 	r := &cniapi.Result{
-		HostIfName: at.HostIf(), SandboxIfName: at.IfName, MAC: cniapi.MAC(topology.MAC(at.Address)), Sandbox: at.Netns,
-		Address: netip.PrefixFrom(at.Address, at.Address.BitLen()), Gateway: node.Gateway, MTU: node.MTU.Route,
+		HostIfName: at.HostIf(), SandboxIfName: at.IfName, MAC: cniapi.MAC(at.MAC), Sandbox: at.Netns, MTU: node.MTU.Route,
 	}
-	if !at.apart {
-		r.Routes = []cniapi.Route{
-			{Dst: netip.PrefixFrom(node.Gateway, node.Gateway.BitLen())},
-			{Dst: netip.MustParsePrefix("0.0.0.0/0"), GW: node.Gateway},
+	for i, address := range at.Addresses {
+		gateway := node.Gateways[i]
+		r.IPs = append(r.IPs, cniapi.IP{Address: host(address), Gateway: gateway})
+		if !at.apart {
+			all := netip.PrefixFrom(gateway, 0).Masked()
+			r.Routes = append(r.Routes, cniapi.Route{Dst: host(gateway)}, cniapi.Route{Dst: all, GW: gateway})
 		}
 	}
 	return r
 }
+
+func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // classify gives what will pass by itself the code that says so.
 func classify(err error) error {

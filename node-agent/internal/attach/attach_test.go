@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -26,7 +27,7 @@ func TestAddDel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Address.String() != "172.11.0.2/32" || got.MAC.String() != "0a:58:ac:0b:00:02" || got.MTU != 1450 || len(got.Routes) != 2 {
+	if got.IPs[0].Address.String() != "172.11.0.2/32" || got.MAC.String() != "0a:58:ac:0b:00:02" || got.MTU != 1450 || len(got.Routes) != 2 {
 		t.Errorf("result %+v", got)
 	}
 	if err := got.Validate(); err != nil {
@@ -200,7 +201,7 @@ func TestFull(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, err := a.Add(ctx, request(7))
-	if err != nil || got.Address.Addr() != netip.MustParseAddr("172.11.0.4") {
+	if err != nil || got.IPs[0].Address.Addr() != netip.MustParseAddr("172.11.0.4") {
 		t.Errorf("after DEL: %+v, %v", got, err)
 	}
 }
@@ -315,7 +316,7 @@ func TestRestart(t *testing.T) {
 			b := start(t, w, dir)
 			var got []string
 			for _, at := range b.List() {
-				got = append(got, at.Address.String())
+				got = append(got, at.Addresses[0].String())
 			}
 			if diff := cmp.Diff(tc.want, got); diff != "" {
 				t.Error(diff)
@@ -328,7 +329,7 @@ func TestRestart(t *testing.T) {
 			}
 			var leases []string
 			for _, l := range b.pool.Leases() {
-				leases = append(leases, l.Address.String())
+				leases = append(leases, l.Addresses[0].String())
 			}
 			if diff := cmp.Diff(tc.want, leases); diff != "" {
 				t.Errorf("leases: %s", diff)
@@ -347,7 +348,7 @@ func TestForeignSubnet(t *testing.T) {
 		t.Fatal(err)
 	}
 	moved := theNode
-	moved.Subnet, moved.Gateway = netip.MustParsePrefix("172.11.0.8/29"), netip.MustParseAddr("172.11.0.9")
+	moved.Subnets, moved.Gateways = []netip.Prefix{netip.MustParsePrefix("172.11.0.8/29")}, []netip.Addr{netip.MustParseAddr("172.11.0.9")}
 	b := New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
 	if _, err := b.Start(ctx, moved, dir, "boot"); err == nil || !strings.Contains(err.Error(), "172.11.0.8/29") {
 		t.Errorf("started: %v", err)
@@ -456,6 +457,81 @@ func TestNumberOfAnother(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[string]uint32{"172.11.0.2": 13, "172.11.0.3": 12, "172.11.0.4": 14}, ports()); diff != "" {
 		t.Errorf("flows when all have numbers (-want +got):\n%s", diff)
+	}
+}
+
+// TestTwoAddresses: a pod of a node with a subnet of each family has an address of each and one
+// MAC, in its lease, its port's row, its flows and what the runtime is told; and after a restart,
+// whatever of the file and the database the agent of the release before has written.
+func TestTwoAddresses(t *testing.T) {
+	ctx := context.Background()
+	w, dir := newWorld(), t.TempDir()
+	dual := theNode
+	dual.Subnets = append(slices.Clip(dual.Subnets), netip.MustParsePrefix("fd00:1:2:3::/64"))
+	dual.Gateways = append(slices.Clip(dual.Gateways), netip.MustParseAddr("fd00:1:2:3::ac0b:1"))
+	begin := func(dir string) *Attacher {
+		a := New(NewBare(w, w, dual.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+		attached, err := a.Start(ctx, dual, dir, "boot")
+		if err != nil {
+			t.Fatal(err)
+		}
+		clear(w.flows)
+		for _, at := range attached {
+			w.flows[at.Port] = at
+		}
+		a.SetReady(nil)
+		return a
+	}
+	a := begin(dir)
+	got, err := a.Add(ctx, request(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []cniapi.IP{
+		{Address: netip.MustParsePrefix("172.11.0.2/32"), Gateway: dual.Gateways[0]},
+		{Address: netip.MustParsePrefix("fd00:1:2:3::ac0b:2/128"), Gateway: dual.Gateways[1]},
+	}
+	if !slices.Equal(want, got.IPs) || got.MAC.String() != "0a:58:ac:0b:00:02" || len(got.Routes) != 4 {
+		t.Errorf("result %+v", got)
+	}
+	name := HostIf(request(1).Attachment())
+	for key, value := range map[string]string{keyAddress: "172.11.0.2", keyAddresses: "172.11.0.2 fd00:1:2:3::ac0b:2", keyMAC: "0a:58:ac:0b:00:02"} {
+		if got := w.ports[name].ExternalIDs[key]; got != value {
+			t.Errorf("external_ids:%s is %q, want %q", key, got, value)
+		}
+	}
+	two := []netip.Addr{want[0].Address.Addr(), want[1].Address.Addr()}
+	for _, then := range []struct {
+		what string
+		do   func() string
+		want []netip.Addr
+	}{
+		{"restart", func() string { return dir }, two},
+		{"file lost", t.TempDir, two},
+		{"database lost", func() string { clear(w.ports); return dir }, two},
+		{"somebody changed the MAC", func() string { w.ports[name].ExternalIDs[keyMAC] = "02:00:00:00:00:01"; return dir }, two},
+		{"somebody removed the MAC", func() string { delete(w.ports[name].ExternalIDs, keyMAC); return t.TempDir() }, two},
+		{"row of the release before", func() string { delete(w.ports[name].ExternalIDs, keyAddresses); return dir }, two[:1]},
+	} {
+		row := w.ports[name]
+		row.ExternalIDs = maps.Clone(row.ExternalIDs)
+		list := begin(then.do()).List()
+		if len(list) != 1 || !slices.Equal(then.want, list[0].Addresses) || list[0].MAC.String() != "0a:58:ac:0b:00:02" || !w.flows[12].Equal(list[0].told) {
+			t.Errorf("%s: %+v, flows %v", then.what, list, w.flows)
+		}
+		w.ports[name] = row
+	}
+	for ids, why := range map[string]string{"172.11.0.2 172.11.0.3": "not in this node's subnets", "172.11.0.9 fd00::1": "pod went", "x": "pod went"} {
+		row := w.ports[name]
+		row.ExternalIDs = maps.Clone(row.ExternalIDs)
+		row.ExternalIDs[keyAddresses] = ids
+		before := w.ports[name]
+		w.ports[name] = row
+		_, err := New(NewBare(w, w, dual.Bridge, slog.New(slog.DiscardHandler)), w, w, w).Start(ctx, dual, t.TempDir(), "boot")
+		if went := err == nil && len(w.ports) == 0; went != (why == "pod went") || !went && !strings.Contains(err.Error(), why) {
+			t.Errorf("external_ids with %q: %v, want %s", ids, err, why)
+		}
+		w.ports[name] = before
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/netip"
+	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
@@ -25,7 +27,10 @@ type Attachment struct {
 	Network string
 	// Namespace and Pod are the pod's names.
 	Namespace, Pod string
-	Address        netip.Addr
+	// Addresses are one or two, in the order of the node's subnets; none where nothing is
+	// known of the attachment but its key.
+	Addresses []netip.Addr
+	MAC       net.HardwareAddr
 	// Port is the OpenFlow port number of the host's end.
 	Port uint32
 	// Limits of the pod.
@@ -59,24 +64,29 @@ func (a Attachment) HostIf() string { return HostIf(a.Attachment) }
 // port is the pod's port of the bridge.
 func (a Attachment) port(node Node) ovs.PortSpec {
 	return ovs.PortSpec{
-		Name: a.HostIf(), OfportRequest: bridge.PodOfport(node.Subnet, a.Address), ExternalIDs: a.externalIDs(), SharedQoS: portQoS,
+		Name: a.HostIf(), OfportRequest: a.wants(node), ExternalIDs: a.externalIDs(), SharedQoS: portQoS,
 	}
 }
+
+// wants is the number that its port asks for: it follows from the first address.
+func (a Attachment) wants(node Node) uint32 { return bridge.PodOfport(node.Subnets[0], a.Addresses[0]) }
 
 // lease is what the address pool keeps of the attachment.
 func (a Attachment) lease() ipam.Lease {
 	return ipam.Lease{
-		Address: a.Address, ContainerID: a.ContainerID, IfName: a.IfName, PodNamespace: a.Namespace, PodName: a.Pod,
+		Addresses: a.Addresses, MAC: cniapi.MAC(a.MAC), ContainerID: a.ContainerID, IfName: a.IfName, PodNamespace: a.Namespace, PodName: a.Pod,
 		Netns: a.Netns, NetworkName: a.Network, Limits: a.Limits,
 	}
 }
 
 // fromLease is the attachment as its lease has it, at the number that its port asks for.
 func fromLease(node Node, l ipam.Lease) Attachment {
-	return Attachment{
-		Attachment: l.Attachment(), Netns: l.Netns, Network: l.NetworkName, Namespace: l.PodNamespace, Pod: l.PodName, Address: l.Address,
-		Port: bridge.PodOfport(node.Subnet, l.Address), Limits: l.Limits,
+	a := Attachment{
+		Attachment: l.Attachment(), Netns: l.Netns, Network: l.NetworkName, Namespace: l.PodNamespace, Pod: l.PodName,
+		Addresses: l.Addresses, MAC: net.HardwareAddr(l.MAC), Limits: l.Limits,
 	}
+	a.Port = a.wants(node)
+	return a
 }
 
 // Keys of a pod port's external_ids: the attachment, as it is read back after
@@ -89,7 +99,10 @@ const (
 	keyNetwork   = "k8s-ovs-network"
 	keyNamespace = "k8s-ovs-namespace"
 	keyPod       = "k8s-ovs-pod"
+	// keyAddress is the first address, keyAddresses all of them, with spaces, where
+	// there are two.
 	keyAddress   = "k8s-ovs-address"
+	keyAddresses = "k8s-ovs-addresses"
 	keyLimits    = "k8s-ovs-limits"
 	keyIfaceID   = "iface-id"
 	keyMAC       = "attached-mac"
@@ -99,8 +112,11 @@ const (
 func (a Attachment) externalIDs() map[string]string {
 	ids := map[string]string{
 		keyContainer: a.ContainerID, keyIfName: a.IfName, keyNetns: a.Netns, keyNamespace: a.Namespace, keyPod: a.Pod,
-		keyAddress: a.Address.String(),
-		keyIfaceID: a.Namespace + "/" + a.Pod, keyMAC: topology.MAC(a.Address).String(),
+		keyAddress: a.Addresses[0].String(),
+		keyIfaceID: a.Namespace + "/" + a.Pod, keyMAC: a.MAC.String(),
+	}
+	if list := topology.Listed(a.Addresses); list != nil {
+		ids[keyAddresses] = strings.Trim(fmt.Sprint(list), "[]")
 	}
 	if a.Network != "" {
 		ids[keyNetwork] = a.Network
@@ -133,10 +149,30 @@ func fromExternalIDs(ids map[string]string, port uint32) (a Attachment, ok bool,
 		Attachment: cniapi.Attachment{ContainerID: ids[keyContainer], IfName: ids[keyIfName]},
 		Netns:      ids[keyNetns], Network: ids[keyNetwork], Namespace: ids[keyNamespace], Pod: ids[keyPod], Port: port,
 	}
-	if a.Address, err = netip.ParseAddr(ids[keyAddress]); err != nil || !a.Address.Is4() {
-		return a, true, fmt.Errorf("attachment %s: address %q in its external_ids is not an IPv4 address", a.Attachment, ids[keyAddress])
+	if a.Addresses, err = decodeAddresses(ids[keyAddress], ids[keyAddresses]); err != nil {
+		return a, true, fmt.Errorf("attachment %s: addresses in its external_ids: %w", a.Attachment, err)
+	}
+	if a.MAC, err = net.ParseMAC(ids[keyMAC]); err != nil {
+		a.MAC = topology.MAC(a.Addresses[0])
 	}
 	return a, true, nil
+}
+
+// decodeAddresses reads the first address and the list beside it.
+func decodeAddresses(first, list string) ([]netip.Addr, error) {
+	address, err := netip.ParseAddr(first)
+	if err != nil {
+		return nil, err
+	}
+	var all []netip.Addr
+	for _, s := range strings.Fields(list) {
+		a, err := netip.ParseAddr(s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, a)
+	}
+	return topology.Unlisted(address, all)
 }
 
 // decodeLimits reads what encodeLimits wrote.

@@ -53,7 +53,7 @@ func (b Bare) Del(ctx context.Context, key cniapi.Attachment) error {
 	if err := b.disconnect(ctx, at); err != nil {
 		return fmt.Errorf("detach %s: %w", key, err)
 	}
-	b.log.Info("detached a pod while the node is not set up", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
+	b.log.Info("detached a pod while the node is not set up", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "sandbox", at.Netns)
 	return nil
 }
 
@@ -91,14 +91,14 @@ func (b Bare) disconnect(ctx context.Context, at Attachment) error {
 	if err := b.kernel.Delete(at.HostIf()); err != nil {
 		return err
 	}
-	if err := b.kernel.Unshape(at.HostIf()); err != nil || !at.Address.IsValid() {
+	if err := b.kernel.Unshape(at.HostIf()); err != nil || len(at.Addresses) == 0 {
 		return err
 	}
 	if at.Netns != "" {
-		if err := b.kernel.Leave(Wire{Netns: at.Netns, IfName: at.IfName, Address: at.Address}); err != nil {
+		if err := b.kernel.Leave(Wire{Netns: at.Netns, IfName: at.IfName, Addresses: at.Addresses}); err != nil {
 			return err
 		}
 	}
 	// A device that is there may begin connections.
-	return b.kernel.Forget(at.Address)
+	return b.kernel.Forget(at.Addresses...)
 }

@@ -14,7 +14,6 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
-	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Check compares the attachment with what it should be: sandbox, port, flows.
@@ -115,22 +114,25 @@ func previous(prev *cniapi.PrevResult, at Attachment) []string {
 	var diff []string
 	for _, f := range prev.Interfaces {
 		mac, err := net.ParseMAC(f.MAC)
-		if f.Name == at.IfName && f.Sandbox != "" && err == nil && !bytes.Equal(mac, topology.MAC(at.Address)) {
-			diff = append(diff, fmt.Sprintf("another plugin gave %s the hardware address %s, not the %s that follows from its address", at.IfName, mac, topology.MAC(at.Address)))
+		if f.Name == at.IfName && f.Sandbox != "" && err == nil && !bytes.Equal(mac, at.MAC) {
+			diff = append(diff, fmt.Sprintf("another plugin gave %s the hardware address %s, not the %s that belongs to its address", at.IfName, mac, at.MAC))
 		}
 	}
-	want := netip.PrefixFrom(at.Address, 32)
+	var found []netip.Addr
 	for _, ip := range prev.IPs {
 		if ip.Interface != nil && *ip.Interface < len(prev.Interfaces) {
 			if f := prev.Interfaces[*ip.Interface]; f.Name != at.IfName || f.Sandbox == "" {
 				continue // another plugin's
 			}
 		}
-		if ip.Address.Addr() == want.Addr() {
-			return diff
+		found = append(found, ip.Address.Addr())
+	}
+	for _, a := range at.Addresses {
+		if !slices.Contains(found, a) {
+			diff = append(diff, fmt.Sprintf("prevResult does not have the address %s of %s", a, at.IfName))
 		}
 	}
-	return append(diff, fmt.Sprintf("prevResult does not have the address %s of %s", want, at.IfName))
+	return diff
 }
 
 // sameSandbox reports whether both paths are of one network namespace: runtimes name it

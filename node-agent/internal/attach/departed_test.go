@@ -346,7 +346,7 @@ func TestStartWaitsForRemoval(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := theNode
-	other.Subnet, other.Gateway = netip.MustParsePrefix("172.11.0.8/29"), netip.MustParseAddr("172.11.0.9")
+	other.Subnets, other.Gateways = []netip.Prefix{netip.MustParsePrefix("172.11.0.8/29")}, []netip.Addr{netip.MustParseAddr("172.11.0.9")}
 	started := make(chan error, 1)
 	w.closing = func() {
 		go func() {

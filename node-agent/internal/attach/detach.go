@@ -9,7 +9,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
-	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Del detaches. What is gone already is no error. When it returns the pod is off the
@@ -48,7 +47,7 @@ func (a *Attacher) Del(ctx context.Context, req cniapi.Request) error {
 		return fmt.Errorf("detach %s: %w", key, err)
 	}
 	if ok {
-		a.log.Debug("detached", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
+		a.log.Debug("detached", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "sandbox", at.Netns)
 	}
 	return nil
 }
@@ -79,12 +78,12 @@ func (a *Attacher) depart(ctx context.Context, pool *ipam.Pool, at Attachment) e
 // silent where the switch does not answer: what the datapath has cached goes on until the
 // devices are gone.
 func (a *Attacher) silence(ctx context.Context, at Attachment) (silent bool, err error) {
-	if !at.Address.IsValid() {
+	if len(at.Addresses) == 0 {
 		return true, nil
 	}
 	// What its flows were made for, should its port have got another number since.
 	port := cmp.Or(at.told.Port, at.Port)
-	err = a.observe(DelFlows, func() error { return a.flows.Detach(ctx, port, topology.MAC(at.Address)) })
+	err = a.observe(DelFlows, func() error { return a.flows.Detach(ctx, port, at.MAC) })
 	if errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady) {
 		return false, nil
 	}
@@ -136,7 +135,7 @@ func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
 			errs = append(errs, fmt.Errorf("collect %s: %w", at.Attachment, err))
 			return
 		}
-		a.log.Info("collected: the runtime no longer lists it", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address)
+		a.log.Info("collected: the runtime no longer lists it", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses)
 	}
 	for _, at := range a.List() {
 		drop(at)

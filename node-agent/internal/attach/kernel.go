@@ -25,7 +25,7 @@ type Netlink struct {
 // CreateVeth makes the pair with its end in the sandbox.
 func (k Netlink) CreateVeth(w Wire) error {
 	spec := link.VethSpec{
-		PeerName: w.IfName, MAC: topology.MAC(w.Address), MTU: w.MTU,
+		PeerName: w.IfName, MAC: w.MAC, MTU: w.MTU,
 		Prepare: func() error { return shaping.PrepareHost(k.Host, w.HostIf) },
 	}
 	return k.in(w, func(sandbox *link.NS) error {
@@ -81,7 +81,12 @@ func (k Netlink) Leave(w Wire) error {
 	if same, err := sandbox.Same(k.Host); same || err != nil {
 		return err
 	}
-	return sandbox.LeaveSandbox(w.IfName, w.Address)
+	for _, a := range w.Addresses {
+		if err := sandbox.LeaveSandbox(w.IfName, a); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // SetMTU changes the MTU of a pair that is in use. A frame larger than what a limit
@@ -218,10 +223,12 @@ func (k Netlink) Differences(w Wire) ([]string, error) {
 	return diff, err
 }
 
+// sandbox is what the pod's end is to be. It gets its IPv4 address only.
 func (w Wire) sandbox() link.SandboxSpec {
+	gateway := topology.IPv4(w.Gateways)
 	return link.SandboxSpec{
-		Name: w.IfName, MAC: topology.MAC(w.Address), MTU: w.MTU, RouteMTU: w.RouteMTU, Address: w.Address,
-		Gateway: w.Gateway, GatewayMAC: topology.MAC(w.Gateway), OffloadsOff: w.NoOffload,
+		Name: w.IfName, MAC: w.MAC, MTU: w.MTU, RouteMTU: w.RouteMTU, Address: topology.IPv4(w.Addresses),
+		Gateway: gateway, GatewayMAC: topology.MAC(gateway), OffloadsOff: w.NoOffload,
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
@@ -47,7 +49,7 @@ func kernel(t testing.TB) (Netlink, string) {
 func TestKernel(t *testing.T) {
 	k, node := kernel(t)
 	pod := space(t)
-	at := Attachment{Attachment: request(1).Attachment(), Netns: ns.Path(pod), Address: theNode.Gateway.Next(), Limits: both(10_000_000)}
+	at := Attachment{Attachment: request(1).Attachment(), Netns: ns.Path(pod), Addresses: firstPod, MAC: topology.MAC(firstPod[0]), Limits: both(10_000_000)}
 	node1500 := theNode
 	node1500.MTU = MTU{1500, 1400}
 	w := (&Attacher{}).wire(theNode, at)
@@ -124,7 +126,7 @@ func TestKernelDeleteAll(t *testing.T) {
 	k, node := kernel(t)
 	var names []string
 	for i := range 4 {
-		at := Attachment{Attachment: request(i).Attachment(), Netns: ns.Path(space(t)), Address: theNode.Gateway.Next(), Limits: both(10_000_000)}
+		at := Attachment{Attachment: request(i).Attachment(), Netns: ns.Path(space(t)), Addresses: firstPod, MAC: topology.MAC(firstPod[0]), Limits: both(10_000_000)}
 		w := (&Attacher{}).wire(theNode, at)
 		if err := k.CreateVeth(w); err != nil {
 			t.Fatal(err)
@@ -148,7 +150,7 @@ func TestKernelDeleteAll(t *testing.T) {
 	if err != nil || strings.Contains(left, "ko") {
 		t.Errorf("left behind: %s, %v", left, err)
 	}
-	if err := k.Forget(theNode.Gateway, theNode.Gateway.Next()); err != nil {
+	if err := k.Forget(theNode.Gateways[0], firstPod[0]); err != nil {
 		t.Error(err)
 	}
 }
@@ -161,7 +163,7 @@ func BenchmarkSetMTU(b *testing.B) {
 	a := New(NewBare(k, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
 	a.node = &theNode
 	for i := range pods {
-		at := Attachment{Attachment: cniapi.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0"}, Netns: ns.Path(space(b)), Address: theNode.Gateway.Next()}
+		at := Attachment{Attachment: cniapi.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0"}, Netns: ns.Path(space(b)), Addresses: firstPod, MAC: topology.MAC(firstPod[0])}
 		if i%2 == 0 {
 			at.Limits = both(10_000_000)
 		}
@@ -206,10 +208,10 @@ func TestSeveralAttachments(t *testing.T) {
 				run("link add other0 type veth peer name other1", "link set other0 up", "link set other1 up", "addr add 192.0.2.9/24 dev other0", "route add default via 192.0.2.1")
 			}
 			wires := map[string]Wire{}
-			address := theNode.Gateway
+			address := theNode.Gateways[0]
 			for i, ifName := range []string{"eth0", "net1", "net2"} {
 				address = address.Next()
-				at := Attachment{Attachment: cniapi.Attachment{ContainerID: name, IfName: ifName}, Netns: ns.Path(pod), Address: address}
+				at := Attachment{Attachment: cniapi.Attachment{ContainerID: name, IfName: ifName}, Netns: ns.Path(pod), Addresses: []netip.Addr{address}, MAC: topology.MAC(address)}
 				w := (&Attacher{}).wire(theNode, at)
 				wires[ifName] = w
 				if err := k.CreateVeth(w); err != nil {
@@ -236,7 +238,7 @@ func TestSeveralAttachments(t *testing.T) {
 					if diff, err := k.Differences(w); err != nil || len(diff) > 0 {
 						t.Errorf("%s: %s differs: %v, %v", when, ifName, diff, err)
 					}
-					if got := show("route", "get", "203.0.113.5", "from", w.Address.String()); !strings.Contains(got, "dev "+ifName) {
+					if got := show("route", "get", "203.0.113.5", "from", w.Addresses[0].String()); !strings.Contains(got, "dev "+ifName) {
 						t.Errorf("%s: an answer of %s leaves by %q", when, ifName, got)
 					}
 				}
@@ -263,7 +265,7 @@ func TestMend(t *testing.T) {
 	k, node := kernel(t)
 	var wires []Wire
 	for i := range 3 {
-		at := Attachment{Attachment: request(i).Attachment(), Netns: ns.Path(space(t)), Address: theNode.Gateway.Next()}
+		at := Attachment{Attachment: request(i).Attachment(), Netns: ns.Path(space(t)), Addresses: firstPod, MAC: topology.MAC(firstPod[0])}
 		w := (&Attacher{}).wire(theNode, at)
 		wires = append(wires, w)
 		if err := k.CreateVeth(w); err != nil {
@@ -327,7 +329,7 @@ func TestForeignSandbox(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{ns.Path(node), "/var" + ns.Path(node), loop, "/proc/0/ns/net"} {
-		w := (&Attacher{}).wire(theNode, Attachment{Attachment: request(1).Attachment(), Netns: path, Address: theNode.Gateway.Next()})
+		w := (&Attacher{}).wire(theNode, Attachment{Attachment: request(1).Attachment(), Netns: path, Addresses: firstPod, MAC: topology.MAC(firstPod[0])})
 		if err := k.CreateVeth(w); cniapi.AsError(err).Code != cniapi.CodeInvalidEnv || !strings.Contains(err.Error(), "CNI_NETNS") {
 			t.Errorf("%s: %v; want code %d that names CNI_NETNS", path, err, cniapi.CodeInvalidEnv)
 		}

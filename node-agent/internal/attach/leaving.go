@@ -462,12 +462,14 @@ func (a *Attacher) forget(list []departure, errs []error) {
 	var addresses []netip.Addr
 	var whose []int
 	for i, at := range list {
-		if !at.Address.IsValid() || errs[i] != nil {
+		if errs[i] != nil {
 			continue // what failed is tried again, all of it
 		}
-		addresses, whose = append(addresses, at.Address), append(whose, i)
+		for _, address := range at.Addresses {
+			addresses, whose = append(addresses, address), append(whose, i)
+		}
 		if at.Netns != "" {
-			errs[i] = errors.Join(errs[i], a.kernel.Leave(Wire{Netns: at.Netns, IfName: at.IfName, Address: at.Address}))
+			errs[i] = errors.Join(errs[i], a.kernel.Leave(Wire{Netns: at.Netns, IfName: at.IfName, Addresses: at.Addresses}))
 		}
 	}
 	err := a.kernel.Forget(addresses...)

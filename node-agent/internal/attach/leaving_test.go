@@ -116,8 +116,8 @@ func TestAfterDel(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := a.Check(ctx, request(1)); err != nil || got.Address.Addr() != netip.MustParseAddr("172.11.0.3") {
-				t.Errorf("%s, %v", got.Address, err)
+			if err := a.Check(ctx, request(1)); err != nil || got.IPs[0].Address.Addr() != netip.MustParseAddr("172.11.0.3") {
+				t.Errorf("%s, %v", got.IPs[0].Address, err)
 			}
 			if err := errors.Join(a.Del(ctx, request(1)), a.Del(ctx, request(1))); err != nil {
 				t.Error(err)
@@ -203,7 +203,7 @@ func TestLastAddresses(t *testing.T) {
 	}
 	w.noSwitch = false
 	got, err := a.Add(ctx, request(7))
-	if err != nil || got.Address.Addr() != netip.MustParseAddr("172.11.0.3") || len(w.broken) > 0 {
+	if err != nil || got.IPs[0].Address.Addr() != netip.MustParseAddr("172.11.0.3") || len(w.broken) > 0 {
 		t.Errorf("%+v, %v, %v", got, err, w.broken)
 	}
 }

@@ -26,7 +26,7 @@ func (w *world) limited(t *testing.T, a *Attacher, n int, l limits.Limits) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	stored, err := decodeLimits(w.ports[at.HostIf()].ExternalIDs[keyLimits])
-	meter := w.flowsOf(at.Address).Meter
+	meter := w.flowsOf(at.Addresses[0]).Meter
 	if !ok || err != nil || at.Limits != l || stored != l || w.shapes[at.HostIf()] != l || meter != shaping.Meter(l.Egress, at.mtu.Device) {
 		t.Errorf("pod %d, want %+v: listed %+v, stored %+v, %v, shaped %+v, meter %+v", n, l, at.Limits, stored, err, w.shapes[at.HostIf()], meter)
 	}
@@ -105,7 +105,7 @@ func TestRenamedDevice(t *testing.T) {
 			if err := a.SetLimits(ctx, "a", "p1", both(1_000_000)); err != nil {
 				t.Fatal(err)
 			}
-			if got, want := w.flowsOf(at.Address).Meter, shaping.Meter(both(1_000_000).Egress, at.mtu.Device); got != want {
+			if got, want := w.flowsOf(at.Addresses[0]).Meter, shaping.Meter(both(1_000_000).Egress, at.mtu.Device); got != want {
 				t.Errorf("meter %+v, want %+v", got, want)
 			}
 		})
@@ -128,8 +128,8 @@ func TestLimitsOutliveTheDatabase(t *testing.T) {
 	}
 	at := a.List()[0]
 	stored, err := decodeLimits(w.ports[at.HostIf()].ExternalIDs[keyLimits])
-	if err != nil || at.Limits != both(1_000_000) || stored != at.Limits || w.shapes[at.HostIf()] != at.Limits || w.flowsOf(at.Address).Meter == (desired.Meter{}) {
-		t.Errorf("listed %+v, stored %+v, %v, shaped %+v, meter %+v", at.Limits, stored, err, w.shapes[at.HostIf()], w.flowsOf(at.Address).Meter)
+	if err != nil || at.Limits != both(1_000_000) || stored != at.Limits || w.shapes[at.HostIf()] != at.Limits || w.flowsOf(at.Addresses[0]).Meter == (desired.Meter{}) {
+		t.Errorf("listed %+v, stored %+v, %v, shaped %+v, meter %+v", at.Limits, stored, err, w.shapes[at.HostIf()], w.flowsOf(at.Addresses[0]).Meter)
 	}
 }
 
@@ -236,8 +236,8 @@ func TestUnreadableLimits(t *testing.T) {
 		t.Errorf("repaired %d, %v", n, err)
 	}
 	at := a.List()[0]
-	if got := w.shapes[at.HostIf()]; at.Limits != both(1_000_000) || got != at.Limits || w.flowsOf(at.Address).Meter == (desired.Meter{}) {
-		t.Errorf("listed %+v, shaped %+v, meter %+v", at.Limits, got, w.flowsOf(at.Address).Meter)
+	if got := w.shapes[at.HostIf()]; at.Limits != both(1_000_000) || got != at.Limits || w.flowsOf(at.Addresses[0]).Meter == (desired.Meter{}) {
+		t.Errorf("listed %+v, shaped %+v, meter %+v", at.Limits, got, w.flowsOf(at.Addresses[0]).Meter)
 	}
 }
 

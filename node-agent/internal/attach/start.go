@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -37,11 +36,11 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 		if existsErr != nil {
 			return nil, existsErr
 		}
-		if exists && err == nil && !node.Subnet.Contains(at.Address) {
-			return nil, fmt.Errorf("pod %s/%s has address %s, which is not in this node's subnet %s: put the node's record back, or drain the node", at.Namespace, at.Pod, at.Address, node.Subnet)
+		if exists && err == nil && !node.has(at.Addresses) {
+			return nil, fmt.Errorf("pod %s/%s has %v, which is not in this node's subnets %v: put the node's record back, or drain the node", at.Namespace, at.Pod, at.Addresses, node.Subnets)
 		}
 		if !exists || err != nil {
-			a.log.Info("a pod went while the agent was away", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "error", err)
+			a.log.Info("a pod went while the agent was away", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "error", err)
 			if err := a.ports.DeletePort(ctx, node.Bridge, p.Name); err != nil {
 				return nil, err
 			}
@@ -54,7 +53,7 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 		list[at.Attachment] = at
 		leases = append(leases, at.lease())
 	}
-	pool, err := ipam.Open(stateDir, node.Subnet, bootID, leases, ipam.WithLog(a.log))
+	pool, err := ipam.Open(stateDir, node.Subnets, bootID, leases, ipam.WithLog(a.log))
 	if err != nil {
 		return nil, err
 	}
@@ -96,10 +95,11 @@ func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attach
 			continue
 		}
 		if known, ok := list[at.Attachment]; ok {
+			known.MAC = at.MAC // whatever somebody wrote into the database
 			if unread[at.Attachment] {
 				known.Limits = at.Limits
-				list[at.Attachment] = known
 			}
+			list[at.Attachment] = known
 			continue
 		}
 		exists, err := a.kernel.Exists(at.HostIf())
@@ -125,7 +125,7 @@ func number(node Node, list map[cniapi.Attachment]Attachment) {
 		taken[at.Port] = true
 	}
 	for key, at := range list {
-		if wants := bridge.PodOfport(node.Subnet, at.Address); at.Port == 0 && !taken[wants] {
+		if wants := at.wants(node); at.Port == 0 && !taken[wants] {
 			at.Port, taken[wants] = wants, true
 			list[key] = at
 		}
@@ -245,7 +245,7 @@ func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, 
 	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
 		return true, err
 	}
-	a.log.Warn("somebody had deleted a pod's device: made anew", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
+	a.log.Warn("somebody had deleted a pod's device: made anew", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "sandbox", at.Netns)
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
 	if err != nil {
 		return true, err
@@ -267,7 +267,7 @@ func (a *Attacher) collect(ctx context.Context, node Node, ports []ovs.Port) err
 			}
 			continue
 		}
-		a.log.Info("removing the port of a pod that is gone", "tenant", at.Namespace, "pod", at.Pod, "address", at.Address, "sandbox", at.Netns)
+		a.log.Info("removing the port of a pod that is gone", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "sandbox", at.Netns)
 		if err := a.ports.DeletePort(ctx, node.Bridge, p.Name); err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"sync"
 	"testing"
@@ -97,7 +98,7 @@ func (w *world) CreateVeth(x Wire) error {
 	if x.Netns == "/gone" {
 		return cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_NETNS: %s: no such network namespace", x.Netns)
 	}
-	w.links[x.HostIf] = Wire{Address: x.Address}
+	w.links[x.HostIf] = Wire{Addresses: x.Addresses}
 	return nil
 }
 
@@ -183,7 +184,10 @@ func (w *world) Shape(x Wire) error {
 
 // behind notes when a pod's meter is narrower than its shape.
 func (w *world) behind(hostIf string) {
-	meter := w.flowsOf(w.links[hostIf].Address).Meter
+	var meter desired.Meter
+	if l := w.links[hostIf]; len(l.Addresses) > 0 {
+		meter = w.flowsOf(l.Addresses[0]).Meter
+	}
 	shape := shaping.Meter(w.shapes[hostIf].Egress, w.shapedFor[hostIf])
 	if w.shapedFor[hostIf] > 0 && meter != wider(meter, shape) {
 		w.broken = append(w.broken, fmt.Sprintf("%s: meter %+v, shape %+v", hostIf, meter, shape))
@@ -278,7 +282,7 @@ func (w *world) Forget(addresses ...netip.Addr) error {
 	defer leave()
 	for _, address := range addresses {
 		for name, l := range w.links {
-			if l.Address == address {
+			if slices.Contains(l.Addresses, address) {
 				w.broken = append(w.broken, fmt.Sprintf("%s may begin connections after those from %s are forgotten", name, address))
 			}
 		}
@@ -300,7 +304,7 @@ func (w *world) Differences(x Wire) ([]string, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	x.Limits = limits.Limits{}
-	if w.links[x.HostIf] != x {
+	if !reflect.DeepEqual(w.links[x.HostIf], x) {
 		return []string{"the sandbox differs"}, nil
 	}
 	return nil, nil
@@ -436,7 +440,7 @@ func (w *world) Attach(_ context.Context, a desired.Attached) error {
 	maps.DeleteFunc(w.flows, func(_ uint32, other desired.Attached) bool { return other.Shares(a) })
 	w.flows[a.Port] = a
 	for name, l := range w.links {
-		if slices.Contains(a.Addresses, l.Address) {
+		if slices.Equal(a.Addresses, l.Addresses) {
 			w.behind(name)
 		}
 	}
@@ -503,8 +507,11 @@ func (w *world) empty(t *testing.T) {
 }
 
 var theNode = Node{
-	Bridge: "br0", Subnet: netip.MustParsePrefix("172.11.0.0/29"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: MTU{1450, 1450}, Datapath: ovs.DatapathNetdev,
+	Bridge: "br0", Subnets: []netip.Prefix{netip.MustParsePrefix("172.11.0.0/29")}, Gateways: []netip.Addr{netip.MustParseAddr("172.11.0.1")}, MTU: MTU{1450, 1450}, Datapath: ovs.DatapathNetdev,
 }
+
+// firstPod are the addresses of the first pod.
+var firstPod = []netip.Addr{netip.MustParseAddr("172.11.0.2")}
 
 func start(t *testing.T, w *world, dir string) *Attacher {
 	t.Helper()

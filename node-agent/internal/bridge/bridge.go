@@ -170,11 +170,7 @@ func UDPPort(p ovs.Port) tunnel.Port {
 // flows stay valid when ovs-vswitchd starts anew. 0 where the subnet has more
 // addresses than there are numbers.
 func PodOfport(subnet netip.Prefix, a netip.Addr) uint32 {
-	base, addr := subnet.Masked().Addr().As4(), a.As4()
-	var index uint32
-	for i := range addr {
-		index = index<<8 | uint32(addr[i]-base[i])
-	}
+	index := topology.Low32(a) - topology.Low32(subnet.Masked().Addr())
 	if index > maxOfport-FirstPodPort {
 		return 0
 	}

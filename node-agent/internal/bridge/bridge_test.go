@@ -166,6 +166,7 @@ func TestPodOfport(t *testing.T) {
 		{p("10.0.0.0/8"), a("10.0.254.245"), 65279},
 		{p("10.0.0.0/8"), a("10.0.254.246"), 0},
 		{p("10.0.0.0/8"), a("10.200.0.1"), 0},
+		{p("fd00:1:2:3::/64"), a("fd00:1:2:3::2"), 12},
 	} {
 		if got := PodOfport(tc.subnet, tc.addr); got != tc.want {
 			t.Errorf("%s in %s: %d, want %d", tc.addr, tc.subnet, got, tc.want)

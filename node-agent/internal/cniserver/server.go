@@ -314,7 +314,7 @@ func (s *Server) logOutcome(req cniapi.Request, result *cniapi.Result, e *cniapi
 	case e != nil:
 		log.Error("CNI request failed", "code", e.Code, "error", e)
 	case req.Command == cniapi.Add:
-		log.Info("pod attached", "address", result.Address, "hostIfName", result.HostIfName)
+		log.Info("pod attached", "addresses", result.IPs, "hostIfName", result.HostIfName)
 	case req.Command == cniapi.Del:
 		log.Info("pod detached")
 	default:

@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 const (
@@ -38,6 +40,48 @@ type state struct {
 	header
 	Freed  []netip.Addr `json:"freed"`
 	Leases []Lease      `json:"leases"`
+}
+
+// first is the address by which a pool knows a lease; not valid where there is none.
+func (l Lease) first() netip.Addr {
+	if len(l.Addresses) == 0 {
+		return netip.Addr{}
+	}
+	return l.Addresses[0]
+}
+
+// leaseFields are those of a Lease that are stored as they are.
+type leaseFields Lease
+
+// storedLease is a lease in the file: one address as ever, a list of them beside it where
+// there are two.
+type storedLease struct {
+	Address   netip.Addr   `json:"address"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+	leaseFields
+}
+
+// stored is the lease as it stands in the file.
+func (l Lease) stored() storedLease {
+	return storedLease{l.first(), topology.Listed(l.Addresses), leaseFields(l)}
+}
+
+// UnmarshalJSON reads a lease of any release. One that has no MAC has the one that follows
+// from its address.
+func (l *Lease) UnmarshalJSON(data []byte) error {
+	var s storedLease
+	if err := json.Unmarshal(data, &s); err != nil {
+		return err
+	}
+	addresses, err := topology.Unlisted(s.Address, s.Addresses)
+	if err != nil {
+		return fmt.Errorf("lease of %s: addresses: %w", Lease(s.leaseFields).Attachment(), err)
+	}
+	*l = Lease(s.leaseFields)
+	if l.Addresses = addresses; len(l.MAC) == 0 && len(addresses) > 0 {
+		l.MAC = cniapi.MAC(topology.MAC(l.first()))
+	}
+	return nil
 }
 
 // encode writes the JSON of a state, its leases encoded before and each on a

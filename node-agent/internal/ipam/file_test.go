@@ -2,6 +2,7 @@ package ipam
 
 import (
 	"bufio"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,13 +18,15 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 )
 
 // TestOpenAgainstReality: what becomes of a file that may not be believed.
 func TestOpenAgainstReality(t *testing.T) {
 	addrs := func(ls []Lease) (got []string) {
 		for _, l := range ls {
-			got = append(got, l.ContainerID+" "+l.Address.String())
+			got = append(got, l.ContainerID+" "+l.first().String())
 		}
 		return got
 	}
@@ -150,7 +153,7 @@ func TestSinceSurvives(t *testing.T) {
 	live := leased(0, "172.11.4.2")
 	live.Since = time.Time{}
 	later := append(quiet(), withClock(func() time.Time { return epoch.Add(time.Hour) }))
-	p, err := Open(dir, small, "b", []Lease{live, leased(1, "172.11.4.3")}, later...)
+	p, err := Open(dir, []netip.Prefix{small}, "b", []Lease{live, leased(1, "172.11.4.3")}, later...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -225,7 +228,7 @@ func TestDiskFull(t *testing.T) {
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
 		t.Errorf("half a file is left: %v, %v", entries, err)
 	}
-	if diff := cmp.Diff(p.Leases(), open(t, dir, p.Subnet(), "b").Leases(), cmpOpts); diff != "" {
+	if diff := cmp.Diff(p.Leases(), open(t, dir, p.subnets[0], "b").Leases(), cmpOpts); diff != "" {
 		t.Errorf("on disk (-memory +disk):\n%s", diff)
 	}
 	// DEL works on a full disk, and makes room.
@@ -240,7 +243,7 @@ func TestDiskFull(t *testing.T) {
 	if got := allocate(t, p, 999); got == "10.0.0.2" {
 		t.Errorf("%s was used before", got)
 	}
-	if ls := open(t, dir, p.Subnet(), "b").Leases(); len(ls) != 1 {
+	if ls := open(t, dir, p.subnets[0], "b").Leases(); len(ls) != 1 {
 		t.Errorf("%d leases on disk, want 1", len(ls))
 	}
 }
@@ -287,7 +290,7 @@ func TestKilled(t *testing.T) {
 		p := open(t, dir, netip.MustParsePrefix("10.0.0.0/26"), "b")
 		got := map[string]string{}
 		for _, l := range p.Leases() {
-			got[l.ContainerID] = l.Address.String()
+			got[l.ContainerID] = l.first().String()
 		}
 		if d := differences(said, got); d > 1 || len(said) == 0 {
 			t.Errorf("round %d: %d differences, more than the step in which it died:\n%s", round, d, cmp.Diff(said, got))
@@ -311,17 +314,95 @@ func differences(a, b map[string]string) (n int) {
 
 // untilKilled allocates and releases, and says what it has done.
 func untilKilled(dir string) {
-	p, err := Open(dir, netip.MustParsePrefix("10.0.0.0/26"), "b", nil, quiet()...)
+	p, err := Open(dir, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/26")}, "b", nil, quiet()...)
 	if err != nil {
 		panic(err)
 	}
 	w := io.Writer(os.Stdout)
 	for i := 0; ; i++ {
-		if addr, err := p.Allocate(pod(i % 100)); err == nil {
-			fmt.Fprintf(w, "+ c%d %s\n", i%100, addr)
+		if l, err := p.Allocate(pod(i % 100)); err == nil {
+			fmt.Fprintf(w, "+ c%d %s\n", i%100, l.first())
 		}
 		if old := pod((i + 70) % 100); p.Release(old.Attachment()) {
 			fmt.Fprintf(w, "- %s x\n", old.ContainerID)
 		}
+	}
+}
+
+// before is a lease as the release before lists of addresses has it.
+type before struct {
+	Address      netip.Addr    `json:"address"`
+	ContainerID  string        `json:"containerID"`
+	IfName       string        `json:"ifName"`
+	PodNamespace string        `json:"podNamespace,omitempty"`
+	PodName      string        `json:"podName,omitempty"`
+	Netns        string        `json:"netns,omitempty"`
+	NetworkName  string        `json:"networkName,omitempty"`
+	Limits       limits.Limits `json:"limits,omitzero"`
+	Since        time.Time     `json:"since"`
+	Leaving      bool          `json:"leaving,omitempty"`
+}
+
+// A file of the release before is read, and that release reads what is written: the address as
+// ever, also of pods with two.
+func TestReleaseBefore(t *testing.T) {
+	dir := t.TempDir()
+	old := `{"version":1,"bootID":"b","subnet":"172.11.4.0/29","start":"172.11.4.2","scanned":3,"freed":["172.11.4.3"],"leases":[
+{"address":"172.11.4.2","containerID":"c1","ifName":"eth0","podNamespace":"ns","podName":"p1","netns":"/run/netns/p1","networkName":"net","since":"2024-05-01T12:00:00Z"},
+{"address":"172.11.4.4","containerID":"c2","ifName":"eth0","podNamespace":"ns","podName":"p2","since":"2024-05-01T12:00:00Z","leaving":true}
+]}
+`
+	write(old)(t, filepath.Join(dir, fileName))
+	one, two := leased(1, "172.11.4.2"), leased(2, "172.11.4.4")
+	one.Netns, one.NetworkName, two.Leaving = "/run/netns/p1", "net", true
+	subnets := []netip.Prefix{small, netip.MustParsePrefix("fd00:1:2:3::/64")}
+	p := openAll(t, dir, subnets, "b")
+	if diff := cmp.Diff([]Lease{one, two}, p.Leases(), cmpOpts); diff != "" {
+		t.Errorf("read (-want +got):\n%s", diff)
+	}
+	three, err := p.Allocate(pod(3))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]netip.Addr{netip.MustParseAddr("172.11.4.5"), netip.MustParseAddr("fd00:1:2:3::ac0b:405")}, three.Addresses, cmpOpts); diff != "" {
+		t.Errorf("addresses of a new one (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]Lease{one, two, three}, openAll(t, dir, subnets, "b").Leases(), cmpOpts); diff != "" {
+		t.Errorf("written and read (-want +got):\n%s", diff)
+	}
+
+	data, err := os.ReadFile(filepath.Join(dir, fileName))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		header
+		Freed  []netip.Addr
+		Leases []before
+	}
+	if err := json.Unmarshal(data, &got); err != nil {
+		t.Fatal(err)
+	}
+	want := func(l Lease) before {
+		return before{l.first(), l.ContainerID, l.IfName, l.PodNamespace, l.PodName, l.Netns, l.NetworkName, l.Limits, l.Since, l.Leaving}
+	}
+	if diff := cmp.Diff([]before{want(one), want(two), want(three)}, got.Leases, cmpOpts); diff != "" {
+		t.Errorf("read by the release before (-want +got):\n%s", diff)
+	}
+	if got.Subnet != small || got.Version != 1 || len(got.Freed) != 1 {
+		t.Errorf("head of the file: %+v, freed %v", got.header, got.Freed)
+	}
+}
+
+// Which addresses belong together follows from the subnets; a lease with others is not taken in.
+func TestForeignTwin(t *testing.T) {
+	p := openAll(t, t.TempDir(), []netip.Prefix{small, netip.MustParsePrefix("fd00:1:2:3::/64")}, "b")
+	l := leased(1, "172.11.4.2")
+	l.Addresses = append(l.Addresses, netip.MustParseAddr("fd00:1:2:3::2"))
+	if err := p.admit(l); err == nil || !strings.Contains(err.Error(), "fd00:1:2:3::ac0b:402") {
+		t.Errorf("admitted: %v", err)
+	}
+	if l.Addresses = []netip.Addr{l.first(), netip.MustParseAddr("fd00:1:2:3::ac0b:402")}; p.admit(l) != nil {
+		t.Errorf("not admitted: %v", p.admit(l))
 	}
 }

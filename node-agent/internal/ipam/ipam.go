@@ -19,15 +19,19 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-// Lease is an address and the attachment that holds it.
+// Lease is what an attachment has of the node's subnets.
 type Lease struct {
-	Address      netip.Addr `json:"address"`
-	ContainerID  string     `json:"containerID"`
-	IfName       string     `json:"ifName"`
-	PodNamespace string     `json:"podNamespace,omitempty"`
-	PodName      string     `json:"podName,omitempty"`
+	// Addresses are one, or one of each subnet in their order, and MAC what follows from
+	// them; Allocate sets both.
+	Addresses    []netip.Addr `json:"-"`
+	ContainerID  string       `json:"containerID"`
+	IfName       string       `json:"ifName"`
+	MAC          cniapi.MAC   `json:"mac,omitempty"`
+	PodNamespace string       `json:"podNamespace,omitempty"`
+	PodName      string       `json:"podName,omitempty"`
 	// Netns is the sandbox's path, NetworkName the CNI network's name and Limits the
 	// pod's at first: with them a lease is enough to make the attachment's port anew.
 	Netns       string        `json:"netns,omitempty"`
@@ -40,7 +44,7 @@ type Lease struct {
 	Leaving bool `json:"leaving,omitempty"`
 }
 
-// Attachment is the key of the lease: an attachment has one address at most.
+// Attachment is the key of the lease: an attachment has one lease at most.
 func (l Lease) Attachment() cniapi.Attachment {
 	return cniapi.Attachment{ContainerID: l.ContainerID, IfName: l.IfName}
 }
@@ -65,7 +69,7 @@ func (e *FullError) Error() string {
 type TakenError struct{ Holder Lease }
 
 func (e *TakenError) Error() string {
-	return fmt.Sprintf("address %s is leased to %s (pod %s/%s)", e.Holder.Address, e.Holder.Attachment(), e.Holder.PodNamespace, e.Holder.PodName)
+	return fmt.Sprintf("address %s is leased to %s (pod %s/%s)", e.Holder.first(), e.Holder.Attachment(), e.Holder.PodNamespace, e.Holder.PodName)
 }
 
 // StorageError says that the pool's file cannot be written: the disk is full, or read
@@ -82,7 +86,8 @@ func (e *StorageError) Error() string {
 // Unwrap is the cause.
 func (e *StorageError) Unwrap() error { return e.Cause }
 
-// Pool is the node subnet's addresses. All methods may be called at once from
+// Pool is the addresses of the node's subnets: one subnet, or one of each family. Who gets
+// an address gets the one of the other subnet that belongs to it ([topology.Twin]). All methods may be called at once from
 // several goroutines.
 //
 // Addresses are given out in order, each once, and only when none is left that
@@ -90,16 +95,17 @@ func (e *StorageError) Unwrap() error { return e.Cause }
 // still remembers an address (a peer's connection, a name server's record)
 // should have forgotten it before another pod, maybe another tenant's, has it.
 type Pool struct {
-	subnet netip.Prefix
-	bootID string
-	file   stateFile
-	log    *slog.Logger
-	now    func() time.Time
+	subnets []netip.Prefix
+	bootID  string
+	file    stateFile
+	log     *slog.Logger
+	now     func() time.Time
 
 	mu sync.Mutex
-	// order is what is free and in which order it goes.
-	order  *order
-	byKey  map[cniapi.Attachment]Lease
+	// order is what is free of the first subnet, and in which order it goes.
+	order *order
+	byKey map[cniapi.Attachment]Lease
+	// byAddr is by first address.
 	byAddr map[netip.Addr]cniapi.Attachment
 	// encoded has every lease as it stands in the file.
 	encoded map[netip.Addr][]byte
@@ -115,8 +121,8 @@ type Pool struct {
 const writtenAtOnce = 256
 
 type allocated struct {
-	address netip.Addr
-	err     error
+	lease Lease
+	err   error
 }
 
 // Option changes how a Pool is opened.
@@ -126,7 +132,7 @@ type Option func(*Pool)
 // the default.
 func WithLog(log *slog.Logger) Option { return func(p *Pool) { p.log = log } }
 
-// Open reads the pool of subnet from its file in dir, which is made if need
+// Open reads the pool of subnets from its file in dir, which is made if need
 // be, and brings it in line with live: the leases of all attachments that exist,
 // as read from OVSDB, and only of those. BootID (/proc/sys/kernel/random/boot_id)
 // tells whether the file is of this boot.
@@ -135,30 +141,31 @@ func WithLog(log *slog.Logger) Option { return func(p *Pool) { p.log = log } }
 //     and the pool made from live. (Of another boot's, the place in the order is
 //     kept, so that the new pods do not get the addresses of the old ones.)
 //   - Otherwise the leases of both hold; where they contradict each other, live
-//     wins, but for what only the file knows: since when it is, its limits at
+//     wins, but for what only the file knows: since when it is, its MAC, its limits at
 //     first, and that it is leaving. A lease that only the file has stays: the attachment may exist though
 //     OVSDB lost it. The runtime's DEL or GC releases it.
 //
-// Open fails if subnet has no room for a pod or the file cannot be written.
-func Open(dir string, subnet netip.Prefix, bootID string, live []Lease, opts ...Option) (*Pool, error) {
-	if !subnet.IsValid() || !subnet.Addr().Is4() || subnet.Bits() > 30 || subnet.Masked() != subnet {
-		return nil, fmt.Errorf("address pool: %s is not an IPv4 subnet with room for a gateway and a pod (/30 or larger)", subnet)
+// There are one or two subnets, of IPv4 first; the pool's file is of the first. Open fails if
+// one has no room for a pod or the file cannot be written.
+func Open(dir string, subnets []netip.Prefix, bootID string, live []Lease, opts ...Option) (*Pool, error) {
+	if err := fit(subnets); err != nil {
+		return nil, fmt.Errorf("address pool: %w", err)
 	}
 	p := &Pool{
-		subnet: subnet,
-		bootID: bootID,
-		file:   newStateFile(dir),
-		log:    slog.Default(),
-		now:    time.Now,
-		byKey:  make(map[cniapi.Attachment]Lease),
-		byAddr: make(map[netip.Addr]cniapi.Attachment),
+		subnets: subnets,
+		bootID:  bootID,
+		file:    newStateFile(dir),
+		log:     slog.Default(),
+		now:     time.Now,
+		byKey:   make(map[cniapi.Attachment]Lease),
+		byAddr:  make(map[netip.Addr]cniapi.Attachment),
 
 		encoded: make(map[netip.Addr][]byte),
 	}
 	for _, o := range opts {
 		o(p)
 	}
-	p.order = newOrder(subnet)
+	p.order = newOrder(subnets[0])
 	p.allocating, p.leaving = batch.New(writtenAtOnce, p.allocate), batch.New(writtenAtOnce, p.leave)
 	p.rebuild(live)
 	if err := p.save(); err != nil {
@@ -167,15 +174,33 @@ func Open(dir string, subnet netip.Prefix, bootID string, live []Lease, opts ...
 	return p, nil
 }
 
-// Allocate gives want's attachment an address, whatever want.Address says; the
+// fit is nil where a pool can be made of subnets.
+func fit(subnets []netip.Prefix) error {
+	for _, s := range subnets {
+		if !s.IsValid() || s.Bits() > s.Addr().BitLen()-2 || s.Masked() != s {
+			return fmt.Errorf("%s is not a subnet with room for a gateway and a pod (/30, or /126 of IPv6, or larger)", s)
+		}
+	}
+	switch {
+	case len(subnets) == 1:
+		return nil
+	case len(subnets) != 2 || !subnets[0].Addr().Is4() || subnets[1].Addr().Is4():
+		return fmt.Errorf("subnets %v are not one, or one of IPv4 and one of IPv6", subnets)
+	case subnets[1].Bits() > 96:
+		return fmt.Errorf("subnet %s has no room for the IPv4 addresses that its own follow from (/96 or larger)", subnets[1])
+	}
+	return nil
+}
+
+// Allocate gives want's attachment a lease, whatever addresses want has; the
 // one it has, if it has one. The error is a *FullError, that the attachment is leaving,
 // or that the lease could not be written down; then nothing is allocated.
-func (p *Pool) Allocate(want Lease) (netip.Addr, error) {
+func (p *Pool) Allocate(want Lease) (Lease, error) {
 	done, err := p.allocating.Do(context.Background(), want)
 	if err != nil {
-		return netip.Addr{}, err
+		return Lease{}, err
 	}
-	return done.address, done.err
+	return done.lease, done.err
 }
 
 // allocate gives addresses to several, and writes that once.
@@ -187,9 +212,9 @@ func (p *Pool) allocate(_ context.Context, wants []Lease) []allocated {
 	var undos []func()
 	for i, want := range wants {
 		if l, ok := p.byKey[want.Attachment()]; ok {
-			out[i].address = l.Address
+			out[i].lease = l
 			if l.Leaving {
-				out[i] = allocated{err: fmt.Errorf("attachment %s still has address %s, which it is leaving", l.Attachment(), l.Address)}
+				out[i] = allocated{err: fmt.Errorf("attachment %s still has address %s, which it is leaving", l.Attachment(), l.first())}
 			}
 			continue
 		}
@@ -198,9 +223,9 @@ func (p *Pool) allocate(_ context.Context, wants []Lease) []allocated {
 			out[i].err = p.full()
 			continue
 		}
-		want.Address, want.Since = addr, p.now().UTC().Round(0)
+		want.Addresses, want.MAC, want.Since = p.with(addr), cniapi.MAC(topology.MAC(addr)), p.now().UTC().Round(0)
 		p.put(want)
-		out[i].address, fresh, undos = addr, append(fresh, i), append(undos, undo)
+		out[i].lease, fresh, undos = want, append(fresh, i), append(undos, undo)
 	}
 	if len(fresh) == 0 {
 		return out
@@ -213,16 +238,25 @@ func (p *Pool) allocate(_ context.Context, wants []Lease) []allocated {
 		}
 		for i, done := range out {
 			if _, held := p.byKey[wants[i].Attachment()]; done.err == nil && !held {
-				out[i] = allocated{err: fmt.Errorf("address %s cannot be leased to %s: %w", done.address, wants[i].Attachment(), err)}
+				out[i] = allocated{err: fmt.Errorf("address %s cannot be leased to %s: %w", done.lease.first(), wants[i].Attachment(), err)}
 			}
 		}
 	}
 	return out
 }
 
+// with is an address of the first subnet, and what belongs to it of the second.
+func (p *Pool) with(first netip.Addr) []netip.Addr {
+	addresses := []netip.Addr{first}
+	for _, s := range p.subnets[1:] {
+		addresses = append(addresses, topology.Twin(s, first))
+	}
+	return addresses
+}
+
 // full is the error that no address is left; p.mu is held.
 func (p *Pool) full() error {
-	err := &FullError{Subnet: p.subnet, Leased: len(p.byKey)}
+	err := &FullError{Subnet: p.subnets[0], Leased: len(p.byKey)}
 	for _, l := range p.byKey {
 		if l.Leaving {
 			err.Leaving++
@@ -282,7 +316,7 @@ func (p *Pool) ReleaseAll(as ...cniapi.Attachment) (released int) {
 		if l, ok := p.byKey[a]; ok {
 			released++
 			p.remove(l)
-			p.order.giveBack(l.Address)
+			p.order.giveBack(l.first())
 		}
 	}
 	if released == 0 {
@@ -302,7 +336,7 @@ func (p *Pool) Lookup(a cniapi.Attachment) (Lease, bool) {
 	return l, ok
 }
 
-// Leases returns all leases, ordered by address.
+// Leases returns all leases, ordered by their first address.
 func (p *Pool) Leases() []Lease {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -320,29 +354,26 @@ func (p *Pool) Free() int {
 // gateway and broadcast addresses.
 func (p *Pool) Size() int { return p.order.size() }
 
-// Subnet is the node subnet.
-func (p *Pool) Subnet() netip.Prefix { return p.subnet }
-
 func (p *Pool) leases() []Lease {
 	ls := make([]Lease, 0, len(p.byKey))
 	for _, l := range p.byKey {
 		ls = append(ls, l)
 	}
-	slices.SortFunc(ls, func(a, b Lease) int { return a.Address.Compare(b.Address) })
+	slices.SortFunc(ls, func(a, b Lease) int { return a.first().Compare(b.first()) })
 	return ls
 }
 
 func (p *Pool) put(l Lease) {
 	p.byKey[l.Attachment()] = l
-	p.byAddr[l.Address] = l.Attachment()
-	// A struct of strings, an address and a time of our own clock: no error.
-	p.encoded[l.Address], _ = json.Marshal(l)
+	p.byAddr[l.first()] = l.Attachment()
+	// A struct of strings, addresses and a time of our own clock: no error.
+	p.encoded[l.first()], _ = json.Marshal(l.stored())
 }
 
 func (p *Pool) remove(l Lease) {
 	delete(p.byKey, l.Attachment())
-	delete(p.byAddr, l.Address)
-	delete(p.encoded, l.Address)
+	delete(p.byAddr, l.first())
+	delete(p.encoded, l.first())
 }
 
 // save writes the pool down.
@@ -354,7 +385,7 @@ const roomForMore = 4096
 // saveWith is save with so many blanks at the end.
 func (p *Pool) saveWith(blanks int) error {
 	start, scanned := p.order.position()
-	h := header{Version: fileVersion, BootID: p.bootID, Subnet: p.subnet, Start: start, Scanned: scanned}
+	h := header{Version: fileVersion, BootID: p.bootID, Subnet: p.subnets[0], Start: start, Scanned: scanned}
 	data, err := encode(h, p.order.queue(), func(yield func([]byte) bool) {
 		for _, addr := range slices.SortedFunc(maps.Keys(p.encoded), netip.Addr.Compare) {
 			if !yield(p.encoded[addr]) {
@@ -392,8 +423,8 @@ func (p *Pool) rebuild(live []Lease) {
 		known.Info("address pool has no file: building it from what is attached")
 	case err != nil:
 		known.Error("address pool's file is unusable: rebuilding it from what is attached", "error", err)
-	case st.Subnet != p.subnet:
-		known.Warn("address pool's file is of another subnet: rebuilding it from what is attached", "subnet", p.subnet, "inFile", st.Subnet)
+	case st.Subnet != p.subnets[0]:
+		known.Warn("address pool's file is of another subnet: rebuilding it from what is attached", "subnet", p.subnets[0], "inFile", st.Subnet)
 	case st.BootID != p.bootID:
 		known.Info("address pool's file is of another boot: rebuilding it from what is attached", "forgotten", len(st.Leases))
 		p.admitLive(live)
@@ -416,7 +447,7 @@ func (p *Pool) admitLive(live []Lease) {
 		}
 		if err := p.admit(l); err != nil {
 			p.log.Error("an attached address cannot be in the pool: that pod has to be re-created",
-				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "pod", l.PodNamespace+"/"+l.PodName, "error", err)
+				"addresses", l.Addresses, "sandbox", l.ContainerID, "ifName", l.IfName, "pod", l.PodNamespace+"/"+l.PodName, "error", err)
 		}
 	}
 }
@@ -424,33 +455,37 @@ func (p *Pool) admitLive(live []Lease) {
 // admitStored takes in what does not contradict what is there.
 func (p *Pool) admitStored(stored []Lease) {
 	for _, l := range stored {
-		if have, ok := p.byKey[l.Attachment()]; ok && have.Address == l.Address {
-			have.Since, have.Limits, have.Leaving = l.Since, l.Limits, l.Leaving
+		if have, ok := p.byKey[l.Attachment()]; ok && have.first() == l.first() {
+			have.Since, have.MAC, have.Limits, have.Leaving = l.Since, l.MAC, l.Limits, l.Leaving
 			p.put(have)
 			continue
 		}
 		if err := p.admit(l); err != nil {
 			p.log.Warn("address pool's file contradicts what is attached: keeping what is attached",
-				"address", l.Address, "sandbox", l.ContainerID, "ifName", l.IfName, "error", err)
+				"addresses", l.Addresses, "sandbox", l.ContainerID, "ifName", l.IfName, "error", err)
 		}
 	}
 }
 
 // admit takes in a lease that was made before.
 func (p *Pool) admit(l Lease) error {
-	if err := p.order.check(l.Address); err != nil {
+	if err := p.order.check(l.first()); err != nil {
 		return err
 	}
-	if holder, ok := p.byAddr[l.Address]; ok && holder != l.Attachment() {
+	// One that was made when there was one subnet stays as it is.
+	if have := p.with(l.first()); len(l.Addresses) > 1 && !slices.Equal(l.Addresses, have) {
+		return fmt.Errorf("addresses %v are not %v, which belong together in node subnets %v", l.Addresses, have, p.subnets)
+	}
+	if holder, ok := p.byAddr[l.first()]; ok && holder != l.Attachment() {
 		return &TakenError{Holder: p.byKey[holder]}
 	}
 	if have, ok := p.byKey[l.Attachment()]; ok {
-		if have.Address == l.Address {
+		if have.first() == l.first() {
 			return nil
 		}
-		return fmt.Errorf("attachment %s has address %s already", l.Attachment(), have.Address)
+		return fmt.Errorf("attachment %s has address %s already", l.Attachment(), have.first())
 	}
-	p.order.claim(l.Address)
+	p.order.claim(l.first())
 	p.put(l)
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 var (
@@ -33,7 +34,12 @@ func quiet() []Option {
 
 func open(t *testing.T, dir string, subnet netip.Prefix, boot string, live ...Lease) *Pool {
 	t.Helper()
-	p, err := Open(dir, subnet, boot, live, quiet()...)
+	return openAll(t, dir, []netip.Prefix{subnet}, boot, live...)
+}
+
+func openAll(t *testing.T, dir string, subnets []netip.Prefix, boot string, live ...Lease) *Pool {
+	t.Helper()
+	p, err := Open(dir, subnets, boot, live, quiet()...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -47,17 +53,18 @@ func pod(i int) Lease {
 // leased is pod(i) with an address, as the pool returns it.
 func leased(i int, addr string) Lease {
 	l := pod(i)
-	l.Address, l.Since = netip.MustParseAddr(addr), epoch
+	l.Addresses, l.Since = []netip.Addr{netip.MustParseAddr(addr)}, epoch
+	l.MAC = cniapi.MAC(topology.MAC(l.Addresses[0]))
 	return l
 }
 
 func allocate(t *testing.T, p *Pool, i int) string {
 	t.Helper()
-	addr, err := p.Allocate(pod(i))
+	l, err := p.Allocate(pod(i))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return addr.String()
+	return l.first().String()
 }
 
 func TestOrderOfAddresses(t *testing.T) {
@@ -99,13 +106,13 @@ func TestAllocateIsIdempotent(t *testing.T) {
 	}
 	other := pod(0)
 	other.IfName = "eth1"
-	if addr, err := p.Allocate(other); err != nil || addr.String() == first {
-		t.Errorf("another interface of the sandbox got %s, %v", addr, err)
+	if addr, err := p.Allocate(other); err != nil || addr.first().String() == first {
+		t.Errorf("another interface of the sandbox got %v, %v", addr, err)
 	}
 	if !p.Release(pod(0).Attachment()) || p.Release(pod(0).Attachment()) {
 		t.Error("Release must report a lease the first time only")
 	}
-	if got, ok := p.Lookup(other.Attachment()); !ok || got.Address.String() != "172.11.4.3" {
+	if got, ok := p.Lookup(other.Attachment()); !ok || got.first().String() != "172.11.4.3" {
 		t.Errorf("Lookup of the other interface: %v, %v", got, ok)
 	}
 	if p.Release(cniapi.Attachment{ContainerID: "unknown", IfName: "eth0"}) || p.Free() != 4 {
@@ -134,7 +141,7 @@ func TestAdmit(t *testing.T) {
 	} {
 		err := p.admit(tc.lease)
 		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
-			t.Errorf("%s: %v, want %q", tc.lease.Address, err, tc.want)
+			t.Errorf("%s: %v, want %q", tc.lease.Addresses, err, tc.want)
 		}
 	}
 	// The ring begins after the highest of them.
@@ -151,15 +158,20 @@ func TestAdmit(t *testing.T) {
 }
 
 func TestSubnetSizes(t *testing.T) {
-	for s, want := range map[string]int{"10.0.0.0/30": 1, "10.0.0.0/24": 253, "10.1.0.0/22": 1021, "10.0.0.0/8": 1<<24 - 3} {
+	for s, want := range map[string]int{"10.0.0.0/30": 1, "10.0.0.0/24": 253, "10.1.0.0/22": 1021, "10.0.0.0/8": 1<<24 - 3, "fd00::/126": 1, "fd00::/64": 1<<32 - 3} {
 		p := open(t, t.TempDir(), netip.MustParsePrefix(s), "b")
 		if p.Size() != want || p.Free() != want {
 			t.Errorf("%s: size %d, free %d, want %d", s, p.Size(), p.Free(), want)
 		}
 	}
-	for _, bad := range []netip.Prefix{{}, netip.MustParsePrefix("10.0.0.0/31"), netip.MustParsePrefix("10.0.0.1/24"), netip.MustParsePrefix("fd00::/64")} {
-		if _, err := Open(t.TempDir(), bad, "b", nil, quiet()...); err == nil {
-			t.Errorf("Open accepted %s", bad)
+	for _, bad := range []string{"", "-", "10.0.0.0/31", "10.0.0.1/24", "fd00::/127", "10.0.0.0/24 10.0.1.0/24", "fd00::/64 10.0.0.0/24", "10.0.0.0/24 fd00::/97", "10.0.0.0/24 fd00::/64 fd01::/64"} {
+		var subnets []netip.Prefix
+		for _, s := range strings.Fields(bad) {
+			subnet, _ := netip.ParsePrefix(s) // none of "-"
+			subnets = append(subnets, subnet)
+		}
+		if _, err := Open(t.TempDir(), subnets, "b", nil, quiet()...); err == nil {
+			t.Errorf("Open accepted %q", bad)
 		}
 	}
 }
@@ -192,14 +204,17 @@ type model struct {
 }
 
 // TestProperties drives random pools through random steps, restarts included,
-// and compares them with the rule itself: no address twice, none but a pod's, a
-// fresh one while there is one, else the one freed longest ago.
+// of one family, of the other and of both, and compares them with the rule itself: no
+// address twice, none but a pod's, a fresh one while there is one, else the one freed
+// longest ago.
 func TestProperties(t *testing.T) {
-	for seed := range uint64(20) {
+	for seed := range uint64(30) {
 		rnd := rand.New(rand.NewPCG(seed, 1))
-		subnet := netip.PrefixFrom(netip.MustParseAddr("10.7.0.0"), 25+rnd.IntN(6))
+		bits := 1 + rnd.IntN(6)
+		four, six := netip.PrefixFrom(netip.MustParseAddr("10.7.0.0"), 24+bits), netip.PrefixFrom(netip.MustParseAddr("fd00::7:0"), 120+bits)
+		subnets := [][]netip.Prefix{{four}, {six}, {four, netip.MustParsePrefix("fd00:1:2:3::/64")}}[seed%3]
 		dir := t.TempDir()
-		p := open(t, dir, subnet, "b")
+		p := openAll(t, dir, subnets, "b")
 		m := model{leases: map[cniapi.Attachment]netip.Addr{}, freed: map[netip.Addr]int{}}
 		for step := range 250 {
 			l := pod(rnd.IntN(2*p.Size() + 1))
@@ -216,7 +231,7 @@ func TestProperties(t *testing.T) {
 					m.freed[addr] = step
 				}
 			default:
-				p = open(t, dir, subnet, "b")
+				p = openAll(t, dir, subnets, "b")
 			}
 			if p.Free() != p.Size()-len(m.leases) || len(p.Leases()) != len(m.leases) {
 				t.Fatalf("seed %d step %d: %d free and %d leases of %d, model has %d leases", seed, step, p.Free(), len(p.Leases()), p.Size(), len(m.leases))
@@ -227,7 +242,8 @@ func TestProperties(t *testing.T) {
 
 func (m *model) allocate(t *testing.T, p *Pool, l Lease) {
 	t.Helper()
-	addr, err := p.Allocate(l)
+	got, err := p.Allocate(l)
+	addr := got.first()
 	if old, ok := m.leases[l.Attachment()]; ok {
 		if err != nil || addr != old {
 			t.Fatalf("%s has %s and got %s, %v", l.ContainerID, old, addr, err)
@@ -249,8 +265,13 @@ func (m *model) allocate(t *testing.T, p *Pool, l Lease) {
 			t.Fatalf("%s given to %s and %s", addr, other, l.Attachment())
 		}
 	}
-	if !p.Subnet().Contains(addr) || addr == p.Subnet().Addr() || addr == p.Subnet().Addr().Next() || !p.Subnet().Contains(addr.Next()) {
-		t.Fatalf("%s is no pod address of %s", addr, p.Subnet())
+	for i, s := range p.subnets {
+		if a := got.Addresses[i]; !s.Contains(a) || a == s.Addr() || a == s.Addr().Next() || !s.Contains(a.Next()) || topology.MAC(a).String() != got.MAC.String() {
+			t.Fatalf("%s with %s is no pod address of %s", a, got.MAC, s)
+		}
+	}
+	if len(got.Addresses) != len(p.subnets) {
+		t.Fatalf("%d addresses of %v", len(got.Addresses), p.subnets)
 	}
 	at, used := m.freed[addr]
 	if used {
@@ -276,13 +297,13 @@ func TestConcurrency(t *testing.T) {
 		wg.Go(func() {
 			for i := range 10 {
 				l := pod(g*100 + i)
-				addr, err := p.Allocate(l)
+				got, err := p.Allocate(l)
 				if err != nil {
 					t.Error(err)
 					return
 				}
 				mu.Lock()
-				seen[addr]++
+				seen[got.first()]++
 				mu.Unlock()
 				if i%2 == 0 {
 					p.Release(l.Attachment())
@@ -299,7 +320,7 @@ func TestConcurrency(t *testing.T) {
 func BenchmarkAllocateRelease(b *testing.B) {
 	for _, n := range []int{0, 200, 1000} {
 		b.Run(fmt.Sprint(n, "pods"), func(b *testing.B) {
-			p, err := Open(b.TempDir(), netip.MustParsePrefix("10.0.0.0/21"), "b", nil, quiet()...)
+			p, err := Open(b.TempDir(), []netip.Prefix{netip.MustParsePrefix("10.0.0.0/21")}, "b", nil, quiet()...)
 			if err != nil {
 				b.Fatal(err)
 			}

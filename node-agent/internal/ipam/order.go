@@ -1,16 +1,18 @@
 package ipam
 
 import (
-	"encoding/binary"
 	"fmt"
 	"iter"
 	"net/netip"
 	"slices"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-// order decides which address of a subnet goes next. It is pure.
+// order decides which address of a subnet of either family goes next. It is pure.
 //
-// Pod addresses are numbered from 0, the one after the gateway. They stand in a
+// Pod addresses are numbered from 0, the one after the gateway; of a large IPv6 subnet only
+// those whose bits between its prefix and the low 32 are 0. They stand in a
 // ring that begins at start; the first scanned of them have been passed. What is
 // not held is either in the rest of the ring, never given out, or in freed.
 type order struct {
@@ -26,12 +28,12 @@ type order struct {
 }
 
 // reserved at the bottom of a subnet are its network and gateway addresses, at
-// the top its broadcast address.
+// the top its broadcast address, which IPv6 does not have: it is left out all the same.
 const reservedLow, reservedHigh = 2, 1
 
-// newOrder begins at the first address. The subnet is IPv4, /30 or larger.
+// newOrder begins at the first address. The subnet has two host bits or more.
 func newOrder(subnet netip.Prefix) *order {
-	size := uint64(1) << (32 - subnet.Bits())
+	size := uint64(1) << min(subnet.Addr().BitLen()-subnet.Bits(), 32)
 	return &order{
 		subnet:  subnet,
 		n:       uint32(size - reservedLow - reservedHigh),
@@ -111,7 +113,7 @@ func (o *order) check(addr netip.Addr) error {
 		return fmt.Errorf("address %s is the gateway of node subnet %s", addr, o.subnet)
 	}
 	if _, ok := o.number(addr); !ok {
-		return fmt.Errorf("address %s is the network or broadcast address of node subnet %s", addr, o.subnet)
+		return fmt.Errorf("address %s is the network or broadcast address of node subnet %s, or beyond its first 2^32", addr, o.subnet)
 	}
 	return nil
 }
@@ -177,25 +179,16 @@ func (o *order) at(i, k uint32) uint32 {
 }
 
 func (o *order) addr(i uint32) netip.Addr {
-	var b [4]byte
-	binary.BigEndian.PutUint32(b[:], o.base()+i)
-	return netip.AddrFrom4(b)
+	return topology.WithLow32(o.subnet.Addr(), o.base()+i)
 }
 
 // number is false for addresses that are not for pods.
 func (o *order) number(addr netip.Addr) (uint32, bool) {
-	if !addr.Is4() || !o.subnet.Contains(addr) {
+	i := topology.Low32(addr) - o.base()
+	if i >= o.n || o.addr(i) != addr {
 		return 0, false
 	}
-	b := addr.As4()
-	v := binary.BigEndian.Uint32(b[:])
-	if v < o.base() || v-o.base() >= o.n {
-		return 0, false
-	}
-	return v - o.base(), true
+	return i, true
 }
 
-func (o *order) base() uint32 {
-	b := o.subnet.Addr().As4()
-	return binary.BigEndian.Uint32(b[:]) + reservedLow
-}
+func (o *order) base() uint32 { return topology.Low32(o.subnet.Addr()) + reservedLow }

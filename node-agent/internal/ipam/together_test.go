@@ -29,7 +29,7 @@ func TestTogether(t *testing.T) {
 	for i, done := range p.allocate(context.Background(), wants) {
 		var none *FullError
 		switch {
-		case i == 1 && (done.err != nil || done.address != before[0].Address),
+		case i == 1 && (done.err != nil || done.lease.first() != before[0].first()),
 			i == 6 && !errors.As(done.err, &none), i != 1 && i != 6 && !failed(done.err):
 			t.Errorf("%d: %+v", i, done)
 		}
@@ -44,7 +44,7 @@ func TestTogether(t *testing.T) {
 	got := map[string]bool{}
 	for i, done := range p.allocate(context.Background(), wants) {
 		if done.err == nil {
-			got[done.address.String()] = true
+			got[done.lease.first().String()] = true
 		} else if i != 6 {
 			t.Errorf("%d: %v", i, done.err)
 		}
@@ -132,7 +132,7 @@ func TestAtOnce(t *testing.T) {
 	wg.Wait()
 	seen := map[string]bool{}
 	for _, l := range open(t, dir, small, "b").Leases() {
-		seen[l.Address.String()] = true
+		seen[l.first().String()] = true
 	}
 	if len(seen) != 5 {
 		t.Errorf("addresses %v", seen)

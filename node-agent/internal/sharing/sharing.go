@@ -139,7 +139,9 @@ func uplinkPods(list []attach.Attachment, netID func(namespace string) (netid.ID
 		tenant, known := netID(at.Namespace)
 		if priority := uplink.Priority(at.Port); known && priority != 0 {
 			pods = append(pods, uplink.Pod{Tenant: tenant, Port: at.Port})
-			priorities[at.Address] = priority
+			for _, address := range at.Addresses {
+				priorities[address] = priority
+			}
 		}
 	}
 	return pods, priorities

@@ -53,7 +53,7 @@ func (f firewall) Remove(context.Context) error { f.marks = nil; return nil }
 
 func (n *node) List() []attach.Attachment {
 	return []attach.Attachment{
-		{Namespace: "red", Address: netip.MustParseAddr("172.11.0.2"), Port: 12}, {Namespace: "unknown", Address: netip.MustParseAddr("172.11.0.3"), Port: 13},
+		{Namespace: "red", Addresses: []netip.Addr{netip.MustParseAddr("172.11.0.2")}, Port: 12}, {Namespace: "unknown", Addresses: []netip.Addr{netip.MustParseAddr("172.11.0.3")}, Port: 13},
 	}
 }
 
