@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -156,7 +157,7 @@ func TestPutConfigOnce(t *testing.T) {
 		t.Errorf("a second configuration: %v, want ErrConflict", err)
 	}
 	got, err := s.Config(ctxOf(t))
-	if err != nil || got.Value != topology.DefaultConfig() {
+	if err != nil || !got.Value.Equal(topology.DefaultConfig()) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	if _, err := s.PutConfig(ctxOf(t), topology.Config{}); !errors.Is(err, ErrInvalid) {
@@ -332,22 +333,22 @@ func TestEnsureNode(t *testing.T) {
 		}
 	}
 	ensure("n1")
-	if got := node().Value; got != (topology.Node{Host: "n1", HostIP: ip, Assign: true}) {
+	if got := node().Value; !reflect.DeepEqual(got, topology.Node{Host: "n1", HostIP: ip, Assign: true}) {
 		t.Errorf("new: %+v", got)
 	}
 	e.Put(DefaultPrefix+"/k8ssdn/subnets/198.18.0.1", `{"Host":"n1","HostIP":"198.18.0.1","Subnet":"172.11.0.0/22"}`)
 	before := node()
 	ensure("n1")
-	if after := node(); after != before {
+	if after := node(); !reflect.DeepEqual(after, before) {
 		t.Errorf("written although nothing was to do: %+v", after)
 	}
 	ensure("renamed")
-	if got := node().Value; got != (topology.Node{Host: "renamed", HostIP: ip, Subnet: netip.MustParsePrefix("172.11.0.0/22")}) {
+	if got := node().Value; !reflect.DeepEqual(got, topology.Node{Host: "renamed", HostIP: ip, Subnet: netip.MustParsePrefix("172.11.0.0/22")}) {
 		t.Errorf("renamed: %+v", got)
 	}
 	e.Put(DefaultPrefix+"/k8ssdn/subnets/198.18.0.1", `{"Host":"n1","HostIP":"198.18.0.1","Subnet":"","Assign":false,"Status":{"Message":"refused"}}`)
 	ensure("n1")
-	if got := node().Value; got != (topology.Node{Host: "n1", HostIP: ip, Assign: true}) {
+	if got := node().Value; !reflect.DeepEqual(got, topology.Node{Host: "n1", HostIP: ip, Assign: true}) {
 		t.Errorf("asked again: %+v", got)
 	}
 	for _, bad := range []string{"172.11.0.9", "10.96.0.1", "::1", "127.0.0.1"} {

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
@@ -25,11 +26,13 @@ const (
 type Config struct {
 	// Name selects the sub-tree of all other records.
 	Name string `json:"Name"`
-	// Network is the cluster network: every pod address is in it. IPv4.
+	// Network is the cluster network: every pod address is in it, or in another of
+	// Networks.
 	Network netip.Prefix `json:"Network"`
-	// HostSubnetLength is the number of host bits in a node subnet: 10 is a /22.
+	// HostSubnetLength is the number of host bits in a node subnet of IPv4: 10 is a /22.
+	// Those of IPv6 are a /64.
 	HostSubnetLength int `json:"HostSubnetLength"`
-	// ServiceNetwork is where service addresses come from. IPv4.
+	// ServiceNetwork is where service addresses come from, or another of ServiceNetworks.
 	ServiceNetwork netip.Prefix `json:"ServiceNetwork"`
 	// PluginName is MultiTenant or SingleTenant.
 	PluginName string `json:"PluginName"`
@@ -37,6 +40,10 @@ type Config struct {
 	// records of the first k8s-ovs): the record does not say; it is [tunnel.VXLANPort]
 	// where nodes are not told otherwise.
 	VXLANPort tunnel.Port `json:"VXLANPort,omitempty"`
+	// Networks are all cluster networks, one of IPv4 and one of IPv6, beginning with
+	// Network; absent where that is the only one. So are ServiceNetworks.
+	Networks        []netip.Prefix `json:"Networks,omitempty"`
+	ServiceNetworks []netip.Prefix `json:"ServiceNetworks,omitempty"`
 }
 
 // DefaultConfig is what a controller writes when there is no configuration
@@ -73,14 +80,16 @@ func (c Config) Validate() error {
 			return fmt.Errorf("network configuration: Name %q may not contain %q: it is part of a key", c.Name, r)
 		}
 	}
-	if err := validPrefix("Network", c.Network); err != nil {
-		return err
+	if err := validNetworks("Network", c.Network, c.Networks); err != nil {
+		return fmt.Errorf("network configuration: %w", err)
 	}
-	if err := validPrefix("ServiceNetwork", c.ServiceNetwork); err != nil {
-		return err
+	if err := validNetworks("ServiceNetwork", c.ServiceNetwork, c.ServiceNetworks); err != nil {
+		return fmt.Errorf("network configuration: %w", err)
 	}
-	if c.Network.Overlaps(c.ServiceNetwork) {
-		return fmt.Errorf("network configuration: Network %s overlaps ServiceNetwork %s", c.Network, c.ServiceNetwork)
+	for _, n := range c.PodNetworks() {
+		if i := slices.IndexFunc(c.serviceNetworks(), n.Overlaps); i >= 0 {
+			return fmt.Errorf("network configuration: Network %s overlaps ServiceNetwork %s", n, c.serviceNetworks()[i])
+		}
 	}
 	// Two host bits leave a gateway and one pod.
 	if max := 32 - c.Network.Bits(); c.HostSubnetLength < 2 || c.HostSubnetLength > max {
@@ -97,19 +106,90 @@ func (c Config) Validate() error {
 // Single reports whether the network has one tenant only.
 func (c Config) Single() bool { return c.PluginName == SingleTenant }
 
-// NodeBits is the prefix length of a node subnet.
-func (c Config) NodeBits() int { return 32 - c.HostSubnetLength }
+// NodeBits is the prefix length of a node subnet of Network.
+func (c Config) NodeBits() int { return c.nodeBits(c.Network) }
+
+// nodeBits is the prefix length of a node subnet of one of the cluster networks.
+func (c Config) nodeBits(network netip.Prefix) int {
+	if network.Addr().Is4() {
+		return 32 - c.HostSubnetLength
+	}
+	return nodeBitsIPv6
+}
+
+// nodeBitsIPv6 is that of IPv6: a link's, whose low 32 bits a pod's IPv4 address fits in
+// (RFC 4291, section 2.5.4).
+const nodeBitsIPv6 = 64
+
+// PodNetworks are all cluster networks of a valid configuration.
+func (c Config) PodNetworks() []netip.Prefix {
+	all, _ := Unlisted(c.Network, c.Networks)
+	return all
+}
+
+func (c Config) serviceNetworks() []netip.Prefix {
+	all, _ := Unlisted(c.ServiceNetwork, c.ServiceNetworks)
+	return all
+}
+
+// Equal reports whether two configurations say the same.
+func (c Config) Equal(d Config) bool {
+	return c.Name == d.Name && c.Network == d.Network && c.HostSubnetLength == d.HostSubnetLength && c.ServiceNetwork == d.ServiceNetwork &&
+		c.PluginName == d.PluginName && c.VXLANPort == d.VXLANPort &&
+		slices.Equal(c.Networks, d.Networks) && slices.Equal(c.ServiceNetworks, d.ServiceNetworks)
+}
+
+// validNetworks says what is wrong with the network in a field and the list beside it,
+// whose field is the plural.
+func validNetworks(field string, first netip.Prefix, list []netip.Prefix) error {
+	if err := validPrefix(field, first); err != nil {
+		return err
+	}
+	all, err := Unlisted(first, list)
+	if err != nil {
+		return fmt.Errorf("%ss: %w", field, err)
+	}
+	for _, p := range all[1:] {
+		if err := validPrefix(field+"s", p); err != nil {
+			return err
+		}
+	}
+	if len(all) > 1 {
+		return oneOfEach(field+"s", all, netip.Prefix.Addr)
+	}
+	return serves(field, first.Addr())
+}
+
+// oneOfEach says what is wrong with a list of what has an address, in a field.
+func oneOfEach[T any](field string, list []T, address func(T) netip.Addr) error {
+	if len(list) > 2 || !address(list[0]).Is4() || len(list) == 2 && !address(list[1]).Is6() {
+		return fmt.Errorf("%s %v are not one of IPv4 and then one of IPv6", field, list)
+	}
+	for _, v := range list {
+		if err := serves("its address", address(v)); err != nil {
+			return fmt.Errorf("%s has %v: %w; take it out", field, v, err)
+		}
+	}
+	return nil
+}
+
+// serves is the one place where records are refused for their family; docs/design.md has
+// the others that serve IPv4 only.
+func serves(field string, a netip.Addr) error {
+	if a.Is4() {
+		return nil
+	}
+	return fmt.Errorf("%s %s is not IPv4, and this release serves no other", field, a)
+}
 
 func validPrefix(field string, p netip.Prefix) error {
 	switch {
 	case !p.IsValid():
-		return fmt.Errorf("network configuration: %s is missing or not a prefix such as 172.11.0.0/16", field)
-	case !p.Addr().Is4():
-		return fmt.Errorf("network configuration: %s %s is not IPv4", field, p)
+		return fmt.Errorf("%s is missing or not a prefix such as 172.11.0.0/16", field)
 	case p.Masked() != p:
-		return fmt.Errorf("network configuration: %s %s has bits set after its length; did you mean %s?", field, p, p.Masked())
-	case p.Bits() == 0 || p.Addr().IsMulticast() || p.Addr().IsLoopback():
-		return fmt.Errorf("network configuration: %s %s cannot hold host addresses", field, p)
+		return fmt.Errorf("%s %s has bits set after its length; did you mean %s?", field, p, p.Masked())
+	case p.Bits() == 0 || p.Addr().IsMulticast() || p.Addr().IsLoopback() || p.Addr().Is4In6():
+		return fmt.Errorf("%s %s cannot hold host addresses", field, p)
 	}
 	return nil
 }

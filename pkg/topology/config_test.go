@@ -3,6 +3,7 @@ package topology
 import (
 	"encoding/json"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -59,6 +60,52 @@ func TestConfigVXLANPort(t *testing.T) {
 		record := strings.Replace(said, "8472", value, 1)
 		if _, err := ParseConfig([]byte(record)); err == nil || !strings.Contains(err.Error(), "VXLANPort") {
 			t.Errorf("%s: error %v, want one that names the field", record, err)
+		}
+	}
+}
+
+// A network may have one network of each family. A record that says so is read, kept as it is,
+// and refused as long as nobody serves IPv6; so is one that contradicts itself.
+func TestConfigLists(t *testing.T) {
+	for more, say := range map[string]string{
+		`,"Networks":["172.11.0.0/16"],"ServiceNetworks":["10.96.0.0/12"]`: "",
+		`,"Networks":["172.11.0.0/16","fd00:1:2::/48"]`:                    "Networks has fd00:1:2::/48: its address fd00:1:2:: is not IPv4, and this release serves no other; take it out",
+		`,"ServiceNetworks":["10.96.0.0/12","fd00:9::/108"]`:               "ServiceNetworks has fd00:9::/108",
+		`,"Networks":["172.12.0.0/16","fd00:1:2::/48"]`:                    "Networks: the list begins with 172.12.0.0/16 and not with 172.11.0.0/16",
+		`,"Networks":["172.11.0.0/16","172.12.0.0/16"]`:                    "are not one of IPv4 and then one of IPv6",
+		`,"Networks":["172.11.0.0/16","fd00:1:2::1/48"]`:                   "Networks fd00:1:2::1/48 has bits set",
+		`,"Networks":["172.11.0.0/16",""]`:                                 "Networks is missing",
+	} {
+		record := strings.TrimSuffix(goodConfig, "}") + more + "}"
+		var c Config
+		if err := json.Unmarshal([]byte(record), &c); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := json.Marshal(c); err != nil || string(data) != record {
+			t.Errorf("written as %s, %v\nwant       %s", data, err, record)
+		}
+		if _, err := ParseConfig([]byte(record)); (err == nil) != (say == "") || err != nil && !strings.Contains(err.Error(), say) {
+			t.Errorf("%s: error %v, want %q", more, err, say)
+		}
+	}
+}
+
+// Two configurations are the same when all their fields are.
+func TestConfigEqual(t *testing.T) {
+	full := func() Config {
+		c := DefaultConfig()
+		c.VXLANPort, c.Networks, c.ServiceNetworks = 8472, []netip.Prefix{c.Network}, []netip.Prefix{c.ServiceNetwork}
+		return c
+	}
+	if !full().Equal(full()) {
+		t.Error("one is not the same as itself")
+	}
+	fields := reflect.TypeFor[Config]().NumField()
+	for i := range fields {
+		c := full()
+		reflect.ValueOf(&c).Elem().Field(i).SetZero()
+		if c.Equal(full()) {
+			t.Errorf("another %s is not seen", reflect.TypeFor[Config]().Field(i).Name)
 		}
 	}
 }
@@ -120,7 +167,7 @@ func FuzzParseConfig(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%s: %v", again, err)
 		}
-		if c2 != c {
+		if !c2.Equal(c) {
 			t.Errorf("%+v became %+v", c, c2)
 		}
 	})

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
@@ -26,6 +27,42 @@ type Node struct {
 	// Identity tells the node's credentials apart from those of an earlier node of the
 	// same name; drawn anew for each bundle. Empty where UID does that.
 	Identity string `json:"Identity,omitempty"`
+	// HostIPs and Subnets are all addresses and subnets of the node, of IPv4 and of IPv6,
+	// beginning with HostIP and Subnet; absent where these are the only ones.
+	HostIPs []netip.Addr   `json:"HostIPs,omitempty"`
+	Subnets []netip.Prefix `json:"Subnets,omitempty"`
+}
+
+// PodSubnets are all subnets of a valid node, in the order of the cluster networks.
+func (n Node) PodSubnets() []netip.Prefix {
+	all, _ := Unlisted(n.Subnet, n.Subnets)
+	return all
+}
+
+// WithSubnet is the node with another first subnet, or, not valid, with none.
+func (n Node) WithSubnet(p netip.Prefix) Node {
+	n.Subnet = p
+	switch {
+	case !p.IsValid():
+		n.Subnets = nil
+	case len(n.Subnets) > 0:
+		n.Subnets = slices.Concat([]netip.Prefix{p}, n.Subnets[1:])
+	}
+	return n
+}
+
+// Gateways are the node's own addresses in its subnets, in their order: [Node.Gateway],
+// and in a second one the address that belongs to it.
+func (n Node) Gateways() []netip.Addr {
+	subnets := n.PodSubnets()
+	if len(subnets) == 0 {
+		return nil
+	}
+	gateways := []netip.Addr{n.Gateway()}
+	for _, s := range subnets[1:] {
+		gateways = append(gateways, Twin(s, n.Gateway()))
+	}
+	return gateways
 }
 
 // ID is what the node's identity carries beside its name: see docs/identities.md.
@@ -86,14 +123,31 @@ func (n Node) Validate(c Config) error {
 	case c.ServiceNetwork.Contains(ip):
 		return fmt.Errorf("node %s: HostIP %s is inside the service network %s", n.Host, ip, c.ServiceNetwork)
 	}
-	if !n.Ready() {
-		return nil
+	if err := n.validHostIPs(); err != nil {
+		return fmt.Errorf("node %s: HostIPs: %w", n.Host, err)
 	}
-	s := n.Subnet
-	if s.Masked() != s || s.Bits() != c.NodeBits() || !c.Network.Contains(s.Addr()) {
-		return fmt.Errorf("node %s: Subnet %s is not a /%d of the pod network %s", n.Host, s, c.NodeBits(), c.Network)
+	subnets, err := Unlisted(n.Subnet, n.Subnets)
+	if err != nil {
+		return fmt.Errorf("node %s: Subnets: %w", n.Host, err)
+	}
+	networks := c.PodNetworks()
+	for i, s := range subnets {
+		if i >= len(networks) {
+			return fmt.Errorf("node %s: Subnets has %s, and the network configuration only %v: take it out", n.Host, s, networks)
+		}
+		if bits := c.nodeBits(networks[i]); s.Masked() != s || s.Bits() != bits || !networks[i].Contains(s.Addr()) {
+			return fmt.Errorf("node %s: Subnet %s is not a /%d of the pod network %s", n.Host, s, bits, networks[i])
+		}
 	}
 	return nil
+}
+
+func (n Node) validHostIPs() error {
+	all, err := Unlisted(n.HostIP, n.HostIPs)
+	if err != nil || len(all) == 1 {
+		return err
+	}
+	return oneOfEach("the list", all, func(a netip.Addr) netip.Addr { return a })
 }
 
 // NodeStatus is the record status/<nodeIP>: what a live node has applied. It

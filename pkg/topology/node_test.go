@@ -93,6 +93,64 @@ func TestNodeValidate(t *testing.T) {
 	}
 }
 
+// A node may have an address and a subnet of each family. A record that says so is read, kept
+// as it is, and refused as long as nobody serves IPv6; so is one that contradicts itself.
+func TestNodeLists(t *testing.T) {
+	cfg := DefaultConfig()
+	dual := cfg
+	dual.Networks = []netip.Prefix{cfg.Network, netip.MustParsePrefix("fd00:1:2::/48")}
+	for name, test := range map[string]struct {
+		cfg       Config
+		more, say string
+	}{
+		"the same as before":            {cfg, `,"HostIPs":["198.18.0.1"],"Subnets":["172.11.0.0/22"]`, ""},
+		"a subnet of no network":        {cfg, `,"Subnets":["172.11.0.0/22","fd00:1:2:3::/64"]`, "network configuration only [172.11.0.0/16]"},
+		"a subnet of each network":      {dual, `,"Subnets":["172.11.0.0/22","fd00:1:2:3::/64"]`, ""},
+		"one of IPv6 of another size":   {dual, `,"Subnets":["172.11.0.0/22","fd00:1:2:3::/65"]`, "is not a /64 of the pod network fd00:1:2::/48"},
+		"one that is not its network's": {dual, `,"Subnets":["172.11.0.0/22","172.11.4.0/22"]`, "is not a /64 of"},
+		"another first subnet":          {dual, `,"Subnets":["172.11.4.0/22","fd00:1:2:3::/64"]`, "Subnets: the list begins with 172.11.4.0/22"},
+		"an address of IPv6":            {dual, `,"HostIPs":["198.18.0.1","2001:db8::1"]`, "2001:db8::1: its address 2001:db8::1 is not IPv4"},
+		"two of IPv4":                   {dual, `,"HostIPs":["198.18.0.1","198.18.0.2"]`, "not one of IPv4 and then one of IPv6"},
+		"another first address":         {dual, `,"HostIPs":["198.18.0.2","2001:db8::1"]`, "HostIPs: the list begins with"},
+	} {
+		record := strings.TrimSuffix(goodNode, "}") + test.more + "}"
+		n, err := ParseNode("198.18.0.1", []byte(record))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if data, err := json.Marshal(n); err != nil || string(data) != record {
+			t.Errorf("%s: written as %s, %v\nwant       %s", name, data, err, record)
+		}
+		if err := n.Validate(test.cfg); (err == nil) != (test.say == "") || err != nil && !strings.Contains(err.Error(), test.say) {
+			t.Errorf("%s: error %v, want %q", name, err, test.say)
+		}
+	}
+}
+
+func TestNodeSubnets(t *testing.T) {
+	p, a := netip.MustParsePrefix, netip.MustParseAddr
+	n := Node{Host: "n1", HostIP: a("198.18.0.1")}
+	if n.PodSubnets() != nil || n.Gateways() != nil {
+		t.Errorf("without a subnet: %v, %v", n.PodSubnets(), n.Gateways())
+	}
+	n = n.WithSubnet(p("172.11.0.0/22"))
+	if diff := cmp.Diff([]netip.Addr{a("172.11.0.1")}, n.Gateways(), byValue); diff != "" || n.Subnets != nil {
+		t.Errorf("with one, list %v:\n%s", n.Subnets, diff)
+	}
+	n.Subnets = []netip.Prefix{n.Subnet, p("fd00:1:2:3::/64")}
+	old := n.Subnets
+	n = n.WithSubnet(p("172.11.4.0/22"))
+	if diff := cmp.Diff([]netip.Prefix{p("172.11.4.0/22"), p("fd00:1:2:3::/64")}, n.PodSubnets(), byValue); diff != "" || old[0] != p("172.11.0.0/22") {
+		t.Errorf("with another first one:\n%s", diff)
+	}
+	if diff := cmp.Diff([]netip.Addr{a("172.11.4.1"), a("fd00:1:2:3::ac0b:401")}, n.Gateways(), byValue); diff != "" {
+		t.Errorf("gateways:\n%s", diff)
+	}
+	if n = n.WithSubnet(netip.Prefix{}); n.Ready() || n.Subnets != nil {
+		t.Errorf("without any: %+v", n)
+	}
+}
+
 func FuzzParseNode(f *testing.F) {
 	f.Add("198.18.0.1", []byte(goodNode))
 	f.Add("::1", []byte(`{"HostIP":"::1","Subnet":"::/0","Status":{"Message":"x","Time":"2026-01-01T00:00:00Z"}}`))

@@ -206,7 +206,8 @@ func (d *round) subnet(want *topology.Node, n kube.Node, exists bool, moved neti
 	}
 	switch {
 	case !exists:
-		want.Subnet, want.Assign = moved, true
+		*want = want.WithSubnet(moved)
+		want.Assign = true
 	case !want.Ready() && !want.Assign && !d.resting(want.Status):
 		want.Assign, want.Status = true, nil
 	}
@@ -226,7 +227,8 @@ func (d *round) nodeSubnet(want *topology.Node, n kube.Node) string {
 	case want.Ready():
 		return fmt.Sprintf("its spec.podCIDR is %s, but its pods have addresses of %s, which stays: drain the node and delete it to change that", n.PodCIDR, want.Subnet)
 	case !d.resting(want.Status):
-		want.Subnet, want.Assign, want.Status = n.PodCIDR, false, nil
+		*want = want.WithSubnet(n.PodCIDR)
+		want.Assign, want.Status = false, nil
 	}
 	return ""
 }

@@ -45,7 +45,7 @@ func TestComplete(t *testing.T) {
 	if len(c.explicit) != 6 || c.ID == "" {
 		t.Errorf("explicit %v, ID %q", c.explicit, c.ID)
 	}
-	if c, err = parse(t); err != nil || c.Network != topology.DefaultConfig() || len(c.explicit) != 0 {
+	if c, err = parse(t); err != nil || !c.Network.Equal(topology.DefaultConfig()) || len(c.explicit) != 0 {
 		t.Errorf("defaults: %+v, %v", c, err)
 	}
 	for args, say := range map[string]string{

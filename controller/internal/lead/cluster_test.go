@@ -3,6 +3,7 @@ package lead
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -231,7 +232,7 @@ func TestFollowsNodes(t *testing.T) {
 	}
 	k.event("default", cluster.NodeRefused, "is the address of node n1")
 	k.event("default", cluster.NodeAddressWaiting, "netns nodes confirm n1 192.0.2.7")
-	if now, _ := at("192.0.2.1"); now != before {
+	if now, _ := at("192.0.2.1"); !reflect.DeepEqual(now, before) {
 		t.Errorf("the record is %+v, was %+v", now, before)
 	}
 	if _, err := k.store.ConfirmNode(ctxOf(t), "n1", netip.MustParseAddr("192.0.2.7"), false); err != nil {
@@ -283,7 +284,7 @@ func TestNodeMovesInSilence(t *testing.T) {
 	for range 8 {
 		poke()
 	}
-	if n, err := k.store.Node(ctxOf(t), here); err != nil || n.Value != was {
+	if n, err := k.store.Node(ctxOf(t), here); err != nil || !reflect.DeepEqual(n.Value, was) {
 		t.Errorf("with an agent that reports: %+v, %v; it was %+v", n.Value, err, was)
 	}
 	agent.Close()

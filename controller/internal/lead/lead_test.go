@@ -177,7 +177,7 @@ func TestLifeOfANetwork(t *testing.T) {
 	e := etcdtest.Start(t)
 	c := start(t, e, "one", nil)
 	s := ready(t, c)
-	if cfg, err := s.Config(ctxOf(t)); err != nil || cfg.Value != topology.DefaultConfig() {
+	if cfg, err := s.Config(ctxOf(t)); err != nil || !cfg.Value.Equal(topology.DefaultConfig()) {
 		t.Fatalf("configuration %+v, %v", cfg, err)
 	}
 	ensure(t, s, "a", "b", "kube-system")

@@ -280,8 +280,7 @@ func (r *round) decide(rec *Record) {
 		}
 		return
 	}
-	bare := n
-	bare.Subnet = netip.Prefix{}
+	bare := n.WithSubnet(netip.Prefix{})
 	if err := bare.Validate(r.config); err != nil {
 		if n.Assign || n.Subnet.IsValid() {
 			bare.Assign = false
@@ -318,7 +317,8 @@ func (r *round) written(rec *Record) {
 		}
 		return
 	}
-	n.Assign, n.Subnet = false, r.before(rec.Key)
+	n.Assign = false
+	n = n.WithSubnet(r.before(rec.Key))
 	if n.Subnet.IsValid() {
 		r.take(rec.Key, n.Subnet)
 	}
@@ -341,7 +341,7 @@ func (r *round) before(key string) netip.Prefix {
 func (r *round) assign(rec *Record) {
 	n := rec.Node
 	n.Assign, n.Status = false, nil
-	if n.Subnet = r.before(rec.Key); !n.Subnet.IsValid() && r.fits(rec.Using) && r.overlapping(rec.Key, rec.Using) == "" {
+	if n = n.WithSubnet(r.before(rec.Key)); !n.Subnet.IsValid() && r.fits(rec.Using) && r.overlapping(rec.Key, rec.Using) == "" {
 		n.Subnet = rec.Using
 	}
 	if !n.Subnet.IsValid() {

@@ -160,7 +160,7 @@ func (n *flowSide) followRecords(ctx context.Context, _ *pass) error { return n.
 // while something else is amiss: flows can be changed. It reports whether that was
 // all there was to do: what else the network's configuration changes, a pass does.
 func (n *flowSide) follow(ctx context.Context, s topology.Snapshot, ways map[netip.Addr]link.Path) bool {
-	same := n.records != nil && n.records.Config == s.Config
+	same := n.records != nil && n.records.Config.Equal(s.Config)
 	n.hold(s)
 	return same && n.started.IsValid() && n.conn.alive() && !n.peers.New(n.records, ways) && n.apply(ctx) == nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/netip"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
@@ -227,7 +226,7 @@ func (n *hostSide) start(ctx context.Context, p *pass) error {
 		return nil
 	}
 	attached, err := n.attacher.Start(ctx, attach.Node{
-		Bridge: n.settings.bridge, Subnets: []netip.Prefix{p.me.Subnet}, Gateways: []netip.Addr{p.me.Gateway()}, MTU: attach.MTU{Device: p.mtu.Receives, Route: p.mtu.Sends}, Datapath: n.settings.datapath,
+		Bridge: n.settings.bridge, Subnets: p.me.PodSubnets(), Gateways: p.me.Gateways(), MTU: attach.MTU{Device: p.mtu.Receives, Route: p.mtu.Sends}, Datapath: n.settings.datapath,
 	}, n.settings.stateDir, n.settings.bootID)
 	if err != nil {
 		return err
