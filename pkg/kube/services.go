@@ -163,7 +163,7 @@ func toSpec(s *corev1.Service) (service.Key, service.Spec) {
 	}
 	for _, text := range clusterIPs(s) {
 		// A service without an address says None.
-		if vip, err := netip.ParseAddr(text); err == nil && vip.Is4() {
+		if vip, err := netip.ParseAddr(text); err == nil {
 			spec.VIPs = append(spec.VIPs, vip)
 		}
 	}
@@ -202,8 +202,8 @@ var protocols = map[corev1.Protocol]service.Protocol{
 func toSlice(s *discoveryv1.EndpointSlice) (service.Key, service.Slice) {
 	key := service.Key{Namespace: s.Namespace, Name: s.Name}
 	slice := service.Slice{Service: service.Key{Namespace: s.Namespace, Name: s.Labels[discoveryv1.LabelServiceName]}, Name: s.Name}
-	if s.AddressType != discoveryv1.AddressTypeIPv4 {
-		return key, slice
+	if s.AddressType == discoveryv1.AddressTypeFQDN {
+		return key, slice // names, which may look like addresses
 	}
 	for _, p := range s.Ports {
 		// A slice without a port number stands for all ports, which no service port is.
@@ -219,8 +219,8 @@ func toSlice(s *discoveryv1.EndpointSlice) (service.Key, service.Slice) {
 			continue
 		}
 		addr, err := netip.ParseAddr(e.Addresses[0])
-		if err != nil {
-			continue
+		if err != nil || !service.Serves(addr) {
+			continue // a name; or it would be kept for nothing
 		}
 		slice.Endpoints = append(slice.Endpoints, toEndpoint(addr, e))
 	}

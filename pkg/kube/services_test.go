@@ -212,6 +212,24 @@ func TestServiceFields(t *testing.T) {
 			service: aService("s", "10.96.0.1", func(s *corev1.Service) { s.Spec.ClusterIPs = []string{"fd00::1", "10.96.0.1"} }),
 			want:    serves("s", "10.96.0.1"),
 		},
+		"names that look like addresses": {
+			service: aService("s", "10.96.0.1", nil),
+			slice: func() *discoveryv1.EndpointSlice {
+				s := aSlice("s-1", "s", at("10.1.0.1"))
+				s.AddressType = discoveryv1.AddressTypeFQDN
+				return s
+			}(),
+			want: serves("s", "10.96.0.1"),
+		},
+		"IPv6 endpoints": {
+			service: aService("s", "10.96.0.1", nil),
+			slice: func() *discoveryv1.EndpointSlice {
+				s := aSlice("s-1", "s", at("fd00::7"))
+				s.AddressType = discoveryv1.AddressTypeIPv6
+				return s
+			}(),
+			want: serves("s", "10.96.0.1"),
+		},
 		"not ready": {
 			service: aService("s", "10.96.0.1", nil),
 			slice:   aSlice("s-1", "s", discoveryv1.Endpoint{Addresses: []string{"10.1.0.1"}, Conditions: discoveryv1.EndpointConditions{Ready: p(false)}}),

@@ -226,7 +226,7 @@ func (n *NS) EnsureNeighbour(name string, ip netip.Addr, mac net.HardwareAddr) (
 
 // neighbour is the MAC of a permanent entry; nil without one.
 func (n *NS) neighbour(index int, ip netip.Addr) (net.HardwareAddr, error) {
-	list, err := dump.Whole(func() ([]netlink.Neigh, error) { return n.nl.NeighList(index, unix.AF_INET) })
+	list, err := dump.Whole(func() ([]netlink.Neigh, error) { return n.nl.NeighList(index, familyOf(ip)) })
 	if err != nil {
 		return nil, fmt.Errorf("listing neighbours: %w", err)
 	}
@@ -240,13 +240,13 @@ func (n *NS) neighbour(index int, ip netip.Addr) (net.HardwareAddr, error) {
 
 func (n *NS) setNeighbour(index int, ip netip.Addr, mac net.HardwareAddr) error {
 	return n.nl.NeighSet(&netlink.Neigh{
-		LinkIndex: index, Family: unix.AF_INET, State: unix.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac,
+		LinkIndex: index, Family: familyOf(ip), State: unix.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: mac,
 	})
 }
 
 // addresses are the IPv4 ones of one device.
 func (n *NS) addresses(index int) ([]netip.Prefix, error) {
-	return n.addressesOf(index, unix.AF_INET)
+	return n.addressesOf(index, podFamily)
 }
 
 func (n *NS) addressesOf(index, family int) ([]netip.Prefix, error) {
@@ -270,6 +270,10 @@ func (n *NS) allAddresses(family int) ([]netlink.Addr, error) {
 	}
 	return addrs, nil
 }
+
+// podFamily is the family of what is looked up as a whole, of devices and for pods: their
+// addresses, and the routes of a pod that stand apart.
+const podFamily = unix.AF_INET
 
 func familyOf(a netip.Addr) int {
 	if a.Is4() {

@@ -281,7 +281,7 @@ func (n *NS) setRouteMTU(index int, spec SandboxSpec, mtu int) (changed bool, er
 // one too, r is added, and then what the device had is removed.
 func (n *NS) putRoute(index int, r Route) error {
 	table := cmp.Or(r.Table, unix.RT_TABLE_MAIN)
-	all, err := n.table(unix.AF_INET, table)
+	all, err := n.table(r.family(), table)
 	if err != nil {
 		return err
 	}
@@ -325,7 +325,7 @@ func (n *NS) sandboxRoutes(index int) ([]Route, error) {
 	if err != nil {
 		return nil, err
 	}
-	own, err := n.table(unix.AF_INET, apartTable(index))
+	own, err := n.table(podFamily, apartTable(index))
 	return append(have, through(index, own)...), err
 }
 

@@ -2,6 +2,7 @@ package service
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 )
 
@@ -13,7 +14,7 @@ func For(spec Spec, all []Slice, node Node) Service {
 		served.LeftOut = append(served.LeftOut, leftOut...)
 		endpoints := choose(found, spec.InternalLocal, node)
 		for _, vip := range spec.VIPs {
-			if vip.Is4() {
+			if Serves(vip) {
 				served.Ports = append(served.Ports, Port{VIP: vip, Protocol: port.Protocol, Port: port.Port, Endpoints: endpoints})
 			}
 		}
@@ -25,6 +26,10 @@ func For(spec Spec, all []Slice, node Node) Service {
 	served.LeftOut = slices.Compact(served.LeftOut)
 	return served
 }
+
+// Serves reports whether services may have addresses and endpoints of the family of a: of
+// IPv4, as nodes translate no other.
+func Serves(a netip.Addr) bool { return a.Is4() }
 
 // candidate is an endpoint of one service port, with what decides whether it is used.
 type candidate struct {
@@ -44,7 +49,7 @@ func candidates(spec Spec, port PortSpec, all []Slice) (found []candidate, leftO
 				continue
 			}
 			for _, endpoint := range slice.Endpoints {
-				if !endpoint.Address.Is4() {
+				if !Serves(endpoint.Address) {
 					continue
 				}
 				if reason := Unreachable(endpoint.Address); reason != "" {

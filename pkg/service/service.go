@@ -47,7 +47,7 @@ func (p Protocol) String() string {
 type Spec struct {
 	Key
 	UID           string
-	VIPs          []netip.Addr // cluster addresses; those that are not IPv4 are left out of what is served. None: headless
+	VIPs          []netip.Addr // cluster addresses; None: headless
 	Ports         []PortSpec
 	Affinity      time.Duration // a client stays with its endpoint until it made no new connection for this long; 0: no affinity
 	InternalLocal bool          // only endpoints on the client's node (internalTrafficPolicy Local)

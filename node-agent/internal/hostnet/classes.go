@@ -32,7 +32,7 @@ type Classes struct {
 func NewClasses(ns *link.NS) (*Classes, error) {
 	c := &Classes{ns: ns}
 	err := ns.Do(func() (err error) {
-		c.nft, err = knftables.New(knftables.IPv4Family, classTable)
+		c.nft, err = knftables.New(family, classTable)
 		return err
 	})
 	if err != nil {

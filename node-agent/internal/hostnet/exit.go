@@ -54,7 +54,7 @@ type Exit struct {
 func NewExit(ns *link.NS) (*Exit, error) {
 	e := &Exit{ns: ns}
 	err := ns.Do(func() (err error) {
-		e.nft, err = knftables.New(knftables.IPv4Family, exitTable)
+		e.nft, err = knftables.New(family, exitTable)
 		return err
 	})
 	if err != nil {

@@ -49,7 +49,7 @@ func (p Passage) Equal(q Passage) bool {
 func NewGate(ns *link.NS) (*Gate, error) {
 	g := &Gate{ns: ns}
 	err := ns.Do(func() (err error) {
-		g.nft, err = knftables.New(knftables.IPv4Family, gateTable)
+		g.nft, err = knftables.New(family, gateTable)
 		return err
 	})
 	if err != nil {

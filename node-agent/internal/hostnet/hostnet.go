@@ -22,6 +22,9 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
+// family is that of the firewall's tables. What comes by IPv6 is no pod's.
+const family = knftables.IPv4Family
+
 // table is the name of the firewall table.
 const table = "k8s-ovs"
 
@@ -73,7 +76,7 @@ type Net struct {
 func New(ns *link.NS) (*Net, error) {
 	n := &Net{ns: ns}
 	err := ns.Do(func() (err error) {
-		n.nft, err = knftables.New(knftables.IPv4Family, table)
+		n.nft, err = knftables.New(family, table)
 		return err
 	})
 	if err != nil {

@@ -15,6 +15,9 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
+// family is the family of the connections that are looked at.
+const family = unix.AF_INET
+
 // Table is the connection table of a network namespace, for as long as that is open. Its
 // methods may be called from several goroutines.
 type Table struct{ ns *link.NS }
@@ -48,7 +51,7 @@ func (t Table) Forget(ips ...netip.Addr) error {
 	for _, ip := range ips {
 		from[ip] = true
 	}
-	_, err = nf.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, from)
+	_, err = nf.ConntrackDeleteFilters(netlink.ConntrackTable, family, from)
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EPROTONOSUPPORT) {
 		return fmt.Errorf("%s: %w", what, err)
 	}
@@ -94,7 +97,7 @@ func (t Table) BySource(from netip.Prefix) (map[netip.Addr]uint64, error) {
 			return err
 		}
 		defer nf.Close()
-		flows, err = nf.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
+		flows, err = nf.ConntrackTableList(netlink.ConntrackTable, family)
 		return err
 	})
 	if err != nil {

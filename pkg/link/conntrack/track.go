@@ -42,7 +42,7 @@ const (
 func (t Table) Track(c Translated, lasts time.Duration) error {
 	err := t.ns.Do(func() error {
 		req := nl.NewNetlinkRequest(netlink.ConntrackTable<<8|nl.IPCTNL_MSG_CT_NEW, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-		req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: nl.NFNETLINK_V0})
+		req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 		req.AddData(c.tuple(nl.CTA_TUPLE_ORIG, c.From, c.To))
 		req.AddData(c.tuple(nl.CTA_TUPLE_REPLY, c.To, c.From))
 		nat := nl.NewRtAttr(unix.NLA_F_NESTED|ctaNATSrc, nil)
