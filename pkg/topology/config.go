@@ -87,8 +87,8 @@ func (c Config) Validate() error {
 		return fmt.Errorf("network configuration: %w", err)
 	}
 	for _, n := range c.PodNetworks() {
-		if i := slices.IndexFunc(c.serviceNetworks(), n.Overlaps); i >= 0 {
-			return fmt.Errorf("network configuration: Network %s overlaps ServiceNetwork %s", n, c.serviceNetworks()[i])
+		if i := slices.IndexFunc(c.AllServiceNetworks(), n.Overlaps); i >= 0 {
+			return fmt.Errorf("network configuration: Network %s overlaps ServiceNetwork %s", n, c.AllServiceNetworks()[i])
 		}
 	}
 	// Two host bits leave a gateway and one pod.
@@ -127,7 +127,8 @@ func (c Config) PodNetworks() []netip.Prefix {
 	return all
 }
 
-func (c Config) serviceNetworks() []netip.Prefix {
+// AllServiceNetworks are all networks of services of a valid configuration.
+func (c Config) AllServiceNetworks() []netip.Prefix {
 	all, _ := Unlisted(c.ServiceNetwork, c.ServiceNetworks)
 	return all
 }

@@ -153,7 +153,7 @@ func (a *Allotment) look(ctx context.Context) {
 	kernel, err := a.kernelTable()
 	a.say("the node's connection table", err)
 	if err == nil {
-		a.countHolders(m.Subnet, kernel)
+		a.countHolders(m.Nets, kernel)
 		a.say("the limit of connections through the node", a.throughNode(ctx, kernel))
 	}
 	switch {
@@ -187,7 +187,7 @@ func (a *Allotment) kernelTable() (fairness.Table, error) {
 }
 
 // countHolders reads who holds what of the kernel's table, where that matters.
-func (a *Allotment) countHolders(pods netip.Prefix, t fairness.Table) {
+func (a *Allotment) countHolders(nets []pipeline.Net, t fairness.Table) {
 	switch {
 	case !t.Short():
 		a.holds = nil
@@ -196,8 +196,14 @@ func (a *Allotment) countHolders(pods netip.Prefix, t fairness.Table) {
 		return
 	}
 	a.counted = time.Now()
-	counts, err := a.cfg.Kernel.BySource(pods)
-	a.say("the share of the node's connection table", err)
+	counts := map[netip.Addr]uint64{}
+	var errs []error
+	for _, n := range nets {
+		of, err := a.cfg.Kernel.BySource(n.Subnet)
+		maps.Copy(counts, of)
+		errs = append(errs, err)
+	}
+	a.say("the share of the node's connection table", errors.Join(errs...))
 	a.holds = map[string]uint64{}
 	for _, at := range a.cfg.Pods.List() {
 		for _, address := range at.Addresses {

@@ -42,7 +42,7 @@ func (t TooLarge) Answer(conn Switch, in of.PacketIn) {
 	if !ok || !known {
 		return
 	}
-	from := m.Gateway
+	from := m.Of(p.Destination()).Gateway
 	if port == m.GatewayPort {
 		// The node would not take a packet from its own address.
 		from = p.Destination()

@@ -100,8 +100,8 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, udp []tunnel.Port, 
 		return pipeline.Model{}, nil, fmt.Errorf("node %s (%s) has no subnet yet: a controller assigns it", me.Host, self)
 	}
 	m := pipeline.Model{
-		Network: s.Config.Network, Subnet: me.Subnet, Gateway: me.Gateway(),
-		TunnelPorts: slices.Sorted(maps.Values(ports.Tunnels)), GatewayPort: ports.Gateway, UDPPorts: udp, ServiceNetwork: s.Config.ServiceNetwork,
+		Nets:        nets(s.Config, me),
+		TunnelPorts: slices.Sorted(maps.Values(ports.Tunnels)), GatewayPort: ports.Gateway, UDPPorts: udp,
 	}
 	var problems []Problem
 	m.Peers, problems = peers(s, me, ports)
@@ -113,6 +113,19 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, udp []tunnel.Port, 
 		m.Tenants = append(m.Tenants, Tenant(s, slots, namespace))
 	}
 	return m, problems, nil
+}
+
+// nets are what a node that is valid has of each family.
+func nets(c topology.Config, me topology.Node) (all []pipeline.Net) {
+	gateways, clusters, services := me.Gateways(), c.PodNetworks(), c.AllServiceNetworks()
+	for i, subnet := range me.PodSubnets() {
+		n := pipeline.Net{Cluster: clusters[i], Subnet: subnet, Gateway: gateways[i]}
+		if i < len(services) {
+			n.Services = services[i]
+		}
+		all = append(all, n)
+	}
+	return all
 }
 
 // Pod is the model of one attachment.

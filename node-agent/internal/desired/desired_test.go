@@ -246,3 +246,24 @@ func TestAttachedEqual(t *testing.T) {
 		t.Error("pods with different addresses share one")
 	}
 }
+
+// A node has a net of each family that its record has a subnet of.
+func TestNets(t *testing.T) {
+	s := snapshot(n1)
+	s.Config.Networks = []netip.Prefix{s.Config.Network, net4("fd00:1:2::/48")}
+	s.Config.ServiceNetworks = []netip.Prefix{s.Config.ServiceNetwork, net4("fd00:9::/108")}
+	four := pipeline.Net{Cluster: s.Config.Network, Subnet: n1.Subnet, Gateway: ip("172.11.0.1"), Services: s.Config.ServiceNetwork}
+	six := pipeline.Net{Cluster: net4("fd00:1:2::/48"), Subnet: net4("fd00:1:2:3::/64"), Gateway: ip("fd00:1:2:3::ac0b:1"), Services: net4("fd00:9::/108")}
+	dual := n1
+	dual.Subnets = []netip.Prefix{four.Subnet, six.Subnet}
+	for want, me := range map[int]topology.Node{1: n1, 2: dual} {
+		s.Nodes[n1.HostIP] = me
+		m, _, err := Node(s, n1.HostIP, Ports{Tunnels: map[string]uint32{NodeTunnel: 1}, Gateway: 2}, []tunnel.Port{4789}, Slots{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Equal(m.Nets, []pipeline.Net{four, six}[:want]) {
+			t.Errorf("%d subnets: nets %+v", want, m.Nets)
+		}
+	}
+}

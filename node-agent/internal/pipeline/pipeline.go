@@ -21,25 +21,43 @@ const Version = 7
 
 // Model is what the flows follow from.
 type Model struct {
-	// Network is the cluster network.
-	Network netip.Prefix
-	// Subnet is this node's part of it, Gateway the address of tun0.
-	Subnet  netip.Prefix
-	Gateway netip.Addr
+	// Nets are what the node has of each family: of IPv4, or of IPv4 and then of IPv6.
+	Nets []Net
 	// TunnelPorts are the port numbers of the tunnels, GatewayPort that of tun0.
 	TunnelPorts []uint32
 	GatewayPort uint32
 	// UDPPorts are those that nodes take tunnel packets at.
-	UDPPorts []tunnel.Port
-	// ServiceNetwork has the addresses of services. It counts unless
-	// ServiceProxy is NoServices.
-	ServiceNetwork netip.Prefix
-	ServiceProxy   ServiceProxy
+	UDPPorts     []tunnel.Port
+	ServiceProxy ServiceProxy
 
 	Peers   []Peer
 	Tenants []Tenant
 	Pods    []Pod
 }
+
+// Net is what a node has of one family of addresses.
+type Net struct {
+	// Cluster is the cluster network.
+	Cluster netip.Prefix
+	// Subnet is this node's part of it, Gateway the address of tun0.
+	Subnet  netip.Prefix
+	Gateway netip.Addr
+	// Services has the addresses of services. It counts unless ServiceProxy is NoServices.
+	Services netip.Prefix
+}
+
+// Of is what the node has of the family of a; nothing where it has none.
+func (m Model) Of(a netip.Addr) Net {
+	for _, n := range m.Nets {
+		if n.Gateway.BitLen() == a.BitLen() {
+			return n
+		}
+	}
+	return Net{}
+}
+
+// ipv4 is what the node has of IPv4: the tables have flows of no other family.
+func (m Model) ipv4() Net { return m.Of(netip.IPv4Unspecified()) }
 
 // Peer is the other end of a tunnel: another node, or a machine that is none. One that is
 // behind two tunnel ports is two.
@@ -117,7 +135,7 @@ func (m Model) Own() []of.Flow { return append(m.Fixed(), m.size()...) }
 
 // Fixed are the flows that every node has.
 func (m Model) Fixed() []of.Flow {
-	tun0 := m.GatewayPort
+	tun0, net4 := m.GatewayPort, m.ipv4()
 	anyIP := of.IP()
 	var flows []of.Flow
 	for _, n := range m.TunnelPorts {
@@ -125,20 +143,20 @@ func (m Model) Fixed() []of.Flow {
 	}
 	flows = append(flows,
 		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.InPort(tun0), of.ARPOp(arpRequest)),
-		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(m.Gateway))),
-		drop(TableSource, 80, HostForged, anyIP, of.InPort(tun0), of.IPv4Src(m.Network)),
+		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(net4.Gateway))),
+		drop(TableSource, 80, HostForged, anyIP, of.InPort(tun0), of.IPv4Src(net4.Cluster)),
 		flow(TableSource, 70, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0)),
 		drop(TableSource, 10, IPv6, of.IPv6()),
 		drop(TableSource, 0, Forged),
 
 		drop(TableTenant, 0, NoTenant),
 
-		m.answerARP(m.Network),
+		m.answerARP(net4.Cluster),
 		m.answerARP(host(topology.NextHop)),
 		drop(TableARP, 0, ARP),
 
-		flow(TableRoute, 200, to(m.deliver()), nil, anyIP, of.IPv4Dst(m.Subnet)),
-		drop(TableRoute, 150, NoNode, anyIP, of.IPv4Dst(m.Network)),
+		flow(TableRoute, 200, to(m.deliver()), nil, anyIP, of.IPv4Dst(net4.Subnet)),
+		drop(TableRoute, 150, NoNode, anyIP, of.IPv4Dst(net4.Cluster)),
 		drop(TableRoute, 140, Multicast, anyIP, of.IPv4Dst(netip.MustParsePrefix("224.0.0.0/4"))),
 		drop(TableRoute, 140, Multicast, anyIP, of.IPv4Dst(netip.MustParsePrefix("255.255.255.255/32"))),
 		// The node would take it where route_localnet is set, as portmap does for tun0.
@@ -146,7 +164,7 @@ func (m Model) Fixed() []of.Flow {
 		drop(TableRoute, 130, HostReturn, anyIP, of.InPort(tun0)),
 		flow(TableRoute, 100, to(TableHost), nil, anyIP),
 
-		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(m.Gateway))),
+		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(net4.Gateway))),
 		drop(TableDeliver, 0, NoPod),
 
 		drop(TableAdmit, 0, OtherTenant))
@@ -156,7 +174,7 @@ func (m Model) Fixed() []of.Flow {
 	flows = append(flows,
 		// The node would believe it of any path that the pod names, also a peer's.
 		drop(TableHost, 100, MTUToHost, anyIP, of.ICMPType(icmpUnreachable), of.ICMPCode(icmpFragmentation)),
-		flow(TableHost, 0, to(tableLeave), []of.Action{of.SetField(of.EthDst(topology.MAC(m.Gateway))), regOutPort.set(tun0)}))
+		flow(TableHost, 0, to(tableLeave), []of.Action{of.SetField(of.EthDst(topology.MAC(net4.Gateway))), regOutPort.set(tun0)}))
 	flows = append(flows, m.output()...)
 	return append(flows, m.fixedServices()...)
 }
@@ -290,8 +308,7 @@ func (t Tenant) own(f of.Flow) of.Flow {
 func (m Model) Pod(p Pod) []of.Flow {
 	var flows []of.Flow
 	for _, a := range p.Addresses {
-		// The tables have flows of IPv4 only: of IPv6 all is dropped by the fixed ones.
-		if a.Is4() {
+		if a.Is4() { // as with ipv4: of IPv6 all is dropped by the fixed ones
 			flows = append(flows, m.podIPv4(p, a)...)
 		}
 	}

@@ -34,7 +34,7 @@ func pod(address string, port, slot uint32) Pod {
 // sample has one of everything.
 func sample() Model {
 	return Model{
-		Network: prefix("172.11.0.0/16"), Subnet: prefix("172.11.0.0/22"), Gateway: addr("172.11.0.1"),
+		Nets:        []Net{{Cluster: prefix("172.11.0.0/16"), Subnet: prefix("172.11.0.0/22"), Gateway: addr("172.11.0.1")}},
 		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789},
 		Peers: []Peer{
 			node("198.18.0.2", "172.11.4.0/22", 0),
@@ -75,7 +75,7 @@ func withPeers(m Model) Model {
 // with is the sample with services.
 func with(proxy ServiceProxy) Model {
 	m := sample()
-	m.ServiceNetwork, m.ServiceProxy = prefix("10.96.0.0/12"), proxy
+	m.Nets[0].Services, m.ServiceProxy = prefix("10.96.0.0/12"), proxy
 	if proxy != NoServices {
 		for i := range m.Tenants {
 			m.Tenants[i].Serves = true
@@ -282,6 +282,11 @@ func TestPodAddresses(t *testing.T) {
 		t.Errorf("with an IPv6 address besides (-without +with):\n%s", diff)
 	}
 	p.Addresses = p.Addresses[1:]
+	want = texts(m.Own())
+	m.Nets = append(m.Nets, Net{Cluster: prefix("fd00::/48"), Subnet: prefix("fd00::/64"), Gateway: addr("fd00::ac0b:1"), Services: prefix("fd00:9::/108")})
+	if diff := cmp.Diff(want, texts(m.Own())); diff != "" || m.Of(addr("fd00::2")) != m.Nets[1] || m.Of(addr("10.0.0.1")) != m.Nets[0] || m.Of(netip.Addr{}) != (Net{}) {
+		t.Errorf("of a node with a subnet of IPv6 besides (-without +with):\n%s", diff)
+	}
 	if got := m.Pod(p); len(got) > 0 {
 		t.Errorf("with an IPv6 address only: %q", texts(got))
 	}

@@ -70,7 +70,7 @@ func (m Model) fixedServices() []of.Flow {
 		return nil
 	}
 	ip := of.IP()
-	flows := append(m.toServices(m.ServiceNetwork),
+	flows := append(m.toServices(m.ipv4().Services),
 		// To the node, which refuses it.
 		flow(TableService, 0, to(TableHost), nil),
 		drop(TableServiceTenant, 0, NoTenant),
@@ -130,7 +130,7 @@ func (m Model) podBesideKubeProxy(p Pod, a netip.Addr) []of.Flow {
 	addr := host(a)
 	return []of.Flow{
 		flow(TableSource, 95, to(TableTenant), []of.Action{regSenderSlot.set(p.Slot), regProxied.set(proxiedRequest)}, of.IP(), of.InPort(m.GatewayPort), of.IPv4Src(addr)),
-		flow(TableDeliver, 110, to(TableAdmit), m.receive(p, m.GatewayPort, topology.MAC(m.Gateway)), of.IP(), regProxied.is(proxiedAnswer), of.IPv4Dst(addr)),
+		flow(TableDeliver, 110, to(TableAdmit), m.receive(p, m.GatewayPort, topology.MAC(m.ipv4().Gateway)), of.IP(), regProxied.is(proxiedAnswer), of.IPv4Dst(addr)),
 	}
 }
 
@@ -154,7 +154,7 @@ func (m Model) ServiceAddress(a ServiceAddress) []of.Flow {
 	f.Match = of.NewMatch(of.IP(), of.IPv4Dst(vip))
 	flows := []of.Flow{f}
 	switch {
-	case m.ServiceNetwork.Contains(a.VIP):
+	case m.Of(a.VIP).Services.Contains(a.VIP):
 	case m.Serves(a.VIP):
 		flows = append(flows, m.toServices(vip)...)
 	default:
@@ -167,7 +167,8 @@ func (m Model) ServiceAddress(a ServiceAddress) []of.Flow {
 // outside of the service network is cut off: the node masquerades what it translates
 // from there, and nobody could check the tenant. So is a pod's.
 func (m Model) Serves(vip netip.Addr) bool {
-	return m.ServiceNetwork.Contains(vip) || m.ServiceProxy == OVS && !m.Network.Contains(vip)
+	net := m.Of(vip)
+	return net.Services.Contains(vip) || m.ServiceProxy == OVS && !net.Cluster.Contains(vip)
 }
 
 // ServicePort are the flows and the group for one port of a service that has
@@ -204,7 +205,7 @@ func (m Model) choices(p ServicePort) []service.Endpoint {
 	if n <= MaxChoices {
 		return p.Endpoints
 	}
-	first := int(hash(m.Gateway) % uint32(n))
+	first := int(hash(m.ipv4().Gateway) % uint32(n))
 	return append(slices.Clone(p.Endpoints[first:]), p.Endpoints[:first]...)[:MaxChoices]
 }
 
@@ -237,7 +238,7 @@ func (m Model) sticky(p ServicePort, choices []service.Endpoint) []of.Flow {
 func (m Model) Endpoint(p service.Protocol, e service.Endpoint) []of.Flow {
 	source := map[service.Protocol]func(uint16) of.Field{service.TCP: of.TCPSrc, service.UDP: of.UDPSrc, service.SCTP: of.SCTPSrc}[p]
 	flows := []of.Flow{flow(TableReply, 100, nil, []of.Action{m.back()}, source(e.Port), of.IPv4Src(host(e.Address)))}
-	if m.ServiceProxy == OVS && m.Subnet.Contains(e.Address) {
+	if m.ServiceProxy == OVS && m.Of(e.Address).Subnet.Contains(e.Address) {
 		// It may reach itself: the answer must come back here, not stay inside the pod.
 		flows = append(flows, flow(TableDeliver, 150, nil, []of.Action{of.SetField(of.InPort(0)),
 			m.ctHairpin(TableDeliver, true, &of.NATSpec{SNAT: true, AddrMin: hairpin})},

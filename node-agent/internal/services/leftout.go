@@ -38,14 +38,14 @@ func (t *Table) admit(s service.Service) (service.Service, []service.LeftOut) {
 
 // refuses is why pods are not sent to an endpoint; "" where they are.
 func (t *Table) refuses(p service.Protocol, e service.Endpoint) service.Reason {
-	m := t.view.Model
+	net := t.view.Of(e.Address)
 	switch {
-	case m.ServiceNetwork.Contains(e.Address):
+	case net.Services.Contains(e.Address):
 		return service.InServiceNetwork
-	case isGateway(m, e.Address):
+	case isGateway(net, e.Address):
 		return service.IsGateway
 	// A node takes these at all its addresses, of which a record names one.
-	case p == service.UDP && !m.Network.Contains(e.Address) && t.cfg.TunnelPorts != nil && slices.Contains(t.cfg.TunnelPorts(), e.Port):
+	case p == service.UDP && !net.Cluster.Contains(e.Address) && t.cfg.TunnelPorts != nil && slices.Contains(t.cfg.TunnelPorts(), e.Port):
 		return service.IsTunnel
 	}
 	return ""
@@ -53,11 +53,11 @@ func (t *Table) refuses(p service.Protocol, e service.Endpoint) service.Reason {
 
 // isGateway reports whether an address is the first of a node's subnet, which is
 // the node's own.
-func isGateway(m pipeline.Model, a netip.Addr) bool {
-	if !m.Network.Contains(a) {
+func isGateway(net pipeline.Net, a netip.Addr) bool {
+	if !net.Cluster.Contains(a) {
 		return false
 	}
-	subnet, err := a.Prefix(m.Subnet.Bits())
+	subnet, err := a.Prefix(net.Subnet.Bits())
 	return err == nil && subnet.Addr().Next() == a
 }
 

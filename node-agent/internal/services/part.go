@@ -107,7 +107,7 @@ func (t *Table) compile(s service.Service, public bool) (flows []of.Flow, groups
 	for _, vip := range s.Addresses() {
 		if !model.Serves(vip) {
 			t.cfg.Logger.Error("a service is cut off from pods: its address is outside of the service network, and beside kube-proxy, or in the pod network, nobody could check who may use it; choose a service network that has all addresses of services",
-				"tenant", s.Namespace, "service", s.Name, "address", vip, "serviceNetwork", model.ServiceNetwork)
+				"tenant", s.Namespace, "service", s.Name, "address", vip, "serviceNetwork", model.Of(vip).Services)
 		}
 		flows = append(flows, model.ServiceAddress(pipeline.ServiceAddress{VIP: vip, Slot: slot, Public: public})...)
 	}
@@ -135,7 +135,7 @@ func (t *Table) isPublic(s service.Service) bool {
 	found := false
 	for _, p := range s.Ports {
 		for _, e := range p.Endpoints {
-			if t.view.Network.Contains(e.Address) || !t.view.HasNode(e.Address) {
+			if t.view.Of(e.Address).Cluster.Contains(e.Address) || !t.view.HasNode(e.Address) {
 				return false
 			}
 			found = true

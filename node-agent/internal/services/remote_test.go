@@ -50,8 +50,10 @@ func (l *lab) other() {
 	l.ok(ns.Do(l.id+"remote", func() error { return ns.TxChecksumOff("eth0") }))
 	o.VSCtl("add-port", "br0", "ovs0", "--", "set", "Interface", "ovs0", "ofport_request=12")
 	m := pipeline.Model{
-		Network: topology.DefaultConfig().Network, Subnet: netip.MustParsePrefix("172.11.4.0/22"), Gateway: gateway,
-		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789}, ServiceNetwork: topology.DefaultConfig().ServiceNetwork, ServiceProxy: pipeline.OVS,
+		Nets: []pipeline.Net{{
+			Cluster: topology.DefaultConfig().Network, Subnet: netip.MustParsePrefix("172.11.4.0/22"), Gateway: gateway, Services: topology.DefaultConfig().ServiceNetwork,
+		}},
+		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789}, ServiceProxy: pipeline.OVS,
 		Peers:   []pipeline.Peer{{Port: 1, VTEP: self, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.11.0.0/22")}, NetIDs: pipeline.NetIDs{All: true}}},
 		Tenants: []pipeline.Tenant{{Slot: 1, NetID: 10, Known: true}},
 		Pods:    []pipeline.Pod{{Port: 12, MAC: topology.MAC(remote), Addresses: []netip.Addr{remote}, Slot: 1}},

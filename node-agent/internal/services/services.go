@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -229,7 +230,7 @@ func (t *Table) apply(ctx context.Context, resync bool) error {
 
 // alike reports whether services have the same flows in both models.
 func alike(a, b pipeline.Model) bool {
-	return a.ServiceProxy == b.ServiceProxy && a.ServiceNetwork == b.ServiceNetwork && a.Network == b.Network && a.Subnet == b.Subnet && a.Gateway == b.Gateway
+	return a.ServiceProxy == b.ServiceProxy && slices.Equal(a.Nets, b.Nets)
 }
 
 // write gives the store what is dirty, and has the switch follow.
