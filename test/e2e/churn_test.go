@@ -2,12 +2,16 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"regexp"
 	"strconv"
 	"testing"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
 )
 
@@ -32,6 +36,42 @@ func TestPodsComeAndGo(t *testing.T) {
 	report := run.Stop()
 	if err := report.Err(); err != nil {
 		t.Errorf("while pods came and went: %v", err)
+	}
+}
+
+// TestFirstPacket: a pod's first packet is not lost, also when ADD is only just answered and
+// ovs-vswitchd still takes in the ports of others.
+func TestFirstPacket(t *testing.T) {
+	const rounds, atOnce, idle = 6, 8, 60
+	l := up(t, netlab.Options{Nodes: 1})
+	server := l.pod("n1", "red/server")
+	l.answers(server)
+	var others []string
+	for i := range idle {
+		others = append(others, fmt.Sprintf("red/idle-%d", i))
+	}
+	l.pods(map[string][]string{"n1": others})
+	first := func(name string) error {
+		p, err := l.AddPod(t.Context(), "n1", "red", name, netlab.PodOptions{})
+		if err != nil {
+			return err
+		}
+		var conn net.Conn
+		if err := ns.DoPath(p.Sandbox(), func() (err error) { conn, err = net.Dial("udp4", server.IP.String()+":8080"); return err }); err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		if who := ask(conn, 1); who != server.String() {
+			t.Errorf("the first packet of %s is answered by %s", p, who)
+		}
+		return l.DelPod(t.Context(), p)
+	}
+	for round := range rounds {
+		var pods errgroup.Group
+		for i := range atOnce {
+			pods.Go(func() error { return first(fmt.Sprintf("new-%d-%d", round, i)) })
+		}
+		l.must(pods.Wait())
 	}
 }
 

@@ -69,6 +69,7 @@ func (c *connection) dial(ctx context.Context) error {
 		return fmt.Errorf("connect to ovs-vswitchd: %w", err)
 	}
 	c.conn = conn
+	c.ports.Connected(conn.Barrier)
 	c.running.Go(func() {
 		for conn.Err() == nil {
 			select {
