@@ -66,9 +66,9 @@ func TestPortIsPutBack(t *testing.T) {
 	}
 	e.Put(key, with("8472"))
 	is(asEver)
-	if log := c.log.String(); !strings.Contains(log, "became 8472 while node n1 has its tunnels at another port, as 1 of the nodes: put back to none") {
-		t.Errorf("no word of it in\n%s", log)
-	}
+	eventually(t, "a word of it in the log", func() bool {
+		return strings.Contains(c.log.String(), "became 8472 while node n1 has its tunnels at another port, as 1 of the nodes: put back to none")
+	})
 	c.stop()
 	// Nobody leads, and somebody changes it.
 	e.Put(key, with("8472"))
