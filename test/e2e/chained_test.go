@@ -112,9 +112,7 @@ func TestChainedPlugins(t *testing.T) {
 	ports, flows := l.ports("n1"), l.flows("n1")
 	for _, name := range slices.Sorted(maps.Keys(chains)) {
 		l.chain(ctx, name, chains[name], peer)
-		if diff := cmp.Diff(ports, l.ports("n1")); diff != "" {
-			t.Errorf("%s: ports after DEL (-want +got):\n%s", name, diff)
-		}
+		l.waitPorts(name+": ports after DEL", "n1", ports)
 		l.waitFlows(name+": flows after DEL", "n1", flows, 10*time.Second)
 		if links := l.hostEnds("n1"); len(links) > 0 {
 			t.Errorf("%s: devices after DEL: %s", name, links)

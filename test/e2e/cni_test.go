@@ -121,9 +121,7 @@ func TestAddAndDelTwice(t *testing.T) {
 		}
 		l.must(l.ForgetPod(p))
 		l.waitFlows("flows after DEL "+way.name, "n1", flows, 10*time.Second)
-		if diff := cmp.Diff(ports, l.ports("n1")); diff != "" {
-			t.Errorf("ports after DEL %s (-want +got):\n%s", way.name, diff)
-		}
+		l.waitPorts("ports after DEL "+way.name, "n1", ports)
 		l.requireMatrix("after DEL "+way.name, everybody)
 		p = l.pod("n1", "red/c") // for the next way
 	}
@@ -213,9 +211,7 @@ func TestGC(t *testing.T) {
 		t.Errorf("GC disturbed pods that stay: %v", err)
 	}
 	l.waitFlows("flows after GC", "n1", flows, 10*time.Second)
-	if diff := cmp.Diff(ports, l.ports("n1")); diff != "" {
-		t.Errorf("ports after GC (-want +got):\n%s", diff)
-	}
+	l.waitPorts("ports after GC", "n1", ports)
 	for _, name := range []string{"red/gone", "red/there", "blue/gone"} {
 		l.must(l.ForgetPod(l.get(name)))
 	}

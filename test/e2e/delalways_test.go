@@ -85,12 +85,16 @@ func (l *lab) delAlways(lose, mend func(*lab), why string) {
 	}
 	// GC is told to come again until the database of Open vSwitch has answered.
 	l.eventually("GC", 20*time.Second, func() error { return l.CNIGC(ctx, "n1", []netlab.Pod{listed}) })
-	left := strings.Join(append(l.hostEnds("n1"), l.ports("n1")...), " ")
-	for _, p := range []netlab.Pod{gone, collected} {
-		if strings.Contains(left, p.HostInterface) {
-			l.t.Errorf("%s is still there after DEL or GC: %s", p, left)
+	var left string
+	l.eventually("what DEL and GC remove", 10*time.Second, func() error {
+		left = strings.Join(append(l.hostEnds("n1"), l.ports("n1")...), " ")
+		for _, p := range []netlab.Pod{gone, collected} {
+			if strings.Contains(left, p.HostInterface) {
+				return fmt.Errorf("%s is still there: %s", p, left)
+			}
 		}
-	}
+		return nil
+	})
 	if !strings.Contains(left, listed.HostInterface) {
 		l.t.Errorf("%s is listed and went: %s", listed, left)
 	}

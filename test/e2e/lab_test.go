@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
@@ -428,6 +429,17 @@ func (l *lab) ports(node string) []string {
 	out, err := l.OVS(node).VSCtl(l.t.Context(), "list-ports", "br0")
 	l.must(err)
 	return strings.Fields(out)
+}
+
+// waitPorts waits until a node's br0 has those ports. DEL does not wait for ports to be closed.
+func (l *lab) waitPorts(when, node string, want []string) {
+	l.t.Helper()
+	l.eventually(when, 10*time.Second, func() error {
+		if diff := cmp.Diff(want, l.ports(node)); diff != "" {
+			return fmt.Errorf("-want +got:\n%s", diff)
+		}
+		return nil
+	})
 }
 
 var errUnanswered = errors.New("the controller has not answered")
