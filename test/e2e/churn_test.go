@@ -42,7 +42,7 @@ func TestPodsComeAndGo(t *testing.T) {
 // TestFirstPacket: a pod's first packet is not lost, also when ADD is only just answered and
 // ovs-vswitchd still takes in the ports of others.
 func TestFirstPacket(t *testing.T) {
-	const rounds, atOnce, idle = 6, 8, 60
+	const rounds, atOnce, idle = 3, 8, 30
 	l := up(t, netlab.Options{Nodes: 1})
 	server := l.pod("n1", "red/server")
 	l.answers(server)
