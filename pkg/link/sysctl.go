@@ -4,10 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
-
-	"golang.org/x/sys/unix"
 )
 
 // ErrNoSysctl: the kernel has no setting of that name; for one of a device, the
@@ -40,54 +39,24 @@ func (n *NS) EnsureSysctl(key, value string) (changed bool, err error) {
 
 func sysctlPath(key string) string { return filepath.Join("/proc/sys", key) }
 
-// readSysctl reads without package os, which would have the runtime poll the file: that is
-// ten system calls in the place of four, and there are four settings of each pod.
 func readSysctl(key string) (string, error) {
-	fd, err := openSysctl(key, unix.O_RDONLY)
+	data, err := os.ReadFile(sysctlPath(key))
 	if err != nil {
 		return "", sysctlError(key, err)
 	}
-	defer unix.Close(fd)
-	var value []byte
-	for buf := make([]byte, 512); ; {
-		n, err := unix.Read(fd, buf)
-		switch {
-		case errors.Is(err, unix.EINTR):
-		case err != nil:
-			return "", sysctlError(key, err)
-		case n == 0:
-			return strings.TrimSpace(string(value)), nil
-		default:
-			value = append(value, buf[:n]...)
-		}
-	}
+	return strings.TrimSpace(string(data)), nil
 }
 
 func writeSysctl(key, value string) error {
-	fd, err := openSysctl(key, unix.O_WRONLY)
+	f, err := os.OpenFile(sysctlPath(key), os.O_WRONLY, 0)
 	if err != nil {
 		return sysctlError(key, err)
 	}
-	defer unix.Close(fd)
-	for {
-		_, err := unix.Write(fd, []byte(value))
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("sysctl: setting %s to %s: %w", key, value, err)
-		}
-		return nil
+	defer f.Close()
+	if _, err := f.WriteString(value); err != nil {
+		return fmt.Errorf("sysctl: setting %s to %s: %w", key, value, err)
 	}
-}
-
-func openSysctl(key string, flags int) (fd int, err error) {
-	for {
-		fd, err = unix.Open(sysctlPath(key), flags|unix.O_CLOEXEC, 0)
-		if !errors.Is(err, unix.EINTR) {
-			return fd, err
-		}
-	}
+	return nil
 }
 
 func sysctlError(key string, err error) error {
