@@ -81,17 +81,6 @@ func (b *bench) podsAtOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	standing, err := b.hostEnds()
-	if err != nil {
-		return err
-	}
-	log, err := b.agentLog()
-	if err != nil {
-		return err
-	}
-	plugins := [sides]*plugin{b.ours, b.reference}
-	var took [sides][]float64
-	var inAgent []float64
 	before, err := b.agentTimes(ctx)
 	if err != nil {
 		return err
@@ -100,6 +89,45 @@ func (b *bench) podsAtOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	took, inAgent, err := b.eachOfBursts(ctx, boxes)
+	if err != nil {
+		return err
+	}
+	busy, err := b.processorTime()
+	if err != nil {
+		return err
+	}
+	after, err := b.agentTimes(ctx)
+	if err != nil {
+		return err
+	}
+	b.section(fmt.Sprintf("Where the time of %d ADDs at once goes", podsAtOnce), "%s", burstBreakdown(before, after, took[ours]))
+	o, r := took[ours], took[reference]
+	b.add(
+		compared("cni_add_55_at_once_median", "each of 55 CNI ADDs at once, median", "ms", median(o), median(r), len(o), nil),
+		compared("cni_add_55_at_once_p95", "each of 55 CNI ADDs at once, p95", "ms", quantile(o, 0.95), quantile(r, 0.95), len(o), nil),
+		alone("cni_add_55_at_once_agent_median", "of it in the agent, median", "ms", median(inAgent), len(inAgent), oursAtMost(150)),
+		alone("cni_add_55_at_once_agent_p95", "of it in the agent, p95", "ms", quantile(inAgent, 0.95), len(inAgent), nil),
+	)
+	calls := after[fmt.Sprintf(cniKey, "ADD")].count - before[fmt.Sprintf(cniKey, "ADD")].count
+	for i, name := range busyProcesses {
+		b.add(alone("cpu_add_del_"+name, "processor time of "+name+" for one of these ADDs and its DEL", "ms", (busy[i]-idle[i])/calls, int(calls), nil))
+	}
+	return nil
+}
+
+// eachOfBursts attaches and detaches all boxes of a side at once, in turn, and returns how
+// long each ADD took, in ms: as the runtime sees it, and in our agent.
+func (b *bench) eachOfBursts(ctx context.Context, boxes [sides][]attached) (took [sides][]float64, inAgent []float64, err error) {
+	standing, err := b.hostEnds()
+	if err != nil {
+		return took, nil, err
+	}
+	log, err := b.agentLog()
+	if err != nil {
+		return took, nil, err
+	}
+	plugins := [sides]*plugin{b.ours, b.reference}
 	err = inTurn(ctx, 1, b.times(8, 2), func(side, i int) error {
 		var mu sync.Mutex
 		_, err := all(ctx, boxes[side], func(ctx context.Context, a *attached) error {
@@ -128,30 +156,7 @@ func (b *bench) podsAtOnce(ctx context.Context) error {
 		}
 		return b.devicesGone(ctx, standing)
 	})
-	if err != nil {
-		return err
-	}
-	busy, err := b.processorTime()
-	if err != nil {
-		return err
-	}
-	after, err := b.agentTimes(ctx)
-	if err != nil {
-		return err
-	}
-	b.section(fmt.Sprintf("Where the time of %d ADDs at once goes", podsAtOnce), "%s", burstBreakdown(before, after, took[ours]))
-	o, r := took[ours], took[reference]
-	b.add(
-		compared("cni_add_55_at_once_median", "each of 55 CNI ADDs at once, median", "ms", median(o), median(r), len(o), nil),
-		compared("cni_add_55_at_once_p95", "each of 55 CNI ADDs at once, p95", "ms", quantile(o, 0.95), quantile(r, 0.95), len(o), nil),
-		alone("cni_add_55_at_once_agent_median", "of it in the agent, median", "ms", median(inAgent), len(inAgent), oursAtMost(150)),
-		alone("cni_add_55_at_once_agent_p95", "of it in the agent, p95", "ms", quantile(inAgent, 0.95), len(inAgent), nil),
-	)
-	calls := after[fmt.Sprintf(cniKey, "ADD")].count - before[fmt.Sprintf(cniKey, "ADD")].count
-	for i, name := range busyProcesses {
-		b.add(alone("cpu_add_del_"+name, "processor time of "+name+" for one of these ADDs and its DEL", "ms", (busy[i]-idle[i])/calls, int(calls), nil))
-	}
-	return nil
+	return took, inAgent, err
 }
 
 // busyProcesses are the processes of a node that work for ADD and DEL.
