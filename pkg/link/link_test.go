@@ -34,14 +34,9 @@ func space(t testing.TB) *NS {
 
 func nameOf(n *NS) string { return strings.TrimPrefix(n.Path(), ns.Dir+"/") }
 
-// ip runs iproute2 in a namespace: the second opinion.
 func ip(t testing.TB, n *NS, args string) string {
 	t.Helper()
-	out, err := exec.Command("ip", append([]string{"-n", nameOf(n)}, strings.Fields(args)...)...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("ip %s: %v: %s", args, err, out)
-	}
-	return string(out)
+	return nstest.Run(t, nameOf(n), "ip "+args)
 }
 
 func must[T any](v T, err error) func(t testing.TB) T {

@@ -17,17 +17,24 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
-// TestEnsure makes the bridge on a real Open vSwitch, and again: the second
-// time, and with foreign settings, nothing changes that need not.
-func TestEnsure(t *testing.T) {
+// connected is a client of a real Open vSwitch, and a context for some seconds with it.
+func connected(t *testing.T) (*ovstest.OVS, *ovs.Client, context.Context) {
+	t.Helper()
 	o := ovstest.Start(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
+	t.Cleanup(cancel)
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: "unix:" + o.DB, RunDir: o.RunDir, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer client.Close()
+	t.Cleanup(client.Close)
+	return o, client, ctx
+}
+
+// TestEnsure makes the bridge on a real Open vSwitch, and again: the second
+// time, and with foreign settings, nothing changes that need not.
+func TestEnsure(t *testing.T) {
+	o, client, ctx := connected(t)
 	spec := Spec{
 		Name: "br0", Datapath: "dummy", VTEP: netip.MustParseAddr("198.18.0.1"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: desired.NodeTunnels(netip.MustParseAddr("198.18.0.1"), 4790),
 	}
@@ -80,14 +87,7 @@ func TestEnsure(t *testing.T) {
 // TestTunnels: the bridge has the tunnels that it is to have, each with its number, whatever
 // it had before; those of others stay, and so does one that an agent before this has made.
 func TestTunnels(t *testing.T) {
-	o := ovstest.Start(t)
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: "unix:" + o.DB, RunDir: o.RunDir, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	o, client, ctx := connected(t)
 	vtep := netip.MustParseAddr("198.18.0.1")
 	one := desired.NodeTunnels(vtep, 4789)
 	made := func(name string, port tunnel.Port, f tunnel.Family, number uint32) desired.Tunnel {
