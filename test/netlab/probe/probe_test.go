@@ -244,6 +244,27 @@ func TestRunSeesForbidden(t *testing.T) {
 	}
 }
 
+// TestOneDirection: who may ask and may not be asked is told apart where connections are
+// tracked: answers are no questions.
+func TestOneDirection(t *testing.T) {
+	n := newNetwork(t, "a/1", "b/1")
+	n.nft(0, `table ip t { chain c { type filter hook prerouting priority 0; ct state established,related accept; drop; }; }`)
+	asks := func(from, _ Endpoint) bool { return from.Namespace == "a" }
+	p := n.prober()
+	r, err := p.Matrix(t.Context(), AllProtocols, MatrixOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Check(asks); err != nil {
+		t.Error(err)
+	}
+	run := p.Start(Exactly(asks), RunOptions{Interval: 5 * time.Millisecond, Connect: 20 * time.Millisecond})
+	waitUntil(t, func() bool { return run.Report().Received(Stream) > 50 && run.Report().Received(TCP) > 2 })
+	if err := run.Stop().Err(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRunChange: a tenant change under a run. What is under way when the rule
 // changes is not held against anybody; what is sent after is.
 func TestRunChange(t *testing.T) {

@@ -26,14 +26,16 @@ type station struct {
 	p     *Prober
 	index int
 
-	udp       *net.UDPConn
-	icmp, raw *net.IPConn // raw sees what TCP segments arrive
-	tcp       net.Listener
-	stream    net.Listener
-	http      net.Listener
+	// udp is asked; client asks, from a port of its own. If one socket did both, what two
+	// endpoints send to each other would be one connection to whoever tracks connections.
+	udp, client *net.UDPConn
+	icmp, raw   *net.IPConn // raw sees what TCP segments arrive
+	tcp         net.Listener
+	stream      net.Listener
+	http        net.Listener
 
-	// ports that the sockets listen on, chosen by the kernel, so that several
-	// probers can use one endpoint at a time.
+	// ports that the sockets listen on, which nobody has: several probers can use one
+	// endpoint at a time.
 	ports [protocols]int
 
 	mu    sync.Mutex
@@ -56,12 +58,13 @@ func openStation(p *Prober, index int) (*station, error) {
 
 // open makes the sockets; the calling thread is in the endpoint's namespace.
 func (s *station) open() error {
-	udp, err := net.ListenUDP("udp4", nil)
-	if err != nil {
-		return err
+	var err error
+	for _, c := range []**net.UDPConn{&s.udp, &s.client} {
+		if *c, err = net.ListenUDP("udp4", nil); err != nil {
+			return err
+		}
 	}
-	s.udp = udp
-	s.ports[UDP] = udp.LocalAddr().(*net.UDPAddr).Port
+	s.ports[UDP] = s.udp.LocalAddr().(*net.UDPAddr).Port
 	if s.icmp, err = listenIP("ip4:icmp"); err != nil {
 		return err
 	}
@@ -71,18 +74,34 @@ func (s *station) open() error {
 	if err := onlySYN(s.raw); err != nil {
 		return err
 	}
-	for _, c := range []syscall.Conn{s.udp, s.icmp, s.raw} {
+	for _, c := range []syscall.Conn{s.udp, s.client, s.icmp, s.raw} {
 		if err := forceReceiveBuffer(c); err != nil {
 			return err
 		}
 	}
 	for p, l := range map[Protocol]*net.Listener{TCP: &s.tcp, Stream: &s.stream, HTTP: &s.http} {
-		if *l, err = net.Listen("tcp4", ":0"); err != nil {
+		if *l, err = listenTCP(); err != nil {
 			return err
 		}
 		s.ports[p] = (*l).Addr().(*net.TCPAddr).Port
 	}
 	return nil
+}
+
+// firstClientPort is the first of the ports that the kernel gives to who connects
+// (ip_local_port_range in ip(7)).
+const firstClientPort = 32768
+
+// listenTCP listens on a port that nobody has, below those of clients, as servers do:
+// there are networks that tell by that who of two is the server.
+func listenTCP() (l net.Listener, err error) {
+	for range 20 {
+		l, err = net.Listen("tcp4", fmt.Sprintf(":%d", 1024+rand.IntN(firstClientPort-1024)))
+		if !errors.Is(err, unix.EADDRINUSE) {
+			break
+		}
+	}
+	return l, err
 }
 
 func listenIP(network string) (*net.IPConn, error) {
@@ -132,7 +151,9 @@ func forceReceiveBuffer(c syscall.Conn) error {
 
 // listen serves all sockets until close.
 func (s *station) listen() {
-	for _, serve := range []func(){s.serveUDP, s.serveICMP, s.serveRaw, s.serveTCP, s.serveStream, s.serveHTTP} {
+	udp := func() { s.serveUDP(s.udp) }
+	answers := func() { s.serveUDP(s.client) }
+	for _, serve := range []func(){udp, answers, s.serveICMP, s.serveRaw, s.serveTCP, s.serveStream, s.serveHTTP} {
 		s.p.wg.Add(1)
 		go func() {
 			defer s.p.wg.Done()
@@ -149,8 +170,10 @@ func (s *station) close() error {
 	s.conns = nil
 	s.mu.Unlock()
 	var errs []error
-	if s.udp != nil {
-		errs = append(errs, s.udp.Close())
+	for _, c := range []*net.UDPConn{s.udp, s.client} {
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
 	}
 	for _, c := range []*net.IPConn{s.icmp, s.raw} {
 		if c != nil {
@@ -175,10 +198,10 @@ func (s *station) see(p Protocol, h header) {
 	}
 }
 
-func (s *station) serveUDP() {
+func (s *station) serveUDP(conn *net.UDPConn) {
 	buf := make([]byte, 2048)
 	for {
-		n, from, err := s.udp.ReadFromUDPAddrPort(buf)
+		n, from, err := conn.ReadFromUDPAddrPort(buf)
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) {
 				return
@@ -193,7 +216,7 @@ func (s *station) serveUDP() {
 		case kindRequest:
 			s.see(UDP, h)
 			h.kind = kindAnswer
-			_, _ = s.udp.WriteToUDPAddrPort(h.encode(), from) // a lost answer shows
+			_, _ = conn.WriteToUDPAddrPort(h.encode(), from) // a lost answer shows
 		case kindOneWay:
 			s.see(UDP, h)
 		case kindAnswer:
@@ -276,7 +299,7 @@ func checksum(b []byte) uint16 {
 }
 
 func (s *station) sendUDP(h header) error {
-	_, err := s.udp.WriteToUDPAddrPort(h.encode(), netip.AddrPortFrom(s.p.endpoints[h.to].IP, uint16(s.p.stations[h.to].ports[UDP])))
+	_, err := s.client.WriteToUDPAddrPort(h.encode(), netip.AddrPortFrom(s.p.endpoints[h.to].IP, uint16(s.p.stations[h.to].ports[UDP])))
 	return err
 }
 
