@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,7 +20,6 @@ import (
 	"google.golang.org/grpc"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/test/kubetest"
@@ -78,34 +77,18 @@ func release(t *testing.T, commit string) (bin string) {
 	return bin
 }
 
-// serveCluster has an API server in the lab, with its nodes and these namespaces. It knows
-// nodes' agents by their addresses, as a real one knows them by their tokens.
+// serveCluster has an API server in the lab, with its nodes and these namespaces.
 func (l *lab) serveCluster(namespaces ...string) *cluster {
 	l.t.Helper()
-	c := &cluster{l, kubetest.NewServer()}
 	nodes, err := l.Nodes()
 	l.must(err)
-	c.api.Who = func(r *http.Request) (string, map[string][]string) {
-		host, _, _ := net.SplitHostPort(r.RemoteAddr)
-		for _, n := range nodes {
-			if n.VTEP.String() == host {
-				return "system:serviceaccount:kube-system:k8s-ovs-agent", map[string][]string{
-					"authentication.kubernetes.io/node-name": {n.Name}, "authentication.kubernetes.io/node-uid": {"uid-" + n.Name}, "authentication.kubernetes.io/pod-uid": {"agent-" + n.Name},
-				}
-			}
-		}
-		return "somebody", nil
-	}
+	addresses := map[string]netip.Addr{}
 	for _, n := range nodes {
-		l.must(c.api.Put(&corev1.Node{
-			ObjectMeta: metav1.ObjectMeta{Name: n.Name, UID: types.UID("uid-" + n.Name)},
-			Status:     corev1.NodeStatus{Addresses: []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n.VTEP.String()}}},
-		}))
+		addresses[n.Name] = n.VTEP
 	}
-	for _, name := range namespaces {
-		l.must(c.api.Put(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-" + name)}}))
-	}
-	l.must(c.api.Put(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1"}}))
+	api, err := kubetest.NewCluster(addresses, namespaces...)
+	l.must(err)
+	c := &cluster{l, api}
 	c.serveAPI()
 	l.t.Cleanup(func() { _ = c.api.Away() })
 	l.must(l.UseKubernetes(true))

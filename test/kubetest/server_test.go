@@ -19,6 +19,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
@@ -144,14 +145,13 @@ func TestServerPods(t *testing.T) {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
+	pod := func(name, uid, node string, annotations map[string]string) *corev1.Pod {
+		return &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: name, UID: types.UID(uid), Annotations: annotations},
+			Spec:       corev1.PodSpec{NodeName: node},
 		}
 	}
-	must(s.PutPod("a", "here", "u", "n1", nil))
-	must(s.PutPod("a", "there", "v", "n2", nil))
+	put(t, s, pod("here", "u", "n1", nil), pod("there", "v", "n2", nil))
 	pods := client.WatchPods(ctx, "n1")
 	here := kube.PodKey{Namespace: "a", Name: "here"}
 	// The same may be told twice.
@@ -167,7 +167,7 @@ func TestServerPods(t *testing.T) {
 	}
 	told("pods of n1", func(got map[kube.PodKey]kube.Pod) bool { return len(got) == 1 && got[here].UID == "u" })
 	const limit = "kubernetes.io/egress-bandwidth"
-	must(s.PutPod("a", "here", "u", "n1", map[string]string{limit: "1M"}))
+	put(t, s, pod("here", "u", "n1", map[string]string{limit: "1M"}))
 	told("a limit", func(got map[kube.PodKey]kube.Pod) bool { return got[here].Annotations[limit] == "1M" })
 	if p, err := client.Pod(ctx, "n1", here); err != nil || p.Annotations[limit] != "1M" {
 		t.Errorf("read: %+v, %v", p, err)
@@ -181,7 +181,9 @@ func TestServerPods(t *testing.T) {
 	if has, err := client.HasPods(ctx, "b"); err != nil || has {
 		t.Errorf("a namespace without pods has some (%v)", err)
 	}
-	must(s.DeletePod("a", "here", "n1"))
+	if err := s.Delete(pod("here", "u", "n1", nil)); err != nil {
+		t.Fatal(err)
+	}
 	told("its end", func(got map[kube.PodKey]kube.Pod) bool { return len(got) == 0 })
 	client.Event(kube.ObjectRef{Kind: "Pod", Namespace: "a", Name: "here", UID: "u"}, true, "Refused", "for a reason")
 	for len(s.Events()) == 0 && ctx.Err() == nil {

@@ -3,11 +3,21 @@ package netlab
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
@@ -58,10 +68,10 @@ func (l *Lab) StartInCluster(ctx context.Context, bin string) error {
 		return err
 	}
 	o := s.Options
-	return l.startControllerOf(ctx, bin, "controller", []string{
+	return l.startControllerOf(ctx, bin, "controller", append([]string{
 		"--kubeconfig", s.Kubeconfig, "--node-ip", controllerIP.String(), "--pod", "kube-system/controller/uid", "--data-dir", l.DataDir(),
 		"--network", o.Network.String(), "--host-subnet-length", fmt.Sprint(o.HostSubnetLength),
-	})
+	}, o.ControllerArgs...))
 }
 
 // StartInCluster starts a node's agent in a Kubernetes cluster, after UseKubernetes, and
@@ -91,10 +101,38 @@ func (a Agent) StartInCluster(ctx context.Context, bin string) error {
 	})
 }
 
+// Program is the process id of the agent itself, also where another process keeps it running.
+func (a Agent) Program() (pid int, err error) {
+	p, err := a.Get()
+	if err != nil {
+		return 0, err
+	}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", p.PID, p.PID))
+	if err != nil {
+		return 0, fmt.Errorf("the agent of %s: %w", a.node, err)
+	}
+	for _, text := range append([]string{strconv.Itoa(p.PID)}, strings.Fields(string(children))...) {
+		name, err := os.ReadFile(filepath.Join("/proc", text, "comm"))
+		if err == nil && strings.TrimSpace(string(name)) == "k8s-ovs-agent" {
+			return strconv.Atoi(text)
+		}
+	}
+	return 0, fmt.Errorf("the agent of %s does not run", a.node)
+}
+
+// KillProgram kills the agent of StartInCluster itself, which is started again at once.
+func (a Agent) KillProgram() error {
+	pid, err := a.Program()
+	if err != nil {
+		return err
+	}
+	return unix.Kill(pid, unix.SIGKILL)
+}
+
 // API is the part of an API server that has the lab's pods; kubetest.Server is one.
 type API interface {
-	PutPod(namespace, name, uid, node string, annotations map[string]string) error
-	DeletePod(namespace, name, node string) error
+	Put(object runtime.Object) error
+	Delete(object runtime.Object) error
 }
 
 // ShowPods makes the lab's pods, those there are and those made by l from now on,
@@ -106,7 +144,7 @@ func (l *Lab) ShowPods(api API) error {
 		return err
 	}
 	for _, p := range s.Pods {
-		if err := l.showPod(p, p.Options.Annotations); err != nil {
+		if err := l.showPod(p); err != nil {
 			return err
 		}
 	}
@@ -115,19 +153,52 @@ func (l *Lab) ShowPods(api API) error {
 
 // SetAnnotations makes these all the annotations that a pod has in the API server.
 func (l *Lab) SetAnnotations(p Pod, annotations map[string]string) error {
+	return l.describe(p, func(o *PodOptions) { o.Annotations = annotations })
+}
+
+// SetLabels makes these all the labels that a pod has in the API server.
+func (l *Lab) SetLabels(p Pod, labels map[string]string) error {
+	return l.describe(p, func(o *PodOptions) { o.Labels = labels })
+}
+
+// describe changes what the API server has of a pod.
+func (l *Lab) describe(p Pod, change func(*PodOptions)) error {
 	if l.api == nil {
-		return fmt.Errorf("pod %s: annotations are the API server's, and lab %s has none: see ShowPods", p, l.name)
+		return fmt.Errorf("pod %s: what describes it is the API server's, and lab %s has none: see ShowPods", p, l.name)
 	}
-	return l.showPod(p, annotations)
+	err := l.update(func(s *state) error {
+		known, err := s.pod(p.Namespace, p.Name)
+		if err != nil {
+			return err
+		}
+		change(&known.Options)
+		p = *known
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return l.showPod(p)
 }
 
 // showPod makes the pod one of the API server's, where there is one.
-func (l *Lab) showPod(p Pod, annotations map[string]string) error {
+func (l *Lab) showPod(p Pod) error {
 	if l.api == nil {
 		return nil
 	}
-	if err := l.api.PutPod(p.Namespace, p.Name, p.UID, p.Node, annotations); err != nil {
+	if err := l.api.Put(p.object()); err != nil {
 		return fmt.Errorf("pod %s: %w", p, err)
 	}
 	return nil
+}
+
+// object is the pod as an API server has it. It belongs to whoever is given it.
+func (p Pod) object() *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID),
+			Labels: maps.Clone(p.Options.Labels), Annotations: maps.Clone(p.Options.Annotations),
+		},
+		Spec: corev1.PodSpec{NodeName: p.Node, Containers: []corev1.Container{{Name: "main", Ports: slices.Clone(p.Options.Ports)}}},
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	types100 "github.com/containernetworking/cni/pkg/types/100"
+	corev1 "k8s.io/api/core/v1"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
@@ -21,8 +22,10 @@ type PodOptions struct {
 	// sends, in bits per second; 0 is no limit.
 	IngressBandwidth uint64 `json:"ingressBandwidth,omitempty"`
 	EgressBandwidth  uint64 `json:"egressBandwidth,omitempty"`
-	// Annotations are the pod's in the API server: see [Lab.ShowPods].
-	Annotations map[string]string `json:"annotations,omitempty"`
+	// Annotations, Labels and the ports of its container are the pod's in the API server: see [Lab.ShowPods].
+	Annotations map[string]string      `json:"annotations,omitempty"`
+	Labels      map[string]string      `json:"labels,omitempty"`
+	Ports       []corev1.ContainerPort `json:"ports,omitempty"`
 }
 
 // Pod is a pod of the lab: a network namespace that was attached through CNI.
@@ -124,7 +127,7 @@ func (l *Lab) NewSandbox(node, namespace, name string, o PodOptions) (Pod, error
 	if err != nil {
 		return Pod{}, errors.Join(err, ns.Delete(p.Netns))
 	}
-	if err := l.showPod(p, o.Annotations); err != nil {
+	if err := l.showPod(p); err != nil {
 		return Pod{}, errors.Join(err, l.ForgetPod(p))
 	}
 	return p, nil
@@ -150,7 +153,7 @@ func (l *Lab) ForgetPod(p Pod) error {
 		return err
 	}
 	if l.api != nil {
-		if err := l.api.DeletePod(p.Namespace, p.Name, p.Node); err != nil {
+		if err := l.api.Delete(p.object()); err != nil {
 			return fmt.Errorf("pod %s: %w", p, err)
 		}
 	}
