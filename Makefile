@@ -118,6 +118,10 @@ conformance-short: image reference ## a dozen upstream specs and most of our own
 critest: image ## the container runtimes' own suite (CRI tools), as far as it is about networks and sandboxes, with containerd and k8s-ovs (root)
 	@./test/conformance/run --critest
 
+.PHONY: cyclonus
+cyclonus: image ## cyclonus' cases of NetworkPolicy on real Kubernetes; writes test/conformance/CYCLONUS.md; INCLUDE="a,b": only those with such tags (root)
+	@./test/conformance/run --cyclonus $(or $(INCLUDE),all)
+
 .PHONY: clean
 clean: ## remove what was built
 	rm -rf $(BIN)

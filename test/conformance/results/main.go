@@ -17,11 +17,18 @@ import (
 )
 
 func main() {
-	from := flag.String("from", "", "folder with junit_01.xml, specs.json and facts.tsv, and podstart.jsonl of a whole run")
+	from := flag.String("from", "", "folder with junit_01.xml, specs.json and facts.tsv, with policies/junit_01.xml, and with podstart.jsonl of a whole run")
 	write := flag.String("write", "", "Markdown file to write")
 	overlay := flag.String("overlay", "", "which of test/conformance/overlays the network was, if any")
+	cyclonus := flag.String("cyclonus", "", "junit file of cyclonus, to be judged instead")
 	flag.Parse()
-	if err := judge(*from, *write, *overlay); err != nil {
+	err := func() error {
+		if *cyclonus != "" {
+			return judgeCyclonus(*cyclonus, *write)
+		}
+		return judge(*from, *write, *overlay)
+	}()
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "conformance:", err)
 		os.Exit(1)
 	}
@@ -46,6 +53,9 @@ type results struct {
 	// overlay that the network was from, if not the manifest.
 	overlay  string
 	upstream []spec
+	// policies are the upstream specs of NetworkPolicy, which have a run of their own, where there was one.
+	policies    []spec
+	ranPolicies bool
 	// notRun counts the specs of sig-network that were not chosen, by reason.
 	notRun map[string]int
 	own    []spec
@@ -85,10 +95,19 @@ func read(folder string) (r results, err error) {
 		}
 		err = errors.Join(err, e)
 	}
-	open("junit_01.xml", func(f io.Reader) (err error) { r.upstream, r.notRun, err = readJUnit(f); return err })
+	there := func(name string) bool { _, err := os.Stat(filepath.Join(folder, name)); return err == nil }
+	if r.ranPolicies = there("policies"); r.ranPolicies {
+		open("policies/junit_01.xml", func(f io.Reader) (err error) { r.policies, _, err = readJUnit(f); return err })
+	}
+	open("junit_01.xml", func(f io.Reader) (err error) {
+		var left []string
+		r.upstream, left, err = readJUnit(f)
+		r.notRun = notRun(left, r.policies)
+		return err
+	})
 	open("specs.json", func(f io.Reader) (err error) { r.own, err = readTest2JSON(f); return err })
 	open("facts.tsv", func(f io.Reader) (err error) { r.facts, err = readFacts(f); return err })
-	if _, e := os.Stat(filepath.Join(folder, "podstart.jsonl")); e == nil {
+	if there("podstart.jsonl") {
 		open("podstart.jsonl", func(f io.Reader) (err error) { r.starts, err = readStarts(f); return err })
 	}
 	return r, err

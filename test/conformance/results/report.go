@@ -22,10 +22,15 @@ const (
 // said: times on a machine that others use too prove little.
 func (r results) verdict(w io.Writer) error {
 	var errs []error
-	for _, list := range []struct {
+	type list struct {
 		name  string
 		specs []spec
-	}{{"upstream", r.upstream}, {"our", r.own}} {
+	}
+	lists := []list{{"upstream", r.upstream}, {"our", r.own}}
+	if r.ranPolicies {
+		lists = append(lists, list{"upstream NetworkPolicy", r.policies})
+	}
+	for _, list := range lists {
 		for _, s := range list.specs {
 			if s.outcome == failed {
 				errs = append(errs, fmt.Errorf("%s spec failed: %s", list.name, s.name))
@@ -76,7 +81,11 @@ func (r results) markdown(now time.Time) string {
 		by, network = "make conformance-overlays", "test/conformance/overlays/"+r.overlay
 	}
 	fmt.Fprintf(&b, "# Conformance results\n\nWritten by `%s` on %s: Kubernetes 1.34.4 on two nodes of one machine, the network from\n`%s`, kube-proxy (nftables) for the hosts.\n\n", by, now.UTC().Format(time.DateOnly), network)
-	fmt.Fprintf(&b, "| | |\n|---|---|\n| upstream `[sig-network]` `[Conformance]` specs | %s |\n| our own specs | %s |\n", tally(r.upstream), tally(r.own))
+	fmt.Fprintf(&b, "| | |\n|---|---|\n| upstream `[sig-network]` `[Conformance]` specs | %s |\n", tally(r.upstream))
+	if r.ranPolicies {
+		fmt.Fprintf(&b, "| upstream `[sig-network]` `Netpol` specs | %s |\n", tally(r.policies))
+	}
+	fmt.Fprintf(&b, "| our own specs | %s |\n", tally(r.own))
 	for _, f := range r.facts {
 		fmt.Fprintf(&b, "| %s | %s |\n", f.name, f.value)
 	}
@@ -92,6 +101,9 @@ func (r results) markdown(now time.Time) string {
 	}
 	table(&b, "Our own specs", r.own)
 	table(&b, "Upstream specs", r.upstream)
+	if r.ranPolicies {
+		table(&b, "Upstream specs of NetworkPolicy", r.policies)
+	}
 	if r.overlay != "" {
 		return b.String() // a few specs were chosen: the rest says nothing
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"flag"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -67,6 +68,10 @@ func TestVerdict(t *testing.T) {
 		{"not measured", func(r *results) { r.starts = nil }, "", ""},
 		{"upstream spec failed", func(r *results) { r.upstream[0].outcome = failed }, "upstream spec failed: a", ""},
 		{"our spec failed", func(r *results) { r.own[0].outcome = failed }, "our spec failed: b", ""},
+		{"a policy's spec failed", func(r *results) {
+			r.ranPolicies, r.policies = true, []spec{{name: "d", outcome: failed}, {name: "e", outcome: passed}}
+		}, "upstream NetworkPolicy spec failed: d", ""},
+		{"no policy's spec ran", func(r *results) { r.ranPolicies = true }, "no upstream NetworkPolicy spec passed", ""},
 		{"nothing ran", func(r *results) { r.upstream = nil }, "no upstream spec passed", ""},
 		{"all skipped", func(r *results) { r.own[0].outcome = skipped }, "no our spec passed", ""},
 		{"ready late", func(r *results) { r.facts[0].value = "30001 ms" }, "", "missed: nodes Ready after apply"},
@@ -84,5 +89,29 @@ func TestVerdict(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.wants)
 			}
 		})
+	}
+}
+
+// TestCyclonus: what failed is named, and nothing is no success.
+func TestCyclonus(t *testing.T) {
+	dir := t.TempDir()
+	judge := func(cases string) (written string, err error) {
+		from, to := filepath.Join(dir, "in.xml"), filepath.Join(dir, "out.md")
+		if err := os.WriteFile(from, []byte(`<testsuite name="cyclonus">`+cases+`</testsuite>`), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		err = judgeCyclonus(from, to)
+		data, _ := os.ReadFile(to)
+		return string(data), err
+	}
+	const good, bad = `<testcase classname="" name="deny all" time=""></testcase>`, `<testcase name="allow one"><failure message="" type=""></failure></testcase>`
+	if written, err := judge(good); err != nil || !strings.Contains(written, "1 cases: 1 passed, 0 failed") || strings.Contains(written, "Failed:") {
+		t.Errorf("%v: %s", err, written)
+	}
+	if written, err := judge(good + bad); err == nil || !strings.Contains(err.Error(), "allow one") || !strings.Contains(written, "- allow one") || strings.Contains(written, "- deny all") {
+		t.Errorf("%v: %s", err, written)
+	}
+	if _, err := judge(""); err == nil {
+		t.Error("a run without cases is a success")
 	}
 }

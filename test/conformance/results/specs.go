@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// notChosen says of each kind of sig-network spec beyond conformance why the run
+// reasons say of each kind of sig-network spec beyond conformance why the run
 // leaves it out. The first that matches a spec's name is its reason.
-var notChosen = []struct {
+var reasons = []struct {
 	name   *regexp.Regexp
 	reason string
 }{
@@ -29,9 +29,9 @@ var notChosen = []struct {
 	{regexp.MustCompile(`\[Feature:|\[FeatureGate:|\[Alpha\]|\[Beta\]`), "needs a feature that a plain cluster does not have"},
 }
 
-// readJUnit reads what ginkgo wrote: the specs that ran, by name, and the number
-// of those of sig-network that were not chosen, by reason.
-func readJUnit(r io.Reader) (ran []spec, notRun map[string]int, err error) {
+// readJUnit reads what ginkgo wrote: the specs that ran, and the names of those of
+// sig-network that were not chosen, by name.
+func readJUnit(r io.Reader) (ran []spec, notChosen []string, err error) {
 	var file struct {
 		Suites []struct {
 			Cases []struct {
@@ -50,7 +50,6 @@ func readJUnit(r io.Reader) (ran []spec, notRun map[string]int, err error) {
 	if err := xml.NewDecoder(r).Decode(&file); err != nil {
 		return nil, nil, err
 	}
-	notRun = map[string]int{}
 	for _, suite := range file.Suites {
 		for _, c := range suite.Cases {
 			name, ok := strings.CutPrefix(c.Name, "[It] [sig-network] ")
@@ -60,7 +59,7 @@ func readJUnit(r io.Reader) (ran []spec, notRun map[string]int, err error) {
 			// A spec that skips itself says why; one that was not chosen does not.
 			reason := strings.TrimPrefix(strings.TrimPrefix(c.Skipped.Message, "skipped"), " - ")
 			if c.Status == string(skipped) && reason == "" {
-				notRun[whyNotChosen(name)]++
+				notChosen = append(notChosen, withoutLabels(name))
 				continue
 			}
 			s := spec{name: withoutLabels(name), outcome: failed, took: seconds(c.Seconds), note: oneLine(reason + c.Failure.Message)}
@@ -71,11 +70,23 @@ func readJUnit(r io.Reader) (ran []spec, notRun map[string]int, err error) {
 		}
 	}
 	slices.SortFunc(ran, func(a, b spec) int { return cmp.Compare(a.name, b.name) })
-	return ran, notRun, nil
+	slices.Sort(notChosen)
+	return ran, notChosen, nil
+}
+
+// notRun is how many of those that were not chosen did not run elsewhere either, by reason.
+func notRun(notChosen []string, elsewhere []spec) map[string]int {
+	count := map[string]int{}
+	for _, name := range notChosen {
+		if !slices.ContainsFunc(elsewhere, func(s spec) bool { return s.name == name }) {
+			count[whyNotChosen(name)]++
+		}
+	}
+	return count
 }
 
 func whyNotChosen(name string) string {
-	for _, n := range notChosen {
+	for _, n := range reasons {
 		if n.name.MatchString(name) {
 			return n.reason
 		}
