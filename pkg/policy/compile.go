@@ -49,6 +49,9 @@ type Table struct {
 
 // Allow lets every one of some subjects and every one of some peers meet on some ports.
 type Allow struct {
+	// Name says which peers and ports these are. It stays the same while the members of sets,
+	// and the subjects, change; no other of a direction has it.
+	Name     string
 	Subjects []netip.Addr
 	Peers    Peers
 	// AnyPort is every protocol and port; else those of Ports.
@@ -144,10 +147,10 @@ type compiler struct {
 func (c *compiler) ingress(t *tables, by Key, subjects []Pod, r Rule) {
 	name, peers := c.peers(r)
 	if r.AnyPort {
-		t.allow(name, Allow{addresses(subjects), peers, true, nil, []Key{by}})
+		t.allow(Allow{name, addresses(subjects), peers, true, nil, []Key{by}})
 		return
 	}
-	t.allow(name, Allow{addresses(subjects), peers, false, numbered(r.Ports), []Key{by}})
+	t.allow(Allow{name, addresses(subjects), peers, false, numbered(r.Ports), []Key{by}})
 	for _, port := range r.Ports {
 		if port.Name == "" {
 			continue
@@ -159,7 +162,7 @@ func (c *compiler) ingress(t *tables, by Key, subjects []Pod, r Rule) {
 			}
 		}
 		for n, these := range byNumber {
-			t.allow(name, Allow{these, peers, false, []PortRange{{port.Protocol, n, n}}, []Key{by}})
+			t.allow(Allow{name, these, peers, false, []PortRange{{port.Protocol, n, n}}, []Key{by}})
 		}
 	}
 }
@@ -169,10 +172,10 @@ func (c *compiler) egress(t *tables, by Key, subjects []Pod, r Rule) {
 	name, peers := c.peers(r)
 	from := addresses(subjects)
 	if r.AnyPort {
-		t.allow(name, Allow{from, peers, true, nil, []Key{by}})
+		t.allow(Allow{name, from, peers, true, nil, []Key{by}})
 		return
 	}
-	t.allow(name, Allow{from, peers, false, numbered(r.Ports), []Key{by}})
+	t.allow(Allow{name, from, peers, false, numbered(r.Ports), []Key{by}})
 	for _, port := range r.Ports {
 		if port.Name == "" {
 			continue
@@ -185,7 +188,7 @@ func (c *compiler) egress(t *tables, by Key, subjects []Pod, r Rule) {
 		}
 		for n, prefixes := range byNumber {
 			these := Peers{Prefixes: sorted(prefixes, comparePrefixes)}
-			t.allow(name+" with "+port.Name, Allow{from, these, false, []PortRange{{port.Protocol, n, n}}, []Key{by}})
+			t.allow(Allow{name + " with " + port.Name, from, these, false, []PortRange{{port.Protocol, n, n}}, []Key{by}})
 		}
 	}
 }
@@ -352,19 +355,19 @@ func (t *tables) isolate(s Side, subjects []Pod) {
 	}
 }
 
-// allow adds one, whose peers have that name.
-func (t *tables) allow(peers string, a Allow) {
+// allow adds one, of which only the peers have a name yet.
+func (t *tables) allow(a Allow) {
 	nobody := !a.Peers.Any && !a.Peers.Pods && len(a.Peers.Prefixes) == 0
 	if nobody || !a.AnyPort && len(a.Ports) == 0 {
 		return
 	}
-	key := fmt.Sprint(peers, " on ", a.Ports)
-	if same := t.allows[key]; same != nil {
+	a.Name = fmt.Sprint(a.Name, " on ", a.Ports)
+	if same := t.allows[a.Name]; same != nil {
 		same.Subjects = append(same.Subjects, a.Subjects...)
 		same.Policies = append(same.Policies, a.Policies...)
 		return
 	}
-	t.allows[key] = &a
+	t.allows[a.Name] = &a
 }
 
 // table is the whole, in an order that follows from what is in it.

@@ -32,12 +32,14 @@ type Attached struct {
 	Meter Meter
 	// Queue is its class on the uplink; 0 for none.
 	Queue uint32
+	// Policy is what policies say of it.
+	Policy pipeline.PodPolicy
 }
 
 // Equal reports whether flows of both would be the same.
 func (a Attached) Equal(b Attached) bool {
 	return a.Port == b.Port && a.Namespace == b.Namespace && bytes.Equal(a.MAC, b.MAC) && slices.Equal(a.Addresses, b.Addresses) &&
-		a.Meter == b.Meter && a.Queue == b.Queue
+		a.Meter == b.Meter && a.Queue == b.Queue && a.Policy == b.Policy
 }
 
 // Shares reports whether both have an address.
@@ -130,7 +132,7 @@ func nets(c topology.Config, me topology.Node) (all []pipeline.Net) {
 
 // Pod is the model of one attachment.
 func Pod(slots Slots, a Attached) pipeline.Pod {
-	p := pipeline.Pod{Port: a.Port, MAC: a.MAC, Addresses: a.Addresses, Slot: slots.Assign(a.Namespace), Queue: a.Queue}
+	p := pipeline.Pod{Port: a.Port, MAC: a.MAC, Addresses: a.Addresses, Slot: slots.Assign(a.Namespace), Queue: a.Queue, Policy: a.Policy}
 	if a.Meter.Rate > 0 {
 		p.Meter = a.Port
 	}

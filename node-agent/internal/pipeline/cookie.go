@@ -19,15 +19,28 @@ const (
 	KindService  Kind = kindServices | 1
 	KindEndpoint Kind = kindServices | 2
 	KindLearned  Kind = kindServices | 3
+	// Those of what policies allow have kindPolicies, and are an area of their own: a rule, and
+	// the clauses that it has in common with others. Whom policies isolate is the pods'.
+	KindRule    Kind = kindPolicies | 1
+	KindSubject Kind = kindPolicies | 2
+	KindAllowed Kind = kindPolicies | 3
+	KindPort    Kind = kindPolicies | 4
 
 	kindServices Kind = 0x10
+	kindPolicies Kind = 0x20
 )
 
-// Others selects the flows that do not belong to services: cookie and mask.
-func Others() (cookie, mask uint64) { return 0, uint64(kindServices) << 40 }
+// Areas of the flow store: each is the flows whose cookie has those bits, under one mask.
+const areaMask = uint64(kindServices|kindPolicies) << 40
+
+// Others selects the flows that belong neither to services nor to what policies allow: cookie and mask.
+func Others() (cookie, mask uint64) { return 0, areaMask }
 
 // Services selects the flows that belong to services: cookie and mask.
-func Services() (cookie, mask uint64) { return uint64(kindServices) << 40, uint64(kindServices) << 40 }
+func Services() (cookie, mask uint64) { return uint64(kindServices) << 40, areaMask }
+
+// Policies selects the flows of what policies allow: cookie and mask.
+func Policies() (cookie, mask uint64) { return uint64(kindPolicies) << 40, areaMask }
 
 // Reason says why a flow drops; 0 where it does not.
 type Reason uint8

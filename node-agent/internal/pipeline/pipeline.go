@@ -111,6 +111,11 @@ type Pod struct {
 	// Meter is the number of the meter that what it sends goes through, Queue its
 	// queue on the uplink; 0 for none.
 	Meter, Queue uint32
+	// Policy is what policies say of it.
+	Policy PodPolicy
+	// Connections is the number of the meter of its new connections, where it is selected; 0
+	// for none.
+	Connections uint32
 }
 
 // Flows are all flows of the node.
