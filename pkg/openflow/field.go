@@ -106,3 +106,10 @@ func addrField(id FieldID, a netip.Addr) Field {
 	}
 	return prefixField(id, netip.PrefixFrom(a, a.BitLen()))
 }
+
+func addrFieldMasked(id FieldID, a, mask netip.Addr) Field {
+	if bits := fieldInfos[id].bits; a.BitLen() != bits || mask.BitLen() != bits {
+		panic(fmt.Sprintf("openflow: %s: %v/%v is not a %d-bit address and its mask", id, a, mask, bits))
+	}
+	return newField(id, a.AsSlice(), mask.AsSlice())
+}

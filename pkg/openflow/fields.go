@@ -132,6 +132,16 @@ func TCPSrc(port uint16) Field { return uintField(FieldTCPSrc, uint64(port)) }
 // TCPDst is the TCP destination port.
 func TCPDst(port uint16) Field { return uintField(FieldTCPDst, uint64(port)) }
 
+// TCPSrcMasked is the bits under mask of the TCP source port.
+func TCPSrcMasked(port, mask uint16) Field {
+	return uintFieldMasked(FieldTCPSrc, uint64(port), uint64(mask))
+}
+
+// TCPDstMasked is the bits under mask of the TCP destination port.
+func TCPDstMasked(port, mask uint16) Field {
+	return uintFieldMasked(FieldTCPDst, uint64(port), uint64(mask))
+}
+
 // TCPFlags is the bits under mask of the TCP flags, 12 bits (RFC 9293): 0x02 is SYN, 0x10 ACK.
 func TCPFlags(v, mask uint16) Field {
 	return uintFieldMasked(FieldTCPFlags, uint64(v), uint64(mask))
@@ -217,11 +227,24 @@ func CTNWSrc(p netip.Prefix) Field { return prefixField(FieldCTNWSrc, p) }
 // CTNWDst is the IPv4 destination address of the connection's original direction.
 func CTNWDst(p netip.Prefix) Field { return prefixField(FieldCTNWDst, p) }
 
+// CTNWSrcMasked is the bits under mask of the IPv4 source address of the connection's
+// original direction; they need not be a prefix.
+func CTNWSrcMasked(a, mask netip.Addr) Field { return addrFieldMasked(FieldCTNWSrc, a, mask) }
+
+// CTNWDstMasked is the bits under mask of the IPv4 destination address of the connection's
+// original direction; they need not be a prefix.
+func CTNWDstMasked(a, mask netip.Addr) Field { return addrFieldMasked(FieldCTNWDst, a, mask) }
+
 // CTTPSrc is the source port of the connection's original direction, beside its [CTNWProto].
 func CTTPSrc(port uint16) Field { return uintField(FieldCTTPSrc, uint64(port)) }
 
 // CTTPDst is the destination port of the connection's original direction, beside its [CTNWProto].
 func CTTPDst(port uint16) Field { return uintField(FieldCTTPDst, uint64(port)) }
+
+// CTTPDstMasked is the bits under mask of that port.
+func CTTPDstMasked(port, mask uint16) Field {
+	return uintFieldMasked(FieldCTTPDst, uint64(port), uint64(mask))
+}
 
 // ConjID is the identifier of a conjunctive match (ovs-fields(7)).
 func ConjID(id uint32) Field { return uintField(FieldConjID, uint64(id)) }
