@@ -386,7 +386,7 @@ func TestCompile(t *testing.T) {
 			{Name: `["shop" "" "app=db" ""] on [{TCP 8080 8080}]`, Subjects: []netip.Addr{web}, Peers: peers, Ports: []PortRange{{service.TCP, 8080, 8080}}, Policies: by},
 		}},
 		Egress: Table{Isolated: []netip.Addr{db}, Allows: []Allow{
-			{Name: `["" "" "" ""] 10.0.0.0/8 [10.128.0.0/9 10.0.0.0/10] on []`, Subjects: []netip.Addr{db}, Peers: Peers{Pods: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/10")}}, AnyPort: true, Policies: by},
+			{Name: `10.0.0.0/8 [10.128.0.0/9 10.0.0.0/10] ["" "" "" ""] on []`, Subjects: []netip.Addr{db}, Peers: Peers{Pods: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/10")}}, AnyPort: true, Policies: by},
 		}},
 		Own:           []netip.Addr{addr("172.11.0.1"), addr("198.18.0.1")},
 		Network:       netip.MustParsePrefix("172.11.0.0/16"),

@@ -103,7 +103,7 @@ func Node(s topology.Snapshot, self netip.Addr, ports Ports, udp []tunnel.Port, 
 	}
 	m := pipeline.Model{
 		Nets:        nets(s.Config, me),
-		TunnelPorts: slices.Sorted(maps.Values(ports.Tunnels)), GatewayPort: ports.Gateway, UDPPorts: udp,
+		TunnelPorts: slices.Sorted(maps.Values(ports.Tunnels)), GatewayPort: ports.Gateway, Host: self, UDPPorts: udp,
 	}
 	var problems []Problem
 	m.Peers, problems = peers(s, me, ports)

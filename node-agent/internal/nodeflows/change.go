@@ -20,8 +20,9 @@ type change struct {
 	goes bool
 }
 
-// Attach puts one pod into the picture and its flows into the switch. Where that fails
-// the pod is out of the picture again. Who had its port before is not there any more, and
+// Attach puts one pod into the picture and its flows into the switch. What policies say of it
+// counts for a pod that was not there; of one that was, with that port and MAC, only
+// [Table.SetPolicies] says that. Where it fails the pod is out of the picture again. Who had its port before is not there any more, and
 // who has an address of it at another port comes back when its own number is known. Pods that come and go at once share a bundle:
 // the switch takes as long for many as for one, and one that it refuses keeps no other.
 func (t *Table) Attach(ctx context.Context, a desired.Attached) error {
@@ -106,6 +107,9 @@ func (t *Table) together(ctx context.Context, list []change) error {
 func (t *Table) apply(c change) (undo func()) {
 	old, had := t.attached[c.pod.Port]
 	restore := t.tenants.remember(old.Namespace, c.pod.Namespace)
+	if had && bytes.Equal(old.MAC, c.pod.MAC) {
+		c.pod.Policy = old.Policy
+	}
 	if c.goes {
 		t.leave(c.pod.Port)
 	} else {

@@ -101,7 +101,7 @@ func (t *Table) SetAllowances(ctx context.Context, all pipeline.Allowance, held 
 	var c flowstore.Change
 	c.All(KindFairness)
 	for n := range f.numbers {
-		c.Set(flowstore.Owner{Kind: KindFairness, Name: n}, flowstore.Want{Meters: t.model.TenantMeters(t.tenantModel(n), f.allowance(n))})
+		c.Set(flowstore.Owner{Kind: KindFairness, Name: n}, flowstore.Want{Meters: t.fairMeters(t.tenantModel(n), n)})
 	}
 	_, err := t.store.Set(ctx, c)
 	return t.unmeter(err)
@@ -113,18 +113,23 @@ func (t *Table) SetAllowances(ctx context.Context, all pipeline.Allowance, held 
 func (t *Table) unmeter(err error) error {
 	var failed *flowstore.MeterError
 	var refused *of.SwitchError
-	if errors.As(err, &failed) && failed.New && pipeline.OfTenant(failed.Meter.ID) && errors.As(failed.Err, &refused) {
+	if errors.As(err, &failed) && failed.New && ofFairness(failed.Meter.ID) && errors.As(failed.Err, &refused) {
 		t.tenants.fair.unmetered = failed.Err
 		t.stale = true
 	}
 	return err
 }
 
+func ofFairness(meter uint32) bool { return pipeline.OfTenant(meter) || pipeline.OfConnections(meter) }
+
 // Demand is what a namespace has asked for since its meters were made or, in userspace,
 // changed.
 type Demand struct {
 	// Connections to services, and those of them that were refused, packets.
 	Connections, Refused uint64
+	// Judged are the connections of pods that policies select, JudgedRefused those of them
+	// that were refused for their number, packets.
+	Judged, JudgedRefused uint64
 	// TooLarge are packets that were too large for their path, Untold those of them
 	// whose sender was not told.
 	TooLarge, Untold uint64
@@ -142,6 +147,11 @@ func (t *Table) Demands(ctx context.Context) (map[string]Demand, error) {
 	for namespace := range f.numbers {
 		m := f.meters(namespace)
 		owners[m.New], owners[m.TooLarge] = namespace, namespace
+	}
+	for port, a := range t.attached {
+		if t.connectionsMetered(a) {
+			owners[pipeline.ConnectionsOf(port)] = a.Namespace
+		}
 	}
 	t.mu.Unlock()
 	switch {
@@ -162,9 +172,12 @@ func (t *Table) Demands(ctx context.Context) (map[string]Demand, error) {
 			continue
 		}
 		d := demands[namespace]
-		if pipeline.CountsTooLarge(c.ID) {
+		switch {
+		case pipeline.OfConnections(c.ID):
+			d.Judged, d.JudgedRefused = d.Judged+c.Packets, d.JudgedRefused+c.Dropped
+		case pipeline.CountsTooLarge(c.ID):
 			d.TooLarge, d.Untold = c.Packets, c.Dropped
-		} else {
+		default:
 			d.Connections, d.Refused = c.Packets, c.Dropped
 		}
 		demands[namespace] = d

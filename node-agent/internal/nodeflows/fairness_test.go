@@ -33,10 +33,10 @@ func (m *metered) Meters(ctx context.Context) ([]of.Meter, error) {
 
 func (m *metered) AddMeter(ctx context.Context, meter of.Meter) error {
 	m.requests++
-	if m.mute && pipeline.OfTenant(meter.ID) {
+	if m.mute && ofFairness(meter.ID) {
 		return context.DeadlineExceeded
 	}
-	if m.refuse && pipeline.OfTenant(meter.ID) {
+	if m.refuse && ofFairness(meter.ID) {
 		return &of.SwitchError{Type: 12, Code: 10} // OFPMMFC_OUT_OF_METERS
 	}
 	return m.Conn.AddMeter(ctx, meter)

@@ -1,5 +1,5 @@
-// Package nodeflows produces the flows of br0 but for those of services: of the node
-// itself, its peers, the namespaces that have pods here or serve, and the pods. It holds
+// Package nodeflows produces the flows of br0 but for those of services and of what policies
+// allow: of the node itself, its peers, the namespaces that have pods here or serve, and the pods. It holds
 // the picture that they follow from (records, ports, attached pods), and gives what each
 // owner wants to the flow store. It never talks to the switch.
 //
@@ -42,7 +42,8 @@ var kinds = []flowstore.Kind{KindNode, KindPeer, KindTenant, KindFairness, KindP
 // AreaName is that of the flows of this package.
 const AreaName = "the node"
 
-// Area is all flows of the bridge but those of services, and all its meters.
+// Area is all flows of the bridge but those of services and of what policies allow, and all
+// its meters.
 func Area() flowstore.Area {
 	cookie, mask := pipeline.Others()
 	return flowstore.Area{Name: AreaName, Cookie: cookie, Mask: mask, Kinds: kinds, Meters: true}
@@ -223,7 +224,11 @@ func (t *Table) pod(port uint32) (w flowstore.Want) {
 	if !ok {
 		return w
 	}
-	w.Flows = t.model.Pod(desired.Pod(t.tenants.slots, a))
+	p := desired.Pod(t.tenants.slots, a)
+	if t.connectionsMetered(a) {
+		p.Connections = pipeline.ConnectionsOf(port)
+	}
+	w.Flows = t.model.Pod(p)
 	if a.Meter.Rate > 0 {
 		w.Meters = []of.Meter{meter(a)}
 	}
@@ -236,7 +241,7 @@ func (t *Table) setTenant(c *flowstore.Change, namespace string) {
 	if _, ok := t.tenants.slots[namespace]; ok {
 		m := t.tenantModel(namespace)
 		flows.Flows = t.model.Tenant(m)
-		meters.Meters = t.model.TenantMeters(m, t.tenants.fair.allowance(namespace))
+		meters.Meters = t.fairMeters(m, namespace)
 	}
 	c.Set(flowstore.Owner{Kind: KindTenant, Name: namespace}, flows)
 	c.Set(flowstore.Owner{Kind: KindFairness, Name: namespace}, meters)

@@ -9,11 +9,12 @@ import (
 type Allowance struct{ Rate, Burst uint32 }
 
 // The numbers of the meters of namespaces are above those of ports, and of
-// [MeterTooLarge]: two for each of [MaxMetered] namespaces. The kernel's datapath has
-// 200,000 at most.
+// [MeterTooLarge]: two for each of [MaxMetered] namespaces. Above those are the meters of
+// pods' connections. The kernel's datapath has 200,000 at most.
 const (
 	firstTenantMeter = MeterTooLarge + 1
 	MaxMetered       = 1 << 15
+	firstPodMeter    = firstTenantMeter + 2*MaxMetered + 1
 )
 
 // TenantMeters are the numbers of the meters of a namespace.
@@ -29,7 +30,19 @@ func MetersOf(number uint32) TenantMeters {
 }
 
 // OfTenant reports whether a meter is a namespace's.
-func OfTenant(meter uint32) bool { return meter >= firstTenantMeter }
+func OfTenant(meter uint32) bool { return meter >= firstTenantMeter && meter < firstPodMeter }
+
+// ConnectionsOf is the number of the meter of the new connections of the selected pod with that
+// port, 1 to 65279.
+func ConnectionsOf(port uint32) uint32 { return firstPodMeter + port }
+
+// OfConnections reports whether a meter is one of a selected pod's connections.
+func OfConnections(meter uint32) bool { return meter > firstPodMeter }
+
+// ConnectionsMeter is that meter, for what the pod may.
+func ConnectionsMeter(port uint32, a Allowance) of.Meter {
+	return packetMeter(ConnectionsOf(port), a)
+}
 
 // CountsTooLarge reports whether a meter counts packets that are too large for their path.
 func CountsTooLarge(meter uint32) bool {

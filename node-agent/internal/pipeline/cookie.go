@@ -66,6 +66,9 @@ const (
 	// TooLarge is counted by [MeterTooLarge]: no flow has it.
 	TooLarge
 	ForeignNetID
+	PolicyIngress
+	PolicyEgress
+	PolicyState
 )
 
 var reasonNames = map[Reason]string{
@@ -73,13 +76,13 @@ var reasonNames = map[Reason]string{
 	NoNode: "no-node", Multicast: "multicast", HostReturn: "host-return",
 	OtherTenant: "tenant", NoPod: "no-pod", VXLANToHost: "vxlan-to-host",
 	ServiceTenant: "service-tenant", ServiceState: "service-state", Loopback: "loopback", MTUToHost: "mtu-to-host", TooLarge: "too-large",
-	ForeignNetID: "foreign-netid",
+	ForeignNetID: "foreign-netid", PolicyIngress: "policy-ingress", PolicyEgress: "policy-egress", PolicyState: "policy-state",
 }
 
 // Reasons are all reasons, in order.
 func Reasons() []Reason {
 	out := make([]Reason, 0, len(reasonNames))
-	for r := UnknownPeer; r <= ForeignNetID; r++ {
+	for r := UnknownPeer; r <= PolicyState; r++ {
 		out = append(out, r)
 	}
 	return out

@@ -6,9 +6,9 @@ import (
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
-// This file names what the flows share: tables, registers, zones of connection tracking.
-// Nothing else of a packet or a connection carries anything: no packet mark, ct_mark,
-// ct_label or metadata.
+// This file names what the flows share: tables, registers, the metadata, zones of
+// connection tracking and the mark of their connections. Nothing else of a packet or a
+// connection carries anything: no packet mark, no ct_label.
 //
 // Numbers stay what they are. Those of services are in flows that another owner writes, in
 // flows that the switch learned, and in packets under way through connection tracking,
@@ -17,25 +17,35 @@ import (
 
 // The tables, in the order in which packets pass them: see [Stages].
 const (
-	TableSource        uint8 = 0
-	TablePeer          uint8 = 2
-	TableTenant        uint8 = 5
-	TableARP           uint8 = 10
-	TableRoute         uint8 = 20
-	TableNew           uint8 = 21
-	TableService       uint8 = 22
-	TableServiceTenant uint8 = 23
-	TableAffinity      uint8 = 24 // learned flows only
-	TableBalance       uint8 = 25
-	TableEndpoint      uint8 = 26
-	TableChosen        uint8 = 27
-	TableReply         uint8 = 30
-	TableReplied       uint8 = 31
-	TableDeliver       uint8 = 40
-	TableAdmit         uint8 = 45
-	TableHost          uint8 = 50
-	TableSize          uint8 = 60
-	TableOutput        uint8 = 65
+	TableSource          uint8 = 0
+	TablePeer            uint8 = 2
+	TableTenant          uint8 = 5
+	TableARP             uint8 = 10
+	TableJudge           uint8 = 12
+	TableEgressAdmin     uint8 = 13
+	TableEgress          uint8 = 14
+	TableEgressBaseline  uint8 = 15
+	TableIngressAdmin    uint8 = 16
+	TableIngress         uint8 = 17
+	TableIngressBaseline uint8 = 18
+	TableJudged          uint8 = 19
+	TableRoute           uint8 = 20
+	TableNew             uint8 = 21
+	TableService         uint8 = 22
+	TableServiceTenant   uint8 = 23
+	TableAffinity        uint8 = 24 // learned flows only
+	TableBalance         uint8 = 25
+	TableEndpoint        uint8 = 26
+	TableChosen          uint8 = 27
+	TableReceive         uint8 = 28
+	TableReply           uint8 = 30
+	TableReplied         uint8 = 31
+	TableDeliver         uint8 = 40
+	TableAdmit           uint8 = 45
+	TableCommit          uint8 = 47
+	TableHost            uint8 = 50
+	TableSize            uint8 = 60
+	TableOutput          uint8 = 65
 	// TableNudge is reached by no packet.
 	TableNudge uint8 = 250
 )
@@ -57,11 +67,19 @@ type Stage struct {
 // endpoint.
 func Stages() []Stage {
 	return []Stage{
-		{TableSource, "Source", "who sent this?", []uint8{TablePeer, TableTenant, TableARP, TableRoute, TableReply, TableDeliver}},
-		{TablePeer, "Peer", "does a peer with a list of netIDs have the sender's address?", []uint8{TableReply, TableDeliver}},
+		{TableSource, "Source", "who sent this?", []uint8{TablePeer, TableTenant, TableARP, TableRoute, TableReceive}},
+		{TablePeer, "Peer", "does a peer with a list of netIDs have the sender's address?", []uint8{TableReceive}},
 		{TableTenant, "Tenant", "which netID does the sender have?", []uint8{TableRoute}},
 		{TableARP, "ARP", "what is the MAC of x?", []uint8{tableLeave}},
-		{TableRoute, "Route", "where does it go?", []uint8{TableRoute, TableNew, TableService, TableReply, TableDeliver, TableHost, tableLeave}},
+		{TableJudge, "Judge", "can it be judged?", []uint8{TableEgressAdmin, TableJudged, TableRoute, TableReply, TableDeliver}},
+		{TableEgressAdmin, "Egress admin", "what does the cluster's administrator say of its sender?", []uint8{TableEgress}},
+		{TableEgress, "Egress", "may its sender send it?", []uint8{TableEgressBaseline, TableIngressAdmin}},
+		{TableEgressBaseline, "Egress baseline", "what does the administrator say where nothing isolates the sender?", []uint8{TableIngressAdmin}},
+		{TableIngressAdmin, "Ingress admin", "what does the cluster's administrator say of its receiver?", []uint8{TableIngress}},
+		{TableIngress, "Ingress", "may its receiver get it?", []uint8{TableIngressBaseline, TableJudged}},
+		{TableIngressBaseline, "Ingress baseline", "what does the administrator say where nothing isolates the receiver?", []uint8{TableJudged}},
+		{TableJudged, "Judged", "where was it going?", []uint8{TableRoute, TableReply, TableDeliver}},
+		{TableRoute, "Route", "where does it go?", []uint8{TableJudge, TableRoute, TableNew, TableService, TableReceive, TableHost, tableLeave}},
 		{TableNew, "New", "may the sender's namespace open another connection?", []uint8{TableBalance}},
 		{TableService, "Service", "whose service is it?", []uint8{TableRoute, TableServiceTenant, TableHost}},
 		{TableServiceTenant, "Service tenant", "may the sender use it?", []uint8{TableRoute, TableHost}},
@@ -69,10 +87,12 @@ func Stages() []Stage {
 		{TableBalance, "Balance", "which endpoint?", []uint8{TableRoute, TableAffinity, TableEndpoint, TableHost}},
 		{TableEndpoint, "Endpoint", "is the client's endpoint still one?", []uint8{TableRoute, TableChosen}},
 		{TableChosen, "Chosen", "was another chosen meanwhile?", []uint8{TableAffinity, TableEndpoint}},
+		{TableReceive, "Receive", "must it be judged for its receiver?", []uint8{TableJudge, TableReply, TableDeliver}},
 		{TableReply, "Reply", "may it be an answer to translate back?", []uint8{TableReplied, TableDeliver}},
 		{TableReplied, "Replied", "beside kube-proxy: is it one?", []uint8{TableDeliver}},
 		{TableDeliver, "Deliver", "whose address is it?", []uint8{TableDeliver, TableAdmit, TableHost}},
-		{TableAdmit, "Admit", "may the sender reach it?", []uint8{tableLeave}},
+		{TableAdmit, "Admit", "may the sender reach it?", []uint8{TableCommit}},
+		{TableCommit, "Commit", "is it a new connection to a selected pod?", []uint8{tableLeave}},
 		{TableHost, "Host", "may it go to the node itself, and beyond?", []uint8{tableLeave}},
 		{TableSize, "Size", "is it larger than its path carries?", []uint8{TableOutput}},
 		{TableOutput, "Output", "by which port does it leave?", nil},
@@ -109,6 +129,7 @@ const (
 	regError        register = 11
 	regReceiverSlot register = 12
 	regTunnelDst    register = 13
+	regPolicy       register = 14
 	regScratch      register = 15
 )
 
@@ -116,6 +137,15 @@ const (
 const (
 	proxiedRequest = 1
 	proxiedAnswer  = 2
+)
+
+// Bits of regPolicy.
+const (
+	policySelected uint32 = 1 << iota // policies say something of the sender, a pod of this node
+	policyJudged                      // it is, or goes to be
+	policyReceives                    // it was judged on its way to its receiver
+	policyCommits                     // it begins a connection, which is to be known once the tenant check let it pass
+	policyNode                        // the connection is from a node or to one
 )
 
 // portIn is, in regOutPort, the port by which the packet came: OFPP_IN_PORT in the 16 bits
@@ -141,7 +171,7 @@ func Registers() []Register {
 		regSenderSlot.of("sender slot", 32, "slot of the sender's namespace, 0 where no pod of this node sent it",
 			[]uint8{TableSource}, []uint8{TableTenant, TableNew, TableOutput}),
 		regOutPort.of("out port", 16, "port by which the packet leaves",
-			[]uint8{TableARP, TableRoute, TableDeliver, TableHost}, []uint8{TableOutput}),
+			[]uint8{TableARP, TableRoute, TableDeliver, TableHost}, []uint8{TableCommit, TableOutput}),
 		regServiceSlot.of("service slot", 32, "slot of a service's namespace",
 			[]uint8{TableService}, []uint8{TableServiceTenant}),
 		regPathMTU.of("path MTU", 16, "what the path to the peer carries, bytes, where that is less than pods' devices do",
@@ -164,6 +194,9 @@ func Registers() []Register {
 			[]uint8{TableDeliver}, []uint8{TableAdmit}),
 		regTunnelDst.of("tunnel destination", 32, "VTEP of the peer to which the packet goes",
 			[]uint8{TableRoute}, []uint8{TableOutput}),
+		regPolicy.of("policy", 5, "bits: sender selected, judged, on the receiver's side, to be committed, from or to a node",
+			[]uint8{TableSource, TableJudge, TableJudged, TableRoute, TableReceive},
+			[]uint8{TableJudge, TableEgress, TableIngress, TableJudged, TableRoute, TableReceive, TableCommit}),
 		regScratch.of("scratch", 32, "an address while an ARP answer is made",
 			[]uint8{TableARP}, []uint8{TableARP}),
 	}
@@ -188,13 +221,32 @@ func (r register) is(v uint32) of.Field { return of.Reg(int(r), v) }
 // isOne matches packets for which its lowest bit is 1.
 func (r register) isOne() of.Field { return of.RegMasked(int(r), 1, 1) }
 
+// has matches packets for which the bits of on are 1, and those of off are 0.
+func (r register) has(on, off uint32) of.Field { return of.RegMasked(int(r), on, on|off) }
+
+// mark makes bits of it 1.
+func (r register) mark(bits uint32) of.Action { return of.SetField(r.has(bits, 0)) }
+
 // set makes it hold v.
 func (r register) set(v uint32) of.Action { return of.SetField(r.is(v)) }
 
+// The metadata holds, for a packet that policies judge and that was sent to a service, where
+// the sender sent it: what the service's connection says of that is gone by then.
+var (
+	sentToPort    = of.Range(of.FieldMetadata, 0, 16)
+	sentToAddress = of.Range(of.FieldMetadata, 16, 32)
+)
+
 // Zones of connection tracking. The node's own is 0; these are no other's.
 const (
+	// ZonePolicy has the connections of pods that policies select. Marked are those that are
+	// known: one that nobody answers counts as new for good.
+	ZonePolicy uint16 = 65519
 	// ZoneService has the connections to services, translated to their endpoints.
 	ZoneService uint16 = 65520
 	// ZoneHairpin has those of pods that are their own endpoints.
 	ZoneHairpin uint16 = 65521
 )
+
+// The mark of connections in ZonePolicy.
+const known uint32 = 1

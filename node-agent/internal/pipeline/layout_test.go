@@ -19,14 +19,14 @@ import (
 // allFlows are flows of every kind, and the groups that they refer to.
 func allFlows() (flows []of.Flow, groups []of.GroupEntry) {
 	for _, proxy := range []ServiceProxy{NoServices, OVS, KubeProxy} {
-		m := withPeers(with(proxy))
+		m := withPolicies(withPeers(with(proxy)))
 		flows = append(flows, m.Flows()...)
 		if proxy != NoServices {
 			f, g := sampleServices(m)
 			flows, groups = append(flows, f...), append(groups, g...)
 		}
 	}
-	return flows, groups
+	return append(flows, flowsOf(NewRules().Set(samplePolicies()))...), groups
 }
 
 // uses is what flows do with registers and where they send packets on, by table.
@@ -202,7 +202,7 @@ func TestOneWayOut(t *testing.T) {
 		if outputs.MatchString(strings.ReplaceAll(actions, "OXM_OF_IN_PORT[]", "")) != (f.Table == TableOutput) {
 			t.Errorf("only Output, and each of its flows, sends packets out: %s", f)
 		}
-		decides := f.Goto != nil && (*f.Goto == TableAdmit || *f.Goto == tableLeave && f.Table != TableAdmit)
+		decides := f.Goto != nil && (*f.Goto == TableAdmit || *f.Goto == tableLeave && f.Table != TableCommit)
 		if says := strings.Contains(actions, "->reg2"); decides != says {
 			t.Errorf("goes to the way out: %t, says by which port: %t: %s", decides, says, f)
 		}
@@ -255,7 +255,7 @@ func TestDocument(t *testing.T) {
 	for _, zone := range []struct {
 		number uint16
 		holds  string
-	}{{ZoneService, "connections to services"}, {ZoneHairpin, "those of pods that are their own endpoints"}} {
+	}{{ZonePolicy, "connections of selected pods"}, {ZoneService, "connections to services"}, {ZoneHairpin, "those of pods that are their own endpoints"}} {
 		want = append(want, fmt.Sprintf("| zone %d | %s |", zone.number, zone.holds))
 	}
 	row := regexp.MustCompile("(?m)^\\| (?:\\d+ [A-Z][A-Za-z ]* \\| [^|]*\\?|`reg\\d+` .*|zone \\d+ \\| [^|]*) \\|")

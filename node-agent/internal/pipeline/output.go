@@ -90,6 +90,11 @@ func ReadTooLarge(in of.PacketIn) (p toobig.Packet, port uint32, ok bool) {
 		return p, 0, false
 	}
 	p = toobig.Packet{Frame: in.Data, MTU: uint16(mtu.Uint64())}
+	if sent, judged := in.Match.Field(of.FieldMetadata); judged && sent.Uint64() != 0 {
+		n := sent.Uint64()
+		p.SentTo = netip.AddrPortFrom(fromNumber(uint32(n>>16)), uint16(n))
+		return p, uint32(from.Uint64()), true
+	}
 	state, _ := in.Match.Field(of.FieldCTState)
 	if s := uint32(state.Uint64()); s&of.CTDNAT != 0 && s&of.CTReply == 0 {
 		vip, _ := in.Match.Field(of.FieldCTNWDst)

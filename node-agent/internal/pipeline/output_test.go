@@ -22,12 +22,14 @@ func TestReadTooLarge(t *testing.T) {
 		match  of.Match
 		sentTo netip.AddrPort
 	}{
-		"not tracked":       {with(), netip.AddrPort{}},
-		"not translated":    {with(append(tuple, state(of.CTTracked|of.CTNew))...), netip.AddrPort{}},
-		"a first request":   {with(append(tuple, state(of.CTTracked|of.CTNew|of.CTDNAT))...), translated},
-		"a later request":   {with(append(tuple, state(of.CTTracked|of.CTEstablished|of.CTDNAT))...), translated},
-		"an answer":         {with(append(tuple, state(of.CTTracked|of.CTEstablished|of.CTReply|of.CTDNAT))...), netip.AddrPort{}},
-		"without its tuple": {with(of.IP(), state(of.CTTracked|of.CTDNAT)), netip.AddrPort{}},
+		"not tracked":           {with(), netip.AddrPort{}},
+		"not translated":        {with(append(tuple, state(of.CTTracked|of.CTNew))...), netip.AddrPort{}},
+		"a first request":       {with(append(tuple, state(of.CTTracked|of.CTNew|of.CTDNAT))...), translated},
+		"a later request":       {with(append(tuple, state(of.CTTracked|of.CTEstablished|of.CTDNAT))...), translated},
+		"an answer":             {with(append(tuple, state(of.CTTracked|of.CTEstablished|of.CTReply|of.CTDNAT))...), netip.AddrPort{}},
+		"judged by policies":    {with(of.Metadata(10<<40|96<<32|10<<16|80, ^uint64(0)), state(of.CTTracked|of.CTEstablished)), translated},
+		"judged, to no service": {with(state(of.CTTracked|of.CTEstablished), of.Metadata(0, ^uint64(0))), netip.AddrPort{}},
+		"without its tuple":     {with(of.IP(), state(of.CTTracked|of.CTDNAT)), netip.AddrPort{}},
 	} {
 		got, port, ok := ReadTooLarge(of.PacketIn{Table: TableOutput, Match: tc.match, Data: []byte{1}})
 		want := toobig.Packet{Frame: []byte{1}, MTU: 1350, SentTo: tc.sentTo}

@@ -17,7 +17,7 @@ import (
 
 // Version is the generation that stands in every cookie. It grows with every
 // change of the flows; the golden test fails where it does not.
-const Version = 7
+const Version = 8
 
 // Model is what the flows follow from.
 type Model struct {
@@ -26,6 +26,8 @@ type Model struct {
 	// TunnelPorts are the port numbers of the tunnels, GatewayPort that of tun0.
 	TunnelPorts []uint32
 	GatewayPort uint32
+	// Host is the node's own address, by which pods know it beside the gateway. IPv4.
+	Host netip.Addr
 	// UDPPorts are those that nodes take tunnel packets at.
 	UDPPorts     []tunnel.Port
 	ServiceProxy ServiceProxy
@@ -149,6 +151,7 @@ func (m Model) Fixed() []of.Flow {
 	flows = append(flows,
 		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.InPort(tun0), of.ARPOp(arpRequest)),
 		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(net4.Gateway))),
+		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(last(net4.Subnet)))),
 		drop(TableSource, 80, HostForged, anyIP, of.InPort(tun0), of.IPv4Src(net4.Cluster)),
 		flow(TableSource, 70, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0)),
 		drop(TableSource, 10, IPv6, of.IPv6()),
@@ -160,7 +163,7 @@ func (m Model) Fixed() []of.Flow {
 		m.answerARP(host(topology.NextHop)),
 		drop(TableARP, 0, ARP),
 
-		flow(TableRoute, 200, to(m.deliver()), nil, anyIP, of.IPv4Dst(net4.Subnet)),
+		flow(TableRoute, 200, to(TableReceive), nil, anyIP, of.IPv4Dst(net4.Subnet)),
 		drop(TableRoute, 150, NoNode, anyIP, of.IPv4Dst(net4.Cluster)),
 		drop(TableRoute, 140, Multicast, anyIP, of.IPv4Dst(netip.MustParsePrefix("224.0.0.0/4"))),
 		drop(TableRoute, 140, Multicast, anyIP, of.IPv4Dst(netip.MustParsePrefix("255.255.255.255/32"))),
@@ -170,6 +173,7 @@ func (m Model) Fixed() []of.Flow {
 		flow(TableRoute, 100, to(TableHost), nil, anyIP),
 
 		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(net4.Gateway))),
+		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(last(net4.Subnet)))),
 		drop(TableDeliver, 0, NoPod),
 
 		drop(TableAdmit, 0, OtherTenant))
@@ -181,11 +185,12 @@ func (m Model) Fixed() []of.Flow {
 		drop(TableHost, 100, MTUToHost, anyIP, of.ICMPType(icmpUnreachable), of.ICMPCode(icmpFragmentation)),
 		flow(TableHost, 0, to(tableLeave), []of.Action{of.SetField(of.EthDst(topology.MAC(net4.Gateway))), regOutPort.set(tun0)}))
 	flows = append(flows, m.output()...)
-	return append(flows, m.fixedServices()...)
+	flows = append(flows, m.fixedServices()...)
+	return append(flows, m.fixedPolicy()...)
 }
 
-// deliver is where packets for local addresses go.
-func (m Model) deliver() uint8 {
+// received is where packets for local addresses go on from Receive.
+func (m Model) received() uint8 {
 	if m.ServiceProxy == NoServices {
 		return TableDeliver
 	}
@@ -225,7 +230,7 @@ func (m Model) Peer(p Peer) []of.Flow {
 		}
 		about := Cookie{Kind: KindPeer, Object: object(prefix.Addr())}
 		flows = append(flows, owned([]of.Flow{
-			flow(table, 100, to(m.deliver()), []of.Action{of.Move(of.Range(of.FieldTunnelID, 0, 32), regSender.whole())},
+			flow(table, 100, to(TableReceive), []of.Action{of.Move(of.Range(of.FieldTunnelID, 0, 32), regSender.whole())},
 				append(p.sent(), of.IP(), of.IPv4Src(prefix))...),
 			flow(TableRoute, 200, to(tableLeave), p.way(), of.IP(), of.IPv4Dst(prefix)),
 		}, about)...)
@@ -271,7 +276,7 @@ func (p Peer) way() []of.Action {
 // isolated or becomes global. One whose netID is not known sends, receives and
 // serves nothing.
 func (m Model) Tenant(t Tenant) []of.Flow {
-	flows := t.admit(flow(TableAdmit, 100, to(tableLeave), nil), regReceiverSlot.is(t.Slot), OtherTenant)
+	flows := t.admit(flow(TableAdmit, 100, to(TableCommit), nil), regReceiverSlot.is(t.Slot), OtherTenant)
 	if t.Known {
 		flows = append(flows, t.own(flow(TableTenant, 100, to(TableRoute), sender(t.NetID), regSenderSlot.is(t.Slot))))
 	}
@@ -311,18 +316,19 @@ func (t Tenant) own(f of.Flow) of.Flow {
 
 // Pod are the flows for one local pod. They say nothing of its netID.
 func (m Model) Pod(p Pod) []of.Flow {
-	var flows []of.Flow
+	var flows, policy []of.Flow
 	for _, a := range p.Addresses {
 		if a.Is4() { // as with ipv4: of IPv6 all is dropped by the fixed ones
 			flows = append(flows, m.podIPv4(p, a)...)
+			policy = append(policy, m.podPolicy(p, a)...)
 		}
 	}
-	return owned(flows, Cookie{Kind: KindPod, Object: p.Port})
+	return append(owned(flows, Cookie{Kind: KindPod, Object: p.Port}), policy...)
 }
 
 // podIPv4 are the flows for one IPv4 address of a pod.
 func (m Model) podIPv4(p Pod, a netip.Addr) []of.Flow {
-	send := []of.Action{regSenderSlot.set(p.Slot)}
+	send := p.sends()
 	if p.Queue > 0 {
 		send = append(send, of.SetQueue(p.Queue))
 	}
@@ -336,6 +342,15 @@ func (m Model) podIPv4(p Pod, a netip.Addr) []of.Flow {
 		flows = append(flows, m.podBesideKubeProxy(p, a)...)
 	}
 	return flows
+}
+
+// sends makes a packet one that pod p sent.
+func (p Pod) sends() []of.Action {
+	actions := []of.Action{regSenderSlot.set(p.Slot)}
+	if p.Policy.Selected() {
+		actions = append(actions, regPolicy.mark(policySelected))
+	}
+	return actions
 }
 
 // receive makes a packet one that goes to pod p, by a port and with the MAC behind it.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -35,7 +36,7 @@ func pod(address string, port, slot uint32) Pod {
 func sample() Model {
 	return Model{
 		Nets:        []Net{{Cluster: prefix("172.11.0.0/16"), Subnet: prefix("172.11.0.0/22"), Gateway: addr("172.11.0.1")}},
-		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789},
+		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789}, Host: addr("198.18.0.1"),
 		Peers: []Peer{
 			node("198.18.0.2", "172.11.4.0/22", 0),
 			node("198.18.0.3", "172.11.8.0/22", 0),
@@ -69,6 +70,14 @@ func withPeers(m Model) Model {
 		Peer{Port: 3, VTEP: addr("198.18.0.22"), Prefixes: []netip.Prefix{prefix("192.0.2.128/28"), prefix("172.11.24.0/26")}, NetIDs: NetIDs{List: []netid.ID{300924, 400000}}},
 		Peer{Port: 3, VTEP: addr("198.18.0.23"), Prefixes: []netip.Prefix{prefix("192.0.2.23/32")}},
 		Peer{Port: 3, VTEP: addr("198.18.0.24"), Prefixes: []netip.Prefix{prefix("172.11.28.0/22")}, NetIDs: NetIDs{All: true}})
+	return m
+}
+
+// withPolicies is m with policies for its first two pods.
+func withPolicies(m Model) Model {
+	m.Pods = slices.Clone(m.Pods)
+	m.Pods[0].Policy, m.Pods[0].Connections = PodPolicy{Ingress: true, Egress: true, Midstream: true}, ConnectionsOf(m.Pods[0].Port)
+	m.Pods[1].Policy = PodPolicy{Ingress: true}
 	return m
 }
 
@@ -147,6 +156,24 @@ func TestGoldenPeers(t *testing.T) {
 	goldenFlows(t, "testdata/peers.golden", b.String())
 }
 
+// TestGoldenPolicies does so for policies: all that they add to a node's own flows and its pods'.
+func TestGoldenPolicies(t *testing.T) {
+	var b strings.Builder
+	for _, proxy := range []ServiceProxy{NoServices, OVS, KubeProxy} {
+		without := map[string]bool{}
+		for _, f := range with(proxy).Flows() {
+			without[f.String()] = true
+		}
+		fmt.Fprintf(&b, "\nservices by %q\n", proxy)
+		for _, f := range withPolicies(with(proxy)).Flows() {
+			if !without[f.String()] {
+				b.WriteString(f.String() + "\n")
+			}
+		}
+	}
+	goldenFlows(t, "testdata/policies.golden", b.String())
+}
+
 // goldenFlows compares flows with a file, which has their generation in its first line.
 func goldenFlows(t *testing.T, path, flows string) {
 	t.Helper()
@@ -183,7 +210,7 @@ func TestCounts(t *testing.T) {
 	sticky, _ := s.ServicePort(port)
 	local := service.Endpoint{Address: addr("172.11.0.2"), Port: 80}
 	for name, tc := range map[string]struct{ got, want int }{
-		"services: fixed":          {len(s.Fixed()), 44},
+		"services: fixed":          {len(s.Fixed()), 70},
 		"services: tenant":         {len(s.Tenant(s.Tenants[0])), 9}, // one of them while a path carries less
 		"services: global":         {len(s.Tenant(s.Tenants[1])), 3},
 		"services: address":        {len(s.ServiceAddress(ServiceAddress{VIP: port.VIP})), 1},
@@ -191,20 +218,23 @@ func TestCounts(t *testing.T) {
 		"services: port, affinity": {len(sticky), 13},
 		"services: endpoint":       {len(s.Endpoint(service.TCP, port.Endpoints[0])), 1},
 		"services: local endpoint": {len(s.Endpoint(service.TCP, local)), 2},
-		"kube-proxy: fixed":        {len(k.Fixed()), 39},
+		"kube-proxy: fixed":        {len(k.Fixed()), 64},
 		"kube-proxy: pod":          {len(k.Pod(k.Pods[0])), 5},
 		"kube-proxy: endpoint":     {len(k.Endpoint(service.TCP, local)), 1},
 
-		"fixed":   {len(m.Fixed()), 27},
-		"tunnels": {len(withPeers(m).Fixed()), 27 + 3},
-		"peer":    {len(m.Peer(m.Peers[0])), 2},
-		"several": {len(m.Peer(withPeers(m).Peers[3])), 2 * 2},
-		"listed":  {len(m.Peer(withPeers(m).Peers[5])), 2*2 + 2 + 2},
-		"nothing": {len(m.Peer(withPeers(m).Peers[6])), 2 + 2},
-		"pod":     {len(m.Pod(m.Pods[0])), 3},
-		"tenant":  {len(m.Tenant(m.Tenants[0])), 5}, // one of them while a path carries less
-		"global":  {len(m.Tenant(m.Tenants[1])), 2},
-		"unknown": {len(m.Tenant(m.Tenants[2])), 1},
+		"fixed":                             {len(m.Fixed()), 52},
+		"tunnels":                           {len(withPeers(m).Fixed()), 52 + 3},
+		"peer":                              {len(m.Peer(m.Peers[0])), 2},
+		"several":                           {len(m.Peer(withPeers(m).Peers[3])), 2 * 2},
+		"listed":                            {len(m.Peer(withPeers(m).Peers[5])), 2*2 + 2 + 2},
+		"nothing":                           {len(m.Peer(withPeers(m).Peers[6])), 2 + 2},
+		"pod":                               {len(m.Pod(m.Pods[0])), 3},
+		"isolated both ways, and midstream": {len(m.Pod(withPolicies(m).Pods[0])), 3 + 7 + 2},
+		"isolated":                          {len(m.Pod(withPolicies(m).Pods[1])), 3 + 5},
+		"isolated beside kube-proxy":        {len(k.Pod(withPolicies(k).Pods[1])), 5 + 6},
+		"tenant":                            {len(m.Tenant(m.Tenants[0])), 5}, // one of them while a path carries less
+		"global":                            {len(m.Tenant(m.Tenants[1])), 2},
+		"unknown":                           {len(m.Tenant(m.Tenants[2])), 1},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%s: %d flows, want %d", name, tc.got, tc.want)
@@ -215,9 +245,9 @@ func TestCounts(t *testing.T) {
 // TestUnique: no two flows have the same key, or one would silently replace the other.
 func TestUnique(t *testing.T) {
 	seen := map[string]of.Flow{}
-	m := withPeers(with(OVS))
+	m := withPolicies(withPeers(with(OVS)))
 	services, _ := sampleServices(m)
-	for _, f := range append(m.Flows(), services...) {
+	for _, f := range slices.Concat(m.Flows(), services, flowsOf(NewRules().Set(samplePolicies()))) {
 		if g, dup := seen[f.Key()]; dup {
 			t.Errorf("two flows with one key:\n%s\n%s", f, g)
 		}
@@ -228,7 +258,7 @@ func TestUnique(t *testing.T) {
 // TestDropsHaveReasons: every flow without an action says why, and no other does.
 func TestDropsHaveReasons(t *testing.T) {
 	used := map[Reason]bool{}
-	for _, f := range withPeers(with(OVS)).Flows() {
+	for _, f := range withPolicies(withPeers(with(OVS))).Flows() {
 		c := DecodeCookie(f.Cookie)
 		drops := len(f.Actions) == 0 && f.Goto == nil
 		if drops != (c.Reason != 0) {
@@ -251,7 +281,7 @@ func TestCookie(t *testing.T) {
 	if diff := cmp.Diff(c, DecodeCookie(c.Encode())); diff != "" {
 		t.Error(diff)
 	}
-	m := sample()
+	m := withPolicies(sample())
 	cookie, mask := PodCookie(12)
 	var mine []of.Flow
 	for _, f := range m.Flows() {
@@ -261,6 +291,26 @@ func TestCookie(t *testing.T) {
 	}
 	if diff := cmp.Diff(texts(m.Pod(m.Pods[0])), texts(mine)); diff != "" {
 		t.Errorf("selected by the pod's cookie (-want +got):\n%s", diff)
+	}
+}
+
+// TestAreas: each flow is of one area, by its kind.
+func TestAreas(t *testing.T) {
+	m := withPolicies(with(OVS))
+	services, _ := sampleServices(m)
+	for name, tc := range map[string]struct {
+		area  func() (cookie, mask uint64)
+		flows []of.Flow
+	}{"others": {Others, m.Flows()}, "services": {Services, services}, "policies": {Policies, flowsOf(NewRules().Set(samplePolicies()))}} {
+		for _, area := range []func() (cookie, mask uint64){Others, Services, Policies} {
+			mine, mask := tc.area()
+			cookie, _ := area()
+			for _, f := range tc.flows {
+				if (f.Cookie&mask == cookie) != (mine == cookie) {
+					t.Errorf("of %s: under %#x it is %#x: %s", name, mask, f.Cookie&mask, f)
+				}
+			}
+		}
 	}
 }
 

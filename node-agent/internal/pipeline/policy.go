@@ -1,6 +1,9 @@
 package pipeline
 
 import (
+	"encoding/binary"
+	"net/netip"
+
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
@@ -18,12 +21,143 @@ type PodPolicy struct {
 // Selected reports whether the pod's packets are judged.
 func (p PodPolicy) Selected() bool { return p.Ingress || p.Egress }
 
-// RuleOwner is an owner in the area of [Policies], with its flow: a rule, or a clause that
-// rules have in common.
-type RuleOwner struct {
-	Kind Kind
-	// Name is its own among those of its kind.
-	Name string
-	// Flows is none where the owner is gone.
-	Flows []of.Flow
+// Priorities in the tables of NetworkPolicy. Between the last two are the rules: see [Rules].
+const (
+	priorityExempt   = 50000 // what no NetworkPolicy can cut
+	priorityIsolated = 39000
+)
+
+// States of connections in [ZonePolicy]. A connection that is new and not marked is not
+// known yet.
+var (
+	valid   = of.CTState(of.CTTracked, of.CTTracked|of.CTInvalid)
+	invalid = of.CTState(of.CTTracked|of.CTInvalid, of.CTTracked|of.CTInvalid)
+	unknown = []of.Field{newTracked, of.CTMark(0, known)}
+)
+
+// fixedPolicy are the flows of policies that every node has. Nothing comes to those of the
+// tables before Route while no pod is selected.
+func (m Model) fixedPolicy() []of.Flow {
+	net4, ip := m.ipv4(), of.IP()
+	flows := []of.Flow{
+		drop(TableJudge, 100, PolicyState, ip, invalid),
+		// It does not tell its port. Nobody can use it without the first, which is judged.
+		flow(TableJudge, 60, to(TableJudged), nil, ip, valid, of.IPFrag(of.FragLater)),
+		flow(TableJudge, 50, to(TableEgressAdmin), nil, ip, valid),
+
+		flow(TableEgressAdmin, 0, to(TableEgress), nil),
+		flow(TableEgress, 0, to(TableEgressBaseline), nil),
+		flow(TableEgressBaseline, 0, to(TableIngressAdmin), nil),
+		flow(TableIngressAdmin, 0, to(TableIngress), nil),
+		flow(TableIngress, 0, to(TableIngressBaseline), nil),
+		flow(TableIngressBaseline, 0, to(TableJudged), nil),
+
+		flow(TableJudged, 110, to(m.received()), []of.Action{regPolicy.mark(policyCommits)}, append([]of.Field{ip, regPolicy.has(policyReceives, 0)}, unknown...)...),
+		flow(TableJudged, 50, to(m.received()), nil, regPolicy.has(policyReceives, 0)),
+		flow(TableJudged, 0, to(TableRoute), nil),
+
+		flow(TableRoute, 205, nil, []of.Action{regPolicy.mark(policyJudged), judge()}, ip, regPolicy.has(policySelected, policyJudged)),
+		flow(TableReceive, 0, to(m.received()), nil),
+		flow(TableCommit, 0, to(tableLeave), nil),
+	}
+	if m.ServiceProxy == OVS {
+		flows = append(flows, flow(TableRoute, 206, nil, []of.Action{
+			of.Move(of.Whole(of.FieldCTNWDst), sentToAddress), of.Move(of.Whole(of.FieldCTTPDst), sentToPort),
+			regPolicy.mark(policyJudged), judge(),
+		}, ip, translated, regPolicy.has(policySelected, policyJudged)))
+	}
+	for _, a := range []netip.Addr{net4.Gateway, last(net4.Subnet)} {
+		mask := net4.everySubnet()
+		for _, end := range []of.Field{of.CTNWSrcMasked(a, mask), of.CTNWDstMasked(a, mask)} {
+			flows = append(flows, flow(TableJudge, 55, to(TableEgressAdmin), []of.Action{regPolicy.mark(policyNode)}, ip, valid, end))
+		}
+	}
+	for _, own := range []netip.Addr{net4.Gateway, m.Host} {
+		flows = append(flows,
+			flow(TableEgress, priorityExempt, to(TableIngressAdmin), nil, ip, valid, of.CTNWDst(host(own))),
+			flow(TableIngress, priorityExempt, to(TableJudged), nil, ip, valid, of.CTNWSrc(host(own))))
+	}
+	return flows
+}
+
+// podPolicy are the flows of a pod with address a that policies select. Behind its zone, an
+// answer has the addresses of its request, so the same flows judge both.
+func (m Model) podPolicy(p Pod, a netip.Addr) []of.Flow {
+	if !p.Policy.Selected() {
+		return nil
+	}
+	ip, src, dst := of.IP(), of.CTNWSrc(host(a)), of.CTNWDst(host(a))
+	sends := flow(TableJudged, 105, nil, []of.Action{commit(TableRoute)}, append([]of.Field{ip, src}, unknown...)...)
+	gets := flow(TableCommit, 100, nil, []of.Action{commit(tableLeave)}, ip, regPolicy.has(policyCommits, 0), regOutPort.is(p.Port))
+	sends.Meter, gets.Meter = p.Connections, p.Connections
+	flows := []of.Flow{
+		flow(TableReceive, 100, nil, []of.Action{regPolicy.mark(policyJudged | policyReceives), judge()}, ip, of.IPv4Dst(host(a)), regPolicy.has(0, policyJudged)),
+		sends, gets,
+	}
+	if m.ServiceProxy == KubeProxy {
+		// It was judged with the endpoint's address, before the node translated it back.
+		flows = append(flows, flow(TableReceive, 120, to(m.received()), nil, ip, of.InPort(m.GatewayPort), of.IPv4Src(m.ipv4().Services), of.IPv4Dst(host(a))))
+	}
+	if p.Policy.Egress {
+		flows = append(flows, isolate(TableEgress, PolicyEgress, src, dst, TableIngressAdmin)...)
+	}
+	if p.Policy.Ingress {
+		flows = append(flows, isolate(TableIngress, PolicyIngress, dst, src, TableJudged)...)
+	}
+	if p.Policy.Midstream {
+		segment := []of.Field{newTracked, of.TCPFlags(0, tcpSYN), of.TCPSrcMasked(0, highPort), of.TCPDstMasked(highPort, highPort)}
+		flows = append(flows,
+			flow(TableJudge, 80, to(TableRoute), nil, append([]of.Field{src, regPolicy.has(0, policyReceives)}, segment...)...),
+			flow(TableJudge, 80, to(m.received()), nil, append([]of.Field{dst, regPolicy.has(policyReceives, 0)}, segment...)...))
+	}
+	for i := range flows {
+		c := DecodeCookie(flows[i].Cookie)
+		flows[i].Cookie = Cookie{Kind: KindPod, Reason: c.Reason, Object: p.Port}.Encode()
+	}
+	return flows
+}
+
+// SYN (RFC 9293), and the bit that ports have from which clients usually speak (Linux takes
+// 32768 to 60999), and servers have not.
+const (
+	tcpSYN   = 0x02
+	highPort = 0x8000
+)
+
+// isolate are the flows by which a pod needs a rule in one direction, to whoever but itself;
+// self and other are the ends of a connection that are the pod.
+func isolate(table uint8, denied Reason, self, other of.Field, allowed uint8) []of.Flow {
+	return []of.Flow{
+		flow(table, priorityExempt, to(allowed), nil, of.IP(), valid, self, other),
+		drop(table, priorityIsolated, denied, of.IP(), valid, self),
+	}
+}
+
+// judge sends a packet to be judged, with what is known of its connection.
+func judge() of.Action {
+	return of.CT(of.CTSpec{Zone: ZonePolicy, Table: to(TableJudge)})
+}
+
+// commit makes a connection known that was judged.
+func commit(next uint8) of.Action {
+	return of.CT(of.CTSpec{Commit: true, Zone: ZonePolicy, Table: to(next), Actions: []of.Action{of.SetField(of.CTMark(known, known))}})
+}
+
+// last is the last address of a prefix of IPv4. A node forwards with that of its subnet what it
+// masquerades, and no pod has it.
+func last(p netip.Prefix) netip.Addr {
+	return fromNumber(object(p.Masked().Addr()) | ^uint32(0)>>p.Bits())
+}
+
+// everySubnet masks what an address of the node's subnet has in common with those in the same
+// place of other nodes' subnets, which all have one size.
+func (n Net) everySubnet() netip.Addr {
+	place := ^uint32(0) >> n.Subnet.Bits()
+	return fromNumber(^(^uint32(0) >> n.Cluster.Bits()) | place)
+}
+
+func fromNumber(n uint32) netip.Addr {
+	var b [4]byte
+	binary.BigEndian.PutUint32(b[:], n)
+	return netip.AddrFrom4(b)
 }

@@ -39,6 +39,7 @@ var hairpin = netip.MustParseAddr("169.254.77.2")
 // States of connection tracking.
 var (
 	untranslated = of.CTState(of.CTTracked|of.CTNew, of.CTTracked|of.CTNew|of.CTDNAT)
+	translated   = of.CTState(of.CTTracked|of.CTDNAT, of.CTTracked|of.CTDNAT)
 	newTracked   = of.CTState(of.CTTracked|of.CTNew, of.CTTracked|of.CTNew)
 	tracked      = of.CTState(of.CTTracked, of.CTTracked)
 	answers      = of.CTState(of.CTTracked|of.CTReply, of.CTTracked|of.CTReply) // and ICMP errors about requests
@@ -88,7 +89,7 @@ func (m Model) fixedServices() []of.Flow {
 			flow(TableReplied, 0, to(TableDeliver), nil))
 	}
 	return append(flows,
-		flow(TableRoute, 260, nil, []of.Action{of.SetField(of.InPort(0)), m.ctHairpin(TableReply, false, &of.NATSpec{})}, ip, of.IPv4Dst(host(hairpin))),
+		flow(TableRoute, 260, nil, []of.Action{of.SetField(of.InPort(0)), m.ctHairpin(TableReceive, false, &of.NATSpec{})}, ip, of.IPv4Dst(host(hairpin))),
 		flow(TableNew, 0, to(TableBalance), nil),
 		flow(TableBalance, 0, to(TableHost), nil),
 		drop(TableEndpoint, 0, ServiceState),
@@ -129,7 +130,7 @@ const (
 func (m Model) podBesideKubeProxy(p Pod, a netip.Addr) []of.Flow {
 	addr := host(a)
 	return []of.Flow{
-		flow(TableSource, 95, to(TableTenant), []of.Action{regSenderSlot.set(p.Slot), regProxied.set(proxiedRequest)}, of.IP(), of.InPort(m.GatewayPort), of.IPv4Src(addr)),
+		flow(TableSource, 95, to(TableTenant), append(p.sends(), regProxied.set(proxiedRequest)), of.IP(), of.InPort(m.GatewayPort), of.IPv4Src(addr)),
 		flow(TableDeliver, 110, to(TableAdmit), m.receive(p, m.GatewayPort, topology.MAC(m.ipv4().Gateway)), of.IP(), regProxied.is(proxiedAnswer), of.IPv4Dst(addr)),
 	}
 }

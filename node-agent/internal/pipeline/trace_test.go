@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
@@ -53,6 +55,9 @@ func newBridge(t *testing.T, m Model) *bridge {
 		if p.Meter > 0 {
 			meters = append(meters, of.Meter{ID: p.Meter, Flags: of.MeterKbps, Bands: []of.Band{{Rate: 1000}}})
 		}
+		if p.Connections > 0 {
+			meters = append(meters, ConnectionsMeter(p.Port, Allowance{Rate: 1000, Burst: 1000}))
+		}
 	}
 	for _, meter := range meters {
 		if err := conn.AddMeter(context.Background(), meter); err != nil {
@@ -63,10 +68,11 @@ func newBridge(t *testing.T, m Model) *bridge {
 	return b
 }
 
-func (b *bridge) install(m Model) {
+// install makes the model's flows, and more, all that the bridge has.
+func (b *bridge) install(m Model, more ...of.Flow) {
 	b.t.Helper()
 	mods := []of.Mod{of.DeleteFlows(of.FlowFilter{})}
-	for _, f := range m.Flows() {
+	for _, f := range append(m.Flows(), more...) {
 		mods = append(mods, of.AddFlow(f))
 	}
 	if err := b.conn.Commit(context.Background(), mods); err != nil {
@@ -523,8 +529,10 @@ func TestSize(t *testing.T) {
 // TestReadBack: what the switch says it has compares equal with what was
 // written, and ovs-ofctl reads our text as the same flows.
 func TestReadBack(t *testing.T) {
-	m := sample()
+	m := withPolicies(with(OVS))
+	rules := flowsOf(NewRules().Set(samplePolicies()))
 	br := newBridge(t, m)
+	br.install(m, rules...)
 	stats, err := br.conn.Flows(context.Background(), of.FlowFilter{})
 	if err != nil {
 		t.Fatal(err)
@@ -533,20 +541,25 @@ func TestReadBack(t *testing.T) {
 	for _, s := range stats {
 		have[s.Key()] = s.Flow
 	}
-	for _, f := range m.Flows() {
+	want := append(m.Flows(), rules...)
+	for _, f := range want {
 		if got, ok := have[f.Key()]; !ok || !got.Equal(f) {
 			t.Errorf("wrote %s\n read %s", f, got)
 		}
 	}
-	if len(have) != len(m.Flows()) {
-		t.Errorf("%d flows, want %d", len(have), len(m.Flows()))
+	if len(have) != len(want) {
+		t.Errorf("%d flows, want %d", len(have), len(want))
 	}
-	native := br.OFCtl("-O", "OpenFlow14", "dump-flows", "br0", "--no-stats", "--no-names")
+	dump := func() []string {
+		// In an order of its own: flows of one priority come as they went in.
+		return slices.Sorted(strings.Lines(br.OFCtl("-O", "OpenFlow14", "dump-flows", "br0", "--no-stats", "--no-names")))
+	}
+	native := dump()
 	br.OFCtl("-O", "OpenFlow14", "del-flows", "br0")
-	for _, f := range m.Flows() {
+	for _, f := range want {
 		br.OFCtl("-O", "OpenFlow14", "add-flow", "br0", f.String())
 	}
-	if text := br.OFCtl("-O", "OpenFlow14", "dump-flows", "br0", "--no-stats", "--no-names"); text != native {
-		t.Errorf("ovs-ofctl makes other flows of the same text:\n%s\nthan\n%s", text, native)
+	if diff := cmp.Diff(native, dump()); diff != "" {
+		t.Errorf("ovs-ofctl makes other flows of the same text (-want +got):\n%s", diff)
 	}
 }

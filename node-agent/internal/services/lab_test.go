@@ -53,6 +53,7 @@ type lab struct {
 	base  *nodeflows.Table
 	table *Table
 	conn  *of.Conn
+	rules *pipeline.Rules
 	// repaired counts, ahead is how far its clock is.
 	repaired int
 	ahead    time.Duration
@@ -60,7 +61,7 @@ type lab struct {
 
 func newLab(t testing.TB, proxy pipeline.ServiceProxy) *lab {
 	t.Helper()
-	l := &lab{t: t, id: fmt.Sprintf("services-%d-%d-", os.Getpid(), labs.Add(1))}
+	l := &lab{t: t, id: fmt.Sprintf("services-%d-%d-", os.Getpid(), labs.Add(1)), rules: pipeline.NewRules()}
 	for _, n := range append([]string{"node"}, podNames...) {
 		l.ok(ns.Create(l.id + n))
 		t.Cleanup(func() { _ = ns.Delete(l.id + n) })
@@ -71,7 +72,7 @@ func newLab(t testing.TB, proxy pipeline.ServiceProxy) *lab {
 	l.VSCtl("add-port", "br0", "tun0", "--", "set", "Interface", "tun0", "type=internal", "ofport_request=2")
 	l.host(proxy)
 	l.store = flowstore.New(flowstore.Config{
-		Areas: []flowstore.Area{nodeflows.Area(), Area()}, Observer: l, Now: func() time.Time { return time.Now().Add(l.ahead) },
+		Areas: []flowstore.Area{nodeflows.Area(), Area(), ruleArea()}, Observer: l, Now: func() time.Time { return time.Now().Add(l.ahead) },
 	})
 	l.base = nodeflows.New(self, []tunnel.Port{4789}, l.store, l)
 	l.base.SetServiceProxy(proxy)
@@ -91,6 +92,10 @@ func newLab(t testing.TB, proxy pipeline.ServiceProxy) *lab {
 	l.store.Connect(l.conn)
 	l.ok(l.base.Connected(ctx))
 	l.ok(l.table.Connected(ctx))
+	var none flowstore.Change
+	none.All(ruleArea().Kinds...)
+	_, err = l.store.Set(ctx, none)
+	l.ok(err)
 	for i, name := range podNames {
 		l.pod(i, name)
 	}

@@ -53,7 +53,7 @@ func (l *lab) other() {
 		Nets: []pipeline.Net{{
 			Cluster: topology.DefaultConfig().Network, Subnet: netip.MustParsePrefix("172.11.4.0/22"), Gateway: gateway, Services: topology.DefaultConfig().ServiceNetwork,
 		}},
-		TunnelPorts: []uint32{1}, GatewayPort: 2, UDPPorts: []tunnel.Port{4789}, ServiceProxy: pipeline.OVS,
+		TunnelPorts: []uint32{1}, GatewayPort: 2, Host: peer, UDPPorts: []tunnel.Port{4789}, ServiceProxy: pipeline.OVS,
 		Peers:   []pipeline.Peer{{Port: 1, VTEP: self, Prefixes: []netip.Prefix{netip.MustParsePrefix("172.11.0.0/22")}, NetIDs: pipeline.NetIDs{All: true}}},
 		Tenants: []pipeline.Tenant{{Slot: 1, NetID: 10, Known: true}},
 		Pods:    []pipeline.Pod{{Port: 12, MAC: topology.MAC(remote), Addresses: []netip.Addr{remote}, Slot: 1}},

@@ -1,0 +1,397 @@
+package pipeline
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
+)
+
+// Priorities of rules in [TableEgress] and [TableIngress]. A rule by which its subjects may do
+// everything is plain flows. All others are conjunctive matches at priorityRules; what does not
+// fit there is at the priorities below it, above priorityIsolated.
+const (
+	priorityAll   = 40010
+	priorityRules = 40000
+)
+
+// maxConjunctions is how many rules a clause may belong to: the flow of one with more does not
+// fit into a message.
+const maxConjunctions = 4000
+
+// RuleOwner is an owner in the area of [Policies], with its flow: a rule, or a clause that
+// rules have in common.
+type RuleOwner struct {
+	Kind Kind
+	// Name is its own among those of its kind.
+	Name string
+	// Flows is none where the owner is gone.
+	Flows []of.Flow
+}
+
+// Rules are what the policies of a node allow, as flows. A rule is a conjunctive match of
+// subjects, peers and ports; each of these clauses is there once for all rules that have it, so
+// the flows are the sum of subjects, peers and ports and not their product, and a change costs
+// what it changes. [NewRules] makes one. It is not for several goroutines at once.
+type Rules struct {
+	// most is maxConjunctions but in tests.
+	most     int
+	policies map[policy.Key][]*part
+	rules    map[ruleName]*rule
+	numbers  map[uint32]*rule
+	clauses  map[clauseKey]*clause
+	// changedRules and changedClauses have other flows than the caller knows.
+	changedRules   map[uint32]bool
+	changedClauses map[clauseKey]bool
+}
+
+// ruleName is what a rule is known by: what it allows, whoever its subjects are, in the
+// direction of a table.
+type ruleName struct {
+	table uint8
+	name  string
+}
+
+// rule is what one or more policies say alike.
+type rule struct {
+	ruleName
+	// number ties its clauses together. It follows from the name, so that an agent that
+	// restarts finds its flows unchanged.
+	number   uint32
+	priority uint16
+	// parts are what each of the policies says.
+	parts []*part
+}
+
+// part is what one policy says of a rule.
+type part struct {
+	*rule
+	policy.Allow
+	network netip.Prefix
+}
+
+// clauseKey is what a clause's flow matches.
+type clauseKey struct {
+	table    uint8
+	priority uint16
+	// kind is KindSubject, KindAllowed or KindPort.
+	kind Kind
+	// prefix has a subject, or peers. Where pods is true those are all pods, and prefix is the
+	// cluster network, in which nodes have addresses too.
+	prefix netip.Prefix
+	pods   bool
+	ports  portMatch
+}
+
+// portMatch is the ports of a protocol that are like port under mask.
+type portMatch struct {
+	protocol   uint8
+	port, mask uint16
+}
+
+// clause is the rules that it belongs to, in the order of their numbers.
+type clause []membership
+
+// membership is a clause's in a rule: it is the nth kind of clause of so many. users are the
+// parts of the rule that have the clause.
+type membership struct {
+	number uint32
+	n, of  uint8
+	users  int32
+}
+
+// NewRules has none.
+func NewRules() *Rules {
+	return &Rules{
+		most: maxConjunctions, policies: map[policy.Key][]*part{}, rules: map[ruleName]*rule{}, numbers: map[uint32]*rule{},
+		clauses: map[clauseKey]*clause{}, changedRules: map[uint32]bool{}, changedClauses: map[clauseKey]bool{},
+	}
+}
+
+// Set makes the policies named what they come to, each by itself: nothing for one that is gone.
+// It returns the owners whose flows are others now. Policies that name a set whose members
+// changed are to be given together, as what they say alike is one rule.
+func (r *Rules) Set(policies map[policy.Key]policy.Compiled) []RuleOwner {
+	for _, key := range inOrder(policies) {
+		old := r.policies[key]
+		// What comes first, so that what stays has not changed.
+		if r.policies[key] = r.enter(policies[key]); len(r.policies[key]) == 0 {
+			delete(r.policies, key)
+		}
+		for _, p := range old {
+			r.leave(p)
+		}
+	}
+	return r.changed()
+}
+
+// Add is Set by which the policies go on to allow what they did: until Set takes that away
+// something else may change, and what both allow is allowed meanwhile.
+func (r *Rules) Add(policies map[policy.Key]policy.Compiled) []RuleOwner {
+	for _, key := range inOrder(policies) {
+		r.policies[key] = append(r.policies[key], r.enter(policies[key])...)
+	}
+	return r.changed()
+}
+
+// All are all owners.
+func (r *Rules) All() []RuleOwner {
+	owners := make([]RuleOwner, 0, len(r.numbers)+len(r.clauses))
+	for _, rule := range r.numbers {
+		owners = append(owners, r.ruleOwner(rule.number))
+	}
+	for key := range r.clauses {
+		owners = append(owners, r.clauseOwner(key))
+	}
+	return sortedOwners(slices.DeleteFunc(owners, func(o RuleOwner) bool { return o.Flows == nil }))
+}
+
+// changed are the owners whose flows are others than when it was last asked.
+func (r *Rules) changed() []RuleOwner {
+	owners := make([]RuleOwner, 0, len(r.changedRules)+len(r.changedClauses))
+	for number := range r.changedRules {
+		owners = append(owners, r.ruleOwner(number))
+	}
+	for key := range r.changedClauses {
+		owners = append(owners, r.clauseOwner(key))
+	}
+	clear(r.changedRules)
+	clear(r.changedClauses)
+	return sortedOwners(owners)
+}
+
+func sortedOwners(owners []RuleOwner) []RuleOwner {
+	slices.SortFunc(owners, func(a, b RuleOwner) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Name, b.Name)) })
+	return owners
+}
+
+// inOrder are the names of policies in an order, which numbers follow from where two rules
+// would have the same.
+func inOrder(policies map[policy.Key]policy.Compiled) []policy.Key {
+	return slices.SortedFunc(maps.Keys(policies), policy.Key.Compare)
+}
+
+// enter takes in what a policy comes to.
+func (r *Rules) enter(c policy.Compiled) (parts []*part) {
+	for _, side := range []struct {
+		table  uint8
+		allows []policy.Allow
+	}{{TableEgress, c.Egress.Allows}, {TableIngress, c.Ingress.Allows}} {
+		for _, allow := range side.allows {
+			p := &part{r.rule(ruleName{side.table, allow.Name}), allow, c.Network}
+			p.parts = append(p.parts, p)
+			parts = append(parts, p)
+			for fits := r.join(p); !fits; {
+				fits = r.lower(p.rule)
+			}
+		}
+	}
+	return parts
+}
+
+// leave takes out again what a policy came to.
+func (r *Rules) leave(p *part) {
+	r.quit(p)
+	p.parts = slices.DeleteFunc(p.parts, func(q *part) bool { return q == p })
+	if len(p.parts) == 0 {
+		delete(r.rules, p.ruleName)
+		delete(r.numbers, p.number)
+		r.changedRules[p.number] = true
+	}
+}
+
+// rule is the one of that name, a new one where there is none.
+func (r *Rules) rule(name ruleName) *rule {
+	if known := r.rules[name]; known != nil {
+		return known
+	}
+	n := &rule{ruleName: name, number: name.hash(), priority: priorityRules}
+	for n.number == 0 || r.numbers[n.number] != nil { // 0 is no conjunction's
+		n.number++
+	}
+	r.rules[name], r.numbers[n.number] = n, n
+	r.changedRules[n.number] = true
+	return n
+}
+
+// hash spreads names over all numbers (FNV-1a).
+func (n ruleName) hash() uint32 {
+	h := fnv.New32a()
+	h.Write([]byte{n.table})
+	h.Write([]byte(n.name))
+	return h.Sum32()
+}
+
+// lower moves a rule to the next priority below, and reports whether it fits there.
+func (r *Rules) lower(moved *rule) (fits bool) {
+	for _, p := range moved.parts {
+		r.quit(p)
+	}
+	moved.priority--
+	r.changedRules[moved.number] = true
+	fits = true
+	for _, p := range moved.parts {
+		fits = r.join(p) && fits
+	}
+	return fits
+}
+
+// join makes the clauses of a part belong to its rule, and reports whether none of them
+// belongs to too many.
+func (r *Rules) join(p *part) (fits bool) {
+	fits = true
+	p.each(func(key clauseKey, n, kinds uint8) {
+		c := r.clauses[key]
+		if c == nil {
+			c = &clause{}
+			r.clauses[key] = c
+		}
+		i, member := c.find(p.number)
+		if !member {
+			*c = slices.Insert(*c, i, membership{number: p.number, n: n, of: kinds})
+			r.changedClauses[key] = true
+		}
+		(*c)[i].users++
+		fits = fits && (kinds == 1 || len(*c) <= r.most)
+	})
+	return fits
+}
+
+// quit undoes join.
+func (r *Rules) quit(p *part) {
+	p.each(func(key clauseKey, _, _ uint8) {
+		c := r.clauses[key]
+		i, _ := c.find(p.number)
+		if (*c)[i].users--; (*c)[i].users > 0 {
+			return
+		}
+		*c = slices.Delete(*c, i, i+1)
+		r.changedClauses[key] = true
+		if len(*c) == 0 {
+			delete(r.clauses, key)
+		}
+	})
+}
+
+func (c *clause) find(number uint32) (int, bool) {
+	return slices.BinarySearchFunc(*c, number, func(m membership, n uint32) int { return cmp.Compare(m.number, n) })
+}
+
+// each calls visit for each clause of the part: the nth of so many kinds that the rule has.
+// The overlay is IPv4; IPv6 is nobody's.
+func (p *part) each(visit func(key clauseKey, n, kinds uint8)) {
+	kinds := uint8(1)
+	if !p.Peers.Any {
+		kinds++
+	}
+	if !p.AnyPort {
+		kinds++
+	}
+	key := clauseKey{table: p.table, priority: p.priority, kind: KindSubject}
+	if kinds == 1 {
+		key.priority = priorityAll
+	}
+	for _, a := range p.Subjects {
+		if key.prefix = host(a); a.Is4() {
+			visit(key, 1, kinds)
+		}
+	}
+	if !p.Peers.Any {
+		key.kind = KindAllowed
+		for _, key.prefix = range p.Peers.Prefixes {
+			if key.prefix.Addr().Is4() {
+				visit(key, 2, kinds)
+			}
+		}
+		if p.Peers.Pods {
+			key.prefix, key.pods = p.network, true
+			visit(key, 2, kinds)
+		}
+	}
+	key = clauseKey{table: p.table, priority: p.priority, kind: KindPort}
+	for _, ports := range p.Ports {
+		for _, key.ports = range matchesOf(ports) {
+			visit(key, kinds, kinds)
+		}
+	}
+}
+
+// matchesOf are the fewest matches that have just those ports: at most 30.
+func matchesOf(r policy.PortRange) (matches []portMatch) {
+	for first, last := uint32(r.First), uint32(r.Last); first <= last; {
+		size := uint32(1)
+		for first&size == 0 && first+2*size-1 <= last && size < 1<<16 {
+			size *= 2
+		}
+		matches = append(matches, portMatch{uint8(r.Protocol), uint16(first), ^uint16(size - 1)})
+		first += size
+	}
+	return matches
+}
+
+// ruleOwner is the rule of that number: it has a flow of its own unless it is plain flows, or
+// gone.
+func (r *Rules) ruleOwner(number uint32) RuleOwner {
+	owner := RuleOwner{Kind: KindRule, Name: strconv.FormatUint(uint64(number), 10)}
+	if rule := r.numbers[number]; rule != nil && !rule.plain() {
+		f := flow(rule.table, rule.priority, to(allowed(rule.table)), nil, of.IP(), of.ConjID(number))
+		owner.Flows = owned([]of.Flow{f}, Cookie{Kind: KindRule, Object: number})
+	}
+	return owner
+}
+
+// plain reports whether the rule asks for its subjects only.
+func (r *rule) plain() bool { return r.parts[0].Peers.Any && r.parts[0].AnyPort }
+
+// allowed is where a packet goes on that a rule of the table allows.
+func allowed(table uint8) uint8 {
+	if table == TableEgress {
+		return TableIngressAdmin
+	}
+	return TableJudged
+}
+
+// clauseOwner is the clause with its flow, which it has while some rule has it.
+func (r *Rules) clauseOwner(key clauseKey) RuleOwner {
+	f := flow(key.table, key.priority, nil, nil, key.match()...)
+	owner := RuleOwner{Kind: key.kind, Name: fmt.Sprintf("%d/%d %s", key.table, key.priority, f.Match)}
+	c := r.clauses[key]
+	if c == nil {
+		return owner
+	}
+	if key.priority == priorityAll {
+		f.Goto = to(allowed(key.table))
+	} else {
+		for _, m := range *c {
+			f.Actions = append(f.Actions, of.Conjunction(m.number, m.n, m.of))
+		}
+	}
+	owner.Flows = owned([]of.Flow{f}, Cookie{Kind: key.kind, Object: ruleName{key.table, owner.Name}.hash()})
+	return owner
+}
+
+// match is what the clause's flow matches: of the connection's original direction, in which a
+// pod that sends is the source.
+func (k clauseKey) match() []of.Field {
+	fields := []of.Field{of.IP(), valid}
+	switch {
+	case k.kind == KindPort && k.ports.mask == 0:
+		return append(fields, of.CTNWProto(k.ports.protocol))
+	case k.kind == KindPort:
+		return append(fields, of.CTNWProto(k.ports.protocol), of.CTTPDstMasked(k.ports.port, k.ports.mask))
+	case (k.kind == KindSubject) == (k.table == TableEgress):
+		fields = append(fields, of.CTNWSrc(k.prefix))
+	default:
+		fields = append(fields, of.CTNWDst(k.prefix))
+	}
+	if k.pods {
+		fields = append(fields, regPolicy.has(0, policyNode))
+	}
+	return fields
+}
