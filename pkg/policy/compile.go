@@ -7,20 +7,22 @@ import (
 	"slices"
 	"strings"
 
-	"k8s.io/apimachinery/pkg/labels"
-
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-// Input is what the policies come to on one node follows from.
+// Input is what the meaning of policies on one node follows from, besides the policies.
 type Input struct {
-	Policies []Policy
-	// Subjects are the pods of the node. Others are only peers.
+	// Subjects are the pods of the node. Others are only peers. Their ports do not count:
+	// those of a set of [Policy.Sets] do.
 	Subjects []Pod
-	// Members are what is known of a set of [Policy.Sets]; who is not known yet is not
-	// allowed anything.
-	Members func(Set) []Member
+	// Members are what is known of a set of [Policy.Sets] or [ClusterPolicy.Sets], and
+	// whether that is all of it. Who is not known yet is not allowed anything, and what a
+	// ClusterNetworkPolicy denies to some of them it denies to all whom the set may have.
+	Members func(Set) (members []Member, whole bool)
+	// Selects says whether the subject of a ClusterNetworkPolicy has pods of a namespace.
+	// It may be nil where there are none.
+	Selects func(p ClusterPolicy, namespace string) bool
 	// Network is the cluster network, Nodes are all that have a subnet, Own is this one.
 	Network netip.Prefix
 	Nodes   []topology.Node
@@ -29,6 +31,10 @@ type Input struct {
 
 // Compiled is what policies come to on one node: what its flows are made of, and what
 // [Compiled.Verdict] asks. Lists are sorted, and without doubles.
+//
+// What several NetworkPolicies come to is what each comes to alone, together: whoever keeps
+// that needs to compile a policy only when it, its subjects or its sets have changed. Of
+// ClusterNetworkPolicies that is not so, since levels are an order among all of them.
 type Compiled struct {
 	Ingress, Egress Table
 	// Own are this node's addresses, which NetworkPolicy cannot cut its pods from.
@@ -45,12 +51,15 @@ type Table struct {
 	// Isolated are the subjects that may do only what is allowed.
 	Isolated []netip.Addr
 	Allows   []Allow
+	// Admin and Baseline are what ClusterNetworkPolicies say in these tiers, before and
+	// after NetworkPolicies: in the order of their levels.
+	Admin, Baseline []Decision
 }
 
 // Allow lets every one of some subjects and every one of some peers meet on some ports.
 type Allow struct {
-	// Name says which peers and ports these are. It stays the same while the members of sets,
-	// and the subjects, change; no other of a direction has it.
+	// Name is the same for the same peers and ports, and does not change when pods come and
+	// go: peers are named by what chooses them. No other of its list has it.
 	Name     string
 	Subjects []netip.Addr
 	Peers    Peers
@@ -59,6 +68,16 @@ type Allow struct {
 	Ports   []PortRange
 	// Policies say so.
 	Policies []Key
+}
+
+// Decision is what becomes of packets that an [Allow] would allow. Of those that have a
+// packet, the one with the lowest level decides.
+type Decision struct {
+	// Level counts from 0. All decisions of one level have the same action, so that there
+	// is no order among them. With the level, Name is no other's.
+	Level  int
+	Action Action
+	Allow
 }
 
 // Peers are addresses.
@@ -74,39 +93,55 @@ type PortRange struct {
 	First, Last uint16
 }
 
-// Compile is what the policies come to. It takes time by the size of what it is given.
-func Compile(in Input) Compiled {
-	c := compiler{in, map[string][]netip.Prefix{}, map[string]Peers{}}
+// Compiler puts addresses in the places of sets and blocks, each once however many rules
+// name it. It serves one pass: what it was given must not change meanwhile.
+type Compiler struct {
+	in     Input
+	place  Compiled // without rules
+	blocks map[string][]netip.Prefix
+	known  map[string]Peers
+}
+
+// NewCompiler takes what the meaning of policies follows from.
+func NewCompiler(in Input) *Compiler {
+	c := &Compiler{in, Compiled{Network: in.Network, Own: ownAddresses(in.Own)}, map[string][]netip.Prefix{}, map[string]Peers{}}
+	for _, n := range in.Nodes {
+		c.place.NodeAddresses = append(c.place.NodeAddresses, inNetwork(n)...)
+	}
+	c.place.NodeAddresses = sorted(c.place.NodeAddresses, netip.Addr.Compare)
+	return c
+}
+
+// Compile is what policies come to. It takes time by the size of what they are about. Of
+// ClusterNetworkPolicies it needs all at once, or none.
+func (c *Compiler) Compile(policies []Policy, cluster []ClusterPolicy) Compiled {
 	ingress, egress := newTables(), newTables()
-	for _, p := range in.Policies {
-		subjects := p.subjects(in.Subjects)
+	for _, p := range policies {
+		subjects := p.subjects(c.in.Subjects)
 		if len(subjects) == 0 {
 			continue
 		}
 		ingress.isolate(p.Ingress, subjects)
 		for _, r := range p.Ingress.Rules {
-			c.ingress(ingress, p.Key, subjects, r)
+			c.ingress(ingress.allow, p.Key, p.subject(), subjects, r)
 		}
 		egress.isolate(p.Egress, subjects)
 		for _, r := range p.Egress.Rules {
-			c.egress(egress, p.Key, subjects, r)
+			c.egress(egress.allow, p.Key, subjects, r)
 		}
 	}
-	out := Compiled{Ingress: ingress.table(), Egress: egress.table(), Network: in.Network, Own: ownAddresses(in.Own)}
-	for _, n := range in.Nodes {
-		out.NodeAddresses = append(out.NodeAddresses, inNetwork(n)...)
-	}
-	out.NodeAddresses = sorted(out.NodeAddresses, netip.Addr.Compare)
+	out := c.place
+	out.Ingress, out.Egress = ingress.table(), egress.table()
+	c.cluster(&out, cluster)
 	return out
 }
 
-// subjects are those of pods that the policy is about. What cannot be read is about all of
-// its namespace, and so closes.
+// subjects are those of pods that the policy is about.
 func (p Policy) subjects(pods []Pod) []Pod {
-	match, err := p.Subject.matcher()
+	matches := p.Subject.Matcher()
 	var out []Pod
 	for _, pod := range pods {
-		if pod.Namespace == p.Namespace && (err != nil || match.Matches(labels.Set(pod.Labels))) {
+		if pod.Namespace == p.Namespace && matches(pod.Labels) {
 			out = append(out, pod)
 		}
 	}
@@ -135,47 +170,48 @@ func inNetwork(n topology.Node) []netip.Addr {
 	return []netip.Addr{n.Gateway(), netip.AddrFrom4(last)}
 }
 
-// compiler puts members and addresses in the places of sets and blocks, each once however
-// many rules name it.
-type compiler struct {
-	Input
-	blocks map[string][]netip.Prefix
-	known  map[string]Peers
-}
+// adder takes an Allow without its name, and that of its peers.
+type adder func(peers string, a Allow)
 
-// ingress adds what a rule allows to reach its subjects. A named port is the subject's.
-func (c *compiler) ingress(t *tables, by Key, subjects []Pod, r Rule) {
+// ingress adds what a rule says of reaching its subjects, which are those of all that are
+// on this node. A named port is the subject's.
+func (c *Compiler) ingress(add adder, by Key, all Set, subjects []Pod, r Rule) {
 	name, peers := c.peers(r)
+	to := addresses(subjects)
 	if r.AnyPort {
-		t.allow(Allow{name, addresses(subjects), peers, true, nil, []Key{by}})
+		add(name, Allow{Subjects: to, Peers: peers, AnyPort: true, Policies: []Key{by}})
 		return
 	}
-	t.allow(Allow{name, addresses(subjects), peers, false, numbered(r.Ports), []Key{by}})
+	add(name, Allow{Subjects: to, Peers: peers, Ports: numbered(r.Ports), Policies: []Key{by}})
 	for _, port := range r.Ports {
 		if port.Name == "" {
 			continue
 		}
 		byNumber := map[uint16][]netip.Addr{}
-		for _, s := range subjects {
-			for _, n := range s.numbers(port) {
-				byNumber[n] = append(byNumber[n], s.Address)
+		members, _ := c.in.Members(all.with(port.Name))
+		for _, m := range members {
+			if !slices.Contains(to, m.Address) {
+				continue
+			}
+			for _, n := range m.numbers(port) {
+				byNumber[n] = append(byNumber[n], m.Address)
 			}
 		}
 		for n, these := range byNumber {
-			t.allow(Allow{name, these, peers, false, []PortRange{{port.Protocol, n, n}}, []Key{by}})
+			add(name, Allow{Subjects: these, Peers: peers, Ports: []PortRange{{port.Protocol, n, n}}, Policies: []Key{by}})
 		}
 	}
 }
 
-// egress adds what a rule allows its subjects to reach. A named port is the peer's.
-func (c *compiler) egress(t *tables, by Key, subjects []Pod, r Rule) {
+// egress adds what a rule says of what its subjects reach. A named port is the peer's.
+func (c *Compiler) egress(add adder, by Key, subjects []Pod, r Rule) {
 	name, peers := c.peers(r)
 	from := addresses(subjects)
 	if r.AnyPort {
-		t.allow(Allow{name, from, peers, true, nil, []Key{by}})
+		add(name, Allow{Subjects: from, Peers: peers, AnyPort: true, Policies: []Key{by}})
 		return
 	}
-	t.allow(Allow{name, from, peers, false, numbered(r.Ports), []Key{by}})
+	add(name, Allow{Subjects: from, Peers: peers, Ports: numbered(r.Ports), Policies: []Key{by}})
 	for _, port := range r.Ports {
 		if port.Name == "" {
 			continue
@@ -188,16 +224,17 @@ func (c *compiler) egress(t *tables, by Key, subjects []Pod, r Rule) {
 		}
 		for n, prefixes := range byNumber {
 			these := Peers{Prefixes: sorted(prefixes, comparePrefixes)}
-			t.allow(Allow{name + " with " + port.Name, from, these, false, []PortRange{{port.Protocol, n, n}}, []Key{by}})
+			add(name+" with "+port.Name, Allow{Subjects: from, Peers: these, Ports: []PortRange{{port.Protocol, n, n}}, Policies: []Key{by}})
 		}
 	}
 }
 
 // named are the peers of a rule that may have a port of that name.
-func (c *compiler) named(r Rule, port Port) []Member {
+func (c *Compiler) named(r Rule, port Port) []Member {
 	var out []Member
 	all := func(chosen func(netip.Addr) bool) {
-		for _, m := range c.Members(Set{PortName: port.Name}) {
+		members, _ := c.in.Members(Set{}.with(port.Name))
+		for _, m := range members {
 			if chosen(m.Address) {
 				out = append(out, m)
 			}
@@ -209,13 +246,12 @@ func (c *compiler) named(r Rule, port Port) []Member {
 	for _, p := range r.Peers {
 		switch {
 		case p.Set == nil:
-			all(func(a netip.Addr) bool {
-				return slices.ContainsFunc(c.block(p), func(b netip.Prefix) bool { return b.Contains(a) })
-			})
+			all(func(a netip.Addr) bool { return contains(c.block(p), a) })
 		case p.Set.AllPods():
 			all(func(netip.Addr) bool { return true })
 		default:
-			out = append(out, c.Members(*p.Set)...)
+			members, _ := c.in.Members(*p.Set)
+			out = append(out, members...)
 		}
 	}
 	return out
@@ -233,7 +269,7 @@ func numbered(ports []Port) []PortRange {
 }
 
 // peers are those of a rule, and a name for them: rules that name the same have the same.
-func (c *compiler) peers(r Rule) (name string, peers Peers) {
+func (c *Compiler) peers(r Rule) (name string, peers Peers) {
 	name = r.peersName()
 	if known, ok := c.known[name]; ok {
 		return name, known
@@ -248,14 +284,32 @@ func (c *compiler) peers(r Rule) (name string, peers Peers) {
 		case p.Set.AllPods():
 			peers.Pods = true
 		default:
-			for _, m := range c.Members(*p.Set) {
-				peers.Prefixes = append(peers.Prefixes, host(m.Address))
-			}
+			peers.Prefixes = append(peers.Prefixes, c.members(*p.Set)...)
 		}
 	}
 	peers.Prefixes = sorted(peers.Prefixes, comparePrefixes)
 	c.known[name] = peers
 	return name, peers
+}
+
+// members are the addresses of a set; of a node's they are all, as in a block.
+func (c *Compiler) members(s Set) []netip.Prefix {
+	var out []netip.Prefix
+	members, _ := c.in.Members(s)
+	for _, m := range members {
+		out = append(out, host(m.Address))
+	}
+	if !s.OfNodes {
+		return out
+	}
+	for _, n := range c.in.Nodes {
+		if slices.Contains(out, host(n.HostIP)) {
+			for _, a := range inNetwork(n) {
+				out = append(out, host(a))
+			}
+		}
+	}
+	return out
 }
 
 // peersName is the same for the same peers, in whatever order.
@@ -274,7 +328,7 @@ func (r Rule) peersName() string {
 // block are the addresses of a block without those excepted. A node sends to pods from an
 // address of the cluster network, which therefore counts as the node's own: it is in a block
 // that has either, unless the node's own is excepted. The overlay is IPv4; IPv6 is nobody's.
-func (c *compiler) block(p Peer) []netip.Prefix {
+func (c *Compiler) block(p Peer) []netip.Prefix {
 	if known, ok := c.blocks[p.String()]; ok {
 		return known
 	}
@@ -285,18 +339,20 @@ func (c *compiler) block(p Peer) []netip.Prefix {
 	for _, e := range p.Except {
 		out = without(out, e)
 	}
-	for _, n := range c.Nodes {
+	var more []netip.Prefix
+	for _, n := range c.in.Nodes {
 		for _, a := range inNetwork(n) {
 			switch {
 			case contains(out, n.HostIP):
 				if !contains(out, a) {
-					out = append(out, host(a))
+					more = append(more, host(a))
 				}
 			case contains(p.Except, n.HostIP):
 				out = without(out, host(a))
 			}
 		}
 	}
+	out = append(out, more...)
 	c.blocks[p.String()] = out
 	return out
 }
@@ -355,29 +411,46 @@ func (t *tables) isolate(s Side, subjects []Pod) {
 	}
 }
 
-// allow adds one, of which only the peers have a name yet.
-func (t *tables) allow(a Allow) {
-	nobody := !a.Peers.Any && !a.Peers.Pods && len(a.Peers.Prefixes) == 0
-	if nobody || !a.AnyPort && len(a.Ports) == 0 {
+// allow adds one.
+func (t *tables) allow(peers string, a Allow) {
+	if a.empty() {
 		return
 	}
-	a.Name = fmt.Sprint(a.Name, " on ", a.Ports)
+	a.Name = a.name(peers)
 	if same := t.allows[a.Name]; same != nil {
-		same.Subjects = append(same.Subjects, a.Subjects...)
-		same.Policies = append(same.Policies, a.Policies...)
+		same.join(a)
 		return
 	}
 	t.allows[a.Name] = &a
 }
 
+// name is that of an Allow whose peers have a name.
+func (a Allow) name(peers string) string { return fmt.Sprint(peers, " on ", a.Ports) }
+
+// empty reports whether no packet can be meant.
+func (a Allow) empty() bool {
+	nobody := !a.Peers.Any && !a.Peers.Pods && len(a.Peers.Prefixes) == 0
+	return nobody || !a.AnyPort && len(a.Ports) == 0
+}
+
+// join takes in another one with the same peers and ports.
+func (a *Allow) join(b Allow) {
+	a.Subjects = append(a.Subjects, b.Subjects...)
+	a.Policies = append(a.Policies, b.Policies...)
+}
+
+// inOrder is the Allow as it leaves the compiler.
+func (a Allow) inOrder() Allow {
+	a.Subjects = sorted(a.Subjects, netip.Addr.Compare)
+	a.Policies = sorted(a.Policies, Key.Compare)
+	return a
+}
+
 // table is the whole, in an order that follows from what is in it.
 func (t *tables) table() Table {
 	out := Table{Isolated: slices.SortedFunc(maps.Keys(t.isolated), netip.Addr.Compare)}
-	for _, key := range slices.Sorted(maps.Keys(t.allows)) {
-		a := *t.allows[key]
-		a.Subjects = sorted(a.Subjects, netip.Addr.Compare)
-		a.Policies = sorted(a.Policies, Key.Compare)
-		out.Allows = append(out.Allows, a)
+	for _, name := range slices.Sorted(maps.Keys(t.allows)) {
+		out.Allows = append(out.Allows, t.allows[name].inOrder())
 	}
 	return out
 }

@@ -164,11 +164,20 @@ func parsePort(p networkingv1.NetworkPolicyPort) (Port, error) {
 	if p.EndPort != nil {
 		last = *p.EndPort
 	}
+	numbers, err := portRange(first, last)
+	if err != nil {
+		return Port{}, err
+	}
+	port.First, port.Last = numbers.First, numbers.Last
+	return port, nil
+}
+
+// portRange is the ports first to last, of no protocol yet.
+func portRange(first, last int32) (Port, error) {
 	if first < 1 || last > maxPort || first > last {
 		return Port{}, fmt.Errorf("ports %d to %d are no range within 1 to %d", first, last, maxPort)
 	}
-	port.First, port.Last = uint16(first), uint16(last)
-	return port, nil
+	return Port{First: uint16(first), Last: uint16(last)}, nil
 }
 
 // maxPort is the highest number of a port.

@@ -1,10 +1,11 @@
-// Package policy says what NetworkPolicies mean: which pods they isolate, and what those
-// may be reached by and reach. It is pure, and no flow is made here.
+// Package policy says what NetworkPolicies and ClusterNetworkPolicies mean: which pods they
+// are about, and what those may be reached by and reach. It is pure, and no flow is made here.
 //
-// A policy goes through it in two steps. [Parse] reads the object of the API server into a
-// [Policy], whose peers are named by the sets of pods that they choose ([Set]); it is the
-// same on every node. [Compile] puts the members of those sets, and the pods of one node,
-// in their places: a [Compiled] knows addresses and numbers of ports only.
+// A policy goes through it in two steps. [Parse] and [ParseCluster] read the object of the
+// API server into a [Policy] or a [ClusterPolicy], whose peers are named by the sets of pods
+// that they choose ([Set]); it is the same on every node. A [Compiler] puts the members of
+// those sets, and the pods of one node, in their places: a [Compiled] knows addresses and
+// numbers of ports only. An [Index] says who is a member.
 package policy
 
 import (
@@ -16,7 +17,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
-// Key names a policy or a pod.
+// Key names a policy or a pod. That of a ClusterNetworkPolicy has no namespace.
 type Key struct{ Namespace, Name string }
 
 // Compare orders by namespace, then by name.
@@ -24,7 +25,12 @@ func (k Key) Compare(l Key) int {
 	return cmp.Or(cmp.Compare(k.Namespace, l.Namespace), cmp.Compare(k.Name, l.Name))
 }
 
-func (k Key) String() string { return k.Namespace + "/" + k.Name }
+func (k Key) String() string {
+	if k.Namespace == "" {
+		return k.Name
+	}
+	return k.Namespace + "/" + k.Name
+}
 
 // Policy is a NetworkPolicy as it was understood.
 type Policy struct {
@@ -42,20 +48,20 @@ type Side struct {
 	Rules    []Rule
 }
 
-// Rule allows some peers on some ports.
+// Rule is about some peers on some ports. One of a NetworkPolicy allows them.
 type Rule struct {
-	// AnyPeer says that all are allowed: pods, nodes, the outside. Else those of Peers
-	// are, so none where there are none.
+	// AnyPeer says that it is about all: pods, nodes, the outside. Else it is about those
+	// of Peers, so about none where there are none.
 	AnyPeer bool
 	Peers   []Peer
-	// AnyPort says that all protocols and ports are allowed. Else those of Ports are.
+	// AnyPort says that it is about all protocols and ports. Else about those of Ports.
 	AnyPort bool
 	Ports   []Port
 }
 
-// Peer is a set of pods, or a block of addresses.
+// Peer is a set of pods or of nodes, or a block of addresses.
 type Peer struct {
-	// Set is nil for a block.
+	// Set is nil for a block of addresses.
 	Set *Set
 	// Block are addresses, Except those of them that are left out.
 	Block  netip.Prefix
@@ -65,7 +71,7 @@ type Peer struct {
 // String names the peer, and no other by the same name.
 func (p Peer) String() string {
 	if p.Set != nil {
-		return fmt.Sprintf("%q", []string{p.Set.Namespace, string(p.Set.Namespaces), string(p.Set.Pods), p.Set.PortName})
+		return p.Set.String()
 	}
 	return fmt.Sprint(p.Block, p.Except)
 }
@@ -84,37 +90,51 @@ type Port struct {
 func (p Policy) Sets() []Set {
 	var sets []Set
 	for _, r := range p.Ingress.Rules {
-		sets = append(sets, r.sets()...)
+		sets = append(sets, r.ingressSets(p.subject())...)
 	}
 	for _, r := range p.Egress.Rules {
-		sets = append(sets, r.sets()...)
-		sets = append(sets, r.portSets()...)
+		sets = append(sets, r.egressSets()...)
 	}
-	slices.SortFunc(sets, Set.Compare)
-	return slices.Compact(sets)
+	return sorted(sets, Set.Compare)
 }
 
-// sets are those that the rule names as peers.
-func (r Rule) sets() []Set {
-	var sets []Set
-	for _, p := range r.Peers {
-		if p.Set != nil && !p.Set.AllPods() {
-			sets = append(sets, *p.Set)
+// subject is the set of pods that the policy is about, on all nodes.
+func (p Policy) subject() Set { return Set{Namespace: p.Namespace, Pods: p.Subject} }
+
+// ingressSets are those that a rule of ingress needs: its peers, and for its named ports
+// the subjects that have such a port.
+func (r Rule) ingressSets(subject Set) []Set {
+	sets := r.peerSets()
+	for _, p := range r.Ports {
+		if p.Name != "" {
+			sets = append(sets, subject.with(p.Name))
 		}
 	}
 	return sets
 }
 
-// portSets are those that tell, for the named ports of a rule of egress, which number has
-// that name at pods that the rule names by no set: by a block, or not at all.
-func (r Rule) portSets() []Set {
-	if !r.AnyPeer && !slices.ContainsFunc(r.Peers, func(p Peer) bool { return p.Set == nil || p.Set.AllPods() }) {
-		return nil
+// egressSets are those that a rule of egress needs: its peers, and for its named ports the
+// pods that have such a port, where it names its peers by no set: by a block, or not at all.
+func (r Rule) egressSets() []Set {
+	sets := r.peerSets()
+	unlisted := func(p Peer) bool { return p.Set == nil || p.Set.AllPods() }
+	if !r.AnyPeer && !slices.ContainsFunc(r.Peers, unlisted) {
+		return sets
 	}
-	var sets []Set
 	for _, p := range r.Ports {
 		if p.Name != "" {
-			sets = append(sets, Set{PortName: p.Name})
+			sets = append(sets, Set{}.with(p.Name))
+		}
+	}
+	return sets
+}
+
+// peerSets are the rule's peers whose members have to be listed.
+func (r Rule) peerSets() []Set {
+	var sets []Set
+	for _, p := range r.Peers {
+		if p.Set != nil && !p.Set.AllPods() {
+			sets = append(sets, *p.Set)
 		}
 	}
 	return sets

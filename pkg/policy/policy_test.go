@@ -44,33 +44,75 @@ var (
 	}
 )
 
-// compile is what the policies come to on the first node.
+// cluster is an index of all that, with the sets of the policies.
+func cluster(t *testing.T, policies []Policy, clusterPolicies []ClusterPolicy) *Index {
+	t.Helper()
+	x := NewIndex()
+	want := func(sets []Set) {
+		for _, s := range sets {
+			if err := x.Want(s); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, p := range policies {
+		want(p.Sets())
+	}
+	for _, p := range clusterPolicies {
+		want(p.Sets())
+	}
+	for name, have := range namespaces {
+		x.SetNamespace(name, have)
+	}
+	for _, p := range pods {
+		x.SetPod(p)
+	}
+	for _, n := range nodes {
+		x.SetNode(n.Host, map[string]string{"host": n.Host}, []netip.Addr{n.HostIP})
+	}
+	return x
+}
+
+// compile is what the policies come to on the first node. Those with a tier are
+// ClusterNetworkPolicies, in the order of their names.
 func compile(t *testing.T, objects ...string) Compiled {
 	t.Helper()
-	in := Input{Subjects: pods, Network: netip.MustParsePrefix("172.11.0.0/16"), Nodes: nodes, Own: nodes[0]}
-	known := map[Set]bool{}
-	for _, object := range objects {
+	var policies []Policy
+	var clusterPolicies []ClusterPolicy
+	for i, object := range objects {
+		if strings.Contains(object, "tier: ") {
+			p, err := ParseCluster(parseCluster(t, fmt.Sprint("c", i), object))
+			if err != nil {
+				t.Fatal(err)
+			}
+			clusterPolicies = append(clusterPolicies, p)
+			continue
+		}
 		p, err := Parse(parse(t, object))
 		if err != nil {
 			t.Fatal(err)
 		}
-		in.Policies = append(in.Policies, p)
-		for _, s := range p.Sets() {
-			known[s] = true
-		}
+		policies = append(policies, p)
 	}
-	in.Members = func(s Set) []Member {
-		if !known[s] {
-			t.Errorf("members of %+v are asked for, which is none of the policy's sets", s)
+	x := cluster(t, policies, clusterPolicies)
+	return NewCompiler(input(func(s Set) ([]Member, bool) {
+		if x.sets[s] == nil {
+			t.Errorf("members of %v are asked for, which is none of the policies' sets", s)
 		}
-		members, err := s.Members(namespaces, pods)
-		if err != nil {
-			t.Error(err)
-		}
-		return members
-	}
-	return Compile(in)
+		return x.All(s), true
+	})).Compile(policies, clusterPolicies)
 }
+
+// input is the first node, with sets that have these members.
+func input(members func(Set) ([]Member, bool)) Input {
+	return Input{
+		Subjects: pods, Members: members, Network: netip.MustParsePrefix("172.11.0.0/16"), Nodes: nodes, Own: nodes[0],
+		Selects: func(p ClusterPolicy, namespace string) bool { return p.Selects(namespaces[namespace]) },
+	}
+}
+
+// nobody are the members of sets that are not there yet.
+func nobody(Set) ([]Member, bool) { return nil, false }
 
 // parse reads the specification of a policy in namespace shop.
 func parse(t *testing.T, spec string) *networkingv1.NetworkPolicy {
@@ -94,6 +136,19 @@ func packet(t *testing.T, text string) Packet {
 	p.Src, p.Dst = addr(who[src]), addr(who[dst])
 	p.Protocol = map[string]uint8{"icmp": 1, "tcp": 6, "udp": 17, "sctp": 132, "gre": 47}[protocol]
 	return p
+}
+
+// judge checks what becomes of packets.
+func judge(t *testing.T, c Compiled, want Verdict, packets string) {
+	t.Helper()
+	for text := range strings.SplitSeq(packets, ", ") {
+		if text == "" {
+			continue
+		}
+		if got := c.Verdict(packet(t, text)); got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
+		}
+	}
 }
 
 // TestVerdict: what every list and field of a policy means, missing, empty and filled.
@@ -322,16 +377,9 @@ func TestVerdict(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := compile(t, tc.policies...)
-			for want, list := range map[Verdict]string{Allowed: tc.allowed, DeniedIngress: tc.ingress, DeniedEgress: tc.egress} {
-				for text := range strings.SplitSeq(list, ", ") {
-					if text == "" {
-						continue
-					}
-					if got := c.Verdict(packet(t, text)); got != want {
-						t.Errorf("%s: %v, want %v", text, got, want)
-					}
-				}
-			}
+			judge(t, c, Allowed, tc.allowed)
+			judge(t, c, DeniedIngress, tc.ingress)
+			judge(t, c, DeniedEgress, tc.egress)
 		})
 	}
 }
@@ -359,12 +407,8 @@ func TestParseRefuses(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), tc.want) || !strings.HasPrefix(err.Error(), "NetworkPolicy shop/p: ") {
 				t.Errorf("error %v, want one of NetworkPolicy shop/p with %q", err, tc.want)
 			}
-			c := Compile(Input{Policies: []Policy{p}, Subjects: pods, Members: func(Set) []Member { return nil }, Own: nodes[0]})
-			for _, text := range []string{"till>web tcp 80", "outside>db tcp 8"} {
-				if got := c.Verdict(packet(t, text)); got != DeniedIngress {
-					t.Errorf("%s: %v, want %v", text, got, DeniedIngress)
-				}
-			}
+			c := NewCompiler(Input{Subjects: pods, Members: nobody, Own: nodes[0]}).Compile([]Policy{p}, nil)
+			judge(t, c, DeniedIngress, "till>web tcp 80, outside>db tcp 8")
 		})
 	}
 }
@@ -380,10 +424,11 @@ func TestCompile(t *testing.T) {
 	web, db := addr("172.11.0.2"), addr("172.11.0.3")
 	by := []Key{{"shop", "p"}}
 	peers := Peers{Prefixes: []netip.Prefix{netip.MustParsePrefix("172.11.0.3/32")}}
+	name := `["shop" "" "app=db" ""] on `
 	want := Compiled{
 		Ingress: Table{Isolated: []netip.Addr{web, db}, Allows: []Allow{
-			{Name: `["shop" "" "app=db" ""] on [{TCP 80 90}]`, Subjects: []netip.Addr{web, db}, Peers: peers, Ports: []PortRange{{service.TCP, 80, 90}}, Policies: by},
-			{Name: `["shop" "" "app=db" ""] on [{TCP 8080 8080}]`, Subjects: []netip.Addr{web}, Peers: peers, Ports: []PortRange{{service.TCP, 8080, 8080}}, Policies: by},
+			{Name: name + "[{TCP 80 90}]", Subjects: []netip.Addr{web, db}, Peers: peers, Ports: []PortRange{{service.TCP, 80, 90}}, Policies: by},
+			{Name: name + "[{TCP 8080 8080}]", Subjects: []netip.Addr{web}, Peers: peers, Ports: []PortRange{{service.TCP, 8080, 8080}}, Policies: by},
 		}},
 		Egress: Table{Isolated: []netip.Addr{db}, Allows: []Allow{
 			{Name: `10.0.0.0/8 [10.128.0.0/9 10.0.0.0/10] ["" "" "" ""] on []`, Subjects: []netip.Addr{db}, Peers: Peers{Pods: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.64.0.0/10")}}, AnyPort: true, Policies: by},
@@ -431,12 +476,9 @@ func TestLateSets(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := Compile(Input{Policies: []Policy{p}, Subjects: pods, Members: func(Set) []Member { return nil }})
-	for text, want := range map[string]Verdict{"web>db tcp 80": DeniedIngress, "web>db tcp 7": Allowed} {
-		if got := c.Verdict(packet(t, text)); got != want {
-			t.Errorf("%s: %v, want %v", text, got, want)
-		}
-	}
+	c := NewCompiler(Input{Subjects: pods, Members: nobody}).Compile([]Policy{p}, nil)
+	judge(t, c, Allowed, "web>db tcp 7")
+	judge(t, c, DeniedIngress, "web>db tcp 80")
 }
 
 // TestSets: which sets a policy needs, each once; all pods need no list.
@@ -447,33 +489,30 @@ egress: [{to: [{podSelector: {matchExpressions: [{key: b, operator: In, values: 
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []Set{{PortName: "http"}, {Namespace: "shop", Pods: "a in (q),b in (p)"}, {Namespace: "shop", Pods: "a=q,b=p"}}
+	want := []Set{{PortName: "http"}, {Namespace: "shop", PortName: "http"}, {Namespace: "shop", Pods: "a in (q),b in (p)"}, {Namespace: "shop", Pods: "a=q,b=p"}}
 	if diff := cmp.Diff(want, p.Sets()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	members, err := Set{PortName: "http"}.Members(namespaces, pods)
-	if err != nil || len(members) != 3 {
-		t.Errorf("pods with a port http: %v (error %v), want 3 of %d", members, err, len(pods))
-	}
 	hashes := map[string]bool{}
-	for _, s := range append(want, Set{}, Set{Namespaces: "shop"}, Set{Pods: "shop"}) {
+	for _, s := range append(want, Set{}, Set{Namespaces: "shop"}, Set{Pods: "shop"}, Set{OfNodes: true}, Set{OfNodes: true, Nodes: "shop"}) {
 		hashes[s.Hash()] = true
 	}
-	if len(hashes) != len(want)+3 {
-		t.Errorf("%d hashes of %d sets", len(hashes), len(want)+3)
+	if len(hashes) != len(want)+5 {
+		t.Errorf("%d hashes of %d sets", len(hashes), len(want)+5)
 	}
 }
 
 // TestUnreadable: a selector that a person wrote into a record may be none. A subject is
 // then every pod of the namespace, and a set an error.
 func TestUnreadable(t *testing.T) {
-	c := Compile(Input{Policies: []Policy{{Key: Key{"shop", "p"}, Subject: "a in (", Ingress: Side{Isolates: true}}}, Subjects: pods})
+	p := Policy{Key: Key{"shop", "p"}, Subject: "a in (", Ingress: Side{Isolates: true}}
+	c := NewCompiler(Input{Subjects: pods}).Compile([]Policy{p}, nil)
 	if diff := cmp.Diff([]string{"172.11.0.2", "172.11.0.3"}, texts(c.Ingress.Isolated)); diff != "" {
 		t.Errorf("isolated (-want +got):\n%s", diff)
 	}
-	for _, s := range []Set{{Pods: "a in ("}, {Namespaces: "a==="}} {
-		if _, err := s.Members(namespaces, pods); err == nil || !strings.Contains(err.Error(), s.Hash()) {
-			t.Errorf("%+v: error %v, want one that names set %s", s, err, s.Hash())
+	for _, s := range []Set{{Pods: "a in ("}, {Namespaces: "a==="}, {OfNodes: true, Nodes: "a b"}} {
+		if err := NewIndex().Want(s); err == nil || !strings.Contains(err.Error(), s.Hash()) {
+			t.Errorf("%v: error %v, want one that names set %s", s, err, s.Hash())
 		}
 	}
 }
@@ -486,29 +525,87 @@ func texts(list []netip.Addr) []string {
 	return out
 }
 
-// BenchmarkCompile is a node with 250 pods and 10,000 rules that name 100 sets of 4,000
-// peers, and 100 ports.
-func BenchmarkCompile(b *testing.B) {
+// TestOneByOne: what several policies come to is what each comes to alone, together.
+func TestOneByOne(t *testing.T) {
+	policies, in := manyPolicies(300, 1)
+	whole := NewCompiler(in).Compile(policies, nil)
+	alone := newTables()
+	k := NewCompiler(in)
+	for _, p := range policies {
+		c := k.Compile([]Policy{p}, nil)
+		for _, a := range c.Ingress.Isolated {
+			alone.isolated[a] = true
+		}
+		for _, a := range c.Ingress.Allows {
+			if same := alone.allows[a.Name]; same != nil {
+				same.join(a)
+				continue
+			}
+			alone.allows[a.Name] = &a
+		}
+	}
+	if len(whole.Ingress.Allows) == len(policies) {
+		t.Error("no two policies have a rule in common")
+	}
+	compare := []cmp.Option{
+		cmp.Comparer(func(a, b netip.Addr) bool { return a == b }),
+		cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
+	}
+	if diff := cmp.Diff(whole.Ingress, alone.table(), compare...); diff != "" {
+		t.Errorf("(-whole +one by one):\n%s", diff)
+	}
+}
+
+// manyPolicies are policies of one rule each that name 100 sets of 4,000 peers and some
+// ports, and a node with 250 pods.
+func manyPolicies(count, ports int) ([]Policy, Input) {
 	in := Input{Network: netip.MustParsePrefix("10.0.0.0/8")}
-	members := map[Set][]Member{}
 	for i := range 250 {
 		p := Pod{Key: Key{"shop", fmt.Sprint("pod", i)}, Labels: map[string]string{"n": fmt.Sprint(i)}}
 		p.Address = netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
 		in.Subjects = append(in.Subjects, p)
 	}
+	members := map[Set][]Member{}
+	set := func(i int) Set { return Set{Namespace: "shop", Pods: Selector(fmt.Sprint("set=", i%100))} }
 	for i := range 4000 {
-		set := Set{Namespace: "shop", Pods: Selector(fmt.Sprint("set=", i%100))}
-		members[set] = append(members[set], Member{Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})})
+		members[set(i)] = append(members[set(i)], Member{Address: netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})})
 	}
-	for i := range 10000 {
-		set := Set{Namespace: "shop", Pods: Selector(fmt.Sprint("set=", i%100))}
-		rule := Rule{Peers: []Peer{{Set: &set}}, Ports: []Port{{Protocol: service.TCP, First: uint16(1 + i/100), Last: uint16(1 + i/100)}}}
-		in.Policies = append(in.Policies, Policy{Key{"shop", fmt.Sprint("p", i)}, Selector(fmt.Sprint("n=", i%250)), Side{Isolates: true, Rules: []Rule{rule}}, Side{}})
+	in.Members = func(s Set) ([]Member, bool) { return members[s], true }
+	var policies []Policy
+	for i := range count {
+		peers, port := set(i), uint16(1+i/100%ports)
+		rule := Rule{Peers: []Peer{{Set: &peers}}, Ports: []Port{{Protocol: service.TCP, First: port, Last: port}}}
+		policies = append(policies, Policy{Key{"shop", fmt.Sprint("p", i)}, Selector(fmt.Sprint("n=", i%250)), Side{Isolates: true, Rules: []Rule{rule}}, Side{}})
 	}
-	in.Members = func(s Set) []Member { return members[s] }
-	for b.Loop() {
-		if c := Compile(in); len(c.Ingress.Allows) != 10000 {
-			b.Fatalf("%d rules", len(c.Ingress.Allows))
+	return policies, in
+}
+
+// BenchmarkCompile is 10,000 policies of a node with 250 pods: all at once, all one by one
+// in a pass, and the pass after one of them has changed.
+func BenchmarkCompile(b *testing.B) {
+	policies, in := manyPolicies(10000, 100)
+	rules := func(b *testing.B, got, want int) {
+		if got != want {
+			b.Fatalf("%d rules, want %d", got, want)
 		}
 	}
+	b.Run("whole", func(b *testing.B) {
+		for b.Loop() {
+			rules(b, len(NewCompiler(in).Compile(policies, nil).Ingress.Allows), len(policies))
+		}
+	})
+	b.Run("one by one", func(b *testing.B) {
+		for b.Loop() {
+			k, count := NewCompiler(in), 0
+			for i := range policies {
+				count += len(k.Compile(policies[i:i+1], nil).Ingress.Allows)
+			}
+			rules(b, count, len(policies))
+		}
+	})
+	b.Run("one changed", func(b *testing.B) {
+		for b.Loop() {
+			rules(b, len(NewCompiler(in).Compile(policies[:1], nil).Ingress.Allows), 1)
+		}
+	})
 }

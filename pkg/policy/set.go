@@ -36,9 +36,9 @@ func NewSelector(s metav1.LabelSelector) (Selector, error) {
 	return Selector(strings.Join(slices.Compact(text), ",")), nil
 }
 
-// matcher is the selector, ready to be asked. One that is written otherwise than
+// parsed is the selector, ready to be asked. One that is written otherwise than
 // [NewSelector] writes it, as in a record made by hand, may be an error.
-func (s Selector) matcher() (labels.Selector, error) {
+func (s Selector) parsed() (labels.Selector, error) {
 	parsed, err := labels.Parse(string(s))
 	if err != nil {
 		return nil, fmt.Errorf("selector %q: %w", string(s), err)
@@ -46,7 +46,14 @@ func (s Selector) matcher() (labels.Selector, error) {
 	return parsed, nil
 }
 
-// Set is a set of pods, named by what chooses them. The zero value is all pods.
+// Matcher says of labels whether the selector of a NetworkPolicy's subject chooses them, as
+// often as it is asked. One that cannot be read chooses all, and so closes.
+func (s Selector) Matcher() func(have map[string]string) bool {
+	parsed, err := s.parsed()
+	return func(have map[string]string) bool { return err != nil || parsed.Matches(labels.Set(have)) }
+}
+
+// Set is a set of pods, or of nodes, named by what chooses them. The zero value is all pods.
 type Set struct {
 	// Namespace is the only namespace whose pods are chosen; where it is empty,
 	// Namespaces chooses namespaces by their labels.
@@ -56,6 +63,24 @@ type Set struct {
 	Pods Selector
 	// PortName, where it is not empty, leaves only pods with a port of this name.
 	PortName string
+	// OfNodes says that the set is of nodes, which Nodes chooses by their labels; the rest
+	// is empty then.
+	OfNodes bool
+	Nodes   Selector
+}
+
+// String names the set, and no other by the same name.
+func (s Set) String() string {
+	if s.OfNodes {
+		return fmt.Sprintf("nodes %q", string(s.Nodes))
+	}
+	return fmt.Sprintf("%q", []string{s.Namespace, string(s.Namespaces), string(s.Pods), s.PortName})
+}
+
+// with are those of the set that have a port of that name.
+func (s Set) with(port string) Set {
+	s.PortName = port
+	return s
 }
 
 // AllPods reports whether the set is all pods there are. Nobody has to list those: they are
@@ -64,14 +89,20 @@ func (s Set) AllPods() bool { return s == Set{} }
 
 // Hash names the set: 16 hexadecimal digits of SHA-256.
 func (s Set) Hash() string {
-	sum := sha256.Sum256([]byte(Peer{Set: &s}.String()))
+	sum := sha256.Sum256([]byte(s.String()))
 	return hex.EncodeToString(sum[:8])
 }
 
-// Compare orders sets, by what they are written as.
+// Compare orders sets, by what they are written as; those of nodes are last.
 func (s Set) Compare(t Set) int {
+	if s.OfNodes != t.OfNodes {
+		if t.OfNodes {
+			return -1
+		}
+		return 1
+	}
 	return cmp.Or(cmp.Compare(s.Namespace, t.Namespace), cmp.Compare(s.Namespaces, t.Namespaces),
-		cmp.Compare(s.Pods, t.Pods), cmp.Compare(s.PortName, t.PortName))
+		cmp.Compare(s.Pods, t.Pods), cmp.Compare(s.PortName, t.PortName), cmp.Compare(s.Nodes, t.Nodes))
 }
 
 // Pod is a pod on the pod network; one on its node's network is none here.
@@ -81,7 +112,7 @@ type Pod struct {
 	Member
 }
 
-// Member is what is known of a pod in a set.
+// Member is what is known of a pod in a set. An address of a node has no ports.
 type Member struct {
 	Address netip.Addr
 	// Ports are the ports of its containers that have names.
@@ -93,34 +124,6 @@ type NamedPort struct {
 	Name     string
 	Protocol service.Protocol
 	Port     uint16
-}
-
-// Members are those of pods that the set chooses, in their order. namespaces are the labels
-// of namespaces by name; the pods of others are in no set that chooses namespaces by labels.
-// A selector that cannot be read is an error.
-func (s Set) Members(namespaces map[string]map[string]string, pods []Pod) ([]Member, error) {
-	ns, err := s.Namespaces.matcher()
-	if err != nil {
-		return nil, fmt.Errorf("set %s: namespaces: %w", s.Hash(), err)
-	}
-	match, err := s.Pods.matcher()
-	if err != nil {
-		return nil, fmt.Errorf("set %s: pods: %w", s.Hash(), err)
-	}
-	var members []Member
-	for _, p := range pods {
-		if s.Namespace != "" && p.Namespace != s.Namespace {
-			continue
-		}
-		have, known := namespaces[p.Namespace]
-		if s.Namespace == "" && (!known || !ns.Matches(labels.Set(have))) {
-			continue
-		}
-		if match.Matches(labels.Set(p.Labels)) && (s.PortName == "" || p.has(s.PortName)) {
-			members = append(members, p.Member)
-		}
-	}
-	return members, nil
 }
 
 // has reports whether the pod has a port of that name.

@@ -51,18 +51,37 @@ func (c Compiled) Verdict(p Packet) Verdict {
 	return Allowed
 }
 
-// may says whether the policies of one direction let a subject and a peer meet. A pod
-// always reaches itself and its node, and its node reaches it: so says the API.
+// may says whether the policies of one direction let a subject and a peer meet: the Admin
+// tier, NetworkPolicies, the Baseline tier, until one decides.
 func (c Compiled) may(t Table, subject, peer netip.Addr, p Packet) bool {
-	if _, isolated := slices.BinarySearchFunc(t.Isolated, subject, netip.Addr.Compare); !isolated {
-		return true
+	if action := c.decide(t.Admin, subject, peer, p); action != Pass {
+		return action == Accept
 	}
-	if subject == peer || slices.Contains(c.Own, peer) {
-		return true
+	if _, isolated := slices.BinarySearchFunc(t.Isolated, subject, netip.Addr.Compare); isolated {
+		return c.allowed(t, subject, peer, p)
 	}
-	return slices.ContainsFunc(t.Allows, func(a Allow) bool {
-		return a.has(p) && slices.Contains(a.Subjects, subject) && c.isPeer(a.Peers, peer)
-	})
+	return c.decide(t.Baseline, subject, peer, p) != Deny
+}
+
+// allowed says so of a pod that NetworkPolicies isolate. A pod always reaches itself and its
+// node, and its node reaches it: so says the API, of these policies only.
+func (c Compiled) allowed(t Table, subject, peer netip.Addr, p Packet) bool {
+	return subject == peer || slices.Contains(c.Own, peer) ||
+		slices.ContainsFunc(t.Allows, func(a Allow) bool { return c.matches(a, subject, peer, p) })
+}
+
+// decide is what the decisions of a tier say, in their order; Pass where they say nothing.
+func (c Compiled) decide(tier []Decision, subject, peer netip.Addr, p Packet) Action {
+	for _, d := range tier {
+		if c.matches(d.Allow, subject, peer, p) {
+			return d.Action
+		}
+	}
+	return Pass
+}
+
+func (c Compiled) matches(a Allow, subject, peer netip.Addr, p Packet) bool {
+	return a.has(p) && slices.Contains(a.Subjects, subject) && c.isPeer(a.Peers, peer)
 }
 
 // has reports whether the packet goes to one of the ports.

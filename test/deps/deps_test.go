@@ -74,6 +74,7 @@ func TestOnlyImporter(t *testing.T) {
 		{"k8s.io/apimachinery", []string{"pkg/kube", "pkg/policy"}},                  // selectors of labels
 		{"k8s.io/api", []string{"pkg/kube", "pkg/policy"}},                           // objects as they are written
 		{"k8s.io", []string{"pkg/kube"}},
+		{"sigs.k8s.io/network-policy-api", []string{"pkg/kube", "pkg/policy"}}, // as above
 	}
 	for _, p := range list(t) {
 		if inTest(p.ImportPath) {

@@ -4,9 +4,12 @@ package policyoracle
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,50 +18,81 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/cache"
 	"sigs.k8s.io/kube-network-policies/pkg/api"
 	"sigs.k8s.io/kube-network-policies/pkg/network"
 	engine "sigs.k8s.io/kube-network-policies/pkg/networkpolicy"
+	clusterengine "sigs.k8s.io/kube-network-policies/plugins/npa-v1alpha2"
+	npav1alpha2 "sigs.k8s.io/network-policy-api/apis/v1alpha2"
+	npav1beta1 "sigs.k8s.io/network-policy-api/apis/v1beta1"
+	npaclient "sigs.k8s.io/network-policy-api/pkg/client/clientset/versioned"
+	npainformers "sigs.k8s.io/network-policy-api/pkg/client/informers/externalversions"
 	"sigs.k8s.io/yaml"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
-// cases are how many clusters [TestAgainstEngine] draws, packets how many packets in each.
+// cases are how many clusters a test draws, packets how many packets in each.
 const cases, packets = 3000, 60
 
-// TestAgainstEngine: the same verdicts, in the same direction.
-func TestAgainstEngine(t *testing.T) {
-	count := map[policy.Verdict]int{}
-	for seed := range uint64(cases) {
-		compare(t, seed, count)
-		if t.Failed() {
-			return
-		}
-	}
+// TestNetworkPolicy: the same verdicts, in the same direction.
+func TestNetworkPolicy(t *testing.T) {
+	count := test(t, draw.withPolicies)
 	t.Logf("%d packets: %v", cases*packets, count)
-	for v := policy.Allowed; v <= policy.DeniedIngress; v++ {
-		if count[v] < cases*packets/10 {
-			t.Errorf("only %d packets were %v: what is drawn asks too little", count[v], v)
+}
+
+// TestClusterNetworkPolicy: the same beside ClusterNetworkPolicies, of which each tier has
+// something to say.
+func TestClusterNetworkPolicy(t *testing.T) {
+	count := test(t, draw.withClusterPolicies)
+	t.Logf("%d packets: %v", cases*packets, count)
+	for _, tier := range []npav1beta1.Tier{npav1beta1.AdminTier, npav1beta1.BaselineTier} {
+		for _, said := range []string{" accepts", " denies"} {
+			if what := "ClusterNetworkPolicy" + string(tier) + said; count[what] < cases*packets/50 {
+				t.Errorf("%s only %d packets: what is drawn asks too little", what, count[what])
+			}
 		}
 	}
 }
 
-// FuzzAgainstEngine goes on where the test ends.
-func FuzzAgainstEngine(f *testing.F) {
+// test compares for every seed, and counts what became of packets.
+func test(t *testing.T, drawn func(draw) cluster) map[string]int {
+	count := map[string]int{}
+	for seed := range uint64(cases) {
+		compare(t, seed, drawn, count)
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	for v := policy.Allowed; v <= policy.DeniedIngress; v++ {
+		if count[v.String()] < cases*packets/10 {
+			t.Errorf("only %d packets were %v: what is drawn asks too little", count[v.String()], v)
+		}
+	}
+	return count
+}
+
+// FuzzNetworkPolicy and FuzzClusterNetworkPolicy go on where the tests end.
+func FuzzNetworkPolicy(f *testing.F) {
 	f.Add(uint64(cases))
-	f.Fuzz(func(t *testing.T, seed uint64) { compare(t, seed, map[policy.Verdict]int{}) })
+	f.Fuzz(func(t *testing.T, seed uint64) { compare(t, seed, draw.withPolicies, map[string]int{}) })
+}
+
+func FuzzClusterNetworkPolicy(f *testing.F) {
+	f.Add(uint64(cases))
+	f.Fuzz(func(t *testing.T, seed uint64) { compare(t, seed, draw.withClusterPolicies, map[string]int{}) })
 }
 
 // compare draws a cluster and packets in it, and asks both.
-func compare(t *testing.T, seed uint64, count map[policy.Verdict]int) {
+func compare(t *testing.T, seed uint64, drawn func(draw) cluster, count map[string]int) {
 	d := draw{rand.New(rand.NewPCG(seed, 0))}
-	c := d.cluster()
-	ours, theirs := c.ours(t), c.theirs()
+	c := drawn(d)
+	ours, theirs := c.ours(t), c.theirs(t)
 	for range packets {
 		p := d.packet(c)
-		got, want := ours.Verdict(p), theirs.verdict(t, p)
-		count[want]++
+		got, want := ours.Verdict(p), theirs.verdict(t, p, count)
+		count[want.String()]++
 		if got != want {
 			t.Fatalf("seed %d, %v to %v, protocol %d, port %d: %v; the engine says %v, with\n%s", seed, p.Src, p.Dst, p.Protocol, p.DstPort, got, want, c)
 		}
@@ -67,59 +101,89 @@ func compare(t *testing.T, seed uint64, count map[policy.Verdict]int) {
 
 // cluster is what was drawn.
 type cluster struct {
-	namespaces map[string]map[string]string
-	pods       []policy.Pod
-	policies   []*networkingv1.NetworkPolicy
+	namespaces      map[string]map[string]string
+	pods            []policy.Pod
+	nodes           []*corev1.Node
+	policies        []*networkingv1.NetworkPolicy
+	clusterPolicies []*npav1beta1.ClusterNetworkPolicy
 }
 
 func (c cluster) String() string {
 	text := fmt.Sprintf("namespaces %v\npods %+v\n", c.namespaces, c.pods)
+	for _, n := range c.nodes {
+		text += fmt.Sprintf("node %v %v\n", n.Labels, n.Status.Addresses)
+	}
 	for _, p := range c.policies {
 		spec, _ := yaml.Marshal(p.Spec)
 		text += fmt.Sprintf("policy %s/%s:\n%s", p.Namespace, p.Name, spec)
+	}
+	for _, p := range c.clusterPolicies {
+		spec, _ := yaml.Marshal(p.Spec)
+		text += fmt.Sprintf("policy %s:\n%s", p.Name, spec)
 	}
 	return text
 }
 
 var clusterNetwork = netip.MustParsePrefix("10.0.0.0/16")
 
-// ours is what the policies come to for all pods, as if they were one node's. There are no
-// nodes: that a pod is never cut from its own is no matter of the engine.
+// ours is what the policies come to for all pods, as if they were one node's. Nodes have no
+// subnets: that a pod is never cut from its own is no matter of the engine.
 func (c cluster) ours(t *testing.T) policy.Compiled {
-	in := policy.Input{Subjects: c.pods, Network: clusterNetwork}
-	known := map[policy.Set][]policy.Member{}
-	for _, np := range c.policies {
-		p, err := policy.Parse(np)
+	index := c.index()
+	want := func(sets []policy.Set, err error) {
+		for _, s := range sets {
+			err = errors.Join(err, index.Want(s))
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
-		in.Policies = append(in.Policies, p)
-		for _, s := range p.Sets() {
-			if known[s], err = s.Members(c.namespaces, c.pods); err != nil {
-				t.Fatal(err)
-			}
-		}
 	}
-	in.Members = func(s policy.Set) []policy.Member { return known[s] }
-	return policy.Compile(in)
+	var policies []policy.Policy
+	for _, np := range c.policies {
+		p, err := policy.Parse(np)
+		want(p.Sets(), err)
+		policies = append(policies, p)
+	}
+	var clusterPolicies []policy.ClusterPolicy
+	for _, cnp := range c.clusterPolicies {
+		p, err := policy.ParseCluster(cnp)
+		want(p.Sets(), err)
+		clusterPolicies = append(clusterPolicies, p)
+	}
+	return policy.NewCompiler(policy.Input{
+		Subjects: c.pods, Network: clusterNetwork,
+		Members: func(s policy.Set) ([]policy.Member, bool) { return index.All(s), true },
+		Selects: func(p policy.ClusterPolicy, namespace string) bool { return p.Selects(c.namespaces[namespace]) },
+	}).Compile(policies, clusterPolicies)
 }
 
-// evaluator is the engine over a cluster.
+// index has all that is in the cluster.
+func (c cluster) index() *policy.Index {
+	index := policy.NewIndex()
+	for name, labels := range c.namespaces {
+		index.SetNamespace(name, labels)
+	}
+	for _, p := range c.pods {
+		index.SetPod(p)
+	}
+	for _, n := range c.nodes {
+		index.SetNode(n.Name, n.Labels, []netip.Addr{netip.MustParseAddr(n.Status.Addresses[0].Address)})
+	}
+	return index
+}
+
+// evaluator is the engine over a cluster: what it asks for each direction, in order.
 type evaluator struct {
-	*engine.StandardNetworkPolicy
-	pods map[netip.Addr]*api.PodInfo
+	egress, ingress []api.PolicyEvaluator
+	pods            map[netip.Addr]*api.PodInfo
 }
 
 // theirs is the engine over the cluster, with policies as the API server stores them.
-func (c cluster) theirs() evaluator {
-	factory := informers.NewSharedInformerFactory((*kubernetes.Clientset)(nil), 0)
-	policies := factory.Networking().V1().NetworkPolicies()
-	for _, np := range c.policies {
-		if err := policies.Informer().GetStore().Add(stored(np)); err != nil {
-			panic(err)
-		}
-	}
-	e := evaluator{engine.NewStandardNetworkPolicy("node", factory.Core().V1().Namespaces(), factory.Core().V1().Pods(), policies), map[netip.Addr]*api.PodInfo{}}
+func (c cluster) theirs(t *testing.T) evaluator {
+	admin, baseline := c.tiers(t)
+	e := evaluator{pods: map[netip.Addr]*api.PodInfo{}}
+	e.egress = []api.PolicyEvaluator{admin, c.standard(networkingv1.PolicyTypeEgress), baseline}
+	e.ingress = []api.PolicyEvaluator{admin, c.standard(networkingv1.PolicyTypeIngress), baseline}
 	for _, p := range c.pods {
 		info := &api.PodInfo{Name: p.Name, Labels: p.Labels, Namespace: &api.Namespace{Name: p.Namespace, Labels: c.namespaces[p.Namespace]}}
 		for _, port := range p.Ports {
@@ -128,6 +192,51 @@ func (c cluster) theirs() evaluator {
 		e.pods[p.Address] = info
 	}
 	return e
+}
+
+// standard is the engine's NetworkPolicy, with the policies that have a direction: a pod that
+// has one of the other direction only it takes for decided about, so that the Baseline tier is
+// not asked. The API speaks of the two as two sorts of isolation.
+func (c cluster) standard(direction networkingv1.PolicyType) api.PolicyEvaluator {
+	factory := informers.NewSharedInformerFactory((*kubernetes.Clientset)(nil), 0)
+	policies := factory.Networking().V1().NetworkPolicies()
+	for _, np := range c.policies {
+		if np := stored(np); slices.Contains(np.Spec.PolicyTypes, direction) {
+			add(policies.Informer(), np)
+		}
+	}
+	return engine.NewStandardNetworkPolicy("node", factory.Core().V1().Namespaces(), factory.Core().V1().Pods(), policies)
+}
+
+// tiers are the engine's of ClusterNetworkPolicy, which reads version v1alpha2.
+func (c cluster) tiers(t *testing.T) (admin, baseline api.PolicyEvaluator) {
+	nodes := informers.NewSharedInformerFactory((*kubernetes.Clientset)(nil), 0).Core().V1().Nodes()
+	for _, n := range c.nodes {
+		add(nodes.Informer(), n)
+	}
+	policies := npainformers.NewSharedInformerFactory((*npaclient.Clientset)(nil), 0).Policy().V1alpha2().ClusterNetworkPolicies()
+	for _, cnp := range c.clusterPolicies {
+		old := &npav1alpha2.ClusterNetworkPolicy{}
+		text, err := json.Marshal(cnp)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := json.Unmarshal(text, old); err != nil {
+			t.Fatal(err)
+		}
+		add(policies.Informer(), old)
+	}
+	tier := func(t npav1alpha2.Tier) api.PolicyEvaluator {
+		return clusterengine.NewClusterNetworkPolicy(t, policies, nil, nodes.Lister())
+	}
+	return tier(npav1alpha2.AdminTier), tier(npav1alpha2.BaselineTier)
+}
+
+// add puts an object where the engine looks for it.
+func add(informer cache.SharedIndexInformer, object any) {
+	if err := informer.GetStore().Add(object); err != nil {
+		panic(err)
+	}
 }
 
 // stored is a policy with what the API server fills in: protocols and directions. The engine
@@ -158,21 +267,31 @@ func stored(np *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
 
 var protocols = map[uint8]corev1.Protocol{1: "ICMP", 6: corev1.ProtocolTCP, 17: corev1.ProtocolUDP, 132: corev1.ProtocolSCTP}
 
-func (e evaluator) verdict(t *testing.T, p policy.Packet) policy.Verdict {
+// verdict is the engine's, and counts whose it was.
+func (e evaluator) verdict(t *testing.T, p policy.Packet, count map[string]int) policy.Verdict {
 	packet := &network.Packet{SrcIP: p.Src.AsSlice(), DstIP: p.Dst.AsSlice(), Proto: protocols[p.Protocol], SrcPort: 40000, DstPort: int(p.DstPort)}
 	src, dst := e.pods[p.Src], e.pods[p.Dst]
-	out, err := e.EvaluateEgress(context.Background(), packet, src, dst)
-	if err != nil {
-		t.Fatal(err)
+	denied := func(order []api.PolicyEvaluator, ask func(api.PolicyEvaluator) (api.Verdict, error)) bool {
+		for _, by := range order {
+			v, err := ask(by)
+			switch {
+			case err != nil:
+				t.Fatal(err)
+			case v == api.VerdictAccept:
+				count[by.Name()+" accepts"]++
+				return false
+			case v == api.VerdictDeny:
+				count[by.Name()+" denies"]++
+				return true
+			}
+		}
+		return false
 	}
-	if out == api.VerdictDeny {
+	ctx := context.Background()
+	switch {
+	case denied(e.egress, func(by api.PolicyEvaluator) (api.Verdict, error) { return by.EvaluateEgress(ctx, packet, src, dst) }):
 		return policy.DeniedEgress
-	}
-	in, err := e.EvaluateIngress(context.Background(), packet, src, dst)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if in == api.VerdictDeny {
+	case denied(e.ingress, func(by api.PolicyEvaluator) (api.Verdict, error) { return by.EvaluateIngress(ctx, packet, src, dst) }):
 		return policy.DeniedIngress
 	}
 	return policy.Allowed
@@ -193,6 +312,27 @@ func some[T any](d draw, max int, f func() T) []T {
 	return out
 }
 
+// withPolicies is a cluster with NetworkPolicies.
+func (d draw) withPolicies() cluster {
+	c := d.cluster()
+	for i := range 1 + d.IntN(4) {
+		c.policies = append(c.policies, d.policy(i))
+	}
+	return c
+}
+
+// withClusterPolicies is one with ClusterNetworkPolicies, and a few NetworkPolicies.
+func (d draw) withClusterPolicies() cluster {
+	c := d.cluster()
+	for i := range d.IntN(3) {
+		c.policies = append(c.policies, d.policy(i))
+	}
+	for i := range 1 + d.IntN(5) {
+		c.clusterPolicies = append(c.clusterPolicies, d.clusterPolicy(i))
+	}
+	return c
+}
+
 func (d draw) cluster() cluster {
 	c := cluster{namespaces: map[string]map[string]string{}}
 	for i := range 3 {
@@ -205,10 +345,10 @@ func (d draw) cluster() cluster {
 			c.pods = append(c.pods, p)
 		}
 	}
-	for i := range 1 + d.IntN(4) {
-		np := d.policy()
-		np.Name, np.Namespace = fmt.Sprint("policy", i), one(d, "ns0", "ns1", "ns2")
-		c.policies = append(c.policies, np)
+	for i, address := range outside {
+		n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("node", i), Labels: d.labels()}}
+		n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: address.String()}}
+		c.nodes = append(c.nodes, n)
 	}
 	return c
 }
@@ -227,8 +367,8 @@ func (d draw) namedPort() policy.NamedPort {
 	return policy.NamedPort{Name: one(d, "http", "dns"), Protocol: one(d, service.TCP, service.UDP, service.SCTP), Port: one[uint16](d, 53, 80, 81)}
 }
 
-func (d draw) policy() *networkingv1.NetworkPolicy {
-	np := &networkingv1.NetworkPolicy{}
+func (d draw) policy(i int) *networkingv1.NetworkPolicy {
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("policy", i), Namespace: one(d, "ns0", "ns1", "ns2")}}
 	np.Spec.PodSelector = d.selector()
 	np.Spec.PolicyTypes = one(d, nil,
 		[]networkingv1.PolicyType{networkingv1.PolicyTypeIngress},
@@ -292,9 +432,74 @@ func (d draw) port() networkingv1.NetworkPolicyPort {
 	return p
 }
 
+func (d draw) clusterPolicy(i int) *npav1beta1.ClusterNetworkPolicy {
+	cnp := &npav1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprint("policy", i)}}
+	cnp.Spec.Tier = one(d, npav1beta1.AdminTier, npav1beta1.BaselineTier)
+	cnp.Spec.Priority = one[int32](d, 0, 7, 7, 1000)
+	cnp.Spec.Subject = one(d, npav1beta1.ClusterNetworkPolicySubject{Namespaces: new(d.selector())}, npav1beta1.ClusterNetworkPolicySubject{Pods: d.pods()})
+	action := func() npav1beta1.ClusterNetworkPolicyRuleAction {
+		return one(d, npav1beta1.ClusterNetworkPolicyRuleActionAccept, npav1beta1.ClusterNetworkPolicyRuleActionDeny, npav1beta1.ClusterNetworkPolicyRuleActionPass)
+	}
+	cnp.Spec.Ingress = some(d, 4, func() npav1beta1.ClusterNetworkPolicyIngressRule {
+		r := npav1beta1.ClusterNetworkPolicyIngressRule{Action: action(), Protocols: some(d, 3, d.protocol)}
+		for range 1 + d.IntN(2) {
+			p := d.clusterPeer(2)
+			r.From = append(r.From, npav1beta1.ClusterNetworkPolicyIngressPeer{Namespaces: p.Namespaces, Pods: p.Pods})
+		}
+		return r
+	})
+	cnp.Spec.Egress = some(d, 4, func() npav1beta1.ClusterNetworkPolicyEgressRule {
+		r := npav1beta1.ClusterNetworkPolicyEgressRule{Action: action(), Protocols: some(d, 3, d.protocol)}
+		for range 1 + d.IntN(2) {
+			r.To = append(r.To, d.clusterPeer(4))
+		}
+		return r
+	})
+	return cnp
+}
+
+func (d draw) pods() *npav1beta1.NamespacedPod {
+	return &npav1beta1.NamespacedPod{NamespaceSelector: d.selector(), PodSelector: d.selector()}
+}
+
+// clusterPeer is a peer of the first few kinds: two are those of ingress.
+func (d draw) clusterPeer(kinds int) npav1beta1.ClusterNetworkPolicyEgressPeer {
+	switch d.IntN(kinds) {
+	case 0:
+		return npav1beta1.ClusterNetworkPolicyEgressPeer{Namespaces: new(d.selector())}
+	case 1:
+		return npav1beta1.ClusterNetworkPolicyEgressPeer{Pods: d.pods()}
+	case 2:
+		return npav1beta1.ClusterNetworkPolicyEgressPeer{Nodes: new(d.selector())}
+	}
+	networks := some(d, 2, func() npav1beta1.CIDR {
+		return one[npav1beta1.CIDR](d, "0.0.0.0/0", "10.0.0.0/16", "10.0.1.0/24", "10.0.1.0/25", "10.0.2.5/32", "203.0.113.128/25", "::/0")
+	})
+	return npav1beta1.ClusterNetworkPolicyEgressPeer{Networks: append(networks, "10.0.0.0/23")}
+}
+
+func (d draw) protocol() npav1beta1.ClusterNetworkPolicyProtocol {
+	port := &npav1beta1.Port{Number: one[int32](d, 53, 80, 81)}
+	if d.IntN(3) == 0 {
+		port = &npav1beta1.Port{Range: &npav1beta1.PortRange{Start: one[int32](d, 1, 53, 80), End: one[int32](d, 81, 65535)}}
+	}
+	switch d.IntN(5) {
+	case 0:
+		return npav1beta1.ClusterNetworkPolicyProtocol{UDP: &npav1beta1.ClusterNetworkPolicyProtocolUDP{DestinationPort: port}}
+	case 1:
+		return npav1beta1.ClusterNetworkPolicyProtocol{SCTP: &npav1beta1.ClusterNetworkPolicyProtocolSCTP{DestinationPort: port}}
+	case 2:
+		return npav1beta1.ClusterNetworkPolicyProtocol{DestinationNamedPort: one(d, "http", "dns")}
+	}
+	return npav1beta1.ClusterNetworkPolicyProtocol{TCP: &npav1beta1.ClusterNetworkPolicyProtocolTCP{DestinationPort: port}}
+}
+
+// outside are addresses that are no pod's.
+var outside = []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("203.0.113.200")}
+
 // packet is one between two different pods, or a pod and the outside.
 func (d draw) packet(c cluster) policy.Packet {
-	ends := []netip.Addr{netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("203.0.113.200")}
+	ends := slices.Clone(outside)
 	for _, p := range c.pods {
 		ends = append(ends, p.Address)
 	}

@@ -1,0 +1,207 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+// ClusterPolicy is a ClusterNetworkPolicy as it was understood.
+type ClusterPolicy struct {
+	Name string
+	// Baseline says that it is asked after NetworkPolicies, and only of pods that those do
+	// not isolate. Else it is of the Admin tier, which is asked before them.
+	Baseline bool
+	// Priority is the policy's place in its tier: the lowest is asked first, and of equal
+	// ones the first by name.
+	Priority int32
+	// Subject are the pods that it is about.
+	Subject Set
+	// Ingress and Egress are asked in their order: the first rule that is about a packet
+	// decides.
+	Ingress, Egress []ClusterRule
+}
+
+// ClusterRule says what becomes of the packets that a rule is about.
+type ClusterRule struct {
+	Action Action
+	Rule
+}
+
+// Action is what becomes of a packet.
+type Action uint8
+
+// The actions. They are decisions of one tier and direction.
+const (
+	// Pass leaves it to the next tier.
+	Pass Action = iota
+	// Accept lets it go on, whatever the tiers behind say.
+	Accept
+	// Deny drops it.
+	Deny
+)
+
+func (a Action) String() string {
+	switch a {
+	case Accept:
+		return "Accept"
+	case Deny:
+		return "Deny"
+	}
+	return "Pass"
+}
+
+// Sets are the sets whose members decide what p is about, each once, in order.
+func (p ClusterPolicy) Sets() []Set {
+	var sets []Set
+	for _, r := range p.Ingress {
+		sets = append(sets, r.ingressSets(p.Subject)...)
+	}
+	for _, r := range p.Egress {
+		sets = append(sets, r.egressSets()...)
+	}
+	return sorted(sets, Set.Compare)
+}
+
+// Selects says whether the policy's subject has pods of a namespace with these labels, as
+// far as the namespace decides. A selector that cannot be read chooses all.
+func (p ClusterPolicy) Selects(namespace map[string]string) bool {
+	return p.Subject.Namespaces.Matcher()(namespace)
+}
+
+// closed are the rules that are left when some part of them, or of their policy, was not
+// understood: who might be accepted is not, and who might not be is denied.
+func closed(rules []ClusterRule) []ClusterRule {
+	var out []ClusterRule
+	for _, r := range rules {
+		if r.Action != Accept {
+			r.Action = Deny
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// cluster puts what ClusterNetworkPolicies come to into the tables.
+func (c *Compiler) cluster(to *Compiled, policies []ClusterPolicy) {
+	policies = slices.Clone(policies)
+	slices.SortFunc(policies, func(p, q ClusterPolicy) int {
+		return cmp.Or(cmp.Compare(p.Priority, q.Priority), cmp.Compare(p.Name, q.Name))
+	})
+	var admin, baseline struct{ ingress, egress tier }
+	for _, p := range policies {
+		p, subjects := c.about(p)
+		if len(subjects) == 0 {
+			continue
+		}
+		t := &admin
+		if p.Baseline {
+			t = &baseline
+		}
+		by := Key{Name: p.Name}
+		for _, r := range p.Ingress {
+			for _, r := range c.withLate(r, r.ingressSets(p.Subject)) {
+				c.ingress(t.ingress.adder(r.Action), by, p.Subject, subjects, r.Rule)
+			}
+		}
+		for _, r := range p.Egress {
+			for _, r := range c.withLate(r, r.egressSets()) {
+				c.egress(t.egress.adder(r.Action), by, subjects, r.Rule)
+			}
+		}
+	}
+	to.Ingress.Admin, to.Ingress.Baseline = admin.ingress.inOrder(), baseline.ingress.inOrder()
+	to.Egress.Admin, to.Egress.Baseline = admin.egress.inOrder(), baseline.egress.inOrder()
+}
+
+// about are the subjects of a policy on this node. A selector that cannot be read, as in a
+// record made by hand, chooses all of them, and closes.
+func (c *Compiler) about(p ClusterPolicy) (ClusterPolicy, []Pod) {
+	match, err := p.Subject.Pods.parsed()
+	if err != nil {
+		p.Ingress, p.Egress = closed(p.Ingress), closed(p.Egress)
+	}
+	var subjects []Pod
+	for _, pod := range c.in.Subjects {
+		if c.in.Selects(p, pod.Namespace) && (err != nil || match.Matches(labels.Set(pod.Labels))) {
+			subjects = append(subjects, pod)
+		}
+	}
+	return p, subjects
+}
+
+// withLate is a rule, and behind it what closes while some of its sets are not whole: a Deny
+// of all whom those may still come to have. Accept needs none. A Pass does: behind it the
+// tier may accept.
+func (c *Compiler) withLate(r ClusterRule, sets []Set) []ClusterRule {
+	late := func(s Set) bool { _, whole := c.in.Members(s); return !whole }
+	if r.Action == Accept || !slices.ContainsFunc(sets, late) {
+		return []ClusterRule{r}
+	}
+	wide := ClusterRule{Deny, Rule{AnyPeer: r.AnyPeer, Peers: slices.Clone(r.Peers), AnyPort: r.AnyPort, Ports: r.Ports}}
+	for _, s := range r.peerSets() {
+		switch {
+		case !late(s):
+		case s.OfNodes:
+			wide.AnyPeer = true
+		default:
+			wide.Peers = append(wide.Peers, Peer{Set: &Set{}})
+		}
+	}
+	// Which number a name stands for is known from the same sets.
+	if slices.ContainsFunc(r.Ports, func(p Port) bool { return p.Name != "" }) {
+		wide.AnyPort, wide.Ports = true, nil
+	}
+	if wide.AnyPeer {
+		wide.Peers = nil
+	}
+	return []ClusterRule{r, wide}
+}
+
+// tier gathers the decisions of one tier and direction, which come in the order in which
+// they are asked.
+type tier struct {
+	decisions []*Decision
+	// level is that of the newest, action its action, and names are the decisions of that
+	// level by their names; nil before the first.
+	level  int
+	action Action
+	names  map[string]*Decision
+}
+
+// adder takes what the next rule comes to. Levels follow from rules and subjects, not from
+// peers: they do not change when pods come and go elsewhere.
+func (t *tier) adder(a Action) adder {
+	switch {
+	case t.names == nil:
+		t.names = map[string]*Decision{}
+	case a != t.action:
+		t.level++
+		t.names = map[string]*Decision{}
+	}
+	t.action = a
+	return func(peers string, allow Allow) {
+		if allow.empty() {
+			return
+		}
+		allow.Name = allow.name(peers)
+		if same := t.names[allow.Name]; same != nil {
+			same.join(allow)
+			return
+		}
+		d := &Decision{t.level, a, allow}
+		t.names[allow.Name] = d
+		t.decisions = append(t.decisions, d)
+	}
+}
+
+// inOrder are the decisions by level and name.
+func (t *tier) inOrder() []Decision {
+	var out []Decision
+	for _, d := range t.decisions {
+		out = append(out, Decision{d.Level, d.Action, d.Allow.inOrder()})
+	}
+	slices.SortFunc(out, func(a, b Decision) int { return cmp.Or(cmp.Compare(a.Level, b.Level), cmp.Compare(a.Name, b.Name)) })
+	return out
+}
