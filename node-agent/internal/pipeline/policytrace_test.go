@@ -278,3 +278,22 @@ func TestFullClause(t *testing.T) {
 		}
 	}
 }
+
+// TestTraceSentTo: a selected pod's packet to a service keeps where it was sent, for who is told
+// that it was too large; other packets keep nothing.
+func TestTraceSentTo(t *testing.T) {
+	m := withPolicies(with(OVS))
+	m.Pods[0].Policy.Egress = false
+	br := newBridge(t, m)
+	toPeer := strings.Replace(fromPod(m.Pods[0], "172.11.12.9", ""), ",udp,", ",udp,udp_src=1,udp_dst=8080,", 1)
+	for packet, want := range map[string]string{
+		toPeer + ",ct_state=trk|est|dnat,ct_nw_proto=17,ct_nw_src=172.11.0.2,ct_nw_dst=10.96.0.10,ct_tp_dst=80": "metadata=0xa60000a0050,",
+		toPeer + ",ct_state=trk|est,ct_nw_proto=17,ct_nw_src=172.11.0.2,ct_nw_dst=172.11.12.9,ct_tp_dst=8080":   "",
+	} {
+		_, text := br.trace(packet, "trk,est")
+		final := text[strings.LastIndex(text, "Final flow:"):]
+		if !strings.Contains(final, want) || want == "" && strings.Contains(final, "metadata") || !strings.Contains(text, "check_pkt_len") {
+			t.Errorf("%s: no %q, or not measured:\n%s", packet, want, text)
+		}
+	}
+}
