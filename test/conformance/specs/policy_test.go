@@ -346,7 +346,7 @@ func TestWhoJoinsNetworks(t *testing.T) {
 	for what, err := range map[string]error{
 		"another network than one's own": refusedNetwork(patch(member, plain, networkAnnotation, "other"), "other"),
 		"global":                         refusedNetwork(patch(member, plain, networkAnnotation, "global"), "global"),
-		"a netID":                        refusedFor(patch(member, plain, netIDAnnotation, "0"), "is for the k8s-ovs controller to write"),
+		"a netID":                        refusedFor(patch(member, plain, netIDAnnotation, "4711"), "is for the k8s-ovs controller to write"),
 		"something else":                 patch(tenant, plain, "a", "b"),
 	} {
 		if err != nil {
