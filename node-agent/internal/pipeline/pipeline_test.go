@@ -210,7 +210,7 @@ func TestCounts(t *testing.T) {
 	sticky, _ := s.ServicePort(port)
 	local := service.Endpoint{Address: addr("172.11.0.2"), Port: 80}
 	for name, tc := range map[string]struct{ got, want int }{
-		"services: fixed":          {len(s.Fixed()), 70},
+		"services: fixed":          {len(s.Fixed()), 66},
 		"services: tenant":         {len(s.Tenant(s.Tenants[0])), 9}, // one of them while a path carries less
 		"services: global":         {len(s.Tenant(s.Tenants[1])), 3},
 		"services: address":        {len(s.ServiceAddress(ServiceAddress{VIP: port.VIP})), 1},
@@ -218,20 +218,20 @@ func TestCounts(t *testing.T) {
 		"services: port, affinity": {len(sticky), 13},
 		"services: endpoint":       {len(s.Endpoint(service.TCP, port.Endpoints[0])), 1},
 		"services: local endpoint": {len(s.Endpoint(service.TCP, local)), 2},
-		"kube-proxy: fixed":        {len(k.Fixed()), 64},
+		"kube-proxy: fixed":        {len(k.Fixed()), 60},
 		"kube-proxy: pod":          {len(k.Pod(k.Pods[0])), 5},
 		"kube-proxy: endpoint":     {len(k.Endpoint(service.TCP, local)), 1},
 
-		"fixed":                             {len(m.Fixed()), 52},
-		"tunnels":                           {len(withPeers(m).Fixed()), 52 + 3},
+		"fixed":                             {len(m.Fixed()), 48},
+		"tunnels":                           {len(withPeers(m).Fixed()), 48 + 3},
 		"peer":                              {len(m.Peer(m.Peers[0])), 2},
 		"several":                           {len(m.Peer(withPeers(m).Peers[3])), 2 * 2},
 		"listed":                            {len(m.Peer(withPeers(m).Peers[5])), 2*2 + 2 + 2},
 		"nothing":                           {len(m.Peer(withPeers(m).Peers[6])), 2 + 2},
 		"pod":                               {len(m.Pod(m.Pods[0])), 3},
-		"isolated both ways, and midstream": {len(m.Pod(withPolicies(m).Pods[0])), 3 + 7 + 2},
-		"isolated":                          {len(m.Pod(withPolicies(m).Pods[1])), 3 + 5},
-		"isolated beside kube-proxy":        {len(k.Pod(withPolicies(k).Pods[1])), 5 + 6},
+		"isolated both ways, and midstream": {len(m.Pod(withPolicies(m).Pods[0])), 3 + 11 + 2},
+		"isolated":                          {len(m.Pod(withPolicies(m).Pods[1])), 3 + 7},
+		"isolated beside kube-proxy":        {len(k.Pod(withPolicies(k).Pods[1])), 5 + 8},
 		"tenant":                            {len(m.Tenant(m.Tenants[0])), 5}, // one of them while a path carries less
 		"global":                            {len(m.Tenant(m.Tenants[1])), 2},
 		"unknown":                           {len(m.Tenant(m.Tenants[2])), 1},

@@ -12,6 +12,8 @@ import (
 type PodPolicy struct {
 	// Ingress and Egress say that what comes to it, and what it sends, needs a rule.
 	Ingress, Egress bool
+	// Cluster says that a ClusterNetworkPolicy is about it.
+	Cluster bool
 	// Midstream lets TCP segments pass unjudged that belong to no known connection and go
 	// from a low port to a high one: for 120 s after the pod became selected, or the switch
 	// lost its connections. It counts for a selected pod only.
@@ -19,11 +21,11 @@ type PodPolicy struct {
 }
 
 // Selected reports whether the pod's packets are judged.
-func (p PodPolicy) Selected() bool { return p.Ingress || p.Egress }
+func (p PodPolicy) Selected() bool { return p.Ingress || p.Egress || p.Cluster }
 
 // Priorities in the tables of NetworkPolicy. Between the last two are the rules: see [Rules].
 const (
-	priorityExempt   = 50000 // what no NetworkPolicy can cut
+	priorityExempt   = 50000 // a pod and itself, and its node: no NetworkPolicy cuts those
 	priorityIsolated = 39000
 )
 
@@ -72,11 +74,6 @@ func (m Model) fixedPolicy() []of.Flow {
 			flows = append(flows, flow(TableJudge, 55, to(TableEgressAdmin), []of.Action{regPolicy.mark(policyNode)}, ip, valid, end))
 		}
 	}
-	for _, own := range []netip.Addr{net4.Gateway, m.Host} {
-		flows = append(flows,
-			flow(TableEgress, priorityExempt, to(TableIngressAdmin), nil, ip, valid, of.CTNWDst(host(own))),
-			flow(TableIngress, priorityExempt, to(TableJudged), nil, ip, valid, of.CTNWSrc(host(own))))
-	}
 	return flows
 }
 
@@ -98,11 +95,18 @@ func (m Model) podPolicy(p Pod, a netip.Addr) []of.Flow {
 		// It was judged with the endpoint's address, before the node translated it back.
 		flows = append(flows, flow(TableReceive, 120, to(m.received()), nil, ip, of.InPort(m.GatewayPort), of.IPv4Src(m.ipv4().Services), of.IPv4Dst(host(a))))
 	}
+	exempt := []netip.Prefix{host(a), host(m.ipv4().Gateway), host(m.Host)}
 	if p.Policy.Egress {
-		flows = append(flows, isolate(TableEgress, PolicyEgress, src, dst, TableIngressAdmin)...)
+		flows = append(flows, drop(TableEgress, priorityIsolated, PolicyEgress, ip, valid, src))
+		for _, peer := range exempt {
+			flows = append(flows, flow(TableEgress, priorityExempt, to(TableIngressAdmin), nil, ip, valid, src, of.CTNWDst(peer)))
+		}
 	}
 	if p.Policy.Ingress {
-		flows = append(flows, isolate(TableIngress, PolicyIngress, dst, src, TableJudged)...)
+		flows = append(flows, drop(TableIngress, priorityIsolated, PolicyIngress, ip, valid, dst))
+		for _, peer := range exempt {
+			flows = append(flows, flow(TableIngress, priorityExempt, to(TableJudged), nil, ip, valid, dst, of.CTNWSrc(peer)))
+		}
 	}
 	if p.Policy.Midstream {
 		segment := []of.Field{newTracked, of.TCPFlags(0, tcpSYN), of.TCPSrcMasked(0, highPort), of.TCPDstMasked(highPort, highPort)}
@@ -123,15 +127,6 @@ const (
 	tcpSYN   = 0x02
 	highPort = 0x8000
 )
-
-// isolate are the flows by which a pod needs a rule in one direction, to whoever but itself;
-// self and other are the ends of a connection that are the pod.
-func isolate(table uint8, denied Reason, self, other of.Field, allowed uint8) []of.Flow {
-	return []of.Flow{
-		flow(table, priorityExempt, to(allowed), nil, of.IP(), valid, self, other),
-		drop(table, priorityIsolated, denied, of.IP(), valid, self),
-	}
-}
 
 // judge sends a packet to be judged, with what is known of its connection.
 func judge() of.Action {

@@ -32,6 +32,9 @@ func judging(m Model, c policy.Compiled) (Model, []of.Flow) {
 	for i, p := range m.Pods {
 		m.Pods[i].Policy = PodPolicy{
 			Ingress: slices.Contains(c.Ingress.Isolated, p.Addresses[0]), Egress: slices.Contains(c.Egress.Isolated, p.Addresses[0]),
+			Cluster: slices.ContainsFunc(slices.Concat(c.Ingress.Admin, c.Ingress.Baseline, c.Egress.Admin, c.Egress.Baseline), func(d policy.Decision) bool {
+				return slices.Contains(d.Subjects, p.Addresses[0])
+			}),
 		}
 	}
 	return m, flowsOf(NewRules().Set(map[policy.Key]policy.Compiled{{Namespace: "n", Name: "p"}: c}))
@@ -46,10 +49,13 @@ func TestTracePolicies(t *testing.T) {
 		rnd := rand.New(rand.NewPCG(seed, seed))
 		br := newBridge(t, policyModel(proxy))
 		seen := map[string]int{}
-		for round := range 4 {
+		for round := range 5 {
 			c := merged(randomCompiled(rnd), randomCompiled(rnd), randomCompiled(rnd))
-			if round == 0 {
+			switch round {
+			case 0:
 				c = merged()
+			case 1, 2:
+				c = merged(c, randomCluster(rnd))
 			}
 			m, rules := judging(policyModel(proxy), c)
 			br.install(m, rules...)

@@ -13,12 +13,18 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 )
 
-// Priorities of rules in [TableEgress] and [TableIngress]. A rule by which its subjects may do
-// everything is plain flows. All others are conjunctive matches at priorityRules; what does not
-// fit there is at the priorities below it, above priorityIsolated.
+// Priorities of rules: each level of a table has some for itself. The first is that of rules
+// which ask for nothing but their subjects: those are plain flows. All others are conjunctive
+// matches at the next, and what does not fit there is at those below, to the last.
+//
+// NetworkPolicy is one level, from priorityAll to one above priorityIsolated. Those of
+// ClusterNetworkPolicy have perLevel each; nobody has more than there is room for.
 const (
-	priorityAll   = 40010
-	priorityRules = 40000
+	priorityAll = 40010
+
+	priorityTop = 60000
+	perLevel    = 16
+	maxLevel    = priorityTop/perLevel - 1
 )
 
 // maxConjunctions is how many rules a clause may belong to: the flow of one with more does not
@@ -26,7 +32,7 @@ const (
 const maxConjunctions = 4000
 
 // RuleOwner is an owner in the area of [Policies], with its flow: a rule, or a clause that
-// rules have in common.
+// rules have in common. The flow of a Deny drops and has a reason.
 type RuleOwner struct {
 	Kind Kind
 	// Name is its own among those of its kind.
@@ -51,11 +57,18 @@ type Rules struct {
 	changedClauses map[clauseKey]bool
 }
 
-// ruleName is what a rule is known by: what it allows, whoever its subjects are, in the
-// direction of a table.
+// ruleName is what a rule is known by: what it is about, whoever its subjects are, and what
+// becomes of that.
 type ruleName struct {
-	table uint8
-	name  string
+	place
+	name string
+}
+
+// place is a table, a level there, and what becomes of what a rule there is about.
+type place struct {
+	table  uint8
+	level  int
+	action policy.Action
 }
 
 // rule is what one or more policies say alike.
@@ -76,10 +89,12 @@ type part struct {
 	network netip.Prefix
 }
 
-// clauseKey is what a clause's flow matches.
+// clauseKey is what a clause's flow matches, and where.
 type clauseKey struct {
-	table    uint8
+	place
 	priority uint16
+	// plain is that the clause is a rule by itself.
+	plain bool
 	// kind is KindSubject, KindAllowed or KindPort.
 	kind Kind
 	// prefix has a subject, or peers. Where pods is true those are all pods, and prefix is the
@@ -115,7 +130,8 @@ func NewRules() *Rules {
 }
 
 // Set makes the policies named what they come to, each by itself: nothing for one that is gone.
-// It returns the owners whose flows are others now. Policies that name a set whose members
+// All ClusterNetworkPolicies together have one name. It returns the owners whose flows are others
+// now. Policies that name a set whose members
 // changed are to be given together, as what they say alike is one rule.
 func (r *Rules) Set(policies map[policy.Key]policy.Compiled) []RuleOwner {
 	for _, key := range inOrder(policies) {
@@ -179,17 +195,26 @@ func inOrder(policies map[policy.Key]policy.Compiled) []policy.Key {
 
 // enter takes in what a policy comes to.
 func (r *Rules) enter(c policy.Compiled) (parts []*part) {
+	take := func(at place, allow policy.Allow) {
+		p := &part{r.rule(ruleName{at, allow.Name}), allow, c.Network}
+		p.parts = append(p.parts, p)
+		parts = append(parts, p)
+		for fits := r.join(p); !fits; {
+			fits = r.lower(p.rule)
+		}
+	}
 	for _, side := range []struct {
-		table  uint8
-		allows []policy.Allow
-	}{{TableEgress, c.Egress.Allows}, {TableIngress, c.Ingress.Allows}} {
-		for _, allow := range side.allows {
-			p := &part{r.rule(ruleName{side.table, allow.Name}), allow, c.Network}
-			p.parts = append(p.parts, p)
-			parts = append(parts, p)
-			for fits := r.join(p); !fits; {
-				fits = r.lower(p.rule)
-			}
+		policy.Table
+		admin, namespaced, baseline uint8
+	}{{c.Egress, TableEgressAdmin, TableEgress, TableEgressBaseline}, {c.Ingress, TableIngressAdmin, TableIngress, TableIngressBaseline}} {
+		for _, d := range side.Admin {
+			take(place{side.admin, min(d.Level, maxLevel), d.Action}, d.Allow)
+		}
+		for _, a := range side.Allows {
+			take(place{side.namespaced, 0, policy.Accept}, a)
+		}
+		for _, d := range side.Baseline {
+			take(place{side.baseline, min(d.Level, maxLevel), d.Action}, d.Allow)
 		}
 	}
 	return parts
@@ -211,7 +236,7 @@ func (r *Rules) rule(name ruleName) *rule {
 	if known := r.rules[name]; known != nil {
 		return known
 	}
-	n := &rule{ruleName: name, number: name.hash(), priority: priorityRules}
+	n := &rule{ruleName: name, number: name.hash(), priority: name.first() - 1}
 	for n.number == 0 || r.numbers[n.number] != nil { // 0 is no conjunction's
 		n.number++
 	}
@@ -223,10 +248,27 @@ func (r *Rules) rule(name ruleName) *rule {
 // hash spreads names over all numbers (FNV-1a).
 func (n ruleName) hash() uint32 {
 	h := fnv.New32a()
-	h.Write([]byte{n.table})
-	h.Write([]byte(n.name))
+	fmt.Fprintf(h, "%v %s", n.place, n.name)
 	return h.Sum32()
 }
+
+// first and last are the priorities of the place's level.
+func (p place) first() uint16 {
+	if p.namespaced() {
+		return priorityAll
+	}
+	return uint16(priorityTop - perLevel*p.level)
+}
+
+func (p place) last() uint16 {
+	if p.namespaced() {
+		return priorityIsolated + 1
+	}
+	return p.first() - perLevel + 1
+}
+
+// namespaced reports whether the place is NetworkPolicy's.
+func (p place) namespaced() bool { return p.table == TableEgress || p.table == TableIngress }
 
 // lower moves a rule to the next priority below, and reports whether it fits there.
 func (r *Rules) lower(moved *rule) (fits bool) {
@@ -258,7 +300,7 @@ func (r *Rules) join(p *part) (fits bool) {
 			r.changedClauses[key] = true
 		}
 		(*c)[i].users++
-		fits = fits && (kinds == 1 || len(*c) <= r.most)
+		fits = fits && (key.plain || len(*c) <= r.most || p.priority == p.last())
 	})
 	return fits
 }
@@ -293,9 +335,9 @@ func (p *part) each(visit func(key clauseKey, n, kinds uint8)) {
 	if !p.AnyPort {
 		kinds++
 	}
-	key := clauseKey{table: p.table, priority: p.priority, kind: KindSubject}
+	key := clauseKey{place: p.place, priority: p.priority, kind: KindSubject}
 	if kinds == 1 {
-		key.priority = priorityAll
+		key.priority, key.plain = p.first(), true
 	}
 	for _, a := range p.Subjects {
 		if key.prefix = host(a); a.Is4() {
@@ -314,7 +356,7 @@ func (p *part) each(visit func(key clauseKey, n, kinds uint8)) {
 			visit(key, 2, kinds)
 		}
 	}
-	key = clauseKey{table: p.table, priority: p.priority, kind: KindPort}
+	key = clauseKey{place: p.place, priority: p.priority, kind: KindPort}
 	for _, ports := range p.Ports {
 		for _, key.ports = range matchesOf(ports) {
 			visit(key, kinds, kinds)
@@ -340,8 +382,7 @@ func matchesOf(r policy.PortRange) (matches []portMatch) {
 func (r *Rules) ruleOwner(number uint32) RuleOwner {
 	owner := RuleOwner{Kind: KindRule, Name: strconv.FormatUint(uint64(number), 10)}
 	if rule := r.numbers[number]; rule != nil && !rule.plain() {
-		f := flow(rule.table, rule.priority, to(allowed(rule.table)), nil, of.IP(), of.ConjID(number))
-		owner.Flows = owned([]of.Flow{f}, Cookie{Kind: KindRule, Object: number})
+		owner.Flows = []of.Flow{rule.decide(Cookie{Kind: KindRule, Object: number}, rule.priority, of.IP(), of.ConjID(number))}
 	}
 	return owner
 }
@@ -349,30 +390,48 @@ func (r *Rules) ruleOwner(number uint32) RuleOwner {
 // plain reports whether the rule asks for its subjects only.
 func (r *rule) plain() bool { return r.parts[0].Peers.Any && r.parts[0].AnyPort }
 
-// allowed is where a packet goes on that a rule of the table allows.
-func allowed(table uint8) uint8 {
-	if table == TableEgress {
-		return TableIngressAdmin
+// decide is the flow by which what a rule is about goes on, or does not.
+func (p place) decide(c Cookie, priority uint16, match ...of.Field) of.Flow {
+	next := map[uint8]map[policy.Action]uint8{
+		TableEgressAdmin:     {policy.Accept: TableIngressAdmin, policy.Pass: TableEgress},
+		TableEgress:          {policy.Accept: TableIngressAdmin},
+		TableEgressBaseline:  {policy.Accept: TableIngressAdmin, policy.Pass: TableIngressAdmin},
+		TableIngressAdmin:    {policy.Accept: TableJudged, policy.Pass: TableIngress},
+		TableIngress:         {policy.Accept: TableJudged},
+		TableIngressBaseline: {policy.Accept: TableJudged, policy.Pass: TableJudged},
+	}[p.table]
+	f := flow(p.table, priority, nil, nil, match...)
+	if table, goesOn := next[p.action]; goesOn {
+		f.Goto = to(table)
+	} else if p.egress() {
+		c.Reason = PolicyEgress
+	} else {
+		c.Reason = PolicyIngress
 	}
-	return TableJudged
+	f.Cookie = c.Encode()
+	return f
 }
+
+// egress reports whether the place's rules are about what their subjects send.
+func (p place) egress() bool { return p.table < TableIngressAdmin }
 
 // clauseOwner is the clause with its flow, which it has while some rule has it.
 func (r *Rules) clauseOwner(key clauseKey) RuleOwner {
 	f := flow(key.table, key.priority, nil, nil, key.match()...)
-	owner := RuleOwner{Kind: key.kind, Name: fmt.Sprintf("%d/%d %s", key.table, key.priority, f.Match)}
-	c := r.clauses[key]
-	if c == nil {
+	owner := RuleOwner{Kind: key.kind, Name: fmt.Sprintf("%d/%d %s %s", key.table, key.priority, key.action, f.Match)}
+	about := Cookie{Kind: key.kind, Object: ruleName{key.place, owner.Name}.hash()}
+	switch c := r.clauses[key]; {
+	case c == nil:
 		return owner
-	}
-	if key.priority == priorityAll {
-		f.Goto = to(allowed(key.table))
-	} else {
+	case key.plain:
+		f = key.decide(about, key.priority, key.match()...)
+	default:
 		for _, m := range *c {
 			f.Actions = append(f.Actions, of.Conjunction(m.number, m.n, m.of))
 		}
+		f.Cookie = about.Encode()
 	}
-	owner.Flows = owned([]of.Flow{f}, Cookie{Kind: key.kind, Object: ruleName{key.table, owner.Name}.hash()})
+	owner.Flows = []of.Flow{f}
 	return owner
 }
 
@@ -385,7 +444,7 @@ func (k clauseKey) match() []of.Field {
 		return append(fields, of.CTNWProto(k.ports.protocol))
 	case k.kind == KindPort:
 		return append(fields, of.CTNWProto(k.ports.protocol), of.CTTPDstMasked(k.ports.port, k.ports.mask))
-	case (k.kind == KindSubject) == (k.table == TableEgress):
+	case (k.kind == KindSubject) == k.egress():
 		fields = append(fields, of.CTNWSrc(k.prefix))
 	default:
 		fields = append(fields, of.CTNWDst(k.prefix))

@@ -45,6 +45,12 @@ func samplePolicies() map[policy.Key]policy.Compiled {
 		return []policy.PortRange{{Protocol: service.TCP, First: first, Last: last}}
 	}
 	clients := policy.Peers{Prefixes: prefixes("172.11.0.3/32", "172.11.4.9/32")}
+	decisions := []policy.Decision{
+		{Level: 0, Action: policy.Accept, Allow: policy.Allow{Name: "clients on 80 to 90", Subjects: addrs("172.11.0.3"), Peers: clients, Ports: tcp(80, 90)}},
+		{Level: 1, Action: policy.Deny, Allow: policy.Allow{Name: "all pods", Subjects: addrs("172.11.0.2", "172.11.0.3"), Peers: policy.Peers{Pods: true}, AnyPort: true}},
+		{Level: 2, Action: policy.Pass, Allow: policy.Allow{Name: "everything", Subjects: addrs("172.11.0.3"), Peers: policy.Peers{Any: true}, AnyPort: true}},
+		{Level: 3, Action: policy.Deny, Allow: policy.Allow{Name: "everything", Subjects: addrs("172.11.0.2"), Peers: policy.Peers{Any: true}, AnyPort: true}},
+	}
 	return map[policy.Key]policy.Compiled{
 		{Namespace: "shop", Name: "web"}: compiled(policy.Table{}, policy.Table{Isolated: addrs("172.11.0.2"), Allows: []policy.Allow{
 			{Name: "clients on 80 to 90", Subjects: addrs("172.11.0.2"), Peers: clients, Ports: tcp(80, 90)},
@@ -59,6 +65,7 @@ func samplePolicies() map[policy.Key]policy.Compiled {
 			policy.Table{Isolated: addrs("172.11.0.3"), Allows: []policy.Allow{
 				{Name: "clients on 80 to 90", Subjects: addrs("172.11.0.3"), Peers: clients, Ports: tcp(80, 90)},
 			}}),
+		{}: compiled(policy.Table{Admin: decisions, Baseline: decisions}, policy.Table{Admin: decisions, Baseline: decisions}),
 	}
 }
 
@@ -180,9 +187,13 @@ func TestRulesVerdict(t *testing.T) {
 					change[key] = randomCompiled(rnd)
 				}
 			}
+			add := rnd.IntN(2) == 0
+			if !add && rnd.IntN(3) == 0 {
+				change[policy.Key{}] = randomCluster(rnd)
+			}
 			both := merged(slices.Concat(slices.Collect(maps.Values(policies)), slices.Collect(maps.Values(change)))...)
 			maps.Copy(policies, change)
-			if rnd.IntN(2) == 0 {
+			if add {
 				told.take(r.Add(change))
 				checkRules(t, rnd, r, both, seen)
 			}
@@ -194,7 +205,7 @@ func TestRulesVerdict(t *testing.T) {
 				t.Fatalf("the changes told are others than all (-all +told):\n%s", diff)
 			}
 			for _, f := range flowsOf(r.All()) {
-				lowered = lowered || f.Priority < priorityRules
+				lowered = lowered || f.Table == TableEgress && f.Priority < priorityAll-1
 				if len(f.Actions) > most {
 					t.Fatalf("more than %d rules at once: %s", most, f)
 				}
@@ -238,6 +249,7 @@ func merged(list ...policy.Compiled) policy.Compiled {
 		for _, side := range []struct{ to, from *policy.Table }{{&all.Egress, &c.Egress}, {&all.Ingress, &c.Ingress}} {
 			side.to.Isolated = append(side.to.Isolated, side.from.Isolated...)
 			side.to.Allows = append(side.to.Allows, side.from.Allows...)
+			side.to.Admin, side.to.Baseline = append(side.to.Admin, side.from.Admin...), append(side.to.Baseline, side.from.Baseline...)
 		}
 	}
 	for _, side := range []*policy.Table{&all.Egress, &all.Ingress} {
@@ -274,6 +286,31 @@ func randomCompiled(rnd *rand.Rand) policy.Compiled {
 	return compiled(table(), table())
 }
 
+// randomCluster is what ClusterNetworkPolicies may come to.
+func randomCluster(rnd *rand.Rand) policy.Compiled {
+	tier := func() (list []policy.Decision) {
+		for level := range rnd.IntN(6) {
+			action := []policy.Action{policy.Accept, policy.Deny, policy.Pass}[rnd.IntN(3)]
+			names := map[string]bool{}
+			for range 1 + rnd.IntN(3) {
+				peers, port := rnd.IntN(4), uint16(rnd.IntN(3)*50)
+				a := policy.Allow{Name: fmt.Sprintf("%d on %d", peers, port), Subjects: ruleSubjects[:1+rnd.IntN(len(ruleSubjects))], AnyPort: port == 0}
+				a.Peers = []policy.Peers{{Any: true}, {Pods: true}, {Prefixes: prefixes("172.11.0.3/32", "172.11.4.0/22")}, {Prefixes: prefixes("0.0.0.0/0")}}[peers]
+				if !a.AnyPort {
+					a.Ports = []policy.PortRange{{Protocol: service.TCP, First: port, Last: 8080}}
+				}
+				if names[a.Name] {
+					continue
+				}
+				names[a.Name] = true
+				list = append(list, policy.Decision{Level: level, Action: action, Allow: a})
+			}
+		}
+		return list
+	}
+	return compiled(policy.Table{Admin: tier(), Baseline: tier()}, policy.Table{Admin: tier(), Baseline: tier()})
+}
+
 // randomPacket is one between two ends.
 func randomPacket(rnd *rand.Rand) policy.Packet {
 	return policy.Packet{
@@ -295,42 +332,59 @@ func checkRules(t *testing.T, rnd *rand.Rand, r *Rules, c policy.Compiled, seen 
 	}
 	for range 60 {
 		p := randomPacket(rnd)
-		want, got := c.Verdict(p), policy.Allowed
-		denied := func(table policy.Table, number uint8, subject, peer netip.Addr) bool {
-			return slices.Contains(table.Isolated, subject) && subject != peer && !slices.Contains(c.Own, peer) && !allow(flows, number, p, c.NodeAddresses)
-		}
-		switch {
-		case denied(c.Egress, TableEgress, p.Src, p.Dst):
-			got = policy.DeniedEgress
-		case denied(c.Ingress, TableIngress, p.Dst, p.Src):
-			got = policy.DeniedIngress
-		}
+		want, got := c.Verdict(p), walk(flows, c, p)
 		if seen[want]++; got != want {
 			t.Fatalf("%+v is %v by the flows, want %v:\n%s", p, got, want, strings.Join(texts(flows), "\n"))
 		}
 	}
 }
 
-// allow is what a switch makes of flows: the first priority decides that has a flow without
+// walk is what becomes of a packet by the rules' flows, and by those of isolated pods.
+func walk(flows []of.Flow, c policy.Compiled, p policy.Packet) policy.Verdict {
+	for table := TableEgressAdmin; table != TableJudged; {
+		side, subject, peer, denied := c.Egress, p.Src, p.Dst, policy.DeniedEgress
+		if table >= TableIngressAdmin {
+			side, subject, peer, denied = c.Ingress, p.Dst, p.Src, policy.DeniedIngress
+		}
+		isolated := (table == TableEgress || table == TableIngress) && slices.Contains(side.Isolated, subject)
+		f, ok := decides(flows, table, p, c.NodeAddresses)
+		switch {
+		case isolated && (subject == peer || slices.Contains(c.Own, peer)):
+			table += 2
+		case ok && f.Goto == nil, isolated && !ok:
+			return denied
+		case ok:
+			table = *f.Goto
+		default:
+			table++
+		}
+	}
+	return policy.Allowed
+}
+
+// decides is the flow that a switch finds: at the first priority that has a flow without
 // conjunctions, or a flow for every kind of clause of a rule.
-func allow(flows []of.Flow, table uint8, p policy.Packet, nodes []netip.Addr) bool {
+func decides(flows []of.Flow, table uint8, p policy.Packet, nodes []netip.Addr) (found of.Flow, ok bool) {
+	var matching []of.Flow
 	var priorities []uint16
 	for _, f := range flows {
-		priorities = append(priorities, f.Priority)
+		if f.Table == table && matches(f.Match, p, nodes) {
+			matching, priorities = append(matching, f), append(priorities, f.Priority)
+		}
 	}
 	slices.Sort(priorities)
 	for _, priority := range slices.Backward(slices.Compact(priorities)) {
 		clauses := map[string]map[string]bool{} // by rule and how many kinds it has
-		for _, f := range flows {
-			if f.Table != table || f.Priority != priority || !matches(f.Match, p, nodes) {
+		for _, f := range matching {
+			if f.Priority != priority {
 				continue
 			}
-			if f.Goto != nil {
-				return true
+			if len(f.Actions) == 0 {
+				return f, true
 			}
 			for _, a := range f.Actions {
 				var number, n, kinds string
-				fmt.Sscanf(strings.NewReplacer("(", " ", ",", " ", "/", " ", ")", " ").Replace(a.String()), "conjunction %s %s %s", &number, &n, &kinds)
+				_, _ = fmt.Sscanf(strings.NewReplacer("(", " ", ",", " ", "/", " ", ")", " ").Replace(a.String()), "conjunction %s %s %s", &number, &n, &kinds)
 				if clauses[number+" "+kinds] == nil {
 					clauses[number+" "+kinds] = map[string]bool{}
 				}
@@ -339,16 +393,16 @@ func allow(flows []of.Flow, table uint8, p policy.Packet, nodes []netip.Addr) bo
 		}
 		for rule, have := range clauses {
 			number, kinds, _ := strings.Cut(rule, " ")
-			tied := slices.ContainsFunc(flows, func(f of.Flow) bool {
-				id, ok := f.Match.Field(of.FieldConjID)
-				return ok && f.Table == table && f.Priority == priority && fmt.Sprint(id.Uint64()) == number && f.Goto != nil
+			i := slices.IndexFunc(flows, func(f of.Flow) bool {
+				id, tied := f.Match.Field(of.FieldConjID)
+				return tied && f.Table == table && f.Priority == priority && fmt.Sprint(id.Uint64()) == number
 			})
-			if fmt.Sprint(len(have)) == kinds && tied {
-				return true
+			if fmt.Sprint(len(have)) == kinds && i >= 0 {
+				return flows[i], true
 			}
 		}
 	}
-	return false
+	return found, false
 }
 
 // matches reports whether a match of the connection's original direction is for a packet.
@@ -361,15 +415,34 @@ func matches(m of.Match, p policy.Packet, nodes []netip.Addr) bool {
 		of.FieldEthType: uint32(of.EtherTypeIPv4), of.FieldCTState: of.CTTracked | of.CTNew, of.FieldCTNWSrc: object(p.Src), of.FieldCTNWDst: object(p.Dst),
 		of.FieldCTNWProto: uint32(p.Protocol), of.FieldCTTPDst: uint32(p.DstPort), regPolicy.field(): node,
 	}
-	for _, f := range m.Fields() {
-		v, known := is[f.ID()]
-		var mask uint32
-		for _, b := range f.Mask() {
-			mask = mask<<8 | uint32(b)
-		}
-		if !known || v&mask != uint32(f.Uint64()) {
+	for _, f := range bitsOf(m) {
+		if v, known := is[f.id]; !known || v&f.mask != f.value {
 			return false
 		}
 	}
 	return true
+}
+
+// bits is a field of a match.
+type bits struct {
+	id          of.FieldID
+	value, mask uint32
+}
+
+// decoded are the matches that bitsOf was asked for: thousands of packets are compared with each.
+var decoded = map[of.Match][]bits{}
+
+func bitsOf(m of.Match) []bits {
+	fields, ok := decoded[m]
+	if !ok {
+		for _, f := range m.Fields() {
+			b := bits{id: f.ID(), value: uint32(f.Uint64())}
+			for _, octet := range f.Mask() {
+				b.mask = b.mask<<8 | uint32(octet)
+			}
+			fields = append(fields, b)
+		}
+		decoded[m] = fields
+	}
+	return fields
 }
