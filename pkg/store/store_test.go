@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -417,9 +418,9 @@ func TestStatus(t *testing.T) {
 		st.Revision = int64(n)
 		p.Set(st)
 	}
-	until(t, ch, "the newest status", func(m map[netip.Addr]topology.NodeStatus) bool { return m[ip] == st })
+	until(t, ch, "the newest status", func(m map[netip.Addr]topology.NodeStatus) bool { return cmp.Equal(m[ip], st, byValue) })
 	got, err := s.Statuses(ctx)
-	if err != nil || got[ip] != st {
+	if err != nil || !cmp.Equal(got[ip], st, byValue) {
 		t.Errorf("Statuses %+v, %v", got, err)
 	}
 	// The lease is lost, as after a long partition: it comes back by itself.
@@ -432,13 +433,13 @@ func TestStatus(t *testing.T) {
 		t.Fatal(err)
 	}
 	until(t, ch, "status gone", func(m map[netip.Addr]topology.NodeStatus) bool { return len(m) == 0 })
-	until(t, ch, "status back", func(m map[netip.Addr]topology.NodeStatus) bool { return m[ip] == st })
+	until(t, ch, "status back", func(m map[netip.Addr]topology.NodeStatus) bool { return cmp.Equal(m[ip], st, byValue) })
 	// etcd restarts.
 	e.Stop()
 	st.Revision = 500
 	p.Set(st)
 	e.Restart()
-	until(t, ch, "status after a restart", func(m map[netip.Addr]topology.NodeStatus) bool { return m[ip] == st })
+	until(t, ch, "status after a restart", func(m map[netip.Addr]topology.NodeStatus) bool { return cmp.Equal(m[ip], st, byValue) })
 	p.Close()
 	until(t, ch, "status gone with its agent", func(m map[netip.Addr]topology.NodeStatus) bool { return len(m) == 0 })
 }

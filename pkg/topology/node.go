@@ -179,4 +179,7 @@ type NodeStatus struct {
 	// Issuer is the key of the CA that says so (the AuthorityKeyId of its certificate, RFC
 	// 5280, 4.2.1.1), in hexadecimal digits.
 	Issuer string `json:"Issuer,omitempty"`
+	// Enforces names what the node enforces beside tenants: [EnforcesNetworkPolicy]. Agents
+	// before it do not say it, and do not enforce it.
+	Enforces []string `json:"Enforces,omitempty"`
 }
