@@ -62,7 +62,7 @@ func CommonRoles(prefix, name string) map[string][]Permission {
 func NodePermissions(prefix, name string, ip netip.Addr) []Permission {
 	k := keyspace{prefix}
 	var all []Permission
-	for _, key := range []string{k.limits(name, ip), k.mtu(name, ip), k.request(name, ip), k.status(name, ip)} {
+	for _, key := range []string{k.limits(name, ip), k.mtu(name, ip), k.pods(name, ip), k.request(name, ip), k.status(name, ip)} {
 		all = append(all, Permission{From: key, Write: true})
 	}
 	return all

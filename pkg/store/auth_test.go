@@ -89,7 +89,23 @@ func TestAccess(t *testing.T) {
 	if _, err := n1.PutNodeMTU(ctx, topology.NodeMTU{Host: "n1", HostIP: ip}); err != nil {
 		t.Errorf("its own MTU: %v", err)
 	}
+	// A lease belongs to whoever may write what it has.
+	wrote := make(chan int64, 1)
+	pods := n1.PodsPublisher("k8ssdn", 0, func(_ topology.NodePods, rev int64) { wrote <- rev })
+	defer pods.Close()
+	pods.Set(topology.NodePods{Host: "n1", HostIP: ip})
+	<-wrote
+	puts := func(key string) func() error {
+		return func() error {
+			_, err := call(ctx, n1, "write "+key, func(ctx context.Context, c *clientv3.Client) (*clientv3.PutResponse, error) {
+				return c.Put(ctx, ofPolicy(key), "{}")
+			})
+			return err
+		}
+	}
 	for name, attempt := range map[string]func() error{
+		"another's pods": puts("pods/192.0.2.2"), "isolation": puts("isolation/a"), "a policy": puts("policies/a/b"),
+		"a set": puts("sets/" + setA + "/172.11.0.0"), "its own acknowledgement": puts("acknowledged/192.0.2.1"),
 		"another's MTU": func() error {
 			_, err := n1.PutNodeMTU(ctx, topology.NodeMTU{Host: "n2", HostIP: netip.MustParseAddr("192.0.2.2")})
 			return err

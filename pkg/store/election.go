@@ -155,8 +155,8 @@ func (l *Leadership) PutNamespace(ctx context.Context, key string, n topology.Na
 // comparisons in a transaction, unless told otherwise (--max-txn-ops).
 const MaxBatch = 100
 
-// maxBatchBytes is what those records have at most: etcd takes 1.5 MiB in a request.
-const maxBatchBytes = 1 << 20
+// MaxBatchBytes is what those records have at most: etcd takes 1.5 MiB in a request.
+const MaxBatchBytes = 1 << 20
 
 // NamespacePut is one record in a batch.
 type NamespacePut struct {
@@ -180,8 +180,8 @@ func (l *Leadership) PutNamespaces(ctx context.Context, batch []NamespacePut) (i
 		if err != nil {
 			return 0, fmt.Errorf("%s: encode %s: %w", op, p.Key, err)
 		}
-		if size += len(data); size > maxBatchBytes {
-			return 0, &Error{Op: op, Kind: ErrInvalid, Cause: fmt.Errorf("they have more than %d bytes", maxBatchBytes)}
+		if size += len(data); size > MaxBatchBytes {
+			return 0, &Error{Op: op, Kind: ErrInvalid, Cause: fmt.Errorf("they have more than %d bytes", MaxBatchBytes)}
 		}
 		compares = append(compares, clientv3.Compare(clientv3.ModRevision(key), "=", p.Revision))
 		puts = append(puts, clientv3.OpPut(key, string(data)))

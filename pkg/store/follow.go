@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -37,9 +38,9 @@ var (
 type sink interface {
 	// reset replaces everything.
 	reset(l listing)
-	// put and remove change one record of a kind.
+	// put and remove change one record of a kind; rev is the revision of the deletion.
 	put(kind string, k kv)
-	remove(kind, key string)
+	remove(kind, key string, rev int64)
 	// emit hands on the present state, which is whole at revision.
 	emit(revision int64)
 }
@@ -51,21 +52,33 @@ type follower struct {
 	store *Store
 	kinds []string
 	sink  sink
-	id    int // in health
+	id    int    // in health
+	wants *wants // kinds that come and go; nil for none
 
 	// Of the present listing:
-	config   Versioned[topology.Config]
-	revs     map[string]int64 // newest revision applied, by key; deletions too
-	seen     int64            // newest revision applied, of any key
-	progress []int64          // by kind: every change up to it has been applied
-	emitted  int64
-	cluster  uint64
-	term     uint64
+	config  Versioned[topology.Config]
+	watches map[string]*watched // by kind
+	reading bool                // what is wanted is being read
+	revs    map[string]int64    // newest revision applied, by key; deletions too
+	seen    int64               // newest revision applied, of any key
+	emitted int64
+	cluster uint64
+	term    uint64
+}
+
+// watched is a kind that is watched.
+type watched struct {
+	kind     string
+	progress int64              // every change up to it has been applied
+	stop     context.CancelFunc // ends the watch
 }
 
 // follow runs until ctx ends.
 func (s *Store) follow(ctx context.Context, sink sink, kinds ...string) {
-	f := &follower{store: s, kinds: kinds, sink: sink}
+	s.run(ctx, &follower{store: s, kinds: kinds, sink: sink})
+}
+
+func (s *Store) run(ctx context.Context, f *follower) {
 	f.id = s.health.join(&Error{Op: "watch records", Kind: ErrUnavailable, Endpoints: s.cfg.Endpoints, Cause: errors.New("no answer yet")})
 	defer s.health.leave(f.id)
 	pauses, trouble := newPauses(), backoff.Trouble{}
@@ -123,7 +136,7 @@ func (f *follower) once(ctx context.Context, inStep func()) error {
 	defer cancel()
 	// From before the listing: whatever is lost in between shows.
 	down := disconnected(ctx, c)
-	l, err := f.store.listAt(ctx, cfg, header, f.kinds...)
+	l, err := f.store.listAt(ctx, cfg, header, slices.Concat(f.kinds, f.wants.now())...)
 	if err != nil {
 		return err
 	}
@@ -137,13 +150,11 @@ func (f *follower) once(ctx context.Context, inStep func()) error {
 
 func (f *follower) start(l listing) {
 	f.config, f.seen, f.cluster, f.term = l.config, l.revision, l.clusterID, l.raftTerm
-	f.emitted = 0
+	f.emitted, f.reading = 0, false
 	f.revs = map[string]int64{}
-	f.progress = make([]int64, len(f.kinds))
-	for i := range f.progress {
-		f.progress[i] = l.revision
-	}
-	for _, kvs := range l.kinds {
+	f.watches = map[string]*watched{}
+	for i, kvs := range l.kinds {
+		f.watches[l.names[i]] = &watched{kind: l.names[i], progress: l.revision}
 		for _, k := range kvs {
 			f.revs[k.key] = k.rev.Mod
 		}
@@ -169,9 +180,9 @@ func disconnected(ctx context.Context, c *clientv3.Client) <-chan struct{} {
 	return down
 }
 
-// arrival is one response of one watch; kind -1 is the configuration's.
+// arrival is one response of one watch; from is nil for the configuration's.
 type arrival struct {
-	kind int
+	from *watched
 	resp clientv3.WatchResponse
 	ok   bool
 }
@@ -186,10 +197,11 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 	w := clientv3.NewWatcher(c)
 	defer w.Close()
 	arrivals := make(chan arrival)
-	f.startWatch(ctx, w, arrivals, -1, f.store.keys.config())
-	for i, kind := range f.kinds {
-		f.startWatch(ctx, w, arrivals, i, f.store.keys.kind(f.config.Value.Name, kind), clientv3.WithPrefix())
+	f.startWatch(ctx, w, arrivals, nil)
+	for _, k := range f.watches {
+		f.startWatch(ctx, w, arrivals, k)
 	}
+	entries := make(chan entry)
 	pings := f.ping(ctx)
 	progress := newProgress(clientv3.WithRequireLeader(ctx), w)
 	defer progress.stop()
@@ -203,9 +215,29 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 			if err != nil {
 				return err
 			}
-		case a := <-arrivals:
-			if err := f.arrive(a); err != nil {
+		case <-f.wants.news():
+			f.leave()
+			f.read(ctx, entries)
+		case e := <-entries:
+			fresh, err := f.enter(e)
+			if err != nil {
 				return err
+			}
+			for _, k := range fresh {
+				f.startWatch(ctx, w, arrivals, k)
+			}
+			f.read(ctx, entries)
+		case a := <-arrivals:
+			changed, err := f.arrive(a)
+			if err != nil {
+				return err
+			}
+			if f.wants != nil {
+				// Each kind says for itself how far it is.
+				if changed {
+					f.emit(f.seen)
+				}
+				continue
 			}
 			if behind := f.whole() < f.seen; behind != progress.asking() {
 				progress.ask(behind)
@@ -230,13 +262,19 @@ func (f *follower) emitNew(revision int64) {
 	}
 }
 
-func (f *follower) startWatch(ctx context.Context, w clientv3.Watcher, arrivals chan<- arrival, kind int, key string, opts ...clientv3.OpOption) {
-	ch := watchKey(ctx, w, key, f.seen, opts...)
+// startWatch watches a kind from where it is, or the configuration where k is nil.
+func (f *follower) startWatch(ctx context.Context, w clientv3.Watcher, arrivals chan<- arrival, k *watched) {
+	key, after, opts := f.store.keys.config(), f.seen, []clientv3.OpOption(nil)
+	if k != nil {
+		key, after, opts = f.store.keys.kind(f.config.Value.Name, k.kind), k.progress, []clientv3.OpOption{clientv3.WithPrefix()}
+		ctx, k.stop = context.WithCancel(ctx)
+	}
+	ch := watchKey(ctx, w, key, after, opts...)
 	go func() {
 		for {
 			resp, ok := <-ch
 			select {
-			case arrivals <- arrival{kind, resp, ok}:
+			case arrivals <- arrival{k, resp, ok}:
 			case <-ctx.Done():
 				return
 			}
@@ -271,47 +309,50 @@ func watchKey(ctx context.Context, w clientv3.Watcher, key string, after int64, 
 // whole is the revision up to which surely every change has been applied.
 func (f *follower) whole() int64 {
 	least := f.seen
-	for _, p := range f.progress {
-		least = min(least, p)
+	for _, k := range f.watches {
+		least = min(least, k.progress)
 	}
 	return least
 }
 
-// arrive applies one response.
-func (f *follower) arrive(a arrival) error {
+// arrive applies one response, and reports whether that changed anything.
+func (f *follower) arrive(a arrival) (changed bool, err error) {
+	if a.from != nil && f.watches[a.from.kind] != a.from {
+		return false, nil // of a kind that is not wanted any more
+	}
 	if !a.ok {
-		return errWatchEnded
+		return false, errWatchEnded
 	}
 	if err := a.resp.Err(); err != nil {
-		return fmt.Errorf("watch records: %w", err)
+		return false, fmt.Errorf("watch records: %w", err)
 	}
 	f.store.health.contact()
-	if a.kind < 0 {
-		return f.configChange(a.resp)
+	if a.from == nil {
+		return false, f.configChange(a.resp)
 	}
 	if a.resp.IsProgressNotify() {
-		f.progress[a.kind] = max(f.progress[a.kind], a.resp.Header.Revision)
-		return nil
+		a.from.progress = max(a.from.progress, a.resp.Header.Revision)
+		return false, nil
 	}
-	kind := f.kinds[a.kind]
 	for _, e := range a.resp.Events {
 		key := string(e.Kv.Key)
 		if e.Kv.ModRevision <= f.revs[key] {
 			continue
 		}
+		changed = true
 		f.revs[key] = e.Kv.ModRevision
 		if e.Type == clientv3.EventTypeDelete {
 			delete(f.revs, key)
-			f.sink.remove(kind, key)
+			f.sink.remove(a.from.kind, key, e.Kv.ModRevision)
 		} else {
-			f.sink.put(kind, toKV(e.Kv))
+			f.sink.put(a.from.kind, toKV(e.Kv))
 		}
 		// Only the last event's revision is safe: a response may be one of several
 		// that catch up.
-		f.progress[a.kind] = max(f.progress[a.kind], e.Kv.ModRevision)
+		a.from.progress = max(a.from.progress, e.Kv.ModRevision)
 		f.seen = max(f.seen, e.Kv.ModRevision)
 	}
-	return nil
+	return changed, nil
 }
 
 func (f *follower) configChange(resp clientv3.WatchResponse) error {

@@ -15,7 +15,14 @@ const (
 	kindRequests   = "requests/"
 	kindCerts      = "certificates/"
 	kindLeader     = "leader/"
-	keyReleased    = "released"
+	// Of policies; below kindPolicies are namespaces, below kindSets hashes.
+	kindIsolation    = "isolation/"
+	kindPolicies     = "policies/"
+	kindSets         = "sets/"
+	kindPods         = "pods/"
+	kindAcknowledged = "acknowledged/"
+
+	keyReleased = "released"
 )
 
 // keyspace writes keys. Their layout is in docs/design.md, "Records".
@@ -48,6 +55,10 @@ func (k keyspace) request(name string, ip netip.Addr) string {
 
 func (k keyspace) certificate(name string, ip netip.Addr) string {
 	return k.kind(name, kindCerts) + ip.String()
+}
+
+func (k keyspace) pods(name string, ip netip.Addr) string {
+	return k.kind(name, kindPods) + ip.String()
 }
 
 func (k keyspace) released(name string) string { return k.prefix + "/" + name + "/" + keyReleased }

@@ -112,10 +112,10 @@ type mtuSink struct {
 	out  latest[topology.MTUs]
 }
 
-func (m *mtuSink) reset(l listing)         { m.set = newMTUSet(m.keys, l) }
-func (m *mtuSink) put(kind string, k kv)   { m.set.put(kind, k) }
-func (m *mtuSink) remove(kind, key string) { m.set.remove(kind, key) }
-func (m *mtuSink) emit(revision int64)     { m.out.send(m.set.snapshot(revision)) }
+func (m *mtuSink) reset(l listing)                  { m.set = newMTUSet(m.keys, l) }
+func (m *mtuSink) put(kind string, k kv)            { m.set.put(kind, k) }
+func (m *mtuSink) remove(kind, key string, _ int64) { m.set.remove(kind, key) }
+func (m *mtuSink) emit(revision int64)              { m.out.send(m.set.snapshot(revision)) }
 
 // DropMTUs deletes the MTU records, and the certificates, of nodes that have no record any
 // more, and returns which. ErrConflict where one changed meanwhile, ErrDeposed.

@@ -22,17 +22,19 @@ type Publisher[T any] struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	wake   chan struct{}
+	// wrote, if not nil, hears of each value that was written, and its revision.
+	wrote func(T, int64)
 
 	mu    sync.Mutex // guards value
 	value T
 }
 
-func newPublisher[T any](s *Store, what string, ttl time.Duration, key func(T) string) *Publisher[T] {
+func newPublisher[T any](s *Store, what string, ttl time.Duration, key func(T) string, wrote func(T, int64)) *Publisher[T] {
 	if ttl == 0 {
 		ttl = DefaultStatusTTL
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
-	p := &Publisher[T]{store: s, what: what, key: key, ttl: ttl, cancel: cancel, done: make(chan struct{}), wake: make(chan struct{}, 1)}
+	p := &Publisher[T]{store: s, what: what, key: key, ttl: ttl, cancel: cancel, done: make(chan struct{}), wake: make(chan struct{}, 1), wrote: wrote}
 	go p.run(ctx)
 	return p
 }
@@ -136,9 +138,12 @@ func (p *Publisher[T]) write(ctx context.Context, lease clientv3.LeaseID, writte
 	if err != nil || bytes.Equal(data, written) {
 		return written, err
 	}
-	_, err = call(ctx, p.store, "write "+p.what, func(ctx context.Context, c *clientv3.Client) (*clientv3.PutResponse, error) {
+	resp, err := call(ctx, p.store, "write "+p.what, func(ctx context.Context, c *clientv3.Client) (*clientv3.PutResponse, error) {
 		return c.Put(ctx, p.key(value), string(data), clientv3.WithLease(lease))
 	})
+	if err == nil && p.wrote != nil {
+		p.wrote(value, resp.Header.Revision)
+	}
 	return data, err
 }
 

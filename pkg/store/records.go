@@ -82,7 +82,8 @@ func toKV(k *mvccpb.KeyValue) kv {
 // listing is all keys of some kinds at one revision.
 type listing struct {
 	config    Versioned[topology.Config]
-	kinds     [][]kv // in the order asked for
+	names     []string // of the kinds, in the order asked for
+	kinds     [][]kv
 	revision  int64
 	clusterID uint64
 	raftTerm  uint64
@@ -102,7 +103,7 @@ func (s *Store) list(ctx context.Context, kinds ...string) (listing, error) {
 // Plain reads at a revision: stores that speak etcd's API over something else
 // have no transactions of several reads.
 func (s *Store) listAt(ctx context.Context, cfg Versioned[topology.Config], header header, kinds ...string) (listing, error) {
-	l := listing{config: cfg, revision: header.Revision, clusterID: header.ClusterId, raftTerm: header.RaftTerm}
+	l := listing{config: cfg, names: kinds, revision: header.Revision, clusterID: header.ClusterId, raftTerm: header.RaftTerm}
 	for _, kind := range kinds {
 		prefix := s.keys.kind(cfg.Value.Name, kind)
 		resp, err := call(ctx, s, "read records below "+prefix, func(ctx context.Context, c *clientv3.Client) (*clientv3.GetResponse, error) {

@@ -45,7 +45,7 @@ func (t *requestSink) reset(l listing) {
 }
 
 func (t *requestSink) put(kind string, k kv) {
-	t.remove(kind, k.key)
+	t.remove(kind, k.key, 0)
 	last := t.keys.last(k.key, t.name, kind)
 	ip, err := netip.ParseAddr(last)
 	if kind == kindCerts {
@@ -68,7 +68,7 @@ func (t *requestSink) put(kind string, k kv) {
 	t.now.All[ip] = Versioned[topology.Request]{Value: r, Revision: k.rev.Mod}
 }
 
-func (t *requestSink) remove(kind, key string) {
+func (t *requestSink) remove(kind, key string, _ int64) {
 	last := t.keys.last(key, t.name, kind)
 	if kind == kindRequests {
 		delete(t.now.Invalid, last)

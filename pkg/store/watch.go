@@ -77,8 +77,8 @@ func (r *recordSink) reset(l listing) {
 	}
 }
 
-func (r *recordSink) put(kind string, k kv)   { r.set.put(kind, k) }
-func (r *recordSink) remove(kind, key string) { r.set.remove(kind, key) }
+func (r *recordSink) put(kind string, k kv)            { r.set.put(kind, k) }
+func (r *recordSink) remove(kind, key string, _ int64) { r.set.remove(kind, key) }
 
 func (r *recordSink) emit(revision int64) {
 	records := r.set.snapshot(revision, r.listing)
@@ -111,13 +111,13 @@ func (t *statusSink) reset(l listing) {
 }
 
 func (t *statusSink) put(kind string, k kv) {
-	t.remove(kind, k.key)
+	t.remove(kind, k.key, 0)
 	if st, ok := parseStatus(t.keys.last(k.key, t.name, kind), k.value); ok {
 		t.statuses[st.HostIP] = st
 	}
 }
 
-func (t *statusSink) remove(kind, key string) {
+func (t *statusSink) remove(kind, key string, _ int64) {
 	if addr, err := netip.ParseAddr(t.keys.last(key, t.name, kind)); err == nil {
 		delete(t.statuses, addr)
 	}

@@ -43,8 +43,8 @@ func TestUsers(t *testing.T) {
 		}
 		keys = append(keys, strings.TrimPrefix(p.From, "/p/net/"))
 	}
-	if diff := cmp.Diff([]string{"limits/192.0.2.1", "mtu/192.0.2.1", "requests/192.0.2.1", "status/192.0.2.1",
-		"limits/192.0.2.2", "mtu/192.0.2.2", "requests/192.0.2.2", "status/192.0.2.2"}, keys); diff != "" {
+	if diff := cmp.Diff([]string{"limits/192.0.2.1", "mtu/192.0.2.1", "pods/192.0.2.1", "requests/192.0.2.1", "status/192.0.2.1",
+		"limits/192.0.2.2", "mtu/192.0.2.2", "pods/192.0.2.2", "requests/192.0.2.2", "status/192.0.2.2"}, keys); diff != "" {
 		t.Errorf("keys (-want +got):\n%s", diff)
 	}
 }
