@@ -216,13 +216,13 @@ func (p PolicyPeer) valid() error {
 	case (p.Set != nil) == p.Block.IsValid():
 		return errors.New("it needs one of Set and Block, and not both")
 	case p.Set != nil && len(p.Except) > 0:
-		return errors.New("Except goes with Block only")
+		return errors.New("with Set there is no Except")
 	case p.Set != nil:
 		return p.Set.valid()
 	}
 	for _, e := range p.Except {
 		if !e.IsValid() {
-			return errors.New("Except has an empty prefix")
+			return errors.New("a prefix of Except is empty")
 		}
 	}
 	return nil
@@ -231,7 +231,7 @@ func (p PolicyPeer) valid() error {
 func (p PolicyPort) valid() error {
 	switch {
 	case !isTransport(p.Protocol):
-		return fmt.Errorf("Protocol %q is none of TCP, UDP, SCTP", p.Protocol)
+		return fmt.Errorf("its Protocol %q is none of TCP, UDP, SCTP", p.Protocol)
 	case p.Name != "" && (p.Port != 0 || p.End != 0):
 		return fmt.Errorf("it has the name %q and a number; only one of them can be", p.Name)
 	case p.End != 0 && (p.Port == 0 || p.End < p.Port):

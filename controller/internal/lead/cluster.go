@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/admission"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
@@ -24,13 +24,13 @@ type Cluster struct {
 	API interface {
 		cluster.API
 		admission.API
+		policies.API
 		WatchCluster(ctx context.Context) <-chan kube.Cluster
-		WatchNetworkPolicies(ctx context.Context) <-chan map[string]kube.NetworkPolicy
 	}
 	// SubnetSource says where the subnets of nodes come from.
 	SubnetSource cluster.SubnetSource
-	// Pod is what Events about the network configuration, and about policies that are not
-	// in force, are about: the controller's own. Without a name none are sent.
+	// Pod is what Events about the network configuration, and about the API server's policies
+	// that are not in force, are about: the controller's own. Without a name none are sent.
 	Pod kube.ObjectRef
 }
 
@@ -104,18 +104,21 @@ func (c *Controller) fits(ctx context.Context, network topology.Config) error {
 
 // follower is what a term keeps of the Kubernetes cluster.
 type follower struct {
-	cluster *Cluster
-	planner *cluster.Planner
-	errands *cluster.Errands
-	guards  *admission.Keeper
-	again   chan time.Duration
-	misfit  backoff.Trouble // of the network configuration
+	cluster  *Cluster
+	planner  *cluster.Planner
+	errands  *cluster.Errands
+	guards   *admission.Keeper
+	policies *policies.Keeper
+	again    chan time.Duration
+	misfit   backoff.Trouble // of the network configuration
 }
 
-func newFollower(c *Cluster, m *Metrics, log *slog.Logger) *follower {
+func newFollower(c Config, w writer) *follower {
+	api := c.Cluster.API
 	return &follower{
-		cluster: c, planner: cluster.New(c.SubnetSource), errands: cluster.NewErrands(c.API, log), again: make(chan time.Duration, 1),
-		guards: admission.New(admission.Config{API: c.API, Pod: c.Pod, Absent: m.policiesAbsent, Logger: log}),
+		cluster: c.Cluster, planner: cluster.New(c.Cluster.SubnetSource), errands: cluster.NewErrands(api, c.Logger), again: make(chan time.Duration, 1),
+		guards:   admission.New(admission.Config{API: api, Pod: c.Cluster.Pod, Absent: c.Metrics.policiesAbsent, Logger: c.Logger}),
+		policies: policies.New(policies.Config{API: api, Nodes: c.Store, Writer: w, Counted: c.Metrics.networkPolicies, Now: c.Now, Logger: c.Logger}),
 	}
 }
 
@@ -128,7 +131,7 @@ func (t *term) follow(ctx context.Context) (events <-chan struct{}, stop func())
 	ctx, cancel := context.WithCancel(ctx)
 	var running sync.WaitGroup
 	running.Go(func() { t.follower.errands.Run(ctx) })
-	running.Go(func() { t.tellPolicies(ctx) })
+	running.Go(func() { t.follower.policies.Run(ctx) })
 	running.Go(func() { t.follower.guards.Run(ctx) })
 	merged := make(chan struct{})
 	running.Go(func() {

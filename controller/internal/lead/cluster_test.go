@@ -297,15 +297,24 @@ func TestNodeMovesInSilence(t *testing.T) {
 	})
 }
 
-// Who wrote a NetworkPolicy is told that it does nothing.
-func TestTellsOfPolicies(t *testing.T) {
+// NetworkPolicies are compiled while this controller leads, and who wrote one is told where it
+// is not enforced.
+func TestKeepsPolicies(t *testing.T) {
 	k := startKubernetes(t, nil)
 	policies := k.cs.NetworkingV1().NetworkPolicies("a")
 	k.watched("networkpolicies")
+	status := k.store.StatusPublisher("k8ssdn", 0)
+	t.Cleanup(status.Close)
+	status.Set(topology.NodeStatus{Host: "old", HostIP: netip.MustParseAddr("192.0.2.1")})
+	eventually(t, "a live node", func() bool { all, err := k.store.Statuses(ctxOf(t)); return err == nil && len(all) == 1 })
 	if _, err := policies.Create(ctxOf(t), &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "deny", UID: "u"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	k.event("a", cluster.PolicyNotEnforced, "does not enforce NetworkPolicy")
+	eventually(t, "its record", func() bool {
+		all, err := k.store.Policies(ctxOf(t), "a")
+		return err == nil && len(all.Policies) == 1
+	})
+	k.event("a", "NetworkPolicyNotEnforced", "do not know NetworkPolicy: old.")
 	count := func() float64 { return value(t, k.cfg.Metrics.notEnforced) }
 	if got := count(); got != 1 {
 		t.Errorf("counted %v", got)
@@ -313,7 +322,10 @@ func TestTellsOfPolicies(t *testing.T) {
 	if err := policies.Delete(ctxOf(t), "deny", metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "none counted", func() bool { return count() == 0 })
+	eventually(t, "none counted, no record", func() bool {
+		all, err := k.store.Policies(ctxOf(t), "a")
+		return count() == 0 && err == nil && len(all.Policies) == 0
+	})
 }
 
 // clock is one that the test moves on.

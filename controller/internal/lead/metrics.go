@@ -4,6 +4,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
@@ -26,9 +27,11 @@ type Metrics struct {
 	cluster    *prometheus.GaugeVec
 	refused    prometheus.Gauge
 	// notEnforced has a name without the controller in it: it is about the cluster.
-	notEnforced prometheus.Gauge
-	absent      prometheus.Gauge
-	users       prometheus.Gauge
+	notEnforced  prometheus.Gauge
+	policies     *prometheus.GaugeVec
+	policyWrites prometheus.Counter
+	absent       prometheus.Gauge
+	users        prometheus.Gauge
 }
 
 // NewMetrics registers them.
@@ -53,10 +56,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	}
 	m.cluster = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("kubernetes_objects", "Kubernetes objects that the records follow, by kind.")), []string{"kind"})
 	m.refused = prometheus.NewGauge(prometheus.GaugeOpts(opts("refused_annotations", "Namespaces whose network annotation cannot be followed.")))
-	m.notEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "networkpolicies_not_enforced", Help: "NetworkPolicies in the cluster, none of which is enforced; the leader's."})
+	m.notEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "networkpolicies_not_enforced", Help: "NetworkPolicies that some live node does not enforce; the leader's."})
+	m.policies = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("policy_objects", "NetworkPolicies, the sets of addresses that they name, and the records of both in etcd, by kind.")), []string{"kind"})
+	m.policyWrites = prometheus.NewCounter(prometheus.CounterOpts(opts("policy_writes_total", "Records of NetworkPolicies and their sets that were written.")))
 	m.absent = prometheus.NewGauge(prometheus.GaugeOpts(opts("policies_absent", "Admission policies of k8s-ovs that are not in force: while it is not 0, tenants may reach each other by endpoints written by hand.")))
 	m.users = prometheus.NewGauge(prometheus.GaugeOpts(opts("node_users", "Nodes that have a user of their own in etcd, kept by this leader.")))
-	reg.MustRegister(m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.absent)
+	reg.MustRegister(m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.policies, m.policyWrites, m.absent)
 	return m
 }
 
@@ -68,6 +73,7 @@ func (m *Metrics) leading(yes bool) {
 		m.cluster.Reset()
 		m.refused.Set(0)
 		m.notEnforced.Set(0)
+		m.policies.Reset()
 		m.absent.Set(0)
 		m.users.Set(0)
 		return
@@ -96,6 +102,14 @@ func (m *Metrics) follows(c kube.Cluster, p cluster.Plan) {
 	m.cluster.WithLabelValues("namespace").Set(float64(len(c.Namespaces)))
 	m.cluster.WithLabelValues("node").Set(float64(len(c.Nodes)))
 	m.refused.Set(float64(p.Refused))
+}
+
+func (m *Metrics) networkPolicies(c policies.Counts) {
+	m.notEnforced.Set(float64(c.NotEnforced))
+	m.policies.WithLabelValues("policy").Set(float64(c.Policies))
+	m.policies.WithLabelValues("set").Set(float64(c.Sets))
+	m.policies.WithLabelValues("record").Set(float64(c.Records))
+	m.policyWrites.Add(float64(c.Writes))
 }
 
 func (m *Metrics) policiesAbsent(n int) { m.absent.Set(float64(n)) }

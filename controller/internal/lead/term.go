@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -30,6 +31,7 @@ type writer interface {
 	PutCertificate(ctx context.Context, ip netip.Addr, c topology.Certificate, rev int64) (int64, error)
 	DropRequest(ctx context.Context, key string) error
 	PutConfig(ctx context.Context, cfg topology.Config, rev int64) (int64, error)
+	policies.Writer
 }
 
 // term is the time from an election to its end. What it remembers dies with it:
@@ -58,7 +60,7 @@ type term struct {
 func newTerm(c *Controller, w writer) *term {
 	t := &term{c: c, writer: w, log: c.log}
 	if c.world != nil {
-		t.follower = newFollower(c.cfg.Cluster, c.cfg.Metrics, c.log)
+		t.follower = newFollower(c.cfg, w)
 	}
 	return t
 }
@@ -194,6 +196,9 @@ func (t *term) take(r store.Records) (fresh bool, err error) {
 	}
 	t.last, t.seen = r, t.c.cfg.Now()
 	t.c.observe(r)
+	if t.follower != nil {
+		t.follower.policies.SetNodes(r.Nodes)
+	}
 	return true, nil
 }
 

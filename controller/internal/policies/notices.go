@@ -1,0 +1,105 @@
+package policies
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
+)
+
+// Reasons of Events about a NetworkPolicy.
+const (
+	// NotEnforced: some nodes' agents do not know policies.
+	NotEnforced = "NetworkPolicyNotEnforced"
+	// NotHonoured: something in the policy was not understood, and allows nothing.
+	NotHonoured = "PolicyNotHonoured"
+)
+
+const (
+	// noticeEvery is how often people are told the same of one NetworkPolicy: Events are
+	// gone after an hour, and the policy may be somebody else's to look at by then.
+	noticeEvery = 24 * time.Hour
+	// noticesAtOnce, and noticePause between them, keep below what client-go queues
+	// and the API server is asked for at once.
+	noticesAtOnce = 20
+	noticePause   = time.Second
+	// maxListed is how many names a message has.
+	maxListed = 5
+)
+
+// notice is something to tell people of a policy.
+type notice struct {
+	object          kube.ObjectRef
+	reason, message string
+}
+
+// said tells notices apart that are to be told one by one. Which nodes do not enforce a
+// policy may change from minute to minute, while they are upgraded.
+func (n notice) said() notice {
+	if n.reason == NotEnforced {
+		n.message = ""
+	}
+	return n
+}
+
+// wanted are the notices that policies call for, in order; lacking are the nodes that do not
+// enforce them.
+func wanted(policies map[policy.Key]kube.NetworkPolicy, lacking []string) []notice {
+	var all []notice
+	for _, key := range slices.SortedFunc(maps.Keys(policies), policy.Key.Compare) {
+		p := policies[key]
+		if p.Problem != "" {
+			all = append(all, notice{p.Ref(), NotHonoured, p.Problem + ". What was not understood allows nothing"})
+		}
+		if len(lacking) > 0 {
+			all = append(all, notice{p.Ref(), NotEnforced, "not in force for pods on nodes whose agents do not know NetworkPolicy: " + list(lacking) + ". Upgrade k8s-ovs there"})
+		}
+	}
+	return all
+}
+
+// list is a list of names for people.
+func list(names []string) string {
+	if len(names) > maxListed {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:maxListed], ", "), len(names)-maxListed)
+	}
+	return strings.Join(names, ", ")
+}
+
+// notices are those that one leader has told, each once a day.
+type notices struct{ told map[notice]time.Time }
+
+func newNotices() *notices { return &notices{told: map[notice]time.Time{}} }
+
+// due are those of all that are to be told now, and when to ask again; zero for as soon as
+// they change.
+func (n *notices) due(all []notice, now time.Time) (due []notice, again time.Time) {
+	there := map[notice]bool{}
+	for _, one := range all {
+		there[one.said()] = true
+	}
+	maps.DeleteFunc(n.told, func(said notice, _ time.Time) bool { return !there[said] })
+	sooner := func(at time.Time) {
+		if again.IsZero() || at.Before(again) {
+			again = at
+		}
+	}
+	for _, one := range all {
+		if told, ok := n.told[one.said()]; ok && now.Before(told.Add(noticeEvery)) {
+			sooner(told.Add(noticeEvery))
+			continue
+		}
+		if len(due) == noticesAtOnce {
+			sooner(now.Add(noticePause))
+			break
+		}
+		n.told[one.said()] = now
+		sooner(now.Add(noticeEvery))
+		due = append(due, one)
+	}
+	return due, again
+}

@@ -1,0 +1,445 @@
+// Package policies keeps the records of NetworkPolicies: what the policies of the API server
+// mean, and which addresses are in the sets that they name. docs/policy.md, "Records", has
+// their forms, and who reads them.
+//
+// One [Keeper] works for one term of one leader. It compares what the records should be with
+// what they are, so that it goes on where another leader stopped, and writes nothing before
+// it knows all that they follow from. What it does for a change costs what the change
+// touches.
+package policies
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+const (
+	// writeEvery is how far apart writes begin at least: what comes meanwhile is written
+	// together.
+	writeEvery = 50 * time.Millisecond
+	// writeTime is how long writing may go on before news are looked at.
+	writeTime = 200 * time.Millisecond
+	// tellAfter is how long after a change people are told of it.
+	tellAfter = 200 * time.Millisecond
+	// lookEvery is how often nodes are asked what they enforce.
+	lookEvery = 30 * time.Second
+	// rereadEvery is how often records are compared that somebody else may have changed.
+	rereadEvery = 5 * time.Minute
+	// maxChanges is how many changes are in a transaction.
+	maxChanges = store.MaxBatch
+	// maxRecord is the length of a record that etcd takes for sure, bytes.
+	maxRecord = store.MaxBatchBytes - keyBytes
+)
+
+// API is what a Keeper needs of [kube.Client].
+type API interface {
+	WatchNetworkPolicies(ctx context.Context) *kube.Changes[policy.Key, kube.NetworkPolicy]
+	WatchNamespaceLabels(ctx context.Context) *kube.Changes[string, map[string]string]
+	WatchPodLabels(ctx context.Context) *kube.Changes[kube.PodKey, kube.PodLabels]
+	WatchPodPorts(ctx context.Context) *kube.Changes[kube.PodKey, kube.PodPorts]
+	Event(object kube.ObjectRef, warning bool, reason, message string)
+}
+
+// Nodes is what a Keeper needs of [store.Store].
+type Nodes interface {
+	WatchNodePods(ctx context.Context) <-chan store.NodePods
+	Statuses(ctx context.Context) (map[netip.Addr]topology.NodeStatus, error)
+}
+
+// Config is what a Keeper needs.
+type Config struct {
+	API    API
+	Nodes  Nodes
+	Writer Writer
+	// Counted hears how many things there are, whenever that may have changed.
+	Counted func(Counts)
+	Now     func() time.Time
+	Logger  *slog.Logger
+}
+
+// Counts are for metrics.
+type Counts struct {
+	// Policies there are, of which NotEnforced some node does not enforce.
+	Policies, NotEnforced int
+	// Sets of addresses, and Records of all kinds in etcd.
+	Sets, Records int
+	// Writes is how many records were written since this was last told.
+	Writes int
+}
+
+// Keeper keeps the records.
+type Keeper struct {
+	cfg  Config
+	log  *slog.Logger
+	wake chan struct{}
+
+	mu      sync.Mutex // guards subnets
+	subnets map[netip.Addr]topology.Node
+
+	// What follows belongs to Run.
+	state   *state
+	records records
+	begun   bool      // the state knows all that the records follow from
+	sure    time.Time // when the records were read last; zero: they have to be
+	writes  int
+	known   inputs
+	notices *notices
+	lacking []string // nodes that do not enforce NetworkPolicy
+	pauses  backoff.Pauses
+	trouble backoff.Trouble
+}
+
+// inputs are what was told once.
+type inputs struct{ policies, namespaces, labels, ports, pods, subnets bool }
+
+// New makes a Keeper that does nothing before Run.
+func New(cfg Config) *Keeper {
+	return &Keeper{
+		cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), state: newState(), notices: newNotices(),
+		records: records{is: map[store.PolicyKey]store.Versioned[string]{}, dirty: map[store.PolicyKey]bool{}, most: maxChanges},
+		pauses:  backoff.Pauses{First: 100 * time.Millisecond, Last: 2 * time.Second},
+	}
+}
+
+// SetNodes takes in the nodes' records: only addresses in a node's own subnets count.
+func (k *Keeper) SetNodes(nodes map[netip.Addr]topology.Node) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.subnets = nodes
+	select {
+	case k.wake <- struct{}{}:
+	default:
+	}
+}
+
+// watches are those that run while there are policies.
+type watches struct {
+	cancel     context.CancelFunc
+	namespaces *kube.Changes[string, map[string]string]
+	labels     *kube.Changes[kube.PodKey, kube.PodLabels]
+}
+
+// portWatch runs while a policy names a port.
+type portWatch struct {
+	cancel context.CancelFunc
+	ports  *kube.Changes[kube.PodKey, kube.PodPorts]
+}
+
+// Run works until ctx ends, or somebody else leads.
+func (k *Keeper) Run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	policies := k.cfg.API.WatchNetworkPolicies(ctx)
+	pods := k.cfg.Nodes.WatchNodePods(ctx)
+	var w watches
+	var p portWatch
+	defer func() {
+		cancel()
+		drain(policies.News())
+		drain(pods)
+		k.stopPorts(&p)
+		k.stop(&w)
+	}()
+	// When to write, to look at what was kept for a while, and to tell people; soon says that
+	// the last was set for what just changed.
+	var write, later, tell <-chan time.Time
+	soon := false
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var written time.Time
+	for {
+		k.start(ctx, &w, &p)
+		news, looked := true, false
+		select {
+		case <-ctx.Done():
+			return
+		case <-k.wake:
+			k.takeSubnets()
+		case <-policies.News():
+			k.takePolicies(ctx, policies)
+			looked = true
+		case <-newsOf(w.namespaces):
+			k.known.namespaces = take(w.namespaces, k.state.setNamespace) || k.known.namespaces
+		case <-newsOf(w.labels):
+			k.known.labels = take(w.labels, k.state.setLabels) || k.known.labels
+		case <-newsOf(p.ports):
+			k.known.ports = take(p.ports, k.state.setPorts) || k.known.ports
+		case all, ok := <-pods:
+			if !ok {
+				return
+			}
+			k.state.setPods(all, k.cfg.Now())
+			k.known.pods = true
+		case <-look.C:
+			k.look(ctx)
+			looked = true
+		case <-tell:
+			tell, soon, news = k.tell(), false, false
+		case <-later:
+		case <-write:
+			write, news = nil, false
+			if !k.ready() {
+				continue // not any more: the first policy came meanwhile
+			}
+			written = time.Now()
+			again, err := k.write(ctx)
+			switch {
+			case errors.Is(err, store.ErrDeposed):
+				return
+			case err != nil:
+				write = time.After(k.pauses.Next())
+			case again:
+				write = time.After(0)
+			}
+		}
+		if looked && !soon {
+			tell, soon = time.After(tellAfter), true
+		}
+		if news {
+			later = k.expire()
+			if write == nil && k.ready() {
+				write = time.After(time.Until(written.Add(writeEvery)))
+			}
+		}
+	}
+}
+
+// newsOf is where a watch says that there is something; nil where there is no watch.
+func newsOf[K comparable, T any](c *kube.Changes[K, T]) <-chan struct{} {
+	if c == nil {
+		return nil
+	}
+	return c.News()
+}
+
+// take takes in what changed, and reports whether all is known.
+func take[K comparable, T any](c *kube.Changes[K, T], set func(K, *T)) bool {
+	changed, ok := c.Take()
+	for key, v := range changed {
+		set(key, v)
+	}
+	return ok
+}
+
+// drain waits until a channel is closed.
+func drain[T any](c <-chan T) {
+	for range c {
+	}
+}
+
+// start has what runs that is needed, and ends what is not.
+func (k *Keeper) start(ctx context.Context, w *watches, p *portWatch) {
+	switch needed := k.state.needed(); {
+	case needed && w.cancel == nil:
+		var wctx context.Context
+		wctx, w.cancel = context.WithCancel(ctx)
+		w.namespaces, w.labels = k.cfg.API.WatchNamespaceLabels(wctx), k.cfg.API.WatchPodLabels(wctx)
+	case !needed && w.cancel != nil:
+		k.stop(w)
+		k.state.forget()
+	}
+	switch needed := len(k.state.portNames) > 0; {
+	case needed && p.cancel == nil:
+		var pctx context.Context
+		pctx, p.cancel = context.WithCancel(ctx)
+		p.ports = k.cfg.API.WatchPodPorts(pctx)
+	case !needed && p.cancel != nil:
+		k.stopPorts(p)
+		k.state.forgetPorts()
+	}
+}
+
+func (k *Keeper) stop(w *watches) {
+	if w.cancel == nil {
+		return
+	}
+	w.cancel()
+	drain(w.namespaces.News())
+	drain(w.labels.News())
+	*w, k.known.namespaces, k.known.labels = watches{}, false, false
+}
+
+func (k *Keeper) stopPorts(p *portWatch) {
+	if p.cancel == nil {
+		return
+	}
+	p.cancel()
+	drain(p.ports.News())
+	*p, k.known.ports = portWatch{}, false
+}
+
+func (k *Keeper) takeSubnets() {
+	k.mu.Lock()
+	subnets := k.subnets
+	k.mu.Unlock()
+	k.state.setSubnets(subnets)
+	k.known.subnets = true
+}
+
+// takePolicies takes in the policies that changed.
+func (k *Keeper) takePolicies(ctx context.Context, changes *kube.Changes[policy.Key, kube.NetworkPolicy]) {
+	none := len(k.state.policies) == 0
+	now := k.cfg.Now()
+	k.known.policies = take(changes, func(key policy.Key, p *kube.NetworkPolicy) { k.state.setPolicy(key, p, now) }) || k.known.policies
+	if none && len(k.state.policies) > 0 {
+		k.look(ctx)
+	}
+}
+
+// look asks which live nodes do not enforce NetworkPolicy.
+func (k *Keeper) look(ctx context.Context) {
+	if len(k.state.policies) == 0 {
+		return
+	}
+	live, err := k.cfg.Nodes.Statuses(ctx)
+	if err != nil {
+		return // etcd's absence is told of where records are written; what was known stands
+	}
+	var lacking []string
+	for _, st := range live {
+		if !slices.Contains(st.Enforces, topology.EnforcesNetworkPolicy) {
+			lacking = append(lacking, st.Host)
+		}
+	}
+	slices.Sort(lacking)
+	switch was := k.lacking; {
+	case len(lacking) == 0 && len(was) > 0:
+		k.log.Info("NetworkPolicies are enforced on all nodes")
+	case len(lacking) > 0 && !slices.Equal(lacking, was):
+		k.log.Warn("there are NetworkPolicies, which some nodes do not enforce", "count", len(k.state.policies), "nodes", list(lacking))
+	}
+	k.lacking = lacking
+}
+
+// tell sends the Events that are due, and returns when to ask again.
+func (k *Keeper) tell() <-chan time.Time {
+	k.count()
+	now := k.cfg.Now()
+	due, again := k.notices.due(wanted(k.state.policies, k.lacking), now)
+	for _, n := range due {
+		k.cfg.API.Event(n.object, true, n.reason, n.message)
+	}
+	if again.IsZero() {
+		return nil
+	}
+	return time.After(again.Sub(now))
+}
+
+func (k *Keeper) count() {
+	c := Counts{Policies: len(k.state.policies), Sets: len(k.state.sets), Records: len(k.records.is), Writes: k.writes}
+	if len(k.lacking) > 0 {
+		c.NotEnforced = c.Policies
+	}
+	k.writes = 0
+	k.cfg.Counted(c)
+}
+
+// expire drops what was kept for a while, and returns when to do so again.
+func (k *Keeper) expire() <-chan time.Time {
+	now := k.cfg.Now()
+	dropped, again := k.state.expire(now)
+	for _, hash := range dropped {
+		k.records.drop(hash)
+	}
+	if again.IsZero() {
+		return nil
+	}
+	return time.After(again.Sub(now))
+}
+
+// ready reports whether all is known that the records follow from. The first policy, or the
+// first that names a port, waits until pods are known: sets that are not whole would cut off
+// whom it allows.
+func (k *Keeper) ready() bool {
+	n := k.known
+	return n.policies && n.pods && n.subnets &&
+		(n.namespaces && n.labels || !k.state.needed()) &&
+		(n.ports || len(k.state.portNames) == 0)
+}
+
+// write brings the records to what they should be. again says that some are left.
+func (k *Keeper) write(ctx context.Context) (again bool, err error) {
+	if k.sure.IsZero() || k.cfg.Now().Sub(k.sure) >= rereadEvery {
+		if done, err := k.reread(ctx); !done || err != nil {
+			return false, k.failed(ctx, err)
+		}
+	}
+	maps.Copy(k.records.dirty, k.state.take())
+	groups, end := k.records.plan(k.should), time.Now().Add(writeTime)
+	for len(groups) > 0 {
+		if time.Now().After(end) {
+			return true, nil
+		}
+		var changes []store.PolicyChange
+		changes, groups = batch(groups, k.records.most)
+		rev, err := k.cfg.Writer.PutPolicies(ctx, changes)
+		if errors.Is(err, store.ErrInvalid) && len(changes) > 1 {
+			k.records.most = max(1, len(changes)/2) // etcd takes less than we thought
+			return true, nil
+		}
+		if err != nil {
+			return false, k.failed(ctx, err)
+		}
+		k.records.wrote(changes, rev)
+		k.writes += len(changes)
+	}
+	k.pauses.Reset()
+	if k.trouble.Over() {
+		k.log.Info("the records of policies are up to date again")
+	}
+	k.count()
+	return false, nil
+}
+
+// reread reads the records as they stand. done is false where what former leaders left has
+// to be looked into first: sets that no policy names need what sets need.
+func (k *Keeper) reread(ctx context.Context) (done bool, err error) {
+	is, err := k.cfg.Writer.PolicyRecords(ctx)
+	if err != nil {
+		return false, err
+	}
+	k.records.reread(is)
+	k.sure = k.cfg.Now()
+	if k.begun {
+		return true, nil
+	}
+	k.state.begin(is, k.cfg.Now())
+	if !k.ready() {
+		k.sure = time.Time{}
+		return false, nil
+	}
+	k.begun = true
+	return true, nil
+}
+
+// failed takes in that records may be other than was thought.
+func (k *Keeper) failed(ctx context.Context, err error) error {
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	k.sure = time.Time{}
+	if !errors.Is(err, store.ErrConflict) && k.trouble.News(err) {
+		k.log.Warn("cannot write the records of policies; trying again", "error", err)
+	}
+	return err
+}
+
+// should is what a record is to be; not ok where that cannot be written.
+func (k *Keeper) should(key store.PolicyKey) (value string, ok bool) {
+	value, err := k.state.should(key)
+	if err != nil {
+		k.log.Error("a record of policies is left as it is", "record", key, "error", err)
+	}
+	return value, err == nil
+}

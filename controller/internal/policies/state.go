@@ -1,0 +1,569 @@
+package policies
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+const (
+	// nodeGrace is how long a node whose record of pods is gone keeps its members, and
+	// setGrace how long a set that no policy names is kept: agents start again, and policies
+	// are deleted to be made anew.
+	nodeGrace = 5 * time.Minute
+	setGrace  = 5 * time.Minute
+)
+
+// state joins what the API server says with what the nodes say. It does no I/O and has no
+// clock. What is told goes in; touched says which records may have to be other than they
+// are, and should what they are to be.
+type state struct {
+	index      *policy.Index
+	policies   map[policy.Key]kube.NetworkPolicy
+	namespaces map[string]map[policy.Key]bool // the policies of each
+	// portNames counts the policies that name a port so.
+	portNames map[string]int
+	sets      map[policy.Set]*namedSet
+	byHash    map[string]policy.Set
+
+	labels map[kube.PodKey]kube.PodLabels
+	ports  map[kube.PodKey]kube.PodPorts
+
+	subnets   map[netip.Addr][]netip.Prefix // of nodes by their addresses
+	nodes     map[netip.Addr]*node
+	addresses map[kube.PodKey]map[netip.Addr]topology.NodePod // of pods, by all nodes
+	// left has, by record, what stood there of nodes that have not said again what pods they
+	// have since this leader began.
+	left map[store.PolicyKey]map[netip.Addr]topology.SetChunk
+
+	touched map[store.PolicyKey]bool
+	// listing is that of the newest word of the nodes, wasNeeded what needed said last.
+	listing   int
+	wasNeeded bool
+}
+
+// namedSet is a set that policies name, or did.
+type namedSet struct {
+	hash    string
+	by      int       // how many policies name it
+	unnamed time.Time // since when none does
+}
+
+// node is what one said of its pods.
+type node struct {
+	told store.Versioned[topology.NodePods]
+	pods map[netip.Addr]topology.NodePod // those in its subnets
+	// gone is since when it has no record; zero while it has one.
+	gone time.Time
+}
+
+func newState() *state {
+	return &state{
+		index: policy.NewIndex(), policies: map[policy.Key]kube.NetworkPolicy{}, namespaces: map[string]map[policy.Key]bool{}, portNames: map[string]int{},
+		sets: map[policy.Set]*namedSet{}, byHash: map[string]policy.Set{}, labels: map[kube.PodKey]kube.PodLabels{}, ports: map[kube.PodKey]kube.PodPorts{},
+		subnets: map[netip.Addr][]netip.Prefix{}, nodes: map[netip.Addr]*node{}, addresses: map[kube.PodKey]map[netip.Addr]topology.NodePod{},
+		left: map[store.PolicyKey]map[netip.Addr]topology.SetChunk{}, touched: map[store.PolicyKey]bool{},
+	}
+}
+
+// needed reports whether there is anything to know of pods and namespaces.
+func (s *state) needed() bool { return len(s.policies) > 0 || len(s.sets) > 0 }
+
+// setPolicy takes in a policy as it is now; nil where it is gone.
+func (s *state) setPolicy(key policy.Key, p *kube.NetworkPolicy, now time.Time) {
+	old, had := s.policies[key]
+	if p != nil {
+		p = bounded(p)
+		s.policies[key] = *p
+		if s.namespaces[key.Namespace] == nil {
+			s.namespaces[key.Namespace] = map[policy.Key]bool{}
+		}
+		s.namespaces[key.Namespace][key] = true
+		for _, set := range p.Sets() {
+			s.name(set)
+		}
+		s.namePorts(p.Policy, 1)
+	}
+	if had {
+		for _, set := range old.Sets() {
+			s.unname(set, now)
+		}
+		s.namePorts(old.Policy, -1)
+	}
+	if p == nil {
+		delete(s.policies, key)
+		delete(s.namespaces[key.Namespace], key)
+		if len(s.namespaces[key.Namespace]) == 0 {
+			delete(s.namespaces, key.Namespace)
+		}
+	}
+	s.touched[store.PolicyRecordKey(key.Namespace, key.Name)] = true
+	s.touched[store.IsolationKey(key.Namespace)] = true
+}
+
+// bounded is the policy where etcd takes its record, and else one that allows nothing.
+func bounded(p *kube.NetworkPolicy) *kube.NetworkPolicy {
+	record, _ := encode(p.Record())
+	if len(record) <= maxRecord {
+		return p
+	}
+	closed := *p
+	closed.Ingress.Rules, closed.Egress.Rules = nil, nil
+	closed.Problem = fmt.Sprintf("its rules make a record of %d bytes, at most %d are possible: none of them is in force, write several policies", len(record), maxRecord)
+	return &closed
+}
+
+// name says that one more policy names a set.
+func (s *state) name(set policy.Set) {
+	n := s.sets[set]
+	if n == nil {
+		n = s.keep(set)
+	}
+	n.by++
+}
+
+// keep has a set's members kept. One that cannot be read has none: it allows nobody.
+func (s *state) keep(set policy.Set) *namedSet {
+	n := &namedSet{hash: set.Hash()}
+	s.sets[set], s.byHash[n.hash] = n, set
+	_ = s.index.Want(set)
+	s.touched[store.SetKey(n.hash)] = true
+	return n
+}
+
+func (s *state) unname(set policy.Set, now time.Time) {
+	if n := s.sets[set]; n != nil {
+		if n.by--; n.by == 0 {
+			n.unnamed = now
+		}
+	}
+}
+
+// namePorts counts the names of ports in a policy. Pods' ports are in sets by those names.
+func (s *state) namePorts(p policy.Policy, by int) {
+	news := false
+	for _, r := range slices.Concat(p.Ingress.Rules, p.Egress.Rules) {
+		for _, port := range r.Ports {
+			if port.Name == "" {
+				continue
+			}
+			had := s.portNames[port.Name] > 0
+			s.portNames[port.Name] += by
+			if news = news || had != (s.portNames[port.Name] > 0); s.portNames[port.Name] == 0 {
+				delete(s.portNames, port.Name)
+			}
+		}
+	}
+	if news {
+		for key := range s.ports {
+			s.placeAll(key)
+		}
+	}
+}
+
+// setNamespace takes in a namespace's labels; nil where it is gone.
+func (s *state) setNamespace(name string, labels *map[string]string) {
+	if labels == nil {
+		s.index.DeleteNamespace(name)
+		return
+	}
+	s.index.SetNamespace(name, *labels)
+}
+
+// setLabels takes in a pod's labels; nil where it is gone.
+func (s *state) setLabels(key kube.PodKey, labels *kube.PodLabels) {
+	if labels == nil {
+		delete(s.labels, key)
+	} else {
+		s.labels[key] = *labels
+	}
+	s.placeAll(key)
+}
+
+// setPorts takes in a pod's named ports; nil where it is gone.
+func (s *state) setPorts(key kube.PodKey, ports *kube.PodPorts) {
+	if ports == nil || len(ports.Ports) == 0 {
+		delete(s.ports, key)
+	} else {
+		s.ports[key] = *ports
+	}
+	s.placeAll(key)
+}
+
+// forget drops what is known of pods and namespaces, when it is not needed any more.
+func (s *state) forget() {
+	s.labels, s.ports = map[kube.PodKey]kube.PodLabels{}, map[kube.PodKey]kube.PodPorts{}
+	s.index = policy.NewIndex()
+}
+
+// forgetPorts drops the ports, when no policy names one any more.
+func (s *state) forgetPorts() {
+	had := s.ports
+	s.ports = map[kube.PodKey]kube.PodPorts{}
+	for key := range had {
+		s.placeAll(key)
+	}
+}
+
+// setSubnets takes in which addresses a node may give to pods: what it says of others does
+// not count.
+func (s *state) setSubnets(nodes map[netip.Addr]topology.Node) {
+	for ip := range s.subnets {
+		if _, there := nodes[ip]; !there {
+			delete(s.subnets, ip)
+			s.takeNode(ip)
+		}
+	}
+	for ip, n := range nodes {
+		if subnets := n.PodSubnets(); !slices.Equal(subnets, s.subnets[ip]) {
+			s.subnets[ip] = subnets
+			s.takeNode(ip)
+		}
+	}
+}
+
+// setPods takes in what all live nodes say of their pods.
+func (s *state) setPods(all store.NodePods, now time.Time) {
+	anew := all.Listing != s.listing
+	s.listing = all.Listing
+	for ip, n := range s.nodes {
+		if _, there := all.Nodes[ip]; !there && n.gone.IsZero() {
+			n.gone = now
+		}
+	}
+	for ip, told := range all.Nodes {
+		n := s.nodes[ip]
+		if n == nil {
+			n = &node{}
+			s.nodes[ip] = n
+		}
+		if n.gone.IsZero() && n.told.Revision == told.Revision && !anew {
+			continue
+		}
+		n.told, n.gone = told, time.Time{}
+		s.takeNode(ip)
+		s.dropLeft(ip)
+		s.touched[store.AcknowledgedKey(ip)] = true
+	}
+}
+
+// takeNode takes in what a node said, as far as that is its own to say.
+func (s *state) takeNode(ip netip.Addr) {
+	n := s.nodes[ip]
+	if n == nil {
+		return
+	}
+	was := n.pods
+	n.pods = map[netip.Addr]topology.NodePod{}
+	for _, p := range n.told.Value.Pods {
+		if slices.ContainsFunc(s.subnets[ip], func(subnet netip.Prefix) bool { return subnet.Contains(p.Address) }) {
+			n.pods[p.Address] = p
+		}
+	}
+	for a, old := range was {
+		if p, still := n.pods[a]; !still || !same(p, old) {
+			s.unplace(a, old)
+		}
+	}
+	for a, p := range n.pods {
+		if old, had := was[a]; had && same(p, old) {
+			continue
+		}
+		key := kube.PodKey{Namespace: p.Namespace, Name: p.Name}
+		if s.addresses[key] == nil {
+			s.addresses[key] = map[netip.Addr]topology.NodePod{}
+		}
+		s.addresses[key][a] = p
+		s.place(a, p)
+	}
+}
+
+// same reports whether both are one pod.
+func same(a, b topology.NodePod) bool {
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID
+}
+
+// unplace says that a pod has an address no longer.
+func (s *state) unplace(a netip.Addr, p topology.NodePod) {
+	key := kube.PodKey{Namespace: p.Namespace, Name: p.Name}
+	if delete(s.addresses[key], a); len(s.addresses[key]) == 0 {
+		delete(s.addresses, key)
+	}
+	s.index.DeletePod(a)
+}
+
+func (s *state) placeAll(key kube.PodKey) {
+	for a, p := range s.addresses[key] {
+		s.place(a, p)
+	}
+}
+
+// place tells the index of who has an address. A pod whose labels are not known, or are those
+// of a namesake, is in no set.
+func (s *state) place(a netip.Addr, p topology.NodePod) {
+	key := kube.PodKey{Namespace: p.Namespace, Name: p.Name}
+	labels, known := s.labels[key]
+	if !known || !labels.Is(p.UID) {
+		s.index.DeletePod(a)
+		return
+	}
+	member := policy.Member{Address: a}
+	if ports := s.ports[key]; ports.UID == labels.UID {
+		for _, port := range ports.Ports {
+			if s.portNames[port.Name] > 0 {
+				member.Ports = append(member.Ports, port)
+			}
+		}
+	}
+	s.index.SetPod(policy.Pod{Key: policy.Key{Namespace: p.Namespace, Name: p.Name}, Labels: labels.Labels, Member: member})
+}
+
+// begin takes in the records that former leaders left, once all else is known: sets that no
+// policy names stay for a while, and members of nodes that do not say what pods they have.
+func (s *state) begin(is map[store.PolicyKey]store.Versioned[string], now time.Time) {
+	for key, v := range is {
+		s.touched[key] = true
+		hash, last, ok := ofSet(key)
+		if !ok || last != "of" {
+			continue
+		}
+		of, err := topology.ParseAddressSet(hash, []byte(v.Value))
+		if set := policy.SetFromRecord(of.PodSet); err == nil && set.Hash() == hash && s.sets[set] == nil {
+			s.keep(set).unnamed = now
+		}
+	}
+	for key, v := range is {
+		hash, last, ok := ofSet(key)
+		if _, wanted := s.byHash[hash]; !ok || last == "of" || !wanted {
+			continue
+		}
+		if base, chunk, err := topology.ParseSetChunk(hash+"/"+last, []byte(v.Value)); err == nil {
+			s.leave(key, base, chunk, now)
+		}
+	}
+}
+
+// leave keeps those members of a record that are of nodes which have not said anything.
+func (s *state) leave(key store.PolicyKey, base netip.Addr, chunk topology.SetChunk, now time.Time) {
+	for ip, subnets := range s.subnets {
+		if n := s.nodes[ip]; n != nil && n.told.Revision != 0 {
+			continue
+		}
+		if !slices.ContainsFunc(subnets, netip.PrefixFrom(base, 24).Overlaps) {
+			continue
+		}
+		part := within(base, chunk, subnets)
+		if part.Addresses.Len() == 0 {
+			continue
+		}
+		if s.left[key] == nil {
+			s.left[key] = map[netip.Addr]topology.SetChunk{}
+		}
+		s.left[key][ip] = part
+		if s.nodes[ip] == nil {
+			s.nodes[ip] = &node{gone: now}
+		}
+	}
+}
+
+// within is the part of a chunk that is in some subnets.
+func within(base netip.Addr, c topology.SetChunk, subnets []netip.Prefix) topology.SetChunk {
+	var mask topology.Octets
+	b := base.As4()
+	for octet := range c.Addresses.All() {
+		b[3] = octet
+		if slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(netip.AddrFrom4(b)) }) {
+			mask.Add(octet)
+		}
+	}
+	out := topology.SetChunk{Addresses: mask}
+	for _, p := range c.Ports {
+		if p.Addresses = and(p.Addresses, mask); p.Addresses.Len() > 0 {
+			out.Ports = append(out.Ports, p)
+		}
+	}
+	return out
+}
+
+func and(a, b topology.Octets) topology.Octets {
+	for i := range a {
+		a[i] &= b[i]
+	}
+	return a
+}
+
+// dropLeft drops what former leaders left of a node.
+func (s *state) dropLeft(ip netip.Addr) {
+	for key, parts := range s.left {
+		if _, there := parts[ip]; !there {
+			continue
+		}
+		s.touched[key] = true
+		if delete(parts, ip); len(parts) == 0 {
+			delete(s.left, key)
+		}
+	}
+}
+
+// expire drops what was kept for a while, where that is over, and returns which sets it
+// dropped, by their hashes, and when to call again; zero for as soon as something changes.
+func (s *state) expire(now time.Time) (dropped []string, again time.Time) {
+	over := func(since time.Time, grace time.Duration) bool {
+		end := since.Add(grace)
+		if now.Before(end) && (again.IsZero() || end.Before(again)) {
+			again = end
+		}
+		return !now.Before(end)
+	}
+	for ip, n := range s.nodes {
+		if n.gone.IsZero() || !over(n.gone, nodeGrace) {
+			continue
+		}
+		for a, p := range n.pods {
+			s.unplace(a, p)
+		}
+		delete(s.nodes, ip)
+		s.dropLeft(ip)
+		s.touched[store.AcknowledgedKey(ip)] = true
+	}
+	for set, n := range s.sets {
+		if n.by > 0 || !over(n.unnamed, setGrace) {
+			continue
+		}
+		s.index.Drop(set)
+		delete(s.sets, set)
+		delete(s.byHash, n.hash)
+		dropped = append(dropped, n.hash)
+	}
+	return dropped, again
+}
+
+// take returns the records that may have to be other than they are, and forgets them.
+func (s *state) take() map[store.PolicyKey]bool {
+	for _, c := range s.index.Changed() {
+		if n := s.sets[c.Set]; n != nil {
+			s.touched[store.ChunkKey(n.hash, c.Base)] = true
+		}
+	}
+	if needed := s.needed(); needed != s.wasNeeded {
+		// Nodes wait for acknowledgements only while there are policies.
+		s.wasNeeded = needed
+		for ip := range s.nodes {
+			s.touched[store.AcknowledgedKey(ip)] = true
+		}
+	}
+	all := s.touched
+	s.touched = map[store.PolicyKey]bool{}
+	return all
+}
+
+// should is what a record is to be; empty where there is to be none.
+func (s *state) should(key store.PolicyKey) (string, error) {
+	kind, rest, _ := strings.Cut(string(key), "/")
+	switch kind {
+	case "isolation":
+		return s.isolation(rest)
+	case "policies":
+		namespace, name, _ := strings.Cut(rest, "/")
+		p, there := s.policies[policy.Key{Namespace: namespace, Name: name}]
+		if !there {
+			return "", nil
+		}
+		return encode(p.Record())
+	case "sets":
+		hash, last, _ := strings.Cut(rest, "/")
+		set, there := s.byHash[hash]
+		if !there {
+			return "", nil
+		}
+		if last == "of" {
+			return encode(topology.AddressSet{PodSet: set.Record(), Whole: true})
+		}
+		return s.chunk(key, set, last)
+	case "acknowledged":
+		ip, err := netip.ParseAddr(rest)
+		n := s.nodes[ip]
+		if err != nil || n == nil || n.told.Revision == 0 || !s.needed() {
+			return "", nil
+		}
+		return encode(topology.Acknowledged{Revision: n.told.Revision})
+	}
+	return "", fmt.Errorf("record %s is of no kind that is written here", key)
+}
+
+func encode(v any) (string, error) {
+	data, err := json.Marshal(v)
+	return string(data), err
+}
+
+func (s *state) isolation(namespace string) (string, error) {
+	keys := s.namespaces[namespace]
+	if len(keys) == 0 {
+		return "", nil
+	}
+	var out topology.Isolation
+	for _, key := range slices.SortedFunc(maps.Keys(keys), policy.Key.Compare) {
+		out.Policies = append(out.Policies, s.policies[key].Isolation())
+	}
+	text, err := encode(out)
+	if len(text) > maxRecord {
+		// Some 10,000 policies in one namespace: all of its pods are isolated.
+		return encode(topology.Isolation{Policies: []topology.IsolatingPolicy{{Name: out.Policies[0].Name, Ingress: true, Egress: true}}})
+	}
+	return text, err
+}
+
+// chunk is the part of a set in the /24 that begins with base.
+func (s *state) chunk(key store.PolicyKey, set policy.Set, base string) (string, error) {
+	at, err := netip.ParseAddr(base)
+	if err != nil {
+		return "", nil // nothing of ours has that key
+	}
+	chunk := policy.Chunks(s.index.Members(policy.Chunk{Set: set, Base: at}))[at]
+	for _, part := range s.left[key] {
+		chunk = union(chunk, part)
+	}
+	if chunk.Addresses.Len() == 0 {
+		return "", nil
+	}
+	return encode(chunk)
+}
+
+// union is both chunks. What came first is not changed.
+func union(a, b topology.SetChunk) topology.SetChunk {
+	out := topology.SetChunk{Addresses: or(a.Addresses, b.Addresses), Ports: slices.Clone(a.Ports)}
+	for _, p := range b.Ports {
+		at := slices.IndexFunc(out.Ports, func(q topology.ChunkPort) bool {
+			return q.Name == p.Name && q.Protocol == p.Protocol && q.Port == p.Port
+		})
+		if at < 0 {
+			out.Ports = append(out.Ports, p)
+		} else {
+			out.Ports[at].Addresses = or(out.Ports[at].Addresses, p.Addresses)
+		}
+	}
+	return out
+}
+
+func or(a, b topology.Octets) topology.Octets {
+	for i := range a {
+		a[i] |= b[i]
+	}
+	return a
+}
+
+// ofSet splits the key of a record of a set.
+func ofSet(key store.PolicyKey) (hash, last string, ok bool) {
+	rest, ok := strings.CutPrefix(string(key), "sets/")
+	hash, last, _ = strings.Cut(rest, "/")
+	return hash, last, ok
+}
