@@ -57,6 +57,10 @@ type records interface {
 	Statuses(ctx context.Context) (map[netip.Addr]topology.NodeStatus, error)
 	MTUs(ctx context.Context) (topology.MTUs, error)
 	Limits(ctx context.Context) (map[netip.Addr]topology.NodeLimits, error)
+	Isolation(ctx context.Context, namespace string) (store.Versioned[topology.Isolation], error)
+	Policies(ctx context.Context, namespace string) (store.NamespacePolicies, error)
+	Sets(ctx context.Context, hashes []string) (map[string]topology.SetMembers, error)
+	NodePods(ctx context.Context) (map[netip.Addr]topology.NodePods, error)
 	Close() error
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,6 +22,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/view"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -108,6 +110,56 @@ kube-system   0         (all)          ready
 		t.Errorf("%d nodes, want 2", len(nodes))
 	}
 	l.netns("nodes").expect(t, ExitDone, []string{"NODE   ADDRESS     SUBNET          DATAPATH   MTU    PODS   APPLIED   STATE\nn1     192.0.2.1   172.11.0.0/22   netdev     1450   1      "}, nil)
+}
+
+// TestShowPolicies: policies of a namespace of Kubernetes, one of them, and one that is not
+// there; without an API server there can be none.
+func TestShowPolicies(t *testing.T) {
+	shop := space("shop", 100)
+	shop.UID = "u-shop"
+	l := newLab(t, topology.DefaultConfig(), 1, shop, space("plain", 200))
+	l.agent(1, nil)
+	l.netns("show", "plain").expect(t, ExitDone, []string{"Policies:       none (no API server)\n"}, nil)
+	l.netns("show", "shop").expect(t, ExitDone, []string{"Policies:       none\n"}, nil)
+	lead, err := l.store.Campaign(t.Context(), l.name, "setup", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	front := policy.Set{Namespace: "shop", Pods: "app=front"}
+	key := policy.Key{Namespace: "shop", Name: "web"}
+	web := policy.Policy{Key: key, Subject: "app=web", Ingress: policy.Side{Isolates: true, Rules: []policy.Rule{{Peers: []policy.Peer{{Set: &front}}, AnyPort: true}}}}
+	text := func(v any) string {
+		data, err := json.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	if _, err := lead.PutPolicies(t.Context(), []store.PolicyChange{
+		{Key: store.IsolationKey("shop"), Value: text(topology.Isolation{Policies: []topology.IsolatingPolicy{web.Isolation()}})},
+		{Key: store.PolicyRecordKey("shop", "web"), Value: text(web.Record())},
+		{Key: store.SetKey(front.Hash()), Value: text(topology.AddressSet{PodSet: front.Record(), Whole: true})},
+		{Key: store.ChunkKey(front.Hash(), netip.MustParseAddr("172.11.0.0")), Value: `{"Addresses":"3,7-9"}`},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	pods := l.store.PodsPublisher(l.name, 0, nil)
+	t.Cleanup(pods.Close)
+	pods.Set(topology.NodePods{Host: "n1", HostIP: address(1), Pods: []topology.NodePod{{Namespace: "shop", Name: "web-1", Address: netip.MustParseAddr("172.11.0.5"), Ingress: []string{"web"}}}})
+	l.eventually(func() bool {
+		return strings.Contains(l.netns("show", "shop").out, "web      app=web    ingress     web-1 on n1\n")
+	})
+	l.netns("show", "shop").expect(t, ExitDone, []string{"Policies:       1; not enforced on n1\n"}, nil)
+	l.netns("show", "shop", "--policy", "web").expect(t, ExitDone, []string{"Policy:     shop/web\n", "Ingress:    isolates web-1 on n1\n", "ingress     pods app=front of namespace shop (4)   all\n"}, nil)
+	l.netns("show", "shop", "--policy", "wbe").expect(t, ExitFailed, nil, []string{`namespace shop has no policy "wbe"; it has web`})
+	o := l.netns("show", "shop", "--policy", "web", "-o", "json")
+	o.expect(t, ExitDone, nil, nil)
+	var d view.PolicyDetail
+	if err := json.Unmarshal([]byte(o.out), &d); err != nil || d.IngressRules[0].Peers[0].Set.Members != 4 || d.Ingress.Pods[0].Node != "n1" || d.Egress != nil {
+		t.Errorf("%+v, %v", d, err)
+	}
+	l.etcd.Put(store.DefaultPrefix+"/"+l.name+"/policies/shop/web", `{`)
+	l.netns("show", "shop", "--policy", "web").expect(t, ExitFailed, nil, []string{"policy record shop/web is not valid JSON"})
 }
 
 // TestRefusals: what cannot be done says why, and leaves the records alone.

@@ -49,12 +49,17 @@ program. (all) marks global namespaces, which reach all and are reached by all.`
 }
 
 func (p *program) show() *cobra.Command {
-	return &cobra.Command{
+	var policy string
+	cmd := &cobra.Command{
 		Use:   "show NAMESPACE",
-		Short: "Show one namespace: whom it reaches, its last request, its limited pods",
+		Short: "Show one namespace: whom it reaches, its last request, its policies, its limited pods",
 		Long: `Show tells all about one namespace: its netID, the namespaces that share it,
 everybody that it reaches and is reached by, a pending request or what became of
 the last one, and on how many nodes its record is in the flows.
+
+Then its NetworkPolicies with the pods that each isolates, by direction, and the
+nodes that do not enforce them. --policy shows the rules of one, with how many
+pods are in the sets that they name.
 
 Then its pods that have a rate limit: the rate in bits per second, the burst in
 bytes where one was asked for, and since the limit began the bytes that passed,
@@ -84,12 +89,52 @@ seconds, in large clusters less often.`,
 			if err != nil {
 				return err
 			}
+			policies, err := policiesOf(cmd.Context(), st, args[0])
+			if err != nil {
+				return err
+			}
+			if policy != "" {
+				return p.showPolicy(cmd.Context(), st, args[0], policy, policies)
+			}
 			if snap.Config.Single() {
 				p.note("the network %q has a single tenant: every namespace reaches all", snap.Config.Name)
 			}
-			return print(p, view.Show(snap, n, revs.Namespaces[args[0]].Mod, statuses, limits), view.WriteDetail)
+			return print(p, view.Show(snap, n, revs.Namespaces[args[0]].Mod, statuses, limits, policies), view.WriteDetail)
 		},
 	}
+	cmd.Flags().StringVar(&policy, "policy", "", "show the NetworkPolicy of this `name` instead")
+	return cmd
+}
+
+// policiesOf reads what is known of the policies of a namespace.
+func policiesOf(ctx context.Context, st records, namespace string) (view.Policies, error) {
+	isolation, err := st.Isolation(ctx, namespace)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return view.Policies{}, err
+	}
+	pods, err := st.NodePods(ctx)
+	return view.Policies{Isolation: isolation.Value, Pods: pods}, err
+}
+
+// showPolicy shows one policy of a namespace.
+func (p *program) showPolicy(ctx context.Context, st records, namespace, name string, policies view.Policies) error {
+	all, err := st.Policies(ctx, namespace)
+	if err != nil {
+		return err
+	}
+	if reason, invalid := all.Invalid[name]; invalid {
+		return errors.New(reason)
+	}
+	record := all.Policies[name]
+	sets, err := st.Sets(ctx, view.PolicySets(record))
+	if err != nil {
+		return err
+	}
+	detail, ok := view.ShowPolicy(namespace, name, policies, record, sets)
+	if !ok {
+		return fmt.Errorf("namespace %s has no policy %q; it has %s", namespace, name, policies.Names())
+	}
+	return print(p, detail, view.WritePolicy)
 }
 
 func (p *program) nodes() *cobra.Command {

@@ -81,9 +81,20 @@ func WriteDetail(w io.Writer, d Detail) error {
 	if d.LastRequest != nil {
 		lines = append(lines, []string{"Last request:", d.LastRequest.String()})
 	}
-	lines = append(lines, []string{"Applied on:", d.Nodes.String()})
-	if err := write(w, lines); err != nil || len(d.Limited) == 0 {
+	lines = append(lines, []string{"Applied on:", d.Nodes.String()}, []string{"Policies:", d.policies()})
+	if err := write(w, lines); err != nil {
 		return err
+	}
+	if len(d.Policies) > 0 {
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+		if err := writePolicies(w, d.Policies); err != nil {
+			return err
+		}
+	}
+	if len(d.Limited) == 0 {
+		return nil
 	}
 	if _, err := fmt.Fprintln(w); err != nil {
 		return err

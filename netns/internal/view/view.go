@@ -75,6 +75,10 @@ type Detail struct {
 	Nodes Progress `json:"nodes"`
 	// Limited are its pods that have a limit.
 	Limited []Limited `json:"limited"`
+	// Policies are its NetworkPolicies; null where no API server can have any.
+	Policies []Policy `json:"policies"`
+	// NotEnforcedOn are the live nodes that do not enforce NetworkPolicy.
+	NotEnforcedOn []string `json:"notEnforcedOn"`
 }
 
 // Outcome is what became of a request.
@@ -145,7 +149,7 @@ func Namespaces(s topology.Snapshot) []Namespace {
 }
 
 // Show is the detail of the namespace whose record n has revision rev.
-func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuses, limits Limits) Detail {
+func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuses, limits Limits, policies Policies) Detail {
 	ids := plan.IDs(s)
 	d := Detail{
 		Namespace: namespace(n, ids, byID(ids)),
@@ -153,6 +157,11 @@ func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuse
 		Revision:  rev,
 		Nodes:     Applied(s, statuses, rev),
 		Limited:   limits.of(n.NetName),
+
+		NotEnforcedOn: notEnforcing(statuses),
+	}
+	if n.UID != "" { // its Namespace's, in Kubernetes
+		d.Policies = policies.of(n.NetName)
 	}
 	return d
 }

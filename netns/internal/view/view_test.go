@@ -17,6 +17,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/plan"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -165,7 +166,66 @@ func TestAnnotated(t *testing.T) {
 		s.Namespaces[name] = n
 	}
 	all(t, "list-annotated", Namespaces(s), WriteNamespaces)
-	all(t, "show-annotated", Show(s, s.Namespaces["shop"], 125, statuses, limited()), WriteDetail)
+	all(t, "show-annotated", Show(s, s.Namespaces["shop"], 125, statuses, limited(), Policies{}), WriteDetail)
+}
+
+// policies are those of shop: two that select pods on two nodes, of which one does not
+// report what it enforces.
+func policies() Policies {
+	return Policies{
+		Isolation: topology.Isolation{Policies: []topology.IsolatingPolicy{
+			{Name: "deny", Ingress: true, Egress: true}, {Name: "web", Selector: "app=web", Ingress: true},
+		}},
+		Pods: map[netip.Addr]topology.NodePods{
+			addr(1): {Host: "n1", Pods: []topology.NodePod{
+				{Namespace: "shop", Name: "web-1", Ingress: []string{"deny", "web"}, Egress: []string{"deny"}}, {Namespace: "other", Name: "x", Ingress: []string{"web"}},
+			}},
+			addr(2): {Host: "n2", Pods: []topology.NodePod{{Namespace: "shop", Name: "db-0", Ingress: []string{"deny"}, Egress: []string{"deny"}}}},
+		},
+	}
+}
+
+// TestPolicies: a namespace of Kubernetes, with policies and without; and one policy.
+func TestPolicies(t *testing.T) {
+	s, statuses := cluster()
+	n := s.Namespaces["shop"]
+	n.UID = "u-shop"
+	for ip, st := range statuses {
+		if ip != addr(4) {
+			st.Enforces = []string{topology.EnforcesNetworkPolicy}
+			statuses[ip] = st
+		}
+	}
+	all(t, "show-policies", Show(s, n, 125, statuses, limited(), policies()), WriteDetail)
+	all(t, "show-no-policies", Show(s, n, 125, statuses, limited(), Policies{}), WriteDetail)
+
+	front := topology.PodSet{Namespaces: "team=a", Pods: "app=front"}
+	record := topology.PolicyRecord{Selector: "app=web", Ingress: []topology.PolicyRule{
+		{
+			Peers: []topology.PolicyPeer{{Set: &front}, {Set: &topology.PodSet{Namespace: "shop"}}, {Block: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}},
+			Ports: []topology.PolicyPort{{Protocol: "TCP", Port: 80, End: 90}, {Protocol: "TCP", Name: "http"}, {Protocol: "UDP", Port: 53}, {Protocol: "SCTP"}},
+		},
+		{Peers: []topology.PolicyPeer{{Set: &topology.PodSet{}}}},
+		{Ports: []topology.PolicyPort{}},
+	}}
+	hashes := PolicySets(record)
+	if len(hashes) != 2 {
+		t.Fatalf("sets %v", hashes)
+	}
+	sets := map[string]topology.SetMembers{policy.SetFromRecord(front).Hash(): {
+		Of:     topology.AddressSet{PodSet: front, Whole: true},
+		Chunks: map[netip.Addr]topology.SetChunk{netip.MustParseAddr("172.11.0.0"): {Addresses: topology.Octets{7}}, netip.MustParseAddr("172.11.4.0"): {Addresses: topology.Octets{1}}},
+	}}
+	d, ok := ShowPolicy("shop", "web", policies(), record, sets)
+	if !ok {
+		t.Fatal("it is not there")
+	}
+	all(t, "policy", d, WritePolicy)
+	deny, _ := ShowPolicy("shop", "deny", policies(), topology.PolicyRecord{Ingress: []topology.PolicyRule{}, Egress: []topology.PolicyRule{}}, nil)
+	all(t, "policy-deny", deny, WritePolicy)
+	if _, ok := ShowPolicy("shop", "wbe", policies(), record, sets); ok || policies().Names() != "deny, web" || (Policies{}).Names() != "none" {
+		t.Errorf("a policy that is not there; names %q", policies().Names())
+	}
 }
 
 func TestNoNamespaces(t *testing.T) {
@@ -191,7 +251,7 @@ func TestShow(t *testing.T) {
 	s, statuses := cluster()
 	for _, name := range []string{"web", "shop", "kube-system", "new"} {
 		t.Run(name, func(t *testing.T) {
-			all(t, "show-"+name, Show(s, s.Namespaces[name], 125, statuses, limited()), WriteDetail)
+			all(t, "show-"+name, Show(s, s.Namespaces[name], 125, statuses, limited(), Policies{}), WriteDetail)
 		})
 	}
 }
@@ -268,7 +328,7 @@ func TestWriteErrors(t *testing.T) {
 	for name, err := range map[string]error{
 		"namespaces": WriteNamespaces(w, Namespaces(s)),
 		"nodes":      WriteNodes(w, Nodes(s, statuses, topology.MTUs{}, 1)),
-		"detail":     WriteDetail(w, Show(s, s.Namespaces["web"], 1, statuses, limited())),
+		"detail":     WriteDetail(w, Show(s, s.Namespaces["web"], 1, statuses, limited(), Policies{})),
 		"result":     WriteResult(w, Result{}),
 	} {
 		if err == nil {
