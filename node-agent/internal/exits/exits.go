@@ -93,7 +93,7 @@ type Gateway struct {
 	Subnet netip.Prefix
 }
 
-func (g Gateway) way() hostnet.Way { return hostnet.Way{Gateway: g.Device, Probe: last(g.Subnet)} }
+func (g Gateway) way() hostnet.Way { return hostnet.Way{Gateway: g.Device, Probe: nobody(g.Subnet)} }
 
 // Check is the check of one node. One goroutine may use it at a time.
 type Check struct {
@@ -171,7 +171,7 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 // leads is where pods' packets go that are for the outside; where rules of routing stop them,
 // where the node's own go.
 func (c *Check) leads(gw Gateway) (link.Path, error) {
-	if way, err := c.host.PathOf(last(gw.Subnet), gw.Device, beyond); err == nil {
+	if way, err := c.host.PathOf(nobody(gw.Subnet), gw.Device, beyond); err == nil {
 		return way, nil
 	}
 	return c.host.PathTo(beyond)

@@ -10,13 +10,9 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/toobig"
 )
 
-// last is the subnet's last address, which no pod has.
-func last(subnet netip.Prefix) netip.Addr {
-	b := subnet.Masked().Addr().As4()
-	host := uint32(1)<<(32-subnet.Bits()) - 1
-	binary.BigEndian.PutUint32(b[:], binary.BigEndian.Uint32(b[:])|host)
-	return netip.AddrFrom4(b)
-}
+// nobody is the subnet's network address, which no pod has. What the node forwards to pods has
+// the last one.
+func nobody(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr() }
 
 const (
 	// domain and https are the ports whose answers firewalls without a memory let in (RFC 1035,

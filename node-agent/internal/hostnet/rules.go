@@ -38,6 +38,21 @@ const early knftables.BaseChainPriority = "-310"
 // goes out (100).
 const late knftables.BaseChainPriority = "110"
 
+// beforeOthers is before others that masquerade (kube-proxy, portmap: 100), as the first who
+// translates a connection decides.
+const beforeOthers knftables.BaseChainPriority = "99"
+
+// forwarder is the address under which pods see what the node forwards and masquerades: the
+// last of the node's subnet, which no pod has. So what comes by a port of the node does not
+// pass for the node itself.
+func (s Spec) forwarder() netip.Addr {
+	last := s.NodeSubnet.Masked().Addr().As4()
+	for bit := s.NodeSubnet.Bits(); bit < 32; bit++ {
+		last[bit/8] |= 0x80 >> (bit % 8)
+	}
+	return netip.AddrFrom4(last)
+}
+
 // chains are the rules that spec asks for.
 func chains(s Spec) []chain {
 	dev := func(direction, op string) string { return fmt.Sprintf("%s %s%q", direction, op, s.Device) }
@@ -106,17 +121,17 @@ func refusals(s Spec, in string) chain {
 
 // postrouting gives packets the address under which their answers come back.
 func postrouting(s Spec, in, out, notOut string) chain {
-	c := chain{name: "postrouting", kind: knftables.NATType, hook: knftables.PostroutingHook, priority: knftables.SNATPriority, rules: []rule{
+	c := chain{name: "postrouting", kind: knftables.NATType, hook: knftables.PostroutingHook, priority: beforeOthers, rules: []rule{
 		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "meta l4proto udp counter masquerade to", ":" + s.sourcePorts(), "fully-random"},
 			"pods leave with the node's address, from none of its own ports"},
 		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
-		{[]any{out, "fib saddr type local ip saddr !=", s.Gateway.String(), "counter masquerade"}, "peers know this node's gateway, not its other addresses"},
+		{[]any{out, "fib saddr type local counter snat to", s.Gateway.String()}, "the node itself is its gateway's address to pods, and none other"},
 	}}
 	if s.ServiceProxy != pipeline.NoServices {
 		// Ports of the node are for everybody, so pods use them as the node. What
 		// kube-proxy sends on from a service's address keeps the pod's, and its tenant.
 		c.rules = append(c.rules, rule{
-			[]any{in, out, "ct status dnat ct original ip daddr !=", s.ServiceNetwork.String(), "counter masquerade"}, "pod to pod through a port of the node",
+			[]any{in, out, "ct status dnat ct original ip daddr !=", s.ServiceNetwork.String(), "counter snat to", s.forwarder().String()}, "pod to pod through a port of the node",
 		})
 	}
 	return c
