@@ -31,7 +31,7 @@ func (k PodKey) Compare(other PodKey) int {
 	return cmp.Or(strings.Compare(k.Namespace, other.Namespace), strings.Compare(k.Name, other.Name))
 }
 
-// Pod is a pod, as far as its limits are concerned.
+// Pod is a pod, as far as its limits and policies are concerned.
 type Pod struct {
 	PodKey
 	UID string
@@ -40,6 +40,8 @@ type Pod struct {
 	Mirrors string
 	// Annotations are the pod's of [limits.Annotations]; nil for none.
 	Annotations map[string]string
+	// Labels are all that it has.
+	Labels map[string]string
 }
 
 // Is reports whether the pod is the one that the node calls uid; empty where the
@@ -90,7 +92,7 @@ func ofNode(name string) metav1.ListOptions {
 
 func toPod(p *metav1.PartialObjectMetadata) (PodKey, Pod) {
 	key := PodKey{Namespace: p.Namespace, Name: p.Name}
-	out := Pod{PodKey: key, UID: string(p.UID), Mirrors: p.Annotations[corev1.MirrorPodAnnotationKey]}
+	out := Pod{PodKey: key, UID: string(p.UID), Mirrors: p.Annotations[corev1.MirrorPodAnnotationKey], Labels: p.Labels}
 	for _, name := range limits.Annotations() {
 		if value, ok := p.Annotations[name]; ok {
 			if out.Annotations == nil {

@@ -24,14 +24,14 @@ import (
 func TestWatchPods(t *testing.T) {
 	static := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "etcd-n1", UID: "u2",
 		Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "hash"}}}
-	web := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "web", UID: "u1",
+	web := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "web", UID: "u1", Labels: map[string]string{"app": "web"},
 		Annotations: map[string]string{"other": "x", limits.EgressRateAnnotation: "10M", limits.EgressBurstAnnotation: ""}}}
 	client, cs := kubetest.New(t, web, static)
 	ctx, cancel := context.WithCancel(t.Context())
 	pods := client.WatchPods(ctx, "n1")
 	key := kube.PodKey{Namespace: "a", Name: "web"}
 	want := map[kube.PodKey]kube.Pod{
-		key: {PodKey: key, UID: "u1", Annotations: map[string]string{limits.EgressRateAnnotation: "10M", limits.EgressBurstAnnotation: ""}},
+		key: {PodKey: key, UID: "u1", Annotations: map[string]string{limits.EgressRateAnnotation: "10M", limits.EgressBurstAnnotation: ""}, Labels: map[string]string{"app": "web"}},
 		{Namespace: "kube-system", Name: "etcd-n1"}: {PodKey: kube.PodKey{Namespace: "kube-system", Name: "etcd-n1"}, UID: "u2", Mirrors: "hash"},
 	}
 	if diff := cmp.Diff(want, next(t, pods)); diff != "" {

@@ -1,5 +1,6 @@
 // Package podlimits knows how fast pods may be, by their annotations in Kubernetes and else by what the
-// runtime passes, keeps running pods to it, and shows what their limits do.
+// runtime passes, keeps running pods to it, and shows what their limits do. Others hear of the
+// node's pods by it, so that there is one watch.
 //
 // It never shapes anything itself: who attached the pods does.
 package podlimits
@@ -57,13 +58,24 @@ type Pods interface {
 	SetLimits(ctx context.Context, namespace, pod string, l limits.Limits) error
 }
 
+// Hearer is told of the node's pods, for what follows from them besides limits. What it is
+// told is not changed.
+type Hearer interface {
+	// Shown is told of all pods that the watch shows, Seen of one that an ADD has read
+	// before the watch shows it; both before limits are known of them.
+	Shown(pods map[kube.PodKey]kube.Pod)
+	Seen(pod kube.Pod)
+}
+
 // Limiter knows how fast pods may be: by their annotations in Kubernetes, else by
 // what the runtime passes.
 type Limiter struct {
 	api     Source // nil outside of Kubernetes
 	node    string
 	lenient bool
-	log     *slog.Logger
+	// hearer is nil where nobody else asks for pods.
+	hearer Hearer
+	log    *slog.Logger
 
 	mu sync.Mutex
 	// pods are what the watch shows; nil before it shows any.
@@ -88,6 +100,9 @@ func New(api Source, node string, policy Policy, log *slog.Logger) *Limiter {
 		changed: make(chan struct{}), newer: map[kube.PodKey]string{}, refused: map[string]string{}, unfinished: map[kube.PodKey]bool{},
 	}
 }
+
+// SetHearer has h told of the node's pods. It is called before anything is served.
+func (l *Limiter) SetHearer(h Hearer) { l.hearer = h }
 
 // Limits implements attach.Limiter.
 func (l *Limiter) Limits(ctx context.Context, req cniapi.Request) (limits.Limits, error) {
@@ -133,6 +148,9 @@ func (l *Limiter) find(ctx context.Context, key kube.PodKey, uid string) (kube.P
 	pod, err := l.api.Pod(ctx, l.node, key)
 	switch {
 	case err == nil && pod.Is(uid):
+		if l.hearer != nil {
+			l.hearer.Seen(pod)
+		}
 		return pod, true
 	case err == nil, errors.Is(err, kube.ErrNotFound): // a static pod that is not shown yet, or one that is gone
 		return kube.Pod{}, false
@@ -202,6 +220,9 @@ func (l *Limiter) learn(pods map[kube.PodKey]kube.Pod) {
 	there := make(map[string]bool, len(pods))
 	for _, p := range pods {
 		there[p.UID] = true
+	}
+	if l.hearer != nil {
+		l.hearer.Shown(pods)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -297,3 +297,43 @@ func TestLimitsLive(t *testing.T) {
 		t.Errorf("limits were set %d times, want 7", list.sets)
 	}
 }
+
+// hearer notes what it is told, and whether limits are known of it then.
+type hearer struct {
+	l           *Limiter
+	shown, seen []string
+}
+
+func (h *hearer) Shown(pods map[kube.PodKey]kube.Pod) {
+	h.l.mu.Lock()
+	defer h.l.mu.Unlock()
+	for key, p := range pods {
+		if _, known := h.l.pods[key]; !known {
+			h.shown = append(h.shown, p.UID)
+		}
+	}
+}
+
+func (h *hearer) Seen(p kube.Pod) { h.seen = append(h.seen, p.UID) }
+
+// Who else asks for the node's pods hears of them before limits count: what the watch shows, and
+// what an ADD has read.
+func TestOthersHear(t *testing.T) {
+	api := newPodAPI(apiPod("p", "u", nil))
+	l := limiterOf(api, Strict)
+	h := &hearer{l: l}
+	l.SetHearer(h)
+	ask := func(uid string) {
+		t.Helper()
+		if _, err := l.Limits(t.Context(), cniapi.Request{PodNamespace: "red", PodName: "p", PodUID: uid}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask("u") // the watch shows nothing yet
+	ask("v") // another of the name
+	l.learn(map[kube.PodKey]kube.Pod{{Namespace: "red", Name: "p"}: apiPod("p", "v", nil)})
+	ask("v")
+	if got := strings.Join(h.shown, " ") + "; " + strings.Join(h.seen, " "); got != "v; u" {
+		t.Errorf("heard %q", got)
+	}
+}
