@@ -147,6 +147,7 @@ type Attacher struct {
 	log  *slog.Logger
 	// observer is nil where nobody asks.
 	observer Observer
+	policies Policies
 
 	// devices bounds how many pods' devices are made at once.
 	devices slots
@@ -180,7 +181,7 @@ func New(bare Bare, flows Flows, tenants Tenants, limiter Limiter) *Attacher {
 	a := &Attacher{
 		bare: bare, kernel: bare.kernel, ports: bare.ports, flows: flows, tenants: tenants, limiter: limiter, log: bare.log, leaving: newLeaving(), devices: make(slots, devicesAtOnce),
 		notReady: errors.New("the agent is starting"), list: map[cniapi.Attachment]Attachment{}, arriving: map[cniapi.Attachment]*arrival{},
-		queues: func(Attachment) uint32 { return 0 },
+		queues: func(Attachment) uint32 { return 0 }, policies: noPolicies{},
 	}
 	a.leaving.downs, a.leaving.closes = batch.New(waitersAtOnce, a.downAll), batch.New(waitersAtOnce, a.closeAll)
 	return a
@@ -279,13 +280,16 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	}
 	at.Addresses, at.MAC = lease.Addresses, net.HardwareAddr(lease.MAC)
 	at.Port = at.wants(node)
+	a.policies.Enter(ctx, at, req.PodUID)
 	if err = a.connect(ctx, node, &at); err == nil {
 		err = a.observe(AddNews, func() (err error) {
 			node, err = a.arrive(ctx, at, node.MTU)
 			return err
 		})
 	}
-	if err != nil {
+	if err == nil {
+		_ = a.observe(AddRules, func() error { a.policies.Await(ctx, at); return nil })
+	} else {
 		a.remove(at.Attachment)
 		// Cleaning up gets its own time: the request's may be over.
 		if cleanErr := a.disconnect(context.WithoutCancel(ctx), pool, at); cleanErr != nil {
@@ -448,7 +452,7 @@ func (a *Attacher) attached(node Node, at Attachment) desired.Attached {
 	a.mu.Unlock()
 	return desired.Attached{
 		Port: at.Port, Namespace: at.Namespace, MAC: at.MAC, Addresses: at.Addresses,
-		Meter: shaping.Meter(at.Limits.Egress, node.MTU.Device), Queue: queue(at),
+		Meter: shaping.Meter(at.Limits.Egress, node.MTU.Device), Queue: queue(at), Policy: a.policies.Selection(at),
 	}
 }
 

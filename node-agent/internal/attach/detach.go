@@ -68,6 +68,7 @@ func (a *Attacher) depart(ctx context.Context, pool *ipam.Pool, at Attachment) e
 	}
 	a.leaving.put(at)
 	a.remove(at.Attachment)
+	a.policies.Leave(at)
 	if silent {
 		return nil
 	}
@@ -97,6 +98,10 @@ func (a *Attacher) disconnect(ctx context.Context, pool *ipam.Pool, at Attachmen
 	}
 	err := a.observe(DelRest, func() error { return a.bare.disconnect(ctx, at) })
 	if err != nil {
+		return err
+	}
+	a.policies.Leave(at)
+	if err := a.policies.Forget(ctx, at.Addresses...); err != nil {
 		return err
 	}
 	pool.Release(at.Attachment)

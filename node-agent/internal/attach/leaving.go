@@ -412,12 +412,17 @@ func (a *Attacher) closePorts(ctx context.Context, pool *ipam.Pool, list []depar
 		return err
 	}
 	var keys []cniapi.Attachment
+	var addresses []netip.Addr
 	for i, d := range list {
 		if key := d.Attachment.Attachment; errs[i] != nil {
 			errs[i] = fmt.Errorf("attachment %s: %w", key, errs[i])
 		} else {
-			keys = append(keys, key)
+			keys, addresses = append(keys, key), append(addresses, d.Addresses...)
 		}
+	}
+	// Nobody sends from them or to them any more.
+	if err := a.policies.Forget(ctx, addresses...); err != nil {
+		return err
 	}
 	_ = a.observe(LeftLeases, func() error { pool.ReleaseAll(keys...); return nil })
 	a.leaving.drop(keys)

@@ -53,7 +53,7 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 		list[at.Attachment] = at
 		leases = append(leases, at.lease())
 	}
-	pool, err := ipam.Open(stateDir, node.Subnets, bootID, leases, ipam.WithLog(a.log))
+	pool, err := ipam.Open(stateDir, node.Subnets, bootID, leases, ipam.WithLog(a.log), ipam.WithReuse(a.policies.Reusable))
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +65,7 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 		return nil, err
 	}
 	number(node, list)
+	a.policies.Load(slices.Collect(maps.Values(list)))
 	var attached []desired.Attached
 	for key, at := range list {
 		at.told = a.attached(node, at)

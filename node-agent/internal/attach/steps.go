@@ -22,6 +22,8 @@ const (
 	AddNumber Step = "ADD: port's number"
 	// AddNews brings to the pod what changed meanwhile.
 	AddNews Step = "ADD: what changed meanwhile"
+	// AddRules waits for the rules of policies that select the pod.
+	AddRules Step = "ADD: policies' rules"
 )
 
 // The steps of a DEL.

@@ -49,18 +49,21 @@ func (l Lease) Attachment() cniapi.Attachment {
 	return cniapi.Attachment{ContainerID: l.ContainerID, IfName: l.IfName}
 }
 
-// FullError says that every address of the subnet is leased.
+// FullError says that every address of the subnet is leased, or was freed too short a time ago.
 type FullError struct {
 	Subnet netip.Prefix
-	// Leased is how many addresses that is; Leaving of them are those of attachments that
-	// are leaving.
-	Leased, Leaving int
+	// Leased is how many addresses are; Leaving of them are those of attachments that
+	// are leaving. Waiting are free, and not to be given out yet.
+	Leased, Leaving, Waiting int
 }
 
 func (e *FullError) Error() string {
 	leaving := ""
 	if e.Leaving > 0 {
 		leaving = fmt.Sprintf(", %d of them to pods that were detached and are not wholly removed yet", e.Leaving)
+	}
+	if e.Waiting > 0 {
+		return fmt.Sprintf("no address left now: %d of node subnet %s are leased%s, and the other %d were freed and may still be in the sets of NetworkPolicies: they are given out when a k8s-ovs-controller has taken them out of these, and not before 10 s", e.Leased, e.Subnet, leaving, e.Waiting)
 	}
 	return fmt.Sprintf("no address left: all %d of node subnet %s are leased%s; remove pods, or give nodes larger subnets (HostSubnetLength)", e.Leased, e.Subnet, leaving)
 }
@@ -100,6 +103,8 @@ type Pool struct {
 	file    stateFile
 	log     *slog.Logger
 	now     func() time.Time
+	// reusable reports whether a freed address may be given out again.
+	reusable func(netip.Addr) bool
 
 	mu sync.Mutex
 	// order is what is free of the first subnet, and in which order it goes.
@@ -132,6 +137,12 @@ type Option func(*Pool)
 // the default.
 func WithLog(log *slog.Logger) Option { return func(p *Pool) { p.log = log } }
 
+// WithReuse has freed addresses given out again only where reusable says so; without
+// all are. It is called with the pool's lock held.
+func WithReuse(reusable func(netip.Addr) bool) Option {
+	return func(p *Pool) { p.reusable = reusable }
+}
+
 // Open reads the pool of subnets from its file in dir, which is made if need
 // be, and brings it in line with live: the leases of all attachments that exist,
 // as read from OVSDB, and only of those. BootID (/proc/sys/kernel/random/boot_id)
@@ -160,7 +171,8 @@ func Open(dir string, subnets []netip.Prefix, bootID string, live []Lease, opts 
 		byKey:   make(map[cniapi.Attachment]Lease),
 		byAddr:  make(map[netip.Addr]cniapi.Attachment),
 
-		encoded: make(map[netip.Addr][]byte),
+		encoded:  make(map[netip.Addr][]byte),
+		reusable: func(netip.Addr) bool { return true },
 	}
 	for _, o := range opts {
 		o(p)
@@ -218,7 +230,7 @@ func (p *Pool) allocate(_ context.Context, wants []Lease) []allocated {
 			}
 			continue
 		}
-		addr, undo, ok := p.order.take()
+		addr, undo, ok := p.order.take(p.reusable)
 		if !ok {
 			out[i].err = p.full()
 			continue
@@ -256,7 +268,7 @@ func (p *Pool) with(first netip.Addr) []netip.Addr {
 
 // full is the error that no address is left; p.mu is held.
 func (p *Pool) full() error {
-	err := &FullError{Subnet: p.subnets[0], Leased: len(p.byKey)}
+	err := &FullError{Subnet: p.subnets[0], Leased: len(p.byKey), Waiting: p.order.free()}
 	for _, l := range p.byKey {
 		if l.Leaving {
 			err.Leaving++

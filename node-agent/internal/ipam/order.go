@@ -48,8 +48,8 @@ func (o *order) size() int { return int(o.n) }
 func (o *order) free() int { return int(o.n) - len(o.held) }
 
 // take gives out the next address; undo takes that back. It is false when all
-// are held.
-func (o *order) take() (addr netip.Addr, undo func(), ok bool) {
+// are held, or freed and not reusable yet.
+func (o *order) take(reusable func(netip.Addr) bool) (addr netip.Addr, undo func(), ok bool) {
 	scanned := o.scanned
 	for o.scanned < o.n {
 		i := o.at(o.start, o.scanned)
@@ -63,12 +63,12 @@ func (o *order) take() (addr netip.Addr, undo func(), ok bool) {
 		o.held[i] = struct{}{}
 		return o.addr(i), func() { o.scanned = scanned; delete(o.held, i) }, true
 	}
-	if len(o.freed) == 0 {
-		return netip.Addr{}, nil, false
+	for _, i := range o.freed {
+		if addr := o.addr(i); reusable(addr) {
+			return addr, o.claimNumber(i), true
+		}
 	}
-	i := o.freed[0]
-	undo = o.claimNumber(i)
-	return o.addr(i), undo, true
+	return netip.Addr{}, nil, false
 }
 
 // claim gives out one address that check has passed and that is not held.
