@@ -157,7 +157,9 @@ func (a *Allotment) look(ctx context.Context) {
 		a.say("the limit of connections through the node", a.throughNode(ctx, kernel))
 	}
 	switch {
-	case m.ServiceProxy != pipeline.OVS || a.cfg.ServiceConnections == fairness.Off:
+	case a.cfg.ServiceConnections == fairness.Off:
+	case m.ServiceProxy != pipeline.OVS:
+		a.say("the count of refused connections of pods that policies select", a.countJudged(ctx))
 	case a.cfg.Datapath == ovs.DatapathNetdev:
 		a.say("the limit of connections to services", a.throughBridge(ctx, nil))
 	case err == nil:
@@ -235,12 +237,26 @@ func (a *Allotment) throughBridge(ctx context.Context, t *fairness.Table) error 
 		}
 		held = a.services.next(*t, asked, holds)
 		a.cfg.Metrics.tooLarge(demands)
+		a.cfg.Metrics.judged(demands)
 	}
 	allowances := make(map[string]pipeline.Allowance, len(held))
 	for namespace, h := range held {
 		allowances[namespace] = pipeline.Allowance(h)
 	}
 	return a.cfg.Table.SetAllowances(ctx, pipeline.Allowance(a.cfg.ServiceConnections.Ceiling(t.Size)), allowances)
+}
+
+// countJudged counts what is refused to pods that policies select, where nobody else looks at
+// the bridge's meters.
+func (a *Allotment) countJudged(ctx context.Context) error {
+	if a.looks%calmLooks != 0 {
+		return nil
+	}
+	demands, err := a.cfg.Table.Demands(ctx)
+	if err == nil {
+		a.cfg.Metrics.judged(demands)
+	}
+	return err
 }
 
 // due is whether it matters now who asks for connections.

@@ -77,6 +77,23 @@ func TestUntoldCounted(t *testing.T) {
 	}
 }
 
+// What is refused to pods that policies select is counted, whichever of them go.
+func TestJudgedCounted(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	m := NewMetrics(reg)
+	for _, refused := range []uint64{5, 9, 4, 6} { // a pod with 5 goes
+		m.judged(map[string]nodeflows.Demand{"red": {Judged: 100, JudgedRefused: refused}, "blue": {Connections: 3}})
+	}
+	const metric = "k8s_ovs_connections_refused_total"
+	if diff := cmp.Diff(map[string]float64{"red": 11}, byNamespace(t, reg, metric)); diff != "" {
+		t.Error(diff)
+	}
+	m.judged(map[string]nodeflows.Demand{"blue": {}})
+	if diff := cmp.Diff(map[string]float64{}, byNamespace(t, reg, metric)); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // The firewall waits until pods have stopped coming, but not to hold somebody back.
 func TestUrgent(t *testing.T) {
 	many := fairness.Allowance{Rate: 1000, Burst: 1000}

@@ -13,7 +13,8 @@ type Metrics struct {
 	refused           *prometheus.CounterVec
 	used, size, heldN *prometheus.GaugeVec
 	untold            *prometheus.CounterVec
-	lastUntold        map[string]uint64
+	// lastUntold and lastJudged are what was counted when it was looked at last, by namespace.
+	lastUntold, lastJudged map[string]uint64
 }
 
 // NewMetrics registers them.
@@ -25,12 +26,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help}, []string{"limit"})
 	}
 	m := &Metrics{
-		refused:    counter("connections_refused_total", "New connections refused because a namespace asked for more than it may; limit is service-connections or node-connections.", "namespace", "limit"),
+		refused:    counter("connections_refused_total", "New connections refused because a namespace asked for more than it may; limit is service-connections, node-connections, or policy (of a pod that policies select).", "namespace", "limit"),
 		used:       gauge("connections", "Entries of the connection table that a limit guards."),
 		size:       gauge("connections_size", "Entries that this table has room for."),
 		heldN:      gauge("connections_held_namespaces", "Namespaces that may make fewer new connections than others, because the table is short."),
 		untold:     counter("fragmentation_needed_untold_total", "Packets too large for their path whose sender was not told, as its namespace had more than 100 a second.", "namespace"),
-		lastUntold: map[string]uint64{},
+		lastUntold: map[string]uint64{}, lastJudged: map[string]uint64{},
 	}
 	reg.MustRegister(m.refused, m.used, m.size, m.heldN, m.untold)
 	return m
@@ -58,6 +59,28 @@ func (m *Metrics) tooLarge(demands map[string]nodeflows.Demand) {
 		if _, there := demands[namespace]; !there {
 			delete(m.lastUntold, namespace)
 			m.untold.DeleteLabelValues(namespace)
+		}
+	}
+}
+
+// policyLimit is the limit of new connections of a pod that policies select.
+const policyLimit = "policy"
+
+// judged counts the connections that were refused to pods that policies select since it was
+// called last. Their meters go with their pods: where a namespace has less than before, nobody
+// knows how much came in between, and nothing is added.
+func (m *Metrics) judged(demands map[string]nodeflows.Demand) {
+	for namespace, d := range demands {
+		if d.Judged > 0 {
+			more := max(d.JudgedRefused, m.lastJudged[namespace]) - m.lastJudged[namespace]
+			m.refused.WithLabelValues(namespace, policyLimit).Add(float64(more))
+		}
+		m.lastJudged[namespace] = d.JudgedRefused
+	}
+	for namespace := range m.lastJudged {
+		if _, there := demands[namespace]; !there {
+			delete(m.lastJudged, namespace)
+			m.refused.DeleteLabelValues(namespace, policyLimit)
 		}
 	}
 }
