@@ -96,6 +96,7 @@ func (n *node) diagnostics(reg *prometheus.Registry) diag.Config {
 		Ready: []diag.Check{
 			{Name: "node", Probe: func(context.Context) error { return n.ready.is() }},
 			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
+			{Name: "policies", Probe: func(context.Context) error { return n.policiesReady() }},
 			{Name: "cni-configuration", Probe: func(context.Context) error { return n.conf.InPlace() }},
 		},
 	}
@@ -145,6 +146,9 @@ func (n *node) work(ctx context.Context) error {
 	group.Go(func() error { return n.allotment(p).Run(ctx) })
 	if n.etcd.asking != nil {
 		group.Go(func() error { return n.etcd.asking.Run(ctx) })
+	}
+	if p.policies != nil {
+		group.Go(func() error { return n.enforce(ctx, p) })
 	}
 	group.Go(func() error {
 		return n.etcd.identity.Renew(ctx, p.self, n.etcd.store, n.etcd.asking, n.metrics.identity)

@@ -11,7 +11,7 @@ import (
 
 // atOnce is the copy on disk written in the loop's turn, as it was before there was a writer beside it.
 type atOnce struct {
-	file records.File
+	file records.File[topology.Snapshot]
 	b    *testing.B
 }
 

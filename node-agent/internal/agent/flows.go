@@ -35,6 +35,7 @@ type flowSide struct {
 	publish func()
 	// services are connected to the same switch.
 	services *serviceFeed
+	policies *policySide
 	metrics  *metrics
 	log      *slog.Logger
 }
@@ -146,6 +147,7 @@ func (n *flowSide) disconnect() {
 	n.store.Disconnect()
 	n.connected = false
 	n.services.disconnect()
+	n.policies.disconnect()
 }
 
 // makeRoom gives packets room while they wait for the userspace datapath.
@@ -187,6 +189,7 @@ func (n *flowSide) apply(ctx context.Context) error {
 		n.unsettled = false
 	}
 	n.applied = s.Revision
+	n.policies.applied(s, n.fromEtcd)
 	n.tenants.Applied(s)
 	if n.asking != nil {
 		n.asking.Applied(s)

@@ -20,7 +20,7 @@ type loop struct {
 	*rooms
 	steps []step
 	// file is the copy of the records on disk.
-	file records.File
+	file records.File[topology.Snapshot]
 	// listen subscribes to what wakes the loop until ctx ends.
 	listen func(ctx context.Context) (sources, error)
 	// database tells of changes in it.
@@ -44,7 +44,9 @@ func newLoop(p *picture, r *rooms) *loop { return &loop{picture: p, rooms: r, st
 func (l *loop) run(ctx context.Context) error {
 	defer l.flows.conn.close()
 	defer l.report.close()
+	defer l.policies.close()
 	l.loadCopy(l.file, l.log)
+	l.policies.load()
 	copies := records.NewWriter(l.file, l.log)
 	defer copies.Close()
 	l.flows.copies = copies
@@ -246,6 +248,7 @@ func (l *loop) next(ctx context.Context, e *events) (due, error) {
 	case <-l.host.mtu.Measured():
 	case <-e.patience.C:
 		l.useCopy(l.log)
+		l.policies.useCopy()
 	case <-e.resync.C:
 		l.host.mtu.Resync()
 		return passFull, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -31,6 +32,7 @@ type metrics struct {
 	fair     *allot.Metrics
 	sharing  *sharing.Metrics
 	identity *identity.Metrics
+	policies *policies.Metrics
 }
 
 // flowMetrics are about what is changed in the switch and beside it.
@@ -90,6 +92,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		fair:     allot.NewMetrics(reg),
 		sharing:  sharing.NewMetrics(reg),
 		identity: identity.NewMetrics(reg),
+		policies: policies.NewMetrics(reg),
 	}
 	for _, r := range pipeline.Reasons() {
 		m.drops.WithLabelValues(r.String())

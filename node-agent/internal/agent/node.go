@@ -28,6 +28,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
@@ -131,6 +132,8 @@ type parts struct {
 	attacher *attach.Attacher
 	underlay *underlay.Setup
 	services *serviceFeed
+	// policies is nil outside of Kubernetes.
+	policies *policies.Table
 	conn     *connection
 	picture  *picture
 	loop     *loop
@@ -207,7 +210,7 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	usual := desired.NodeTunnels(vtep, tunnel.VXLAN.Port()) // until it is decided
 	areas := []flowstore.Area{nodeflows.Area()}
 	if n.api != nil {
-		areas = append(areas, services.Area())
+		areas = append(areas, services.Area(), policies.Area())
 	}
 	p := &parts{
 		self: vtep, underlay: under, picture: &picture{name: n.cfg.NodeName, self: vtep},
@@ -224,7 +227,7 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	p.attacher = attach.New(n.ovs.bare, p.table, n.etcd.tenants, n.limiter)
 	p.attacher.SetMaxPods(n.cfg.MaxPods)
 	p.attacher.SetObserver(n.metrics)
-	p.loop = n.newLoop(p)
+	p.loop = n.newLoop(p, n.newPolicies(p))
 	n.parts.Store(p)
 	n.ready.open(p.attacher)
 	n.front.Open(p.attacher)
@@ -242,8 +245,27 @@ func (n *node) serviceTable(p *parts) serviceTable {
 	})
 }
 
+// newPolicies makes the table of policies, where there is an API server, and what brings it
+// along.
+func (n *node) newPolicies(p *parts) *policySide {
+	if n.api == nil {
+		return &policySide{}
+	}
+	pods := &podsRecord{}
+	p.policies = policies.New(policies.Config{
+		Host: n.cfg.NodeName, HostIP: p.self, Store: p.flows, Pods: p.table, Attached: p.attacher, Publish: pods.set,
+		Metrics: n.metrics.policies, Logger: n.log,
+	})
+	pods.open = func(network string) podsPublisher {
+		return n.etcd.store.PodsPublisher(network, 0, p.policies.Published)
+	}
+	p.attacher.SetPolicies(p.policies)
+	n.limiter.SetHearer(p.policies)
+	return &policySide{table: p.policies, pods: pods, file: n.policyCopy(), loses: n.ovs.datapath == ovs.DatapathNetdev, log: n.log}
+}
+
 // newLoop wires the rooms of the loop.
-func (n *node) newLoop(p *parts) *loop {
+func (n *node) newLoop(p *parts, policy *policySide) *loop {
 	m, log := n.metrics, n.log
 	others := peers.New(peers.Config{
 		Datapath: n.ovs.datapath, Self: p.self, Routes: underlay.NewRoutes(n.ovs.client), Host: n.host, Logger: log,
@@ -262,7 +284,7 @@ func (n *node) newLoop(p *parts) *loop {
 			},
 		},
 		flows: &flowSide{
-			picture: p.picture, publish: report.publish, services: p.services, metrics: m, log: log,
+			picture: p.picture, publish: report.publish, services: p.services, policies: policy, metrics: m, log: log,
 			flowParts: flowParts{table: p.table, store: p.flows, conn: p.conn, datapath: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
 		},
 		health: &health{
@@ -270,10 +292,12 @@ func (n *node) newLoop(p *parts) *loop {
 			way: wayOut{policy: n.cfg.ExitCheck, node: n.cfg.NodeName, closed: m.closed, log: log},
 		},
 		services: p.services,
+		policies: policy,
 		report:   report,
 	}
 	if n.api != nil {
 		r.health.way.events = n.api
+		report.enforces = []string{topology.EnforcesNetworkPolicy}
 	}
 	if n.etcd.asking != nil {
 		r.record.asking, r.flows.asking = n.etcd.asking, n.etcd.asking
@@ -345,6 +369,14 @@ func (n *node) servicesReady() error {
 	}
 	if n.api != nil {
 		return errNoServices
+	}
+	return nil
+}
+
+// policiesReady is nil when policies are enforced as the records say.
+func (n *node) policiesReady() error {
+	if p := n.parts.Load(); p != nil && p.policies != nil {
+		return p.policies.Ready()
 	}
 	return nil
 }

@@ -32,7 +32,7 @@ type picture struct {
 }
 
 // loadCopy takes the records from disk, for a start while etcd is away.
-func (p *picture) loadCopy(file records.File, log *slog.Logger) {
+func (p *picture) loadCopy(file records.File[topology.Snapshot], log *slog.Logger) {
 	s, ok, err := file.Load()
 	if err != nil {
 		log.Warn("starting without the copy of the records", "error", err)

@@ -18,9 +18,11 @@ type reporter struct {
 	services  *serviceFeed
 	identity  etcdaccess.Own
 	datapath  string
-	attached  interface{ List() []attach.Attachment }
-	table     flowTable
-	store     flowStore
+	// enforces are the kinds of policies that count on this node.
+	enforces []string
+	attached interface{ List() []attach.Attachment }
+	table    flowTable
+	store    flowStore
 	// open opens the record of the node's status in a network of that name.
 	open    func(network string) statusRecord
 	to      statusRecord // nil before the first
@@ -82,6 +84,7 @@ func (n *reporter) publish() {
 		Subnet: n.started, VXLANPort: n.tunnels.port,
 	}
 	st.Identity, st.Issuer = n.identity.Who()
+	st.Enforces = n.enforces
 	st.Pods = len(n.attached.List())
 	st.MTU = n.podMTU
 	if why := n.readiness.is(); why != nil {

@@ -54,6 +54,7 @@ func (r *rooms) steps() []step {
 		{"the bridge", host.ensureBridge},
 		{"tunnel packets taken", host.listen},
 		{"the host's side", host.ensureHost},
+		{"which pods policies select", r.policies.known},
 		{"what is attached", host.start},
 		{"the MTU of pods", host.setMTU},
 		{"the bridge's ports in the flows", flows.setPorts},
@@ -62,6 +63,7 @@ func (r *rooms) steps() []step {
 		{"the records in the flows", flows.followRecords},
 		{"ports of pods", flows.repair},
 		{"the flows in the switch", flows.resync},
+		{"policies in the flows", r.policies.follow},
 		{"what the firewall dropped", host.countDropped},
 		{"ports that were blocked", flows.unblock},
 		{"peers' hardware addresses", flows.warm},
@@ -82,5 +84,6 @@ type rooms struct {
 	flows    *flowSide
 	health   *health
 	services *serviceFeed
+	policies *policySide
 	report   *reporter
 }

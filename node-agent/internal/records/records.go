@@ -54,39 +54,55 @@ func Carry(prev, next topology.Snapshot) topology.Snapshot {
 	return next
 }
 
-// File is the copy of the newest snapshot on disk.
-type File struct{ path string }
+// File is a copy on disk of the newest of what it is about.
+type File[T any] struct {
+	path string
+	// what it is a copy of, for messages; valid is nil for a value that can be used.
+	what  string
+	valid func(T) error
+}
 
-// NewFile names the copy in the agent's state directory.
-func NewFile(stateDir string) File { return File{filepath.Join(stateDir, "records.json")} }
+// NewFile names the copy of the records in the agent's state directory.
+func NewFile(stateDir string) File[topology.Snapshot] {
+	return At(stateDir, "records.json", "the records", func(s topology.Snapshot) error { return s.Config.Validate() })
+}
+
+// At names a copy of something else beside it. valid may be nil.
+func At[T any](stateDir, name, what string, valid func(T) error) File[T] {
+	return File[T]{filepath.Join(stateDir, name), what, valid}
+}
 
 // Load reads the copy; ok is false where there is none.
-func (f File) Load() (s topology.Snapshot, ok bool, err error) {
+func (f File[T]) Load() (v T, ok bool, err error) {
+	var none T
 	data, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return s, false, nil
+		return none, false, nil
 	}
 	if err != nil {
-		return s, false, fmt.Errorf("read the copy of the records: %w", err)
+		return none, false, fmt.Errorf("read the copy of %s: %w", f.what, err)
 	}
-	if err := json.Unmarshal(data, &s); err != nil {
-		return topology.Snapshot{}, false, fmt.Errorf("the copy of the records in %s is damaged (it is made anew from etcd): %w", f.path, err)
+	if err := json.Unmarshal(data, &v); err != nil {
+		return none, false, fmt.Errorf("the copy of %s in %s is damaged (it is made anew from etcd): %w", f.what, f.path, err)
 	}
-	if err := s.Config.Validate(); err != nil {
-		return topology.Snapshot{}, false, fmt.Errorf("the copy of the records in %s: %w", f.path, err)
+	if f.valid == nil {
+		return v, true, nil
 	}
-	return s, true, nil
+	if err := f.valid(v); err != nil {
+		return none, false, fmt.Errorf("the copy of %s in %s: %w", f.what, f.path, err)
+	}
+	return v, true, nil
 }
 
 // Save replaces the copy. A crash, also of the machine, leaves the old or the new one, whole: it waits
 // for the disk, and a [Writer] keeps that out of others' way.
-func (f File) Save(s topology.Snapshot) error {
-	data, err := json.Marshal(s)
+func (f File[T]) Save(v T) error {
+	data, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("encode the copy of the records: %w", err)
+		return fmt.Errorf("encode the copy of %s: %w", f.what, err)
 	}
 	if err := atomicfile.Write(f.path, data, 0o600); err != nil {
-		return fmt.Errorf("write the copy of the records: %w", err)
+		return fmt.Errorf("write the copy of %s: %w", f.what, err)
 	}
 	return nil
 }

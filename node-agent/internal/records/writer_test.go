@@ -41,7 +41,7 @@ func at(revision int64) topology.Snapshot { return topology.Snapshot{Revision: r
 func TestWriterKeepsTheNewest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &disk{writing: make(chan struct{})}
-		w := newWriter(d.save, slog.New(slog.DiscardHandler))
+		w := newWriter(d.save, "the records", slog.New(slog.DiscardHandler))
 		w.Keep(at(1))
 		synctest.Wait()
 		for r := range int64(5) {
@@ -65,7 +65,7 @@ func TestWriterFails(t *testing.T) {
 	var said bytes.Buffer
 	d := &disk{writing: make(chan struct{}), err: errors.New("no space left on device")}
 	close(d.writing)
-	w := newWriter(d.save, slog.New(slog.NewTextHandler(&said, nil)))
+	w := newWriter(d.save, "the records", slog.New(slog.NewTextHandler(&said, nil)))
 	w.Keep(at(1))
 	w.Close()
 	if text := said.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "no space left on device") {

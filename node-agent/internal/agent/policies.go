@@ -1,0 +1,182 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/policies"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// policyCopy is what of policies a start without etcd needs.
+func (n *node) policyCopy() records.File[policies.Copy] {
+	return records.At[policies.Copy](n.cfg.StateDir, "policies.json", "the policies", nil)
+}
+
+// enforce follows the policies until ctx ends.
+func (n *node) enforce(ctx context.Context, p *parts) error {
+	copies := records.NewWriter(n.policyCopy(), n.log)
+	defer copies.Close()
+	var following sync.WaitGroup
+	defer following.Wait()
+	following.Go(func() { p.policies.Follow(n.etcd.store.FollowPolicies(ctx, p.self)) })
+	return p.policies.Run(ctx, copies.Keep)
+}
+
+// policyTable is what NetworkPolicies come to on the node; [policies.Table] is it.
+type policyTable interface {
+	// Remember takes labels of pods from the copy on disk, UseCopy its records where etcd has
+	// given none.
+	Remember(c policies.Copy)
+	UseCopy(c policies.Copy)
+	SetRecords(s topology.Snapshot)
+	// Known is nil when it is known which pods policies select.
+	Known() error
+	// Connected says that the switch is another one, Forgotten that it has lost the
+	// connections that it tracked.
+	Connected(ctx context.Context) error
+	Forgotten()
+	Resync(ctx context.Context) error
+}
+
+// policySide has NetworkPolicies enforced. But for what is told by others it belongs to the
+// loop's goroutine. The zero value is for a node of which no API server tells any.
+type policySide struct {
+	table policyTable
+	pods  *podsRecord
+	file  records.File[policies.Copy]
+	// copied is what was found on disk.
+	copied policies.Copy
+	// loses is that a switch that goes takes its connections along: that of the userspace
+	// datapath does.
+	loses bool
+	// connected is that the table knows of the newest switch.
+	connected bool
+	log       *slog.Logger
+}
+
+// load takes what stands on disk.
+func (n *policySide) load() {
+	if n.table == nil {
+		return
+	}
+	c, _, err := n.file.Load()
+	if err != nil {
+		n.log.Warn("starting without the copy of the policies", "error", err)
+	}
+	n.copied = c
+	n.table.Remember(c)
+}
+
+// useCopy goes on with the copy on disk, where etcd has given nothing. Without one there
+// were no policies in force.
+func (n *policySide) useCopy() {
+	if n.table != nil {
+		n.table.UseCopy(n.copied)
+	}
+}
+
+// known keeps pods' flows as they are until it is known what selects them.
+func (n *policySide) known(context.Context, *pass) error {
+	if n.table == nil {
+		return nil
+	}
+	return n.table.Known()
+}
+
+// applied takes in records that are in the flows.
+func (n *policySide) applied(s topology.Snapshot, fromEtcd bool) {
+	if n.table == nil {
+		return
+	}
+	n.table.SetRecords(s)
+	if fromEtcd {
+		n.pods.openIn(s.Config.Name)
+	}
+}
+
+// disconnect says that the switch is gone.
+func (n *policySide) disconnect() {
+	if n.table != nil && n.connected && n.loses {
+		n.table.Forgotten()
+	}
+	n.connected = false
+}
+
+// follow brings rules into a new switch, and puts right what differs. It is never why pods
+// cannot be attached: what is late is closed.
+func (n *policySide) follow(ctx context.Context, p *pass) error {
+	var err error
+	switch {
+	case n.table == nil:
+	case !n.connected:
+		err = n.table.Connected(ctx)
+		n.connected = err == nil
+	case p.full:
+		err = n.table.Resync(ctx)
+	}
+	if err != nil {
+		n.log.Debug("policies are not what they should be: trying again", "error", err)
+	}
+	return nil
+}
+
+// close takes what the node says of its pods out of the records.
+func (n *policySide) close() {
+	if n.pods != nil {
+		n.pods.close()
+	}
+}
+
+// podsRecord is what the node tells the leader of its pods, on its way into etcd. Its methods
+// may be called at once.
+type podsRecord struct {
+	// open opens the record in a network of that name.
+	open func(network string) podsPublisher
+
+	mu     sync.Mutex
+	to     podsPublisher // nil before there is a network, and in the end
+	ended  bool
+	newest *topology.NodePods
+}
+
+// podsPublisher is [store.PodsPublisher].
+type podsPublisher interface {
+	Set(n topology.NodePods)
+	Close()
+}
+
+// set makes n what the node tells.
+func (r *podsRecord) set(n topology.NodePods) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.newest = &n
+	if r.to != nil {
+		r.to.Set(n)
+	}
+}
+
+// openIn opens the record, once.
+func (r *podsRecord) openIn(network string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.to != nil || r.ended {
+		return
+	}
+	r.to = r.open(network)
+	if r.newest != nil {
+		r.to.Set(*r.newest)
+	}
+}
+
+func (r *podsRecord) close() {
+	r.mu.Lock()
+	to := r.to
+	r.to, r.ended = nil, true
+	r.mu.Unlock()
+	if to != nil {
+		to.Close()
+	}
+}

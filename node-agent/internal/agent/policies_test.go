@@ -1,0 +1,124 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/policies"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+)
+
+// toldTable notes what it is told.
+type toldTable struct {
+	told []string
+	fail error
+}
+
+func (t *toldTable) note(what string) error {
+	t.told = append(t.told, what)
+	return t.fail
+}
+
+func (t *toldTable) Remember(c policies.Copy)        { _ = t.note("remember " + c.Pods[0].Name) }
+func (t *toldTable) UseCopy(c policies.Copy)         { _ = t.note("use " + c.Pods[0].Name) }
+func (t *toldTable) SetRecords(s topology.Snapshot)  { _ = t.note("records of " + s.Config.Name) }
+func (t *toldTable) Known() error                    { return t.note("known") }
+func (t *toldTable) Connected(context.Context) error { return t.note("connected") }
+func (t *toldTable) Forgotten()                      { _ = t.note("forgotten") }
+func (t *toldTable) Resync(context.Context) error    { return t.note("resync") }
+
+// toldRecord is the record of the node's pods.
+type toldRecord struct{ told []string }
+
+func (r *toldRecord) Set(n topology.NodePods) { r.told = append(r.told, n.Pods[0].Name) }
+func (r *toldRecord) Close()                  { r.told = append(r.told, "closed") }
+
+func podsOf(name string) topology.NodePods {
+	return topology.NodePods{Pods: []topology.NodePod{{Namespace: "shop", Name: name, Address: netip.MustParseAddr("172.11.0.5")}}}
+}
+
+// What policies hear in the life of an agent: the copy first, each new switch once, and of a
+// switch that took its connections along.
+func TestPolicySide(t *testing.T) {
+	for name, loses := range map[string]bool{"userspace": true, "kernel": false} {
+		t.Run(name, func(t *testing.T) {
+			file := records.At[policies.Copy](t.TempDir(), "policies.json", "the policies", nil)
+			if err := file.Save(policies.Copy{Pods: []policies.CopiedPod{{Name: "web"}}}); err != nil {
+				t.Fatal(err)
+			}
+			table, record := &toldTable{}, &toldRecord{}
+			n := &policySide{table: table, file: file, loses: loses, log: quiet()}
+			n.pods = &podsRecord{open: func(network string) podsPublisher {
+				record.told = append(record.told, "open "+network)
+				return record
+			}}
+			heard := func(when string, want ...string) {
+				t.Helper()
+				if diff := cmp.Diff(want, table.told); diff != "" {
+					t.Errorf("%s (-want +got):\n%s", when, diff)
+				}
+				table.told = nil
+			}
+			n.load()
+			n.useCopy()
+			n.disconnect() // before there was a switch
+			heard("at the start", "remember web", "use web")
+			table.fail = errors.New("not yet")
+			if err := n.known(t.Context(), &pass{}); err == nil {
+				t.Error("what is not known counts as known")
+			}
+			step := func(full bool) {
+				t.Helper()
+				if err := n.follow(t.Context(), &pass{full: full}); err != nil {
+					t.Error(err)
+				}
+			}
+			step(false)
+			table.fail = nil
+			step(false)
+			step(false)
+			step(true)
+			heard("with a switch", "known", "connected", "connected", "resync")
+			n.disconnect()
+			n.disconnect()
+			step(false)
+			want := []string{"connected"}
+			if loses {
+				want = []string{"forgotten", "connected"}
+			}
+			heard("with another switch", want...)
+
+			n.pods.set(podsOf("early"))
+			s := topology.Snapshot{Config: topology.DefaultConfig()}
+			n.applied(s, false)
+			n.applied(s, true)
+			n.pods.set(podsOf("late"))
+			n.applied(s, true)
+			n.close()
+			n.pods.set(podsOf("after"))
+			n.applied(s, true)
+			if want := []string{"open " + s.Config.Name, "early", "late", "closed"}; !slices.Equal(record.told, want) {
+				t.Errorf("the record of the node's pods was %q, want %q", record.told, want)
+			}
+		})
+	}
+}
+
+// Outside of Kubernetes there are no policies, and nothing of them.
+func TestNoPolicies(t *testing.T) {
+	n := &policySide{}
+	n.load()
+	n.useCopy()
+	n.applied(topology.Snapshot{}, true)
+	n.disconnect()
+	n.close()
+	if err := errors.Join(n.known(t.Context(), &pass{}), n.follow(t.Context(), &pass{full: true})); err != nil {
+		t.Error(err)
+	}
+}

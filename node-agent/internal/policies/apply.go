@@ -1,0 +1,510 @@
+package policies
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
+)
+
+// writer is what is known of the switch. Who has [Table.writing] has it.
+type writer struct {
+	rules *pipeline.Rules
+	// complete is that the store was told of all rules, behind that it may not have brought
+	// all into the switch.
+	complete, behind bool
+	// flushes are the addresses whose connections are to be forgotten.
+	flushes map[netip.Addr]flush
+	noFlush bool // the switch cannot flush connections
+}
+
+// flush is when, and how often more: the datapath makes connections until it has compared
+// what it cached, and the switch may overlook some that end while others are forgotten.
+type flush struct {
+	due  time.Time
+	more int
+}
+
+func newWriter() writer {
+	return writer{rules: pipeline.NewRules(), flushes: map[netip.Addr]flush{}}
+}
+
+// work is what there is to do at one time.
+type work struct {
+	asked uint64
+	since time.Time
+	// jobs are the policies to be compiled, with what they were where that counts as well; none
+	// for those that say nothing.
+	jobs  map[policy.Key][]policy.Policy
+	nodes nodes
+	// known are the pods of this node, unknown those of them whose labels nobody knows;
+	// members are those of all sets.
+	known, unknown []policy.Pod
+	members        map[string]setMembers
+	// pods are what selects each, news that some of their flows say otherwise.
+	pods map[netip.Addr]pipeline.PodPolicy
+	news bool
+	// unselected are the pods that were selected.
+	unselected []netip.Addr
+	// open is that the rules may be told to the store as a whole.
+	open bool
+}
+
+const (
+	// firstPause and lastPause bound the pause after what failed.
+	firstPause, lastPause = 20 * time.Millisecond, 2 * time.Second
+	// applyTimeout bounds one change of the switch.
+	applyTimeout = 10 * time.Second
+)
+
+// Run brings what changes into the switch until ctx ends, and has keep write down what a
+// start without etcd needs.
+func (t *Table) Run(ctx context.Context, keep func(Copy)) error {
+	pauses := backoff.Pauses{First: firstPause, Last: lastPause}
+	var trouble backoff.Trouble
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-t.wake:
+		case <-timer.C:
+		}
+		err := t.Apply(ctx)
+		if c, due := t.copyDue(); due {
+			keep(c)
+		}
+		wait := t.next()
+		if err == nil {
+			pauses.Reset()
+		} else {
+			wait = min(wait, pauses.Next())
+		}
+		if trouble.News(err) && ctx.Err() == nil && !away(err) {
+			t.cfg.Logger.Error("policies are not in the flows as they should be: trying again", "error", err)
+		}
+		timer.Reset(wait)
+	}
+}
+
+// away reports whether nothing can be written now, whatever it is.
+func away(err error) bool {
+	return errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady)
+}
+
+// Apply brings what changed into the switch.
+func (t *Table) Apply(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	w, ok := t.prepare()
+	if !ok {
+		return nil
+	}
+	err := t.write(ctx, w)
+	t.finish(w, err)
+	return err
+}
+
+// Connected says that the switch is another one. One that was there before has forgotten
+// whose connections are whose.
+func (t *Table) Connected(ctx context.Context) error {
+	t.writing.Lock()
+	t.noFlush, t.behind = false, true
+	t.writing.Unlock()
+	return t.Apply(ctx)
+}
+
+// Forgotten says that the switch has lost the connections that it tracked.
+func (t *Table) Forgotten() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, one := range t.pods {
+		if one.selected.Selected() {
+			one.midstream = t.cfg.Now().Add(midstream)
+		}
+	}
+	t.changed()
+}
+
+// Resync puts right what differs in the switch from what is wanted.
+func (t *Table) Resync(ctx context.Context) error {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	if !t.complete {
+		return nil
+	}
+	t.mu.Lock()
+	pods := map[netip.Addr]pipeline.PodPolicy{}
+	for a, one := range t.pods {
+		pods[a] = one.given
+	}
+	t.mu.Unlock()
+	// A port may have got another number while its pod's selection changed.
+	if err := t.tellPods(ctx, pods); err != nil {
+		return err
+	}
+	_, err := t.cfg.Store.Resync(ctx, AreaName)
+	t.behind = err != nil
+	return wrap(err)
+}
+
+// prepare takes what there is to do; false where it cannot be known yet.
+func (t *Table) prepare() (work, bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.told || t.nodes.version == 0 {
+		return work{}, false
+	}
+	now := t.cfg.Now()
+	t.settle(now)
+	t.want()
+	w := work{
+		asked: t.asked, since: t.since, jobs: map[policy.Key][]policy.Policy{}, nodes: t.nodes, members: maps.Clone(t.members),
+		pods: map[netip.Addr]pipeline.PodPolicy{}, open: t.whole() || !now.Before(t.started.Add(wholeAtMost)),
+	}
+	t.since = time.Time{}
+	for key := range t.dirty {
+		w.jobs[key] = t.says(key)
+	}
+	clear(t.dirty)
+	w.known, w.unknown = t.labelled()
+	for a, one := range t.pods {
+		if one.told && one.selected.Selected() && !one.given.Selected() {
+			one.midstream = now.Add(midstream)
+		}
+		w.pods[a] = one.policy(now)
+		w.news = w.news || one.told && w.pods[a] != one.given
+		if one.given.Selected() && !w.pods[a].Selected() {
+			w.unselected = append(w.unselected, a)
+		}
+	}
+	t.publish()
+	return w, true
+}
+
+// says is a policy that counts, with what it was where that does too; none for others.
+func (p *picture) says(key policy.Key) []policy.Policy {
+	s, ok := p.spaces[key.Namespace]
+	if !ok {
+		return nil
+	}
+	r, ok := s.counts(key.Name)
+	switch {
+	case !ok:
+		return nil
+	case r.was != nil:
+		return []policy.Policy{r.Policy, r.was.Policy}
+	}
+	return []policy.Policy{r.Policy}
+}
+
+// labelled are the pods here, and apart from them those whose labels nobody knows.
+func (p *picture) labelled() (known, unknown []policy.Pod) {
+	for _, one := range p.pods {
+		subject := policy.Pod{Key: one.key(), Labels: one.labels, Member: policy.Member{Address: one.Address}}
+		if one.labelled {
+			known = append(known, subject)
+		} else {
+			unknown = append(unknown, subject)
+		}
+	}
+	return known, unknown
+}
+
+// compiler puts addresses in the places of peers, for some subjects.
+func (w work) compiler(subjects []policy.Pod) *policy.Compiler {
+	return policy.NewCompiler(policy.Input{
+		Subjects: subjects, Network: w.nodes.network, Nodes: w.nodes.list, Own: w.nodes.own,
+		Members: func(s policy.Set) ([]policy.Member, bool) {
+			m := w.members[s.Hash()]
+			return m.list, m.whole
+		},
+	})
+}
+
+// compile is what the policies of work come to.
+func (w work) compile() map[policy.Key]policy.Compiled {
+	known, unknown, compiled := w.compiler(w.known), w.compiler(w.unknown), map[policy.Key]policy.Compiled{}
+	for key, job := range w.jobs {
+		if len(job) == 0 {
+			compiled[key] = policy.Compiled{}
+			continue
+		}
+		c := known.Compile(job, nil)
+		// Those whose labels nobody knows are subjects of every policy of their namespace.
+		all := slices.Clone(job)
+		for i := range all {
+			all[i].Subject = ""
+		}
+		more := unknown.Compile(all, nil)
+		c.Ingress.Allows = merge(c.Ingress.Allows, more.Ingress.Allows)
+		c.Egress.Allows = merge(c.Egress.Allows, more.Egress.Allows)
+		compiled[key] = c
+	}
+	return compiled
+}
+
+// merge is what two groups of pods may by the same policy.
+func merge(a, b []policy.Allow) []policy.Allow {
+	if len(b) == 0 {
+		return a
+	}
+	out := slices.Clone(a)
+	for _, more := range b {
+		i := slices.IndexFunc(out, func(have policy.Allow) bool { return have.Name == more.Name })
+		if i < 0 {
+			out = append(out, more)
+			continue
+		}
+		subjects := slices.Concat(out[i].Subjects, more.Subjects)
+		slices.SortFunc(subjects, netip.Addr.Compare)
+		out[i].Subjects = slices.Compact(subjects)
+	}
+	return out
+}
+
+// write brings work into the switch. What both old and new allow loses nothing: rules that
+// come are first, then what selects pods, then rules that go.
+func (t *Table) write(ctx context.Context, w work) error {
+	compiled := w.compile()
+	var errs []error
+	if w.news {
+		if t.complete {
+			errs = append(errs, t.set(ctx, t.rules.Add(compiled)))
+		}
+		errs = append(errs, t.tellPods(ctx, w.pods))
+	}
+	owners := t.rules.Set(compiled)
+	switch {
+	case !t.complete && !w.open:
+		return errors.Join(append(errs, flowstore.ErrNotReady)...)
+	case !t.complete:
+		errs = append(errs, t.first(ctx))
+	case len(owners) > 0 || t.behind:
+		errs = append(errs, t.set(ctx, owners))
+	}
+	due := t.cfg.Now().Add(staleAtMost)
+	for _, a := range w.unselected {
+		t.flushes[a] = flush{due, 1}
+	}
+	return errors.Join(append(errs, t.flush(ctx, w))...)
+}
+
+// tellPods has pods' own flows say what selects them. Those that have no port yet are told
+// with their first flows.
+func (t *Table) tellPods(ctx context.Context, pods map[netip.Addr]pipeline.PodPolicy) error {
+	ports, told := t.ports(), map[uint32]pipeline.PodPolicy{}
+	for a, p := range pods {
+		if port := ports[a]; port != 0 {
+			told[port] = p
+		}
+	}
+	err := t.cfg.Pods.SetPolicies(ctx, told)
+	if err != nil && !away(err) {
+		return fmt.Errorf("policies: what selects pods: %w", err)
+	}
+	// While nothing can be written they know, and their flows follow.
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for a, p := range pods {
+		if one, ok := t.pods[a]; ok && ports[a] != 0 {
+			one.given = p
+		}
+	}
+	return wrap(err)
+}
+
+// ports are those of pods that are attached, by address.
+func (t *Table) ports() map[netip.Addr]uint32 {
+	ports := map[netip.Addr]uint32{}
+	for _, at := range t.cfg.Attached.List() {
+		if p, ok := podOf(at, ""); ok {
+			ports[p.Address] = at.Port
+		}
+	}
+	return ports
+}
+
+// first tells the store of all rules.
+func (t *Table) first(ctx context.Context) error {
+	var c flowstore.Change
+	c.All(slices.Collect(maps.Values(kinds))...)
+	all := t.rules.All()
+	put(&c, all)
+	r, err := t.cfg.Store.Set(ctx, c)
+	t.complete, t.behind = true, err != nil
+	if err == nil && len(all) > 0 && len(r.Found) == 0 {
+		t.Forgotten() // nothing is there from before, so nobody's connections are known
+	}
+	return wrap(err)
+}
+
+// set gives the store what some owners want now.
+func (t *Table) set(ctx context.Context, owners []pipeline.RuleOwner) (err error) {
+	if len(owners) == 0 {
+		if !t.behind {
+			return nil
+		}
+		_, err = t.cfg.Store.Resync(ctx, AreaName)
+	} else {
+		var c flowstore.Change
+		put(&c, owners)
+		_, err = t.cfg.Store.Set(ctx, c)
+	}
+	t.behind = err != nil
+	return wrap(err)
+}
+
+func put(c *flowstore.Change, owners []pipeline.RuleOwner) {
+	for _, o := range owners {
+		c.Set(flowstore.Owner{Kind: kinds[o.Kind], Name: o.Name}, flowstore.Want{Flows: o.Flows})
+	}
+}
+
+func wrap(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("policies: %w", err)
+}
+
+// flush has the switch forget connections of pods that are selected no longer: what it
+// knows of them grows old. One that is selected again keeps them.
+func (t *Table) flush(ctx context.Context, w work) error {
+	now := t.cfg.Now()
+	for a, f := range t.flushes {
+		switch {
+		case w.pods[a].Selected():
+			delete(t.flushes, a)
+			continue
+		case now.Before(f.due):
+			continue
+		}
+		if err := t.forget(ctx, a); err != nil {
+			return err
+		}
+		if delete(t.flushes, a); f.more > 0 {
+			t.flushes[a] = flush{now.Add(staleAtMost), f.more - 1}
+		}
+	}
+	return nil
+}
+
+// Forget has the switch forget the connections of addresses that are about to be free.
+func (t *Table) Forget(ctx context.Context, addresses ...netip.Addr) error {
+	t.mu.Lock()
+	none := !t.any()
+	t.mu.Unlock()
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	if none && len(t.flushes) == 0 {
+		return nil
+	}
+	for _, a := range addresses {
+		if !a.Is4() {
+			continue
+		}
+		if err := t.forget(ctx, a); err != nil {
+			return err
+		}
+		delete(t.flushes, a)
+	}
+	return nil
+}
+
+// forget has the switch forget the connections of an address, whoever began them.
+func (t *Table) forget(ctx context.Context, a netip.Addr) error {
+	zone := uint16(pipeline.ZonePolicy)
+	for _, orig := range []of.CTTuple{{Src: a}, {Dst: a}} {
+		if t.noFlush {
+			return nil
+		}
+		err := t.cfg.Store.FlushConnections(ctx, of.CTFilter{Zone: &zone, Orig: orig})
+		if errors.Is(err, errors.ErrUnsupported) {
+			t.noFlush = true
+			t.cfg.Logger.Warn("connections of pods that are gone are forgotten when they expire: Open vSwitch before 3.1 cannot be told to")
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("policies: forget connections of %s: %w", a, err)
+		}
+	}
+	return nil
+}
+
+// finish notes what came of work.
+func (t *Table) finish(w work, err error) {
+	size := t.cfg.Store.Size(AreaName)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.why = err
+	now := t.cfg.Now()
+	if err == nil {
+		t.done = w.asked
+		if !w.since.IsZero() {
+			t.cfg.Metrics.eventToFlows.Observe(now.Sub(w.since).Seconds())
+		}
+	} else if !w.since.IsZero() {
+		t.since = w.since
+	}
+	t.measure(size)
+	close(t.settled)
+	t.settled = make(chan struct{})
+}
+
+// next is how long nothing has to be done, if nothing changes.
+func (t *Table) next() time.Duration {
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.cfg.Now()
+	wait := time.Hour
+	at := func(due time.Time) {
+		if !due.IsZero() {
+			wait = min(wait, max(due.Sub(now), 0))
+		}
+	}
+	for _, s := range t.spaces {
+		if !s.late.IsZero() {
+			at(s.late.Add(policiesLate))
+		}
+		for n := range s.olds {
+			at(s.policies[n].since.Add(policiesLate))
+		}
+	}
+	for _, one := range t.pods {
+		if one.given.Midstream {
+			at(one.midstream)
+		}
+	}
+	for _, f := range t.flushes {
+		at(f.due)
+	}
+	if t.told && !t.complete {
+		at(t.started.Add(wholeAtMost))
+	}
+	at(t.keepDue)
+	return wait
+}
+
+// publish tells what the node says of its pods, where that changed; mu is held.
+func (t *Table) publish() {
+	if r := t.record(t.cfg.Host, t.cfg.HostIP); t.cfg.Publish != nil && !reflect.DeepEqual(r, t.published) {
+		t.published = r
+		t.cfg.Publish(r)
+	}
+}

@@ -1,0 +1,52 @@
+package policies
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics are what policies come to on the node.
+type Metrics struct {
+	rules, sets, pods, flows, late prometheus.Gauge
+	eventToFlows                   prometheus.Histogram
+}
+
+// NewMetrics registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+	}
+	m := &Metrics{
+		rules: gauge("policy_rules", "NetworkPolicies that are about pods of this node."),
+		sets:  gauge("policy_sets", "Sets of pods that these policies name as peers."),
+		pods:  gauge("policy_selected_pods", "Pods of this node that policies isolate."),
+		flows: gauge("policy_flows", "Flows of policies' rules in the bridge."),
+		late:  gauge("policy_late_sets", "Sets that are needed and not whole yet: what they allow is closed until then."),
+		eventToFlows: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "k8s_ovs", Name: "policy_event_to_flows_seconds", Help: "Time from news of the records of policies to flows in the bridge.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
+		}),
+	}
+	reg.MustRegister(m.rules, m.sets, m.pods, m.flows, m.late, m.eventToFlows)
+	return m
+}
+
+// measure sets the gauges; mu is held.
+func (t *Table) measure(flows int) {
+	about, selected := 0, 0
+	for _, s := range t.spaces {
+		for n := range s.policies {
+			if r, ok := s.counts(n); ok && len(r.pods) > 0 {
+				about++
+			}
+		}
+	}
+	for _, one := range t.pods {
+		if one.selected.Selected() {
+			selected++
+		}
+	}
+	m := t.cfg.Metrics
+	m.rules.Set(float64(about))
+	m.sets.Set(float64(len(t.needs().sets)))
+	m.pods.Set(float64(selected))
+	m.flows.Set(float64(flows))
+	m.late.Set(float64(t.lateSets()))
+}
