@@ -146,6 +146,36 @@ func TestClosedInParts(t *testing.T) {
 	})
 }
 
+// Where pods come and go all the time, devices are removed between one and the next.
+func TestLateBetween(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const each = 30 * time.Millisecond
+		w := newWorld()
+		a := added(t, w, 1)
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan error)
+		go func() { ended <- a.Run(ctx) }()
+		if err := a.Del(ctx, request(1)); err != nil {
+			t.Error(err)
+		}
+		there := func() int { w.mu.Lock(); defer w.mu.Unlock(); return len(w.links) }
+		for began := time.Now(); there() > 0; {
+			end := a.leaving.begin()
+			time.Sleep(each)
+			if synctest.Wait(); there() == 0 || time.Since(began) > 2*leavingAtMost {
+				t.Errorf("after %s: %d devices while something is attached", time.Since(began), there())
+				break
+			}
+			end()
+			if synctest.Wait(); there() == 0 && time.Since(began) < leavingAtMost {
+				t.Errorf("devices go after %s, want %s or more", time.Since(began), leavingAtMost)
+			}
+		}
+		stop()
+		<-ended
+	})
+}
+
 // Those who wait for the ports to be closed wait for one run, and not for each other's.
 func TestOneRunForAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -244,7 +274,7 @@ func TestLateAlways(t *testing.T) {
 				w.mu.Unlock()
 			}
 		}
-		if diff := cmp.Diff([]time.Duration{leavingAtMost}, took); diff != "" {
+		if diff := cmp.Diff([]time.Duration{2 * leavingAtMost}, took); diff != "" {
 			t.Error(diff)
 		}
 		end()

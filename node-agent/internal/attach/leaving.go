@@ -28,8 +28,8 @@ const (
 	// userspace datapath), and takes neither ports nor flows meanwhile: so long pods that
 	// come, and all news, wait.
 	closePart = 16
-	// leavingAtMost and leavingPods are how long, and of how many pods, it may be left. Then
-	// it is removed however much comes and goes.
+	// leavingAtMost is how long it may be left: then it is removed in the first moment in which nothing
+	// is attached or detached. After twice that, and with leavingPods, it is removed however much comes and goes.
 	leavingAtMost = 500 * time.Millisecond
 	leavingPods   = 128
 	// waitersAtOnce is how many may wait for one run of what follows DEL: all of them.
@@ -147,8 +147,9 @@ func tell(news chan struct{}) {
 	}
 }
 
-// due waits until there is something to take down, and then for a quiet moment, but not
-// long. What was tried before waits for retry.
+// due waits until there is something to take down, and then for a quiet time. Where that does
+// not come soon any moment will do, and then any at all: what is attached meanwhile waits for
+// the lock of devices. What was tried before waits for retry.
 func (l *leaving) due(ctx context.Context, retry <-chan time.Time) error {
 	state := func() (waiting, active int) {
 		l.mu.Lock()
@@ -160,20 +161,20 @@ func (l *leaving) due(ctx context.Context, retry <-chan time.Time) error {
 		}
 		return waiting, l.active
 	}
-	quiet, late := time.NewTimer(calm), time.NewTimer(leavingAtMost)
+	quiet, more := time.NewTimer(calm), time.NewTimer(leavingAtMost)
 	defer quiet.Stop()
-	defer late.Stop()
-	began := false
+	defer more.Stop()
+	began, late := false, false
 	for {
 		waiting, active := state()
 		switch {
-		case waiting >= leavingPods:
+		case waiting >= leavingPods || late && waiting > 0 && active == 0:
 			return nil
 		case waiting == 0:
-			began = false
+			began, late = false, false
 		case !began:
 			began = true
-			late.Reset(leavingAtMost)
+			more.Reset(leavingAtMost)
 		}
 		select {
 		case <-ctx.Done():
@@ -186,10 +187,12 @@ func (l *leaving) due(ctx context.Context, retry <-chan time.Time) error {
 			if waiting > 0 && active == 0 {
 				return nil
 			}
-		case <-late.C:
-			if waiting > 0 {
+		case <-more.C:
+			if late && waiting > 0 {
 				return nil
 			}
+			late = waiting > 0
+			more.Reset(leavingAtMost)
 		}
 	}
 }
