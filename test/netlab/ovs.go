@@ -144,11 +144,15 @@ func (o OVS) start(ctx context.Context, name string, args []string, ready func()
 	if p, ok := s.Processes[o.process(name)]; ok && p.Alive() {
 		return fmt.Errorf("%s runs already (pid %d)", p.Name, p.PID)
 	}
+	env := o.env()
+	if name == "ovs-vswitchd" {
+		env = append(env, "GLIBC_TUNABLES=glibc.malloc.tcache_count=64:glibc.malloc.tcache_max=2048") // as manifests/image/start-ovs-vswitchd
+	}
 	return o.lab.run(ctx, command{
 		name:  o.process(name),
 		netns: o.lab.nodeNetns(o.node),
 		args:  args,
-		env:   o.env(),
+		env:   env,
 		log:   filepath.Join(o.dir(), name+".log"),
 	}, 20*time.Second, ready)
 }
