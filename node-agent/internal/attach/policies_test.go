@@ -20,7 +20,6 @@ import (
 // judges are policies that select every pod. They note what they are told, and what there is
 // of the pod then.
 type judges struct {
-	noPolicies
 	w    *world
 	a    *Attacher
 	told []string
