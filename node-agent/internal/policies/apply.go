@@ -244,11 +244,9 @@ func (w work) compile() map[policy.Key]policy.Compiled {
 			continue
 		}
 		c := known.Compile(job, nil)
-		// Those whose labels nobody knows are subjects of every policy of their namespace.
-		all := slices.Clone(job)
-		for i := range all {
-			all[i].Subject = ""
-		}
+		// Those whose labels nobody knows are isolated by every policy of their namespace, and
+		// allowed what all of its pods are: another's openness is not theirs.
+		all := slices.DeleteFunc(slices.Clone(job), func(p policy.Policy) bool { return p.Subject != "" })
 		more := unknown.Compile(all, nil)
 		c.Ingress.Allows = merge(c.Ingress.Allows, more.Ingress.Allows)
 		c.Egress.Allows = merge(c.Egress.Allows, more.Egress.Allows)

@@ -230,6 +230,13 @@ func (w *world) del(a netip.Addr, name string) {
 	synctest.Wait()
 }
 
+// state is a part of the world, as it is now.
+func state[V any](w *world, part *V) V {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return *part
+}
+
 // selects is what the flows of a pod say.
 func (w *world) selects(a netip.Addr) pipeline.PodPolicy {
 	w.mu.Lock()
@@ -297,21 +304,36 @@ func TestADDWaitsNotLong(t *testing.T) {
 	})
 }
 
-// A pod whose labels nobody knows is selected by every policy, until they come.
+// A pod whose labels nobody knows is isolated by every policy, until they come, and allowed only
+// what those allow that are about all pods.
 func TestADDWithoutLabels(t *testing.T) {
-	inTime(t, Copy{}, func(w *world) {
-		w.see(shopWith(1, client))
-		w.add(db1, "db-1", nil)
-		if w.selects(db1) != inward {
-			t.Errorf("without labels it is %+v", w.selects(db1))
-		}
-		w.happened("rules come")
-		w.show(map[string]map[string]string{"db-1": app("db")})
-		if w.selects(db1).Selected() {
-			t.Errorf("with labels it is %+v", w.selects(db1))
-		}
-		w.happened("pods", "rules go")
-	})
+	all := allowing("all", "")
+	all.Subject = ""
+	for name, test := range map[string]struct {
+		policies []policy.Policy
+		rules    []string
+		labelled []string
+		selected bool
+	}{
+		"of another's policy": {[]policy.Policy{allowing("a", "web")}, nil, []string{"pods"}, false},
+		"of all pods' policy": {[]policy.Policy{allowing("a", "web"), all}, []string{"rules come"}, nil, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, Copy{}, func(w *world) {
+				w.see(withMembers(viewAt(1, test.policies...), 1, true, client))
+				w.add(db1, "db-1", nil)
+				if w.selects(db1) != inward {
+					t.Errorf("without labels it is %+v", w.selects(db1))
+				}
+				w.happened(test.rules...)
+				w.show(map[string]map[string]string{"db-1": app("db")})
+				if w.selects(db1).Selected() != test.selected {
+					t.Errorf("with labels it is %+v", w.selects(db1))
+				}
+				w.happened(test.labelled...)
+			})
+		})
+	}
 }
 
 // show has the API server show pods with labels.
@@ -378,18 +400,18 @@ func TestLabelsChange(t *testing.T) {
 		}
 		w.show(map[string]map[string]string{"web-1": app("web"), "db-1": app("db")})
 		w.happened("pods", "rules go")
-		if len(w.flushed) > 0 {
-			t.Errorf("%q is forgotten while the datapath may still track it", w.flushed)
+		if got := state(w, &w.flushed); len(got) > 0 {
+			t.Errorf("%q is forgotten while the datapath may still track it", got)
 		}
 		time.Sleep(staleAtMost)
 		synctest.Wait()
-		if len(w.flushed) != 2 || !strings.Contains(w.flushed[0]+w.flushed[1], db1.String()) {
-			t.Errorf("%q is forgotten", w.flushed)
+		if got := state(w, &w.flushed); len(got) != 2 || !strings.Contains(got[0]+got[1], db1.String()) {
+			t.Errorf("%q is forgotten", got)
 		}
 		time.Sleep(10 * staleAtMost)
 		synctest.Wait()
-		if len(w.flushed) != 4 {
-			t.Errorf("%q is forgotten in the end", w.flushed)
+		if got := state(w, &w.flushed); len(got) != 4 {
+			t.Errorf("%q is forgotten in the end", got)
 		}
 	})
 }
@@ -401,8 +423,8 @@ func TestPolicyComesAndGoes(t *testing.T) {
 		w.add(web1, "web-1", app("web"))
 		w.see(shopWith(2, client))
 		w.happened("rules come", "pods")
-		if !slices.Equal(w.published.Pods[0].Ingress, []string{"a"}) {
-			t.Errorf("published is %+v", w.published)
+		if got := state(w, &w.published); !slices.Equal(got.Pods[0].Ingress, []string{"a"}) {
+			t.Errorf("published is %+v", got)
 		}
 		w.see(shopWith(3, client, "172.11.4.10"))
 		w.happened("rules come")
@@ -410,7 +432,7 @@ func TestPolicyComesAndGoes(t *testing.T) {
 		w.happened("rules go")
 		w.see(viewAt(5))
 		w.happened("pods", "rules go")
-		if w.selects(web1).Selected() || w.added != w.gone || w.flows.Size(AreaName) != 0 {
+		if w.selects(web1).Selected() || state(w, &w.added) != state(w, &w.gone) || w.flows.Size(AreaName) != 0 {
 			t.Errorf("left are %+v, %d flows", w.selects(web1), w.flows.Size(AreaName))
 		}
 	})
@@ -441,8 +463,8 @@ func TestReplacedWithItsSets(t *testing.T) {
 					Value: topology.SetMembers{Of: topology.AddressSet{PodSet: others.Record(), Whole: true}, Chunks: policy.Chunks([]policy.Member{{Address: netip.MustParseAddr(client)}})}, Revision: 3,
 				}
 				w.see(whole)
-				if w.gone == 0 || w.added == 0 {
-					t.Errorf("%d flows came and %d went", w.added, w.gone)
+				if added, gone := state(w, &w.added), state(w, &w.gone); gone == 0 || added == 0 {
+					t.Errorf("%d flows came and %d went", added, gone)
 				}
 			})
 			inTime(t, Copy{}, func(w *world) {
@@ -556,7 +578,7 @@ func TestStartFromCopy(t *testing.T) {
 		w.add(web1, "web-1", app("web"))
 		time.Sleep(2 * keepEvery)
 		synctest.Wait()
-		c = w.kept
+		c = state(w, &w.kept)
 	})
 	if len(c.Pods) != 1 || !c.Pods[0].Selected || !maps.Equal(c.Pods[0].Labels, app("web")) {
 		t.Fatalf("the copy has %+v", c.Pods)
@@ -617,15 +639,15 @@ func TestPublished(t *testing.T) {
 			{Namespace: "shop", Name: "web-1", UID: "u-web-1", Address: web1, Ingress: []string{"a"}},
 		}}
 		address := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-		if diff := cmp.Diff(want, w.published, address); diff != "" {
+		if diff := cmp.Diff(want, state(w, &w.published), address); diff != "" {
 			t.Errorf("published (-want +got):\n%s", diff)
 		}
-		w.table.Published(w.published, 5)
+		w.table.Published(state(w, &w.published), 5)
 		w.del(web1, "web-1")
-		if len(w.published.Pods) != 0 || w.table.Reusable(web1) {
-			t.Errorf("published is %+v", w.published)
+		if got := state(w, &w.published); len(got.Pods) != 0 || w.table.Reusable(web1) {
+			t.Errorf("published is %+v", got)
 		}
-		w.table.Published(w.published, 6)
+		w.table.Published(state(w, &w.published), 6)
 		time.Sleep(reuseAfter)
 		if w.table.Reusable(web1) {
 			t.Error("the address is free before that was acknowledged")
