@@ -19,7 +19,6 @@ var reasons = []struct {
 	name   *regexp.Regexp
 	reason string
 }{
-	{regexp.MustCompile(`NetworkPolicy|Netpol`), "network policies: k8s-ovs separates tenants and enforces no policies"},
 	{regexp.MustCompile(`LoadBalancer|load balancer|Loadbalancing|Ingress|GCE|Firewall`), "needs a cloud's load balancers"},
 	{regexp.MustCompile(`(?i)IPv6|dual.?stack`), "k8s-ovs is IPv4 only"},
 	{regexp.MustCompile(`(?i)internet|Networking-IPv4|upstream`), "needs the internet"},
