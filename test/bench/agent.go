@@ -87,16 +87,26 @@ func (b *bench) manyNodes(ctx context.Context, r records) error {
 
 // resident is VmRSS of n1's agent (proc(5)), in MB of 10^6 bytes.
 func (b *bench) resident() (float64, error) {
-	p, err := b.lab.Agent("n1").Get()
+	pid, err := b.lab.Agent("n1").Program()
 	if err != nil {
 		return 0, err
 	}
-	text := field(filepath.Join("/proc", fmt.Sprint(p.PID), "status"), "VmRSS")
+	text := field(filepath.Join("/proc", fmt.Sprint(pid), "status"), "VmRSS")
 	kb, err := strconv.ParseFloat(strings.TrimSuffix(text, " kB"), 64)
 	if err != nil {
 		return 0, fmt.Errorf("memory of n1's agent: VmRSS %q: %w", text, err)
 	}
 	return kb * 1024 / 1e6, nil
+}
+
+// residentLater is resident when an agent that has just started has looked back.
+func (b *bench) residentLater(ctx context.Context) (float64, error) {
+	select {
+	case <-time.After(lookedBack):
+		return b.resident()
+	case <-ctx.Done():
+		return 0, context.Cause(ctx)
+	}
 }
 
 // restarts measures the agent's start: with its flows there, under traffic, and
@@ -121,12 +131,7 @@ func (b *bench) restarts(ctx context.Context, size string) error {
 		}
 		cold = append(cold, took)
 	}
-	select {
-	case <-time.After(lookedBack):
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-	after, err := b.resident()
+	after, err := b.residentLater(ctx)
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,8 @@ var measurements = []measurement{
 	{"services", services},
 	{"service-traffic", serviceTraffic},
 	{"limits", limits},
+	{"policies", policies},
+	{"policy-traffic", policyTraffic},
 	{"tenants", tenants},
 	{"change", change},
 	{"cni-full", cniFull},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -19,6 +20,8 @@ type comparison struct {
 	rare bool
 	// free is for what has no bar: fewer turns, and shorter.
 	free bool
+	// bar is that of both rows where it is another than usual.
+	bar *bar
 }
 
 // compare measures a comparison's round trips, then its throughput.
@@ -48,7 +51,7 @@ func (b *bench) compare(ctx context.Context, c comparison) error {
 // Where both sides have the same pairs its ratio is the median of the turns',
 // in which what the machine else does cancels out.
 func trafficRow(name, title, unit string, x [sides][]float64, c comparison) Row {
-	r := compared(name, title, unit, average(x[ours]), average(x[reference]), len(x[ours]), ratioAtLeast(0.95))
+	r := compared(name, title, unit, average(x[ours]), average(x[reference]), len(x[ours]), cmp.Or(c.bar, ratioAtLeast(0.95)))
 	if c.free {
 		r.bar = nil
 	}

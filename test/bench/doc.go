@@ -13,6 +13,6 @@
 //	go run ./test/bench -short -out DIR # few repetitions, for CI
 //
 // It removes all it has made, also when it is interrupted. After a SIGKILL,
-// `netlab down --name bench-PID` does, and the same with bench-PID-many, the lab that many
-// new namespaces have for themselves.
+// `netlab down --name bench-PID` does, and the same with bench-PID-many and bench-PID-policies,
+// the labs that many new namespaces and network policies have for themselves.
 package main
