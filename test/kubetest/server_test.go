@@ -22,6 +22,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
@@ -205,18 +206,32 @@ func TestServerPolicies(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
 	policies := client.WatchNetworkPolicies(ctx)
-	if got := <-policies; len(got) != 0 || ctx.Err() != nil {
-		t.Fatalf("told %v", got)
+	next := func() map[policy.Key]*kube.NetworkPolicy {
+		t.Helper()
+		select {
+		case <-policies.News():
+		case <-ctx.Done():
+			t.Fatal("nothing is told")
+		}
+		changed, ok := policies.Take()
+		if !ok {
+			t.Fatal("told before all were seen")
+		}
+		return changed
+	}
+	if got := next(); len(got) != 0 {
+		t.Errorf("told %v", got)
 	}
 	deny := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "deny", UID: "u"}}
 	put(t, s, deny)
-	if got := <-policies; got["u"].Ref() != (kube.ObjectRef{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Namespace: "a", Name: "deny", UID: "u"}) {
+	key := policy.Key{Namespace: "a", Name: "deny"}
+	if got := next()[key]; got == nil || got.Ref() != (kube.ObjectRef{APIVersion: "networking.k8s.io/v1", Kind: "NetworkPolicy", Namespace: "a", Name: "deny", UID: "u"}) {
 		t.Errorf("told %v", got)
 	}
 	if err := s.Delete(deny); err != nil {
 		t.Fatal(err)
 	}
-	if got := <-policies; len(got) != 0 || ctx.Err() != nil {
+	if got := next(); len(got) != 1 || got[key] != nil {
 		t.Errorf("told %v", got)
 	}
 }

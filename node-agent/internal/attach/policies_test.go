@@ -117,7 +117,7 @@ func TestPoliciesOfPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	finished(t, b)
-	want := []string{"enter u1, lease", "await, flows {Ingress:true Egress:false Midstream:false}, lease", "leave, lease", "forget, lease"}
+	want := []string{"enter u1, lease", fmt.Sprintf("await, flows %+v, lease", pipeline.PodPolicy{Ingress: true}), "leave, lease", "forget, lease"}
 	if diff := cmp.Diff(want, append(j.told, again.told...)); diff != "" {
 		t.Errorf("policies are told (-want +got):\n%s", diff)
 	}
