@@ -423,8 +423,21 @@ func (t *Table) Forget(ctx context.Context, addresses ...netip.Addr) error {
 	return nil
 }
 
+// forgetPasses is how often the switch is asked to forget the same: Open vSwitch 3.1 takes
+// connections out of its table while it walks through it, and so passes over one in five.
+const forgetPasses = 5
+
 // forget has the switch forget the connections of an address, whoever began them.
 func (t *Table) forget(ctx context.Context, a netip.Addr) error {
+	for range forgetPasses {
+		if err := t.forgetOnce(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (t *Table) forgetOnce(ctx context.Context, a netip.Addr) error {
 	zone := uint16(pipeline.ZonePolicy)
 	for _, orig := range []of.CTTuple{{Src: a}, {Dst: a}} {
 		if t.noFlush {

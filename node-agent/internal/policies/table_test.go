@@ -405,12 +405,12 @@ func TestLabelsChange(t *testing.T) {
 		}
 		time.Sleep(staleAtMost)
 		synctest.Wait()
-		if got := state(w, &w.flushed); len(got) != 2 || !strings.Contains(got[0]+got[1], db1.String()) {
+		if got := state(w, &w.flushed); len(got) != 2*forgetPasses || !strings.Contains(got[0]+got[1], db1.String()) {
 			t.Errorf("%q is forgotten", got)
 		}
 		time.Sleep(10 * staleAtMost)
 		synctest.Wait()
-		if got := state(w, &w.flushed); len(got) != 4 {
+		if got := state(w, &w.flushed); len(got) != 4*forgetPasses {
 			t.Errorf("%q is forgotten in the end", got)
 		}
 	})
