@@ -501,6 +501,9 @@ func (t *Table) next() time.Duration {
 		if one.given.Midstream {
 			at(one.midstream)
 		}
+		if !one.since.IsZero() {
+			at(one.since.Add(policiesLate))
+		}
 	}
 	for _, f := range t.flushes {
 		at(f.due)

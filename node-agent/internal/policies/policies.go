@@ -276,7 +276,7 @@ func (t *Table) read(one *pod) bool {
 	if !ok || !shown.Is(one.UID) {
 		shown, ok = t.early[key]
 	}
-	if !ok || !shown.Is(one.UID) || !t.label(one, shown.Labels) {
+	if !ok || !shown.Is(one.UID) || !t.label(one, shown.Labels, t.cfg.Now()) {
 		return false
 	}
 	one.asked = t.asked + 1

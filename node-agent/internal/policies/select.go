@@ -33,6 +33,10 @@ type pod struct {
 	// namespace.
 	labels   map[string]string
 	labelled bool
+	// pending are its labels, where they are others since the time that it has: they count
+	// once the sets were read that they make needed.
+	pending map[string]string
+	since   time.Time
 	// fresh is that it came since its namespace's policies changed: it follows the newest
 	// at once, as it has no connections that could be lost.
 	fresh bool
@@ -450,15 +454,48 @@ func (p *picture) leave(a netip.Addr) {
 	}
 }
 
-// label notes what a pod's labels are, and reports whether that is news.
-func (p *picture) label(one *pod, labels map[string]string) bool {
-	if one.labelled && maps.Equal(one.labels, labels) {
+// label notes what a pod's labels are, and reports whether that is news. Others of a pod that
+// runs count when the sets have come that they make needed, or were waited for long enough:
+// see [picture.settle].
+func (p *picture) label(one *pod, labels map[string]string, now time.Time) bool {
+	switch {
+	case !one.since.IsZero() && maps.Equal(one.pending, labels):
 		return false
+	case one.labelled && maps.Equal(one.labels, labels):
+		if one.since.IsZero() {
+			return false
+		}
+		one.pending, one.since, p.need = nil, time.Time{}, nil
+	case one.labelled && one.told:
+		if one.since.IsZero() {
+			one.since = now
+		}
+		one.pending, p.need = labels, nil
+	default:
+		p.relabel(one, labels)
 	}
+	return true
+}
+
+// relabel makes these the labels of a pod that count.
+func (p *picture) relabel(one *pod, labels map[string]string) {
 	one.labels, one.labelled = labels, true
+	one.pending, one.since, p.need = nil, time.Time{}, nil
 	p.concern(one)
 	p.spaces[one.Namespace].choose(one)
-	return true
+}
+
+// becomes are the policies that are about a pod once its pending labels count.
+func (s *space) becomes(one *pod) (list []*rules) {
+	if one.since.IsZero() {
+		return nil
+	}
+	for n := range s.policies {
+		if r, ok := s.counts(n); ok && r.matches(one.pending) {
+			list = append(list, r)
+		}
+	}
+	return list
 }
 
 // concern notes that a pod is another now, for the policies that are or were about it.
@@ -470,8 +507,15 @@ func (p *picture) concern(one *pod) {
 	}
 }
 
-// settle has namespaces follow their newest isolation as far as it is time.
+// settle has namespaces follow their newest isolation, and pods their labels, as far as it is
+// time.
 func (p *picture) settle(now time.Time) {
+	for _, one := range p.pods {
+		late := func(r *rules) bool { return !r.come(p.members) }
+		if !one.since.IsZero() && !(now.Before(one.since.Add(policiesLate)) && slices.ContainsFunc(p.spaces[one.Namespace].becomes(one), late)) {
+			p.relabel(one, one.pending)
+		}
+	}
 	for name, s := range p.spaces {
 		waited := !s.late.IsZero()
 		p.soil(name, s.settle(now, p.members))
@@ -490,6 +534,13 @@ func (p *picture) needs() wanted {
 	}
 	var namespaces []string
 	needed := map[string]bool{}
+	for _, one := range p.pods {
+		for _, r := range p.spaces[one.Namespace].becomes(one) {
+			for _, hash := range r.sets {
+				needed[hash] = true
+			}
+		}
+	}
 	for name, s := range p.spaces {
 		if len(s.newest)+len(s.force) > 0 {
 			namespaces = append(namespaces, name)

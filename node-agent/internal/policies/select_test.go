@@ -238,9 +238,9 @@ func TestOnlyWhatChangesIsCompiled(t *testing.T) {
 	dirty("a pod comes", "b")
 	p.see(withMembers(v(1), 2, true, "172.11.0.9", "172.11.0.10"), noon)
 	dirty("a set changes", "a")
-	p.label(one, app("db"))
+	p.label(one, app("db"), noon)
 	dirty("labels change", "a", "b")
-	if p.label(one, app("db")) {
+	if p.label(one, app("db"), noon) {
 		t.Error("the same labels are news")
 	}
 	dirty("labels do not change")

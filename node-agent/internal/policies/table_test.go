@@ -416,6 +416,40 @@ func TestLabelsChange(t *testing.T) {
 	})
 }
 
+// What a pod's new labels make it isolated by waits for the sets of it, but not for long: what was
+// allowed before and is after goes on.
+func TestLabelsWaitForSets(t *testing.T) {
+	for name, comes := range map[string]bool{"they come": true, "they are late": false} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, Copy{}, func(w *world) {
+				w.see(viewAt(1, allowing("a", "web")))
+				w.add(db1, "db-1", app("db"))
+				w.show(map[string]map[string]string{"db-1": app("db")})
+				w.happened()
+				w.show(map[string]map[string]string{"db-1": app("web")})
+				time.Sleep(policiesLate / 2)
+				synctest.Wait()
+				if w.happened(); w.selects(db1).Selected() {
+					t.Error("it is isolated before its rules can be known")
+				}
+				if !slices.Contains(state(w, &w.wanted).sets, clients.Hash()) {
+					t.Errorf("wanted are the sets %q", state(w, &w.wanted).sets)
+				}
+				if comes {
+					w.see(shopWith(1, client))
+					w.happened("rules come", "pods")
+				} else {
+					time.Sleep(policiesLate / 2)
+					synctest.Wait()
+				}
+				if !w.selects(db1).Selected() {
+					t.Error("it is not isolated")
+				}
+			})
+		})
+	}
+}
+
 // A policy that comes isolates behind its rules; one that goes frees before its rules go.
 func TestPolicyComesAndGoes(t *testing.T) {
 	inTime(t, Copy{}, func(w *world) {
