@@ -303,6 +303,10 @@ func TestAffinity(t *testing.T) {
 	}
 }
 
+// forwarded is the answer of a1 to what the node forwards and masquerades: its own processes
+// have the gateway's address, this the last of the node's subnet.
+const forwarded = "a1 172.11.3.255"
+
 // TestKubeProxy: the node translates, the bridge checks tenants both ways.
 func TestKubeProxy(t *testing.T) {
 	l := newLab(t, pipeline.KubeProxy)
@@ -331,7 +335,7 @@ func TestKubeProxy(t *testing.T) {
 	l.udp("a2", vip.String()+":54").reach(10, "refused") // the ICMP error is about the service's address
 	l.reach("a2", podAddr(0).String()+":8080", "a1 172.11.0.3")
 	l.reach("b1", podAddr(0).String()+":8080", "nothing")
-	l.reach("b1", self.String()+":30080", "a1 172.11.0.1") // ports of the node are public
+	l.reach("b1", self.String()+":30080", forwarded) // ports of the node are public
 
 	l.set(svc(tcpPort("b1")))
 	translate(podAddr(2).String())
@@ -356,11 +360,11 @@ func TestNodePort(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	l.reach("a2", self.String()+":30080", "a1 172.11.0.1")
-	l.reach("b1", self.String()+":30080", "a1 172.11.0.1")
-	l.reach("a1", self.String()+":30080", "a1 172.11.0.1")
-	l.reach("b1", vip.String()+":80", "refused")           // never by the node
-	l.reach("b1", outside.String()+":80", "a1 172.11.0.1") // an external IP
+	l.reach("a2", self.String()+":30080", forwarded)
+	l.reach("b1", self.String()+":30080", forwarded)
+	l.reach("a1", self.String()+":30080", forwarded)
+	l.reach("b1", vip.String()+":80", "refused")     // never by the node
+	l.reach("b1", outside.String()+":80", forwarded) // an external IP
 	s := svc(tcpPort("a1"))
 	s.Ports[0].VIP = outside // a service's own address, where the service network does not have it
 	l.set(s)
