@@ -15,6 +15,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // writer is what is known of the switch. Who has [Table.writing] has it.
@@ -515,9 +516,14 @@ func (t *Table) next() time.Duration {
 	return wait
 }
 
-// publish tells what the node says of its pods, where that changed; mu is held.
+// publish tells what the node says of its pods, where that changed; mu is held. While there
+// are no policies that is nothing, whatever comes and goes.
 func (t *Table) publish() {
-	if r := t.record(t.cfg.Host, t.cfg.HostIP); t.cfg.Publish != nil && !reflect.DeepEqual(r, t.published) {
+	r := topology.NodePods{Host: t.cfg.Host, HostIP: t.cfg.HostIP, Pods: []topology.NodePod{}}
+	if t.any() {
+		r.Pods = t.list()
+	}
+	if t.cfg.Publish != nil && !reflect.DeepEqual(r, t.published) {
 		t.published = r
 		t.cfg.Publish(r)
 	}

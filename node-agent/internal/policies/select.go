@@ -603,15 +603,15 @@ func (p *picture) whole() bool {
 	return p.told && p.lateSets() == 0
 }
 
-// record is what the node tells the leader of its pods, in order of their addresses.
-func (p *picture) record(host string, hostIP netip.Addr) topology.NodePods {
-	out := topology.NodePods{Host: host, HostIP: hostIP, Pods: []topology.NodePod{}}
+// list is what the node tells the leader of its pods, in order of their addresses.
+func (p *picture) list() []topology.NodePod {
+	out := []topology.NodePod{}
 	for _, one := range p.pods {
-		out.Pods = append(out.Pods, topology.NodePod{
+		out = append(out, topology.NodePod{
 			Namespace: one.Namespace, Name: one.Name, UID: one.UID, Address: one.Address, Ingress: one.selected.ingress, Egress: one.selected.egress,
 		})
 	}
-	slices.SortFunc(out.Pods, func(a, b topology.NodePod) int { return a.Address.Compare(b.Address) })
+	slices.SortFunc(out, func(a, b topology.NodePod) int { return a.Address.Compare(b.Address) })
 	return out
 }
 

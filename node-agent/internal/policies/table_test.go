@@ -455,6 +455,13 @@ func TestPolicyComesAndGoes(t *testing.T) {
 	inTime(t, Copy{}, func(w *world) {
 		w.see(viewAt(1))
 		w.add(web1, "web-1", app("web"))
+		untold := func() {
+			t.Helper()
+			if got := state(w, &w.published); !got.HostIP.IsValid() || len(got.Pods) > 0 {
+				t.Errorf("without policies, published is %+v", got)
+			}
+		}
+		untold()
 		w.see(shopWith(2, client))
 		w.happened("rules come", "pods")
 		if got := state(w, &w.published); !slices.Equal(got.Pods[0].Ingress, []string{"a"}) {
@@ -466,6 +473,7 @@ func TestPolicyComesAndGoes(t *testing.T) {
 		w.happened("rules go")
 		w.see(viewAt(5))
 		w.happened("pods", "rules go")
+		untold()
 		if w.selects(web1).Selected() || state(w, &w.added) != state(w, &w.gone) || w.flows.Size(AreaName) != 0 {
 			t.Errorf("left are %+v, %d flows", w.selects(web1), w.flows.Size(AreaName))
 		}
