@@ -516,11 +516,15 @@ func (t *Table) next() time.Duration {
 	return wait
 }
 
-// publish tells what the node says of its pods, where that changed; mu is held. While there
-// are no policies that is nothing, whatever comes and goes.
+// publish tells what the node says of its pods, where that changed; mu is held. Where there
+// have been no policies for long that is nothing, whatever comes and goes.
 func (t *Table) publish() {
 	r := topology.NodePods{Host: t.cfg.Host, HostIP: t.cfg.HostIP, Pods: []topology.NodePod{}}
+	now := t.cfg.Now()
 	if t.any() {
+		t.tellUntil = now.Add(tellFor)
+	}
+	if now.Before(t.tellUntil) {
 		r.Pods = t.list()
 	}
 	if t.cfg.Publish != nil && !reflect.DeepEqual(r, t.published) {

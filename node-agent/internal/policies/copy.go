@@ -51,7 +51,10 @@ type CopiedPod struct {
 
 // kept is what was handed on last.
 type kept struct {
+	// published is what the node told of its pods, tellUntil until when it does without
+	// policies.
 	published topology.NodePods
+	tellUntil time.Time
 	// keepDue is when the next copy is to be made; zero where nothing changed. keptAt is when
 	// the last was, keptAsked what it has.
 	keepDue, keptAt time.Time

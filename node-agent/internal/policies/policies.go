@@ -61,6 +61,9 @@ const (
 	// reuseAfter is how long nobody gets an address that was freed, besides that its removal
 	// was acknowledged: so long nodes may take to follow.
 	reuseAfter = 10 * time.Second
+	// tellFor is how long the node goes on telling of its pods when the last policy is gone,
+	// as one may come in its place.
+	tellFor = 10 * time.Minute
 )
 
 // Store is where rules go; [flowstore.Store] is one.

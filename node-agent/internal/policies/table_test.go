@@ -457,6 +457,7 @@ func TestPolicyComesAndGoes(t *testing.T) {
 		w.add(web1, "web-1", app("web"))
 		untold := func() {
 			t.Helper()
+			synctest.Wait()
 			if got := state(w, &w.published); !got.HostIP.IsValid() || len(got.Pods) > 0 {
 				t.Errorf("without policies, published is %+v", got)
 			}
@@ -473,10 +474,15 @@ func TestPolicyComesAndGoes(t *testing.T) {
 		w.happened("rules go")
 		w.see(viewAt(5))
 		w.happened("pods", "rules go")
-		untold()
+		if got := state(w, &w.published); len(got.Pods) != 1 {
+			t.Errorf("right after the last policy, published is %+v", got)
+		}
 		if w.selects(web1).Selected() || state(w, &w.added) != state(w, &w.gone) || w.flows.Size(AreaName) != 0 {
 			t.Errorf("left are %+v, %d flows", w.selects(web1), w.flows.Size(AreaName))
 		}
+		time.Sleep(tellFor)
+		w.add(db1, "db-1", app("db"))
+		untold()
 	})
 }
 
@@ -629,8 +635,11 @@ func TestStartFromCopy(t *testing.T) {
 		w.table.UseCopy(c)
 		at := attachment(web1, "web-1")
 		w.table.Load([]attach.Attachment{at})
-		if got := w.table.Selection(at); got != inward {
-			t.Errorf("it is %+v", got)
+		synctest.Wait()
+		lost := inward // the switch has none of the rules, and so none of the connections
+		lost.Midstream = true
+		if got := w.table.Selection(at); got != lost {
+			t.Errorf("it is %+v, want %+v", got, lost)
 		}
 		time.Sleep(labelsAtMost)
 		if err := w.table.Known(); err != nil {
