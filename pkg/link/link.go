@@ -194,50 +194,13 @@ func (n *NS) EnsureAddress(name string, p netip.Prefix) (changed bool, err error
 	return err == nil, nil
 }
 
-// EnsurePeerAddress gives the device an IPv4 address with a peer, and reports whether it had
-// not got it. The kernel masquerades with it what leaves by the device to the next hop peer
-// (inet_select_addr); no route is made for the peer.
-func (n *NS) EnsurePeerAddress(name string, a, peer netip.Addr) (changed bool, err error) {
-	l, err := n.Existing(name)
-	if err != nil {
-		return false, err
-	}
-	have, err := n.allAddresses(unix.AF_INET)
-	if err != nil {
-		return false, err
-	}
-	own, other := netip.PrefixFrom(a, a.BitLen()), netip.PrefixFrom(peer, peer.BitLen())
-	for _, h := range have {
-		address, _ := prefixOf(h.IPNet)
-		toward, ok := prefixOf(h.Peer)
-		if ok && h.LinkIndex == l.Index && address == own && toward == other {
-			return false, nil
-		}
-	}
-	err = n.nl.AddrAdd(byIndex(l), &netlink.Addr{IPNet: ipNet(own), Peer: ipNet(other), Flags: unix.IFA_F_NOPREFIXROUTE})
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return false, fmt.Errorf("adding address %s with peer %s to %s: %w", a, peer, name, err)
-	}
-	return err == nil, nil
-}
-
 // DeleteAddress takes the address from the device; one that is not there is no error.
 func (n *NS) DeleteAddress(name string, p netip.Prefix) error {
 	l, ok, err := n.Link(name)
 	if err != nil || !ok {
 		return err
 	}
-	have, err := n.allAddresses(familyOf(p.Addr()))
-	if err != nil {
-		return err
-	}
-	gone := netlink.Addr{IPNet: ipNet(p)}
-	for _, a := range have {
-		if q, ok := prefixOf(a.IPNet); ok && q == p && a.LinkIndex == l.Index {
-			gone.Peer = a.Peer // one that has a peer is named by it, too
-		}
-	}
-	err = n.nl.AddrDel(byIndex(l), &gone)
+	err = n.nl.AddrDel(byIndex(l), &netlink.Addr{IPNet: ipNet(p)})
 	if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("removing address %s from %s: %w", p, name, err)
 	}

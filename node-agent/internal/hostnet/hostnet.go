@@ -149,10 +149,8 @@ func matches(have []*knftables.Rule, want map[string][]string) bool {
 	return true
 }
 
-// ensureDevice sets the gateway device up, gives it its addresses and the routes
-// through it. The node itself sends from the gateway's address, which its route names. What
-// is forwarded to pods and masqueraded, by whoever, gets the other one: its peer is the next
-// hop of that route, by which the kernel chooses ([link.NS.EnsurePeerAddress]).
+// ensureDevice sets the gateway device up, gives it its address and the routes
+// through it.
 func (n *Net) ensureDevice(spec Spec) (changed bool, err error) {
 	route := link.Route{Dst: spec.ClusterNetwork, Via: topology.NextHop, OnLink: true, Src: spec.Gateway, MTU: spec.RouteMTU}
 	steps := []func() (bool, error){
@@ -162,9 +160,6 @@ func (n *Net) ensureDevice(spec Spec) (changed bool, err error) {
 		func() (bool, error) { return n.ns.SetUp(spec.Device) },
 		func() (bool, error) {
 			return n.ns.EnsureAddress(spec.Device, netip.PrefixFrom(spec.Gateway, spec.Gateway.BitLen()))
-		},
-		func() (bool, error) {
-			return n.ns.EnsurePeerAddress(spec.Device, spec.forwarder(), topology.NextHop)
 		},
 		func() (bool, error) { return n.ns.EnsureNeighbour(spec.Device, topology.NextHop, nextHopMAC()) },
 		func() (bool, error) { return n.ns.EnsureRoute(spec.Device, route) },
@@ -196,7 +191,7 @@ func (n *Net) dropStale(spec Spec) (changed bool, err error) {
 	}
 	var stale link.Config
 	for _, a := range have.Addresses {
-		if a.Addr() != spec.Gateway && a.Addr() != spec.forwarder() || !a.IsSingleIP() {
+		if a.Addr() != spec.Gateway || !a.IsSingleIP() {
 			stale.Addresses = append(stale.Addresses, a)
 		}
 	}

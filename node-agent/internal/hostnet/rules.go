@@ -42,7 +42,11 @@ const late knftables.BaseChainPriority = "110"
 // translates a connection decides.
 const beforeOthers knftables.BaseChainPriority = "99"
 
-// forwarder is the address under which pods see what the node forwards and masquerades: the
+// masqueradeMarks are the bits by which kube-proxy (--iptables-masquerade-bit) and the plugin
+// portmap mark what is to be masqueraded, unless told otherwise.
+const masqueradeMarks uint32 = 0x4000 | 0x2000
+
+// forwarder is the address under which pods see what the node forwards and is to be masqueraded: the
 // last of the node's subnet, which no pod has. So what comes by a port of the node does not
 // pass for the node itself.
 func (s Spec) forwarder() netip.Addr {
@@ -126,6 +130,9 @@ func postrouting(s Spec, in, out, notOut string) chain {
 			"pods leave with the node's address, from none of its own ports"},
 		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
 		{[]any{out, "fib saddr type local counter snat to", s.Gateway.String()}, "the node itself is its gateway's address to pods, and none other"},
+		// They unmark what they masquerade, so that it is not done to the tunnel's packet as well.
+		{[]any{out, "ct status dnat", fmt.Sprintf("meta mark and %#x != 0x0 meta mark set mark and %#x", masqueradeMarks, ^masqueradeMarks), "counter snat to", s.forwarder().String()},
+			"what kube-proxy and portmap want masqueraded is not the node"},
 	}}
 	if s.ServiceProxy != pipeline.NoServices {
 		// Ports of the node are for everybody, so pods use them as the node. What
