@@ -20,12 +20,40 @@ import (
 func (c *cluster) becomes(run *probe.Run, what string, before, after rule, change func()) span {
 	c.t.Helper()
 	run.SetRule(probe.Changing(before, after))
+	c.connected(run, before)
 	made := during(what, change)
 	c.waitMatrix(what, policyTime, after)
 	run.SetRule(probe.Exactly(after))
 	c.t.Logf("%s: %s, seen to be in force %s later", made.began.Format("15:04:05.000"), what, time.Since(made.began).Round(time.Millisecond))
 	c.traffic(run, 25)
 	return made
+}
+
+// connected returns when no short connection of those allowed is under way that was begun
+// before: each pair has made two more. A change that forbids it would cut it.
+func (c *cluster) connected(run *probe.Run, allowed rule) {
+	c.t.Helper()
+	type pair struct{ from, to string }
+	was := map[pair]int{}
+	made := func(each func(p pair, n int) error) error {
+		for _, f := range run.Report().Flows {
+			if f.Protocol == probe.TCP && allowed(f.From, f.To) {
+				if err := each(pair{f.From.String(), f.To.String()}, f.Received); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
+	c.must(made(func(p pair, n int) error { was[p] = n; return nil }))
+	c.eventually("new connections", time.Minute, func() error {
+		return made(func(p pair, n int) error {
+			if n < was[p]+2 {
+				return fmt.Errorf("%s -> %s: %d of 2", p.from, p.to, n-was[p])
+			}
+			return nil
+		})
+	})
 }
 
 // judgeAll fails the test when a run has lost anything, or seen anything forbidden. When a running
