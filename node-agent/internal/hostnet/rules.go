@@ -46,17 +46,6 @@ const beforeOthers knftables.BaseChainPriority = "99"
 // portmap mark what is to be masqueraded, unless told otherwise.
 const masqueradeMarks uint32 = 0x4000 | 0x2000
 
-// forwarder is the address under which pods see what the node forwards and is to be masqueraded: the
-// last of the node's subnet, which no pod has. So what comes by a port of the node does not
-// pass for the node itself.
-func (s Spec) forwarder() netip.Addr {
-	last := s.NodeSubnet.Masked().Addr().As4()
-	for bit := s.NodeSubnet.Bits(); bit < 32; bit++ {
-		last[bit/8] |= 0x80 >> (bit % 8)
-	}
-	return netip.AddrFrom4(last)
-}
-
 // chains are the rules that spec asks for.
 func chains(s Spec) []chain {
 	dev := func(direction, op string) string { return fmt.Sprintf("%s %s%q", direction, op, s.Device) }
@@ -131,14 +120,14 @@ func postrouting(s Spec, in, out, notOut string) chain {
 		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
 		{[]any{out, "fib saddr type local counter snat to", s.Gateway.String()}, "the node itself is its gateway's address to pods, and none other"},
 		// They unmark what they masquerade, so that it is not done to the tunnel's packet as well.
-		{[]any{out, "ct status dnat", fmt.Sprintf("meta mark and %#x != 0x0 meta mark set mark and %#x", masqueradeMarks, ^masqueradeMarks), "counter snat to", s.forwarder().String()},
+		{[]any{out, "ct status dnat", fmt.Sprintf("meta mark and %#x != 0x0 meta mark set mark and %#x", masqueradeMarks, ^masqueradeMarks), "counter snat to", pipeline.Forwarder(s.NodeSubnet).String()},
 			"what kube-proxy and portmap want masqueraded is not the node"},
 	}}
 	if s.ServiceProxy != pipeline.NoServices {
 		// Ports of the node are for everybody, so pods use them as the node. What
 		// kube-proxy sends on from a service's address keeps the pod's, and its tenant.
 		c.rules = append(c.rules, rule{
-			[]any{in, out, "ct status dnat ct original ip daddr !=", s.ServiceNetwork.String(), "counter snat to", s.forwarder().String()}, "pod to pod through a port of the node",
+			[]any{in, out, "ct status dnat ct original ip daddr !=", s.ServiceNetwork.String(), "counter snat to", pipeline.Forwarder(s.NodeSubnet).String()}, "pod to pod through a port of the node",
 		})
 	}
 	return c

@@ -68,7 +68,7 @@ func (m Model) fixedPolicy() []of.Flow {
 			regPolicy.mark(policyJudged), judge(),
 		}, ip, translated, regPolicy.has(policySelected, policyJudged)))
 	}
-	for _, a := range []netip.Addr{net4.Gateway, last(net4.Subnet)} {
+	for _, a := range []netip.Addr{net4.Gateway, Forwarder(net4.Subnet)} {
 		mask := net4.everySubnet()
 		for _, end := range []of.Field{of.CTNWSrcMasked(a, mask), of.CTNWDstMasked(a, mask)} {
 			flows = append(flows, flow(TableJudge, 55, to(TableEgressAdmin), []of.Action{regPolicy.mark(policyNode)}, ip, valid, end))
@@ -138,10 +138,10 @@ func commit(next uint8) of.Action {
 	return of.CT(of.CTSpec{Commit: true, Zone: ZonePolicy, Table: to(next), Actions: []of.Action{of.SetField(of.CTMark(known, known))}})
 }
 
-// last is the last address of a prefix of IPv4. A node forwards with that of its subnet what it
-// masquerades, and no pod has it.
-func last(p netip.Prefix) netip.Addr {
-	return fromNumber(object(p.Masked().Addr()) | ^uint32(0)>>p.Bits())
+// Forwarder is the address under which pods see what their node forwards and masquerades: the
+// last of its IPv4 subnet, which no pod has.
+func Forwarder(subnet netip.Prefix) netip.Addr {
+	return fromNumber(object(subnet.Masked().Addr()) | ^uint32(0)>>subnet.Bits())
 }
 
 // everySubnet masks what an address of the node's subnet has in common with those in the same
