@@ -33,17 +33,6 @@ func (d *datapath) with(flows []of.Flow) *datapath {
 	return d
 }
 
-// after is what is cached after the packets of a way.
-func (d *datapath) after(w way) []string {
-	d.t.Helper()
-	d.forget()
-	d.receive(w.packets...)
-	if strings.Contains(w.name, "affinity") { // what the switch learned counts some time later
-		d.AppCtl("revalidator/wait")
-	}
-	return d.flows()
-}
-
 // TestDatapathPolicies holds what the datapath caches otherwise, of pods that no policy
 // selects, because one selects another pod; and what it caches for those that are selected.
 func TestDatapathPolicies(t *testing.T) {
