@@ -48,10 +48,10 @@ demo: deps build ## two nodes, three tenants: join, isolate, global (KEEP=1 leav
 	@$(BIN)/netlab demo $(if $(KEEP),--keep)
 
 .PHONY: test
-test: deps build ## everything that a change must pass: unit, contract, lab end-to-end (root)
+test: deps build ## everything that a change must pass: unit, contract, lab end-to-end (root; SHORT=1: without the long ones of the last)
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	cd test/policyoracle && go test ./... # a module of its own
-	NETLAB_BIN= go test -race -count=1 -timeout 40m ./test/e2e/... # builds race-checked programs of its own
+	NETLAB_BIN= go test -race -count=1 -timeout 40m $(if $(SHORT),-short) ./test/e2e/... # builds race-checked programs of its own
 
 .PHONY: test-kernel
 test-kernel: deps build reference ## demo and end-to-end tests on the kernel datapath, in an emulated machine (ALL=1: all; RUN=regexp)

@@ -156,6 +156,7 @@ func TestAttackNodeRecords(t *testing.T) {
 // TestAttackUnderlayCertificates: without a certificate of the lab's CA, which has not
 // ended, nobody gets anywhere.
 func TestAttackUnderlayCertificates(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 1})
 	own, err := l.NodeIdentity("n1")
 	l.must(err)
@@ -277,6 +278,7 @@ func (l *lab) reaches(from, to string) {
 // TestCertificateRenewed: certificates that live for seconds are renewed while the probe
 // loses nothing, also over a CA that is rotated.
 func TestCertificateRenewed(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{ControllerArgs: []string{"--certificate-lifetime", "20s"}})
 	l.pods(map[string][]string{"n1": {"red/a"}, "n2": {"red/b"}})
 	serial := func(node string) string {

@@ -11,6 +11,7 @@ import (
 // TestAttackTenantReusedAddress: an address that another tenant gets right after DEL
 // reaches the new pod only, from the first packet on.
 func TestAttackTenantReusedAddress(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{HostSubnetLength: 3}) // five pods a node
 	l.pods(map[string][]string{
 		"n1": {"red/a", "red/b", "red/c", "red/d", "red/e"},

@@ -105,6 +105,7 @@ func needReference(t *testing.T, names ...string) {
 // TestChainedPlugins: what docs/cni.md says of plugins behind ours is so: each works, or
 // ADD or CHECK says why not; DEL leaves nothing in any case.
 func TestChainedPlugins(t *testing.T) {
+	long(t)
 	needReference(t, "tuning", "bandwidth", "portmap", "firewall", "sbr")
 	l := up(t, netlab.Options{})
 	ctx := t.Context()
@@ -241,6 +242,7 @@ type several struct {
 // and CHECK find all as it should be; a change of MTU reaches all; DEL of one leaves the
 // others' ways.
 func TestSeveralNetworks(t *testing.T) {
+	long(t)
 	needReference(t, "bridge", "host-local", "sbr")
 	l := up(t, netlab.Options{})
 	peer := l.pod("n2", "red/peer")

@@ -54,6 +54,7 @@ func TestChangesUnderProbe(t *testing.T) {
 // TestChangeWithBandwidth: pods with rate limits go through changes as others do
 // (ancestors' failure 14), and keep the world.
 func TestChangeWithBandwidth(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	limits := netlab.PodOptions{IngressBandwidth: 50e6, EgressBandwidth: 50e6}
 	for node, names := range map[string][]string{"n1": {"red", "green"}, "n2": {"red", "green"}} {

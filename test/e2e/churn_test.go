@@ -18,6 +18,7 @@ import (
 // TestPodsComeAndGo: nobody loses a packet because pods of others come and go, on
 // one node or between nodes.
 func TestPodsComeAndGo(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(map[string][]string{"n1": {"red/a", "red/b", "red/c"}, "n2": {"red/d", "red/e", "red/f"}})
 	pods, err := l.Pods()
@@ -42,6 +43,7 @@ func TestPodsComeAndGo(t *testing.T) {
 // TestFirstPacket: a pod's first packet is not lost, also when ADD is only just answered and
 // ovs-vswitchd still takes in the ports of others.
 func TestFirstPacket(t *testing.T) {
+	long(t)
 	const rounds, atOnce, idle = 3, 8, 30
 	l := up(t, netlab.Options{Nodes: 1})
 	server := l.pod("n1", "red/server")

@@ -84,6 +84,7 @@ func TestAddResult(t *testing.T) {
 // TestAddAndDelTwice: a second ADD does not disturb the first; DEL succeeds
 // however often it comes and whatever is gone already, and leaves nothing.
 func TestAddAndDelTwice(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(map[string][]string{"n1": {"red/a"}, "n2": {"red/b"}})
 	ctx := t.Context()
@@ -248,6 +249,7 @@ func TestAgentDown(t *testing.T) {
 // TestSandboxByOtherPaths: runtimes name one sandbox in several ways, and what they name
 // is compared, not how. The node's own is none.
 func TestSandboxByOtherPaths(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 1})
 	ctx := t.Context()
 	r, err := l.Runtime("n1", "k8s-ovs", l.OwnPlugin("n1"))

@@ -199,6 +199,7 @@ func (l *lab) refusedConnections(node, namespace, limit string) float64 {
 // TestFairnessServices: what one tenant's pods ask of services, whatever it is and
 // however many pods do, leaves room for another tenant's connections.
 func TestFairnessServices(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(map[string][]string{"n1": {"red/a", "red/b", "red/c", "red/d", "red/near", "blue/a", "blue/near"}, "n2": {"red/far"}})
 	c := l.inCluster("red/near", "red/far")
@@ -271,6 +272,7 @@ func (l *lab) waitTableSize(node, limit string, size float64) {
 // TestFairnessOutside: what one tenant's pods ask of the world leaves room in the node's
 // own table for another tenant's connections.
 func TestFairnessOutside(t *testing.T) {
+	long(t)
 	o := netlab.Options{}
 	if !onKernel {
 		// The size of this machine's table is not the test's to change.
@@ -326,6 +328,7 @@ func TestFairnessOutside(t *testing.T) {
 // TestFairnessAddresses: a namespace cannot take all addresses of a node where the
 // agent is told how many pods it may have.
 func TestFairnessAddresses(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{HostSubnetLength: 3, AgentArgs: []string{"--max-pods-per-namespace=3"}}) // five pods a node
 	l.pods(map[string][]string{"n1": {"red/a", "red/b", "red/c"}})
 	if _, err := l.AddPod(t.Context(), "n1", "red", "d", netlab.PodOptions{}); err == nil || !strings.Contains(err.Error(), "--max-pods-per-namespace") {

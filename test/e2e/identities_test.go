@@ -13,6 +13,7 @@ import (
 // TestUpgradeToIdentities: a network without Kubernetes whose etcd is at http:// gets
 // identities as docs/identities.md says, and no pod loses a packet.
 func TestUpgradeToIdentities(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Insecure: true})
 	l.pods(quartet)
 	run := l.run(probe.Exactly(redAndBlue.allowed))

@@ -34,6 +34,16 @@ type lab struct {
 	freeDisk func() error
 }
 
+// long marks one of the tests that together take as long as all others: they are left out
+// of a short run (go test -short), as they hold what others hold in a simpler case, or what
+// seldom changes.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("long: `make test` runs it")
+	}
+}
+
 // up starts a lab that ends with the test. A failed test keeps the logs. Tests
 // with labs run side by side (go test -parallel): labs do not meet, and mostly
 // they wait.

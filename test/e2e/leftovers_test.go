@@ -42,6 +42,7 @@ func (l *lab) leftovers(node string) ([]string, error) {
 // TestLimitsLeaveNothing: whatever dies in the middle of an ADD or a DEL of a pod with
 // limits, nothing of it is left once the pod is gone.
 func TestLimitsLeaveNothing(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 1})
 	ctx := t.Context()
 	stays := l.pod("n1", "red/stays")
@@ -135,6 +136,7 @@ func (l *lab) emptied(when string, stays netlab.Pod, before []string) {
 // TestDelFinishes: once DEL was answered nothing of the pod stays, whoever dies then, and
 // nobody has to ask for it again. The sandbox stays, so that no device goes with it.
 func TestDelFinishes(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 1})
 	ctx := t.Context()
 	l.pod("n1", "red/stays")

@@ -203,6 +203,7 @@ func TestLimitsNotLifted(t *testing.T) {
 
 // TestLimitsCounted: operators see what a limit does.
 func TestLimitsCounted(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 1})
 	l.pod("n1", "red/b")
 	l.answers(l.get("red/b"))
@@ -326,6 +327,7 @@ func (l *lab) meters(node string) []string {
 // TestLimitsOfOthers: two pods that are held to their limits do not hold up a third
 // one on their node.
 func TestLimitsOfOthers(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(map[string][]string{"n1": {"red/free"}, "n2": {"red/far"}})
 	far := l.get("red/far")

@@ -47,6 +47,7 @@ func TestMatrixByCLI(t *testing.T) {
 // TestMatrixByRecords: the same by records written by hand in the first
 // k8s-ovs's form, which has none of the newer fields.
 func TestMatrixByRecords(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(twelve)
 	l.requireMatrix("at first", apart.allowed)

@@ -139,6 +139,7 @@ func TestMTUFollows(t *testing.T) {
 // TestMTUBlackHole: the underlay drops what is too large and does not say so. That
 // is found, said, and pods are clamped to what passes; when the path is mended they grow again.
 func TestMTUBlackHole(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 3, AgentArgs: []string{often}})
 	pods := l.spread()
 	l.waitMTU("at first", follow, 1450, pods...)

@@ -231,6 +231,7 @@ egress:
 // TestPolicyOtherTenant: a policy that names another tenant's pods lets nobody in or out, and
 // what it lets pass is dropped as another tenant's.
 func TestPolicyOtherTenant(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policyPods()
 	c.policy("red/web", `
@@ -463,6 +464,7 @@ egress:
 
 // TestPolicyMany: a hundred policies about one pod, each of which allows one port.
 func TestPolicyMany(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policyPods()
 	const first, many = 10000, 100

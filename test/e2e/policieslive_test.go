@@ -141,6 +141,7 @@ func (c conversation) goesOn(patience time.Duration) bool {
 // TestPolicyMidstream: a policy comes while connections are open. Those that it allows go on,
 // whoever speaks first, and others end.
 func TestPolicyMidstream(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policyPods()
 	c.serves(c.get("red/web"), 8080)
@@ -179,6 +180,7 @@ func TestPolicyMidstream(t *testing.T) {
 // TestPolicyOneWay: datagrams that nobody answers are not held back, however many come:
 // they are one connection, and those are what is bounded.
 func TestPolicyOneWay(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{AgentArgs: []string{"--service-connection-rate=100"}})
 	c.policyPods()
 	c.policy("red/web", onlyApp("far"))
@@ -231,6 +233,7 @@ func (l *lab) policyConnections(node string) []string {
 // TestPolicyTracksTheSelected: no connection is tracked for policies between pods that none
 // selects, nor after the last one has gone.
 func TestPolicyTracksTheSelected(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policyPods()
 	c.policy("red/web", onlyApp("near"))
@@ -264,6 +267,7 @@ func TestPolicyTracksTheSelected(t *testing.T) {
 // TestPolicyAddressReused: a pod has the address that another one had, which was allowed: it
 // is not allowed for that, from its first packet on.
 func TestPolicyAddressReused(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{HostSubnetLength: 3})
 	c.labelled("n2", "red/web", "web")
 	c.labelled("n1", "red/near", "near")

@@ -72,6 +72,7 @@ func (c *cluster) lastingFlows(node string) []string {
 // TestPolicyVswitchdKilled: a switch that comes back has the policies again with its first packets,
 // and what is allowed is lost for no longer than without policies. It has forgotten all connections.
 func TestPolicyVswitchdKilled(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policyPods()
 	c.policy("red/web", onlyApp("near"))
@@ -96,6 +97,7 @@ func TestPolicyVswitchdKilled(t *testing.T) {
 // those are isolated with their first packet. Who is new may be let in by nobody then, and is when
 // they are back.
 func TestPolicyAway(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policyPods()
 	c.policy("red/web", onlyApp("near"))

@@ -140,6 +140,7 @@ const nodePort = 30080
 // TestPolicyKubeProxy: the same where the node translates services. A stranger who comes by
 // a node's port is not the node: the policy keeps it out, and lets the node in.
 func TestPolicyKubeProxy(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{AgentArgs: []string{"--service-proxy=kube-proxy"}})
 	c.policedService()
 	for _, node := range []string{"n1", "n2"} {
@@ -201,6 +202,7 @@ func TestPolicyKubeProxy(t *testing.T) {
 // TestPolicyNode: a pod that nobody may reach and that may reach nobody is reached by its own node, and
 // by its own address; by other nodes it is not.
 func TestPolicyNode(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policyPods()
 	far, web := c.get("red/far"), c.get("red/web")

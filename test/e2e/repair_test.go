@@ -98,7 +98,9 @@ func TestFlowsPutRightAtOnce(t *testing.T) {
 	run := p.Start(probe.Exactly(redAndBlue.allowed), probe.RunOptions{Interval: every, Protocols: []probe.Protocol{probe.UDP}})
 	var deleted []time.Time
 	for range 10 {
-		l.traffic(run, int(3*time.Second/every)) // it is quiet for so long that the next is put right as soon as the first
+		for quiet := time.Now().Add(3 * time.Second); time.Now().Before(quiet); { // so that the next is put right as soon as the first
+			l.traffic(run, 100)
+		}
 		deleted = append(deleted, time.Now())
 		_, err := l.OVS("n1").OFCtl(t.Context(), "del-flows", "br0")
 		l.must(err)

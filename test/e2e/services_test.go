@@ -288,6 +288,7 @@ func TestServices(t *testing.T) {
 // TestServicesOutlive: services work while agents restart and while the API server
 // is away, also for an agent that starts meanwhile; what changed is made up for.
 func TestServicesOutlive(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(map[string][]string{"n1": {"red/a", "red/near"}, "n2": {"red/far"}})
 	c := l.inCluster("red/near", "red/far")

@@ -119,6 +119,7 @@ func TestTunnelPort(t *testing.T) {
 // says nothing, keeps its network when the record takes over and the flags go. Nothing is lost,
 // also where a flag goes too soon.
 func TestTunnelPortFromFlags(t *testing.T) {
+	long(t)
 	const flag = "--vxlan-port=8472"
 	l := up(t, netlab.Options{AgentArgs: []string{flag}})
 	record := l.configuration()

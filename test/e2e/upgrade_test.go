@@ -138,6 +138,7 @@ func (c *cluster) secret() (kube.EtcdAccess, bool) {
 // to this version: the controller first, then the agents one by one. Nothing is lost; at the end the
 // old certificate is refused.
 func TestUpgradeFromSharedCertificate(t *testing.T) {
+	long(t)
 	old := release(t, sharedCertificate)
 	l := up(t, netlab.Options{Bare: true})
 	ctx := t.Context()

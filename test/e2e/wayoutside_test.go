@@ -13,6 +13,7 @@ import (
 // TestWayOutsideIsRemembered: what went while no agent ran is missed by the next one, and a
 // router that is away is not taken for a wrong one.
 func TestWayOutsideIsRemembered(t *testing.T) {
+	long(t)
 	m := upMachine(t)
 	ctx := t.Context()
 	m.must(m.Agent("n1").Stop())
