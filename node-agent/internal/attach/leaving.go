@@ -21,8 +21,10 @@ import (
 
 const (
 	// calm is how long nothing is attached or detached before what is left of pods is
-	// removed: pods that come would wait for the kernel's lock of devices.
-	calm = 50 * time.Millisecond
+	// removed: pods that come would wait for the kernel's lock of devices, and for ovs-vswitchd,
+	// which looks at all its ports (10 ms with 200) when devices go and again when ports go,
+	// however many there are of them.
+	calm = 200 * time.Millisecond
 	// closePart is the part of the ports that ovs-vswitchd is told to close at once, at least
 	// one. It waits for each until no processor uses its socket any more (15 ms with the
 	// userspace datapath), and takes neither ports nor flows meanwhile: so long pods that
