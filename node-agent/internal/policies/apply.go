@@ -13,7 +13,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
-	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -27,13 +26,6 @@ type writer struct {
 	// flushes are the addresses whose connections are to be forgotten.
 	flushes map[netip.Addr]flush
 	noFlush bool // the switch cannot flush connections
-}
-
-// flush is when, and how often more: the datapath makes connections until it has compared
-// what it cached, and the switch may overlook some that end while others are forgotten.
-type flush struct {
-	due  time.Time
-	more int
 }
 
 func newWriter() writer {
@@ -55,7 +47,7 @@ type work struct {
 	// pods are what selects each, news that some of their flows say otherwise.
 	pods map[netip.Addr]pipeline.PodPolicy
 	news bool
-	// unselected are the pods that were selected.
+	// unselected are the pods that were selected, and whose connections the switch may know.
 	unselected []netip.Addr
 	// open is that the rules may be told to the store as a whole.
 	open bool
@@ -188,7 +180,7 @@ func (t *Table) prepare() (work, bool) {
 		}
 		w.pods[a] = one.policy(now)
 		w.news = w.news || one.told && w.pods[a] != one.given
-		if one.given.Selected() && !w.pods[a].Selected() {
+		if one.tracked = one.tracked || w.pods[a].Selected(); one.tracked && !w.pods[a].Selected() {
 			w.unselected = append(w.unselected, a)
 		}
 	}
@@ -295,10 +287,7 @@ func (t *Table) write(ctx context.Context, w work) error {
 	case len(owners) > 0 || t.behind:
 		errs = append(errs, t.set(ctx, owners))
 	}
-	due := t.cfg.Now().Add(staleAtMost)
-	for _, a := range w.unselected {
-		t.flushes[a] = flush{due, 1}
-	}
+	t.unselect(w.unselected)
 	return errors.Join(append(errs, t.flush(ctx, w))...)
 }
 
@@ -378,83 +367,6 @@ func wrap(err error) error {
 		return nil
 	}
 	return fmt.Errorf("policies: %w", err)
-}
-
-// flush has the switch forget connections of pods that are selected no longer: what it
-// knows of them grows old. One that is selected again keeps them.
-func (t *Table) flush(ctx context.Context, w work) error {
-	now := t.cfg.Now()
-	for a, f := range t.flushes {
-		switch {
-		case w.pods[a].Selected():
-			delete(t.flushes, a)
-			continue
-		case now.Before(f.due):
-			continue
-		}
-		if err := t.forget(ctx, a); err != nil {
-			return err
-		}
-		if delete(t.flushes, a); f.more > 0 {
-			t.flushes[a] = flush{now.Add(staleAtMost), f.more - 1}
-		}
-	}
-	return nil
-}
-
-// Forget has the switch forget the connections of addresses that are about to be free.
-func (t *Table) Forget(ctx context.Context, addresses ...netip.Addr) error {
-	t.mu.Lock()
-	none := !t.any()
-	t.mu.Unlock()
-	t.writing.Lock()
-	defer t.writing.Unlock()
-	if none && len(t.flushes) == 0 {
-		return nil
-	}
-	for _, a := range addresses {
-		if !a.Is4() {
-			continue
-		}
-		if err := t.forget(ctx, a); err != nil {
-			return err
-		}
-		delete(t.flushes, a)
-	}
-	return nil
-}
-
-// forgetPasses is how often the switch is asked to forget the same: Open vSwitch 3.1 takes
-// connections out of its table while it walks through it, and so passes over one in five.
-const forgetPasses = 5
-
-// forget has the switch forget the connections of an address, whoever began them.
-func (t *Table) forget(ctx context.Context, a netip.Addr) error {
-	for range forgetPasses {
-		if err := t.forgetOnce(ctx, a); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (t *Table) forgetOnce(ctx context.Context, a netip.Addr) error {
-	zone := uint16(pipeline.ZonePolicy)
-	for _, orig := range []of.CTTuple{{Src: a}, {Dst: a}} {
-		if t.noFlush {
-			return nil
-		}
-		err := t.cfg.Store.FlushConnections(ctx, of.CTFilter{Zone: &zone, Orig: orig})
-		if errors.Is(err, errors.ErrUnsupported) {
-			t.noFlush = true
-			t.cfg.Logger.Warn("connections of pods that are gone are forgotten when they expire: Open vSwitch before 3.1 cannot be told to")
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("policies: forget connections of %s: %w", a, err)
-		}
-	}
-	return nil
 }
 
 // finish notes what came of work.

@@ -127,6 +127,9 @@ type Table struct {
 	// started is when the table was made. freed are addresses that nobody may have yet.
 	started time.Time
 	freed   addresses
+	// left are the addresses of pods that left and are not forgotten, with whether the switch
+	// may know connections of them.
+	left map[netip.Addr]bool
 
 	// wake holds one element after a change.
 	wake chan struct{}
@@ -176,7 +179,7 @@ func New(cfg Config) *Table {
 	}
 	return &Table{
 		cfg: cfg, picture: newPicture(), writer: newWriter(), progress: progress{settled: make(chan struct{}), seen: make(chan struct{})},
-		started: cfg.Now(), freed: newAddresses(), labels: labels{early: map[kube.PodKey]kube.Pod{}}, wake: make(chan struct{}, 1),
+		started: cfg.Now(), freed: newAddresses(), left: map[netip.Addr]bool{}, labels: labels{early: map[kube.PodKey]kube.Pod{}}, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -302,7 +305,8 @@ func (t *Table) Load(all []attach.Attachment) {
 		}
 		before, known := t.copied[p.Address]
 		known = known && before.Namespace == p.Namespace && before.Name == p.Name
-		one := &pod{Pod: p}
+		// A copy lacks those that came just before it was to be made.
+		one := &pod{Pod: p, tracked: before.Selected && known || !known && len(t.copied) > 0}
 		if known {
 			one.UID, one.labels, one.labelled = before.UID, before.Labels, before.Labelled
 		}
@@ -347,6 +351,7 @@ func (t *Table) Enter(ctx context.Context, at attach.Attachment, uid string) {
 	t.enter(one, t.cfg.Now())
 	t.read(one)
 	t.freed.take(p.Address)
+	delete(t.left, p.Address)
 	t.changed()
 	s := t.spaces[p.Namespace]
 	waits := !s.read && len(s.newest) > 0
@@ -389,6 +394,7 @@ func (t *Table) Selection(at attach.Attachment) pipeline.PodPolicy {
 	}
 	if !one.told {
 		one.given, one.told = one.policy(t.cfg.Now()), true
+		one.tracked = one.tracked || one.given.Selected()
 	}
 	return one.given
 }
@@ -438,6 +444,7 @@ func (t *Table) Leave(at attach.Attachment) {
 	if !ok {
 		return
 	}
+	t.left[one.Address] = one.tracked
 	t.leave(one.Address)
 	delete(t.early, kube.PodKey{Namespace: one.Namespace, Name: one.Name})
 	t.freed.free(one.Address, t.cfg.Now())

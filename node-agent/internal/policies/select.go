@@ -44,6 +44,9 @@ type pod struct {
 	selected selection
 	given    pipeline.PodPolicy
 	told     bool
+	// tracked is that the switch may know connections of it: it was selected, and they were
+	// not forgotten since.
+	tracked bool
 	// midstream is until when its flows let through what belongs to no connection.
 	midstream time.Time
 	// asked numbers the newest change that concerns it.
@@ -418,6 +421,9 @@ func (p *picture) soil(namespace string, names []string) {
 
 // enter puts a pod into the picture, in place of one with its address.
 func (p *picture) enter(fresh *pod, now time.Time) {
+	if before, ok := p.pods[fresh.Address]; ok {
+		fresh.tracked = fresh.tracked || before.tracked
+	}
 	p.leave(fresh.Address)
 	p.pods[fresh.Address] = fresh
 	s, ok := p.spaces[fresh.Namespace]
