@@ -100,7 +100,9 @@ func (p Process) Signal(sig syscall.Signal) error {
 		return nil
 	}
 	fd, err := unix.PidfdOpen(p.PID, 0)
-	if errors.Is(err, unix.ESRCH) {
+	// A number that only a thread has now, or only the session of a leader that has ended, is
+	// no process's: pidfd_open says EINVAL to both before Linux 6.15, then ENOENT to the former.
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
 		return nil
 	}
 	if err != nil {
