@@ -29,9 +29,9 @@ func judgedPorts(t *testing.T, conn *of.Conn) map[uint32]string {
 		case c.Kind != pipeline.KindPod:
 		case s.Table == pipeline.TableReceive:
 			got[c.Object] = "selected " + got[c.Object]
-		case c.Reason == pipeline.PolicyIngress:
+		case s.Goto != nil && *s.Goto == pipeline.TableDeniedIngress:
 			got[c.Object] += "in"
-		case c.Reason == pipeline.PolicyEgress:
+		case s.Goto != nil && *s.Goto == pipeline.TableDeniedEgress:
 			got[c.Object] += "out"
 		}
 	}

@@ -46,6 +46,8 @@ const (
 	TableHost            uint8 = 50
 	TableSize            uint8 = 60
 	TableOutput          uint8 = 65
+	TableDeniedEgress    uint8 = 66
+	TableDeniedIngress   uint8 = 67
 	// TableNudge is reached by no packet.
 	TableNudge uint8 = 250
 )
@@ -72,12 +74,12 @@ func Stages() []Stage {
 		{TableTenant, "Tenant", "which netID does the sender have?", []uint8{TableRoute}},
 		{TableARP, "ARP", "what is the MAC of x?", []uint8{tableLeave}},
 		{TableJudge, "Judge", "can it be judged?", []uint8{TableEgressAdmin, TableJudged, TableRoute, TableReply, TableDeliver}},
-		{TableEgressAdmin, "Egress admin", "what does the cluster's administrator say of its sender?", []uint8{TableEgress, TableIngressAdmin}},
-		{TableEgress, "Egress", "may its sender send it?", []uint8{TableEgressBaseline, TableIngressAdmin}},
-		{TableEgressBaseline, "Egress baseline", "what does the administrator say where nothing isolates the sender?", []uint8{TableIngressAdmin}},
-		{TableIngressAdmin, "Ingress admin", "what does the cluster's administrator say of its receiver?", []uint8{TableIngress, TableJudged}},
-		{TableIngress, "Ingress", "may its receiver get it?", []uint8{TableIngressBaseline, TableJudged}},
-		{TableIngressBaseline, "Ingress baseline", "what does the administrator say where nothing isolates the receiver?", []uint8{TableJudged}},
+		{TableEgressAdmin, "Egress admin", "what does the cluster's administrator say of its sender?", []uint8{TableEgress, TableIngressAdmin, TableDeniedEgress}},
+		{TableEgress, "Egress", "may its sender send it?", []uint8{TableEgressBaseline, TableIngressAdmin, TableDeniedEgress}},
+		{TableEgressBaseline, "Egress baseline", "what does the administrator say where nothing isolates the sender?", []uint8{TableIngressAdmin, TableDeniedEgress}},
+		{TableIngressAdmin, "Ingress admin", "what does the cluster's administrator say of its receiver?", []uint8{TableIngress, TableJudged, TableDeniedIngress}},
+		{TableIngress, "Ingress", "may its receiver get it?", []uint8{TableIngressBaseline, TableJudged, TableDeniedIngress}},
+		{TableIngressBaseline, "Ingress baseline", "what does the administrator say where nothing isolates the receiver?", []uint8{TableJudged, TableDeniedIngress}},
 		{TableJudged, "Judged", "where was it going?", []uint8{TableRoute, TableReply, TableDeliver}},
 		{TableRoute, "Route", "where does it go?", []uint8{TableJudge, TableRoute, TableNew, TableService, TableReceive, TableHost, tableLeave}},
 		{TableNew, "New", "may the sender's namespace open another connection?", []uint8{TableBalance}},
@@ -96,6 +98,8 @@ func Stages() []Stage {
 		{TableHost, "Host", "may it go to the node itself, and beyond?", []uint8{tableLeave}},
 		{TableSize, "Size", "is it larger than its path carries?", []uint8{TableOutput}},
 		{TableOutput, "Output", "by which port does it leave?", nil},
+		{TableDeniedEgress, "Denied egress", "how many were not to be sent?", nil},
+		{TableDeniedIngress, "Denied ingress", "how many were not to be received?", nil},
 	}
 }
 

@@ -54,6 +54,10 @@ func (m Model) fixedPolicy() []of.Flow {
 		flow(TableIngress, 0, to(TableIngressBaseline), nil),
 		flow(TableIngressBaseline, 0, to(TableJudged), nil),
 
+		// What policies deny ends here: these stay when rules and pods go, so the counts do.
+		drop(TableDeniedEgress, 0, PolicyEgress),
+		drop(TableDeniedIngress, 0, PolicyIngress),
+
 		flow(TableJudged, 110, to(m.received()), []of.Action{regPolicy.mark(policyCommits)}, append([]of.Field{ip, regPolicy.has(policyReceives, 0)}, unknown...)...),
 		flow(TableJudged, 50, to(m.received()), nil, regPolicy.has(policyReceives, 0)),
 		flow(TableJudged, 0, to(TableRoute), nil),
@@ -97,13 +101,13 @@ func (m Model) podPolicy(p Pod, a netip.Addr) []of.Flow {
 	}
 	exempt := []netip.Prefix{host(a), host(m.ipv4().Gateway), host(m.Host)}
 	if p.Policy.Egress {
-		flows = append(flows, drop(TableEgress, priorityIsolated, PolicyEgress, ip, valid, src))
+		flows = append(flows, flow(TableEgress, priorityIsolated, to(TableDeniedEgress), nil, ip, valid, src))
 		for _, peer := range exempt {
 			flows = append(flows, flow(TableEgress, priorityExempt, to(TableIngressAdmin), nil, ip, valid, src, of.CTNWDst(peer)))
 		}
 	}
 	if p.Policy.Ingress {
-		flows = append(flows, drop(TableIngress, priorityIsolated, PolicyIngress, ip, valid, dst))
+		flows = append(flows, flow(TableIngress, priorityIsolated, to(TableDeniedIngress), nil, ip, valid, dst))
 		for _, peer := range exempt {
 			flows = append(flows, flow(TableIngress, priorityExempt, to(TableJudged), nil, ip, valid, dst, of.CTNWSrc(peer)))
 		}
@@ -115,8 +119,7 @@ func (m Model) podPolicy(p Pod, a netip.Addr) []of.Flow {
 			flow(TableJudge, 80, to(m.received()), nil, append([]of.Field{dst, regPolicy.has(policyReceives, 0)}, segment...)...))
 	}
 	for i := range flows {
-		c := DecodeCookie(flows[i].Cookie)
-		flows[i].Cookie = Cookie{Kind: KindPod, Reason: c.Reason, Object: p.Port}.Encode()
+		flows[i].Cookie = Cookie{Kind: KindPod, Object: p.Port}.Encode()
 	}
 	return flows
 }

@@ -32,7 +32,7 @@ const (
 const maxConjunctions = 4000
 
 // RuleOwner is an owner in the area of [Policies], with its flow: a rule, or a clause that
-// rules have in common. The flow of a Deny drops and has a reason.
+// rules have in common.
 type RuleOwner struct {
 	Kind Kind
 	// Name is its own among those of its kind.
@@ -390,24 +390,17 @@ func (r *Rules) ruleOwner(number uint32) RuleOwner {
 // plain reports whether the rule asks for its subjects only.
 func (r *rule) plain() bool { return r.parts[0].Peers.Any && r.parts[0].AnyPort }
 
-// decide is the flow by which what a rule is about goes on, or does not.
+// decide is the flow by which what a rule is about goes on, or is denied.
 func (p place) decide(c Cookie, priority uint16, match ...of.Field) of.Flow {
 	next := map[uint8]map[policy.Action]uint8{
-		TableEgressAdmin:     {policy.Accept: TableIngressAdmin, policy.Pass: TableEgress},
+		TableEgressAdmin:     {policy.Accept: TableIngressAdmin, policy.Pass: TableEgress, policy.Deny: TableDeniedEgress},
 		TableEgress:          {policy.Accept: TableIngressAdmin},
-		TableEgressBaseline:  {policy.Accept: TableIngressAdmin, policy.Pass: TableIngressAdmin},
-		TableIngressAdmin:    {policy.Accept: TableJudged, policy.Pass: TableIngress},
+		TableEgressBaseline:  {policy.Accept: TableIngressAdmin, policy.Pass: TableIngressAdmin, policy.Deny: TableDeniedEgress},
+		TableIngressAdmin:    {policy.Accept: TableJudged, policy.Pass: TableIngress, policy.Deny: TableDeniedIngress},
 		TableIngress:         {policy.Accept: TableJudged},
-		TableIngressBaseline: {policy.Accept: TableJudged, policy.Pass: TableJudged},
+		TableIngressBaseline: {policy.Accept: TableJudged, policy.Pass: TableJudged, policy.Deny: TableDeniedIngress},
 	}[p.table]
-	f := flow(p.table, priority, nil, nil, match...)
-	if table, goesOn := next[p.action]; goesOn {
-		f.Goto = to(table)
-	} else if p.egress() {
-		c.Reason = PolicyEgress
-	} else {
-		c.Reason = PolicyIngress
-	}
+	f := flow(p.table, priority, to(next[p.action]), nil, match...)
 	f.Cookie = c.Encode()
 	return f
 }

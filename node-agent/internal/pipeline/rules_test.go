@@ -351,7 +351,7 @@ func walk(flows []of.Flow, c policy.Compiled, p policy.Packet) policy.Verdict {
 		switch {
 		case isolated && (subject == peer || slices.Contains(c.Own, peer)):
 			table += 2
-		case ok && f.Goto == nil, isolated && !ok:
+		case ok && *f.Goto >= TableDeniedEgress, isolated && !ok:
 			return denied
 		case ok:
 			table = *f.Goto
