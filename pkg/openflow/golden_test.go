@@ -66,6 +66,7 @@ func goldenMessages(t *testing.T) []struct {
 		{"dump groups", appendMultipartRequest(nil, 4, multipartGroupDesc, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Groups(ctx) }))},
 		{"meter counters", appendMultipartRequest(nil, 4, multipartMeterStats, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.MeterCounters(ctx) }))},
 		{"dump meters", appendMultipartRequest(nil, 4, multipartMeterConfig, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Meters(ctx) }))},
+		{"describe", appendMultipartRequest(nil, 4, multipartDesc, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Software(ctx) }))},
 		{"dump ports", appendMultipartRequest(nil, 4, multipartPortDesc, sentRequest(t, func(ctx context.Context, c *Conn) { _, _ = c.Ports(ctx) }))},
 		{"learn", AddFlow(Flow{Match: NewMatch(TCPDst(80)), Actions: []Action{Learn(affinity())}}).append(nil, 6)},
 		{"flush every connection", appendCTFlush(nil, 7, CTFilter{})},

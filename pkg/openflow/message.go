@@ -84,6 +84,7 @@ func decodeHeader(b []byte) (header, error) {
 type multipartType uint16
 
 const (
+	multipartDesc        multipartType = 0
 	multipartFlow        multipartType = 1
 	multipartGroupDesc   multipartType = 7
 	multipartMeterStats  multipartType = 9

@@ -1,6 +1,7 @@
 package openflow
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"slices"
@@ -8,6 +9,29 @@ import (
 
 // internalTable is Open vSwitch's TBL_INTERNAL.
 const internalTable = 254
+
+// Software is what the switch says that it runs (OFPMP_DESC; OpenFlow 1.4, section 7.3.5.1): of
+// Open vSwitch its version, such as "3.1.0".
+func (c *Conn) Software(ctx context.Context) (version string, err error) {
+	err = c.multipart(ctx, multipartDesc, nil, func(b []byte) (err error) {
+		version, err = decodeSoftware(b)
+		return err
+	})
+	if err != nil {
+		return "", fmt.Errorf("read the description of the switch: %w", err)
+	}
+	return version, nil
+}
+
+// decodeSoftware reads sw_desc of a struct ofp_desc: strings of 256 bytes, this the third.
+func decodeSoftware(b []byte) (string, error) {
+	const text = 256
+	if len(b) < 3*text {
+		return "", errShort
+	}
+	version, _, _ := bytes.Cut(b[2*text:3*text], []byte{0})
+	return string(version), nil
+}
 
 // Flows reads the flows that the filter chooses, in no order. Those of table 254
 // are the switch's own (ovs-fields(7)) and come only when the filter names the

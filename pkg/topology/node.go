@@ -182,4 +182,7 @@ type NodeStatus struct {
 	// Enforces names what the node enforces beside tenants: [EnforcesNetworkPolicy]. Agents
 	// before it do not say it, and do not enforce it.
 	Enforces []string `json:"Enforces,omitempty"`
+	// Lacks names what policies can ask for and the node's switch does not know:
+	// [LacksSCTPPorts]. What a rule allows by that, it does not allow there.
+	Lacks []string `json:"Lacks,omitempty"`
 }

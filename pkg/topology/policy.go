@@ -16,6 +16,9 @@ import (
 // networking.k8s.io/v1.
 const EnforcesNetworkPolicy = "NetworkPolicy"
 
+// LacksSCTPPorts is the word in [NodeStatus.Lacks] for the ports of SCTP.
+const LacksSCTPPorts = "SCTPPorts"
+
 // Isolation is the record isolation/<namespace>: which pods of the namespace its policies
 // select, and which way. Every agent reads all of them. Only namespaces with policies have
 // one. It is written in one transaction with the policies that changed: what agents have of

@@ -184,4 +184,8 @@ func TestStatusBefore(t *testing.T) {
 	if err := json.Unmarshal(data, &old); err != nil || old.Host != "n1" || !strings.HasSuffix(string(data), `"Enforces":["NetworkPolicy"]}`) {
 		t.Errorf("%s: %+v, %v", data, old, err)
 	}
+	s.Lacks = []string{LacksSCTPPorts}
+	if data, _ = json.Marshal(s); !strings.HasSuffix(string(data), `"Enforces":["NetworkPolicy"],"Lacks":["SCTPPorts"]}`) {
+		t.Errorf("written as %s", data)
+	}
 }

@@ -15,7 +15,8 @@ import (
 const (
 	// NotEnforced: some nodes' agents do not know policies.
 	NotEnforced = "NetworkPolicyNotEnforced"
-	// NotHonoured: something in the policy was not understood, and allows nothing.
+	// NotHonoured: something in the policy was not understood, or nodes cannot do it, and
+	// allows nothing.
 	NotHonoured = "PolicyNotHonoured"
 )
 
@@ -35,28 +36,40 @@ const (
 type notice struct {
 	object          kube.ObjectRef
 	reason, message string
+	// nodes are those that the message is about, remedy is what is to be done there.
+	nodes, remedy string
 }
 
-// said tells notices apart that are to be told one by one. Which nodes do not enforce a
-// policy may change from minute to minute, while they are upgraded.
+// text is the notice in words.
+func (n notice) text() string { return n.message + n.nodes + n.remedy }
+
+// said tells notices apart that are to be told one by one. Which nodes one is about may change
+// from minute to minute, while they are upgraded.
 func (n notice) said() notice {
-	if n.reason == NotEnforced {
-		n.message = ""
-	}
+	n.nodes = ""
 	return n
 }
 
-// wanted are the notices that policies call for, in order; lacking are the nodes that do not
-// enforce them.
-func wanted(policies map[policy.Key]kube.NetworkPolicy, lacking []string) []notice {
+// lacking are the nodes, by name, that cannot do all that policies ask for.
+type lacking struct {
+	// policies are those that do not enforce NetworkPolicy, sctp those of the others that do not
+	// know the ports of SCTP.
+	policies, sctp []string
+}
+
+// wanted are the notices that policies call for, in order.
+func wanted(policies map[policy.Key]kube.NetworkPolicy, nodes lacking) []notice {
 	var all []notice
 	for _, key := range slices.SortedFunc(maps.Keys(policies), policy.Key.Compare) {
 		p := policies[key]
 		if p.Problem != "" {
-			all = append(all, notice{p.Ref(), NotHonoured, p.Problem + ". What was not understood allows nothing"})
+			all = append(all, notice{object: p.Ref(), reason: NotHonoured, message: p.Problem + ". What was not understood allows nothing"})
 		}
-		if len(lacking) > 0 {
-			all = append(all, notice{p.Ref(), NotEnforced, "not in force for pods on nodes whose agents do not know NetworkPolicy: " + list(lacking) + ". Upgrade k8s-ovs there"})
+		if rules := portsOfSCTP(p.Policy); len(nodes.sctp) > 0 && len(rules) > 0 {
+			all = append(all, notice{p.Ref(), NotHonoured, list(rules) + ": ports of SCTP allow nothing for pods on nodes whose Open vSwitch does not know them: ", list(nodes.sctp), ". It does since 3.2, or with the kernel's datapath"})
+		}
+		if len(nodes.policies) > 0 {
+			all = append(all, notice{p.Ref(), NotEnforced, "not in force for pods on nodes whose agents do not know NetworkPolicy: ", list(nodes.policies), ". Upgrade k8s-ovs there"})
 		}
 	}
 	return all

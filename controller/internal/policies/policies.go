@@ -33,7 +33,7 @@ const (
 	writeTime = 200 * time.Millisecond
 	// tellAfter is how long after a change people are told of it.
 	tellAfter = 200 * time.Millisecond
-	// lookEvery is how often nodes are asked what they enforce.
+	// lookEvery is how often nodes are asked what they enforce, and lack.
 	lookEvery = 30 * time.Second
 	// rereadEvery is how often records are compared that somebody else may have changed.
 	rereadEvery = 5 * time.Minute
@@ -96,7 +96,7 @@ type Keeper struct {
 	writes  int
 	known   inputs
 	notices *notices
-	lacking []string // nodes that do not enforce NetworkPolicy
+	lacking lacking
 	pauses  backoff.Pauses
 	trouble backoff.Trouble
 }
@@ -297,7 +297,7 @@ func (k *Keeper) takePolicies(ctx context.Context, changes *kube.Changes[policy.
 	}
 }
 
-// look asks which live nodes do not enforce NetworkPolicy.
+// look asks which live nodes cannot do all that policies ask for.
 func (k *Keeper) look(ctx context.Context) {
 	if len(k.state.policies) == 0 {
 		return
@@ -306,20 +306,24 @@ func (k *Keeper) look(ctx context.Context) {
 	if err != nil {
 		return // etcd's absence is told of where records are written; what was known stands
 	}
-	var lacking []string
+	var now lacking
 	for _, st := range live {
-		if !slices.Contains(st.Enforces, topology.EnforcesNetworkPolicy) {
-			lacking = append(lacking, st.Host)
+		switch {
+		case !slices.Contains(st.Enforces, topology.EnforcesNetworkPolicy):
+			now.policies = append(now.policies, st.Host)
+		case slices.Contains(st.Lacks, topology.LacksSCTPPorts):
+			now.sctp = append(now.sctp, st.Host)
 		}
 	}
-	slices.Sort(lacking)
-	switch was := k.lacking; {
-	case len(lacking) == 0 && len(was) > 0:
+	slices.Sort(now.policies)
+	slices.Sort(now.sctp)
+	switch was := k.lacking.policies; {
+	case len(now.policies) == 0 && len(was) > 0:
 		k.log.Info("NetworkPolicies are enforced on all nodes")
-	case len(lacking) > 0 && !slices.Equal(lacking, was):
-		k.log.Warn("there are NetworkPolicies, which some nodes do not enforce", "count", len(k.state.policies), "nodes", list(lacking))
+	case len(now.policies) > 0 && !slices.Equal(now.policies, was):
+		k.log.Warn("there are NetworkPolicies, which some nodes do not enforce", "count", len(k.state.policies), "nodes", list(now.policies))
 	}
-	k.lacking = lacking
+	k.lacking = now
 }
 
 // tell sends the Events that are due, and returns when to ask again.
@@ -328,7 +332,7 @@ func (k *Keeper) tell() <-chan time.Time {
 	now := k.cfg.Now()
 	due, again := k.notices.due(wanted(k.state.policies, k.lacking), now)
 	for _, n := range due {
-		k.cfg.API.Event(n.object, true, n.reason, n.message)
+		k.cfg.API.Event(n.object, true, n.reason, n.text())
 	}
 	if again.IsZero() {
 		return nil
@@ -338,7 +342,7 @@ func (k *Keeper) tell() <-chan time.Time {
 
 func (k *Keeper) count() {
 	c := Counts{Policies: len(k.state.policies), Sets: len(k.state.sets), Records: len(k.records.is), Writes: k.writes}
-	if len(k.lacking) > 0 {
+	if len(k.lacking.policies) > 0 {
 		c.NotEnforced = c.Policies
 	}
 	k.writes = 0

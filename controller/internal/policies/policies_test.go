@@ -396,7 +396,7 @@ func TestTooLarge(t *testing.T) {
 		"isolation/shop":     `{"Policies":[{"Name":"huge","Selector":"","Egress":true}]}`,
 		"policies/shop/huge": `{"Selector":"","Ingress":null,"Egress":[]}`,
 	})
-	told := wanted(k.state.policies, nil)
+	told := wanted(k.state.policies, lacking{})
 	if len(told) != 1 || told[0].reason != NotHonoured || !strings.Contains(told[0].message, "none of them is in force") {
 		t.Errorf("told %+v", told)
 	}
@@ -491,7 +491,7 @@ func TestNotices(t *testing.T) {
 		{0, policies("y"), nil, nil, 0},
 	} {
 		now = now.Add(step.after)
-		due, again := n.due(wanted(step.policies, step.lacking), now)
+		due, again := n.due(wanted(step.policies, lacking{policies: step.lacking}), now)
 		var got []string
 		for _, e := range due {
 			if e.object.APIVersion != "networking.k8s.io/v1" || e.object.Kind != "NetworkPolicy" {
@@ -506,7 +506,7 @@ func TestNotices(t *testing.T) {
 			t.Errorf("step %d: again at %v, want %v", i, again, want)
 		}
 	}
-	if got := wanted(policies("x"), []string{"n1", "n2", "n3", "n4", "n5", "n6", "n7"})[0].message; !strings.Contains(got, "n1, n2, n3, n4, n5 and 2 more") {
+	if got := wanted(policies("x"), lacking{policies: []string{"n1", "n2", "n3", "n4", "n5", "n6", "n7"}})[0].text(); !strings.Contains(got, "n1, n2, n3, n4, n5 and 2 more") {
 		t.Errorf("message %q", got)
 	}
 }
@@ -521,7 +521,7 @@ func TestManyNotices(t *testing.T) {
 	n, told := newNotices(), map[string]int{}
 	at := start
 	for at.Before(start.Add(noticeEvery)) {
-		due, again := n.due(wanted(all, []string{"n1"}), at)
+		due, again := n.due(wanted(all, lacking{policies: []string{"n1"}}), at)
 		if len(due) > noticesAtOnce || !again.After(at) {
 			t.Fatalf("%d at once, again at %v", len(due), again)
 		}

@@ -22,6 +22,8 @@ type connection struct {
 	// take takes packets that flows send to the agent, one after the other.
 	take func(*of.Conn, of.PacketIn)
 	conn *of.Conn
+	// software is the version of Open vSwitch; empty before the first connection.
+	software string
 	// lost wakes the loop when the connection ends: ovs-vswitchd went.
 	lost chan struct{}
 	// ports hears of the bridge's ports.
@@ -67,6 +69,10 @@ func (c *connection) dial(ctx context.Context) error {
 	}))
 	if err != nil {
 		return fmt.Errorf("connect to ovs-vswitchd: %w", err)
+	}
+	if c.software, err = conn.Software(ctx); err != nil {
+		_ = conn.Close()
+		return err
 	}
 	c.conn = conn
 	c.ports.Connected(conn.Barrier)

@@ -24,6 +24,9 @@ func TestEndedOnce(t *testing.T) {
 		t.Error("the connection is told to have ended, but it was the one before")
 	default:
 	}
+	if c.software == "" {
+		t.Error("the switch did not say its version")
+	}
 	if !c.alive() {
 		t.Error("the second connection ended")
 	}

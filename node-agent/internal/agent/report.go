@@ -20,6 +20,8 @@ type reporter struct {
 	datapath  string
 	// enforces are the kinds of policies that count on this node.
 	enforces []string
+	// lacks is what of policies the newest switch does not know; nil where there are none.
+	lacks    func() []string
 	attached interface{ List() []attach.Attachment }
 	table    flowTable
 	store    flowStore
@@ -85,6 +87,9 @@ func (n *reporter) publish() {
 	}
 	st.Identity, st.Issuer = n.identity.Who()
 	st.Enforces = n.enforces
+	if n.lacks != nil {
+		st.Lacks = n.lacks()
+	}
 	st.Pods = len(n.attached.List())
 	st.MTU = n.podMTU
 	if why := n.readiness.is(); why != nil {
