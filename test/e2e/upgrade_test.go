@@ -37,6 +37,7 @@ const sharedCertificate = "9b8a585087c622df9cb505e8026b97e1045e81b1"
 // previousRelease builds the programs of the release before.
 func previousRelease(t *testing.T) (bin string) {
 	t.Helper()
+	needsHistory(t)
 	data, err := os.ReadFile(releaseFile)
 	if err != nil {
 		t.Fatal(err)
@@ -44,12 +45,18 @@ func previousRelease(t *testing.T) (bin string) {
 	return release(t, strings.TrimSpace(string(data)))
 }
 
-// release builds the programs of a release from the repository's history, and keeps them.
-func release(t *testing.T, commit string) (bin string) {
+// needsHistory skips where there is no repository: what is booted to run tests has the tests only.
+func needsHistory(t *testing.T) {
 	t.Helper()
 	if _, err := exec.LookPath("git"); err != nil {
 		t.Skipf("an older release cannot be built here, `make test` does: %v", err)
 	}
+}
+
+// release builds the programs of a release from the repository's history, and keeps them.
+func release(t *testing.T, commit string) (bin string) {
+	t.Helper()
+	needsHistory(t)
 	if out, err := exec.Command("git", "cat-file", "-e", commit+"^{commit}").CombinedOutput(); err != nil {
 		missing := fmt.Sprintf("the commit of an older release, %s, is not in this clone: make it a full one with `git fetch --unshallow`: %v: %s", commit, err, out)
 		if shallow, err := exec.Command("git", "rev-parse", "--is-shallow-repository").Output(); err != nil || string(shallow) != "false\n" {
