@@ -8,6 +8,8 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Index keeps the members of sets while pods, namespaces and nodes come, change and go. A
@@ -343,7 +345,7 @@ func (x *Index) placeNodes(w *wanted) {
 
 // add makes m a member as it is now.
 func (x *Index) add(w *wanted, m Member) {
-	base := chunkOf(m.Address)
+	base := topology.ChunkOf(m.Address)
 	chunk := w.chunks[base]
 	if chunk == nil {
 		chunk = map[netip.Addr]Member{}
@@ -358,19 +360,12 @@ func (x *Index) add(w *wanted, m Member) {
 
 // remove takes a member out.
 func (x *Index) remove(w *wanted, a netip.Addr) {
-	base := chunkOf(a)
+	base := topology.ChunkOf(a)
 	delete(w.chunks[base], a)
 	if len(w.chunks[base]) == 0 {
 		delete(w.chunks, base)
 	}
 	x.changed[Chunk{w.Set, base}] = true
-}
-
-// chunkOf is the first address of the /24 that an IPv4 address is in.
-func chunkOf(a netip.Addr) netip.Addr {
-	b := a.As4()
-	b[3] = 0
-	return netip.AddrFrom4(b)
 }
 
 // Changed are the chunks of wanted sets that may have changed since it was last called, in

@@ -27,6 +27,51 @@ func FromRecord(key Key, r topology.PolicyRecord) Policy {
 	return Policy{Key: key, Subject: Selector(r.Selector), Ingress: fromRules(r.Ingress), Egress: fromRules(r.Egress)}
 }
 
+// Record is the policy's own record.
+func (p ClusterPolicy) Record() topology.ClusterPolicyRecord {
+	tier := topology.TierAdmin
+	if p.Baseline {
+		tier = topology.TierBaseline
+	}
+	return topology.ClusterPolicyRecord{
+		Tier: tier, Priority: p.Priority, Subject: p.Subject.Record(),
+		Ingress: clusterRecord(p.Ingress), Egress: clusterRecord(p.Egress),
+	}
+}
+
+// Selecting is what the record of a namespace says of the policy, where
+// [ClusterPolicy.Selects] has the namespace.
+func (p ClusterPolicy) Selecting() topology.SelectingPolicy {
+	return topology.SelectingPolicy{Name: p.Name, Selector: string(p.Subject.Pods)}
+}
+
+// ClusterFromRecord is the policy whose record this is.
+func ClusterFromRecord(name string, r topology.ClusterPolicyRecord) ClusterPolicy {
+	return ClusterPolicy{
+		Name: name, Baseline: r.Tier == topology.TierBaseline, Priority: r.Priority, Subject: SetFromRecord(r.Subject),
+		Ingress: fromClusterRules(r.Ingress), Egress: fromClusterRules(r.Egress),
+	}
+}
+
+func clusterRecord(rules []ClusterRule) []topology.ClusterPolicyRule {
+	var out []topology.ClusterPolicyRule
+	for _, r := range rules {
+		out = append(out, topology.ClusterPolicyRule{Action: r.Action.String(), PolicyRule: r.Rule.record()})
+	}
+	return out
+}
+
+// actions are those of ClusterNetworkPolicies, by the names that they have in records.
+var actions = map[string]Action{topology.ActionAccept: Accept, topology.ActionDeny: Deny, topology.ActionPass: Pass}
+
+func fromClusterRules(rules []topology.ClusterPolicyRule) []ClusterRule {
+	var out []ClusterRule
+	for _, r := range rules {
+		out = append(out, ClusterRule{actions[r.Action], fromRule(r.PolicyRule)})
+	}
+	return out
+}
+
 func (s Side) record() []topology.PolicyRule {
 	if !s.Isolates {
 		return nil
@@ -111,12 +156,18 @@ func fromPort(p topology.PolicyPort) Port {
 
 // Record names the set in records.
 func (s Set) Record() topology.PodSet {
-	return topology.PodSet{Namespace: s.Namespace, Namespaces: string(s.Namespaces), Pods: string(s.Pods), PortName: s.PortName}
+	return topology.PodSet{
+		Namespace: s.Namespace, Namespaces: string(s.Namespaces), Pods: string(s.Pods), PortName: s.PortName,
+		OfNodes: s.OfNodes, Nodes: string(s.Nodes),
+	}
 }
 
 // SetFromRecord is the set that a record names so.
 func SetFromRecord(s topology.PodSet) Set {
-	return Set{Namespace: s.Namespace, Namespaces: Selector(s.Namespaces), Pods: Selector(s.Pods), PortName: s.PortName}
+	return Set{
+		Namespace: s.Namespace, Namespaces: Selector(s.Namespaces), Pods: Selector(s.Pods), PortName: s.PortName,
+		OfNodes: s.OfNodes, Nodes: Selector(s.Nodes),
+	}
 }
 
 // Chunks are members as their set's records have them, by the keys of these.

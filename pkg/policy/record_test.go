@@ -36,6 +36,20 @@ func TestRecord(t *testing.T) {
 		if got := want.Isolation(); got.Ingress != (record.Ingress != nil) || got.Egress != (record.Egress != nil) || got.Selector != record.Selector {
 			t.Fatalf("seed %d: isolation %+v of %s", seed, got, data)
 		}
+		cluster := randomClusterPolicy(random)
+		if data, err = json.Marshal(cluster.Record()); err != nil {
+			t.Fatal(err)
+		}
+		clusterRecord, err := topology.ParseClusterPolicy(cluster.Name, data)
+		if err != nil {
+			t.Fatalf("seed %d: %v", seed, err)
+		}
+		if diff := cmp.Diff(cluster, ClusterFromRecord(cluster.Name, clusterRecord), byText); diff != "" {
+			t.Fatalf("seed %d: ClusterNetworkPolicy (-want +got):\n%s", seed, diff)
+		}
+		if got, want := cluster.Selecting(), (topology.SelectingPolicy{Name: "c.1", Selector: clusterRecord.Subject.Pods}); got != want {
+			t.Fatalf("seed %d: isolation %+v, want %+v", seed, got, want)
+		}
 		members := randomMembers(random)
 		if diff := cmp.Diff(members, MembersOf(Chunks(members)), byText); diff != "" {
 			t.Fatalf("seed %d: members (-want +got):\n%s", seed, diff)
@@ -56,11 +70,23 @@ func randomPolicy(random *rand.Rand) Policy {
 	return p
 }
 
+func randomClusterPolicy(random *rand.Rand) ClusterPolicy {
+	p := ClusterPolicy{Name: "c.1", Baseline: random.IntN(2) == 0, Priority: random.Int32N(1001)}
+	p.Subject = []Set{{}, {Namespaces: "team=a"}, {Namespaces: "team=a", Pods: "app=web"}}[random.IntN(3)]
+	for _, rules := range []*[]ClusterRule{&p.Ingress, &p.Egress} {
+		for range random.IntN(3) {
+			*rules = append(*rules, ClusterRule{Action(random.IntN(3)), randomRule(random)})
+		}
+	}
+	return p
+}
+
 func randomRule(random *rand.Rand) Rule {
 	r := Rule{AnyPeer: random.IntN(3) == 0, AnyPort: random.IntN(3) == 0}
 	for range random.IntN(3) {
 		peers := []Peer{
 			{Set: &Set{}}, {Set: &Set{Namespace: "shop", Pods: "app=db"}}, {Set: &Set{Namespaces: "team=a"}},
+			{Set: &Set{OfNodes: true}}, {Set: &Set{OfNodes: true, Nodes: "zone=b"}},
 			{Block: netip.MustParsePrefix("10.0.0.0/8"), Except: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")}}, {Block: netip.MustParsePrefix("fd00::/8")},
 		}
 		if !r.AnyPeer {

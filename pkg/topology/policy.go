@@ -27,6 +27,16 @@ type Isolation struct {
 	// Policies are sorted by name. A policy that is not named here counts for nothing,
 	// whatever its own record says.
 	Policies []IsolatingPolicy `json:"Policies"`
+	// Cluster are the ClusterNetworkPolicies whose subject has pods of the namespace, sorted
+	// by name.
+	Cluster []SelectingPolicy `json:"Cluster,omitempty"`
+}
+
+// SelectingPolicy is a ClusterNetworkPolicy in [Isolation].
+type SelectingPolicy struct {
+	Name string `json:"Name"`
+	// Selector chooses pods of the namespace; the empty one all.
+	Selector string `json:"Selector"`
 }
 
 // IsolatingPolicy is a policy in [Isolation].
@@ -50,8 +60,38 @@ type PolicyRecord struct {
 	Egress  []PolicyRule `json:"Egress"`
 }
 
-// PolicyRule allows some peers on some ports. A list that is absent bounds nothing; an empty
-// one lets nobody through.
+// The tiers and actions of [ClusterPolicyRecord].
+const (
+	TierAdmin    = "Admin"
+	TierBaseline = "Baseline"
+
+	ActionAccept = "Accept"
+	ActionDeny   = "Deny"
+	ActionPass   = "Pass"
+)
+
+// ClusterPolicyRecord is the record clusterpolicies/<name>: a ClusterNetworkPolicy as the
+// leader understood it. Every agent reads all of them.
+type ClusterPolicyRecord struct {
+	// Tier is [TierAdmin] or [TierBaseline]; within it the lowest Priority is asked first.
+	Tier     string `json:"Tier"`
+	Priority int32  `json:"Priority"`
+	// Subject are the pods that it is about; the one with no field is all of them.
+	Subject PodSet `json:"Subject"`
+	// Ingress and Egress are asked in their order.
+	Ingress []ClusterPolicyRule `json:"Ingress,omitempty"`
+	Egress  []ClusterPolicyRule `json:"Egress,omitempty"`
+}
+
+// ClusterPolicyRule says what becomes of the packets that a rule is about.
+type ClusterPolicyRule struct {
+	// Action is [ActionAccept], [ActionDeny] or [ActionPass].
+	Action string `json:"Action"`
+	PolicyRule
+}
+
+// PolicyRule is about some peers on some ports, and allows them where it stands in a
+// [PolicyRecord]. A list that is absent bounds nothing; an empty one has nobody in it.
 type PolicyRule struct {
 	Peers []PolicyPeer `json:"Peers,omitzero"`
 	Ports []PolicyPort `json:"Ports,omitzero"`
@@ -83,6 +123,9 @@ type PodSet struct {
 	Namespaces string `json:"Namespaces,omitempty"`
 	Pods       string `json:"Pods,omitempty"`
 	PortName   string `json:"PortName,omitempty"`
+	// OfNodes says that it is a set of nodes, which Nodes chooses; the rest is absent then.
+	OfNodes bool   `json:"OfNodes,omitempty"`
+	Nodes   string `json:"Nodes,omitempty"`
 }
 
 // AddressSet is the record sets/<hash>/of. The hash is policy.Set.Hash of the PodSet; agents
@@ -172,6 +215,11 @@ func ParseIsolation(key string, data []byte) (Isolation, error) {
 		if err := ValidateNamespaceName(key); err != nil {
 			return err
 		}
+		for _, p := range i.Cluster {
+			if err := validPolicyName(p.Name); err != nil {
+				return err
+			}
+		}
 		for _, p := range i.Policies {
 			if err := validPolicyName(p.Name); err != nil {
 				return err
@@ -196,6 +244,39 @@ func ParsePolicy(key string, data []byte) (PolicyRecord, error) {
 		}
 		return validRules("Egress", p.Egress)
 	})
+}
+
+// ParseClusterPolicy decodes the record that stands under key, the policy's name.
+func ParseClusterPolicy(key string, data []byte) (ClusterPolicyRecord, error) {
+	return parse("cluster policy record", key, data, func(p ClusterPolicyRecord) error {
+		if err := validPolicyName(key); err != nil {
+			return err
+		}
+		if p.Tier != TierAdmin && p.Tier != TierBaseline {
+			return fmt.Errorf("its Tier %q is none of %s, %s", p.Tier, TierAdmin, TierBaseline)
+		}
+		if err := p.Subject.valid(); err != nil {
+			return fmt.Errorf("its Subject: %w", err)
+		}
+		if p.Subject.OfNodes {
+			return errors.New("its Subject is a set of nodes; it must be one of pods")
+		}
+		if err := validClusterRules("Ingress", p.Ingress); err != nil {
+			return err
+		}
+		return validClusterRules("Egress", p.Egress)
+	})
+}
+
+func validClusterRules(side string, rules []ClusterPolicyRule) error {
+	var plain []PolicyRule
+	for i, r := range rules {
+		if r.Action != ActionAccept && r.Action != ActionDeny && r.Action != ActionPass {
+			return fmt.Errorf("%s[%d]: its Action %q is none of %s, %s, %s", side, i, r.Action, ActionAccept, ActionDeny, ActionPass)
+		}
+		plain = append(plain, r.PolicyRule)
+	}
+	return validRules(side, plain)
 }
 
 func validRules(side string, rules []PolicyRule) error {
@@ -248,6 +329,12 @@ func isTransport(protocol string) bool {
 }
 
 func (s PodSet) valid() error {
+	switch {
+	case !s.OfNodes && s.Nodes != "":
+		return errors.New("without OfNodes there are no Nodes")
+	case s.OfNodes && s != (PodSet{OfNodes: true, Nodes: s.Nodes}):
+		return errors.New("it has OfNodes and what chooses pods; only one of them can be")
+	}
 	if s.Namespace == "" {
 		return nil
 	}

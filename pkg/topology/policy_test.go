@@ -23,6 +23,24 @@ func TestPolicyForms(t *testing.T) {
 			Isolation{Policies: []IsolatingPolicy{{Name: "web", Selector: "app=web", Ingress: true}, {Name: "z.9", Egress: true}}},
 			func(s string) (any, error) { return ParseIsolation("shop", []byte(s)) },
 		},
+		"isolation by ClusterNetworkPolicies": {
+			`{"Policies":[],"Cluster":[{"Name":"base","Selector":""}]}`,
+			Isolation{Policies: []IsolatingPolicy{}, Cluster: []SelectingPolicy{{Name: "base"}}},
+			func(s string) (any, error) { return ParseIsolation("shop", []byte(s)) },
+		},
+		"cluster policy": {
+			`{"Tier":"Baseline","Priority":7,"Subject":{"Namespaces":"team=a","Pods":"app=web"},"Ingress":[{"Action":"Deny","Peers":[{"Set":{}}]}],` +
+				`"Egress":[{"Action":"Pass","Peers":[{"Set":{"OfNodes":true,"Nodes":"zone=b"}}],"Ports":[{"Protocol":"TCP","Port":80}]},{"Action":"Accept"}]}`,
+			ClusterPolicyRecord{
+				Tier: TierBaseline, Priority: 7, Subject: web,
+				Ingress: []ClusterPolicyRule{{ActionDeny, PolicyRule{Peers: []PolicyPeer{{Set: &PodSet{}}}}}},
+				Egress: []ClusterPolicyRule{
+					{ActionPass, PolicyRule{Peers: []PolicyPeer{{Set: &PodSet{OfNodes: true, Nodes: "zone=b"}}}, Ports: []PolicyPort{{Protocol: "TCP", Port: 80}}}},
+					{Action: ActionAccept},
+				},
+			},
+			func(s string) (any, error) { return ParseClusterPolicy("base", []byte(s)) },
+		},
 		"policy": {
 			`{"Selector":"app=web","Ingress":[{"Peers":[{"Set":{"Namespaces":"team=a","Pods":"app=web"}},{"Block":"10.0.0.0/8","Except":["10.1.0.0/16"]},{"Set":{}}],` +
 				`"Ports":[{"Protocol":"TCP","Port":80,"End":90},{"Protocol":"TCP","Name":"http"},{"Protocol":"UDP"}]},{},{"Peers":[],"Ports":[]}],"Egress":null}`,
@@ -88,11 +106,22 @@ func TestPolicyFormsRefused(t *testing.T) {
 	isolation := func(key, text string) error { _, err := ParseIsolation(key, []byte(text)); return err }
 	set := func(key, text string) error { _, err := ParseAddressSet(key, []byte(text)); return err }
 	pods := func(key, text string) error { _, err := ParseNodePods(key, []byte(text)); return err }
+	cluster := func(text string) error { _, err := ParseClusterPolicy("base", []byte(text)); return err }
 	_, name := ParsePolicy("shop/A", []byte(`{}`))
+	_, clusterName := ParseClusterPolicy("A", []byte(`{"Tier":"Admin"}`))
 	const hash = "9f2c00000000abcd"
 	for say, err := range map[string]error{
 		"policy record shop/web is not valid JSON of its form":          policy(`{"Ingress":{}}`),
 		`policy record shop/A: the name "A" is not a DNS subdomain`:     name,
+		`cluster policy record A: the name "A" is not a DNS subdomain`:  clusterName,
+		`cluster policy record base: its Tier "" is none of`:            cluster(`{}`),
+		"base: its Subject: it has Namespace and Namespaces":            cluster(`{"Tier":"Admin","Subject":{"Namespace":"a","Namespaces":"b=c"}}`),
+		"its Subject is a set of nodes":                                 cluster(`{"Tier":"Admin","Subject":{"OfNodes":true}}`),
+		`Ingress[0]: its Action "Allow" is none of`:                     cluster(`{"Tier":"Admin","Ingress":[{"Action":"Allow"}]}`),
+		"Egress[0]: Peers[0]: it needs one of Set and Block":            cluster(`{"Tier":"Admin","Egress":[{"Action":"Deny","Peers":[{}]}]}`),
+		`isolation record shop: the name "X" is not`:                    isolation("shop", `{"Cluster":[{"Name":"X"}]}`),
+		"it has OfNodes and what chooses pods":                          peer(`{"Set":{"OfNodes":true,"Pods":"a=b"}}`),
+		"without OfNodes there are no Nodes":                            peer(`{"Set":{"Nodes":"a=b"}}`),
 		"shop/web: Ingress[1]: Peers[1]: it needs one of Set and Block": peer(`{}`),
 		"Peers[1]: it needs one of Set and Block, and not both":         peer(`{"Set":{},"Block":"10.0.0.0/8"}`),
 		"with Set there is no Except":                                   peer(`{"Set":{},"Except":["10.0.0.0/8"]}`),
