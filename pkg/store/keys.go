@@ -16,11 +16,12 @@ const (
 	kindCerts      = "certificates/"
 	kindLeader     = "leader/"
 	// Of policies; below kindPolicies are namespaces, below kindSets hashes.
-	kindIsolation    = "isolation/"
-	kindPolicies     = "policies/"
-	kindSets         = "sets/"
-	kindPods         = "pods/"
-	kindAcknowledged = "acknowledged/"
+	kindIsolation       = "isolation/"
+	kindPolicies        = "policies/"
+	kindClusterPolicies = "clusterpolicies/"
+	kindSets            = "sets/"
+	kindPods            = "pods/"
+	kindAcknowledged    = "acknowledged/"
 
 	keyReleased = "released"
 )

@@ -20,6 +20,8 @@ type PolicyView struct {
 	Isolation map[string]Versioned[topology.Isolation]
 	// Policies by namespace, of those that are wanted and were read.
 	Policies map[string]NamespacePolicies
+	// Cluster are all ClusterNetworkPolicies.
+	Cluster ClusterPolicies
 	// Sets by hash, of those that are wanted and were read, at the revision of their newest
 	// change, deletions among them.
 	Sets map[string]Versioned[topology.SetMembers]
@@ -27,18 +29,24 @@ type PolicyView struct {
 	// taken into account; 0 for none.
 	Acknowledged int64
 	// Invalid says by key, such as isolation/shop, what does not parse, and why. Policies
-	// have their own.
+	// and Cluster have their own.
 	Invalid map[string]string
 }
 
-// NamespacePolicies are the policies of one namespace by name.
-type NamespacePolicies struct {
+// PoliciesOf are policies of one kind by name.
+type PoliciesOf[R any] struct {
 	// Revision is that up to which every change is in it.
 	Revision int64
-	Policies map[string]topology.PolicyRecord
+	Policies map[string]R
 	// Invalid says by name which do not parse, and why.
 	Invalid map[string]string
 }
+
+// NamespacePolicies are the policies of one namespace.
+type NamespacePolicies = PoliciesOf[topology.PolicyRecord]
+
+// ClusterPolicies are the ClusterNetworkPolicies.
+type ClusterPolicies = PoliciesOf[topology.ClusterPolicyRecord]
 
 // Policies reads the policies of a namespace.
 func (s *Store) Policies(ctx context.Context, namespace string) (NamespacePolicies, error) {
@@ -46,9 +54,22 @@ func (s *Store) Policies(ctx context.Context, namespace string) (NamespacePolici
 	if err != nil {
 		return NamespacePolicies{}, err
 	}
-	g := &policyGroup{namespace: namespace, revision: l.revision}
+	g := policiesOf(namespace, l.revision)
 	for _, k := range l.kinds[0] {
-		g.put(s.keys.last(k.key, l.config.Value.Name, l.names[0]), k.value)
+		g.put(s.keys.last(k.key, l.config.Value.Name, l.names[0]), k)
+	}
+	return g.value(), nil
+}
+
+// ClusterPolicies reads all ClusterNetworkPolicies.
+func (s *Store) ClusterPolicies(ctx context.Context) (ClusterPolicies, error) {
+	l, err := s.list(ctx, kindClusterPolicies)
+	if err != nil {
+		return ClusterPolicies{}, err
+	}
+	g := clusterPolicies(l.revision)
+	for _, k := range l.kinds[0] {
+		g.put(s.keys.last(k.key, l.config.Value.Name, l.names[0]), k)
 	}
 	return g.value(), nil
 }
@@ -69,8 +90,8 @@ type PolicyFollower struct {
 }
 
 // FollowPolicies starts to follow for the node with address ip, until ctx ends: all
-// isolation, what is acknowledged to the node, and what [PolicyFollower.Want] says. It
-// survives what [Store.WatchRecords] survives.
+// isolation, all ClusterNetworkPolicies, what is acknowledged to the node, and what
+// [PolicyFollower.Want] says. It survives what [Store.WatchRecords] survives.
 func (s *Store) FollowPolicies(ctx context.Context, ip netip.Addr) *PolicyFollower {
 	ctx, cancel := s.bound(ctx)
 	out := make(latest[PolicyView], 1)
@@ -79,7 +100,7 @@ func (s *Store) FollowPolicies(ctx context.Context, ip netip.Addr) *PolicyFollow
 	go func() {
 		defer close(out)
 		defer cancel()
-		s.run(ctx, &follower{store: s, kinds: []string{kindIsolation, sink.node}, sink: sink, wants: f.wants})
+		s.run(ctx, &follower{store: s, kinds: []string{kindIsolation, kindClusterPolicies, sink.node}, sink: sink, wants: f.wants})
 	}()
 	return f
 }
@@ -98,7 +119,7 @@ func (f *PolicyFollower) Want(namespaces, sets []string) {
 	f.wants.want(slices.Compact(kinds))
 }
 
-// Updates yields a view once all isolation is known, and one after each change. The newest
+// Updates yields a view once all isolation and all ClusterNetworkPolicies are known, and one after each change. The newest
 // wins. The channel is closed when the ctx of [Store.FollowPolicies] ends.
 func (f *PolicyFollower) Updates() <-chan PolicyView { return f.updates }
 
@@ -131,17 +152,28 @@ func (s *shared[V]) hand() map[string]V {
 	return s.m
 }
 
-// policyGroup is what is followed of the policies of a namespace.
-type policyGroup struct {
-	namespace string
-	revision  int64
-	records   shared[topology.PolicyRecord]
-	invalid   shared[string]
+// policyGroup is what is followed of policies that are read together: those of a namespace,
+// or the ClusterNetworkPolicies.
+type policyGroup[R any] struct {
+	parse    func(name string, value []byte) (R, error)
+	revision int64
+	records  shared[R]
+	invalid  shared[string]
 }
 
-func (g *policyGroup) put(name string, value []byte) {
-	g.remove(name)
-	p, err := topology.ParsePolicy(g.namespace+"/"+name, value)
+func policiesOf(namespace string, revision int64) *policyGroup[topology.PolicyRecord] {
+	return &policyGroup[topology.PolicyRecord]{revision: revision, parse: func(name string, value []byte) (topology.PolicyRecord, error) {
+		return topology.ParsePolicy(namespace+"/"+name, value)
+	}}
+}
+
+func clusterPolicies(revision int64) *policyGroup[topology.ClusterPolicyRecord] {
+	return &policyGroup[topology.ClusterPolicyRecord]{revision: revision, parse: topology.ParseClusterPolicy}
+}
+
+func (g *policyGroup[R]) put(name string, k kv) {
+	g.remove(name, k.rev.Mod)
+	p, err := g.parse(name, k.value)
 	if err != nil {
 		g.invalid.put(name, err.Error())
 		return
@@ -149,13 +181,14 @@ func (g *policyGroup) put(name string, value []byte) {
 	g.records.put(name, p)
 }
 
-func (g *policyGroup) remove(name string) {
+func (g *policyGroup[R]) remove(name string, revision int64) {
+	g.revision = max(g.revision, revision)
 	g.records.remove(name)
 	g.invalid.remove(name)
 }
 
-func (g *policyGroup) value() NamespacePolicies {
-	return NamespacePolicies{Revision: g.revision, Policies: g.records.hand(), Invalid: g.invalid.hand()}
+func (g *policyGroup[R]) value() PoliciesOf[R] {
+	return PoliciesOf[R]{Revision: g.revision, Policies: g.records.hand(), Invalid: g.invalid.hand()}
 }
 
 // setGroup is what is followed of a set.
@@ -192,16 +225,17 @@ type policySink struct {
 	sets         shared[Versioned[topology.SetMembers]]
 	invalid      shared[string]
 	acknowledged int64
+	cluster      *policyGroup[topology.ClusterPolicyRecord]
 	// What policies and sets are made of, by kind, and those that changed since.
-	policyGroups map[string]*policyGroup
+	policyGroups map[string]*policyGroup[topology.PolicyRecord]
 	setGroups    map[string]*setGroup
 	changed      map[string]bool
 }
 
 func (t *policySink) reset(l listing) {
 	*t = policySink{
-		keys: t.keys, node: t.node, name: l.config.Value.Name, listing: t.listing + 1, out: t.out,
-		policyGroups: map[string]*policyGroup{}, setGroups: map[string]*setGroup{}, changed: map[string]bool{},
+		keys: t.keys, node: t.node, name: l.config.Value.Name, listing: t.listing + 1, out: t.out, cluster: clusterPolicies(l.revision),
+		policyGroups: map[string]*policyGroup[topology.PolicyRecord]{}, setGroups: map[string]*setGroup{}, changed: map[string]bool{},
 	}
 	for i, kind := range l.names {
 		t.enter(kind, l.kinds[i], l.revision)
@@ -211,7 +245,7 @@ func (t *policySink) reset(l listing) {
 func (t *policySink) enter(kind string, records []kv, revision int64) {
 	t.changed[kind] = true
 	if ns, ok := groupOf(kind, kindPolicies); ok {
-		t.policyGroups[kind] = &policyGroup{namespace: ns, revision: revision}
+		t.policyGroups[kind] = policiesOf(ns, revision)
 	} else if _, ok := groupOf(kind, kindSets); ok {
 		t.setGroups[kind] = &setGroup{revision: revision, chunks: map[netip.Addr]topology.SetChunk{}}
 	}
@@ -257,10 +291,10 @@ func (t *policySink) put(kind string, k kv) {
 		} else {
 			t.isolation.remove(last)
 		}
+	case kind == kindClusterPolicies:
+		t.cluster.put(last, k)
 	case t.policyGroups[kind] != nil:
-		g := t.policyGroups[kind]
-		g.put(last, k.value)
-		g.revision = max(g.revision, k.rev.Mod)
+		t.policyGroups[kind].put(last, k)
 	case t.setGroups[kind] != nil:
 		err = t.putSet(t.setGroups[kind], strings.TrimPrefix(kind, kindSets), last, k)
 	case last == "": // the node's own; kind is also the beginning of other addresses
@@ -307,10 +341,10 @@ func (t *policySink) remove(kind, key string, rev int64) {
 	switch {
 	case kind == kindIsolation:
 		t.isolation.remove(last)
+	case kind == kindClusterPolicies:
+		t.cluster.remove(last, rev)
 	case t.policyGroups[kind] != nil:
-		g := t.policyGroups[kind]
-		g.remove(last)
-		g.revision = max(g.revision, rev)
+		t.policyGroups[kind].remove(last, rev)
 	case t.setGroups[kind] != nil:
 		g := t.setGroups[kind]
 		if g.revision = max(g.revision, rev); last == lastOf {
@@ -327,7 +361,8 @@ func (t *policySink) remove(kind, key string, rev int64) {
 func (t *policySink) emit(int64) {
 	for kind := range t.changed {
 		if g := t.policyGroups[kind]; g != nil {
-			t.policies.put(g.namespace, g.value())
+			namespace, _ := groupOf(kind, kindPolicies)
+			t.policies.put(namespace, g.value())
 		} else if g := t.setGroups[kind]; g != nil {
 			hash, _ := groupOf(kind, kindSets)
 			t.sets.put(hash, g.value())
@@ -335,7 +370,7 @@ func (t *policySink) emit(int64) {
 	}
 	clear(t.changed)
 	t.out.send(PolicyView{
-		Listing: t.listing, Isolation: t.isolation.hand(), Policies: t.policies.hand(), Sets: t.sets.hand(),
+		Listing: t.listing, Isolation: t.isolation.hand(), Policies: t.policies.hand(), Cluster: t.cluster.value(), Sets: t.sets.hand(),
 		Acknowledged: t.acknowledged, Invalid: t.invalid.hand(),
 	})
 }

@@ -40,9 +40,17 @@ func TestFollowPolicies(t *testing.T) {
 	e.Put(ofPolicy("policies/shop/web"), `{"Selector":"app=web","Ingress":[],"Egress":null}`)
 	e.Put(ofPolicy("policies/other/x"), `{"Selector":"","Ingress":[],"Egress":null}`)
 	e.Put(ofPolicy("acknowledged/198.18.0.10"), `{"Revision":77}`)
+	e.Put(ofPolicy("clusterpolicies/base"), `{"Tier":"Baseline","Priority":7,"Subject":{"Namespaces":"team=a"},"Ingress":[{"Action":"Deny"}]}`)
 	f := s.FollowPolicies(ctxOf(t), nodeOne)
 	first := until(t, f.Updates(), "the first view", func(PolicyView) bool { return true })
-	want := PolicyView{Listing: 1, Isolation: map[string]Versioned[topology.Isolation]{"shop": {Value: isolationOf("web"), Revision: 3}}}
+	base := topology.ClusterPolicyRecord{
+		Tier: topology.TierBaseline, Priority: 7, Subject: topology.PodSet{Namespaces: "team=a"},
+		Ingress: []topology.ClusterPolicyRule{{Action: topology.ActionDeny}},
+	}
+	want := PolicyView{
+		Listing: 1, Isolation: map[string]Versioned[topology.Isolation]{"shop": {Value: isolationOf("web"), Revision: 3}},
+		Cluster: ClusterPolicies{Revision: 7, Policies: map[string]topology.ClusterPolicyRecord{"base": base}},
+	}
 	if diff := cmp.Diff(want, first, byValue); diff != "" {
 		t.Errorf("first view (-want +got):\n%s", diff)
 	}
@@ -120,6 +128,42 @@ func remove(t *testing.T, s *Store, key string) {
 	t.Helper()
 	if _, err := s.connectOrDie(t).Delete(ctxOf(t), ofPolicy(key)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestFollowClusterPolicies: a node is told of all ClusterNetworkPolicies and of their ends,
+// at the revision of the transaction that selects by them.
+func TestFollowClusterPolicies(t *testing.T) {
+	e, s := network(t)
+	f := s.FollowPolicies(ctxOf(t), nodeOne)
+	l := campaign(t, s, "one")
+	rev, err := l.PutPolicies(ctxOf(t), []PolicyChange{
+		{Key: ClusterPolicyKey("a.b"), Value: `{"Tier":"Admin","Priority":1,"Subject":{}}`},
+		{Key: ClusterPolicyKey("c"), Value: `{"Tier":"Admin","Priority":2,"Subject":{}}`},
+		{Key: IsolationKey("shop"), Value: `{"Policies":null,"Cluster":[{"Name":"a.b","Selector":""}]}`},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	view := until(t, f.Updates(), "the transaction", func(v PolicyView) bool {
+		return v.Cluster.Revision == rev && v.Isolation["shop"].Revision == rev
+	})
+	if got := view.Isolation["shop"].Value.Cluster; len(view.Cluster.Policies) != 2 || len(got) != 1 || got[0].Name != "a.b" {
+		t.Errorf("view %+v", view)
+	}
+	e.Put(ofPolicy("clusterpolicies/c"), `{"Tier":"None"}`)
+	broken := until(t, f.Updates(), "what does not parse", func(v PolicyView) bool { return len(v.Cluster.Invalid) == 1 })
+	if len(broken.Cluster.Policies) != 1 || broken.Cluster.Invalid["c"] == "" || len(broken.Invalid) != 0 || len(view.Cluster.Policies) != 2 {
+		t.Errorf("view %+v after %+v", broken, view)
+	}
+	remove(t, s, "clusterpolicies/a.b")
+	gone := until(t, f.Updates(), "its end", func(v PolicyView) bool { return len(v.Cluster.Policies) == 0 })
+	if gone.Cluster.Revision != broken.Cluster.Revision+1 {
+		t.Errorf("revision %d after %d", gone.Cluster.Revision, broken.Cluster.Revision)
+	}
+	read, err := s.ClusterPolicies(ctxOf(t))
+	if err != nil || len(read.Policies) != 0 || len(read.Invalid) != 1 {
+		t.Errorf("read: %+v, %v", read, err)
 	}
 }
 

@@ -20,6 +20,9 @@ func PolicyRecordKey(namespace, name string) PolicyKey {
 	return PolicyKey(kindPolicies + namespace + "/" + name)
 }
 
+// ClusterPolicyKey is that of [topology.ClusterPolicyRecord].
+func ClusterPolicyKey(name string) PolicyKey { return PolicyKey(kindClusterPolicies + name) }
+
 // SetKey is that of [topology.AddressSet].
 func SetKey(hash string) PolicyKey { return PolicyKey(kindSets + hash + "/" + lastOf) }
 
@@ -33,7 +36,7 @@ func AcknowledgedKey(ip netip.Addr) PolicyKey { return PolicyKey(kindAcknowledge
 
 // PolicyRecords reads all records that the leader writes of policies, as they stand.
 func (l *Leadership) PolicyRecords(ctx context.Context) (map[PolicyKey]Versioned[string], error) {
-	all, err := l.store.list(ctx, kindIsolation, kindPolicies, kindSets, kindAcknowledged)
+	all, err := l.store.list(ctx, kindIsolation, kindPolicies, kindClusterPolicies, kindSets, kindAcknowledged)
 	if err != nil {
 		return nil, err
 	}

@@ -179,8 +179,8 @@ type NodeStatus struct {
 	// Issuer is the key of the CA that says so (the AuthorityKeyId of its certificate, RFC
 	// 5280, 4.2.1.1), in hexadecimal digits.
 	Issuer string `json:"Issuer,omitempty"`
-	// Enforces names what the node enforces beside tenants: [EnforcesNetworkPolicy]. Agents
-	// before it do not say it, and do not enforce it.
+	// Enforces names what the node enforces beside tenants: [EnforcesNetworkPolicy],
+	// [EnforcesClusterNetworkPolicy]. Agents that do not name one do not enforce it.
 	Enforces []string `json:"Enforces,omitempty"`
 	// Lacks names what policies can ask for and the node's switch does not know:
 	// [LacksSCTPPorts]. What a rule allows by that, it does not allow there.

@@ -13,16 +13,22 @@ import (
 // them as package policy writes them, and are not looked into here.
 
 // EnforcesNetworkPolicy is the word in [NodeStatus.Enforces] for NetworkPolicy of
-// networking.k8s.io/v1.
-const EnforcesNetworkPolicy = "NetworkPolicy"
+// networking.k8s.io/v1, EnforcesClusterNetworkPolicy that for ClusterNetworkPolicy of
+// policy.networking.k8s.io.
+const (
+	EnforcesNetworkPolicy        = "NetworkPolicy"
+	EnforcesClusterNetworkPolicy = "ClusterNetworkPolicy"
+)
 
 // LacksSCTPPorts is the word in [NodeStatus.Lacks] for the ports of SCTP.
 const LacksSCTPPorts = "SCTPPorts"
 
 // Isolation is the record isolation/<namespace>: which pods of the namespace its policies
 // select, and which way. Every agent reads all of them. Only namespaces with policies have
-// one. It is written in one transaction with the policies that changed: what agents have of
-// policies/<namespace>/ is new enough once they have it up to this record's etcd revision.
+// one; but while there are ClusterNetworkPolicies every namespace has, before the first of
+// them is there: one without is not known to the leader yet. It is written in one transaction
+// with the policies that changed: what agents have of policies/<namespace>/ and of
+// clusterpolicies/ is new enough once they have it up to this record's etcd revision.
 type Isolation struct {
 	// Policies are sorted by name. A policy that is not named here counts for nothing,
 	// whatever its own record says.
@@ -168,6 +174,8 @@ type PolicyRecords struct {
 	Isolation map[string]Isolation               `json:"Isolation"`
 	Policies  map[string]map[string]PolicyRecord `json:"Policies"`
 	Sets      map[string]SetMembers              `json:"Sets"`
+	// Cluster are ClusterNetworkPolicies, by name.
+	Cluster map[string]ClusterPolicyRecord `json:"Cluster,omitempty"`
 }
 
 // NodePods is the record pods/<nodeIP>: which addresses a node's pods have, from ADD on. The
@@ -189,6 +197,8 @@ type NodePod struct {
 	// Ingress and Egress name the policies that isolate it in force on the node, sorted.
 	Ingress []string `json:"Ingress,omitempty"`
 	Egress  []string `json:"Egress,omitempty"`
+	// Cluster names the ClusterNetworkPolicies that are about it, sorted.
+	Cluster []string `json:"Cluster,omitempty"`
 }
 
 // Acknowledged is the record acknowledged/<nodeIP>: up to which etcd revision of its
