@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/dynamic"
 	admissionv1 "k8s.io/client-go/kubernetes/typed/admissionregistration/v1"
 	appsv1 "k8s.io/client-go/kubernetes/typed/apps/v1"
 	certificatesv1 "k8s.io/client-go/kubernetes/typed/certificates/v1"
@@ -63,8 +64,10 @@ type Interfaces struct {
 	Certificates certificatesv1.CertificatesV1Interface
 	// Pods are the pods of a namespace, or of all where it is empty.
 	Pods func(namespace string) PodMetadata
-	// Networking is used by the controller only.
-	Networking networkingv1.NetworkingV1Interface
+	// Definitions are CustomResourceDefinitions. They and Networking are used by the
+	// controller only.
+	Definitions dynamic.ResourceInterface
+	Networking  networkingv1.NetworkingV1Interface
 	// Clientset is what these came from: a fake one says there which kinds
 	// of watches it cannot do. Nil for the real ones.
 	Clientset any
@@ -112,6 +115,11 @@ func Open(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}
 	api.Pods = func(namespace string) PodMetadata { return mc.Resource(podsResource).Namespace(namespace) }
+	dc, err := dynamic.NewForConfigAndClient(rc, hc)
+	if err != nil {
+		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
+	}
+	api.Definitions = dc.Resource(definitionsResource)
 	if api.Networking, err = networkingv1.NewForConfigAndClient(rc, hc); err != nil {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}

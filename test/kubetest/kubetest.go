@@ -10,10 +10,15 @@ import (
 	"testing"
 
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 )
+
+// definitionsResource is CustomResourceDefinitions, which every API server knows.
+var definitionsResource = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 
 // New makes a client of a fake clientset that holds objects.
 func New(t testing.TB, objects ...runtime.Object) (*kube.Client, *fake.Clientset) {
@@ -21,7 +26,8 @@ func New(t testing.TB, objects ...runtime.Object) (*kube.Client, *fake.Clientset
 	cs := fake.NewClientset(objects...)
 	c := kube.New(kube.Interfaces{
 		Core: cs.CoreV1(), Discovery: cs.DiscoveryV1(), Apps: cs.AppsV1(),
-		Networking: cs.NetworkingV1(), Admission: cs.AdmissionregistrationV1(), Certificates: cs.CertificatesV1(), Clientset: cs,
+		Definitions: dynamicfake.NewSimpleDynamicClient(runtime.NewScheme()).Resource(definitionsResource),
+		Networking:  cs.NetworkingV1(), Admission: cs.AdmissionregistrationV1(), Certificates: cs.CertificatesV1(), Clientset: cs,
 		Pods: func(namespace string) kube.PodMetadata { return podMetadata{cs.CoreV1().Pods(namespace)} },
 	}, nil)
 	t.Cleanup(c.Close)

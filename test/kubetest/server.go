@@ -237,6 +237,11 @@ type request struct {
 
 // ServeHTTP is the API.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if strings.HasSuffix(r.URL.Path, "/"+definitionsResource.Resource) {
+		w := newWriter(w, r, metav1.SchemeGroupVersion.WithKind("Status"))
+		w.fail(http.StatusConflict, metav1.StatusReasonAlreadyExists, "this API server has all definitions, and tells of none")
+		return
+	}
 	q, err := parse(r)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusNotFound)

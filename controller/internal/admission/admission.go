@@ -28,7 +28,7 @@ const (
 
 // Policies are those that must be in force, and their bindings, which have the same names.
 var Policies = []string{
-	"k8s-ovs-controller", "k8s-ovs-endpoints", "k8s-ovs-endpointslices", "k8s-ovs-external-ips",
+	"k8s-ovs-controller", "k8s-ovs-definitions", "k8s-ovs-endpoints", "k8s-ovs-endpointslices", "k8s-ovs-external-ips",
 	"k8s-ovs-load-balancer-status", "k8s-ovs-managed-endpointslices", "k8s-ovs-networks",
 }
 

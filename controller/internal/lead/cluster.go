@@ -10,6 +10,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/admission"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/definitions"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/subnet"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/tenant"
@@ -24,6 +25,7 @@ type Cluster struct {
 	API interface {
 		cluster.API
 		admission.API
+		definitions.API
 		policies.API
 		WatchCluster(ctx context.Context) <-chan kube.Cluster
 	}
@@ -133,6 +135,7 @@ func (t *term) follow(ctx context.Context) (events <-chan struct{}, stop func())
 	running.Go(func() { t.follower.errands.Run(ctx) })
 	running.Go(func() { t.follower.policies.Run(ctx) })
 	running.Go(func() { t.follower.guards.Run(ctx) })
+	running.Go(func() { definitions.Make(ctx, t.follower.cluster.API, t.log) })
 	merged := make(chan struct{})
 	running.Go(func() {
 		var timer <-chan time.Time
