@@ -64,10 +64,11 @@ type Interfaces struct {
 	Certificates certificatesv1.CertificatesV1Interface
 	// Pods are the pods of a namespace, or of all where it is empty.
 	Pods func(namespace string) PodMetadata
-	// Definitions are CustomResourceDefinitions. They and Networking are used by the
-	// controller only.
-	Definitions dynamic.ResourceInterface
-	Networking  networkingv1.NetworkingV1Interface
+	// Definitions are CustomResourceDefinitions, ClusterPolicies the ClusterNetworkPolicies in
+	// a version. They and Networking are used by the controller only.
+	Definitions     dynamic.ResourceInterface
+	ClusterPolicies func(version string) dynamic.ResourceInterface
+	Networking      networkingv1.NetworkingV1Interface
 	// Clientset is what these came from: a fake one says there which kinds
 	// of watches it cannot do. Nil for the real ones.
 	Clientset any
@@ -120,6 +121,7 @@ func Open(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}
 	api.Definitions = dc.Resource(definitionsResource)
+	api.ClusterPolicies = func(version string) dynamic.ResourceInterface { return dc.Resource(clusterPolicies(version)) }
 	if api.Networking, err = networkingv1.NewForConfigAndClient(rc, hc); err != nil {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}

@@ -3,6 +3,7 @@ package kube
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -59,6 +60,22 @@ func (c *Client) WatchNamespaceLabels(ctx context.Context) *Changes[string, map[
 		func(t *table[*corev1.Namespace, string, map[string]string]) {
 			follow(ctx, c, "labels of namespaces", c.api.Core.Namespaces(), &corev1.Namespace{}, metav1.ListOptions{}, t)
 		})
+}
+
+// NodeLabels are the labels of a node, and all addresses that it has by its status.
+type NodeLabels struct {
+	Labels    map[string]string
+	Addresses []netip.Addr
+}
+
+// WatchNodeLabels tells the labels and addresses of all nodes, by name. It ends with ctx.
+func (c *Client) WatchNodeLabels(ctx context.Context) *Changes[string, NodeLabels] {
+	return watchChanges(func(n *corev1.Node) (string, NodeLabels) {
+		name, node := toNode(n)
+		return name, NodeLabels{Labels: n.Labels, Addresses: node.Every}
+	}, func(t *table[*corev1.Node, string, NodeLabels]) {
+		follow(ctx, c, "labels of nodes", c.api.Core.Nodes(), &corev1.Node{}, metav1.ListOptions{}, t)
+	})
 }
 
 // PodLabels are the labels of a pod.

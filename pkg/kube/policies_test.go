@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -83,7 +84,9 @@ func TestWatchPodPorts(t *testing.T) {
 	pod.Spec.InitContainers = []corev1.Container{
 		{Ports: []corev1.ContainerPort{{Name: "once", ContainerPort: 1}}}, {RestartPolicy: &always, Ports: []corev1.ContainerPort{{Name: "side", ContainerPort: 2}}},
 	}
-	client, _ := kubetest.New(t, pod, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"team": "x"}}})
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", Labels: map[string]string{"zone": "b"}}}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: "192.0.2.1"}, {Type: corev1.NodeHostName, Address: "n1"}, {Type: corev1.NodeExternalIP, Address: "203.0.113.7"}}
+	client, _ := kubetest.New(t, pod, node, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "a", Labels: map[string]string{"team": "x"}}})
 	key := kube.PodKey{Namespace: "a", Name: "web"}
 	ports := taken(t, client.WatchPodPorts(t.Context()))
 	want := map[kube.PodKey]*kube.PodPorts{key: {UID: "u", Ports: []policy.NamedPort{{Name: "dns", Protocol: service.UDP, Port: 53}, {Name: "http", Protocol: service.TCP, Port: 8080}, {Name: "side", Protocol: service.TCP, Port: 2}}}}
@@ -100,6 +103,11 @@ func TestWatchPodPorts(t *testing.T) {
 	spaces := taken(t, client.WatchNamespaceLabels(t.Context()))
 	if diff := cmp.Diff(map[string]*map[string]string{"a": {"team": "x"}}, spaces); diff != "" {
 		t.Errorf("namespaces (-want +got):\n%s", diff)
+	}
+	nodes := taken(t, client.WatchNodeLabels(t.Context()))
+	wantNodes := map[string]*kube.NodeLabels{"n1": {Labels: map[string]string{"zone": "b"}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("203.0.113.7")}}}
+	if diff := cmp.Diff(wantNodes, nodes, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("nodes (-want +got):\n%s", diff)
 	}
 }
 

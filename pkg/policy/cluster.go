@@ -83,6 +83,24 @@ func closed(rules []ClusterRule) []ClusterRule {
 	return out
 }
 
+// ClosedCluster is a policy of which nothing was understood but its name.
+func ClosedCluster(name string) ClusterPolicy {
+	return ClusterPolicy{Name: name, Ingress: denyAll(), Egress: denyAll()}
+}
+
+// Closed is what is left of a policy whose rules cannot be in force: it accepts nothing, and
+// denies all in a direction in which some rule does not accept.
+func (p ClusterPolicy) Closed() ClusterPolicy {
+	for _, rules := range []*[]ClusterRule{&p.Ingress, &p.Egress} {
+		if *rules = closed(*rules); len(*rules) > 0 {
+			*rules = denyAll()
+		}
+	}
+	return p
+}
+
+func denyAll() []ClusterRule { return []ClusterRule{{Deny, Rule{AnyPeer: true, AnyPort: true}}} }
+
 // cluster puts what ClusterNetworkPolicies come to into the tables.
 func (c *Compiler) cluster(to *Compiled, policies []ClusterPolicy) {
 	policies = slices.Clone(policies)

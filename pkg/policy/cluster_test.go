@@ -320,3 +320,24 @@ egress: [{action: Deny, to: [{nodes: {}}, {namespaces: {matchLabels: {team: b}}}
 		t.Errorf("%+v, which has the pods of shop %v and those of bank %v", p, p.Selects(namespaces["shop"]), p.Selects(namespaces["bank"]))
 	}
 }
+
+// TestClosed: what is left of a policy whose rules cannot be in force accepts nobody, and denies
+// all where something might have been denied.
+func TestClosed(t *testing.T) {
+	all := []ClusterRule{{Deny, Rule{AnyPeer: true, AnyPort: true}}}
+	web := Rule{Peers: []Peer{{Set: &Set{Pods: "app=web"}}}, AnyPort: true}
+	p := ClusterPolicy{
+		Name: "p", Baseline: true, Priority: 3, Subject: Set{Namespaces: "team=a"},
+		Ingress: []ClusterRule{{Accept, web}}, Egress: []ClusterRule{{Accept, web}, {Pass, web}, {Deny, web}},
+	}
+	want := ClusterPolicy{Name: "p", Baseline: true, Priority: 3, Subject: Set{Namespaces: "team=a"}, Egress: all}
+	if diff := cmp.Diff(want, p.Closed()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if len(p.Egress) != 3 || p.Egress[1].Action != Pass {
+		t.Errorf("the policy itself was changed: %+v", p)
+	}
+	if diff := cmp.Diff(ClusterPolicy{Name: "q", Ingress: all, Egress: all}, ClosedCluster("q")); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

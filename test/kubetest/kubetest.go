@@ -11,8 +11,10 @@ import (
 
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
 	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
+	"k8s.io/client-go/kubernetes/scheme"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 )
@@ -24,8 +26,12 @@ var definitionsResource = schema.GroupVersionResource{Group: "apiextensions.k8s.
 func New(t testing.TB, objects ...runtime.Object) (*kube.Client, *fake.Clientset) {
 	t.Helper()
 	cs := fake.NewClientset(objects...)
+	policies := dynamicfake.NewSimpleDynamicClient(scheme.Scheme)
 	c := kube.New(kube.Interfaces{
 		Core: cs.CoreV1(), Discovery: cs.DiscoveryV1(), Apps: cs.AppsV1(),
+		ClusterPolicies: func(string) dynamic.ResourceInterface {
+			return policies.Resource(kinds[clusterPolicies].GroupVersion().WithResource(clusterPolicies))
+		},
 		Definitions: dynamicfake.NewSimpleDynamicClient(runtime.NewScheme()).Resource(definitionsResource),
 		Networking:  cs.NetworkingV1(), Admission: cs.AdmissionregistrationV1(), Certificates: cs.CertificatesV1(), Clientset: cs,
 		Pods: func(namespace string) kube.PodMetadata { return podMetadata{cs.CoreV1().Pods(namespace)} },

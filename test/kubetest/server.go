@@ -35,6 +35,7 @@ var kinds = map[string]schema.GroupVersionKind{
 	"endpointslices":  {Group: "discovery.k8s.io", Version: "v1", Kind: "EndpointSlice"},
 	"daemonsets":      {Group: "apps", Version: "v1", Kind: "DaemonSet"},
 	"networkpolicies": {Group: "networking.k8s.io", Version: "v1", Kind: "NetworkPolicy"},
+	clusterPolicies:   {Group: "policy.networking.k8s.io", Version: "v1beta1", Kind: "ClusterNetworkPolicy"},
 
 	"certificatesigningrequests": {Group: "certificates.k8s.io", Version: "v1", Kind: "CertificateSigningRequest"},
 }
@@ -58,7 +59,9 @@ type Server struct {
 	changed chan struct{}
 	// held are the watches that wait, by resource: see Hold.
 	held map[string]*hold
-	http *http.Server // nil while the server is away
+	// defined are the versions of ClusterNetworkPolicies that are served.
+	defined []string
+	http    *http.Server // nil while the server is away
 }
 
 // change is what became of an object.
@@ -81,7 +84,7 @@ type hold struct {
 
 // NewServer makes a server that is away until Serve.
 func NewServer() *Server {
-	s := &Server{changed: make(chan struct{}), objects: map[string]map[string]object{}, held: map[string]*hold{}}
+	s := &Server{changed: make(chan struct{}), objects: map[string]map[string]object{}, held: map[string]*hold{}, defined: ClusterPolicyVersions}
 	for resource := range kinds {
 		s.objects[resource] = map[string]object{}
 	}
@@ -175,6 +178,11 @@ func keyOf(o object) string { return o.GetNamespace() + "/" + o.GetName() }
 func (s *Server) append(c change) {
 	s.log = append(s.log, c)
 	c.object.SetResourceVersion(strconv.Itoa(len(s.log)))
+	s.tellAll()
+}
+
+// tellAll wakes all watches, with the lock held.
+func (s *Server) tellAll() {
 	close(s.changed)
 	s.changed = make(chan struct{})
 }
@@ -227,7 +235,7 @@ func (s *Server) wait(ctx context.Context, resource string) bool {
 
 // request is what a URL asks for.
 type request struct {
-	resource, namespace, name string
+	version, resource, namespace, name string
 	// part is a subresource: status or approval.
 	part   string
 	labels labels.Selector
@@ -238,8 +246,7 @@ type request struct {
 // ServeHTTP is the API.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if strings.HasSuffix(r.URL.Path, "/"+definitionsResource.Resource) {
-		w := newWriter(w, r, metav1.SchemeGroupVersion.WithKind("Status"))
-		w.fail(http.StatusConflict, metav1.StatusReasonAlreadyExists, "this API server has all definitions, and tells of none")
+		s.define(newWriter(w, r, metav1.SchemeGroupVersion.WithKind("Status")), r)
 		return
 	}
 	q, err := parse(r)
@@ -248,6 +255,13 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	q.writer = newWriter(w, r, kinds[q.resource])
+	if q.resource == clusterPolicies {
+		q.writer.version = q.version
+	}
+	if !s.serves(q) {
+		q.writer.fail(http.StatusNotFound, metav1.StatusReasonNotFound, "the server could not find the requested resource")
+		return
+	}
 	if r.Method != http.MethodGet {
 		s.write(q, r)
 		return
@@ -270,7 +284,7 @@ func parse(r *http.Request) (request, error) {
 	if skip == 0 || len(parts) <= skip {
 		return request{}, errors.New("no such path")
 	}
-	var q request
+	q := request{version: parts[skip-1]}
 	parts = parts[skip:]
 	if parts[0] == "namespaces" && len(parts) > 2 {
 		q.namespace, parts = parts[1], parts[2:]
@@ -380,8 +394,11 @@ func (s *Server) watch(ctx context.Context, q request, after string, initial boo
 				q.writer.event(c.kind, c.object)
 			}
 		}
-		if len(fresh) > 0 {
+		switch {
+		case len(fresh) > 0:
 			continue
+		case !s.serves(q):
+			return
 		}
 		select {
 		case <-changed:

@@ -14,7 +14,8 @@ import (
 )
 
 // write does what programs ask for: create, update (whole, or a subresource of a
-// CertificateSigningRequest), merge patches and delete.
+// CertificateSigningRequest), merge patches, an applied status of a ClusterNetworkPolicy, and
+// delete.
 func (s *Server) write(q request, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
@@ -26,6 +27,10 @@ func (s *Server) write(q request, r *http.Request) {
 	case http.MethodPut:
 		s.update(q, body)
 	case http.MethodPatch:
+		if q.resource == clusterPolicies && q.part == "status" && r.Header.Get("Content-Type") == string(types.ApplyYAMLPatchType) {
+			s.applyStatus(q, body)
+			return
+		}
 		s.patch(q, body)
 	case http.MethodDelete:
 		s.remove(q)

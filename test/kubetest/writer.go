@@ -21,6 +21,8 @@ type writer struct {
 	gv   schema.GroupVersion
 	// partial is that the client takes only the metadata of objects.
 	partial bool
+	// version, if not empty, is that in which objects are shown.
+	version string
 	// framed is where a watch's events go.
 	framed io.Writer
 	err    error // the first of a watch: whoever asked is gone
@@ -55,7 +57,10 @@ func accepted(accept string) (mediaType string, partial bool) {
 
 // shown is the object as the client takes it.
 func (w *writer) shown(o runtime.Object) (runtime.Object, error) {
-	if !w.partial {
+	switch {
+	case w.version != "":
+		return inVersion(o, w.version)
+	case !w.partial:
 		return o, nil
 	}
 	if !meta.IsListType(o) {
