@@ -25,9 +25,8 @@ const LacksSCTPPorts = "SCTPPorts"
 
 // Isolation is the record isolation/<namespace>: which pods of the namespace its policies
 // select, and which way. Every agent reads all of them. Only namespaces with policies have
-// one; but while there are ClusterNetworkPolicies every namespace has, before the first of
-// them is there: one without is not known to the leader yet. It is written in one transaction
-// with the policies that changed: what agents have of policies/<namespace>/ and of
+// one; but while there are ClusterNetworkPolicies every namespace has: one without is not known
+// to the leader yet. It is written in one transaction with the policies that changed: what agents have of policies/<namespace>/ and of
 // clusterpolicies/ is new enough once they have it up to this record's etcd revision.
 type Isolation struct {
 	// Policies are sorted by name. A policy that is not named here counts for nothing,

@@ -27,11 +27,12 @@ type Metrics struct {
 	cluster    *prometheus.GaugeVec
 	refused    prometheus.Gauge
 	// notEnforced has a name without the controller in it: it is about the cluster.
-	notEnforced  prometheus.Gauge
-	policies     *prometheus.GaugeVec
-	policyWrites prometheus.Counter
-	absent       prometheus.Gauge
-	users        prometheus.Gauge
+	notEnforced        prometheus.Gauge
+	clusterNotEnforced prometheus.Gauge
+	policies           *prometheus.GaugeVec
+	policyWrites       prometheus.Counter
+	absent             prometheus.Gauge
+	users              prometheus.Gauge
 }
 
 // NewMetrics registers them.
@@ -57,11 +58,12 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.cluster = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("kubernetes_objects", "Kubernetes objects that the records follow, by kind.")), []string{"kind"})
 	m.refused = prometheus.NewGauge(prometheus.GaugeOpts(opts("refused_annotations", "Namespaces whose network annotation cannot be followed.")))
 	m.notEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "networkpolicies_not_enforced", Help: "NetworkPolicies that some live node does not enforce; the leader's."})
-	m.policies = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("policy_objects", "NetworkPolicies, the sets of addresses that they name, and the records of both in etcd, by kind.")), []string{"kind"})
+	m.clusterNotEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "clusternetworkpolicies_not_enforced", Help: "ClusterNetworkPolicies that some live node does not enforce; the leader's."})
+	m.policies = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("policy_objects", "NetworkPolicies, ClusterNetworkPolicies, the sets of addresses that they name, and the records of all in etcd, by kind.")), []string{"kind"})
 	m.policyWrites = prometheus.NewCounter(prometheus.CounterOpts(opts("policy_writes_total", "Records of NetworkPolicies and their sets that were written.")))
 	m.absent = prometheus.NewGauge(prometheus.GaugeOpts(opts("policies_absent", "Admission policies of k8s-ovs that are not in force: while it is not 0, tenants may reach each other by endpoints written by hand.")))
 	m.users = prometheus.NewGauge(prometheus.GaugeOpts(opts("node_users", "Nodes that have a user of their own in etcd, kept by this leader.")))
-	reg.MustRegister(m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.policies, m.policyWrites, m.absent)
+	reg.MustRegister(m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.clusterNotEnforced, m.policies, m.policyWrites, m.absent)
 	return m
 }
 
@@ -73,6 +75,7 @@ func (m *Metrics) leading(yes bool) {
 		m.cluster.Reset()
 		m.refused.Set(0)
 		m.notEnforced.Set(0)
+		m.clusterNotEnforced.Set(0)
 		m.policies.Reset()
 		m.absent.Set(0)
 		m.users.Set(0)
@@ -106,7 +109,9 @@ func (m *Metrics) follows(c kube.Cluster, p cluster.Plan) {
 
 func (m *Metrics) networkPolicies(c policies.Counts) {
 	m.notEnforced.Set(float64(c.NotEnforced))
+	m.clusterNotEnforced.Set(float64(c.ClusterNotEnforced))
 	m.policies.WithLabelValues("policy").Set(float64(c.Policies))
+	m.policies.WithLabelValues("clusterpolicy").Set(float64(c.ClusterPolicies))
 	m.policies.WithLabelValues("set").Set(float64(c.Sets))
 	m.policies.WithLabelValues("record").Set(float64(c.Records))
 	m.policyWrites.Add(float64(c.Writes))

@@ -39,7 +39,7 @@ func newBenchCluster(b *testing.B, w Writer) *benchCluster {
 	b.Helper()
 	c := &benchCluster{records: map[netip.Addr]store.Versioned[topology.NodePods]{}}
 	c.k = New(Config{Writer: w, Now: time.Now, Counted: func(Counts) {}, Logger: slog.New(slog.DiscardHandler)})
-	c.k.known = inputs{true, true, true, true, true, true}
+	c.k.known = inputs{true, true, true, true, true, true, true, true}
 	nodes := map[netip.Addr]topology.Node{}
 	for n := range benchNodes {
 		nodes[nodeIP(n)] = topology.Node{HostIP: nodeIP(n), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 6), byte(n << 2), 0}), 22)}

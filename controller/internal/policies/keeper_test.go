@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
@@ -38,6 +40,8 @@ type lab struct {
 	view   store.PolicyView
 	lead   *store.Leadership
 	stop   func()
+	// later is how far the keeper's clock is ahead.
+	later atomic.Int64
 }
 
 var n1, n2 = netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2")
@@ -64,7 +68,7 @@ func newLab(t *testing.T) *lab {
 	l.follow = s.FollowPolicies(t.Context(), n1)
 	client := kubetest.Open(t, l.api)
 	l.start(func() *Keeper {
-		return New(Config{API: client, Nodes: s, Writer: l.lead, Counted: func(Counts) {}, Now: time.Now, Logger: log})
+		return New(Config{API: client, Nodes: s, Writer: l.lead, Counted: func(Counts) {}, Logger: log, Now: func() time.Time { return time.Now().Add(time.Duration(l.later.Load())) }})
 	})
 	return l
 }
@@ -225,12 +229,17 @@ func TestNamedPorts(t *testing.T) {
 	named := out.DeepCopy()
 	named.Spec.Egress[0].Ports = []networkingv1.NetworkPolicyPort{{Port: &http}}
 	l.put(named)
-	l.until("its port", func(v store.PolicyView) bool { return len(ports(v)) == 1 })
+	l.until("its port", func(v store.PolicyView) bool {
+		return len(ports(v)) == 1 && len(v.Policies["shop"].Policies["out"].Egress[0].Ports) == 1
+	})
 	want := topology.ChunkPort{Name: "http", Protocol: "TCP", Port: 8080, Addresses: topology.Octets{1 << 5}}
 	if got := ports(l.view)[0]; got != want {
 		t.Errorf("port %+v, want %+v", got, want)
 	}
 	l.put(out.DeepCopy())
+	l.until("no name", func(v store.PolicyView) bool { return v.Policies["shop"].Policies["out"].Egress[0].Ports == nil })
+	l.later.Store(int64(setGrace))
+	l.publish(p, "n1", n1, "web", "172.11.0.5", "web2", "172.11.0.6")
 	l.until("no port", func(v store.PolicyView) bool { return len(l.members(webSet)) == 1 && len(ports(v)) == 0 })
 }
 
@@ -267,6 +276,134 @@ func TestEvents(t *testing.T) {
 		r := v.Policies["shop"].Policies["odd"]
 		return len(r.Ingress) == 1 && r.Ingress[0].Peers != nil && len(r.Ingress[0].Peers) == 0
 	})
+}
+
+// clusterDeny denies pods of team a what pods of team b send to their port http, and reaching
+// nodes of zone b; it has a peer that is not understood in a rule that accepts.
+const clusterDeny = `
+tier: Admin
+priority: 5
+subject: {namespaces: {matchLabels: {team: a}}}
+ingress:
+- {action: Deny, from: [{namespaces: {matchLabels: {team: b}}}], protocols: [{destinationNamedPort: http}]}
+egress:
+- {action: Accept, to: [{domainNames: [example.com]}]}
+- {action: Deny, to: [{nodes: {matchLabels: {zone: b}}}]}
+`
+
+func aNamespace(name, team string) *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"team": team}}}
+}
+
+// TestClusterPolicies: the whole way of a ClusterNetworkPolicy: its records, those of each
+// namespace, now and of later ones, its sets, its condition, its Events; over changes of the
+// leader, and with a definition that comes late and goes.
+func TestClusterPolicies(t *testing.T) {
+	l := newLab(t)
+	p := l.store.PodsPublisher("k8ssdn", 0, nil)
+	t.Cleanup(p.Close)
+	status := l.store.StatusPublisher("k8ssdn", 0)
+	t.Cleanup(status.Close)
+	status.Set(topology.NodeStatus{Host: "n1", HostIP: n1, Enforces: []string{topology.EnforcesNetworkPolicy}})
+	l.wait("a node", func() bool { all, err := l.store.Statuses(t.Context()); return err == nil && len(all) == 1 })
+	l.api.DefineClusterPolicies()
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2", Labels: map[string]string{"zone": "b"}}}
+	node.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: n2.String()}}
+	l.put(aNamespace("shop", "a"), aNamespace("other", "b"), node, aPod("web", map[string]string{"app": "web"}, corev1.ContainerPort{Name: "http", ContainerPort: 8080}))
+	l.publish(p, "n1", n1, "web", "172.11.0.5")
+	nodes := policy.Set{OfNodes: true, Nodes: "zone=b"}.Hash()
+	teamA := policy.Set{Namespaces: "team=a", PortName: "http"}.Hash()
+	teamB := policy.Set{Namespaces: "team=b"}.Hash()
+	l.follow.Want(nil, []string{nodes, teamA, teamB})
+
+	// There is no definition at first.
+	l.api.DefineClusterPolicies(kubetest.ClusterPolicyVersions...)
+	l.must(l.api.PutClusterPolicy("deny", clusterDeny))
+	selects := func(v store.PolicyView, namespace string) bool {
+		i, there := v.Isolation[namespace]
+		return there && len(i.Value.Cluster) == 1 && i.Value.Cluster[0] == topology.SelectingPolicy{Name: "deny"}
+	}
+	l.until("the policy and its sets", func(v store.PolicyView) bool {
+		_, other := v.Isolation["other"]
+		return len(v.Cluster.Policies) == 1 && v.Cluster.Revision >= v.Isolation["shop"].Revision && selects(v, "shop") && other &&
+			v.Sets[nodes].Value.Of.Whole && v.Sets[teamA].Value.Of.Whole && v.Sets[teamB].Value.Of.Whole
+	})
+	if selects(l.view, "other") {
+		t.Errorf("isolation of other: %+v", l.view.Isolation["other"])
+	}
+	want := topology.ClusterPolicyRecord{
+		Tier: topology.TierAdmin, Priority: 5, Subject: topology.PodSet{Namespaces: "team=a"},
+		Ingress: []topology.ClusterPolicyRule{{Action: topology.ActionDeny, PolicyRule: topology.PolicyRule{
+			Peers: []topology.PolicyPeer{{Set: &topology.PodSet{Namespaces: "team=b"}}},
+			Ports: []topology.PolicyPort{{Protocol: "TCP", Name: "http"}, {Protocol: "UDP", Name: "http"}, {Protocol: "SCTP", Name: "http"}},
+		}}},
+		Egress: []topology.ClusterPolicyRule{{Action: topology.ActionDeny, PolicyRule: topology.PolicyRule{Peers: []topology.PolicyPeer{{Set: &topology.PodSet{OfNodes: true, Nodes: "zone=b"}}}}}},
+	}
+	if diff := cmp.Diff(want, l.view.Cluster.Policies["deny"], byValue); diff != "" {
+		t.Errorf("record (-want +got):\n%s", diff)
+	}
+	if got := l.members(nodes); !cmp.Equal([]string{"198.18.0.2"}, got) {
+		t.Errorf("nodes are %v", got)
+	}
+	if got := l.view.Sets[teamA].Value.Chunks[netip.MustParseAddr("172.11.0.0")].Ports; len(got) != 1 || got[0].Port != 8080 {
+		t.Errorf("ports of the subjects: %+v", got)
+	}
+
+	// What people are told.
+	l.wait("a condition", func() bool {
+		all := l.api.ClusterPolicy("deny").Status.Conditions
+		return len(all) == 1 && all[0].Type == "k8s-ovs.io/Honoured" && all[0].Status == metav1.ConditionFalse && all[0].Reason == NotHonoured &&
+			all[0].ObservedGeneration == 1 && strings.Contains(all[0].Message, "egress[0]: to[0]: k8s-ovs does not support domainNames")
+	})
+	told := func(reason, say string) func() bool {
+		return func() bool {
+			for _, e := range l.api.Events() {
+				if e.Reason == reason && strings.Contains(e.Message, say) && e.InvolvedObject.Name == "deny" && e.InvolvedObject.APIVersion == "policy.networking.k8s.io/v1beta1" {
+					return true
+				}
+			}
+			return false
+		}
+	}
+	l.wait("an Event that names what was not understood", told(NotHonoured, "egress[0]"))
+	l.wait("an Event that names the node", told(ClusterNotEnforced, "do not know ClusterNetworkPolicy: n1."))
+
+	// Namespaces come, change, and go; a new leader goes on.
+	l.put(aNamespace("late", "a"))
+	l.until("a later namespace", func(v store.PolicyView) bool { return selects(v, "late") })
+	l.put(aNamespace("late", "b"))
+	l.until("other labels", func(v store.PolicyView) bool {
+		i, there := v.Isolation["late"]
+		return there && len(i.Value.Cluster) == 0
+	})
+	untouched := l.view.Isolation["shop"].Revision
+	l.stop()
+	l.must(l.api.Delete(aNamespace("late", "b")))
+	l.put(aNamespace("later", "a"))
+	l.until("the new leader's work", func(v store.PolicyView) bool {
+		_, late := v.Isolation["late"]
+		return selects(v, "later") && !late
+	})
+	if got := l.view.Isolation["shop"].Revision; got != untouched {
+		t.Errorf("isolation was written anew at %d, before it was %d", got, untouched)
+	}
+
+	// Well written it is honoured.
+	l.must(l.api.PutClusterPolicy("deny", strings.Replace(clusterDeny, "domainNames: [example.com]", "networks: [192.0.2.0/24]", 1)))
+	l.until("what changed", func(v store.PolicyView) bool { return len(v.Cluster.Policies["deny"].Egress) == 2 })
+	l.wait("the condition", func() bool {
+		all := l.api.ClusterPolicy("deny").Status.Conditions
+		return len(all) == 1 && all[0].Status == metav1.ConditionTrue && all[0].ObservedGeneration == 2
+	})
+	l.must(l.api.DeleteClusterPolicy("deny"))
+	l.until("no policy", func(v store.PolicyView) bool { return len(v.Cluster.Policies) == 0 && len(v.Isolation) == 0 })
+}
+
+func (l *lab) must(err error) {
+	l.t.Helper()
+	if err != nil {
+		l.t.Fatal(err)
+	}
 }
 
 func (l *lab) wait(what string, cond func() bool) {

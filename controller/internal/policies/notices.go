@@ -11,17 +11,19 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 )
 
-// Reasons of Events about a NetworkPolicy.
+// Reasons of Events about a NetworkPolicy or a ClusterNetworkPolicy.
 const (
-	// NotEnforced: some nodes' agents do not know policies.
-	NotEnforced = "NetworkPolicyNotEnforced"
-	// NotHonoured: something in the policy was not understood, or nodes cannot do it, and
-	// allows nothing.
+	// NotEnforced and ClusterNotEnforced: some nodes' agents do not know policies of the kind.
+	NotEnforced        = "NetworkPolicyNotEnforced"
+	ClusterNotEnforced = "ClusterNetworkPolicyNotEnforced"
+	// NotHonoured: something in the policy was not understood, or nodes cannot do it. It is the
+	// reason of a condition too where it was not understood, as Understood is where it was.
 	NotHonoured = "PolicyNotHonoured"
+	Understood  = "PolicyUnderstood"
 )
 
 const (
-	// noticeEvery is how often people are told the same of one NetworkPolicy: Events are
+	// noticeEvery is how often people are told the same of one policy: Events are
 	// gone after an hour, and the policy may be somebody else's to look at by then.
 	noticeEvery = 24 * time.Hour
 	// noticesAtOnce, and noticePause between them, keep below what client-go queues
@@ -52,12 +54,37 @@ func (n notice) said() notice {
 
 // lacking are the nodes, by name, that cannot do all that policies ask for.
 type lacking struct {
-	// policies are those that do not enforce NetworkPolicy, sctp those of the others that do not
-	// know the ports of SCTP.
-	policies, sctp []string
+	// policies are those that do not enforce NetworkPolicy, cluster those that do not enforce
+	// ClusterNetworkPolicy, sctp those that enforce and do not know the ports of SCTP.
+	policies, cluster, sctp []string
 }
 
-// wanted are the notices that policies call for, in order.
+// notices are those that policies call for, in order.
+func (s *state) notices(nodes lacking) []notice {
+	all := wanted(s.policies, nodes)
+	for _, name := range s.clusterNames {
+		p := s.cluster[name]
+		if p.Problem != "" {
+			all = append(all, notice{object: p.Ref(), reason: NotHonoured, message: p.Problem + closes})
+		}
+		if len(nodes.sctp) > 0 && clusterPortsOfSCTP(p.ClusterPolicy) {
+			all = append(all, notice{p.Ref(), NotHonoured, "rules with ports of SCTP are about nothing for pods on nodes whose Open vSwitch does not know them: ", list(nodes.sctp), sctpRemedy})
+		}
+		if len(nodes.cluster) > 0 {
+			all = append(all, notice{p.Ref(), ClusterNotEnforced, "not in force for pods on nodes whose agents do not know ClusterNetworkPolicy: ", list(nodes.cluster), ". Upgrade k8s-ovs there"})
+		}
+	}
+	return all
+}
+
+const (
+	// closes is what becomes of a ClusterNetworkPolicy that was not understood.
+	closes = ". What was not understood accepts nothing, and denies all where it does not accept"
+	// sctpRemedy ends notices about ports of SCTP.
+	sctpRemedy = ". It does since 3.2, or with the kernel's datapath"
+)
+
+// wanted are the notices that NetworkPolicies call for, in order.
 func wanted(policies map[policy.Key]kube.NetworkPolicy, nodes lacking) []notice {
 	var all []notice
 	for _, key := range slices.SortedFunc(maps.Keys(policies), policy.Key.Compare) {
@@ -66,13 +93,18 @@ func wanted(policies map[policy.Key]kube.NetworkPolicy, nodes lacking) []notice 
 			all = append(all, notice{object: p.Ref(), reason: NotHonoured, message: p.Problem + ". What was not understood allows nothing"})
 		}
 		if rules := portsOfSCTP(p.Policy); len(nodes.sctp) > 0 && len(rules) > 0 {
-			all = append(all, notice{p.Ref(), NotHonoured, list(rules) + ": ports of SCTP allow nothing for pods on nodes whose Open vSwitch does not know them: ", list(nodes.sctp), ". It does since 3.2, or with the kernel's datapath"})
+			all = append(all, notice{p.Ref(), NotHonoured, list(rules) + ": ports of SCTP allow nothing for pods on nodes whose Open vSwitch does not know them: ", list(nodes.sctp), sctpRemedy})
 		}
 		if len(nodes.policies) > 0 {
 			all = append(all, notice{p.Ref(), NotEnforced, "not in force for pods on nodes whose agents do not know NetworkPolicy: ", list(nodes.policies), ". Upgrade k8s-ovs there"})
 		}
 	}
 	return all
+}
+
+// notInForce says which nodes do not know a kind of policies.
+func notInForce(kind string, nodes []string) string {
+	return "not in force for pods on nodes whose agents do not know " + kind + ": " + list(nodes) + ". Upgrade k8s-ovs there"
 }
 
 // list is a list of names for people.

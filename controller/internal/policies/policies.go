@@ -1,5 +1,5 @@
-// Package policies keeps the records of NetworkPolicies: what the policies of the API server
-// mean, and which addresses are in the sets that they name. docs/policy.md, "Records", has
+// Package policies keeps the records of NetworkPolicies and ClusterNetworkPolicies: what those
+// of the API server mean, and which addresses are in the sets that they name. docs/policy.md, "Records", has
 // their forms, and who reads them.
 //
 // One [Keeper] works for one term of one leader. It compares what the records should be with
@@ -46,9 +46,12 @@ const (
 // API is what a Keeper needs of [kube.Client].
 type API interface {
 	WatchNetworkPolicies(ctx context.Context) *kube.Changes[policy.Key, kube.NetworkPolicy]
+	WatchClusterNetworkPolicies(ctx context.Context) *kube.Changes[string, kube.ClusterNetworkPolicy]
 	WatchNamespaceLabels(ctx context.Context) *kube.Changes[string, map[string]string]
 	WatchPodLabels(ctx context.Context) *kube.Changes[kube.PodKey, kube.PodLabels]
 	WatchPodPorts(ctx context.Context) *kube.Changes[kube.PodKey, kube.PodPorts]
+	WatchNodeLabels(ctx context.Context) *kube.Changes[string, kube.NodeLabels]
+	TellHonoured(ctx context.Context, p kube.ClusterNetworkPolicy, say kube.Honoured) error
 	Event(object kube.ObjectRef, warning bool, reason, message string)
 }
 
@@ -71,8 +74,10 @@ type Config struct {
 
 // Counts are for metrics.
 type Counts struct {
-	// Policies there are, of which NotEnforced some node does not enforce.
-	Policies, NotEnforced int
+	// Policies there are, of which NotEnforced some node does not enforce: NetworkPolicies,
+	// and ClusterNetworkPolicies.
+	Policies, NotEnforced               int
+	ClusterPolicies, ClusterNotEnforced int
 	// Sets of addresses, and Records of all kinds in etcd.
 	Sets, Records int
 	// Writes is how many records were written since this was last told.
@@ -95,19 +100,22 @@ type Keeper struct {
 	sure    time.Time // when the records were read last; zero: they have to be
 	writes  int
 	known   inputs
-	notices *notices
-	lacking lacking
-	pauses  backoff.Pauses
-	trouble backoff.Trouble
+	// waits is that the records have ClusterNetworkPolicies, which are not known yet.
+	waits      bool
+	notices    *notices
+	conditions *conditions
+	lacking    lacking
+	pauses     backoff.Pauses
+	trouble    backoff.Trouble
 }
 
 // inputs are what was told once.
-type inputs struct{ policies, namespaces, labels, ports, pods, subnets bool }
+type inputs struct{ policies, cluster, namespaces, labels, ports, hosts, pods, subnets bool }
 
 // New makes a Keeper that does nothing before Run.
 func New(cfg Config) *Keeper {
 	return &Keeper{
-		cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), state: newState(), notices: newNotices(),
+		cfg: cfg, log: cfg.Logger, wake: make(chan struct{}, 1), state: newState(), notices: newNotices(), conditions: newConditions(cfg.API, cfg.Logger),
 		records: records{is: map[store.PolicyKey]store.Versioned[string]{}, dirty: map[store.PolicyKey]bool{}, most: maxChanges},
 		pauses:  backoff.Pauses{First: 100 * time.Millisecond, Last: 2 * time.Second},
 	}
@@ -124,32 +132,51 @@ func (k *Keeper) SetNodes(nodes map[netip.Addr]topology.Node) {
 	}
 }
 
-// watches are those that run while there are policies.
-type watches struct {
-	cancel     context.CancelFunc
-	namespaces *kube.Changes[string, map[string]string]
-	labels     *kube.Changes[kube.PodKey, kube.PodLabels]
+// aside is a watch that runs while it is needed.
+type aside[K comparable, T any] struct {
+	cancel context.CancelFunc
+	*kube.Changes[K, T]
 }
 
-// portWatch runs while a policy names a port.
-type portWatch struct {
-	cancel context.CancelFunc
-	ports  *kube.Changes[kube.PodKey, kube.PodPorts]
+// run has it run or not, and reports whether it ended.
+func (a *aside[K, T]) run(ctx context.Context, needed bool, watch func(context.Context) *kube.Changes[K, T]) (ended bool) {
+	switch {
+	case needed && a.cancel == nil:
+		ctx, a.cancel = context.WithCancel(ctx)
+		a.Changes = watch(ctx)
+	case !needed && a.cancel != nil:
+		a.cancel()
+		drain(a.News())
+		*a = aside[K, T]{}
+		return true
+	}
+	return false
+}
+
+// watches are those that do not run always.
+type watches struct {
+	namespaces aside[string, map[string]string]
+	labels     aside[kube.PodKey, kube.PodLabels]
+	ports      aside[kube.PodKey, kube.PodPorts]
+	hosts      aside[string, kube.NodeLabels]
 }
 
 // Run works until ctx ends, or somebody else leads.
 func (k *Keeper) Run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
 	policies := k.cfg.API.WatchNetworkPolicies(ctx)
+	cluster := k.cfg.API.WatchClusterNetworkPolicies(ctx)
 	pods := k.cfg.Nodes.WatchNodePods(ctx)
 	var w watches
-	var p portWatch
+	var telling sync.WaitGroup
+	telling.Go(func() { k.conditions.run(ctx) })
 	defer func() {
 		cancel()
 		drain(policies.News())
+		drain(cluster.News())
 		drain(pods)
-		k.stopPorts(&p)
-		k.stop(&w)
+		k.follow(ctx, &w, false, false, false)
+		telling.Wait()
 	}()
 	// When to write, to look at what was kept for a while, and to tell people; soon says that
 	// the last was set for what just changed.
@@ -159,7 +186,7 @@ func (k *Keeper) Run(ctx context.Context) {
 	defer look.Stop()
 	var written time.Time
 	for {
-		k.start(ctx, &w, &p)
+		k.follow(ctx, &w, k.state.needed(), len(k.state.portNames) > 0, k.state.nodeSets > 0)
 		news, looked := true, false
 		select {
 		case <-ctx.Done():
@@ -169,12 +196,17 @@ func (k *Keeper) Run(ctx context.Context) {
 		case <-policies.News():
 			k.takePolicies(ctx, policies)
 			looked = true
-		case <-newsOf(w.namespaces):
-			k.known.namespaces = take(w.namespaces, k.state.setNamespace) || k.known.namespaces
-		case <-newsOf(w.labels):
-			k.known.labels = take(w.labels, k.state.setLabels) || k.known.labels
-		case <-newsOf(p.ports):
-			k.known.ports = take(p.ports, k.state.setPorts) || k.known.ports
+		case <-cluster.News():
+			k.takeClusterPolicies(ctx, cluster)
+			looked = true
+		case <-newsOf(w.namespaces.Changes):
+			k.known.namespaces = take(w.namespaces.Changes, k.state.setNamespace) || k.known.namespaces
+		case <-newsOf(w.labels.Changes):
+			k.known.labels = take(w.labels.Changes, k.state.setLabels) || k.known.labels
+		case <-newsOf(w.ports.Changes):
+			k.known.ports = take(w.ports.Changes, k.state.setPorts) || k.known.ports
+		case <-newsOf(w.hosts.Changes):
+			k.known.hosts = take(w.hosts.Changes, k.state.setHost) || k.known.hosts
 		case all, ok := <-pods:
 			if !ok {
 				return
@@ -238,45 +270,22 @@ func drain[T any](c <-chan T) {
 	}
 }
 
-// start has what runs that is needed, and ends what is not.
-func (k *Keeper) start(ctx context.Context, w *watches, p *portWatch) {
-	switch needed := k.state.needed(); {
-	case needed && w.cancel == nil:
-		var wctx context.Context
-		wctx, w.cancel = context.WithCancel(ctx)
-		w.namespaces, w.labels = k.cfg.API.WatchNamespaceLabels(wctx), k.cfg.API.WatchPodLabels(wctx)
-	case !needed && w.cancel != nil:
-		k.stop(w)
+// follow has those watches run that are needed: for pods and namespaces, for ports, for nodes.
+func (k *Keeper) follow(ctx context.Context, w *watches, needed, ports, hosts bool) {
+	api := k.cfg.API
+	spaces := w.namespaces.run(ctx, needed, api.WatchNamespaceLabels)
+	if w.labels.run(ctx, needed, api.WatchPodLabels) || spaces {
+		k.known.namespaces, k.known.labels = false, false
 		k.state.forget()
 	}
-	switch needed := len(k.state.portNames) > 0; {
-	case needed && p.cancel == nil:
-		var pctx context.Context
-		pctx, p.cancel = context.WithCancel(ctx)
-		p.ports = k.cfg.API.WatchPodPorts(pctx)
-	case !needed && p.cancel != nil:
-		k.stopPorts(p)
+	if w.ports.run(ctx, ports, api.WatchPodPorts) {
+		k.known.ports = false
 		k.state.forgetPorts()
 	}
-}
-
-func (k *Keeper) stop(w *watches) {
-	if w.cancel == nil {
-		return
+	if w.hosts.run(ctx, hosts, api.WatchNodeLabels) {
+		k.known.hosts = false
+		k.state.forgetHosts()
 	}
-	w.cancel()
-	drain(w.namespaces.News())
-	drain(w.labels.News())
-	*w, k.known.namespaces, k.known.labels = watches{}, false, false
-}
-
-func (k *Keeper) stopPorts(p *portWatch) {
-	if p.cancel == nil {
-		return
-	}
-	p.cancel()
-	drain(p.ports.News())
-	*p, k.known.ports = portWatch{}, false
 }
 
 func (k *Keeper) takeSubnets() {
@@ -297,9 +306,19 @@ func (k *Keeper) takePolicies(ctx context.Context, changes *kube.Changes[policy.
 	}
 }
 
+// takeClusterPolicies takes in the ClusterNetworkPolicies that changed.
+func (k *Keeper) takeClusterPolicies(ctx context.Context, changes *kube.Changes[string, kube.ClusterNetworkPolicy]) {
+	none := len(k.state.cluster) == 0
+	now := k.cfg.Now()
+	k.known.cluster = take(changes, func(name string, p *kube.ClusterNetworkPolicy) { k.state.setClusterPolicy(name, p, now) }) || k.known.cluster
+	if none && len(k.state.cluster) > 0 {
+		k.look(ctx)
+	}
+}
+
 // look asks which live nodes cannot do all that policies ask for.
 func (k *Keeper) look(ctx context.Context) {
-	if len(k.state.policies) == 0 {
+	if len(k.state.policies)+len(k.state.cluster) == 0 {
 		return
 	}
 	live, err := k.cfg.Nodes.Statuses(ctx)
@@ -308,29 +327,42 @@ func (k *Keeper) look(ctx context.Context) {
 	}
 	var now lacking
 	for _, st := range live {
-		switch {
-		case !slices.Contains(st.Enforces, topology.EnforcesNetworkPolicy):
+		policies, cluster := slices.Contains(st.Enforces, topology.EnforcesNetworkPolicy), slices.Contains(st.Enforces, topology.EnforcesClusterNetworkPolicy)
+		if !policies {
 			now.policies = append(now.policies, st.Host)
-		case slices.Contains(st.Lacks, topology.LacksSCTPPorts):
+		}
+		if !cluster {
+			now.cluster = append(now.cluster, st.Host)
+		}
+		if (policies || cluster) && slices.Contains(st.Lacks, topology.LacksSCTPPorts) {
 			now.sctp = append(now.sctp, st.Host)
 		}
 	}
-	slices.Sort(now.policies)
-	slices.Sort(now.sctp)
-	switch was := k.lacking.policies; {
-	case len(now.policies) == 0 && len(was) > 0:
-		k.log.Info("NetworkPolicies are enforced on all nodes")
-	case len(now.policies) > 0 && !slices.Equal(now.policies, was):
-		k.log.Warn("there are NetworkPolicies, which some nodes do not enforce", "count", len(k.state.policies), "nodes", list(now.policies))
+	for _, hosts := range [][]string{now.policies, now.cluster, now.sctp} {
+		slices.Sort(hosts)
 	}
+	k.logLacking("NetworkPolicies", len(k.state.policies), k.lacking.policies, now.policies)
+	k.logLacking("ClusterNetworkPolicies", len(k.state.cluster), k.lacking.cluster, now.cluster)
 	k.lacking = now
 }
 
-// tell sends the Events that are due, and returns when to ask again.
+// logLacking says which nodes do not enforce a kind of policies, when there are some of it.
+func (k *Keeper) logLacking(kind string, count int, was, now []string) {
+	switch {
+	case count == 0:
+	case len(now) == 0 && len(was) > 0:
+		k.log.Info(kind + " are enforced on all nodes")
+	case len(now) > 0 && !slices.Equal(now, was):
+		k.log.Warn("there are "+kind+", which some nodes do not enforce", "count", count, "nodes", list(now))
+	}
+}
+
+// tell sends the Events that are due, has conditions written, and returns when to ask again.
 func (k *Keeper) tell() <-chan time.Time {
 	k.count()
+	k.conditions.set(k.state.cluster)
 	now := k.cfg.Now()
-	due, again := k.notices.due(wanted(k.state.policies, k.lacking), now)
+	due, again := k.notices.due(k.state.notices(k.lacking), now)
 	for _, n := range due {
 		k.cfg.API.Event(n.object, true, n.reason, n.text())
 	}
@@ -341,9 +373,12 @@ func (k *Keeper) tell() <-chan time.Time {
 }
 
 func (k *Keeper) count() {
-	c := Counts{Policies: len(k.state.policies), Sets: len(k.state.sets), Records: len(k.records.is), Writes: k.writes}
+	c := Counts{Policies: len(k.state.policies), ClusterPolicies: len(k.state.cluster), Sets: len(k.state.sets), Records: len(k.records.is), Writes: k.writes}
 	if len(k.lacking.policies) > 0 {
 		c.NotEnforced = c.Policies
+	}
+	if len(k.lacking.cluster) > 0 {
+		c.ClusterNotEnforced = c.ClusterPolicies
 	}
 	k.writes = 0
 	k.cfg.Counted(c)
@@ -363,13 +398,17 @@ func (k *Keeper) expire() <-chan time.Time {
 }
 
 // ready reports whether all is known that the records follow from. The first policy, or the
-// first that names a port, waits until pods are known: sets that are not whole would cut off
-// whom it allows.
+// first that names a port or nodes, waits until pods or nodes are known: sets that are not whole
+// would cut off whom it allows, and let through whom it denies. ClusterNetworkPolicies may be
+// unknown for long, where a role from before them does not let this program see them; that
+// holds nothing up unless there are some in the records.
 func (k *Keeper) ready() bool {
 	n := k.known
 	return n.policies && n.pods && n.subnets &&
+		(n.cluster || !k.waits) &&
 		(n.namespaces && n.labels || !k.state.needed()) &&
-		(n.ports || len(k.state.portNames) == 0)
+		(n.ports || len(k.state.portNames) == 0) &&
+		(n.hosts || k.state.nodeSets == 0)
 }
 
 // write brings the records to what they should be. again says that some are left.
@@ -415,16 +454,29 @@ func (k *Keeper) reread(ctx context.Context) (done bool, err error) {
 	}
 	k.records.reread(is)
 	k.sure = k.cfg.Now()
-	if k.begun {
+	k.waits = hasClusterPolicies(is)
+	if k.begun && k.ready() {
 		return true, nil
 	}
-	k.state.begin(is, k.cfg.Now())
+	if !k.begun {
+		k.state.begin(is, k.cfg.Now())
+	}
 	if !k.ready() {
 		k.sure = time.Time{}
 		return false, nil
 	}
 	k.begun = true
 	return true, nil
+}
+
+// hasClusterPolicies reports whether ClusterNetworkPolicies are among the records.
+func hasClusterPolicies(is map[store.PolicyKey]store.Versioned[string]) bool {
+	for key := range is {
+		if kindOf(key) == "clusterpolicies" {
+			return true
+		}
+	}
+	return false
 }
 
 // failed takes in that records may be other than was thought.

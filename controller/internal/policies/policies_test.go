@@ -17,6 +17,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -58,6 +59,10 @@ func TestOracle(t *testing.T) {
 		for key := range w.objects {
 			delete(w.objects, key)
 			w.tellPolicy(k.state, key)
+		}
+		for name := range w.cluster {
+			delete(w.cluster, name)
+			w.tellClusterPolicy(k.state, name)
 		}
 		settle(t, k)
 		w.now = w.now.Add(setGrace)
@@ -128,7 +133,8 @@ func TestCrashBetweenWrites(t *testing.T) {
 }
 
 // TestOrder: sets are there before the policies that name them, isolation never names a
-// policy that has no record, and what is acknowledged is in the sets.
+// policy that has no record, namespaces that no ClusterNetworkPolicy selects have records as long
+// as there is one, and what is acknowledged is in the sets.
 func TestOrder(t *testing.T) {
 	for seed := range uint64(4) {
 		w, m := newWorld(seed), newMemory()
@@ -140,6 +146,7 @@ func TestOrder(t *testing.T) {
 				w.step(k.state)
 			}
 			settle(t, k)
+			w.settled = maps.Clone(w.namespaces)
 		}
 	}
 }
@@ -151,7 +158,14 @@ func inOrder(t *testing.T, w *world, records map[store.PolicyKey]store.Versioned
 		kind, rest, _ := strings.Cut(string(key), "/")
 		switch kind {
 		case "isolation":
-			for _, p := range must(topology.ParseIsolation(rest, []byte(v.Value)))(t).Policies {
+			isolation := must(topology.ParseIsolation(rest, []byte(v.Value)))(t)
+			for _, p := range isolation.Cluster {
+				_, there := records[store.ClusterPolicyKey(p.Name)]
+				if _, stays := w.cluster[p.Name]; !there && stays {
+					t.Fatalf("isolation of %s names ClusterNetworkPolicy %s, which has no record", rest, p.Name)
+				}
+			}
+			for _, p := range isolation.Policies {
 				record, there := records[store.PolicyRecordKey(rest, p.Name)]
 				if !there {
 					t.Fatalf("isolation names %s/%s, which has no record", rest, p.Name)
@@ -163,10 +177,87 @@ func inOrder(t *testing.T, w *world, records map[store.PolicyKey]store.Versioned
 					}
 				}
 			}
+		case "clusterpolicies":
+			parsed := policy.ClusterFromRecord(rest, must(topology.ParseClusterPolicy(rest, []byte(v.Value)))(t))
+			for _, set := range parsed.Sets() {
+				if _, there := records[store.SetKey(set.Hash())]; !there {
+					t.Fatalf("ClusterNetworkPolicy %s names set %s, which is not there", rest, set)
+				}
+			}
+			for name := range w.settled {
+				have, stays := w.namespaces[name]
+				selected := slices.ContainsFunc(slices.Collect(maps.Values(w.cluster)), func(p kube.ClusterNetworkPolicy) bool { return p.Selects(have) })
+				if _, there := records[store.IsolationKey(name)]; !there && stays && !selected {
+					t.Fatalf("there is ClusterNetworkPolicy %s, and namespace %s has no record", rest, name)
+				}
+			}
 		case "acknowledged":
 			ip := netip.MustParseAddr(rest)
 			if must(topology.ParseAcknowledged(rest, []byte(v.Value)))(t).Revision == w.said[ip].Revision {
 				noStrangers(t, w, ip, records)
+			}
+		}
+	}
+}
+
+// TestNeverOpens: whatever becomes of one ClusterNetworkPolicy, no transaction of that lets
+// through what neither the old policies do nor the new ones, wherever the leader stops.
+func TestNeverOpens(t *testing.T) {
+	seen := 0
+	for seed := range uint64(6) {
+		w, m := newWorld(seed), newMemory()
+		k := keeper(w, m)
+		k.records.most = 2
+		for range 200 {
+			w.step(k.state)
+		}
+		settle(t, k)
+		for range 12 {
+			before := w.read(t, m.records)
+			name := fmt.Sprintf("c%d", w.random.IntN(4))
+			if w.random.IntN(4) == 0 {
+				delete(w.cluster, name)
+			} else {
+				w.cluster[name] = w.clusterPolicy(name)
+			}
+			w.tellClusterPolicy(k.state, name)
+			after := w.direct(t)
+			m.wrote = func([]store.PolicyChange) {
+				seen++
+				w.nothingNew(t, before, w.read(t, m.records), after)
+			}
+			settle(t, k)
+			m.wrote = nil
+		}
+	}
+	if seen < 100 {
+		t.Errorf("%d transactions show little", seen)
+	}
+}
+
+// nothingNew checks that what passes now passed before, or is to pass. Deny may be early and
+// Accept late.
+func (w *world) nothingNew(t *testing.T, before, now, after map[netip.Addr]policy.Compiled) {
+	t.Helper()
+	var addresses []netip.Addr
+	for _, p := range w.pods {
+		addresses = append(addresses, p.at)
+	}
+	for _, h := range w.hosts {
+		addresses = append(addresses, h.Addresses...)
+	}
+	for ip := range w.nodes {
+		for _, from := range addresses {
+			for _, to := range addresses {
+				for _, port := range []uint16{80, 53, 8001} {
+					p := policy.Packet{Src: from, Dst: to, Protocol: uint8(service.TCP), DstPort: port}
+					if port == 53 {
+						p.Protocol = uint8(service.UDP)
+					}
+					if now[ip].Verdict(p) == policy.Allowed && before[ip].Verdict(p) != policy.Allowed && after[ip].Verdict(p) != policy.Allowed {
+						t.Fatalf("on node %s %+v passes between two states in which it does not", ip, p)
+					}
+				}
 			}
 		}
 	}
@@ -368,6 +459,24 @@ func TestNothingGoesUnseen(t *testing.T) {
 			t.Errorf("without the %s it is ready", name)
 		}
 	}
+	// ClusterNetworkPolicies that this program may not see hold up nothing, but where some are
+	// in force.
+	unseen := keeper(w, m)
+	unseen.known.cluster = false
+	w.tellAll(unseen.state)
+	if !unseen.ready() {
+		t.Error("it waits for ClusterNetworkPolicies that nobody made")
+	}
+	m.records[store.ClusterPolicyKey("old")] = store.Versioned[string]{Value: `{"Tier":"Admin","Priority":1,"Subject":{}}`, Revision: m.rev}
+	old := maps.Clone(m.records)
+	if _, err := unseen.write(context.Background()); err != nil || unseen.ready() || !maps.Equal(old, m.records) {
+		t.Errorf("%v; it is ready (%v), or records were written, while ClusterNetworkPolicies in force are not known", err, unseen.ready())
+	}
+	unseen.known.cluster = true
+	settle(t, unseen)
+	if _, there := m.records[store.ClusterPolicyKey("old")]; there {
+		t.Error("one that the API server does not have is still there")
+	}
 	// A leader that finds sets which no policy names has to know the pods first.
 	k := keeper(w, m)
 	k.known.labels = false
@@ -396,9 +505,74 @@ func TestTooLarge(t *testing.T) {
 		"isolation/shop":     `{"Policies":[{"Name":"huge","Selector":"","Egress":true}]}`,
 		"policies/shop/huge": `{"Selector":"","Ingress":null,"Egress":[]}`,
 	})
-	told := wanted(k.state.policies, lacking{})
+	told := k.state.notices(lacking{})
 	if len(told) != 1 || told[0].reason != NotHonoured || !strings.Contains(told[0].message, "none of them is in force") {
 		t.Errorf("told %+v", told)
+	}
+}
+
+// TestTooLargeCluster: a ClusterNetworkPolicy that etcd would not take accepts nothing and
+// denies all.
+func TestTooLargeCluster(t *testing.T) {
+	w, m := newWorld(1), newMemory()
+	k := keeper(w, m)
+	rule := policy.ClusterRule{Action: policy.Pass, Rule: policy.Rule{AnyPort: true}}
+	for i := range 60000 {
+		rule.Peers = append(rule.Peers, policy.Peer{Block: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), 24)})
+	}
+	p := kube.ClusterNetworkPolicy{UID: "p", Version: "v1beta1", ClusterPolicy: policy.ClusterPolicy{Name: "huge", Priority: 3, Egress: []policy.ClusterRule{rule}}}
+	k.state.setClusterPolicy("huge", &p, w.now)
+	settle(t, k)
+	wantTexts(t, m, "too large", map[store.PolicyKey]string{
+		"clusterpolicies/huge": `{"Tier":"Admin","Priority":3,"Subject":{},"Egress":[{"Action":"Deny"}]}`,
+	})
+	told := k.state.notices(lacking{})
+	if len(told) != 1 || told[0].reason != NotHonoured || !strings.Contains(told[0].message, "none of them is in force") {
+		t.Errorf("told %+v", told)
+	}
+	if say := honouredOf(k.state.cluster["huge"].ClusterNetworkPolicy); say.OK || !strings.Contains(say.Message, "none of them is in force") {
+		t.Errorf("condition %+v", say)
+	}
+}
+
+// TestPortsStayNamed: whom a record denies by a named port is denied until the record is another,
+// also when the leader changes in between.
+func TestPortsStayNamed(t *testing.T) {
+	for _, change := range []bool{false, true} {
+		w, m := newWorld(1), newMemory()
+		k := keeper(w, m)
+		k.records.most = 1
+		w.namespaces["shop"] = map[string]string{"app": "v1"}
+		at := netip.MustParseAddr("172.11.0.2")
+		w.pods[kube.PodKey{Namespace: "shop", Name: "web"}] = &pod{uid: "u", node: n1, at: at, ports: []policy.NamedPort{{Name: "http", Protocol: service.TCP, Port: 8000}}}
+		w.say(n1)
+		deny := policy.ClusterPolicy{Name: "c1", Subject: policy.Set{Namespaces: "app=v1"}, Ingress: []policy.ClusterRule{{Action: policy.Deny, Rule: policy.Rule{AnyPeer: true, Ports: []policy.Port{{Protocol: service.TCP, Name: "http"}}}}}}
+		w.cluster["c1"] = kube.ClusterNetworkPolicy{ClusterPolicy: deny, UID: "c"}
+		w.tellAll(k.state)
+		settle(t, k)
+		packet := policy.Packet{Src: netip.MustParseAddr("172.11.0.70"), Dst: at, Protocol: uint8(service.TCP), DstPort: 8000}
+		denied := 0
+		m.wrote = func([]store.PolicyChange) {
+			denied++
+			if got := w.read(t, m.records)[n1].Verdict(packet); got != policy.DeniedIngress {
+				t.Errorf("leader changes %v: after transaction %d it is %v", change, denied, got)
+			}
+		}
+		deny.Ingress = []policy.ClusterRule{{Action: policy.Deny, Rule: policy.Rule{AnyPeer: true, AnyPort: true}}}
+		w.cluster["c1"] = kube.ClusterNetworkPolicy{ClusterPolicy: deny, UID: "c"}
+		if change {
+			k = keeper(w, m)
+			k.records.most = 1
+			w.tellAll(k.state)
+		} else {
+			w.tellClusterPolicy(k.state, "c1")
+		}
+		settle(t, k)
+		w.now = w.now.Add(setGrace)
+		settle(t, k)
+		if denied < 2 || len(k.state.portNames) > 0 || w.read(t, m.records)[n1].Verdict(packet) != policy.DeniedIngress {
+			t.Errorf("leader changes %v: %d transactions, names of ports %v", change, denied, k.state.portNames)
+		}
 	}
 }
 
@@ -505,6 +679,20 @@ func TestNotices(t *testing.T) {
 		if want := now.Add(step.again); step.again == 0 && !again.IsZero() || step.again != 0 && !again.Equal(want) {
 			t.Errorf("step %d: again at %v, want %v", i, again, want)
 		}
+	}
+	s := newState()
+	sctp := policy.Rule{AnyPeer: true, Ports: []policy.Port{{Protocol: service.SCTP, First: 7, Last: 7}}}
+	s.setClusterPolicy("c", &kube.ClusterNetworkPolicy{
+		ClusterPolicy: policy.ClusterPolicy{Name: "c", Egress: []policy.ClusterRule{{Action: policy.Deny, Rule: sctp}}}, UID: "u", Version: "v1alpha2", Problem: "it is odd",
+	}, now)
+	object := kube.ObjectRef{APIVersion: "policy.networking.k8s.io/v1alpha2", Kind: "ClusterNetworkPolicy", Name: "c", UID: "u"}
+	want := []notice{
+		{object: object, reason: NotHonoured, message: "it is odd. What was not understood accepts nothing, and denies all where it does not accept"},
+		{object, NotHonoured, "rules with ports of SCTP are about nothing for pods on nodes whose Open vSwitch does not know them: ", "n3", sctpRemedy},
+		{object, ClusterNotEnforced, "not in force for pods on nodes whose agents do not know ClusterNetworkPolicy: ", "n2", ". Upgrade k8s-ovs there"},
+	}
+	if diff := cmp.Diff(want, s.notices(lacking{[]string{"n1"}, []string{"n2"}, []string{"n3"}}), cmp.AllowUnexported(notice{})); diff != "" {
+		t.Errorf("of a ClusterNetworkPolicy (-want +got):\n%s", diff)
 	}
 	if got := wanted(policies("x"), lacking{policies: []string{"n1", "n2", "n3", "n4", "n5", "n6", "n7"}})[0].text(); !strings.Contains(got, "n1, n2, n3, n4, n5 and 2 more") {
 		t.Errorf("message %q", got)

@@ -24,6 +24,14 @@ func portsOfSCTP(p policy.Policy) (rules []string) {
 	return rules
 }
 
+// clusterPortsOfSCTP reports whether a ClusterNetworkPolicy asks for ports of SCTP. One that it
+// names is of every protocol, and asks for none.
+func clusterPortsOfSCTP(p policy.ClusterPolicy) bool {
+	return slices.ContainsFunc(clusterRules(p), func(r policy.Rule) bool {
+		return slices.ContainsFunc(r.Ports, func(p policy.Port) bool { return p.Name == "" && isSCTPPort(p) })
+	})
+}
+
 func isSCTPPort(p policy.Port) bool {
 	const last = 1<<16 - 1
 	return p.Protocol == service.SCTP && (p.Name != "" || p.First > 0 || p.Last < last)

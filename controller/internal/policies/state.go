@@ -30,11 +30,16 @@ type state struct {
 	index      *policy.Index
 	policies   map[policy.Key]kube.NetworkPolicy
 	namespaces map[string]map[policy.Key]bool // the policies of each
-	// portNames counts the policies that name a port so.
-	portNames map[string]int
-	sets      map[policy.Set]*namedSet
-	byHash    map[string]policy.Set
+	cluster    map[string]clusterPolicy
+	// clusterNames are those of cluster, in order.
+	clusterNames []string
+	portNames    map[string]*named // of ports
+	sets         map[policy.Set]*namedSet
+	byHash       map[string]policy.Set
+	nodeSets     int // how many of sets are of nodes
 
+	spaces map[string]map[string]string // labels of namespaces
+	hosts  map[string]bool              // nodes whose labels the index has
 	labels map[kube.PodKey]kube.PodLabels
 	ports  map[kube.PodKey]kube.PodPorts
 
@@ -51,11 +56,32 @@ type state struct {
 	wasNeeded bool
 }
 
-// namedSet is a set that policies name, or did.
-type namedSet struct {
-	hash    string
+// clusterPolicy is a ClusterNetworkPolicy.
+type clusterPolicy struct {
+	kube.ClusterNetworkPolicy
+	// selects says of a namespace's labels whether the subject has pods of it.
+	selects func(map[string]string) bool
+}
+
+// named is what policies name, or did.
+type named struct {
 	by      int       // how many policies name it
 	unnamed time.Time // since when none does
+}
+
+// add says that so many more policies name it, or fewer.
+func (n *named) add(by int, now time.Time) {
+	if n.by += by; n.by == 0 {
+		n.unnamed = now
+	}
+}
+
+// namedSet is a set that policies name, or did.
+type namedSet struct {
+	named
+	hash string
+	// unread is that its selectors cannot be read: whom it has is not known.
+	unread bool
 }
 
 // node is what one said of its pods.
@@ -68,7 +94,8 @@ type node struct {
 
 func newState() *state {
 	return &state{
-		index: policy.NewIndex(), policies: map[policy.Key]kube.NetworkPolicy{}, namespaces: map[string]map[policy.Key]bool{}, portNames: map[string]int{},
+		index: policy.NewIndex(), policies: map[policy.Key]kube.NetworkPolicy{}, namespaces: map[string]map[policy.Key]bool{}, cluster: map[string]clusterPolicy{},
+		portNames: map[string]*named{}, spaces: map[string]map[string]string{}, hosts: map[string]bool{},
 		sets: map[policy.Set]*namedSet{}, byHash: map[string]policy.Set{}, labels: map[kube.PodKey]kube.PodLabels{}, ports: map[kube.PodKey]kube.PodPorts{},
 		subnets: map[netip.Addr][]netip.Prefix{}, nodes: map[netip.Addr]*node{}, addresses: map[kube.PodKey]map[netip.Addr]topology.NodePod{},
 		left: map[store.PolicyKey]map[netip.Addr]topology.SetChunk{}, touched: map[store.PolicyKey]bool{},
@@ -76,7 +103,9 @@ func newState() *state {
 }
 
 // needed reports whether there is anything to know of pods and namespaces.
-func (s *state) needed() bool { return len(s.policies) > 0 || len(s.sets) > 0 }
+func (s *state) needed() bool {
+	return len(s.policies) > 0 || len(s.cluster) > 0 || len(s.sets) > 0 || len(s.portNames) > 0
+}
 
 // setPolicy takes in a policy as it is now; nil where it is gone.
 func (s *state) setPolicy(key policy.Key, p *kube.NetworkPolicy, now time.Time) {
@@ -88,16 +117,10 @@ func (s *state) setPolicy(key policy.Key, p *kube.NetworkPolicy, now time.Time) 
 			s.namespaces[key.Namespace] = map[policy.Key]bool{}
 		}
 		s.namespaces[key.Namespace][key] = true
-		for _, set := range p.Sets() {
-			s.name(set)
-		}
-		s.namePorts(p.Policy, 1)
+		s.name(p.Sets(), slices.Concat(p.Ingress.Rules, p.Egress.Rules), 1, now)
 	}
 	if had {
-		for _, set := range old.Sets() {
-			s.unname(set, now)
-		}
-		s.namePorts(old.Policy, -1)
+		s.name(old.Sets(), slices.Concat(old.Ingress.Rules, old.Egress.Rules), -1, now)
 	}
 	if p == nil {
 		delete(s.policies, key)
@@ -122,61 +145,138 @@ func bounded(p *kube.NetworkPolicy) *kube.NetworkPolicy {
 	return &closed
 }
 
-// name says that one more policy names a set.
-func (s *state) name(set policy.Set) {
-	n := s.sets[set]
-	if n == nil {
-		n = s.keep(set)
+// setClusterPolicy takes in a ClusterNetworkPolicy as it is now; nil where it is gone.
+func (s *state) setClusterPolicy(name string, p *kube.ClusterNetworkPolicy, now time.Time) {
+	old, had := s.cluster[name]
+	at, _ := slices.BinarySearch(s.clusterNames, name)
+	switch {
+	case p != nil:
+		p = boundedCluster(p)
+		s.cluster[name] = clusterPolicy{*p, p.Subject.Namespaces.Matcher()}
+		s.name(p.Sets(), clusterRules(p.ClusterPolicy), 1, now)
+		if !had {
+			s.clusterNames = slices.Insert(s.clusterNames, at, name)
+		}
+	case had:
+		delete(s.cluster, name)
+		s.clusterNames = slices.Delete(s.clusterNames, at, at+1)
 	}
-	n.by++
+	if had {
+		s.name(old.Sets(), clusterRules(old.ClusterPolicy), -1, now)
+	}
+	s.touched[store.ClusterPolicyKey(name)] = true
+	if had && p != nil && old.Subject == p.Subject {
+		return
+	}
+	// With the first, and without the last, all namespaces have other records.
+	all := len(s.cluster) == 0 || len(s.cluster) == 1 && !had
+	for namespace, labels := range s.spaces {
+		if all || had && old.selects(labels) || p != nil && s.cluster[name].selects(labels) {
+			s.touched[store.IsolationKey(namespace)] = true
+		}
+	}
 }
 
-// keep has a set's members kept. One that cannot be read has none: it allows nobody.
+func clusterRules(p policy.ClusterPolicy) []policy.Rule {
+	var out []policy.Rule
+	for _, r := range slices.Concat(p.Ingress, p.Egress) {
+		out = append(out, r.Rule)
+	}
+	return out
+}
+
+// boundedCluster is the policy where etcd takes its record, and else one that closes.
+func boundedCluster(p *kube.ClusterNetworkPolicy) *kube.ClusterNetworkPolicy {
+	record, _ := encode(p.Record())
+	if len(record) <= maxRecord {
+		return p
+	}
+	closed := *p
+	closed.ClusterPolicy = p.Closed()
+	closed.Problem = fmt.Sprintf("its rules make a record of %d bytes, at most %d are possible: none of them is in force, write several policies", len(record), maxRecord)
+	return &closed
+}
+
+// name says that a policy names these sets, and in these rules ports, or, by being -1, that it
+// does no longer.
+func (s *state) name(sets []policy.Set, rules []policy.Rule, by int, now time.Time) {
+	for _, set := range sets {
+		n := s.sets[set]
+		if n == nil {
+			n = s.keep(set)
+		}
+		n.add(by, now)
+	}
+	s.namePorts(rules, by, now)
+}
+
+// keep has a set's members kept. One that cannot be read has none, and is never whole: it
+// allows nobody.
 func (s *state) keep(set policy.Set) *namedSet {
 	n := &namedSet{hash: set.Hash()}
 	s.sets[set], s.byHash[n.hash] = n, set
-	_ = s.index.Want(set)
+	n.unread = s.index.Want(set) != nil
+	if set.OfNodes {
+		s.nodeSets++
+	}
 	s.touched[store.SetKey(n.hash)] = true
 	return n
 }
 
-func (s *state) unname(set policy.Set, now time.Time) {
-	if n := s.sets[set]; n != nil {
-		if n.by--; n.by == 0 {
-			n.unnamed = now
-		}
-	}
-}
-
-// namePorts counts the names of ports in a policy. Pods' ports are in sets by those names.
-func (s *state) namePorts(p policy.Policy, by int) {
+// namePorts counts the names of ports in the rules of a policy. Pods' ports are in sets by
+// those names; as long as the sets stay, so that a policy which goes means the same until its
+// record is gone.
+func (s *state) namePorts(rules []policy.Rule, by int, now time.Time) {
 	news := false
-	for _, r := range slices.Concat(p.Ingress.Rules, p.Egress.Rules) {
+	for _, r := range rules {
 		for _, port := range r.Ports {
 			if port.Name == "" {
 				continue
 			}
-			had := s.portNames[port.Name] > 0
-			s.portNames[port.Name] += by
-			if news = news || had != (s.portNames[port.Name] > 0); s.portNames[port.Name] == 0 {
-				delete(s.portNames, port.Name)
+			n := s.portNames[port.Name]
+			if n == nil {
+				n = &named{}
+				s.portNames[port.Name] = n
+				news = true
 			}
+			n.add(by, now)
 		}
 	}
 	if news {
-		for key := range s.ports {
-			s.placeAll(key)
-		}
+		s.placeNamed()
+	}
+}
+
+// placeNamed has the ports of all pods in sets as they are named now.
+func (s *state) placeNamed() {
+	for key := range s.ports {
+		s.placeAll(key)
 	}
 }
 
 // setNamespace takes in a namespace's labels; nil where it is gone.
 func (s *state) setNamespace(name string, labels *map[string]string) {
+	if len(s.cluster) > 0 {
+		s.touched[store.IsolationKey(name)] = true
+	}
 	if labels == nil {
+		delete(s.spaces, name)
 		s.index.DeleteNamespace(name)
 		return
 	}
+	s.spaces[name] = *labels
 	s.index.SetNamespace(name, *labels)
+}
+
+// setHost takes in a node's labels and addresses; nil where it is gone.
+func (s *state) setHost(name string, n *kube.NodeLabels) {
+	if n == nil {
+		delete(s.hosts, name)
+		s.index.DeleteNode(name)
+		return
+	}
+	s.hosts[name] = true
+	s.index.SetNode(name, n.Labels, n.Addresses)
 }
 
 // setLabels takes in a pod's labels; nil where it is gone.
@@ -202,7 +302,15 @@ func (s *state) setPorts(key kube.PodKey, ports *kube.PodPorts) {
 // forget drops what is known of pods and namespaces, when it is not needed any more.
 func (s *state) forget() {
 	s.labels, s.ports = map[kube.PodKey]kube.PodLabels{}, map[kube.PodKey]kube.PodPorts{}
+	s.spaces, s.hosts = map[string]map[string]string{}, map[string]bool{}
 	s.index = policy.NewIndex()
+}
+
+// forgetHosts drops nodes, when no policy names any more.
+func (s *state) forgetHosts() {
+	for name := range s.hosts {
+		s.setHost(name, nil)
+	}
 }
 
 // forgetPorts drops the ports, when no policy names one any more.
@@ -319,7 +427,7 @@ func (s *state) place(a netip.Addr, p topology.NodePod) {
 	member := policy.Member{Address: a}
 	if ports := s.ports[key]; ports.UID == labels.UID {
 		for _, port := range ports.Ports {
-			if s.portNames[port.Name] > 0 {
+			if s.portNames[port.Name] != nil {
 				member.Ports = append(member.Ports, port)
 			}
 		}
@@ -328,10 +436,14 @@ func (s *state) place(a netip.Addr, p topology.NodePod) {
 }
 
 // begin takes in the records that former leaders left, once all else is known: sets that no
-// policy names stay for a while, and members of nodes that do not say what pods they have.
+// policy names stay for a while, the names of ports too, and members of nodes that do not say
+// what pods they have.
 func (s *state) begin(is map[store.PolicyKey]store.Versioned[string], now time.Time) {
 	for key, v := range is {
 		s.touched[key] = true
+		if name, ok := strings.CutPrefix(string(key), "clusterpolicies/"); ok {
+			s.beginClusterPolicy(name, v.Value, now)
+		}
 		hash, last, ok := ofSet(key)
 		if !ok || last != "of" {
 			continue
@@ -350,6 +462,18 @@ func (s *state) begin(is map[store.PolicyKey]store.Versioned[string], now time.T
 			s.leave(key, base, chunk, now)
 		}
 	}
+}
+
+// beginClusterPolicy keeps the ports that a record names, for as long as it may stand: who
+// is denied by them is denied until it is gone.
+func (s *state) beginClusterPolicy(name, text string, now time.Time) {
+	record, err := topology.ParseClusterPolicy(name, []byte(text))
+	if err != nil {
+		return
+	}
+	rules := clusterRules(policy.ClusterFromRecord(name, record))
+	s.namePorts(rules, 1, now)
+	s.namePorts(rules, -1, now)
 }
 
 // leave keeps those members of a record that are of nodes which have not said anything.
@@ -442,7 +566,15 @@ func (s *state) expire(now time.Time) (dropped []string, again time.Time) {
 		s.index.Drop(set)
 		delete(s.sets, set)
 		delete(s.byHash, n.hash)
+		if set.OfNodes {
+			s.nodeSets--
+		}
 		dropped = append(dropped, n.hash)
+	}
+	names := len(s.portNames)
+	maps.DeleteFunc(s.portNames, func(_ string, n *named) bool { return n.by == 0 && over(n.unnamed, setGrace) })
+	if len(s.portNames) < names {
+		s.placeNamed()
 	}
 	return dropped, again
 }
@@ -479,6 +611,12 @@ func (s *state) should(key store.PolicyKey) (string, error) {
 			return "", nil
 		}
 		return encode(p.Record())
+	case "clusterpolicies":
+		p, there := s.cluster[rest]
+		if !there {
+			return "", nil
+		}
+		return encode(p.Record())
 	case "sets":
 		hash, last, _ := strings.Cut(rest, "/")
 		set, there := s.byHash[hash]
@@ -486,7 +624,7 @@ func (s *state) should(key store.PolicyKey) (string, error) {
 			return "", nil
 		}
 		if last == "of" {
-			return encode(topology.AddressSet{PodSet: set.Record(), Whole: true})
+			return encode(topology.AddressSet{PodSet: set.Record(), Whole: !s.sets[set].unread})
 		}
 		return s.chunk(key, set, last)
 	case "acknowledged":
@@ -505,19 +643,29 @@ func encode(v any) (string, error) {
 	return string(data), err
 }
 
+// tooMany stands in a record in place of policies that are too many for it.
+const tooMany = "too-many-policies"
+
+// isolation is what the record of a namespace is to be. While there are ClusterNetworkPolicies
+// each one has a record: by that agents tell it from one that they do not know of yet.
 func (s *state) isolation(namespace string) (string, error) {
-	keys := s.namespaces[namespace]
-	if len(keys) == 0 {
-		return "", nil
-	}
 	var out topology.Isolation
-	for _, key := range slices.SortedFunc(maps.Keys(keys), policy.Key.Compare) {
+	for _, key := range slices.SortedFunc(maps.Keys(s.namespaces[namespace]), policy.Key.Compare) {
 		out.Policies = append(out.Policies, s.policies[key].Isolation())
+	}
+	labels, known := s.spaces[namespace]
+	for _, name := range s.clusterNames {
+		if p := s.cluster[name]; known && p.selects(labels) {
+			out.Cluster = append(out.Cluster, p.Selecting())
+		}
+	}
+	if len(out.Policies) == 0 && (!known || len(s.cluster) == 0) {
+		return "", nil
 	}
 	text, err := encode(out)
 	if len(text) > maxRecord {
-		// Some 10,000 policies in one namespace: all of its pods are isolated.
-		return encode(topology.Isolation{Policies: []topology.IsolatingPolicy{{Name: out.Policies[0].Name, Ingress: true, Egress: true}}})
+		// Some 10,000 policies of one namespace: all of its pods are isolated.
+		return encode(topology.Isolation{Policies: []topology.IsolatingPolicy{{Name: tooMany, Ingress: true, Egress: true}}})
 	}
 	return text, err
 }

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
+	npav1beta1 "sigs.k8s.io/network-policy-api/apis/v1beta1"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
@@ -39,10 +40,14 @@ type world struct {
 	namespaces map[string]map[string]string
 	objects    map[policy.Key]*networkingv1.NetworkPolicy
 	policies   map[policy.Key]kube.NetworkPolicy
+	cluster    map[string]kube.ClusterNetworkPolicy
+	hosts      map[string]kube.NodeLabels
 	pods       map[kube.PodKey]*pod
 	said       map[netip.Addr]store.Versioned[topology.NodePods]
 	listing    int
 	serial     int
+	// settled are namespaces that a leader has had the time to write of.
+	settled map[string]map[string]string
 }
 
 // pod is one of the API server, and where it is.
@@ -57,11 +62,12 @@ type pod struct {
 func newWorld(seed uint64) *world {
 	w := &world{
 		random: rand.New(rand.NewPCG(seed, 0)), now: start, rev: 10, listing: 1, nodes: map[netip.Addr]topology.Node{}, namespaces: map[string]map[string]string{},
-		objects: map[policy.Key]*networkingv1.NetworkPolicy{}, policies: map[policy.Key]kube.NetworkPolicy{}, pods: map[kube.PodKey]*pod{}, said: map[netip.Addr]store.Versioned[topology.NodePods]{},
+		objects: map[policy.Key]*networkingv1.NetworkPolicy{}, policies: map[policy.Key]kube.NetworkPolicy{}, cluster: map[string]kube.ClusterNetworkPolicy{}, hosts: map[string]kube.NodeLabels{}, pods: map[kube.PodKey]*pod{}, said: map[netip.Addr]store.Versioned[topology.NodePods]{},
 	}
 	for i := range 5 {
 		ip := netip.AddrFrom4([4]byte{198, 18, 0, byte(i + 1)})
 		w.nodes[ip] = topology.Node{Host: fmt.Sprintf("n%d", i+1), HostIP: ip, Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 11, byte(i / 4), byte(i % 4 * 64)}), 26)}
+		w.hosts[w.nodes[ip].Host] = kube.NodeLabels{Labels: w.label(), Addresses: []netip.Addr{ip, netip.AddrFrom4([4]byte{203, 0, 113, byte(i)})}}
 		w.say(ip)
 	}
 	return w
@@ -94,6 +100,8 @@ func pick[T any](random *rand.Rand, list []T) T { return list[random.IntN(len(li
 // feeder is what a change is told to.
 type feeder interface {
 	setPolicy(policy.Key, *kube.NetworkPolicy, time.Time)
+	setClusterPolicy(string, *kube.ClusterNetworkPolicy, time.Time)
+	setHost(string, *kube.NodeLabels)
 	setNamespace(string, *map[string]string)
 	setLabels(kube.PodKey, *kube.PodLabels)
 	setPorts(kube.PodKey, *kube.PodPorts)
@@ -103,7 +111,7 @@ type feeder interface {
 // step changes one thing, and tells to.
 func (w *world) step(to feeder) {
 	ns := fmt.Sprintf("ns%d", w.random.IntN(4))
-	switch w.random.IntN(10) {
+	switch w.random.IntN(13) {
 	case 0:
 		w.namespaces[ns] = w.label()
 		w.tellNamespace(to, ns)
@@ -130,6 +138,20 @@ func (w *world) step(to feeder) {
 			p.labels = w.label()
 			w.tellPod(to, key)
 		}
+	case 10:
+		name := fmt.Sprintf("c%d", w.random.IntN(4))
+		w.cluster[name] = w.clusterPolicy(name)
+		w.tellClusterPolicy(to, name)
+	case 11:
+		name := fmt.Sprintf("c%d", w.random.IntN(4))
+		delete(w.cluster, name)
+		w.tellClusterPolicy(to, name)
+	case 12:
+		name := fmt.Sprintf("n%d", w.random.IntN(5)+1)
+		host := w.hosts[name]
+		host.Labels = w.label()
+		w.hosts[name] = host
+		w.tellHost(to, name)
 	}
 }
 
@@ -194,6 +216,19 @@ func (w *world) tellPolicy(to feeder, key policy.Key) {
 	to.setPolicy(key, &p, w.now)
 }
 
+func (w *world) tellClusterPolicy(to feeder, name string) {
+	if p, there := w.cluster[name]; there {
+		to.setClusterPolicy(name, &p, w.now)
+	} else {
+		to.setClusterPolicy(name, nil, w.now)
+	}
+}
+
+func (w *world) tellHost(to feeder, name string) {
+	host := w.hosts[name]
+	to.setHost(name, &host)
+}
+
 func (w *world) tellPod(to feeder, key kube.PodKey) {
 	p := w.pods[key]
 	if p == nil {
@@ -216,6 +251,12 @@ func (w *world) tellAll(to feeder) {
 	}
 	for name := range w.namespaces {
 		w.tellNamespace(to, name)
+	}
+	for name := range w.cluster {
+		w.tellClusterPolicy(to, name)
+	}
+	for name := range w.hosts {
+		w.tellHost(to, name)
 	}
 	for key := range w.pods {
 		w.tellPod(to, key)
@@ -270,6 +311,65 @@ func (w *world) ports() []networkingv1.NetworkPolicyPort {
 	return out
 }
 
+// clusterPolicy is a random one, which is not understood now and then.
+func (w *world) clusterPolicy(name string) kube.ClusterNetworkPolicy {
+	w.serial++
+	object := &npav1beta1.ClusterNetworkPolicy{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID(fmt.Sprint("c", w.serial))}}
+	object.Spec.Tier = pick(w.random, []npav1beta1.Tier{npav1beta1.AdminTier, npav1beta1.AdminTier, npav1beta1.BaselineTier, npav1beta1.BaselineTier, "Other"})
+	object.Spec.Priority = w.random.Int32N(3)
+	spaces := w.selector()
+	object.Spec.Subject = npav1beta1.ClusterNetworkPolicySubject{Namespaces: &spaces}
+	if w.random.IntN(2) == 0 {
+		object.Spec.Subject = npav1beta1.ClusterNetworkPolicySubject{Pods: &npav1beta1.NamespacedPod{NamespaceSelector: w.selector(), PodSelector: w.selector()}}
+	}
+	for range w.random.IntN(3) {
+		object.Spec.Ingress = append(object.Spec.Ingress, npav1beta1.ClusterNetworkPolicyIngressRule{Action: w.action(), From: w.clusterPeers(), Protocols: w.protocols()})
+		rule := npav1beta1.ClusterNetworkPolicyEgressRule{Action: w.action(), Protocols: w.protocols()}
+		for _, p := range w.clusterPeers() {
+			rule.To = append(rule.To, npav1beta1.ClusterNetworkPolicyEgressPeer{Namespaces: p.Namespaces, Pods: p.Pods})
+		}
+		if nodes := w.selector(); w.random.IntN(2) == 0 {
+			rule.To = append(rule.To, pick(w.random, []npav1beta1.ClusterNetworkPolicyEgressPeer{
+				{Nodes: &nodes}, {Networks: []npav1beta1.CIDR{"172.11.0.0/25", "203.0.113.0/24"}}, {DomainNames: []npav1beta1.DomainName{"example.com"}},
+			}))
+		}
+		object.Spec.Egress = append(object.Spec.Egress, rule)
+	}
+	parsed, err := policy.ParseCluster(object)
+	p := kube.ClusterNetworkPolicy{ClusterPolicy: parsed, UID: string(object.UID), Version: "v1beta1", Generation: 1}
+	if err != nil {
+		p.Problem = err.Error()
+	}
+	return p
+}
+
+func (w *world) action() npav1beta1.ClusterNetworkPolicyRuleAction {
+	return pick(w.random, []npav1beta1.ClusterNetworkPolicyRuleAction{npav1beta1.ClusterNetworkPolicyRuleActionAccept, npav1beta1.ClusterNetworkPolicyRuleActionDeny, npav1beta1.ClusterNetworkPolicyRuleActionPass})
+}
+
+func (w *world) clusterPeers() []npav1beta1.ClusterNetworkPolicyIngressPeer {
+	var out []npav1beta1.ClusterNetworkPolicyIngressPeer
+	for range w.random.IntN(2) + 1 {
+		spaces := w.selector()
+		out = append(out, pick(w.random, []npav1beta1.ClusterNetworkPolicyIngressPeer{
+			{Namespaces: &spaces}, {Pods: &npav1beta1.NamespacedPod{NamespaceSelector: w.selector(), PodSelector: w.selector()}},
+		}))
+	}
+	return out
+}
+
+func (w *world) protocols() []npav1beta1.ClusterNetworkPolicyProtocol {
+	var out []npav1beta1.ClusterNetworkPolicyProtocol
+	for range w.random.IntN(3) {
+		out = append(out, pick(w.random, []npav1beta1.ClusterNetworkPolicyProtocol{
+			{TCP: &npav1beta1.ClusterNetworkPolicyProtocolTCP{DestinationPort: &npav1beta1.Port{Number: 80}}},
+			{UDP: &npav1beta1.ClusterNetworkPolicyProtocolUDP{DestinationPort: &npav1beta1.Port{Range: &npav1beta1.PortRange{Start: 50, End: 60}}}},
+			{DestinationNamedPort: "http"}, {DestinationNamedPort: "dns"},
+		}))
+	}
+	return out
+}
+
 // members are those of a set as the cluster has them, found by asking every pod.
 func (w *world) members(t testing.TB, set policy.Set) []policy.Member {
 	parse := func(s policy.Selector) labels.Selector {
@@ -279,8 +379,19 @@ func (w *world) members(t testing.TB, set policy.Set) []policy.Member {
 		}
 		return parsed
 	}
-	spaces, pods := parse(set.Namespaces), parse(set.Pods)
+	spaces, pods, nodes := parse(set.Namespaces), parse(set.Pods), parse(set.Nodes)
 	var out []policy.Member
+	if set.OfNodes {
+		for _, host := range w.hosts {
+			if nodes.Matches(labels.Set(host.Labels)) {
+				for _, a := range host.Addresses {
+					out = append(out, policy.Member{Address: a})
+				}
+			}
+		}
+		slices.SortFunc(out, func(a, b policy.Member) int { return a.Address.Compare(b.Address) })
+		return out
+	}
 	for key, p := range w.pods {
 		have, known := w.namespaces[key.Namespace]
 		named := slices.ContainsFunc(p.ports, func(n policy.NamedPort) bool { return n.Name == set.PortName })
@@ -295,39 +406,57 @@ func (w *world) members(t testing.TB, set policy.Set) []policy.Member {
 	return out
 }
 
+// meaning is policies, and who is in the namespaces and sets that they name.
+type meaning struct {
+	policies []policy.Policy
+	cluster  []policy.ClusterPolicy
+	selects  func(p policy.ClusterPolicy, namespace string) bool
+	members  func(policy.Set) []policy.Member
+}
+
 // compile is what policies come to on every node.
-func (w *world) compile(policies []policy.Policy, members func(policy.Set) []policy.Member) map[netip.Addr]policy.Compiled {
+func (w *world) compile(m meaning) map[netip.Addr]policy.Compiled {
 	out := map[netip.Addr]policy.Compiled{}
-	slices.SortFunc(policies, func(a, b policy.Policy) int { return a.Key.Compare(b.Key) })
+	slices.SortFunc(m.policies, func(a, b policy.Policy) int { return a.Key.Compare(b.Key) })
 	for ip, own := range w.nodes {
-		in := policy.Input{Network: netip.MustParsePrefix("172.11.0.0/16"), Own: own}
+		in := policy.Input{Network: netip.MustParsePrefix("172.11.0.0/16"), Own: own, Selects: m.selects}
 		in.Nodes = slices.SortedFunc(maps.Values(w.nodes), func(a, b topology.Node) int { return a.HostIP.Compare(b.HostIP) })
-		in.Members = func(s policy.Set) ([]policy.Member, bool) { return members(s), true }
+		in.Members = func(s policy.Set) ([]policy.Member, bool) { return m.members(s), true }
 		for key, p := range w.pods {
 			if p.node == ip {
 				in.Subjects = append(in.Subjects, policy.Pod{Key: policy.Key(key), Labels: p.labels, Member: policy.Member{Address: p.at}})
 			}
 		}
 		slices.SortFunc(in.Subjects, func(a, b policy.Pod) int { return a.Key.Compare(b.Key) })
-		out[ip] = policy.NewCompiler(in).Compile(policies, nil)
+		out[ip] = policy.NewCompiler(in).Compile(m.policies, m.cluster)
 	}
 	return out
 }
 
 // direct is what the cluster's policies come to on every node.
 func (w *world) direct(t testing.TB) map[netip.Addr]policy.Compiled {
-	var all []policy.Policy
-	for _, p := range w.policies {
-		all = append(all, p.Policy)
+	m := meaning{
+		members: func(s policy.Set) []policy.Member { return w.members(t, s) },
+		selects: func(p policy.ClusterPolicy, namespace string) bool {
+			have, known := w.namespaces[namespace]
+			return known && p.Selects(have)
+		},
 	}
-	return w.compile(all, func(s policy.Set) []policy.Member { return w.members(t, s) })
+	for _, p := range w.policies {
+		m.policies = append(m.policies, p.Policy)
+	}
+	for _, p := range w.cluster {
+		m.cluster = append(m.cluster, p.ClusterPolicy)
+	}
+	return w.compile(m)
 }
 
 // read is what the records come to on every node, as agents read them.
 func (w *world) read(t testing.TB, records map[store.PolicyKey]store.Versioned[string]) map[netip.Addr]policy.Compiled {
-	var all []policy.Policy
+	var m meaning
 	sets := map[string]map[netip.Addr]topology.SetChunk{}
 	whole := map[string]bool{}
+	selected := map[policy.Key]bool{} // by namespace and ClusterNetworkPolicy
 	for key, v := range records {
 		kind, rest, _ := strings.Cut(string(key), "/")
 		switch kind {
@@ -335,8 +464,13 @@ func (w *world) read(t testing.TB, records map[store.PolicyKey]store.Versioned[s
 			isolation := must(topology.ParseIsolation(rest, []byte(v.Value)))(t)
 			for _, p := range isolation.Policies {
 				record := records[store.PolicyRecordKey(rest, p.Name)]
-				all = append(all, policy.FromRecord(policy.Key{Namespace: rest, Name: p.Name}, must(topology.ParsePolicy(rest+"/"+p.Name, []byte(record.Value)))(t)))
+				m.policies = append(m.policies, policy.FromRecord(policy.Key{Namespace: rest, Name: p.Name}, must(topology.ParsePolicy(rest+"/"+p.Name, []byte(record.Value)))(t)))
 			}
+			for _, p := range isolation.Cluster {
+				selected[policy.Key{Namespace: rest, Name: p.Name}] = true
+			}
+		case "clusterpolicies":
+			m.cluster = append(m.cluster, policy.ClusterFromRecord(rest, must(topology.ParseClusterPolicy(rest, []byte(v.Value)))(t)))
 		case "sets":
 			hash, last, _ := strings.Cut(rest, "/")
 			if last == "of" {
@@ -353,12 +487,16 @@ func (w *world) read(t testing.TB, records map[store.PolicyKey]store.Versioned[s
 			sets[hash][base] = chunk
 		}
 	}
-	return w.compile(all, func(s policy.Set) []policy.Member {
+	m.selects = func(p policy.ClusterPolicy, namespace string) bool {
+		return selected[policy.Key{Namespace: namespace, Name: p.Name}]
+	}
+	m.members = func(s policy.Set) []policy.Member {
 		if !whole[s.Hash()] {
 			t.Fatalf("set %s is not whole", s)
 		}
 		return policy.MembersOf(sets[s.Hash()])
-	})
+	}
+	return w.compile(m)
 }
 
 func must[T any](v T, err error) func(testing.TB) T {
@@ -430,7 +568,7 @@ func (m *memory) PutPolicies(_ context.Context, changes []store.PolicyChange) (i
 // keeper is one that a test drives step by step, in a world.
 func keeper(w *world, m Writer) *Keeper {
 	k := New(Config{Writer: m, Now: func() time.Time { return w.now }, Counted: func(Counts) {}, Logger: slog.New(slog.DiscardHandler)})
-	k.known = inputs{true, true, true, true, true, true}
+	k.known = inputs{true, true, true, true, true, true, true, true}
 	k.state.setSubnets(w.nodes)
 	return k
 }

@@ -3,11 +3,13 @@ package policies
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Writer is a leadership, as far as it writes records of policies.
@@ -56,7 +58,7 @@ func (r *records) drop(hash string) {
 }
 
 // ranks of records, in whose order they are written: sets before policies that name them,
-// isolation together with them, and acknowledgements when what they acknowledge is there.
+// isolation together with these, and acknowledgements when what they acknowledge is there.
 const (
 	rankChunk = iota
 	rankSet
@@ -65,8 +67,8 @@ const (
 )
 
 func rank(key store.PolicyKey) int {
-	switch kind, rest, _ := strings.Cut(string(key), "/"); {
-	case kind == "sets" && strings.HasSuffix(rest, "/of"):
+	switch kind := kindOf(key); {
+	case kind == "sets" && strings.HasSuffix(string(key), "/of"):
 		return rankSet
 	case kind == "sets":
 		return rankChunk
@@ -76,11 +78,18 @@ func rank(key store.PolicyKey) int {
 	return rankPolicies
 }
 
+// kindOf is what a key begins with.
+func kindOf(key store.PolicyKey) string {
+	kind, _, _ := strings.Cut(string(key), "/")
+	return kind
+}
+
 // plan is what is to be written, in order. Records that are as they should be are no
 // longer dirty; should says what one is to be, and what cannot be is left out.
 func (r *records) plan(should func(store.PolicyKey) (string, bool)) []group {
 	var groups []group
 	spaces := map[string]group{}
+	cluster := false // ClusterNetworkPolicies are among what changes
 	for _, key := range slices.SortedFunc(maps.Keys(r.dirty), func(a, b store.PolicyKey) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a, b))
 	}) {
@@ -94,9 +103,14 @@ func (r *records) plan(should func(store.PolicyKey) (string, bool)) []group {
 			groups = append(groups, group{change})
 			continue
 		}
+		cluster = cluster || kindOf(key) == "clusterpolicies"
 		_, rest, _ := strings.Cut(string(key), "/")
 		namespace, _, _ := strings.Cut(rest, "/")
 		spaces[namespace] = append(spaces[namespace], change)
+	}
+	if cluster {
+		// What they select in all namespaces changes with them.
+		spaces = map[string]group{"": slices.Concat(slices.Collect(maps.Values(spaces))...)}
 	}
 	// Sorted in: behind the sets, before the acknowledgements.
 	at := slices.IndexFunc(groups, func(g group) bool { return rank(g[0].Key) > rankPolicies })
@@ -105,26 +119,55 @@ func (r *records) plan(should func(store.PolicyKey) (string, bool)) []group {
 	}
 	var middle []group
 	for _, namespace := range slices.Sorted(maps.Keys(spaces)) {
-		middle = append(middle, ordered(spaces[namespace]))
+		middle = append(middle, r.ordered(spaces[namespace]))
 	}
 	return slices.Insert(groups, at, middle...)
 }
 
-// ordered are the changes of one namespace in the order that they have to be made in, where
-// they do not fit into one transaction: policies that come, isolation, policies that go.
-func ordered(g group) group {
-	slices.SortStableFunc(g, func(a, b store.PolicyChange) int { return cmp.Compare(step(a), step(b)) })
+// ordered are the changes of a group in the order that they have to be made in, where they do
+// not fit into one transaction. After each of them a pod's policies are those that it had or
+// those that it is to have, of each kind: what comes is there before it is named, a
+// ClusterNetworkPolicy that changes has lost the namespaces that are to be none of its, and
+// what goes is not named any more. Namespaces that no ClusterNetworkPolicy selects have records
+// from before the first until the last is gone.
+func (r *records) ordered(g group) group {
+	steps := map[store.PolicyKey]int{}
+	for _, c := range g {
+		steps[c.Key] = r.step(c)
+	}
+	slices.SortFunc(g, func(a, b store.PolicyChange) int {
+		return cmp.Or(cmp.Compare(steps[a.Key], steps[b.Key]), cmp.Compare(a.Key, b.Key))
+	})
 	return g
 }
 
-func step(c store.PolicyChange) int {
-	switch {
-	case strings.HasPrefix(string(c.Key), "isolation/"):
+func (r *records) step(c store.PolicyChange) int {
+	switch kind, goes := kindOf(c.Key), c.Value == ""; {
+	case kind == "policies" && !goes:
+		return 0
+	case kind == "isolation" && !goes && !gains(r.is[c.Key].Value, c.Value):
 		return 1
-	case c.Value == "":
+	case kind == "clusterpolicies" && !goes:
 		return 2
+	case kind == "isolation" && !goes:
+		return 3
+	case kind == "clusterpolicies":
+		return 4
+	case kind == "isolation":
+		return 5
 	}
-	return 0
+	return 6 // policies that go
+}
+
+// gains reports whether a record of isolation comes to name ClusterNetworkPolicies that it did
+// not. One that cannot be read named none.
+func gains(from, to string) bool {
+	var old, fresh topology.Isolation
+	_ = json.Unmarshal([]byte(from), &old)
+	_ = json.Unmarshal([]byte(to), &fresh) // it was made here
+	return slices.ContainsFunc(fresh.Cluster, func(p topology.SelectingPolicy) bool {
+		return !slices.ContainsFunc(old.Cluster, func(q topology.SelectingPolicy) bool { return p.Name == q.Name })
+	})
 }
 
 // batch takes as many groups as one transaction may have off the front. A group that is
