@@ -59,6 +59,7 @@ type records interface {
 	Limits(ctx context.Context) (map[netip.Addr]topology.NodeLimits, error)
 	Isolation(ctx context.Context, namespace string) (store.Versioned[topology.Isolation], error)
 	Policies(ctx context.Context, namespace string) (store.NamespacePolicies, error)
+	ClusterPolicies(ctx context.Context) (store.ClusterPolicies, error)
 	Sets(ctx context.Context, hashes []string) (map[string]topology.SetMembers, error)
 	NodePods(ctx context.Context) (map[netip.Addr]topology.NodePods, error)
 	Close() error

@@ -136,7 +136,8 @@ func TestShowPolicies(t *testing.T) {
 		return string(data)
 	}
 	if _, err := lead.PutPolicies(t.Context(), []store.PolicyChange{
-		{Key: store.IsolationKey("shop"), Value: text(topology.Isolation{Policies: []topology.IsolatingPolicy{web.Isolation()}})},
+		{Key: store.IsolationKey("shop"), Value: text(topology.Isolation{Policies: []topology.IsolatingPolicy{web.Isolation()}, Cluster: []topology.SelectingPolicy{{Name: "web"}}})},
+		{Key: store.ClusterPolicyKey("web"), Value: `{"Tier":"Admin","Priority":7,"Subject":{},"Egress":[{"Action":"Deny","Peers":[{"Set":{"Namespace":"shop","Pods":"app=front"}}]}]}`},
 		{Key: store.PolicyRecordKey("shop", "web"), Value: text(web.Record())},
 		{Key: store.SetKey(front.Hash()), Value: text(topology.AddressSet{PodSet: front.Record(), Whole: true})},
 		{Key: store.ChunkKey(front.Hash(), netip.MustParseAddr("172.11.0.0")), Value: `{"Addresses":"3,7-9"}`},
@@ -145,11 +146,11 @@ func TestShowPolicies(t *testing.T) {
 	}
 	pods := l.store.PodsPublisher(l.name, 0, nil)
 	t.Cleanup(pods.Close)
-	pods.Set(topology.NodePods{Host: "n1", HostIP: address(1), Pods: []topology.NodePod{{Namespace: "shop", Name: "web-1", Address: netip.MustParseAddr("172.11.0.5"), Ingress: []string{"web"}}}})
+	pods.Set(topology.NodePods{Host: "n1", HostIP: address(1), Pods: []topology.NodePod{{Namespace: "shop", Name: "web-1", Address: netip.MustParseAddr("172.11.0.5"), Ingress: []string{"web"}, Cluster: []string{"web"}}}})
 	l.eventually(func() bool {
 		return strings.Contains(l.netns("show", "shop").out, "web      app=web    ingress     web-1 on n1\n")
 	})
-	l.netns("show", "shop").expect(t, ExitDone, []string{"Policies:       1; not enforced on n1\n"}, nil)
+	l.netns("show", "shop").expect(t, ExitDone, []string{"Policies:           1; not enforced on n1\n"}, nil)
 	l.netns("show", "shop", "--policy", "web").expect(t, ExitDone, []string{"Policy:     shop/web\n", "Ingress:    isolates web-1 on n1\n", "ingress     pods app=front of namespace shop (4)   all\n"}, nil)
 	l.netns("show", "shop", "--policy", "wbe").expect(t, ExitFailed, nil, []string{`namespace shop has no policy "wbe"; it has web`})
 	o := l.netns("show", "shop", "--policy", "web", "-o", "json")
@@ -158,6 +159,12 @@ func TestShowPolicies(t *testing.T) {
 	if err := json.Unmarshal([]byte(o.out), &d); err != nil || d.IngressRules[0].Peers[0].Set.Members != 4 || d.Ingress.Pods[0].Node != "n1" || d.Egress != nil {
 		t.Errorf("%+v, %v", d, err)
 	}
+	l.netns("show", "shop").expect(t, ExitDone, []string{"Cluster policies:   1; not enforced on n1\n", "web              Admin   7          (all)      web-1 on n1\n"}, nil)
+	l.netns("show", "shop", "--cluster-policy", "web").expect(t, ExitDone, []string{"Subject:          all pods\n", "egress      Deny     pods app=front of namespace shop (4)   all\n"}, nil)
+	l.netns("show", "shop", "--cluster-policy", "x").expect(t, ExitFailed, nil, []string{`no ClusterNetworkPolicy "x" is about pods of namespace shop; those that are: web`})
+	l.netns("show", "shop", "--cluster-policy", "x", "--policy", "x").expect(t, ExitUsage, nil, []string{"--policy and --cluster-policy are of two policies"})
+	l.etcd.Put(store.DefaultPrefix+"/"+l.name+"/clusterpolicies/web", `{`)
+	l.netns("show", "shop", "--cluster-policy", "web").expect(t, ExitFailed, nil, []string{"cluster policy record web is not valid JSON"})
 	l.etcd.Put(store.DefaultPrefix+"/"+l.name+"/policies/shop/web", `{`)
 	l.netns("show", "shop", "--policy", "web").expect(t, ExitFailed, nil, []string{"policy record shop/web is not valid JSON"})
 }

@@ -49,7 +49,7 @@ program. (all) marks global namespaces, which reach all and are reached by all.`
 }
 
 func (p *program) show() *cobra.Command {
-	var policy string
+	var policy, clusterPolicy string
 	cmd := &cobra.Command{
 		Use:   "show NAMESPACE",
 		Short: "Show one namespace: whom it reaches, its last request, its policies, its limited pods",
@@ -58,8 +58,9 @@ everybody that it reaches and is reached by, a pending request or what became of
 the last one, and on how many nodes its record is in the flows.
 
 Then its NetworkPolicies with the pods that each isolates, by direction, and the
-nodes that do not enforce them. --policy shows the rules of one, with how many
-pods are in the sets that they name.
+nodes that do not enforce them, and the ClusterNetworkPolicies that are about pods
+of it. --policy and --cluster-policy show the rules of one, with how many pods
+are in the sets that they name.
 
 Then its pods that have a rate limit: the rate in bits per second, the burst in
 bytes where one was asked for, and since the limit began the bytes that passed,
@@ -68,6 +69,9 @@ seconds, in large clusters less often.`,
 		Args:              arguments("NAMESPACE"),
 		ValidArgsFunction: p.completeNamespaces(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if policy != "" && clusterPolicy != "" {
+				return &usageError{errors.New("--policy and --cluster-policy are of two policies; give one")}
+			}
 			st, err := p.connect(cmd.Context())
 			if err != nil {
 				return err
@@ -93,8 +97,11 @@ seconds, in large clusters less often.`,
 			if err != nil {
 				return err
 			}
-			if policy != "" {
+			switch {
+			case policy != "":
 				return p.showPolicy(cmd.Context(), st, args[0], policy, policies)
+			case clusterPolicy != "":
+				return p.showClusterPolicy(cmd.Context(), st, args[0], clusterPolicy, policies)
 			}
 			if snap.Config.Single() {
 				p.note("the network %q has a single tenant: every namespace reaches all", snap.Config.Name)
@@ -103,6 +110,7 @@ seconds, in large clusters less often.`,
 		},
 	}
 	cmd.Flags().StringVar(&policy, "policy", "", "show the NetworkPolicy of this `name` instead")
+	cmd.Flags().StringVar(&clusterPolicy, "cluster-policy", "", "show the ClusterNetworkPolicy of this `name` instead")
 	return cmd
 }
 
@@ -112,8 +120,12 @@ func policiesOf(ctx context.Context, st records, namespace string) (view.Policie
 	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return view.Policies{}, err
 	}
+	cluster, err := st.ClusterPolicies(ctx)
+	if err != nil {
+		return view.Policies{}, err
+	}
 	pods, err := st.NodePods(ctx)
-	return view.Policies{Isolation: isolation.Value, Pods: pods}, err
+	return view.Policies{Isolation: isolation.Value, Cluster: cluster.Policies, Pods: pods}, err
 }
 
 // showPolicy shows one policy of a namespace.
@@ -135,6 +147,27 @@ func (p *program) showPolicy(ctx context.Context, st records, namespace, name st
 		return fmt.Errorf("namespace %s has no policy %q; it has %s", namespace, name, policies.Names())
 	}
 	return print(p, detail, view.WritePolicy)
+}
+
+// showClusterPolicy shows one ClusterNetworkPolicy that is about pods of a namespace.
+func (p *program) showClusterPolicy(ctx context.Context, st records, namespace, name string, policies view.Policies) error {
+	all, err := st.ClusterPolicies(ctx)
+	if err != nil {
+		return err
+	}
+	if reason, invalid := all.Invalid[name]; invalid {
+		return errors.New(reason)
+	}
+	sets, err := st.Sets(ctx, view.ClusterPolicySets(all.Policies[name]))
+	if err != nil {
+		return err
+	}
+	policies.Cluster = all.Policies
+	detail, ok := view.ShowClusterPolicy(namespace, name, policies, sets)
+	if !ok {
+		return fmt.Errorf("no ClusterNetworkPolicy %q is about pods of namespace %s; those that are: %s", name, namespace, policies.ClusterNames())
+	}
+	return print(p, detail, view.WriteClusterPolicy)
 }
 
 func (p *program) nodes() *cobra.Command {

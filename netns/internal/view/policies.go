@@ -13,9 +13,11 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-// Policies is what the records say of the NetworkPolicies of a namespace.
+// Policies is what the records say of the policies of a namespace.
 type Policies struct {
 	Isolation topology.Isolation
+	// Cluster are all ClusterNetworkPolicies.
+	Cluster map[string]topology.ClusterPolicyRecord
 	// Pods are those of all live nodes.
 	Pods map[netip.Addr]topology.NodePods
 }
@@ -83,11 +85,11 @@ func (p Policies) Names() string {
 	return names(all, spelled)
 }
 
-// notEnforcing are the live nodes that do not enforce NetworkPolicy.
-func notEnforcing(statuses Statuses) []string {
+// notEnforcing are the live nodes that do not enforce a kind of policies.
+func notEnforcing(statuses Statuses, kind string) []string {
 	out := []string{}
 	for _, st := range statuses {
-		if !slices.Contains(st.Enforces, topology.EnforcesNetworkPolicy) {
+		if !slices.Contains(st.Enforces, kind) {
 			out = append(out, st.Host)
 		}
 	}
@@ -144,12 +146,15 @@ type PolicyDetail struct {
 
 // Rule allows all of its peers on all of its ports.
 type Rule struct {
+	// Action is what a rule of a ClusterNetworkPolicy does in place of that: Accept, Deny or
+	// Pass.
+	Action string `json:"action,omitempty"`
 	// Peers and Ports are null where the rule is not bounded by them.
 	Peers []RulePeer `json:"peers"`
 	Ports []string   `json:"ports"`
 }
 
-// RulePeer is a set of pods, or a block of addresses.
+// RulePeer is a set of pods or of nodes, or a block of addresses.
 type RulePeer struct {
 	Set *PeerSet `json:"set,omitempty"`
 	// Block and Except are empty beside a set.
@@ -157,7 +162,7 @@ type RulePeer struct {
 	Except []string `json:"except,omitempty"`
 }
 
-// PeerSet is a set of pods with its size.
+// PeerSet is a set of pods, or of nodes, with its size.
 type PeerSet struct {
 	topology.PodSet
 	// Members have an address in it; -1 for the set of all pods, which nobody counts.
@@ -167,9 +172,11 @@ type PeerSet struct {
 }
 
 // PolicySets are the hashes of the sets that a policy names.
-func PolicySets(r topology.PolicyRecord) []string {
+func PolicySets(r topology.PolicyRecord) []string { return setsOf(slices.Concat(r.Ingress, r.Egress)) }
+
+func setsOf(rules []topology.PolicyRule) []string {
 	var hashes []string
-	for _, rule := range slices.Concat(r.Ingress, r.Egress) {
+	for _, rule := range rules {
 		for _, p := range rule.Peers {
 			if p.Set != nil && *p.Set != (topology.PodSet{}) {
 				hashes = append(hashes, policy.SetFromRecord(*p.Set).Hash())
@@ -248,6 +255,21 @@ func (s PeerSet) String() string {
 	if s.Members < 0 {
 		return "all pods"
 	}
+	text := fmt.Sprintf("%s (%d", words(s.PodSet), s.Members)
+	if !s.Whole {
+		text += ", not whole yet"
+	}
+	return text + ")"
+}
+
+// words name a set: "pods app=web of namespaces team=a".
+func words(s topology.PodSet) string {
+	switch {
+	case s.OfNodes && s.Nodes == "":
+		return "all nodes"
+	case s.OfNodes:
+		return "nodes " + s.Nodes
+	}
 	text := "all pods"
 	if s.Pods != "" {
 		text = "pods " + s.Pods
@@ -257,11 +279,7 @@ func (s PeerSet) String() string {
 	} else if s.Namespaces != "" {
 		text += " of namespaces " + s.Namespaces
 	}
-	text = fmt.Sprintf("%s (%d", text, s.Members)
-	if !s.Whole {
-		text += ", not whole yet"
-	}
-	return text + ")"
+	return text
 }
 
 func (p RulePeer) String() string {
@@ -292,6 +310,11 @@ func WritePolicy(w io.Writer, d PolicyDetail) error {
 			table = append(table, []string{side.name, r.peers(), r.ports()})
 		}
 	}
+	return writeBoth(w, lines, table)
+}
+
+// writeBoth writes lines and, where it has more than its head, a table.
+func writeBoth(w io.Writer, lines, table [][]string) error {
 	if err := write(w, lines); err != nil || len(table) == 1 {
 		return err
 	}

@@ -82,6 +82,9 @@ func WriteDetail(w io.Writer, d Detail) error {
 		lines = append(lines, []string{"Last request:", d.LastRequest.String()})
 	}
 	lines = append(lines, []string{"Applied on:", d.Nodes.String()}, []string{"Policies:", d.policies()})
+	if len(d.ClusterPolicies) > 0 {
+		lines = append(lines, []string{"Cluster policies:", d.clusterPolicies()})
+	}
 	if err := write(w, lines); err != nil {
 		return err
 	}
@@ -90,6 +93,14 @@ func WriteDetail(w io.Writer, d Detail) error {
 			return err
 		}
 		if err := writePolicies(w, d.Policies); err != nil {
+			return err
+		}
+	}
+	if len(d.ClusterPolicies) > 0 {
+		if _, err := fmt.Fprintln(w); err != nil {
+			return err
+		}
+		if err := writeClusterPolicies(w, d.ClusterPolicies); err != nil {
 			return err
 		}
 	}

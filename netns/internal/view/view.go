@@ -79,6 +79,11 @@ type Detail struct {
 	Policies []Policy `json:"policies"`
 	// NotEnforcedOn are the live nodes that do not enforce NetworkPolicy.
 	NotEnforcedOn []string `json:"notEnforcedOn"`
+	// ClusterPolicies are the ClusterNetworkPolicies whose subject has pods of it; null where
+	// no API server can have any. ClusterNotEnforcedOn are the live nodes that do not enforce
+	// those.
+	ClusterPolicies      []ClusterPolicy `json:"clusterPolicies"`
+	ClusterNotEnforcedOn []string        `json:"clusterNotEnforcedOn"`
 }
 
 // Outcome is what became of a request.
@@ -158,10 +163,11 @@ func Show(s topology.Snapshot, n topology.Namespace, rev int64, statuses Statuse
 		Nodes:     Applied(s, statuses, rev),
 		Limited:   limits.of(n.NetName),
 
-		NotEnforcedOn: notEnforcing(statuses),
+		NotEnforcedOn:        notEnforcing(statuses, topology.EnforcesNetworkPolicy),
+		ClusterNotEnforcedOn: notEnforcing(statuses, topology.EnforcesClusterNetworkPolicy),
 	}
 	if n.UID != "" { // its Namespace's, in Kubernetes
-		d.Policies = policies.of(n.NetName)
+		d.Policies, d.ClusterPolicies = policies.of(n.NetName), policies.cluster(n.NetName)
 	}
 	return d
 }

@@ -175,12 +175,17 @@ func policies() Policies {
 	return Policies{
 		Isolation: topology.Isolation{Policies: []topology.IsolatingPolicy{
 			{Name: "deny", Ingress: true, Egress: true}, {Name: "web", Selector: "app=web", Ingress: true},
-		}},
+		}, Cluster: []topology.SelectingPolicy{{Name: "base"}, {Name: "late"}, {Name: "metadata", Selector: "app=web"}}},
+		Cluster: map[string]topology.ClusterPolicyRecord{
+			"base":     {Tier: topology.TierBaseline, Priority: 3},
+			"late":     {Tier: topology.TierAdmin, Priority: 9},
+			"metadata": clusterRecord,
+		},
 		Pods: map[netip.Addr]topology.NodePods{
 			addr(1): {Host: "n1", Pods: []topology.NodePod{
-				{Namespace: "shop", Name: "web-1", Ingress: []string{"deny", "web"}, Egress: []string{"deny"}}, {Namespace: "other", Name: "x", Ingress: []string{"web"}},
+				{Namespace: "shop", Name: "web-1", Ingress: []string{"deny", "web"}, Egress: []string{"deny"}, Cluster: []string{"base", "metadata"}}, {Namespace: "other", Name: "x", Ingress: []string{"web"}},
 			}},
-			addr(2): {Host: "n2", Pods: []topology.NodePod{{Namespace: "shop", Name: "db-0", Ingress: []string{"deny"}, Egress: []string{"deny"}}}},
+			addr(2): {Host: "n2", Pods: []topology.NodePod{{Namespace: "shop", Name: "db-0", Ingress: []string{"deny"}, Egress: []string{"deny"}, Cluster: []string{"base"}}}},
 		},
 	}
 }
@@ -193,6 +198,9 @@ func TestPolicies(t *testing.T) {
 	for ip, st := range statuses {
 		if ip != addr(4) {
 			st.Enforces = []string{topology.EnforcesNetworkPolicy}
+			if ip != addr(2) {
+				st.Enforces = append(st.Enforces, topology.EnforcesClusterNetworkPolicy)
+			}
 			statuses[ip] = st
 		}
 	}
@@ -225,6 +233,38 @@ func TestPolicies(t *testing.T) {
 	all(t, "policy-deny", deny, WritePolicy)
 	if _, ok := ShowPolicy("shop", "wbe", policies(), record, sets); ok || policies().Names() != "deny, web" || (Policies{}).Names() != "none" {
 		t.Errorf("a policy that is not there; names %q", policies().Names())
+	}
+}
+
+// clusterRecord is a ClusterNetworkPolicy with each kind of peer.
+var clusterRecord = topology.ClusterPolicyRecord{
+	Tier: topology.TierAdmin, Priority: 7, Subject: topology.PodSet{Namespaces: "team=a", Pods: "app=web"},
+	Ingress: []topology.ClusterPolicyRule{{Action: topology.ActionPass, PolicyRule: topology.PolicyRule{Peers: []topology.PolicyPeer{{Set: &topology.PodSet{}}}}}},
+	Egress: []topology.ClusterPolicyRule{
+		{Action: topology.ActionAccept, PolicyRule: topology.PolicyRule{
+			Peers: []topology.PolicyPeer{{Set: &topology.PodSet{OfNodes: true, Nodes: "zone=b"}}, {Set: &topology.PodSet{OfNodes: true}}},
+			Ports: []topology.PolicyPort{{Protocol: "TCP", Port: 443}},
+		}},
+		{Action: topology.ActionDeny, PolicyRule: topology.PolicyRule{Peers: []topology.PolicyPeer{{Block: netip.MustParsePrefix("169.254.169.254/32")}}}},
+	},
+}
+
+// TestClusterPolicy: one ClusterNetworkPolicy of a namespace.
+func TestClusterPolicy(t *testing.T) {
+	hashes := ClusterPolicySets(clusterRecord)
+	if len(hashes) != 2 {
+		t.Fatalf("sets %v", hashes)
+	}
+	zone := topology.PodSet{OfNodes: true, Nodes: "zone=b"}
+	d, ok := ShowClusterPolicy("shop", "metadata", policies(), map[string]topology.SetMembers{policy.SetFromRecord(zone).Hash(): {
+		Of: topology.AddressSet{PodSet: zone, Whole: true}, Chunks: map[netip.Addr]topology.SetChunk{netip.MustParseAddr("192.0.2.0"): {Addresses: topology.Octets{6}}},
+	}})
+	if !ok {
+		t.Fatal("it is not there")
+	}
+	all(t, "clusterpolicy", d, WriteClusterPolicy)
+	if _, ok := ShowClusterPolicy("shop", "deny", policies(), nil); ok || policies().ClusterNames() != "base, late, metadata" || (Policies{}).ClusterNames() != "none" {
+		t.Errorf("a policy that is not there; names %q", policies().ClusterNames())
 	}
 }
 
