@@ -109,23 +109,21 @@ func (c *Compiler) cluster(to *Compiled, policies []ClusterPolicy) {
 	})
 	var admin, baseline struct{ ingress, egress tier }
 	for _, p := range policies {
-		p, subjects := c.about(p)
-		if len(subjects) == 0 {
-			continue
-		}
 		t := &admin
 		if p.Baseline {
 			t = &baseline
 		}
 		by := Key{Name: p.Name}
-		for _, r := range p.Ingress {
-			for _, r := range c.withLate(r, r.ingressSets(p.Subject)) {
-				c.ingress(t.ingress.adder(r.Action), by, p.Subject, subjects, r.Rule)
+		for _, p := range c.about(p) {
+			for _, r := range p.Ingress {
+				for _, r := range c.withLate(r, r.ingressSets(p.Subject)) {
+					c.ingress(t.ingress.adder(r.Action), by, p.Subject, p.subjects, r.Rule)
+				}
 			}
-		}
-		for _, r := range p.Egress {
-			for _, r := range c.withLate(r, r.egressSets()) {
-				c.egress(t.egress.adder(r.Action), by, subjects, r.Rule)
+			for _, r := range p.Egress {
+				for _, r := range c.withLate(r, r.egressSets()) {
+					c.egress(t.egress.adder(r.Action), by, p.subjects, r.Rule)
+				}
 			}
 		}
 	}
@@ -133,20 +131,28 @@ func (c *Compiler) cluster(to *Compiled, policies []ClusterPolicy) {
 	to.Egress.Admin, to.Egress.Baseline = admin.egress.inOrder(), baseline.egress.inOrder()
 }
 
-// about are the subjects of a policy on this node. A selector that cannot be read, as in a
-// record made by hand, chooses all of them, and closes.
-func (c *Compiler) about(p ClusterPolicy) (ClusterPolicy, []Pod) {
+// meant is a policy as it counts for some pods of this node.
+type meant struct {
+	ClusterPolicy
+	subjects []Pod
+}
+
+// about are the subjects of a policy on this node, and apart from them those that may be: for
+// these it closes. A selector that cannot be read, as in a record made by hand, chooses all of
+// them, and closes.
+func (c *Compiler) about(p ClusterPolicy) (all []meant) {
 	match, err := p.Subject.Pods.parsed()
-	if err != nil {
-		p.Ingress, p.Egress = closed(p.Ingress), closed(p.Egress)
-	}
-	var subjects []Pod
+	sure, doubtful := meant{ClusterPolicy: p}, meant{ClusterPolicy: p}
+	doubtful.Ingress, doubtful.Egress = closed(p.Ingress), closed(p.Egress)
 	for _, pod := range c.in.Subjects {
-		if c.in.Selects(p, pod.Namespace) && (err != nil || match.Matches(labels.Set(pod.Labels))) {
-			subjects = append(subjects, pod)
+		switch {
+		case c.in.Doubt != nil && c.in.Doubt(p, pod), err != nil && c.in.Selects(p, pod.Namespace):
+			doubtful.subjects = append(doubtful.subjects, pod)
+		case err == nil && c.in.Selects(p, pod.Namespace) && match.Matches(labels.Set(pod.Labels)):
+			sure.subjects = append(sure.subjects, pod)
 		}
 	}
-	return p, subjects
+	return slices.DeleteFunc([]meant{sure, doubtful}, func(m meant) bool { return len(m.subjects) == 0 })
 }
 
 // withLate is a rule, and behind it what closes while some of its sets are not whole: a Deny

@@ -239,6 +239,27 @@ func TestUnreadableSubject(t *testing.T) {
 	judge(t, c, DeniedEgress, "web>till tcp 80")
 }
 
+// TestDoubt: who may be a subject is denied what any subject might be, and accepted nothing; who
+// surely is one is judged as ever.
+func TestDoubt(t *testing.T) {
+	p, err := ParseCluster(parseCluster(t, "c", `{tier: Admin, priority: 0, subject: {namespaces: {matchLabels: {team: a}}}, ingress: [
+{action: Pass, from: [{pods: {namespaceSelector: {}, podSelector: {matchLabels: {app: till}}}}]},
+{action: Accept, from: [{namespaces: {matchLabels: {team: b}}}]}, {action: Deny, from: [{namespaces: {}}]}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := input(func(s Set) ([]Member, bool) {
+		if s.Pods != "" {
+			return []Member{{Address: addr(who["till"])}}, true
+		}
+		return []Member{{Address: addr(who["till"])}, {Address: addr(who["bank-web"])}}, true
+	})
+	in.Doubt = func(_ ClusterPolicy, pod Pod) bool { return pod.Name == "db" }
+	c := NewCompiler(in).Compile(nil, []ClusterPolicy{p})
+	judge(t, c, Allowed, "till>web tcp 80, bank-web>web tcp 80, outside>db tcp 80, web>till tcp 80")
+	judge(t, c, DeniedIngress, "db>web tcp 80, till>db tcp 80, bank-web>db tcp 80, web>db tcp 80")
+}
+
 // TestLevels: neighbours with one action share a level, across policies; rules that select
 // no pod here have none; and no level depends on who is a member.
 func TestLevels(t *testing.T) {

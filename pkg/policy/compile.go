@@ -23,6 +23,9 @@ type Input struct {
 	// Selects says whether the subject of a ClusterNetworkPolicy has pods of a namespace.
 	// It may be nil where there are none.
 	Selects func(p ClusterPolicy, namespace string) bool
+	// Doubt says that nobody knows whether a ClusterNetworkPolicy is about a pod: then it
+	// accepts nothing of it, and denies what it would deny or pass. It may be nil for never.
+	Doubt func(p ClusterPolicy, pod Pod) bool
 	// Network is the cluster network, Nodes are all that have a subnet, Own is this one.
 	Network netip.Prefix
 	Nodes   []topology.Node
