@@ -136,6 +136,9 @@ func (n *flowSide) connect(ctx context.Context, _ *pass) error {
 		return nil
 	}
 	n.store.Connect(n.conn.flows())
+	if err := n.policies.ahead(ctx, n.records); err != nil {
+		return err
+	}
 	err := n.table.Connected(ctx)
 	n.connected = err == nil
 	return err

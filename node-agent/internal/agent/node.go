@@ -297,7 +297,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 	}
 	if n.api != nil {
 		r.health.way.events = n.api
-		report.enforces = []string{topology.EnforcesNetworkPolicy}
+		report.enforces = []string{topology.EnforcesNetworkPolicy, topology.EnforcesClusterNetworkPolicy}
 		report.lacks = func() []string { return policies.Lacks(n.ovs.datapath, p.conn.software) }
 	}
 	if n.etcd.asking != nil {

@@ -2,9 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -34,6 +36,8 @@ type policyTable interface {
 	SetRecords(s topology.Snapshot)
 	// Known is nil when it is known which pods policies select.
 	Known() error
+	// Denies reports whether pods' own flows let through what is denied, without the rules.
+	Denies() bool
 	// Connected says that the switch is another one, Forgotten that it has lost the
 	// connections that it tracked.
 	Connected(ctx context.Context) error
@@ -84,6 +88,21 @@ func (n *policySide) known(context.Context, *pass) error {
 		return nil
 	}
 	return n.table.Known()
+}
+
+// ahead brings rules into a new switch before pods' own flows come, where these would let through
+// what is denied. Rules from before, which wait for what is late, are there.
+func (n *policySide) ahead(ctx context.Context, s *topology.Snapshot) error {
+	if n.table == nil || s == nil || !n.table.Denies() {
+		return nil
+	}
+	n.table.SetRecords(*s)
+	err := n.table.Connected(ctx)
+	n.connected = err == nil
+	if errors.Is(err, flowstore.ErrNotReady) {
+		return nil
+	}
+	return err
 }
 
 // applied takes in records that are in the flows.

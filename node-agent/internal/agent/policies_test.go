@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -16,9 +17,12 @@ import (
 
 // toldTable notes what it is told.
 type toldTable struct {
-	told []string
-	fail error
+	told   []string
+	fail   error
+	denies bool
 }
+
+func (t *toldTable) Denies() bool { return t.denies }
 
 func (t *toldTable) note(what string) error {
 	t.told = append(t.told, what)
@@ -110,6 +114,41 @@ func TestPolicySide(t *testing.T) {
 	}
 }
 
+// Where ClusterNetworkPolicies are about pods, a new switch has the rules before these pods' flows.
+func TestPoliciesAhead(t *testing.T) {
+	s := topology.Snapshot{Config: topology.DefaultConfig()}
+	for name, test := range map[string]struct {
+		records *topology.Snapshot
+		denies  bool
+		fail    error
+		want    []string
+		after   []string
+		err     bool
+	}{
+		"nothing denied":           {&s, false, nil, nil, []string{"connected"}, false},
+		"denied":                   {&s, true, nil, []string{"records of " + s.Config.Name, "connected"}, nil, false},
+		"no records":               {nil, true, nil, nil, []string{"connected"}, false},
+		"rules of before, late":    {&s, true, flowstore.ErrNotReady, []string{"records of " + s.Config.Name, "connected"}, []string{"connected"}, false},
+		"rules that are not taken": {&s, true, errors.New("table full"), []string{"records of " + s.Config.Name, "connected"}, []string{"connected"}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			table := &toldTable{denies: test.denies, fail: test.fail}
+			n := &policySide{table: table, log: quiet()}
+			if err := n.ahead(t.Context(), test.records); (err != nil) != test.err {
+				t.Error(err)
+			}
+			if diff := cmp.Diff(test.want, table.told); diff != "" {
+				t.Errorf("ahead (-want +got):\n%s", diff)
+			}
+			table.told = nil
+			_ = n.follow(t.Context(), &pass{})
+			if diff := cmp.Diff(test.after, table.told); diff != "" {
+				t.Errorf("afterwards (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 // Outside of Kubernetes there are no policies, and nothing of them.
 func TestNoPolicies(t *testing.T) {
 	n := &policySide{}
@@ -118,7 +157,7 @@ func TestNoPolicies(t *testing.T) {
 	n.applied(topology.Snapshot{}, true)
 	n.disconnect()
 	n.close()
-	if err := errors.Join(n.known(t.Context(), &pass{}), n.follow(t.Context(), &pass{full: true})); err != nil {
+	if err := errors.Join(n.ahead(t.Context(), &topology.Snapshot{}), n.known(t.Context(), &pass{}), n.follow(t.Context(), &pass{full: true})); err != nil {
 		t.Error(err)
 	}
 }

@@ -348,14 +348,14 @@ func (a *Attacher) again(node Node, at Attachment, req cniapi.Request) (*cniapi.
 // may have to wait for a look that others caused, are asked for beside all else, as the
 // port's number is known before: what a port without flows sends is dropped.
 func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error {
-	wanted := a.attached(node, *at)
-	told := make(chan error, 1)
+	var wanted desired.Attached
+	told, pod := make(chan error, 1), *at
 	go func() {
-		if wanted.Port == 0 {
-			told <- nil
-			return
+		err := a.arm(ctx, pod)
+		if wanted = a.attached(node, pod); err == nil && wanted.Port != 0 {
+			err = a.observe(AddFlows, func() error { return a.flows.Attach(ctx, wanted) })
 		}
-		told <- a.observe(AddFlows, func() error { return a.flows.Attach(ctx, wanted) })
+		told <- err
 	}()
 	port, err := a.plug(ctx, node, at)
 	if err := errors.Join(err, classify(<-told)); err != nil {
@@ -367,6 +367,14 @@ func (a *Attacher) connect(ctx context.Context, node Node, at *Attachment) error
 	}
 	at.Port = port
 	return classify(a.tell(ctx, at, a.attached(node, *at)))
+}
+
+// arm has the rules in the switch that must be there before the pod's flows.
+func (a *Attacher) arm(ctx context.Context, at Attachment) error {
+	if err := a.observe(AddArmed, func() error { return a.policies.Arm(ctx, at) }); err != nil {
+		return cniapi.Errorf(cniapi.CodeTryAgain, "%w", err)
+	}
+	return nil
 }
 
 // plug makes the port and the devices of at, and returns the port's number. The port comes

@@ -7,13 +7,18 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 )
 
-// Policies knows which NetworkPolicies select pods, and has their rules in the switch.
+// Policies knows which NetworkPolicies and ClusterNetworkPolicies select pods, and has their rules
+// in the switch.
 type Policies interface {
 	// Load says which attachments there are, all of them.
 	Load(all []Attachment)
 	// Enter says that one comes, whose pod has that UID; empty where the runtime does not say.
 	// It returns when it is known what selects the pod, at the latest after a second.
 	Enter(ctx context.Context, at Attachment, uid string)
+	// Arm returns when the rules are in the switch without which its flows would let through
+	// what ClusterNetworkPolicies deny; at once where none is about it. It is called before
+	// Selection.
+	Arm(ctx context.Context, at Attachment) error
 	// Selection is what its own flows have to know of policies.
 	Selection(at Attachment) pipeline.PodPolicy
 	// Await returns when its rules are in the switch, or after 200 ms.
@@ -36,6 +41,7 @@ type noPolicies struct{}
 
 func (noPolicies) Load([]Attachment)                           {}
 func (noPolicies) Enter(context.Context, Attachment, string)   {}
+func (noPolicies) Arm(context.Context, Attachment) error       { return nil }
 func (noPolicies) Selection(Attachment) pipeline.PodPolicy     { return pipeline.PodPolicy{} }
 func (noPolicies) Await(context.Context, Attachment)           {}
 func (noPolicies) Leave(Attachment)                            {}

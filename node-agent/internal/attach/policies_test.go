@@ -25,8 +25,8 @@ type judges struct {
 	told []string
 	// here are the addresses of pods, held those that nobody may have yet.
 	here, held map[netip.Addr]bool
-	// stuck is why no connection is forgotten.
-	stuck error
+	// stuck is why no connection is forgotten, unarmed why rules are not there.
+	stuck, unarmed error
 }
 
 var judged = pipeline.PodPolicy{Ingress: true}
@@ -73,6 +73,11 @@ func (j *judges) Enter(_ context.Context, at Attachment, uid string) {
 	j.note("enter "+uid, at.Addresses[0])
 }
 
+func (j *judges) Arm(_ context.Context, at Attachment) error {
+	j.note("arm", at.Addresses[0])
+	return j.unarmed
+}
+
 func (j *judges) Selection(at Attachment) pipeline.PodPolicy {
 	if !j.here[at.Addresses[0]] {
 		return pipeline.PodPolicy{}
@@ -117,7 +122,7 @@ func TestPoliciesOfPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	finished(t, b)
-	want := []string{"enter u1, lease", fmt.Sprintf("await, flows %+v, lease", pipeline.PodPolicy{Ingress: true}), "leave, lease", "forget, lease"}
+	want := []string{"enter u1, lease", "arm, lease", fmt.Sprintf("await, flows %+v, lease", pipeline.PodPolicy{Ingress: true}), "leave, lease", "forget, lease"}
 	if diff := cmp.Diff(want, append(j.told, again.told...)); diff != "" {
 		t.Errorf("policies are told (-want +got):\n%s", diff)
 	}
@@ -141,6 +146,23 @@ func TestPoliciesOfFailedPod(t *testing.T) {
 			t.Errorf("step %d: policies have %v, and were told %q", failAt, j.here, j.told)
 		}
 	}
+}
+
+// Without the rules that deny, a pod gets no flows: ADD is to come again.
+func TestPoliciesUnarmed(t *testing.T) {
+	w := newWorld()
+	a, j := startJudged(t, w, t.TempDir())
+	j.unarmed = errors.New("the switch is slow")
+	if _, err := a.Add(t.Context(), request(1)); cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), "slow") {
+		t.Errorf("ADD: %v", err)
+	}
+	for _, told := range j.told {
+		if strings.Contains(told, "flows") {
+			t.Errorf("it had flows: %q", j.told)
+		}
+	}
+	finished(t, a)
+	w.empty(t)
 }
 
 // An address that other nodes may still take for another pod's is not given out: ADD is to

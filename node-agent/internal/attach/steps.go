@@ -10,6 +10,8 @@ type Step string
 const (
 	// AddLease takes an address and writes that down.
 	AddLease Step = "ADD: address"
+	// AddArmed waits for the rules that must be in the switch before the pod's flows.
+	AddArmed Step = "ADD: what policies deny"
 	// AddFlows puts the pod's flows and meter into the switch.
 	AddFlows Step = "ADD: flows"
 	// AddRow puts the port into the database.

@@ -23,6 +23,8 @@ type writer struct {
 	// complete is that the store was told of all rules, behind that it may not have brought
 	// all into the switch.
 	complete, behind bool
+	// empty is that the switch has no rules, looked that this is known.
+	empty, looked bool
 	// flushes are the addresses whose connections are to be forgotten.
 	flushes map[netip.Addr]flush
 	noFlush bool // the switch cannot flush connections
@@ -38,8 +40,10 @@ type work struct {
 	since time.Time
 	// jobs are the policies to be compiled, with what they were where that counts as well; none
 	// for those that say nothing.
-	jobs  map[policy.Key][]policy.Policy
-	nodes nodes
+	jobs map[policy.Key][]policy.Policy
+	// cluster are the ClusterNetworkPolicies; nil where they come to what they did.
+	cluster *clusterJob
+	nodes   nodes
 	// known are the pods of this node, unknown those of them whose labels nobody knows;
 	// members are those of all sets.
 	known, unknown []policy.Pod
@@ -49,8 +53,9 @@ type work struct {
 	news bool
 	// unselected are the pods that were selected, and whose connections the switch may know.
 	unselected []netip.Addr
-	// open is that the rules may be told to the store as a whole.
-	open bool
+	// open is that the rules may be told to the store as a whole, denies that
+	// ClusterNetworkPolicies are about pods.
+	open, denies bool
 }
 
 const (
@@ -106,8 +111,8 @@ func (t *Table) Apply(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	err := t.write(ctx, w)
-	t.finish(w, err)
+	ruled, err := t.write(ctx, w)
+	t.finish(w, ruled, err)
 	return err
 }
 
@@ -115,7 +120,7 @@ func (t *Table) Apply(ctx context.Context) error {
 // whose connections are whose.
 func (t *Table) Connected(ctx context.Context) error {
 	t.writing.Lock()
-	t.noFlush, t.behind = false, true
+	t.noFlush, t.behind, t.looked = false, true, false
 	t.writing.Unlock()
 	return t.Apply(ctx)
 }
@@ -170,7 +175,11 @@ func (t *Table) prepare() (work, bool) {
 	}
 	t.since = time.Time{}
 	for key := range t.dirty {
-		w.jobs[key] = t.says(key)
+		if key == clusterKey {
+			w.cluster = t.clusterJob()
+		} else {
+			w.jobs[key] = t.says(key)
+		}
 	}
 	clear(t.dirty)
 	w.known, w.unknown = t.labelled()
@@ -179,6 +188,7 @@ func (t *Table) prepare() (work, bool) {
 			one.midstream = now.Add(midstream)
 		}
 		w.pods[a] = one.policy(now)
+		w.denies = w.denies || w.pods[a].Cluster
 		w.news = w.news || one.told && w.pods[a] != one.given
 		if one.tracked = one.tracked || w.pods[a].Selected(); one.tracked && !w.pods[a].Selected() {
 			w.unselected = append(w.unselected, a)
@@ -217,20 +227,24 @@ func (p *picture) labelled() (known, unknown []policy.Pod) {
 	return known, unknown
 }
 
-// compiler puts addresses in the places of peers, for some subjects.
-func (w work) compiler(subjects []policy.Pod) *policy.Compiler {
-	return policy.NewCompiler(policy.Input{
+// input is what the meaning of policies for some subjects follows from.
+func (w work) input(subjects []policy.Pod) policy.Input {
+	return policy.Input{
 		Subjects: subjects, Network: w.nodes.network, Nodes: w.nodes.list, Own: w.nodes.own,
 		Members: func(s policy.Set) ([]policy.Member, bool) {
 			m := w.members[s.Hash()]
 			return m.list, m.whole
 		},
-	})
+	}
 }
 
 // compile is what the policies of work come to.
 func (w work) compile() map[policy.Key]policy.Compiled {
-	known, unknown, compiled := w.compiler(w.known), w.compiler(w.unknown), map[policy.Key]policy.Compiled{}
+	known, unknown := policy.NewCompiler(w.input(w.known)), policy.NewCompiler(w.input(w.unknown))
+	compiled := map[policy.Key]policy.Compiled{}
+	if w.cluster != nil {
+		compiled[clusterKey] = w.cluster.compile(w.input(slices.Concat(w.known, w.unknown)))
+	}
 	for key, job := range w.jobs {
 		if len(job) == 0 {
 			compiled[key] = policy.Compiled{}
@@ -267,9 +281,9 @@ func merge(a, b []policy.Allow) []policy.Allow {
 	return out
 }
 
-// write brings work into the switch. What both old and new allow loses nothing: rules that
-// come are first, then what selects pods, then rules that go.
-func (t *Table) write(ctx context.Context, w work) error {
+// write brings work into the switch, and reports whether the rules are there. What both old and
+// new allow loses nothing: rules that come are first, then what selects pods, then rules that go.
+func (t *Table) write(ctx context.Context, w work) (ruled bool, err error) {
 	compiled := w.compile()
 	var errs []error
 	if w.news {
@@ -279,16 +293,27 @@ func (t *Table) write(ctx context.Context, w work) error {
 		errs = append(errs, t.tellPods(ctx, w.pods))
 	}
 	owners := t.rules.Set(compiled)
+	var rules error
 	switch {
-	case !t.complete && !w.open:
-		return errors.Join(append(errs, flowstore.ErrNotReady)...)
+	case !t.complete && !w.open && !(w.denies && t.isEmpty(ctx)):
+		return false, errors.Join(append(errs, flowstore.ErrNotReady)...)
 	case !t.complete:
-		errs = append(errs, t.first(ctx))
+		rules = t.first(ctx)
 	case len(owners) > 0 || t.behind:
-		errs = append(errs, t.set(ctx, owners))
+		rules = t.set(ctx, owners)
 	}
 	t.unselect(w.unselected)
-	return errors.Join(append(errs, t.flush(ctx, w))...)
+	return rules == nil, errors.Join(append(errs, rules, t.flush(ctx, w))...)
+}
+
+// isEmpty reports whether the switch has no rules from before. Nothing is lost then by those that
+// lack what is late, and without them nothing would be denied.
+func (t *Table) isEmpty(ctx context.Context) bool {
+	if !t.looked {
+		found, err := t.cfg.Store.Read(ctx, AreaName)
+		t.empty, t.looked = len(found) == 0, err == nil
+	}
+	return t.looked && t.empty
 }
 
 // tellPods has pods' own flows say what selects them. Those that have no port yet are told
@@ -370,12 +395,15 @@ func wrap(err error) error {
 }
 
 // finish notes what came of work.
-func (t *Table) finish(w work, err error) {
+func (t *Table) finish(w work, ruled bool, err error) {
 	size := t.cfg.Store.Size(AreaName)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.why = err
 	now := t.cfg.Now()
+	if ruled {
+		t.ruled = w.asked
+	}
 	if err == nil {
 		t.done = w.asked
 		if !w.since.IsZero() {
@@ -401,6 +429,9 @@ func (t *Table) next() time.Duration {
 		if !due.IsZero() {
 			wait = min(wait, max(due.Sub(now), 0))
 		}
+	}
+	if !t.cluster.late.IsZero() {
+		at(t.cluster.late.Add(policiesLate))
 	}
 	for _, s := range t.spaces {
 		if !s.late.IsZero() {

@@ -26,7 +26,7 @@ var (
 
 // lateError says that sets are not whole.
 func lateError(sets int) error {
-	return fmt.Errorf("%d sets of pods that policies allow are not whole yet: what they allow is closed until then (does a k8s-ovs-controller lead?)", sets)
+	return fmt.Errorf("%d sets of pods that policies name are not whole yet: what they allow is closed until then (does a k8s-ovs-controller lead?)", sets)
 }
 
 // Copy is what a start without etcd, or without the API server, needs: it stands on disk.
@@ -81,6 +81,7 @@ func (t *Table) copyDue() (c Copy, due bool) {
 func (p *picture) copy() Copy {
 	c := Copy{PolicyRecords: topology.PolicyRecords{
 		Isolation: map[string]topology.Isolation{}, Policies: map[string]map[string]topology.PolicyRecord{}, Sets: map[string]topology.SetMembers{},
+		Cluster: p.view.Cluster.Policies,
 	}, Pods: []CopiedPod{}}
 	for n, i := range p.view.Isolation {
 		c.Isolation[n] = i.Value
@@ -112,7 +113,7 @@ func (t *Table) Remember(c Copy) {
 func (t *Table) UseCopy(c Copy) {
 	v := store.PolicyView{
 		Isolation: map[string]store.Versioned[topology.Isolation]{}, Policies: map[string]store.NamespacePolicies{},
-		Sets: map[string]store.Versioned[topology.SetMembers]{},
+		Sets: map[string]store.Versioned[topology.SetMembers]{}, Cluster: store.ClusterPolicies{Policies: c.Cluster, Revision: 1},
 	}
 	for n, i := range c.Isolation {
 		v.Isolation[n] = store.Versioned[topology.Isolation]{Value: i, Revision: 1}

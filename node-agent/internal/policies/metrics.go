@@ -14,9 +14,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
 	}
 	m := &Metrics{
-		rules: gauge("policy_rules", "NetworkPolicies that are about pods of this node."),
-		sets:  gauge("policy_sets", "Sets of pods that these policies name as peers."),
-		pods:  gauge("policy_selected_pods", "Pods of this node that policies isolate."),
+		rules: gauge("policy_rules", "NetworkPolicies and ClusterNetworkPolicies that are about pods of this node."),
+		sets:  gauge("policy_sets", "Sets of pods and of nodes that these policies name."),
+		pods:  gauge("policy_selected_pods", "Pods of this node that policies isolate, or ClusterNetworkPolicies are about."),
 		flows: gauge("policy_flows", "Flows of policies' rules in the bridge."),
 		late:  gauge("policy_late_sets", "Sets that are needed and not whole yet: what they allow is closed until then."),
 		eventToFlows: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -30,7 +30,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 
 // measure sets the gauges; mu is held.
 func (t *Table) measure(flows int) {
-	about, selected := 0, 0
+	about, selected := len(t.inCluster()), 0
 	for _, s := range t.spaces {
 		for n := range s.policies {
 			if r, ok := s.counts(n); ok && len(r.pods) > 0 {

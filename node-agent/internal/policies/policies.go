@@ -9,7 +9,10 @@
 package policies
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -50,6 +53,8 @@ const (
 	// firstRead is how long an ADD waits for the policies of a namespace that had no pod
 	// here, rulesAtMost how long it waits for its rules to be in the switch.
 	firstRead, rulesAtMost = time.Second, 200 * time.Millisecond
+	// armedAtMost is how long an ADD waits for the rules that its pod's flows must not precede.
+	armedAtMost = wholeAtMost + 5*time.Second
 	// midstream is how long a pod that becomes selected may go on with connections that
 	// nobody has committed: docs/policy.md, "Midstream".
 	midstream = 120 * time.Second
@@ -69,6 +74,7 @@ const (
 // Store is where rules go; [flowstore.Store] is one.
 type Store interface {
 	Set(ctx context.Context, c flowstore.Change) (flowstore.Result, error)
+	Read(ctx context.Context, area string) ([]of.FlowStats, error)
 	Resync(ctx context.Context, area string) (flowstore.Result, error)
 	Size(area string) int
 	// FlushConnections makes the switch forget connections that it tracks.
@@ -152,10 +158,11 @@ type labels struct {
 
 // progress is how far the switch is.
 type progress struct {
-	// asked numbers changes, done is the newest that is in the switch. since is when the
-	// oldest news of records came that are not; zero where there are none.
-	asked, done uint64
-	since       time.Time
+	// asked numbers changes, done is the newest that is in the switch, ruled the newest whose
+	// rules are. since is when the oldest news of records came that are not; zero where there are
+	// none.
+	asked, done, ruled uint64
+	since              time.Time
 	// settled is closed, and another one made, when something came of changes; seen, when
 	// records came.
 	settled, seen chan struct{}
@@ -236,6 +243,7 @@ func (t *Table) SetRecords(s topology.Snapshot) {
 			t.soil(name, []string{n})
 		}
 	}
+	t.dirty[clusterKey] = true
 	t.changed()
 }
 
@@ -339,8 +347,9 @@ func (t *Table) of(at attach.Attachment) (*pod, bool) {
 }
 
 // Enter implements [attach.Policies]. It returns at once where no policy is about pods of the
-// namespace; else when the policies of the namespace were read, at the latest after
-// [firstRead]: what comes later opens what is closed until then.
+// namespace; else when the policies of the namespace were read, and it is known which
+// ClusterNetworkPolicies are about it, at the latest after [firstRead]: what comes later opens what
+// is closed until then.
 func (t *Table) Enter(ctx context.Context, at attach.Attachment, uid string) {
 	p, ok := podOf(at, uid)
 	if !ok {
@@ -354,7 +363,7 @@ func (t *Table) Enter(ctx context.Context, at attach.Attachment, uid string) {
 	delete(t.left, p.Address)
 	t.changed()
 	s := t.spaces[p.Namespace]
-	waits := !s.read && len(s.newest) > 0
+	waits := t.unread(s)
 	t.mu.Unlock()
 	if waits {
 		t.awaitRead(ctx, s)
@@ -364,15 +373,18 @@ func (t *Table) Enter(ctx context.Context, at attach.Attachment, uid string) {
 	}
 }
 
-// awaitRead returns when the policies of a namespace were read, or after [firstRead].
+// unread reports whether something of a namespace was not read yet that selects its pods.
+func (p *picture) unread(s *space) bool { return p.unknown(s) || !s.read && len(s.newest) > 0 }
+
+// awaitRead returns when nothing of a namespace is unread, or after [firstRead].
 func (t *Table) awaitRead(ctx context.Context, s *space) {
 	ctx, cancel := context.WithTimeout(ctx, firstRead)
 	defer cancel()
 	for {
 		t.mu.Lock()
-		read, seen := s.read, t.seen
+		unread, seen := t.unread(s), t.seen
 		t.mu.Unlock()
-		if read {
+		if !unread {
 			return
 		}
 		select {
@@ -397,6 +409,44 @@ func (t *Table) Selection(at attach.Attachment) pipeline.PodPolicy {
 		one.tracked = one.tracked || one.given.Selected()
 	}
 	return one.given
+}
+
+// Arm implements [attach.Policies]. It fails with what keeps the rules from the switch.
+func (t *Table) Arm(ctx context.Context, at attach.Attachment) error {
+	ctx, cancel := context.WithTimeout(ctx, armedAtMost)
+	defer cancel()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	one, ok := t.of(at)
+	if !ok {
+		return nil
+	}
+	for t.pods[one.Address] == one && one.selected.Cluster && t.ruled < one.asked {
+		news := t.settled
+		t.mu.Unlock()
+		select {
+		case <-news:
+		case <-ctx.Done():
+		}
+		t.mu.Lock()
+		if t.ruled < one.asked && (ctx.Err() != nil || errors.Is(t.why, flowstore.ErrDisconnected)) {
+			return fmt.Errorf("rules of ClusterNetworkPolicies about %s/%s are not in the switch: %w", one.Namespace, one.Name, cmp.Or(t.why, ctx.Err()))
+		}
+	}
+	return nil
+}
+
+// Denies reports whether ClusterNetworkPolicies are about pods here: without the rules, these
+// pods' own flows let through what is denied.
+func (t *Table) Denies() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, one := range t.pods {
+		if one.selected.Cluster {
+			return true
+		}
+	}
+	return false
 }
 
 // Await implements [attach.Policies]. What the pod is to be allowed and is not in the switch

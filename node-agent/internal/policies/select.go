@@ -60,10 +60,11 @@ func (p *pod) policy(now time.Time) pipeline.PodPolicy {
 	return out
 }
 
-// selection is which policies isolate a pod, by their names in order.
+// selection is which policies isolate a pod, and which ClusterNetworkPolicies are about it, by
+// their names in order.
 type selection struct {
 	pipeline.PodPolicy
-	ingress, egress []string
+	ingress, egress, cluster []string
 }
 
 // isolation is which pods of a namespace are isolated, and which way.
@@ -126,6 +127,8 @@ type space struct {
 	olds   map[string]bool
 	readAt place
 	read   bool
+	// subjects are the newest of ClusterNetworkPolicies, inForce those that count: see cluster.
+	subjects, inForce subjects
 }
 
 // place is a revision of etcd, which counts within one listing.
@@ -283,7 +286,7 @@ func (s *space) settle(now time.Time, members map[string]setMembers) (changed []
 
 // come reports whether the sets that a policy names were read.
 func (r *rules) come(members map[string]setMembers) bool {
-	return !slices.ContainsFunc(r.sets, func(hash string) bool { _, read := members[hash]; return !read })
+	return !late(r.sets, members)
 }
 
 // come reports whether those were read that the policies of the newest isolation name, as far as
@@ -316,23 +319,6 @@ func (s *space) counts(name string) (*rules, bool) {
 	return r, ok && (s.newest.names(name) || s.force.names(name))
 }
 
-// choose computes anew what selects a pod of the namespace.
-func (s *space) choose(one *pod) {
-	one.fresh = one.fresh && !s.late.IsZero()
-	list := s.force
-	if one.fresh {
-		list = s.newest
-	}
-	one.selected = list.of(one)
-}
-
-// chooseAll does so for all of them.
-func (s *space) chooseAll() {
-	for _, one := range s.pods {
-		s.choose(one)
-	}
-}
-
 // picture is what is known of policies and of the node's pods. It has no lock and no clock.
 type picture struct {
 	// told is that the records were told once.
@@ -345,6 +331,7 @@ type picture struct {
 	dirty map[policy.Key]bool
 	// members are those of sets, by hash; they follow from view.
 	members map[string]setMembers
+	cluster cluster
 	// need is what [picture.needs] said; nil where that may be something else by now.
 	need *wanted
 }
@@ -365,10 +352,13 @@ func newPicture() picture {
 
 // see takes in the newest records.
 func (p *picture) see(v store.PolicyView, now time.Time) {
+	first := !p.told
 	p.view, p.told = v, true
+	p.learnCluster(first)
 	for name, s := range p.spaces {
 		p.learn(name, s, now)
 	}
+	p.clusterLate(now)
 	p.seeSets(v)
 }
 
@@ -378,7 +368,30 @@ func (p *picture) learn(name string, s *space, now time.Time) {
 	p.soil(name, s.learn(name, p.view, now))
 	if s.at != before {
 		p.need = nil
-		s.chooseAll()
+		p.learnSubjects(name, s)
+		p.chooseAll(s)
+	}
+}
+
+// choose computes anew what selects a pod of a namespace.
+func (p *picture) choose(s *space, one *pod) {
+	one.fresh = one.fresh && !s.late.IsZero()
+	list := s.force
+	if one.fresh {
+		list = s.newest
+	}
+	one.selected = list.of(one)
+	for _, r := range p.cluster.force {
+		if is, _ := s.inForce.about(r, one.labels, one.labelled); is {
+			one.selected.Cluster, one.selected.cluster = true, append(one.selected.cluster, r.Name)
+		}
+	}
+}
+
+// chooseAll does so for all of them.
+func (p *picture) chooseAll(s *space) {
+	for _, one := range s.pods {
+		p.choose(s, one)
 	}
 }
 
@@ -402,9 +415,13 @@ func (p *picture) seeSets(v store.PolicyView) {
 	if len(changed) == 0 {
 		return
 	}
+	isChanged := func(hash string) bool { return slices.Contains(changed, hash) }
+	if slices.ContainsFunc(p.inCluster(), func(r *clusterRules) bool { return slices.ContainsFunc(r.sets, isChanged) }) {
+		p.dirty[clusterKey] = true
+	}
 	for namespace, s := range p.spaces {
 		for name, r := range s.policies {
-			if len(r.pods) > 0 && slices.ContainsFunc(r.sets, func(hash string) bool { return slices.Contains(changed, hash) }) {
+			if len(r.pods) > 0 && slices.ContainsFunc(r.sets, isChanged) {
 				p.soil(namespace, []string{name})
 			}
 		}
@@ -432,10 +449,13 @@ func (p *picture) enter(fresh *pod, now time.Time) {
 		p.spaces[fresh.Namespace] = s
 		p.learn(fresh.Namespace, s, now)
 		s.force, s.late = s.newest, time.Time{} // nobody here has followed another
+		_, known := p.view.Isolation[fresh.Namespace]
+		s.subjects.unknown = !known && len(p.cluster.newest) > 0
+		s.inForce = s.subjects
 	}
 	s.pods[fresh.Address] = fresh
 	p.concern(fresh)
-	s.choose(fresh)
+	p.choose(s, fresh)
 }
 
 // leave takes the pod with that address out of the picture, and its namespace with the last
@@ -454,6 +474,7 @@ func (p *picture) leave(a netip.Addr) {
 			p.soil(gone.Namespace, []string{n})
 		}
 	}
+	p.concernCluster(s)
 	if len(s.pods) == 0 {
 		p.need = nil
 		delete(p.spaces, gone.Namespace)
@@ -488,37 +509,44 @@ func (p *picture) relabel(one *pod, labels map[string]string) {
 	one.labels, one.labelled = labels, true
 	one.pending, one.since, p.need = nil, time.Time{}, nil
 	p.concern(one)
-	p.spaces[one.Namespace].choose(one)
+	p.choose(p.spaces[one.Namespace], one)
 }
 
-// becomes are the policies that are about a pod once its pending labels count.
-func (s *space) becomes(one *pod) (list []*rules) {
+// awaited are the sets of the policies that are about a pod once its pending labels count.
+func (p *picture) awaited(one *pod) (sets []string) {
 	if one.since.IsZero() {
 		return nil
 	}
+	s := p.spaces[one.Namespace]
 	for n := range s.policies {
 		if r, ok := s.counts(n); ok && r.matches(one.pending) {
-			list = append(list, r)
+			sets = append(sets, r.sets...)
 		}
 	}
-	return list
+	for _, r := range p.cluster.force {
+		if is, _ := s.inForce.about(r, one.pending, true); is {
+			sets = append(sets, r.sets...)
+		}
+	}
+	return sets
 }
 
 // concern notes that a pod is another now, for the policies that are or were about it.
 func (p *picture) concern(one *pod) {
-	for n, r := range p.spaces[one.Namespace].policies {
+	s := p.spaces[one.Namespace]
+	for n, r := range s.policies {
 		if r.take(one) {
 			p.soil(one.Namespace, []string{n})
 		}
 	}
+	p.concernCluster(s)
 }
 
 // settle has namespaces follow their newest isolation, and pods their labels, as far as it is
 // time.
 func (p *picture) settle(now time.Time) {
 	for _, one := range p.pods {
-		late := func(r *rules) bool { return !r.come(p.members) }
-		if !one.since.IsZero() && !(now.Before(one.since.Add(policiesLate)) && slices.ContainsFunc(p.spaces[one.Namespace].becomes(one), late)) {
+		if !one.since.IsZero() && !(now.Before(one.since.Add(policiesLate)) && late(p.awaited(one), p.members)) {
 			p.relabel(one, one.pending)
 		}
 	}
@@ -527,9 +555,10 @@ func (p *picture) settle(now time.Time) {
 		p.soil(name, s.settle(now, p.members))
 		if waited && s.late.IsZero() {
 			p.need = nil
-			s.chooseAll()
+			p.chooseAll(s)
 		}
 	}
+	p.settleCluster(now)
 }
 
 // needs are the namespaces whose policies have to be read, and the sets that the policies of
@@ -541,12 +570,11 @@ func (p *picture) needs() wanted {
 	var namespaces []string
 	needed := map[string]bool{}
 	for _, one := range p.pods {
-		for _, r := range p.spaces[one.Namespace].becomes(one) {
-			for _, hash := range r.sets {
-				needed[hash] = true
-			}
+		for _, hash := range p.awaited(one) {
+			needed[hash] = true
 		}
 	}
+	p.needCluster(needed)
 	for name, s := range p.spaces {
 		if len(s.newest)+len(s.force) > 0 {
 			namespaces = append(namespaces, name)
@@ -572,21 +600,18 @@ func (p *picture) needs() wanted {
 // lacks reports whether something was not read yet that the rules of a pod follow from.
 func (p *picture) lacks(one *pod) bool {
 	s := p.spaces[one.Namespace]
-	if !s.read {
+	if p.unread(s) {
 		return true
 	}
 	for n := range s.policies {
-		r, ok := s.counts(n)
-		if !ok || !r.pods[one.Address] {
-			continue
-		}
-		for _, hash := range r.sets {
-			if _, read := p.members[hash]; !read {
-				return true
-			}
+		if r, ok := s.counts(n); ok && r.pods[one.Address] && late(r.sets, p.members) {
+			return true
 		}
 	}
-	return false
+	return slices.ContainsFunc(p.cluster.force, func(r *clusterRules) bool {
+		is, _ := s.inForce.about(r, one.labels, one.labelled)
+		return is && late(r.sets, p.members)
+	})
 }
 
 // lateSets counts the sets that are needed and not whole.
@@ -602,7 +627,7 @@ func (p *picture) lateSets() (late int) {
 // whole reports whether all that the rules of this node follow from was read.
 func (p *picture) whole() bool {
 	for _, s := range p.spaces {
-		if !s.read && len(s.newest) > 0 {
+		if p.unread(s) {
 			return false
 		}
 	}
@@ -614,7 +639,8 @@ func (p *picture) list() []topology.NodePod {
 	out := []topology.NodePod{}
 	for _, one := range p.pods {
 		out = append(out, topology.NodePod{
-			Namespace: one.Namespace, Name: one.Name, UID: one.UID, Address: one.Address, Ingress: one.selected.ingress, Egress: one.selected.egress,
+			Namespace: one.Namespace, Name: one.Name, UID: one.UID, Address: one.Address,
+			Ingress: one.selected.ingress, Egress: one.selected.egress, Cluster: one.selected.cluster,
 		})
 	}
 	slices.SortFunc(out, func(a, b topology.NodePod) int { return a.Address.Compare(b.Address) })

@@ -85,9 +85,9 @@ func TestSelection(t *testing.T) {
 		"none":             {nil, app("web"), selection{}},
 		"another's":        {[]policy.Policy{allowing("a", "db")}, app("web"), selection{}},
 		"its own":          {[]policy.Policy{allowing("a", "web")}, app("web"), selection{PodPolicy: inward, ingress: []string{"a"}}},
-		"both ways":        {[]policy.Policy{allowing("a", "web"), egress}, app("web"), selection{both, []string{"a"}, []string{"out"}}},
+		"both ways":        {[]policy.Policy{allowing("a", "web"), egress}, app("web"), selection{PodPolicy: both, ingress: []string{"a"}, egress: []string{"out"}}},
 		"all pods":         {[]policy.Policy{all}, map[string]string{}, selection{PodPolicy: inward, ingress: []string{"all"}}},
-		"unknown labels":   {[]policy.Policy{allowing("a", "db"), egress}, nil, selection{both, []string{"a"}, []string{"out"}}},
+		"unknown labels":   {[]policy.Policy{allowing("a", "db"), egress}, nil, selection{PodPolicy: both, ingress: []string{"a"}, egress: []string{"out"}}},
 		"unknown, no need": {nil, nil, selection{}},
 	} {
 		t.Run(name, func(t *testing.T) {

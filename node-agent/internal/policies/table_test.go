@@ -54,6 +54,8 @@ type world struct {
 	// slow is how long the switch takes for rules, broken why it takes none.
 	slow   time.Duration
 	broken error
+	// before is that it has a flow of an agent before.
+	before bool
 }
 
 // newWorld starts a table that knows a copy; nothing is attached.
@@ -144,16 +146,24 @@ func (w *world) Commit(ctx context.Context, mods []of.Mod) error {
 	return nil
 }
 
-func (w *world) Flows(context.Context, of.FlowFilter) ([]of.FlowStats, error) { return nil, nil }
-func (w *world) Groups(context.Context) ([]of.GroupEntry, error)              { return nil, nil }
-func (w *world) Meters(context.Context) ([]of.Meter, error)                   { return nil, nil }
-func (w *world) MeterCounters(context.Context) ([]of.MeterCounters, error)    { return nil, nil }
-func (w *world) AddMeter(context.Context, of.Meter) error                     { return nil }
-func (w *world) ModifyMeter(context.Context, of.Meter) error                  { return nil }
-func (w *world) DeleteMeter(context.Context, uint32) error                    { return nil }
-func (w *world) Watch(context.Context, []uint8, func()) error                 { return nil }
-func (w *world) Committed(string, int, float64)                               {}
-func (w *world) Repaired(flowstore.Kind, int)                                 {}
+func (w *world) Flows(context.Context, of.FlowFilter) ([]of.FlowStats, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.before {
+		return nil, nil
+	}
+	cookie, _ := pipeline.Policies()
+	return []of.FlowStats{{Flow: of.Flow{Table: pipeline.TableIngressAdmin, Cookie: cookie}}}, nil
+}
+func (w *world) Groups(context.Context) ([]of.GroupEntry, error)           { return nil, nil }
+func (w *world) Meters(context.Context) ([]of.Meter, error)                { return nil, nil }
+func (w *world) MeterCounters(context.Context) ([]of.MeterCounters, error) { return nil, nil }
+func (w *world) AddMeter(context.Context, of.Meter) error                  { return nil }
+func (w *world) ModifyMeter(context.Context, of.Meter) error               { return nil }
+func (w *world) DeleteMeter(context.Context, uint32) error                 { return nil }
+func (w *world) Watch(context.Context, []uint8, func()) error              { return nil }
+func (w *world) Committed(string, int, float64)                            {}
+func (w *world) Repaired(flowstore.Kind, int)                              {}
 func (w *world) FlushConnections(_ context.Context, f of.CTFilter) error {
 	w.locked(func() { w.flushed = append(w.flushed, f.String()) })
 	return nil
@@ -211,9 +221,15 @@ func (w *world) add(a netip.Addr, name string, labels map[string]string) time.Du
 	began := time.Now()
 	w.table.Enter(w.t.Context(), at, "u-"+name)
 	w.locked(func() { w.pods[at.Port] = pipeline.PodPolicy{} })
+	if err := w.table.Arm(w.t.Context(), at); err != nil {
+		w.t.Error(err)
+	}
 	first := w.table.Selection(at)
 	w.locked(func() {
 		w.pods[at.Port] = first
+		if first.Cluster {
+			w.events = append(w.events, "flows")
+		}
 		w.attached = append(w.attached, at)
 	})
 	w.table.Await(w.t.Context(), at)
