@@ -135,23 +135,29 @@ func NewRules() *Rules {
 // changed are to be given together, as what they say alike is one rule.
 func (r *Rules) Set(policies map[policy.Key]policy.Compiled) []RuleOwner {
 	for _, key := range inOrder(policies) {
-		old := r.policies[key]
+		old := map[ruleName][]*part{}
+		for _, p := range r.policies[key] {
+			old[p.ruleName] = append(old[p.ruleName], p)
+		}
 		// What comes first, so that what stays has not changed.
-		if r.policies[key] = r.enter(policies[key]); len(r.policies[key]) == 0 {
+		if r.policies[key] = r.enter(policies[key], old); len(r.policies[key]) == 0 {
 			delete(r.policies, key)
 		}
-		for _, p := range old {
-			r.leave(p)
+		for _, parts := range old {
+			for _, p := range parts {
+				r.leave(p)
+			}
 		}
 	}
 	return r.changed()
 }
 
 // Add is Set by which the policies go on to allow what they did: until Set takes that away
-// something else may change, and what both allow is allowed meanwhile.
+// something else may change, and what both allow is allowed meanwhile. It is not for
+// ClusterNetworkPolicies: their levels are an order, and two of them together say neither's.
 func (r *Rules) Add(policies map[policy.Key]policy.Compiled) []RuleOwner {
 	for _, key := range inOrder(policies) {
-		r.policies[key] = append(r.policies[key], r.enter(policies[key])...)
+		r.policies[key] = append(r.policies[key], r.enter(policies[key], nil)...)
 	}
 	return r.changed()
 }
@@ -193,15 +199,20 @@ func inOrder(policies map[policy.Key]policy.Compiled) []policy.Key {
 	return slices.SortedFunc(maps.Keys(policies), policy.Key.Compare)
 }
 
-// enter takes in what a policy comes to.
-func (r *Rules) enter(c policy.Compiled) (parts []*part) {
+// enter takes in what a policy comes to. Of the parts that it had it takes those of rules that it
+// still has, of which only what differs is work: a pod that comes is one clause of each rule.
+func (r *Rules) enter(c policy.Compiled, had map[ruleName][]*part) (parts []*part) {
 	take := func(at place, allow policy.Allow) {
-		p := &part{r.rule(ruleName{at, allow.Name}), allow, c.Network}
-		p.parts = append(p.parts, p)
-		parts = append(parts, p)
-		for fits := r.join(p); !fits; {
-			fits = r.lower(p.rule)
+		name := ruleName{at, allow.Name}
+		p := &part{rule: r.rule(name), network: c.Network}
+		if same := had[name]; len(same) > 0 && same[0].network == c.Network {
+			p, had[name] = same[0], same[1:]
+		} else {
+			p.AnyPort, p.Peers.Any = allow.AnyPort, allow.Peers.Any
+			p.parts = append(p.parts, p)
 		}
+		parts = append(parts, p)
+		r.become(p, allow)
 	}
 	for _, side := range []struct {
 		policy.Table
@@ -218,6 +229,45 @@ func (r *Rules) enter(c policy.Compiled) (parts []*part) {
 		}
 	}
 	return parts
+}
+
+// become makes a part what is said of its rule now.
+func (r *Rules) become(p *part, allow policy.Allow) {
+	comes, goes := part{p.rule, without(allow, p.Allow), p.network}, part{p.rule, without(p.Allow, allow), p.network}
+	fits := r.join(&comes)
+	r.quit(&goes)
+	for p.Allow = allow; !fits; {
+		fits = r.lower(p.rule)
+	}
+}
+
+// without is what a has and b has not. They are of one rule.
+func without(a, b policy.Allow) policy.Allow {
+	a.Subjects = minus(a.Subjects, b.Subjects, netip.Addr.Compare)
+	a.Peers.Prefixes = minus(a.Peers.Prefixes, b.Peers.Prefixes, func(x, y netip.Prefix) int {
+		return cmp.Or(x.Addr().Compare(y.Addr()), cmp.Compare(x.Bits(), y.Bits()))
+	})
+	a.Peers.Pods = a.Peers.Pods && !b.Peers.Pods
+	a.Ports = minus(a.Ports, b.Ports, func(x, y policy.PortRange) int {
+		return cmp.Or(cmp.Compare(x.Protocol, y.Protocol), cmp.Compare(x.First, y.First), cmp.Compare(x.Last, y.Last))
+	})
+	return a
+}
+
+// minus are the elements of a that are not in b; both are sorted, as policy.Compiled has them.
+func minus[T comparable](a, b []T, compare func(x, y T) int) (out []T) {
+	if slices.Equal(a, b) {
+		return nil
+	}
+	for _, x := range a {
+		for len(b) > 0 && compare(b[0], x) < 0 {
+			b = b[1:]
+		}
+		if len(b) == 0 || compare(b[0], x) != 0 {
+			out = append(out, x)
+		}
+	}
+	return out
 }
 
 // leave takes out again what a policy came to.

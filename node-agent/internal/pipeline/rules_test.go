@@ -60,7 +60,7 @@ func samplePolicies() map[policy.Key]policy.Compiled {
 			policy.Table{Isolated: addrs("172.11.0.3"), Allows: []policy.Allow{
 				{Name: "everything", Subjects: addrs("172.11.0.3", "fd00::3"), Peers: policy.Peers{Any: true}, AnyPort: true},
 				{Name: "anywhere on 53", Subjects: addrs("172.11.0.3"), Peers: policy.Peers{Any: true}, Ports: []policy.PortRange{{Protocol: service.UDP, First: 53, Last: 53}}},
-				{Name: "outside and pods", Subjects: addrs("172.11.0.3"), Peers: policy.Peers{Pods: true, Prefixes: prefixes("10.0.0.0/8", "0.0.0.0/0", "fd00::/8")}, AnyPort: true},
+				{Name: "outside and pods", Subjects: addrs("172.11.0.3"), Peers: policy.Peers{Pods: true, Prefixes: prefixes("0.0.0.0/0", "10.0.0.0/8", "fd00::/8")}, AnyPort: true},
 			}},
 			policy.Table{Isolated: addrs("172.11.0.3"), Allows: []policy.Allow{
 				{Name: "clients on 80 to 90", Subjects: addrs("172.11.0.3"), Peers: clients, Ports: tcp(80, 90)},
@@ -236,6 +236,36 @@ func TestRulesVerdict(t *testing.T) {
 	}
 }
 
+// BenchmarkRulesPod is what a pod costs that comes where some ClusterNetworkPolicies are about all
+// pods of a node, and name many peers.
+func BenchmarkRulesPod(b *testing.B) {
+	const rules, pods, peers = 20, 250, 4000
+	number := func(base string, i int) netip.Addr { return fromNumber(object(addr(base)) + uint32(i)) }
+	of := func(pods int) policy.Compiled {
+		var t policy.Table
+		for i := range rules {
+			d := policy.Decision{Level: i, Action: policy.Deny, Allow: policy.Allow{Name: fmt.Sprint(i), AnyPort: true}}
+			for k := range pods {
+				d.Subjects = append(d.Subjects, number("172.11.0.2", k))
+			}
+			for k := range peers {
+				d.Peers.Prefixes = append(d.Peers.Prefixes, host(number("172.11.16.2", k)))
+			}
+			t.Admin = append(t.Admin, d)
+		}
+		return compiled(policy.Table{}, t)
+	}
+	with, without := map[policy.Key]policy.Compiled{{}: of(pods)}, map[policy.Key]policy.Compiled{{}: of(pods - 1)}
+	r := NewRules()
+	r.Set(without)
+	for b.Loop() {
+		if n := len(r.Set(with)); n != rules {
+			b.Fatalf("%d owners change", n)
+		}
+		r.Set(without)
+	}
+}
+
 // The ends of random connections: pods of this node, others, nodes, the outside.
 var (
 	ruleSubjects = addrs("172.11.0.2", "172.11.0.3", "172.11.0.4", "172.11.0.5")
@@ -274,7 +304,7 @@ func randomCompiled(rnd *rand.Rand) policy.Compiled {
 			}
 			peers := rnd.IntN(5)
 			a := policy.Allow{Name: fmt.Sprintf("%d on %d", peers, i), Subjects: t.Isolated[:1+rnd.IntN(len(t.Isolated))]}
-			a.Peers = []policy.Peers{{Any: true}, {Pods: true}, {Prefixes: prefixes("172.11.0.3/32", "172.11.4.9/32", "172.11.4.1/32")},
+			a.Peers = []policy.Peers{{Any: true}, {Pods: true}, {Prefixes: prefixes("172.11.0.3/32", "172.11.4.1/32", "172.11.4.9/32")},
 				{Prefixes: prefixes("172.11.0.0/22", "203.0.113.0/24")}, {Pods: true, Prefixes: prefixes("10.0.0.0/8", "198.18.0.1/32")}}[peers]
 			a.Ports = [][]policy.PortRange{nil, {{Protocol: service.TCP, First: 80, Last: 80}}, {{Protocol: service.TCP, First: 79, Last: 8080}, {Protocol: service.UDP, First: 0, Last: 65535}},
 				{{Protocol: service.UDP, First: 53, Last: 53}}, {{Protocol: service.SCTP, First: 1, Last: 90}}, {{Protocol: service.TCP, First: 8080, Last: 65535}}}[i]

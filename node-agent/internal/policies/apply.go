@@ -283,12 +283,14 @@ func merge(a, b []policy.Allow) []policy.Allow {
 
 // write brings work into the switch, and reports whether the rules are there. What both old and
 // new allow loses nothing: rules that come are first, then what selects pods, then rules that go.
+// Those of ClusterNetworkPolicies change at once, with the first: what selects their pods decides
+// nothing by itself.
 func (t *Table) write(ctx context.Context, w work) (ruled bool, err error) {
 	compiled := w.compile()
 	var errs []error
 	if w.news {
 		if t.complete {
-			errs = append(errs, t.set(ctx, t.rules.Add(compiled)))
+			errs = append(errs, t.set(ctx, t.come(compiled)))
 		}
 		errs = append(errs, t.tellPods(ctx, w.pods))
 	}
@@ -304,6 +306,17 @@ func (t *Table) write(ctx context.Context, w work) (ruled bool, err error) {
 	}
 	t.unselect(w.unselected)
 	return rules == nil, errors.Join(append(errs, rules, t.flush(ctx, w))...)
+}
+
+// come has the rules that come beside those that go, and ClusterNetworkPolicies as they are now.
+func (t *Table) come(compiled map[policy.Key]policy.Compiled) []pipeline.RuleOwner {
+	cluster, others := map[policy.Key]policy.Compiled{}, maps.Clone(compiled)
+	if c, changed := compiled[clusterKey]; changed {
+		cluster[clusterKey] = c
+		delete(others, clusterKey)
+	}
+	// Who changes in both is named last as it is then.
+	return append(t.rules.Set(cluster), t.rules.Add(others)...)
 }
 
 // isEmpty reports whether the switch has no rules from before. Nothing is lost then by those that

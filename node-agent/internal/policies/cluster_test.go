@@ -255,8 +255,8 @@ func withIsolation(v store.PolicyView, namespace string, revision int64) store.P
 	return v
 }
 
-// A policy that comes is first in the rules and then in what selects pods, and goes in the
-// opposite order. A pod that comes has the rules before its flows.
+// A policy that comes or goes is first in the rules, and then in what selects pods. A pod that comes
+// has the rules before its flows.
 func TestClusterInOrder(t *testing.T) {
 	inTime(t, Copy{}, func(w *world) {
 		w.see(viewAt(1))
@@ -278,7 +278,7 @@ func TestClusterInOrder(t *testing.T) {
 		w.happened("rules come", "flows")
 		w.locked(func() { w.slow = 0 })
 		w.see(withCluster(viewAt(3), 3))
-		w.happened("pods", "rules go")
+		w.happened("rules go", "pods")
 		if w.selects(web1).Selected() || w.flows.Size(AreaName) != 0 {
 			t.Errorf("left are %+v, %d flows", w.selects(web1), w.flows.Size(AreaName))
 		}
