@@ -102,11 +102,6 @@ func wanted(policies map[policy.Key]kube.NetworkPolicy, nodes lacking) []notice 
 	return all
 }
 
-// notInForce says which nodes do not know a kind of policies.
-func notInForce(kind string, nodes []string) string {
-	return "not in force for pods on nodes whose agents do not know " + kind + ": " + list(nodes) + ". Upgrade k8s-ovs there"
-}
-
 // list is a list of names for people.
 func list(names []string) string {
 	if len(names) > maxListed {
