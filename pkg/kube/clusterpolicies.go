@@ -24,6 +24,11 @@ const (
 	// clusterPoliciesEvery is how often it is looked whether there are ClusterNetworkPolicies
 	// by now, where the API server did not know them. No watch tells of that.
 	clusterPoliciesEvery = 5 * time.Second
+	// unknownTimes is how often on end the API server must say that it does not know
+	// ClusterNetworkPolicies before there are none. Where their definition is deleted they are
+	// deleted first, and the watch tells of that; one of several servers may just lag behind,
+	// and for its word nobody is let through whom they deny.
+	unknownTimes = 6
 	// honoured is the condition by which people learn what became of a ClusterNetworkPolicy,
 	// and manager is who has it.
 	honoured = "k8s-ovs.io/Honoured"
@@ -73,21 +78,24 @@ func (p ClusterNetworkPolicy) Ref() ObjectRef {
 }
 
 // WatchClusterNetworkPolicies tells of all ClusterNetworkPolicies. An API server that does not
-// know them has none; they may come to be known, and not to be, while it runs. Where the
+// know them has none, when it has said so for some 30 s; they may come to be known, and not to
+// be, while it runs. Where the
 // watch is forbidden nothing is told until it no longer is. It ends with ctx.
 func (c *Client) WatchClusterNetworkPolicies(ctx context.Context) *Changes[string, ClusterNetworkPolicy] {
 	return watchChanges(toClusterPolicy, func(t *table[*unstructured.Unstructured, string, ClusterNetworkPolicy]) {
-		for ctx.Err() == nil {
-			version := c.clusterPolicyVersion(ctx)
-			if version == "" {
-				_ = t.Replace(nil, "") // an empty list has nothing of a wrong kind
-				select {
-				case <-ctx.Done():
-				case <-time.After(clusterPoliciesEvery):
-				}
+		for unknown := 0; ctx.Err() == nil; {
+			if version := c.clusterPolicyVersion(ctx); version != "" {
+				unknown = 0
+				c.followClusterPolicies(ctx, version, t)
 				continue
 			}
-			c.followClusterPolicies(ctx, version, t)
+			if unknown++; unknown >= unknownTimes {
+				_ = t.Replace(nil, "") // an empty list has nothing of a wrong kind
+			}
+			select {
+			case <-ctx.Done():
+			case <-time.After(clusterPoliciesEvery):
+			}
 		}
 	})
 }
@@ -117,27 +125,37 @@ func (c *Client) followClusterPolicies(ctx context.Context, version string, t *t
 	defer cancel()
 	example := &unstructured.Unstructured{}
 	example.SetGroupVersionKind(schema.GroupVersionKind{Group: clusterPolicyGroup, Version: version, Kind: clusterPolicyKind})
-	follow(ctx, c, "clusternetworkpolicies", untilGone{c.api.ClusterPolicies(version), cancel}, example, metav1.ListOptions{}, t)
+	follow(ctx, c, "clusternetworkpolicies", &untilGone{of: c.api.ClusterPolicies(version), gone: cancel}, example, metav1.ListOptions{}, t)
 }
 
-// untilGone is a resource that may cease to be one.
+// untilGone is a resource by definition: it may cease to be one, and be changed. What watches
+// of before a change tell lacks what is new in it, so all is read anew when one ends. It is for
+// one goroutine.
 type untilGone struct {
 	of resource[*unstructured.UnstructuredList]
 	// gone is called when there is no such resource.
 	gone func()
+	// watched is that a watch has followed what was read last.
+	watched bool
 }
 
-func (u untilGone) List(ctx context.Context, o metav1.ListOptions) (*unstructured.UnstructuredList, error) {
+func (u *untilGone) List(ctx context.Context, o metav1.ListOptions) (*unstructured.UnstructuredList, error) {
+	u.watched = false
 	list, err := u.of.List(ctx, o)
 	return list, u.look(err)
 }
 
-func (u untilGone) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+func (u *untilGone) Watch(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+	reads := o.SendInitialEvents != nil && *o.SendInitialEvents
+	if u.watched && !reads {
+		return nil, apierrors.NewResourceExpired("the watch ended; reading all")
+	}
+	u.watched = true
 	w, err := u.of.Watch(ctx, o)
 	return w, u.look(err)
 }
 
-func (u untilGone) look(err error) error {
+func (u *untilGone) look(err error) error {
 	if apierrors.IsNotFound(err) {
 		u.gone()
 	}

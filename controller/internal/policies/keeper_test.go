@@ -323,9 +323,12 @@ func TestClusterPolicies(t *testing.T) {
 		i, there := v.Isolation[namespace]
 		return there && len(i.Value.Cluster) == 1 && i.Value.Cluster[0] == topology.SelectingPolicy{Name: "deny"}
 	}
+	subjects := func(v store.PolicyView) []topology.ChunkPort {
+		return v.Sets[teamA].Value.Chunks[netip.MustParseAddr("172.11.0.0")].Ports
+	}
 	l.until("the policy and its sets", func(v store.PolicyView) bool {
 		_, other := v.Isolation["other"]
-		return len(v.Cluster.Policies) == 1 && v.Cluster.Revision >= v.Isolation["shop"].Revision && selects(v, "shop") && other &&
+		return len(subjects(v)) == 1 && len(v.Cluster.Policies) == 1 && v.Cluster.Revision >= v.Isolation["shop"].Revision && selects(v, "shop") && other &&
 			v.Sets[nodes].Value.Of.Whole && v.Sets[teamA].Value.Of.Whole && v.Sets[teamB].Value.Of.Whole
 	})
 	if selects(l.view, "other") {
@@ -345,8 +348,8 @@ func TestClusterPolicies(t *testing.T) {
 	if got := l.members(nodes); !cmp.Equal([]string{"198.18.0.2"}, got) {
 		t.Errorf("nodes are %v", got)
 	}
-	if got := l.view.Sets[teamA].Value.Chunks[netip.MustParseAddr("172.11.0.0")].Ports; len(got) != 1 || got[0].Port != 8080 {
-		t.Errorf("ports of the subjects: %+v", got)
+	if got := subjects(l.view)[0]; got.Name != "http" || got.Port != 8080 {
+		t.Errorf("port of the subjects: %+v", got)
 	}
 
 	// What people are told.
@@ -358,7 +361,7 @@ func TestClusterPolicies(t *testing.T) {
 	told := func(reason, say string) func() bool {
 		return func() bool {
 			for _, e := range l.api.Events() {
-				if e.Reason == reason && strings.Contains(e.Message, say) && e.InvolvedObject.Name == "deny" && e.InvolvedObject.APIVersion == "policy.networking.k8s.io/v1beta1" {
+				if e.Reason == reason && strings.Contains(e.Message, say) && e.InvolvedObject.Name == "deny" && e.InvolvedObject.Kind == "ClusterNetworkPolicy" {
 					return true
 				}
 			}

@@ -68,7 +68,7 @@ func (s *state) notices(nodes lacking) []notice {
 			all = append(all, notice{object: p.Ref(), reason: NotHonoured, message: p.Problem + closes})
 		}
 		if len(nodes.sctp) > 0 && clusterPortsOfSCTP(p.ClusterPolicy) {
-			all = append(all, notice{p.Ref(), NotHonoured, "rules with ports of SCTP are about nothing for pods on nodes whose Open vSwitch does not know them: ", list(nodes.sctp), sctpRemedy})
+			all = append(all, notice{p.Ref(), NotHonoured, "for pods on nodes whose Open vSwitch does not know ports of SCTP, rules with some accept nothing, and deny all of SCTP where they do not accept: ", list(nodes.sctp), sctpRemedy})
 		}
 		if len(nodes.cluster) > 0 {
 			all = append(all, notice{p.Ref(), ClusterNotEnforced, "not in force for pods on nodes whose agents do not know ClusterNetworkPolicy: ", list(nodes.cluster), ". Upgrade k8s-ovs there"})

@@ -688,7 +688,7 @@ func TestNotices(t *testing.T) {
 	object := kube.ObjectRef{APIVersion: "policy.networking.k8s.io/v1alpha2", Kind: "ClusterNetworkPolicy", Name: "c", UID: "u"}
 	want := []notice{
 		{object: object, reason: NotHonoured, message: "it is odd. What was not understood accepts nothing, and denies all where it does not accept"},
-		{object, NotHonoured, "rules with ports of SCTP are about nothing for pods on nodes whose Open vSwitch does not know them: ", "n3", sctpRemedy},
+		{object, NotHonoured, "for pods on nodes whose Open vSwitch does not know ports of SCTP, rules with some accept nothing, and deny all of SCTP where they do not accept: ", "n3", sctpRemedy},
 		{object, ClusterNotEnforced, "not in force for pods on nodes whose agents do not know ClusterNetworkPolicy: ", "n2", ". Upgrade k8s-ovs there"},
 	}
 	if diff := cmp.Diff(want, s.notices(lacking{[]string{"n1"}, []string{"n2"}, []string{"n3"}}), cmp.AllowUnexported(notice{})); diff != "" {
