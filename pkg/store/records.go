@@ -9,6 +9,7 @@ import (
 
 	mvccpb "go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -99,24 +100,36 @@ func (s *Store) list(ctx context.Context, kinds ...string) (listing, error) {
 	return s.listAt(ctx, cfg, header, kinds...)
 }
 
+// readsAtOnce is how many kinds are read at the same time: a node may need hundreds of sets, and
+// each is a question and an answer.
+const readsAtOnce = 16
+
 // listAt reads all records of the kinds at the revision at which cfg was read.
 // Plain reads at a revision: stores that speak etcd's API over something else
 // have no transactions of several reads.
 func (s *Store) listAt(ctx context.Context, cfg Versioned[topology.Config], header header, kinds ...string) (listing, error) {
-	l := listing{config: cfg, names: kinds, revision: header.Revision, clusterID: header.ClusterId, raftTerm: header.RaftTerm}
-	for _, kind := range kinds {
-		prefix := s.keys.kind(cfg.Value.Name, kind)
-		resp, err := call(ctx, s, "read records below "+prefix, func(ctx context.Context, c *clientv3.Client) (*clientv3.GetResponse, error) {
-			return c.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(header.Revision))
+	l := listing{
+		config: cfg, names: kinds, kinds: make([][]kv, len(kinds)), revision: header.Revision, clusterID: header.ClusterId, raftTerm: header.RaftTerm,
+	}
+	reads, ctx := errgroup.WithContext(ctx)
+	reads.SetLimit(readsAtOnce)
+	for i, kind := range kinds {
+		reads.Go(func() error {
+			prefix := s.keys.kind(cfg.Value.Name, kind)
+			resp, err := call(ctx, s, "read records below "+prefix, func(ctx context.Context, c *clientv3.Client) (*clientv3.GetResponse, error) {
+				return c.Get(ctx, prefix, clientv3.WithPrefix(), clientv3.WithRev(header.Revision))
+			})
+			if err != nil {
+				return err
+			}
+			for _, k := range resp.Kvs {
+				l.kinds[i] = append(l.kinds[i], toKV(k))
+			}
+			return nil
 		})
-		if err != nil {
-			return listing{}, err
-		}
-		kvs := make([]kv, 0, len(resp.Kvs))
-		for _, k := range resp.Kvs {
-			kvs = append(kvs, toKV(k))
-		}
-		l.kinds = append(l.kinds, kvs)
+	}
+	if err := reads.Wait(); err != nil {
+		return listing{}, err
 	}
 	return l, nil
 }

@@ -134,6 +134,12 @@ func NewRules() *Rules {
 // now. Policies that name a set whose members
 // changed are to be given together, as what they say alike is one rule.
 func (r *Rules) Set(policies map[policy.Key]policy.Compiled) []RuleOwner {
+	r.Take(policies)
+	return r.changed()
+}
+
+// Take is Set for a caller who asks for All later: what changes is not told.
+func (r *Rules) Take(policies map[policy.Key]policy.Compiled) {
 	for _, key := range inOrder(policies) {
 		old := map[ruleName][]*part{}
 		for _, p := range r.policies[key] {
@@ -149,7 +155,6 @@ func (r *Rules) Set(policies map[policy.Key]policy.Compiled) []RuleOwner {
 			}
 		}
 	}
-	return r.changed()
 }
 
 // Add is Set by which the policies go on to allow what they did: until Set takes that away
@@ -162,7 +167,7 @@ func (r *Rules) Add(policies map[policy.Key]policy.Compiled) []RuleOwner {
 	return r.changed()
 }
 
-// All are all owners.
+// All are all owners, of which none has changed then.
 func (r *Rules) All() []RuleOwner {
 	owners := make([]RuleOwner, 0, len(r.numbers)+len(r.clauses))
 	for _, rule := range r.numbers {
@@ -171,6 +176,8 @@ func (r *Rules) All() []RuleOwner {
 	for key := range r.clauses {
 		owners = append(owners, r.clauseOwner(key))
 	}
+	clear(r.changedRules)
+	clear(r.changedClauses)
 	return sortedOwners(slices.DeleteFunc(owners, func(o RuleOwner) bool { return o.Flows == nil }))
 }
 

@@ -294,15 +294,17 @@ func (t *Table) write(ctx context.Context, w work) (ruled bool, err error) {
 		}
 		errs = append(errs, t.tellPods(ctx, w.pods))
 	}
-	owners := t.rules.Set(compiled)
 	var rules error
-	switch {
-	case !t.complete && !w.open && !(w.denies && t.isEmpty(ctx)):
-		return false, errors.Join(append(errs, flowstore.ErrNotReady)...)
-	case !t.complete:
+	if t.complete {
+		if owners := t.rules.Set(compiled); len(owners) > 0 || t.behind {
+			rules = t.set(ctx, owners)
+		}
+	} else {
+		t.rules.Take(compiled)
+		if !w.open && !(w.denies && t.isEmpty(ctx)) {
+			return false, errors.Join(append(errs, flowstore.ErrNotReady)...)
+		}
 		rules = t.first(ctx)
-	case len(owners) > 0 || t.behind:
-		rules = t.set(ctx, owners)
 	}
 	t.unselect(w.unselected)
 	return rules == nil, errors.Join(append(errs, rules, t.flush(ctx, w))...)
