@@ -5,6 +5,8 @@ import (
 	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
 // ClusterPolicy is a ClusterNetworkPolicy as it was understood.
@@ -116,13 +118,13 @@ func (c *Compiler) cluster(to *Compiled, policies []ClusterPolicy) {
 		by := Key{Name: p.Name}
 		for _, p := range c.about(p) {
 			for _, r := range p.Ingress {
-				for _, r := range c.withLate(r, r.ingressSets(p.Subject)) {
-					c.ingress(t.ingress.adder(r.Action), by, p.Subject, p.subjects, r.Rule)
+				for _, r := range c.closing(r, r.ingressSets(p.Subject)) {
+					c.ingress(c.adder(&t.ingress, r.Action), by, p.Subject, p.subjects, r.Rule)
 				}
 			}
 			for _, r := range p.Egress {
-				for _, r := range c.withLate(r, r.egressSets()) {
-					c.egress(t.egress.adder(r.Action), by, p.subjects, r.Rule)
+				for _, r := range c.closing(r, r.egressSets()) {
+					c.egress(c.adder(&t.egress, r.Action), by, p.subjects, r.Rule)
 				}
 			}
 		}
@@ -153,6 +155,38 @@ func (c *Compiler) about(p ClusterPolicy) (all []meant) {
 		}
 	}
 	return slices.DeleteFunc([]meant{sure, doubtful}, func(m meant) bool { return len(m.subjects) == 0 })
+}
+
+// closing is a rule, and behind it what closes because of what the node lacks: members of its sets,
+// or ports of SCTP.
+func (c *Compiler) closing(r ClusterRule, sets []Set) []ClusterRule {
+	rules := c.withLate(r, sets)
+	if !c.in.NoSCTPPorts || r.Action != Pass {
+		return rules
+	}
+	sctp := slices.DeleteFunc(slices.Clone(r.Ports), func(p Port) bool { return p.Protocol != service.SCTP })
+	if len(sctp) > 0 {
+		rules = append(rules, ClusterRule{Deny, Rule{AnyPeer: r.AnyPeer, Peers: r.Peers, Ports: sctp}})
+	}
+	return rules
+}
+
+// adder takes what the next rule comes to, as far as the node's datapath can tell.
+func (c *Compiler) adder(t *tier, a Action) adder {
+	add := t.adder(a)
+	if !c.in.NoSCTPPorts || a != Deny {
+		return add
+	}
+	return func(peers string, allow Allow) {
+		allow.Ports = slices.Clone(allow.Ports)
+		for i, p := range allow.Ports {
+			if p.Protocol == service.SCTP {
+				allow.Ports[i] = PortRange{service.SCTP, 0, maxPort}
+			}
+		}
+		allow.Ports = sorted(allow.Ports, comparePorts)
+		add(peers, allow)
+	}
 }
 
 // withLate is a rule, and behind it what closes while some of its sets are not whole: a Deny

@@ -260,6 +260,32 @@ func TestDoubt(t *testing.T) {
 	judge(t, c, DeniedIngress, "db>web tcp 80, till>db tcp 80, bank-web>db tcp 80, web>db tcp 80")
 }
 
+// TestNoSCTPPorts: where a datapath does not know them, what is denied by some is all of SCTP, and
+// what passes by some comes to no Accept.
+func TestNoSCTPPorts(t *testing.T) {
+	const ports = `protocols: [{sctp: {destinationPort: {number: 7}}}, {tcp: {destinationPort: {number: 80}}}]`
+	for name, rules := range map[string]string{
+		"Deny": `{action: Deny, to: [{namespaces: {matchLabels: {team: b}}}], ` + ports + `}`,
+		"Pass": `{action: Pass, to: [{namespaces: {matchLabels: {team: b}}}], ` + ports + `}, {action: Accept, to: [{namespaces: {}}]}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, err := ParseCluster(parseCluster(t, "c", `{tier: Admin, priority: 0, subject: {namespaces: {}}, egress: [`+rules+`]}`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			in := input(func(Set) ([]Member, bool) { return []Member{{Address: addr(who["till"])}}, true })
+			in.NoSCTPPorts = true
+			// Such a datapath matches no number of SCTP: as if there were none.
+			c := NewCompiler(in).Compile(nil, []ClusterPolicy{p})
+			for i, d := range c.Egress.Admin {
+				c.Egress.Admin[i].Ports = slices.DeleteFunc(d.Ports, func(r PortRange) bool { return r.Protocol == service.SCTP && r.Last-r.First < maxPort })
+			}
+			judge(t, c, DeniedEgress, "web>till sctp 7, web>till sctp 8")
+			judge(t, c, Allowed, "web>till tcp 81, web>db sctp 7")
+		})
+	}
+}
+
 // TestLevels: neighbours with one action share a level, across policies; rules that select
 // no pod here have none; and no level depends on who is a member.
 func TestLevels(t *testing.T) {

@@ -26,6 +26,9 @@ type Input struct {
 	// Doubt says that nobody knows whether a ClusterNetworkPolicy is about a pod: then it
 	// accepts nothing of it, and denies what it would deny or pass. It may be nil for never.
 	Doubt func(p ClusterPolicy, pod Pod) bool
+	// NoSCTPPorts says that the node's datapath does not know ports of SCTP, and matches nothing
+	// by them: what a ClusterNetworkPolicy denies by some it denies for all of SCTP.
+	NoSCTPPorts bool
 	// Network is the cluster network, Nodes are all that have a subnet, Own is this one.
 	Network netip.Prefix
 	Nodes   []topology.Node

@@ -34,6 +34,7 @@ type policyTable interface {
 	Remember(c policies.Copy)
 	UseCopy(c policies.Copy)
 	SetRecords(s topology.Snapshot)
+	SetLacks(lacks []string)
 	// Known is nil when it is known which pods policies select.
 	Known() error
 	// Denies reports whether pods' own flows let through what is denied, without the rules.
@@ -56,6 +57,8 @@ type policySide struct {
 	// loses is that a switch that goes takes its connections along: that of the userspace
 	// datapath does.
 	loses bool
+	// lacks is what of policies the newest switch does not know.
+	lacks func() []string
 	// connected is that the table knows of the newest switch.
 	connected bool
 	log       *slog.Logger
@@ -97,11 +100,18 @@ func (n *policySide) ahead(ctx context.Context, s *topology.Snapshot) error {
 		return nil
 	}
 	n.table.SetRecords(*s)
-	err := n.table.Connected(ctx)
-	n.connected = err == nil
+	err := n.connect(ctx)
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
 	}
+	return err
+}
+
+// connect brings rules into a new switch.
+func (n *policySide) connect(ctx context.Context) error {
+	n.table.SetLacks(n.lacks())
+	err := n.table.Connected(ctx)
+	n.connected = err == nil
 	return err
 }
 
@@ -131,8 +141,7 @@ func (n *policySide) follow(ctx context.Context, p *pass) error {
 	switch {
 	case n.table == nil:
 	case !n.connected:
-		err = n.table.Connected(ctx)
-		n.connected = err == nil
+		err = n.connect(ctx)
 	case p.full:
 		err = n.table.Resync(ctx)
 	}

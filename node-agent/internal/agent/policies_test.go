@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"testing"
@@ -23,6 +24,8 @@ type toldTable struct {
 }
 
 func (t *toldTable) Denies() bool { return t.denies }
+
+func (t *toldTable) SetLacks(lacks []string) { _ = t.note(fmt.Sprintf("lacks %v", lacks)) }
 
 func (t *toldTable) note(what string) error {
 	t.told = append(t.told, what)
@@ -57,7 +60,7 @@ func TestPolicySide(t *testing.T) {
 				t.Fatal(err)
 			}
 			table, record := &toldTable{}, &toldRecord{}
-			n := &policySide{table: table, file: file, loses: loses, log: quiet()}
+			n := &policySide{table: table, file: file, loses: loses, lacks: func() []string { return []string{"a"} }, log: quiet()}
 			n.pods = &podsRecord{open: func(network string) podsPublisher {
 				record.told = append(record.told, "open "+network)
 				return record
@@ -88,13 +91,13 @@ func TestPolicySide(t *testing.T) {
 			step(false)
 			step(false)
 			step(true)
-			heard("with a switch", "known", "connected", "connected", "resync")
+			heard("with a switch", "known", "lacks [a]", "connected", "lacks [a]", "connected", "resync")
 			n.disconnect()
 			n.disconnect()
 			step(false)
-			want := []string{"connected"}
+			want := []string{"lacks [a]", "connected"}
 			if loses {
-				want = []string{"forgotten", "connected"}
+				want = append([]string{"forgotten"}, want...)
 			}
 			heard("with another switch", want...)
 
@@ -125,15 +128,15 @@ func TestPoliciesAhead(t *testing.T) {
 		after   []string
 		err     bool
 	}{
-		"nothing denied":           {&s, false, nil, nil, []string{"connected"}, false},
-		"denied":                   {&s, true, nil, []string{"records of " + s.Config.Name, "connected"}, nil, false},
-		"no records":               {nil, true, nil, nil, []string{"connected"}, false},
-		"rules of before, late":    {&s, true, flowstore.ErrNotReady, []string{"records of " + s.Config.Name, "connected"}, []string{"connected"}, false},
-		"rules that are not taken": {&s, true, errors.New("table full"), []string{"records of " + s.Config.Name, "connected"}, []string{"connected"}, true},
+		"nothing denied":           {&s, false, nil, nil, []string{"lacks []", "connected"}, false},
+		"denied":                   {&s, true, nil, []string{"records of " + s.Config.Name, "lacks []", "connected"}, nil, false},
+		"no records":               {nil, true, nil, nil, []string{"lacks []", "connected"}, false},
+		"rules of before, late":    {&s, true, flowstore.ErrNotReady, []string{"records of " + s.Config.Name, "lacks []", "connected"}, []string{"lacks []", "connected"}, false},
+		"rules that are not taken": {&s, true, errors.New("table full"), []string{"records of " + s.Config.Name, "lacks []", "connected"}, []string{"lacks []", "connected"}, true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			table := &toldTable{denies: test.denies, fail: test.fail}
-			n := &policySide{table: table, log: quiet()}
+			n := &policySide{table: table, lacks: func() []string { return nil }, log: quiet()}
 			if err := n.ahead(t.Context(), test.records); (err != nil) != test.err {
 				t.Error(err)
 			}

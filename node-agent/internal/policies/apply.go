@@ -177,6 +177,7 @@ func (t *Table) prepare() (work, bool) {
 	for key := range t.dirty {
 		if key == clusterKey {
 			w.cluster = t.clusterJob()
+			w.cluster.noSCTPPorts = t.noSCTPPorts
 		} else {
 			w.jobs[key] = t.says(key)
 		}

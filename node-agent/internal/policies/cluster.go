@@ -240,7 +240,8 @@ type clusterJob struct {
 	policies []policy.ClusterPolicy
 	subjects map[string]subjects
 	// doubts are whether somebody is a subject that nobody can say that of.
-	doubts map[doubt]bool
+	doubts      map[doubt]bool
+	noSCTPPorts bool
 }
 
 // doubt is a policy, by its name, and a pod.
@@ -278,5 +279,6 @@ func (j *clusterJob) compile(in policy.Input) policy.Compiled {
 		return s.unknown && p.Subject.Namespaces == "" || s.names(p.Name)
 	}
 	in.Doubt = func(p policy.ClusterPolicy, pod policy.Pod) bool { return j.doubts[doubt{p.Name, pod.Address}] }
+	in.NoSCTPPorts = j.noSCTPPorts
 	return policy.NewCompiler(in).Compile(nil, j.policies)
 }

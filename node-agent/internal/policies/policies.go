@@ -130,6 +130,8 @@ type Table struct {
 	progress
 	kept
 	nodes nodes
+	// noSCTPPorts is that the datapath does not know them.
+	noSCTPPorts bool
 	// started is when the table was made. freed are addresses that nobody may have yet.
 	started time.Time
 	freed   addresses
@@ -245,6 +247,16 @@ func (t *Table) SetRecords(s topology.Snapshot) {
 	}
 	t.dirty[clusterKey] = true
 	t.changed()
+}
+
+// SetLacks says what of policies the datapath does not know: see [Lacks].
+func (t *Table) SetLacks(lacks []string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if none := slices.Contains(lacks, topology.LacksSCTPPorts); none != t.noSCTPPorts {
+		t.noSCTPPorts, t.dirty[clusterKey] = none, true
+		t.changed()
+	}
 }
 
 // nodesOf are those that have a subnet, in order of their addresses.
