@@ -74,17 +74,19 @@ MACHINE = -machine.all -machine.pairs $(or $(PAIRS),30) -machine.seed $(or $(SEE
 machine: deps build ## the whole machine suite: each change of a node alone, and PAIRS (default 30) pairs of them (root; SEED=n: those of that run; ONLY=regexp: those with such names; KERNEL=1: on the kernel datapath, in an emulated machine)
 	$(if $(KERNEL),./test/kernel/run --run '^TestMachine$$' --args "$(MACHINE) -machine.lab 16",go test -count=1 -timeout 90m -run '^TestMachine$$' ./test/e2e $(MACHINE) -v)
 
+# Modules of their own that have code.
+MODULES := test/policyoracle test/conformance/clusternetworkpolicy
 .PHONY: verify
 verify: ## gofmt, vet, staticcheck, import rules, manifests decode, go.mod tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
 	go vet ./...
-	cd test/policyoracle && go vet ./...
+	for m in $(MODULES); do (cd $$m && go vet ./...) || exit 1; done
 	go tool staticcheck ./...
 	go test ./test/deps
 	go test -run Manifest ./cni/... ./controller ./node-agent ./manifests/...
 	go mod verify
 	go mod tidy -diff
-	cd test/policyoracle && go mod tidy -diff
+	for m in $(MODULES); do (cd $$m && go mod tidy -diff) || exit 1; done
 
 .PHONY: fuzz
 fuzz: ## each fuzz target for FUZZTIME (default 20s)

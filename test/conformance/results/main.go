@@ -17,7 +17,7 @@ import (
 )
 
 func main() {
-	from := flag.String("from", "", "folder with junit_01.xml, specs.json and facts.tsv, with policies/junit_01.xml, and with podstart.jsonl of a whole run")
+	from := flag.String("from", "", "folder with junit_01.xml, specs.json and facts.tsv, with policies/junit_01.xml and clusterpolicies.json where those ran, and with podstart.jsonl of a whole run")
 	write := flag.String("write", "", "Markdown file to write")
 	overlay := flag.String("overlay", "", "which of test/conformance/overlays the network was, if any")
 	cyclonus := flag.String("cyclonus", "", "junit file of cyclonus, to be judged instead")
@@ -56,6 +56,9 @@ type results struct {
 	// policies are the upstream specs of NetworkPolicy, which have a run of their own, where there was one.
 	policies    []spec
 	ranPolicies bool
+	// clusterPolicies are the specs of ClusterNetworkPolicy's own suite, where they ran.
+	clusterPolicies    []spec
+	ranClusterPolicies bool
 	// notRun counts the specs of sig-network that were not chosen, by reason.
 	notRun map[string]int
 	own    []spec
@@ -98,6 +101,9 @@ func read(folder string) (r results, err error) {
 	there := func(name string) bool { _, err := os.Stat(filepath.Join(folder, name)); return err == nil }
 	if r.ranPolicies = there("policies"); r.ranPolicies {
 		open("policies/junit_01.xml", func(f io.Reader) (err error) { r.policies, _, err = readJUnit(f); return err })
+	}
+	if r.ranClusterPolicies = there("clusterpolicies.json"); r.ranClusterPolicies {
+		open("clusterpolicies.json", func(f io.Reader) (err error) { r.clusterPolicies, err = readClusterPolicies(f); return err })
 	}
 	open("junit_01.xml", func(f io.Reader) (err error) {
 		var left []string

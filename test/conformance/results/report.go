@@ -30,6 +30,9 @@ func (r results) verdict(w io.Writer) error {
 	if r.ranPolicies {
 		lists = append(lists, list{"upstream NetworkPolicy", r.policies})
 	}
+	if r.ranClusterPolicies {
+		lists = append(lists, list{"upstream ClusterNetworkPolicy", r.clusterPolicies})
+	}
 	for _, list := range lists {
 		for _, s := range list.specs {
 			if s.outcome == failed {
@@ -85,6 +88,9 @@ func (r results) markdown(now time.Time) string {
 	if r.ranPolicies {
 		fmt.Fprintf(&b, "| upstream `[sig-network]` `Netpol` specs | %s |\n", tally(r.policies))
 	}
+	if r.ranClusterPolicies {
+		fmt.Fprintf(&b, "| specs of `sigs.k8s.io/network-policy-api` v0.3.0, ClusterNetworkPolicy | %s |\n", tally(r.clusterPolicies))
+	}
 	fmt.Fprintf(&b, "| our own specs | %s |\n", tally(r.own))
 	for _, f := range r.facts {
 		fmt.Fprintf(&b, "| %s | %s |\n", f.name, f.value)
@@ -103,6 +109,9 @@ func (r results) markdown(now time.Time) string {
 	table(&b, "Upstream specs", r.upstream)
 	if r.ranPolicies {
 		table(&b, "Upstream specs of NetworkPolicy", r.policies)
+	}
+	if r.ranClusterPolicies {
+		table(&b, "Upstream specs of ClusterNetworkPolicy", r.clusterPolicies)
 	}
 	if r.overlay != "" {
 		return b.String() // a few specs were chosen: the rest says nothing

@@ -72,6 +72,10 @@ func TestVerdict(t *testing.T) {
 			r.ranPolicies, r.policies = true, []spec{{name: "d", outcome: failed}, {name: "e", outcome: passed}}
 		}, "upstream NetworkPolicy spec failed: d", ""},
 		{"no policy's spec ran", func(r *results) { r.ranPolicies = true }, "no upstream NetworkPolicy spec passed", ""},
+		{"a cluster policy's spec failed", func(r *results) {
+			r.ranClusterPolicies, r.clusterPolicies = true, []spec{{name: "f", outcome: failed}, {name: "g", outcome: passed}}
+		}, "upstream ClusterNetworkPolicy spec failed: f", ""},
+		{"no cluster policy's spec ran", func(r *results) { r.ranClusterPolicies = true }, "no upstream ClusterNetworkPolicy spec passed", ""},
 		{"nothing ran", func(r *results) { r.upstream = nil }, "no upstream spec passed", ""},
 		{"all skipped", func(r *results) { r.own[0].outcome = skipped }, "no our spec passed", ""},
 		{"ready late", func(r *results) { r.facts[0].value = "30001 ms" }, "", "missed: nodes Ready after apply"},
@@ -89,6 +93,18 @@ func TestVerdict(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.wants)
 			}
 		})
+	}
+}
+
+// TestClusterPoliciesWithoutSpecs: a suite whose pods do not come, or do not go, has failed.
+func TestClusterPoliciesWithoutSpecs(t *testing.T) {
+	const began, ended = `{"Action":"run","Test":"TestClusterNetworkPolicy"}`, `{"Action":"fail","Test":"TestClusterNetworkPolicy","Elapsed":300}`
+	const good = `{"Action":"run","Test":"TestClusterNetworkPolicy/A"}{"Action":"pass","Test":"TestClusterNetworkPolicy/A","Elapsed":1}`
+	for _, text := range []string{began + ended, began + good + ended, began + good} {
+		specs, err := readClusterPolicies(strings.NewReader(text))
+		if err != nil || count(specs, failed) != 1 {
+			t.Errorf("%s: %v, %v", text, specs, err)
+		}
 	}
 }
 

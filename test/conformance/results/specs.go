@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"encoding/xml"
 	"errors"
+	"fmt"
 	"io"
 	"regexp"
 	"slices"
@@ -102,6 +103,9 @@ func withoutLabels(name string) string {
 	return name
 }
 
+// saying is what a test logs behind the file and line.
+var saying = regexp.MustCompile(`^ +[\w-]+\.go:\d+: (.*\S)`)
+
 // readTest2JSON reads the output of `go tool test2json`, in the order of the run.
 // A test that never ended has failed.
 func readTest2JSON(r io.Reader) ([]spec, error) {
@@ -137,12 +141,61 @@ func readTest2JSON(r io.Reader) ([]spec, error) {
 		case e.Action == "attr" && e.Key == "measured":
 			measured[e.Test] = e.Value
 		case e.Action == "output":
-			if _, text, ok := strings.Cut(e.Output, "_test.go:"); ok {
-				_, text, _ = strings.Cut(text, ": ")
-				said[e.Test] = oneLine(text)
+			if text := saying.FindStringSubmatch(e.Output); text != nil {
+				said[e.Test] = oneLine(text[1])
 			}
 		}
 	}
+}
+
+// readClusterPolicies reads the output of clusternetworkpolicy.test, a test of specs, which
+// are made of parts. A spec's note says how many parts it has, or which failed.
+func readClusterPolicies(r io.Reader) ([]spec, error) {
+	all, err := readTest2JSON(r)
+	if err != nil {
+		return nil, err
+	}
+	var suite spec
+	var specs []spec
+	parts, bad := map[string][]spec{}, map[string][]string{}
+	for _, s := range all {
+		names := strings.SplitN(s.name, "/", 3)
+		switch len(names) {
+		case 1:
+			suite = s
+		case 2:
+			s.name = names[1]
+			specs = append(specs, s)
+		case 3:
+			parts[names[1]] = append(parts[names[1]], s)
+			if s.outcome == failed {
+				bad[names[1]] = append(bad[names[1]], strings.ReplaceAll(names[2], "_", " ")+": "+s.note)
+			}
+		}
+	}
+	for i, s := range specs {
+		switch {
+		case bad[s.name] != nil:
+			specs[i].note = oneLine(strings.Join(bad[s.name], "; "))
+		case s.outcome == passed:
+			specs[i].note = passedParts(parts[s.name])
+		}
+	}
+	if suite.outcome == failed && count(specs, failed) == 0 { // its pods did not come, or would not go
+		specs = append(specs, suite)
+	}
+	return specs, nil
+}
+
+// passedParts says how many parts a spec has, and what was left out of one.
+func passedParts(parts []spec) string {
+	note := fmt.Sprintf("parts: %d", len(parts))
+	for _, p := range parts {
+		if p.note != "" {
+			return note + ", " + p.note
+		}
+	}
+	return note
 }
 
 // oneLine is the beginning of a text, for a table.
