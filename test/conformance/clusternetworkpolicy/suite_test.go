@@ -31,17 +31,17 @@ const experimental = "EXPERIMENTAL_DEFINITION"
 // definition is the name of ClusterNetworkPolicy's.
 const definition = "clusternetworkpolicies." + api.GroupName
 
-// TestClusterNetworkPolicy runs the specs, those last that need what only the experimental
-// channel has.
+// TestClusterNetworkPolicy runs the specs, those of the experimental channel last, with the
+// definition that they need.
 func TestClusterNetworkPolicy(t *testing.T) {
 	s := connect(t)
 	s.Setup(t)
 	specs := slices.Clone(tests.ConformanceTests)
 	slices.SortStableFunc(specs, func(a, b suite.ConformanceTest) int {
 		switch {
-		case namesNodes(a) == namesNodes(b):
+		case isExperimental(a) == isExperimental(b):
 			return 0
-		case namesNodes(b):
+		case isExperimental(b):
 			return -1
 		}
 		return 1
@@ -51,8 +51,8 @@ func TestClusterNetworkPolicy(t *testing.T) {
 			if strings.HasSuffix(spec.ShortName, "SCTP") {
 				t.Skip("needs SCTP, which neither this kernel nor Open vSwitch's userspace datapath before 3.2 has")
 			}
-			if namesNodes(spec) {
-				defineNodes(t, s.Client)
+			if isExperimental(spec) {
+				defineExperimental(t, s.Client)
 			}
 			spec.Run(t, s)
 		})
@@ -104,14 +104,15 @@ func fetchDefinition(t *testing.T, c client.Client) *apiextensionsv1.CustomResou
 	return d
 }
 
-// namesNodes says whether a spec has nodes as peers, which the standard channel does not know.
-func namesNodes(spec suite.ConformanceTest) bool {
-	return slices.Contains(spec.Features, suite.SupportClusterNetworkPolicyEgressNodePeers)
+// isExperimental says whether a spec has named ports or nodes as peers, which the standard
+// channel does not know.
+func isExperimental(spec suite.ConformanceTest) bool {
+	return !suite.StandardFeatures.HasAll(spec.Features...)
 }
 
-// defineNodes has the cluster know the experimental channel from now on, as an admin may, and
-// waits until the API server takes nodes as peers.
-func defineNodes(t *testing.T, c client.Client) {
+// defineExperimental has the cluster know the experimental channel from now on, as an admin
+// may, and waits until the API server takes what is only there.
+func defineExperimental(t *testing.T, c client.Client) {
 	t.Helper()
 	text, err := os.ReadFile(os.Getenv(experimental))
 	if err != nil {

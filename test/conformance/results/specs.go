@@ -169,7 +169,7 @@ func readClusterPolicies(r io.Reader) ([]spec, error) {
 		case 3:
 			parts[names[1]] = append(parts[names[1]], s)
 			if s.outcome == failed {
-				bad[names[1]] = append(bad[names[1]], strings.ReplaceAll(names[2], "_", " ")+": "+s.note)
+				bad[names[1]] = append(bad[names[1]], strings.TrimSuffix(strings.ReplaceAll(names[2], "_", " ")+": "+s.note, ": "))
 			}
 		}
 	}
