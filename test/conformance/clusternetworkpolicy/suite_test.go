@@ -34,7 +34,7 @@ const definition = "clusternetworkpolicies." + api.GroupName
 // TestClusterNetworkPolicy runs the specs, those of the experimental channel last, with the
 // definition that they need.
 func TestClusterNetworkPolicy(t *testing.T) {
-	s := connect(t)
+	s, c := connect(t)
 	s.Setup(t)
 	specs := slices.Clone(tests.ConformanceTests)
 	slices.SortStableFunc(specs, func(a, b suite.ConformanceTest) int {
@@ -52,7 +52,7 @@ func TestClusterNetworkPolicy(t *testing.T) {
 				t.Skip("needs SCTP, which neither this kernel nor Open vSwitch's userspace datapath before 3.2 has")
 			}
 			if isExperimental(spec) {
-				defineExperimental(t, s.Client)
+				defineExperimental(t, c)
 			}
 			spec.Run(t, s)
 		})
@@ -60,7 +60,7 @@ func TestClusterNetworkPolicy(t *testing.T) {
 }
 
 // connect makes the suite, and has the cluster's ClusterNetworkPolicy be of the suite's version.
-func connect(t *testing.T) *suite.ConformanceTestSuite {
+func connect(t *testing.T) (*suite.ConformanceTestSuite, client.WithWatch) {
 	t.Helper()
 	config, err := clientcmd.BuildConfigFromFlags("", os.Getenv(clientcmd.RecommendedConfigPathEnvVar))
 	if err != nil {
@@ -70,7 +70,7 @@ func connect(t *testing.T) *suite.ConformanceTestSuite {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := client.New(config, client.Options{})
+	c, err := client.NewWithWatch(config, client.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func connect(t *testing.T) *suite.ConformanceTestSuite {
 		KubeConfig:                 *config,
 		CleanupBaseResources:       true,
 		EnableAllSupportedFeatures: true,
-	})
+	}), c
 }
 
 func fetchDefinition(t *testing.T, c client.Client) *apiextensionsv1.CustomResourceDefinition {
@@ -111,8 +111,9 @@ func isExperimental(spec suite.ConformanceTest) bool {
 }
 
 // defineExperimental has the cluster know the experimental channel from now on, as an admin
-// may, and waits until the API server takes what is only there.
-func defineExperimental(t *testing.T, c client.Client) {
+// may, and waits until the API server takes what is only there, and has ended the watches of
+// before: those leave out what they did not know when they began.
+func defineExperimental(t *testing.T, c client.WithWatch) {
 	t.Helper()
 	text, err := os.ReadFile(os.Getenv(experimental))
 	if err != nil {
@@ -123,17 +124,33 @@ func defineExperimental(t *testing.T, c client.Client) {
 		t.Fatal(err)
 	}
 	d := fetchDefinition(t, c)
+	if d.Annotations[consts.ChannelAnnotation] == wanted.Annotations[consts.ChannelAnnotation] {
+		return
+	}
+	before, err := c.Watch(t.Context(), &api.ClusterNetworkPolicyList{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer before.Stop()
 	d.Spec, d.Annotations = wanted.Spec, wanted.Annotations
 	if err := c.Update(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}
-	const most = 30 * time.Second
-	end := time.Now().Add(most)
-	for err = takesNodes(t, c); err != nil; err = takesNodes(t, c) {
-		if time.Now().After(end) {
-			t.Fatalf("%v after the definition was changed: %v", most, err)
+	end := time.After(time.Minute)
+	for ended := false; !ended; {
+		select {
+		case _, goesOn := <-before.ResultChan():
+			ended = !goesOn
+		case <-end:
+			t.Fatal("a watch of the standard channel's policies goes on a minute after the definition was changed")
 		}
-		time.Sleep(100 * time.Millisecond)
+	}
+	for err = takesNodes(t, c); err != nil; err = takesNodes(t, c) {
+		select {
+		case <-end:
+			t.Fatalf("a minute after the definition was changed: %v", err)
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }
 
