@@ -131,6 +131,7 @@ func TestWrongFlags(t *testing.T) {
 		{[]string{"--kubernetes", "--public-services", "default/kubernetes,dns"}, `--public-services: "dns"`},
 		{[]string{"--kubernetes", "--daemonset", "k8s-ovs-agent"}, "--daemonset"},
 		{[]string{etcd, "--daemonset", "kube-system/k8s-ovs-agent"}, "--kubernetes"},
+		{[]string{etcd, "--log-policy-drops"}, "--kubernetes"},
 		{[]string{etcd, "--cni-conf-dir", "net.d"}, "--cni-conf-dir"},
 		{[]string{etcd, "--cni-conf-dir", "/etc/cni/net.d", "--cni-conf-file", "../x.conflist"}, "--cni-conf-file"},
 		{[]string{etcd, "--cni-conf-dir", "/etc/cni/net.d", "--cni-conf-file", "k8s-ovs.conf"}, ".conflist"},

@@ -43,6 +43,13 @@ func Output(port uint32) Action {
 	return a
 }
 
+// OutputHead is Output of the packet's first bytes only, as few as a switch sends to
+// [PortController]: who gets it is told of its fields ([PacketIn.Match]).
+func OutputHead(port uint32) Action { return outputAction{port: port, maxLen: ethernetHeader} }
+
+// ethernetHeader is its length, bytes.
+const ethernetHeader = 14
+
 // OutputRange sends the packet to the port whose number is in a register or
 // another field.
 func OutputRange(src FieldRange) Action { return outputRegAction{src: src, maxLen: 0xffff} }

@@ -388,3 +388,32 @@ func TestClosed(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
+
+// TestDeniedBy: who denies a packet is the first whose rule is about it, and NetworkPolicy, which
+// has no names here, where it isolates.
+func TestDeniedBy(t *testing.T) {
+	web, db, far := netip.MustParseAddr("172.11.0.2"), netip.MustParseAddr("172.11.0.3"), netip.MustParseAddr("172.11.4.2")
+	decision := func(level int, action Action, by string, peer netip.Addr) Decision {
+		return Decision{level, action, Allow{Name: by, Subjects: []netip.Addr{web}, Peers: Peers{Prefixes: []netip.Prefix{host(peer)}}, AnyPort: true, Policies: []Key{{Name: by}}}}
+	}
+	c := Compiled{Ingress: Table{
+		Admin:    []Decision{decision(0, Accept, "accepts", db), decision(1, Pass, "passes", far), decision(2, Deny, "denies", far), decision(3, Deny, "denies more", web)},
+		Baseline: []Decision{decision(0, Deny, "base", far)},
+	}, Egress: Table{Admin: []Decision{decision(0, Deny, "out", db)}}}
+	for _, tc := range []struct {
+		src, dst         netip.Addr
+		egress, isolated bool
+		want             []Key
+	}{
+		{db, web, false, false, nil},
+		{far, web, false, false, []Key{{Name: "base"}}},
+		{far, web, false, true, nil},
+		{web, web, false, true, []Key{{Name: "denies more"}}},
+		{web, db, true, false, []Key{{Name: "out"}}},
+		{db, far, true, false, nil},
+	} {
+		if got := c.DeniedBy(Packet{Src: tc.src, Dst: tc.dst, Protocol: 6, DstPort: 80}, tc.egress, tc.isolated); !slices.Equal(got, tc.want) {
+			t.Errorf("%s to %s, egress %t, isolated %t: %v, want %v", tc.src, tc.dst, tc.egress, tc.isolated, got, tc.want)
+		}
+	}
+}

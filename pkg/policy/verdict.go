@@ -63,6 +63,34 @@ func (c Compiled) may(t Table, subject, peer netip.Addr, p Packet) bool {
 	return c.decide(t.Baseline, subject, peer, p) != Deny
 }
 
+// DeniedBy are the ClusterNetworkPolicies whose rule denies a packet in one direction; none where
+// nothing denies it, or the NetworkPolicies that isolate its sender, or its receiver, do.
+func (c Compiled) DeniedBy(p Packet, egress, isolated bool) []Key {
+	t, subject, peer := c.Ingress, p.Dst, p.Src
+	if egress {
+		t, subject, peer = c.Egress, p.Src, p.Dst
+	}
+	tiers := [][]Decision{t.Admin, t.Baseline}
+	if isolated {
+		tiers = tiers[:1]
+	}
+	for _, tier := range tiers {
+		for _, d := range tier {
+			if !c.matches(d.Allow, subject, peer, p) {
+				continue
+			}
+			if d.Action == Deny {
+				return d.Policies
+			}
+			if d.Action == Accept {
+				return nil
+			}
+			break // Pass: to the next tier
+		}
+	}
+	return nil
+}
+
 // allowed says so of a pod that NetworkPolicies isolate. A pod always reaches itself and its
 // node, and its node reaches it: so says the API, of these policies only.
 func (c Compiled) allowed(t Table, subject, peer netip.Addr, p Packet) bool {

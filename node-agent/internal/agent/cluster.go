@@ -28,6 +28,8 @@ type Cluster struct {
 	// PublicServices are open to every tenant.
 	PublicServices []service.Key
 	publicServices []string
+	// LogPolicyDrops says that packets that policies deny are logged.
+	LogPolicyDrops bool
 	// CNIConfDir is where the container runtime looks for its CNI configuration,
 	// empty to write none; CNIConfFile the file's name; CNIConfTemplate what to write,
 	// where it is not the default.
@@ -43,6 +45,7 @@ func (c *Cluster) register(fs *pflag.FlagSet) {
 	c.Kube.Register(fs)
 	fs.StringVar(&c.serviceProxy, "service-proxy", c.serviceProxy, "who translates the addresses of services for pods: ovs (the bridge) or kube-proxy (the node's)")
 	fs.StringSliceVar(&c.publicServices, "public-services", c.publicServices, "comma-separated `services`, each NAMESPACE/NAME, that every tenant may use")
+	fs.BoolVar(&c.LogPolicyDrops, "log-policy-drops", c.LogPolicyDrops, "log the packets that network policies deny, a bounded number a second: whose, which way, from or to whom, by which policies")
 	fs.StringVar(&c.CNIConfDir, "cni-conf-dir", c.CNIConfDir, "the container runtime's `directory` of CNI configurations; one is put there as soon as pods can be attached (default: none is written)")
 	fs.StringVar(&c.CNIConfFile, "cni-conf-file", c.CNIConfFile, "`name` of the CNI configuration")
 	fs.StringVar(&c.CNIConfTemplate, "cni-conf-template", c.CNIConfTemplate, "`file` with the contents of the CNI configuration (default: k8s-ovs, then portmap)")
@@ -60,6 +63,9 @@ func (c *Cluster) complete(socket string) error {
 	}
 	if !c.Enabled {
 		c.ServiceProxy = pipeline.NoServices // there is nobody to tell of any
+	}
+	if c.LogPolicyDrops && !c.Enabled {
+		return errors.New("--log-policy-drops needs --kubernetes: without an API server there are no policies")
 	}
 	c.PublicServices = nil
 	for _, name := range c.publicServices {

@@ -134,9 +134,11 @@ type parts struct {
 	services *serviceFeed
 	// policies is nil outside of Kubernetes.
 	policies *policies.Table
-	conn     *connection
-	picture  *picture
-	loop     *loop
+	// drops logs what they deny; nil where that is not wanted.
+	drops   *policies.DropLog
+	conn    *connection
+	picture *picture
+	loop    *loop
 }
 
 func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, conf *cniconf.Kept, bootID string) (*node, error) {
@@ -222,7 +224,13 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 		p.table.Unlimited()
 	}
 	answer := answers.TooLarge{Table: p.table, Timeout: stepTimeout, Told: n.metrics.tooLarge, Logger: n.log}
-	p.conn = newConnection(n.ovs.events, func() string { return n.ovs.client.MgmtSocket(n.cfg.Bridge) }, func(conn *of.Conn, in of.PacketIn) { answer.Answer(conn, in) }, n.log)
+	p.conn = newConnection(n.ovs.events, func() string { return n.ovs.client.MgmtSocket(n.cfg.Bridge) }, func(conn *of.Conn, in of.PacketIn) {
+		if d, denied := pipeline.ReadDenied(in); !denied {
+			answer.Answer(conn, in)
+		} else if p.drops != nil {
+			p.drops.Take(d)
+		}
+	}, n.log)
 	p.services = newServiceFeed(n.serviceTable(p), n.ready.is, n.metrics, n.log)
 	p.attacher = attach.New(n.ovs.bare, p.table, n.etcd.tenants, n.limiter)
 	p.attacher.SetMaxPods(n.cfg.MaxPods)
@@ -258,6 +266,10 @@ func (n *node) newPolicies(p *parts) *policySide {
 	})
 	pods.open = func(network string) podsPublisher {
 		return n.etcd.store.PodsPublisher(network, 0, p.policies.Published)
+	}
+	if n.cfg.Cluster.LogPolicyDrops {
+		p.table.TellDenied()
+		p.drops = policies.NewDropLog(p.policies, p.table.Denied)
 	}
 	p.attacher.SetPolicies(p.policies)
 	n.limiter.SetHearer(p.policies)

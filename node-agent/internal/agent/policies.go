@@ -24,6 +24,9 @@ func (n *node) enforce(ctx context.Context, p *parts) error {
 	var following sync.WaitGroup
 	defer following.Wait()
 	following.Go(func() { p.policies.Follow(n.etcd.store.FollowPolicies(ctx, p.self)) })
+	if p.drops != nil {
+		following.Go(func() { p.drops.Run(ctx) })
+	}
 	return p.policies.Run(ctx, copies.Keep)
 }
 

@@ -107,15 +107,22 @@ func (t *Table) SetAllowances(ctx context.Context, all pipeline.Allowance, held 
 	return t.unmeter(err)
 }
 
-// unmeter notes that the switch does not take a meter of a namespace: the next attempt is
-// made without them, as pods come first. err is what a change ended with; an answer that did
+// unmeter notes that the switch does not take a meter of a namespace, or of what policies deny:
+// the next attempt is made without them, as pods come first. err is what a change ended with; an answer that did
 // not come in time says nothing about meters.
 func (t *Table) unmeter(err error) error {
 	var failed *flowstore.MeterError
 	var refused *of.SwitchError
-	if errors.As(err, &failed) && failed.New && ofFairness(failed.Meter.ID) && errors.As(failed.Err, &refused) {
+	if !errors.As(err, &failed) || !failed.New || !errors.As(failed.Err, &refused) {
+		return err
+	}
+	switch {
+	case ofFairness(failed.Meter.ID):
 		t.tenants.fair.unmetered = failed.Err
 		t.stale = true
+	case pipeline.OfDenied(failed.Meter.ID):
+		t.denied.unmetered = failed.Err
+		t.stale, t.model.TellsDenied = true, false
 	}
 	return err
 }

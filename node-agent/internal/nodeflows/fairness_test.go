@@ -24,6 +24,8 @@ type metered struct {
 	*of.Conn
 	requests     int
 	refuse, mute bool
+	// refuseDenied is that it refuses those of what policies deny.
+	refuseDenied bool
 }
 
 func (m *metered) Meters(ctx context.Context) ([]of.Meter, error) {
@@ -36,7 +38,7 @@ func (m *metered) AddMeter(ctx context.Context, meter of.Meter) error {
 	if m.mute && ofFairness(meter.ID) {
 		return context.DeadlineExceeded
 	}
-	if m.refuse && ofFairness(meter.ID) {
+	if m.refuse && ofFairness(meter.ID) || m.refuseDenied && pipeline.OfDenied(meter.ID) {
 		return &of.SwitchError{Type: 12, Code: 10} // OFPMMFC_OUT_OF_METERS
 	}
 	return m.Conn.AddMeter(ctx, meter)

@@ -83,8 +83,9 @@ type Table struct {
 	attached map[uint32]desired.Attached
 	tenants  tenants
 	// model without pods, as of the last refresh; nil until there is one.
-	model *pipeline.Model
-	proxy pipeline.ServiceProxy
+	model  *pipeline.Model
+	proxy  pipeline.ServiceProxy
+	denied denied
 	// pathMTUs are of the peers, by VTEP, whose paths carry less than pods' devices.
 	pathMTUs map[netip.Addr]int
 	lag
@@ -280,13 +281,16 @@ func (t *Table) all() (c flowstore.Change) {
 func (t *Table) Connected(ctx context.Context) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.tenants.fair.unmetered = nil
+	t.tenants.fair.unmetered, t.denied.unmetered = nil, nil
 	if t.model == nil {
 		return nil
 	}
+	t.model.TellsDenied = t.denied.told
 	err := t.bring(ctx)
-	if err != nil && t.tenants.fair.unmetered != nil { // it has just found out
-		err = t.bring(ctx)
+	for range 2 { // it has just found out that the switch has not those meters, or not these
+		if err != nil && t.stale {
+			err = t.bring(ctx)
+		}
 	}
 	return err
 }
@@ -327,7 +331,7 @@ func (t *Table) beforeResync(ctx context.Context) (measures bool, err error) {
 	if t.stale || !t.tenants.recalled {
 		err = t.bring(ctx)
 	}
-	return len(t.model.Meters()) > 0, err
+	return t.model.Measures(), err
 }
 
 // Check compares the flows of the pod with that port with the picture and says what
@@ -388,7 +392,7 @@ func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
 		// their network, and the caller says why nothing new is applied.
 		return nil, err
 	}
-	m.ServiceProxy = t.proxy
+	m.ServiceProxy, m.TellsDenied = t.proxy, t.denied.told && t.denied.unmetered == nil
 	t.withPathMTUs(&m)
 	t.model = &m
 	t.publish()

@@ -10,7 +10,7 @@ type Allowance struct{ Rate, Burst uint32 }
 
 // The numbers of the meters of namespaces are above those of ports, and of
 // [MeterTooLarge]: two for each of [MaxMetered] namespaces. Above those are the meters of
-// pods' connections. The kernel's datapath has 200,000 at most.
+// pods' connections, and of what policies deny. The kernel's datapath has 200,000 at most.
 const (
 	firstTenantMeter = MeterTooLarge + 1
 	MaxMetered       = 1 << 15
@@ -37,7 +37,7 @@ func OfTenant(meter uint32) bool { return meter >= firstTenantMeter && meter < f
 func ConnectionsOf(port uint32) uint32 { return firstPodMeter + port }
 
 // OfConnections reports whether a meter is one of a selected pod's connections.
-func OfConnections(meter uint32) bool { return meter > firstPodMeter }
+func OfConnections(meter uint32) bool { return meter > firstPodMeter && meter < firstDeniedMeter }
 
 // ConnectionsMeter is that meter, for what the pod may.
 func ConnectionsMeter(port uint32, a Allowance) of.Meter {
@@ -58,7 +58,7 @@ func (m Model) fairly(t Tenant) []of.Flow {
 		f.Meter = t.Meters.New
 		flows = append(flows, f)
 	}
-	if t.Meters.TooLarge != 0 && m.measures() {
+	if t.Meters.TooLarge != 0 && m.Measures() {
 		f := t.own(tellTooLarge(110, regSenderSlot.is(t.Slot)))
 		f.Meter = t.Meters.TooLarge
 		flows = append(flows, f)

@@ -38,7 +38,7 @@ func (m Model) output() []of.Flow {
 // size are the flows that find out whether a packet is larger than its path carries, and
 // by which the agent gets those that are. There are none where all paths carry all.
 func (m Model) size() []of.Flow {
-	if !m.measures() {
+	if !m.Measures() {
 		return nil
 	}
 	large := tellTooLarge(100)
@@ -67,18 +67,20 @@ func tellTooLarge(priority uint16, match ...of.Field) of.Flow {
 	return flow(TableOutput, priority, nil, []of.Action{of.Output(of.PortController)}, append(match, regTooLarge.isOne())...)
 }
 
-// measures reports whether a path carries less than the pods' devices.
-func (m Model) measures() bool {
+// Measures reports whether a path carries less than the pods' devices, so that packets are
+// measured.
+func (m Model) Measures() bool {
 	return slices.ContainsFunc(m.Peers, func(p Peer) bool { return p.PathMTU > 0 })
 }
 
-// Meters are those of the flows for peers. The pods' are not the pipeline's to know,
+// Meters are those of the node's own flows. The pods' are not the pipeline's to know,
 // those of namespaces are [Model.TenantMeters].
 func (m Model) Meters() []of.Meter {
-	if !m.measures() {
-		return nil
+	meters := m.deniedMeters()
+	if m.Measures() {
+		meters = append(meters, packetMeter(MeterTooLarge, Allowance{tooLargePerSecond, tooLargePerSecond}))
 	}
-	return []of.Meter{packetMeter(MeterTooLarge, Allowance{tooLargePerSecond, tooLargePerSecond})}
+	return meters
 }
 
 // ReadTooLarge reads a packet that its path does not carry, as the agent was given it,

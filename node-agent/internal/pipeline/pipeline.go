@@ -31,6 +31,8 @@ type Model struct {
 	// UDPPorts are those that nodes take tunnel packets at.
 	UDPPorts     []tunnel.Port
 	ServiceProxy ServiceProxy
+	// TellsDenied says that the agent is told of packets that policies deny.
+	TellsDenied bool
 
 	Peers   []Peer
 	Tenants []Tenant
@@ -127,6 +129,7 @@ func (m Model) Flows() []of.Flow {
 		flows = append(flows, m.Peer(p)...)
 	}
 	flows = append(flows, m.size()...)
+	flows = append(flows, m.tellDenied()...)
 	for _, t := range m.Tenants {
 		flows = append(flows, m.Tenant(t)...)
 	}
@@ -136,9 +139,9 @@ func (m Model) Flows() []of.Flow {
 	return flows
 }
 
-// Own are the flows of the node itself: those that every node has, and those for packets
-// that are too large for the path to a peer.
-func (m Model) Own() []of.Flow { return append(m.Fixed(), m.size()...) }
+// Own are the flows of the node itself: those that every node has, those for packets that are
+// too large for the path to a peer, and those that tell of what policies deny.
+func (m Model) Own() []of.Flow { return slices.Concat(m.Fixed(), m.size(), m.tellDenied()) }
 
 // Fixed are the flows that every node has.
 func (m Model) Fixed() []of.Flow {

@@ -288,6 +288,7 @@ func merge(a, b []policy.Allow) []policy.Allow {
 // nothing by itself.
 func (t *Table) write(ctx context.Context, w work) (ruled bool, err error) {
 	compiled := w.compile()
+	t.learnDenying(compiled)
 	var errs []error
 	if w.news {
 		if t.complete {

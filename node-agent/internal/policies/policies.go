@@ -25,6 +25,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -138,6 +139,8 @@ type Table struct {
 	// left are the addresses of pods that left and are not forgotten, with whether the switch
 	// may know connections of them.
 	left map[netip.Addr]bool
+	// denying is what ClusterNetworkPolicies come to.
+	denying policy.Compiled
 
 	// wake holds one element after a change.
 	wake chan struct{}
