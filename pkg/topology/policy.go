@@ -179,7 +179,7 @@ type PolicyRecords struct {
 
 // NodePods is the record pods/<nodeIP>: which addresses a node's pods have, from ADD on. The
 // node writes it under a lease and it goes with the node's agent; the leader reads it and
-// keeps the node's members in sets for 5 min more.
+// keeps the node's members in sets for as long as the node has a subnet.
 type NodePods struct {
 	Host   string     `json:"Host"`
 	HostIP netip.Addr `json:"HostIP"`

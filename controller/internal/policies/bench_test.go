@@ -102,7 +102,7 @@ func (c *benchCluster) comes(b *testing.B, n int) {
 	c.records[nodeIP(n)] = store.Versioned[topology.NodePods]{Value: record, Revision: c.rev}
 }
 
-func (c *benchCluster) tell() { c.k.state.setPods(store.NodePods{Nodes: c.records}, time.Now()) }
+func (c *benchCluster) tell() { c.k.state.setPods(store.NodePods{Nodes: c.records}) }
 
 // BenchmarkPod is a pod that comes and another that goes, of 10,000: what the leader works
 // (reading the node's record of pods among it), and what it writes for that.

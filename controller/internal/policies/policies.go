@@ -211,7 +211,7 @@ func (k *Keeper) Run(ctx context.Context) {
 			if !ok {
 				return
 			}
-			k.state.setPods(all, k.cfg.Now())
+			k.state.setPods(all)
 			k.known.pods = true
 		case <-look.C:
 			k.look(ctx)

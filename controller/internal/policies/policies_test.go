@@ -386,8 +386,8 @@ func TestRecords(t *testing.T) {
 	}
 }
 
-// TestGrace: a node that is silent keeps its members for a while, also when the leader
-// changes meanwhile; so do sets that nobody names.
+// TestGrace: a node that is silent keeps its members as long as it has a subnet, also when the
+// leader changes meanwhile; sets that nobody names keep theirs for a while.
 func TestGrace(t *testing.T) {
 	for _, change := range []bool{false, true} {
 		t.Run(fmt.Sprintf("new leader %t", change), func(t *testing.T) {
@@ -402,9 +402,12 @@ func TestGrace(t *testing.T) {
 			}
 			settle(t, k)
 			wantTexts(t, m, "at once", want)
-			w.now = w.now.Add(nodeGrace - time.Second)
+			w.now = w.now.Add(time.Hour)
 			settle(t, k)
-			wantTexts(t, m, "just before it is over", want)
+			wantTexts(t, m, "long after", want)
+			if got, there := m.records[store.AcknowledgedKey(n1)]; there {
+				t.Errorf("acknowledged is what it does not say: %s", got.Value)
+			}
 
 			// Back again it has fewer.
 			delete(w.pods, kube.PodKey{Namespace: "shop", Name: "db"})
@@ -414,12 +417,16 @@ func TestGrace(t *testing.T) {
 			wantTexts(t, m, "back again", want)
 			delete(w.said, n1)
 			w.tellNodes(k.state)
-			w.now = w.now.Add(nodeGrace)
+			w.now = w.now.Add(time.Hour)
 			settle(t, k)
-			w.now = w.now.Add(nodeGrace)
+			wantTexts(t, m, "silent again", want)
+			others := maps.Clone(w.nodes)
+			delete(others, n1)
+			k.state.setSubnets(others)
 			settle(t, k)
 			delete(want, store.ChunkKey(webSet, netip.MustParseAddr("172.11.0.0")))
-			wantTexts(t, m, "over", want)
+			wantTexts(t, m, "without a subnet", want)
+			k.state.setSubnets(w.nodes)
 
 			// The policy goes: its set stays a while, and comes back as it was.
 			delete(w.objects, dbPolicy)

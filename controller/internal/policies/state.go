@@ -15,13 +15,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-const (
-	// nodeGrace is how long a node whose record of pods is gone keeps its members, and
-	// setGrace how long a set that no policy names is kept: agents start again, and policies
-	// are deleted to be made anew.
-	nodeGrace = 5 * time.Minute
-	setGrace  = 5 * time.Minute
-)
+// setGrace is how long a set that no policy names is kept: policies are deleted to be made anew.
+const setGrace = 5 * time.Minute
 
 // state joins what the API server says with what the nodes say. It does no I/O and has no
 // clock. What is told goes in; touched says which records may have to be other than they
@@ -88,8 +83,10 @@ type namedSet struct {
 type node struct {
 	told store.Versioned[topology.NodePods]
 	pods map[netip.Addr]topology.NodePod // those in its subnets
-	// gone is since when it has no record; zero while it has one.
-	gone time.Time
+	// silent is that it has no record: its agent is away. Its pods are in sets as before, for
+	// as long as the node has a subnet: they go on, and their addresses are given to nobody else
+	// meanwhile.
+	silent bool
 }
 
 func newState() *state {
@@ -340,12 +337,13 @@ func (s *state) setSubnets(nodes map[netip.Addr]topology.Node) {
 }
 
 // setPods takes in what all live nodes say of their pods.
-func (s *state) setPods(all store.NodePods, now time.Time) {
+func (s *state) setPods(all store.NodePods) {
 	anew := all.Listing != s.listing
 	s.listing = all.Listing
 	for ip, n := range s.nodes {
-		if _, there := all.Nodes[ip]; !there && n.gone.IsZero() {
-			n.gone = now
+		if _, there := all.Nodes[ip]; !there && !n.silent {
+			n.silent = true
+			s.touched[store.AcknowledgedKey(ip)] = true
 		}
 	}
 	for ip, told := range all.Nodes {
@@ -354,10 +352,10 @@ func (s *state) setPods(all store.NodePods, now time.Time) {
 			n = &node{}
 			s.nodes[ip] = n
 		}
-		if n.gone.IsZero() && n.told.Revision == told.Revision && !anew {
+		if !n.silent && n.told.Revision == told.Revision && !anew {
 			continue
 		}
-		n.told, n.gone = told, time.Time{}
+		n.told, n.silent = told, false
 		s.takeNode(ip)
 		s.dropLeft(ip)
 		s.touched[store.AcknowledgedKey(ip)] = true
@@ -459,7 +457,7 @@ func (s *state) begin(is map[store.PolicyKey]store.Versioned[string], now time.T
 			continue
 		}
 		if base, chunk, err := topology.ParseSetChunk(hash+"/"+last, []byte(v.Value)); err == nil {
-			s.leave(key, base, chunk, now)
+			s.leave(key, base, chunk)
 		}
 	}
 }
@@ -477,7 +475,7 @@ func (s *state) beginClusterPolicy(name, text string, now time.Time) {
 }
 
 // leave keeps those members of a record that are of nodes which have not said anything.
-func (s *state) leave(key store.PolicyKey, base netip.Addr, chunk topology.SetChunk, now time.Time) {
+func (s *state) leave(key store.PolicyKey, base netip.Addr, chunk topology.SetChunk) {
 	for ip, subnets := range s.subnets {
 		if n := s.nodes[ip]; n != nil && n.told.Revision != 0 {
 			continue
@@ -494,7 +492,7 @@ func (s *state) leave(key store.PolicyKey, base netip.Addr, chunk topology.SetCh
 		}
 		s.left[key][ip] = part
 		if s.nodes[ip] == nil {
-			s.nodes[ip] = &node{gone: now}
+			s.nodes[ip] = &node{silent: true}
 		}
 	}
 }
@@ -549,11 +547,8 @@ func (s *state) expire(now time.Time) (dropped []string, again time.Time) {
 		return !now.Before(end)
 	}
 	for ip, n := range s.nodes {
-		if n.gone.IsZero() || !over(n.gone, nodeGrace) {
+		if !n.silent || len(s.subnets[ip]) > 0 {
 			continue
-		}
-		for a, p := range n.pods {
-			s.unplace(a, p)
 		}
 		delete(s.nodes, ip)
 		s.dropLeft(ip)
@@ -630,7 +625,7 @@ func (s *state) should(key store.PolicyKey) (string, error) {
 	case "acknowledged":
 		ip, err := netip.ParseAddr(rest)
 		n := s.nodes[ip]
-		if err != nil || n == nil || n.told.Revision == 0 || !s.needed() {
+		if err != nil || n == nil || n.silent || !s.needed() {
 			return "", nil
 		}
 		return encode(topology.Acknowledged{Revision: n.told.Revision})

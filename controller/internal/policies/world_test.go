@@ -105,7 +105,7 @@ type feeder interface {
 	setNamespace(string, *map[string]string)
 	setLabels(kube.PodKey, *kube.PodLabels)
 	setPorts(kube.PodKey, *kube.PodPorts)
-	setPods(store.NodePods, time.Time)
+	setPods(store.NodePods)
 }
 
 // step changes one thing, and tells to.
@@ -241,7 +241,7 @@ func (w *world) tellPod(to feeder, key kube.PodKey) {
 }
 
 func (w *world) tellNodes(to feeder) {
-	to.setPods(store.NodePods{Listing: w.listing, Nodes: maps.Clone(w.said)}, w.now)
+	to.setPods(store.NodePods{Listing: w.listing, Nodes: maps.Clone(w.said)})
 }
 
 // tellAll tells everything, as a new leader hears it.
