@@ -197,8 +197,12 @@ func late(sets []string, members map[string]setMembers) bool {
 
 // concernCluster notes that a pod is or was another, for ClusterNetworkPolicies that may be about it.
 func (p *picture) concernCluster(s *space) {
-	if len(p.cluster.force) > 0 && (s.inForce.unknown || len(s.inForce.list) > 0) {
-		p.dirty[clusterKey], p.need = true, nil
+	if len(p.cluster.force)+len(p.cluster.newest) == 0 {
+		return
+	}
+	p.need = nil
+	if s.inForce.unknown || len(s.inForce.list) > 0 {
+		p.dirty[clusterKey] = true
 	}
 }
 

@@ -2,6 +2,7 @@ package policies
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"testing"
@@ -383,4 +384,129 @@ func TestClusterAboutNobody(t *testing.T) {
 			t.Errorf("wanted are %v, it is %+v", got, w.selects(db1))
 		}
 	})
+}
+
+// TestClusterRandom: however records, pods and their labels come and go, what was compiled last is
+// what counts, what selects pods and which sets are needed is as if it was computed anew, and in
+// the end all is as the newest records say.
+func TestClusterRandom(t *testing.T) {
+	for seed := range uint64(60) {
+		rnd := rand.New(rand.NewPCG(20261129, seed))
+		p, now := newPicture(), noon
+		var compiled policy.Compiled
+		labels := []map[string]string{app("web"), app("db"), nil}
+		namespaces := []string{"shop", "bank"}
+		newest := randomClusterView(rnd, 1, namespaces)
+		p.see(newest, now)
+		for step := range 40 {
+			a := netip.AddrFrom4([4]byte{172, 11, 0, byte(2 + rnd.IntN(6))})
+			switch one := p.pods[a]; rnd.IntN(5) {
+			case 0:
+				one = podAt(a, a.String(), labels[rnd.IntN(3)])
+				one.Namespace, one.told = namespaces[rnd.IntN(2)], rnd.IntN(2) == 0
+				p.enter(one, now)
+			case 1:
+				p.leave(a)
+			case 2:
+				if one != nil {
+					p.label(one, labels[rnd.IntN(2)], now)
+				}
+			default:
+				next := randomClusterView(rnd, int64(step+2), namespaces)
+				seen := next
+				if rnd.IntN(3) == 0 { // one watch is ahead of the other
+					seen.Isolation = newest.Isolation
+				}
+				if rnd.IntN(3) == 0 {
+					seen.Cluster = newest.Cluster
+				}
+				newest = next
+				p.see(seen, now)
+			}
+			now = now.Add(time.Duration(rnd.IntN(150)) * time.Millisecond)
+			p.settle(now)
+			compiled = checkCluster(t, seed, &p, compiled)
+		}
+		p.see(newest, now)
+		for range 2 { // sets that were late, then labels that waited for them
+			now = now.Add(policiesLate)
+			p.settle(now)
+			compiled = checkCluster(t, seed, &p, compiled)
+		}
+		anew := newPicture()
+		anew.see(newest, now)
+		for _, one := range p.pods {
+			fresh := *one
+			anew.enter(&fresh, now)
+		}
+		for _, one := range p.pods {
+			if s := p.spaces[one.Namespace]; !slices.Equal(one.selected.cluster, anew.pods[one.Address].selected.cluster) && !s.subjects.unknown && !anew.spaces[one.Namespace].subjects.unknown {
+				t.Fatalf("seed %d: %+v is selected by %v, anew by %v", seed, one.Pod, one.selected.cluster, anew.pods[one.Address].selected.cluster)
+			}
+		}
+	}
+}
+
+// checkCluster compiles what is dirty, and compares all with what is computed anew.
+func checkCluster(t *testing.T, seed uint64, p *picture, compiled policy.Compiled) policy.Compiled {
+	t.Helper()
+	byText := cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })}
+	known, unknown := p.labelled()
+	w := work{known: known, unknown: unknown, members: p.members, cluster: p.clusterJob(), nodes: nodesOf(twoNodes(), netip.MustParseAddr("198.18.0.1"))}
+	anew := w.compile()[clusterKey]
+	if p.dirty[clusterKey] {
+		compiled = anew
+		clear(p.dirty)
+	}
+	if diff := cmp.Diff(anew.Ingress, compiled.Ingress, byText); diff != "" {
+		t.Fatalf("seed %d: what was compiled is not what counts (-anew +compiled):\n%s", seed, diff)
+	}
+	for _, one := range p.pods {
+		was := one.selected
+		if p.choose(p.spaces[one.Namespace], one); !slices.Equal(was.cluster, one.selected.cluster) {
+			t.Fatalf("seed %d: %+v was selected by %v, anew by %v", seed, one.Pod, was.cluster, one.selected.cluster)
+		}
+	}
+	needs := p.needs()
+	p.need = nil
+	if again := p.needs(); !slices.Equal(needs.sets, again.sets) {
+		t.Fatalf("seed %d: needed are %v, anew %v", seed, needs.sets, again.sets)
+	}
+	return compiled
+}
+
+// randomClusterView has some ClusterNetworkPolicies about some of the namespaces.
+func randomClusterView(rnd *rand.Rand, revision int64, namespaces []string) store.PolicyView {
+	v := viewAt(revision)
+	v.Isolation = map[string]store.Versioned[topology.Isolation]{}
+	v.Cluster = store.ClusterPolicies{Revision: revision, Policies: map[string]topology.ClusterPolicyRecord{}}
+	var all []policy.ClusterPolicy
+	for _, name := range []string{"a", "b", "c"} {
+		if rnd.IntN(3) == 0 {
+			continue
+		}
+		p := denying(name, []string{"", "web", "db"}[rnd.IntN(3)])
+		p.Ingress[0].Action = policy.Action(rnd.IntN(3))
+		p.Ingress[0].Peers = []policy.Peer{{Set: []*policy.Set{&strangers, &clients}[rnd.IntN(2)]}}
+		p.Priority = rnd.Int32N(3)
+		all, v.Cluster.Policies[name] = append(all, p), p.Record()
+	}
+	for _, n := range namespaces {
+		var iso topology.Isolation
+		for _, p := range all {
+			if rnd.IntN(2) == 0 {
+				iso.Cluster = append(iso.Cluster, p.Selecting())
+			}
+		}
+		if rnd.IntN(6) > 0 {
+			v.Isolation[n] = store.Versioned[topology.Isolation]{Value: iso, Revision: revision}
+		}
+	}
+	if rnd.IntN(2) == 0 {
+		v = withMembers(v, revision, rnd.IntN(2) == 0, client)
+	}
+	if rnd.IntN(2) == 0 {
+		v = withStrangers(v, revision, rnd.IntN(2) == 0, "172.11.4.10")
+	}
+	return v
 }
