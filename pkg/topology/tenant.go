@@ -39,6 +39,8 @@ type Namespace struct {
 	// Effective is the netID that the controller confirmed and that nodes
 	// program; nil as long as it has confirmed none.
 	Effective *netid.ID
+	// Change is the change of Effective that is under way.
+	Change Change
 	// Status says what became of the last request.
 	Status *Status
 	// UID is that of the Kubernetes Namespace that the record follows; empty for
@@ -69,6 +71,7 @@ type namespaceJSON struct {
 	Namespace string    `json:"Namespace"`
 	By        string    `json:"By,omitempty"`
 	Effective *netid.ID `json:"Effective,omitempty"`
+	Change    Change    `json:"Change,omitzero"`
 	Status    *Status   `json:"Status,omitempty"`
 	UID       string    `json:"UID,omitempty"`
 	Declared  string    `json:"Declared,omitempty"`
@@ -105,6 +108,12 @@ func ParseNamespace(key string, data []byte) (Namespace, error) {
 		if err := n.Effective.Validate(); err != nil {
 			return Namespace{}, fmt.Errorf("namespace record %s: Effective: %w", key, err)
 		}
+	}
+	switch {
+	case !n.Change.UnderWay():
+		n.Change = Change{} // of a newer release: what it is about is not known, so only Effective counts
+	case n.Change.NetID.Validate() != nil:
+		return Namespace{}, fmt.Errorf("namespace record %s: NetID of Change: %w", key, n.Change.NetID.Validate())
 	}
 	return n, nil
 }

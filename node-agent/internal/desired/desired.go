@@ -141,8 +141,8 @@ func Pod(slots Slots, a Attached) pipeline.Pod {
 
 // Tenant is the model of one namespace.
 func Tenant(s topology.Snapshot, slots Slots, namespace string) pipeline.Tenant {
-	id, known := s.NetID(namespace)
-	return pipeline.Tenant{Slot: slots.Assign(namespace), NetID: id, Known: known}
+	tenancy, known := s.Tenancy(namespace)
+	return pipeline.Tenant{Slot: slots.Assign(namespace), NetID: tenancy.NetID, Other: tenancy.Other, Both: tenancy.Both, Known: known}
 }
 
 // peers are those of the node me, in order of their addresses. Two that claim the same

@@ -26,6 +26,7 @@ func snapshot(nodes ...topology.Node) topology.Snapshot {
 		Config: topology.DefaultConfig(), Nodes: map[netip.Addr]topology.Node{},
 		Namespaces: map[string]topology.Namespace{
 			"confirmed": {NetName: "confirmed", Effective: &seven},
+			"changing":  {NetName: "changing", Effective: &seven, Change: topology.Change{Step: topology.StepAccept, NetID: 78}},
 			"asked":     {NetName: "asked"},
 		},
 	}
@@ -178,6 +179,7 @@ func TestTenant(t *testing.T) {
 		want      pipeline.Tenant
 	}{
 		"confirmed":                {s, "confirmed", pipeline.Tenant{NetID: 77, Known: true}},
+		"changing":                 {s, "changing", pipeline.Tenant{NetID: 77, Other: 78, Both: true, Known: true}},
 		"asked for, not confirmed": {s, "asked", pipeline.Tenant{}},
 		"no record":                {s, "nobody", pipeline.Tenant{}},
 		"single tenant":            {single, "nobody", pipeline.Tenant{Known: true}},

@@ -97,6 +97,10 @@ type Tenant struct {
 	// NetID says nothing while Known is false.
 	NetID netid.ID
 	Known bool
+	// Other is a netID that it takes beside NetID, where Both is true: it is changing from one
+	// to the other.
+	Other netid.ID
+	Both  bool
 	// Serves says that it has services.
 	Serves bool
 	// Meters are those of what its pods here may; none where it has no pods here.
@@ -297,7 +301,7 @@ func (t Tenant) admit(accept of.Flow, slot of.Field, denied Reason, match ...of.
 		f.Match = of.NewMatch(slices.Concat(sender, match, []of.Field{slot})...)
 		return f
 	}
-	if t.Known && t.NetID.IsGlobal() {
+	if t.Known && t.tenancy().OpenToAll() {
 		return []of.Flow{from()}
 	}
 	if !t.Known {
@@ -308,7 +312,16 @@ func (t Tenant) admit(accept of.Flow, slot of.Field, denied Reason, match ...of.
 	if !t.Known {
 		return []of.Flow{refuse}
 	}
-	return []of.Flow{from(regSender.is(uint32(t.NetID))), from(regSender.is(uint32(netid.Global))), refuse}
+	flows := []of.Flow{from(regSender.is(uint32(t.NetID))), from(regSender.is(uint32(netid.Global)))}
+	if t.Both {
+		flows = append(flows, from(regSender.is(uint32(t.Other))))
+	}
+	return append(flows, refuse)
+}
+
+// tenancy is what it sends with and takes.
+func (t Tenant) tenancy() topology.Tenancy {
+	return topology.Tenancy{NetID: t.NetID, Other: t.Other, Both: t.Both}
 }
 
 // own is f as the tenant's.

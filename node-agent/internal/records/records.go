@@ -36,7 +36,7 @@ func Carry(prev, next topology.Snapshot) topology.Snapshot {
 	for name, rec := range next.Namespaces {
 		old, known := prev.Namespaces[name]
 		if rec.Effective == nil && known && old.Effective != nil {
-			rec.Effective = old.Effective
+			rec.Effective, rec.Change = old.Effective, old.Change
 			keep(name, rec)
 		}
 	}

@@ -56,6 +56,11 @@ func TestCarry(t *testing.T) {
 			}
 		})
 	}
+	// A change that was under way goes with the netID.
+	changing := topology.Namespace{NetName: "a", Effective: id(10), Change: topology.Change{Step: topology.StepSend, NetID: 9}}
+	if got := Carry(snapshot(changing), snapshot(topology.Namespace{NetName: "a", NetID: raw(99)})).Namespaces["a"].Change; got != changing.Change {
+		t.Errorf("the change became %+v", got)
+	}
 	// What is handed out is not changed.
 	next := snapshot(topology.Namespace{NetName: "a", NetID: raw(99)})
 	Carry(old, next)
