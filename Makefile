@@ -50,6 +50,7 @@ demo: deps build ## two nodes, three tenants: join, isolate, global (KEEP=1 leav
 .PHONY: test
 test: deps build ## everything that a change must pass: unit, contract, lab end-to-end (root; SHORT=1: without the long ones of the last)
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/e2e)
+	go test -run '^TestStepsModel$$' ./controller/internal/tenant # all of it, which race checks make too slow
 	cd test/policyoracle && go test ./... # a module of its own
 	NETLAB_BIN= go test -race -count=1 -timeout 40m $(if $(SHORT),-short) ./test/e2e/... # builds race-checked programs of its own
 

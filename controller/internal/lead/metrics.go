@@ -33,6 +33,8 @@ type Metrics struct {
 	policyWrites       prometheus.Counter
 	absent             prometheus.Gauge
 	users              prometheus.Gauge
+	changes            *prometheus.GaugeVec
+	without            *prometheus.CounterVec
 }
 
 // NewMetrics registers them.
@@ -63,7 +65,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.policyWrites = prometheus.NewCounter(prometheus.CounterOpts(opts("policy_writes_total", "Records of NetworkPolicies and their sets that were written.")))
 	m.absent = prometheus.NewGauge(prometheus.GaugeOpts(opts("policies_absent", "Admission policies of k8s-ovs that are not in force: while it is not 0, tenants may reach each other by endpoints written by hand.")))
 	m.users = prometheus.NewGauge(prometheus.GaugeOpts(opts("node_users", "Nodes that have a user of their own in etcd, kept by this leader.")))
-	reg.MustRegister(m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.clusterNotEnforced, m.policies, m.policyWrites, m.absent)
+	m.changes = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("tenant_changes_waiting", "Changes of a namespace's netID that wait until this node has their step in its flows.")), []string{"node"})
+	m.without = prometheus.NewCounterVec(prometheus.CounterOpts(opts("tenant_changes_without_total", "Steps of such changes that went on without this node, as it took too long: packets of the namespace from and to its pods there may have been lost.")), []string{"node"})
+	reg.MustRegister(m.changes, m.without, m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.clusterNotEnforced, m.policies, m.policyWrites, m.absent)
 	return m
 }
 
@@ -79,6 +83,7 @@ func (m *Metrics) leading(yes bool) {
 		m.policies.Reset()
 		m.absent.Set(0)
 		m.users.Set(0)
+		m.changes.Reset()
 		return
 	}
 	m.leader.Set(1)
@@ -94,6 +99,15 @@ func (m *Metrics) observe(r store.Records) {
 func (m *Metrics) tenants(p tenant.Plan) {
 	m.netIDs.WithLabelValues("in_use").Set(float64(p.InUse))
 	m.netIDs.WithLabelValues("freed").Set(float64(len(p.Freed)))
+	m.changes.Reset()
+	for _, c := range p.UnderWay {
+		for _, node := range c.Lacking {
+			m.changes.WithLabelValues(node).Inc()
+		}
+	}
+	for _, w := range p.Without {
+		m.without.WithLabelValues(w.Node).Inc()
+	}
 }
 
 func (m *Metrics) nodes(p subnet.Plan) {

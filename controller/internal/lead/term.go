@@ -50,9 +50,12 @@ type term struct {
 	seen      time.Time       // when it came
 	lastWrite int64           // revision of our newest write
 	nodes     map[string]bool // keys of the nodes that were there last; nil at first
+	live      reports
 
 	tunnels    tunnels
 	identities identities
+	// late comes when a tenant change has waited for nodes for long enough.
+	late <-chan time.Time
 	// clusterCut is that what follows Kubernetes was cut short, and the rest has its turn.
 	clusterCut bool
 }
@@ -77,7 +80,10 @@ func (t *term) run(ctx context.Context) error {
 	defer compare.Stop()
 	events, stop := t.follow(wctx)
 	defer stop()
-	from := sources{records: t.c.cfg.Store.WatchRecords(wctx), requests: t.c.cfg.Store.WatchRequests(wctx), events: events, compare: compare.C}
+	from := sources{
+		records: t.c.cfg.Store.WatchRecords(wctx), requests: t.c.cfg.Store.WatchRequests(wctx), statuses: t.c.cfg.Store.WatchStatuses(wctx),
+		events: events, compare: compare.C,
+	}
 	duties := t.startDuties(wctx)
 	defer duties.Wait()
 	defer cancel() // first of all: what is waited for ends by it
@@ -91,6 +97,7 @@ func (t *term) run(ctx context.Context) error {
 			continue
 		}
 		from.retry = nil
+		t.late = nil
 		switch err := t.act(ctx); {
 		case err == nil:
 			pauses.Reset()
@@ -112,6 +119,7 @@ func (t *term) run(ctx context.Context) error {
 type sources struct {
 	records  <-chan store.Records
 	requests <-chan store.Requests
+	statuses <-chan map[netip.Addr]topology.NodeStatus
 	events   <-chan struct{} // of the Kubernetes cluster
 	compare  <-chan time.Time
 	retry    <-chan time.Time
@@ -132,7 +140,17 @@ func (t *term) next(ctx context.Context, from sources) (due bool, err error) {
 		if !open {
 			return false, cmp.Or(ctx.Err(), errWatchEnded)
 		}
-		return t.take(r)
+		fresh, err := t.take(r)
+		return fresh && t.live.known(), err
+	case all, open := <-from.statuses:
+		if !open {
+			return false, cmp.Or(ctx.Err(), errWatchEnded)
+		}
+		first := !t.live.known()
+		t.live.take(all, t.c.cfg.Now())
+		return t.current() && (first || t.tenants.Due(t.waitedFor)), nil
+	case <-t.late:
+		return t.current(), nil
 	case r, open := <-from.requests:
 		if !open {
 			return false, cmp.Or(ctx.Err(), errWatchEnded)
@@ -157,9 +175,11 @@ func (t *term) startDuties(ctx context.Context) *sync.WaitGroup {
 	return &running
 }
 
-// current reports whether the newest records have all that this term wrote; where they do
-// not, the watch of records is about to say more.
-func (t *term) current() bool { return !t.seen.IsZero() && t.last.Revision >= t.lastWrite }
+// current reports whether the newest records have all that this term wrote, and what nodes
+// report is known; where they have not, a watch is about to say more.
+func (t *term) current() bool {
+	return !t.seen.IsZero() && t.last.Revision >= t.lastWrite && t.live.known()
+}
 
 // begin reads what former leaders left.
 func (t *term) begin(ctx context.Context) error {
@@ -273,11 +293,13 @@ func (t *term) releasedFailed(ctx context.Context, err error) error {
 // actTenants plans and writes the namespaces: what people asked for, and then first
 // netIDs. all is false where some of the plan was left for the next.
 func (t *term) actTenants(ctx context.Context) (freed freedIDs, all bool, err error) {
-	plan, err := t.tenants.Plan(tenantRecords(t.last), t.c.cfg.Now())
+	now := t.c.cfg.Now()
+	plan, err := t.tenants.Plan(tenantRecords(t.last), t.waitedFor(), now)
 	if err != nil {
 		return nil, false, err
 	}
 	t.c.cfg.Metrics.tenants(plan)
+	t.tellWaiting(plan, now)
 	for _, w := range plan.Writes {
 		t.tenants.Trying(w)
 		rev, err := t.writer.PutNamespace(ctx, w.Key, w.Namespace, w.Mod)
@@ -300,6 +322,10 @@ func (t *term) account(w tenant.Write, rev int64, err error) {
 	}
 	t.tenants.Wrote(w)
 	t.lastWrite = max(t.lastWrite, rev)
+	if w.Outcome == tenant.Stepped {
+		t.log.Debug("a tenant change goes on", "tenant", w.Key, "step", w.Namespace.Change.Step, "revision", rev)
+		return
+	}
 	t.c.cfg.Metrics.answered(w)
 	t.c.cfg.Metrics.write.Observe(t.c.cfg.Now().Sub(t.seen).Seconds())
 	t.logTenant(w, rev)

@@ -28,7 +28,7 @@ func BenchmarkPlan(b *testing.B) {
 			p := New(Config{Random: rand.Reader})
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := p.Plan(records, time.Time{}); err != nil {
+				if _, err := p.Plan(records, nil, time.Time{}); err != nil {
 					b.Fatal(err)
 				}
 			}

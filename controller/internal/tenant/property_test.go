@@ -115,7 +115,7 @@ func TestInvariants(t *testing.T) {
 						taken = taken || other != ns && w.id(other) == id
 					}
 					was := w.planner.memory[ns].confirmed
-					if id >= 10 && id <= 1<<24-1 && !taken && (was == nil || int64(*was) != id) {
+					if id >= 10 && id <= 1<<24-1 && !taken && (was == nil || int64(was.id) != id) {
 						fresh(ns)
 					}
 				default:
@@ -146,5 +146,48 @@ func TestInvariants(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// stepsMeanTheSame gives two worlds the same requests, a few at once: one has no nodes, the other
+// two, which take up steps at random.
+func stepsMeanTheSame(t *testing.T, seed uint64) {
+	r := rand.New(rand.NewPCG(seed, 4))
+	plain, steps := newWorld(t, Config{}), newWorld(t, Config{})
+	names := []string{"a", "b", "c", "d", "e"}
+	for _, w := range []*world{plain, steps} {
+		w.create(names...)
+		w.settle()
+	}
+	for range 30 {
+		touched := map[string]bool{}
+		for range 1 + r.IntN(3) {
+			ns, target := names[r.IntN(5)], names[r.IntN(5)]
+			action := []topology.Action{topology.Join, topology.Join, topology.Isolate, topology.MakeGlobal}[r.IntN(4)]
+			if action != topology.Join {
+				target = ""
+			}
+			if touched[ns] {
+				continue
+			}
+			touched[ns] = true
+			plain.ask(ns, action, target)
+			plain.settle()
+			steps.ask(ns, action, target)
+			for range r.IntN(3) { // some steps in between
+				n1, n2 := int64(r.IntN(3)), int64(r.IntN(3))
+				steps.nodes = Nodes{"n1": steps.rev - n1, "n2": steps.rev - n2}
+				if writes := all(steps.plan()); len(writes) > 0 {
+					steps.write(writes[0])
+				}
+				if r.IntN(10) == 0 {
+					steps.elect(false)
+				}
+			}
+		}
+		steps.inStep("")
+		if diff := cmp.Diff(partition(plain), partition(steps)); diff != "" {
+			t.Fatalf("without steps and in steps differ:\n%s", diff)
+		}
 	}
 }

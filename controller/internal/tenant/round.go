@@ -14,7 +14,8 @@ import (
 // round is the making of one plan.
 type round struct {
 	planner *Planner
-	now     time.Time
+	now     time.Time // of Status, whole seconds
+	began   time.Time
 	ids     *alloc.IDs
 	records map[string]*Record
 	// current is the netID of each namespace as far as the plan has come, and
@@ -27,12 +28,19 @@ type round struct {
 	done    map[string]bool
 	writes  map[string]*Write
 	after   map[string]string // by key: the target of its join
-	err     error             // of the source of randomness
+	// inSteps is that there are nodes that have to agree about a change; moves are the changes
+	// under way, and those that this plan begins.
+	inSteps bool
+	moves   []move
+	// blocked is that something people asked for has to wait, and all that was asked for
+	// after it with it.
+	blocked bool
+	err     error // of the source of randomness
 }
 
 func newRound(p *Planner, now time.Time, ids *alloc.IDs, size int) *round {
 	return &round{
-		planner: p, now: now.UTC().Truncate(time.Second), ids: ids,
+		planner: p, now: now.UTC().Truncate(time.Second), began: now, ids: ids,
 		records: make(map[string]*Record, size), current: make(map[string]netid.ID, size), holders: make(map[netid.ID]*members, size),
 		pending: map[netid.ID][]string{}, done: make(map[string]bool, size), writes: map[string]*Write{}, after: map[string]string{},
 	}
@@ -141,8 +149,8 @@ func (r *round) other(id netid.ID, key string) string {
 // that key may have already, by a write whose fate was not told, comes first, so that
 // an etcd that does not answer does not cost a netID at each attempt.
 func (r *round) fresh(key string) (*netid.ID, string) {
-	for _, id := range r.planner.memory[key].unknown {
-		if !id.IsGlobal() && r.holders[id] == nil && r.other(id, key) == "" {
+	for _, s := range r.planner.memory[key].unknown {
+		if id := s.goal(); !id.IsGlobal() && r.holders[id] == nil && r.other(id, key) == "" {
 			return &id, ""
 		}
 	}
@@ -176,6 +184,13 @@ func (r *round) step(key string) {
 		r.unreadable(rec)
 		return
 	}
+	if s := r.planner.memory[key].confirmed; s != nil && s.change.UnderWay() {
+		r.proceed(rec, *s)
+		return
+	}
+	if r.blocked && r.asks(rec) {
+		return
+	}
 	var v verdict
 	switch n := rec.Namespace; {
 	case n.Action == topology.None:
@@ -201,7 +216,15 @@ func (r *round) step(key string) {
 			v = r.global(rec)
 		}
 	}
-	if v.id != nil {
+	has := r.has(key)
+	switch {
+	case r.waits(v, has):
+		r.blocked = true
+		return
+	case v.id != nil && has != nil && *v.id != *has && r.inSteps:
+		r.moveOff(rec, v, *has)
+		return
+	case v.id != nil:
 		r.set(key, *v.id)
 	}
 	r.write(rec, v)
@@ -289,8 +312,11 @@ func (r *round) join(rec *Record) verdict {
 	case target.Unreadable != "":
 		return r.refuse(rec, fmt.Sprintf("cannot join %s: %s", name, target.Unreadable))
 	}
-	r.after[rec.Key] = name
 	id := r.has(name)
+	if r.done[name] || id == nil {
+		// What the target asks for later is written later: until then others may look.
+		r.after[rec.Key] = name
+	}
 	if id == nil && target.Namespace.Action == topology.None {
 		r.step(name)
 		id = r.has(name)
@@ -344,7 +370,7 @@ func (r *round) global(rec *Record) verdict {
 func (r *round) write(rec *Record, v verdict) {
 	was := rec.Namespace
 	n := was
-	n.Action, n.Namespace, n.By, n.NetID, n.Effective = topology.None, "", "", nil, v.id
+	n.Action, n.Namespace, n.By, n.NetID, n.Effective, n.Change = topology.None, "", "", nil, v.id, topology.Change{}
 	if v.id != nil {
 		id := int64(*v.id)
 		n.NetID = &id
@@ -362,7 +388,7 @@ func (r *round) write(rec *Record, v verdict) {
 	}
 	var from *netid.ID
 	if m := r.planner.memory[rec.Key]; m.confirmed != nil {
-		from = m.confirmed
+		from = &m.confirmed.id
 	}
 	r.writes[rec.Key] = &Write{
 		Key: rec.Key, Mod: rec.Mod, Namespace: n, Outcome: v.outcome, Action: was.Action, By: asker(was), Message: v.message, From: from, create: rec.Create,
@@ -386,7 +412,7 @@ func asker(was topology.Namespace) string {
 // stays the same is not written anew, or its time would never rest.
 func same(was, n topology.Namespace) bool {
 	return was.Action == n.Action && was.By == n.By && equal(was.NetID, n.NetID) && equal(was.Effective, n.Effective) &&
-		message(was.Status) == message(n.Status)
+		was.Change == n.Change && message(was.Status) == message(n.Status)
 }
 
 func equal[T comparable](a, b *T) bool {

@@ -54,6 +54,9 @@ const (
 	// Confirmed: a netID written by hand, or imported, is accepted, or the
 	// record is brought back to what was confirmed before.
 	Confirmed Outcome = "confirmed"
+	// Stepped: a change of its netID goes on by a step. What was asked for is answered with
+	// the last one.
+	Stepped Outcome = "stepped"
 )
 
 // Write is one change that should be made, on the revision that was read.
@@ -87,6 +90,10 @@ type Plan struct {
 	Freed []netid.ID
 	// InUse counts the distinct netIDs of tenants, global not among them.
 	InUse int
+	// UnderWay are the changes that nodes are taking up, in order of their namespaces.
+	UnderWay []UnderWay
+	// Without are nodes that are no longer waited for.
+	Without []Without
 }
 
 // Config of a Planner.
@@ -107,12 +114,12 @@ type Config struct {
 // memory is what the planner knows of one key.
 type memory struct {
 	create int64
-	// confirmed is the netID the record last had; nil: none yet.
-	confirmed *netid.ID
-	// tried is the netID in the write that is being made, and unknown those in writes
-	// before it whose fate was never told.
-	tried   *netid.ID
-	unknown []netid.ID
+	// confirmed is what the record last said; nil: nothing yet.
+	confirmed *standing
+	// tried is what the write says that is being made, and unknown what those before it say
+	// whose fate was never told.
+	tried   *standing
+	unknown []standing
 }
 
 // settle moves what was tried to what is not known.
@@ -131,6 +138,7 @@ type Planner struct {
 	memory map[string]memory
 	held   map[netid.ID]struct{}
 	freed  []netid.ID
+	steps  steps
 }
 
 // New starts a term.
@@ -141,7 +149,7 @@ func New(cfg Config) *Planner {
 	if cfg.Max == 0 {
 		cfg.Max = netid.Max
 	}
-	return &Planner{cfg: cfg, first: true, memory: map[string]memory{}, held: map[netid.ID]struct{}{}, freed: slices.Clone(cfg.Freed)}
+	return &Planner{cfg: cfg, first: true, memory: map[string]memory{}, held: map[netid.ID]struct{}{}, freed: slices.Clone(cfg.Freed), steps: newSteps()}
 }
 
 // Imported ends the import: call it when all writes of a plan were made.
@@ -154,14 +162,14 @@ func (p *Planner) Trying(w Write) {
 		m = memory{create: w.create}
 	}
 	m.settle()
-	m.tried = w.Namespace.Effective
+	m.tried = standingOf(w.Namespace)
 	p.memory[w.Key] = m
 }
 
 // Wrote tells it that w was written. Call neither Wrote nor Failed where that is
 // not known.
 func (p *Planner) Wrote(w Write) {
-	p.memory[w.Key] = memory{create: w.create, confirmed: w.Namespace.Effective}
+	p.memory[w.Key] = memory{create: w.create, confirmed: standingOf(w.Namespace)}
 }
 
 // Failed tells it that w was certainly not written. An attempt before it, whose fate
@@ -177,8 +185,10 @@ func (p *Planner) Failed(w Write) {
 //
 // Requests are carried out in the order in which they were written, so that
 // what becomes of several does not depend on how many of them a plan sees. First
-// netIDs come after all of them, save those that a join needs.
-func (p *Planner) Plan(records []Record, now time.Time) (Plan, error) {
+// netIDs come after all of them, save those that a join needs. Changes of a netID go in
+// steps, each of which all of nodes take up; one that has to wait for another keeps back what
+// was asked for after it.
+func (p *Planner) Plan(records []Record, nodes Nodes, now time.Time) (Plan, error) {
 	sorted := make([]*Record, len(records))
 	for i := range records {
 		sorted[i] = &records[i]
@@ -189,7 +199,8 @@ func (p *Planner) Plan(records []Record, now time.Time) (Plan, error) {
 	if p.first && len(sorted) > 0 && !slices.ContainsFunc(sorted, func(r *Record) bool { return r.Namespace.Effective != nil }) {
 		p.cfg.Import = true
 	}
-	r, err := p.begin(sorted, now)
+	without := p.steps.news(nodes, now)
+	r, err := p.begin(sorted, nodes, now)
 	if err != nil {
 		return Plan{}, err
 	}
@@ -205,31 +216,37 @@ func (p *Planner) Plan(records []Record, now time.Time) (Plan, error) {
 	}
 	p.first = false
 	order := r.order()
-	return Plan{Writes: order(requests), First: order(first), Freed: slices.Clone(p.freed), InUse: len(p.held)}, nil
+	return Plan{Writes: order(requests), First: order(first), Freed: slices.Clone(p.freed), InUse: len(p.held), UnderWay: p.steps.underWay(), Without: without}, nil
 }
 
 // begin observes the records: who has which netID now.
-func (p *Planner) begin(records []*Record, now time.Time) (*round, error) {
+func (p *Planner) begin(records []*Record, nodes Nodes, now time.Time) (*round, error) {
 	ids, err := alloc.NewIDs(p.cfg.Min, p.cfg.Max, p.cfg.Random)
 	if err != nil {
 		return nil, err
 	}
 	r := newRound(p, now, ids, len(records))
+	r.inSteps = len(nodes) > 1
+	p.steps.begin()
 	next := make(map[string]memory, len(records))
 	for _, rec := range records {
 		r.records[rec.Key] = rec
 		m := p.observe(rec)
 		next[rec.Key] = m
 		if m.confirmed != nil {
-			r.set(rec.Key, *m.confirmed)
+			r.set(rec.Key, m.confirmed.goal())
+			r.underWay(rec, *m.confirmed)
 		}
-		for _, id := range m.unknown {
-			r.pending[id] = append(r.pending[id], rec.Key)
+		for _, s := range m.unknown {
+			for _, id := range s.netIDs() {
+				r.pending[id] = append(r.pending[id], rec.Key)
+			}
 		}
 	}
 	p.memory = next
-	p.free(r.holders)
-	for id := range r.holders {
+	p.steps.forget()
+	p.free(r)
+	for id := range p.held {
 		ids.Use(id)
 	}
 	for _, id := range p.freed {
@@ -272,21 +289,24 @@ func (p *Planner) observe(r *Record) memory {
 	if eff == nil || eff.Validate() != nil {
 		return m
 	}
-	if p.first || slices.Contains(m.unknown, *eff) {
+	if s := standingOf(r.Namespace); p.first || slices.Contains(m.unknown, *s) {
 		// Other writes that are still on their way compare an older revision.
-		return memory{create: r.Create, confirmed: eff}
+		return memory{create: r.Create, confirmed: s}
 	}
 	return m
 }
 
-// free moves the netIDs that nobody has any more to the freed ones.
-func (p *Planner) free(holders map[netid.ID]*members) {
-	held := make(map[netid.ID]struct{}, len(holders))
-	for id := range holders {
-		if !id.IsGlobal() {
-			held[id] = struct{}{}
-		}
+// free moves the netIDs that nobody has any more to the freed ones. Who is leaving one has it
+// still.
+func (p *Planner) free(r *round) {
+	held := make(map[netid.ID]struct{}, len(r.holders))
+	for id := range r.holders {
+		held[id] = struct{}{}
 	}
+	for _, m := range r.moves {
+		held[m.from] = struct{}{}
+	}
+	delete(held, netid.Global)
 	p.freed = slices.DeleteFunc(p.freed, func(id netid.ID) bool { _, ok := held[id]; return ok })
 	known := map[netid.ID]struct{}{}
 	for _, id := range p.freed {

@@ -672,7 +672,7 @@ func (broken) Read([]byte) (int, error) { return 0, errors.New("no entropy") }
 
 func TestNoRandomness(t *testing.T) {
 	p := New(Config{Random: broken{}})
-	if _, err := p.Plan([]Record{{Key: "a", Namespace: topology.Namespace{NetName: "a"}, Mod: 1, Create: 1}}, newWorld(t, Config{Random: rand.Reader}).now); err == nil {
+	if _, err := p.Plan([]Record{{Key: "a", Namespace: topology.Namespace{NetName: "a"}, Mod: 1, Create: 1}}, nil, newWorld(t, Config{Random: rand.Reader}).now); err == nil {
 		t.Error("a plan without randomness")
 	}
 }

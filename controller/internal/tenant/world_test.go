@@ -23,6 +23,7 @@ type world struct {
 	freed   []netid.ID
 	log     []Write
 	now     time.Time
+	nodes   Nodes // none: changes take one step
 }
 
 func newWorld(t *testing.T, cfg Config) *world {
@@ -75,7 +76,7 @@ func (w *world) remove(key string) {
 // plan asks the leader what to do, and does nothing.
 func (w *world) plan() Plan {
 	w.t.Helper()
-	p, err := w.planner.Plan(slices.Collect(maps.Values(w.records)), w.now)
+	p, err := w.planner.Plan(slices.Collect(maps.Values(w.records)), w.nodes, w.now)
 	if err != nil {
 		w.t.Fatal(err)
 	}

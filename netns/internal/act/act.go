@@ -23,6 +23,10 @@ import (
 // controller that takes over from one that died within its lease, about 10 s.
 const DefaultTimeout = 30 * time.Second
 
+// stepsTold is how long the steps of a change may take before people are told which nodes they
+// wait for.
+const stepsTold = time.Second
+
 // withdrawTimeout bounds taking back a request that nobody took.
 const withdrawTimeout = 5 * time.Second
 
@@ -118,6 +122,7 @@ type wait struct {
 	snapshot topology.Snapshot
 	statuses view.Statuses // nil before the first report
 	applied  int64         // revision of the record with the change; 0 before it is carried out
+	step     int64         // revision of the record with the step that nodes are taking up; 0 for none
 	said     string
 }
 
@@ -131,6 +136,7 @@ func (w *wait) run(parent context.Context) (view.Result, error) {
 	}
 	w.say("waiting for the controller")
 	records, statuses := w.store.WatchRecords(ctx), w.store.WatchStatuses(ctx)
+	slow, slowly := false, time.After(stepsTold)
 	for {
 		select {
 		case rec, ok := <-records:
@@ -147,11 +153,16 @@ func (w *wait) run(parent context.Context) (view.Result, error) {
 				continue
 			}
 			w.statuses = orEmpty(all)
+		case <-slowly:
+			slow = true
 		case <-ctx.Done():
 			if errors.Is(context.Cause(ctx), ErrTimeout) {
 				return w.timedOut(parent)
 			}
 			return w.interrupted()
+		}
+		if slow && w.applied == 0 && w.step != 0 && w.statuses != nil {
+			w.say("nodes are taking it up: %s", view.Applied(w.snapshot, w.statuses, w.step))
 		}
 		if w.applied == 0 || w.statuses == nil {
 			continue
@@ -179,7 +190,10 @@ func (w *wait) see(rec store.Records) error {
 	name := w.request.Namespace
 	n, ok := rec.Namespaces[name]
 	rev := rec.Revs.Namespaces[name]
-	w.snapshot = rec.Snapshot
+	w.snapshot, w.step = rec.Snapshot, 0
+	if ok && n.Change.UnderWay() {
+		w.step = rev.Mod
+	}
 	switch {
 	case w.applied != 0:
 		// Carried out. What is asked of the namespace after that does not matter.
@@ -278,6 +292,10 @@ func (w *wait) timedOut(parent context.Context) (view.Result, error) {
 	w.snapshot = snap
 	nobody := fmt.Sprintf("no controller has taken the request in %s: %s", w.options.Timeout, w.controller(ctx))
 	switch {
+	case ok && n.Change.UnderWay() && plan.Of(n) == w.request:
+		progress := view.Applied(snap, orEmpty(w.statuses), revs.Namespaces[name].Mod)
+		w.result.Nodes = &progress
+		return w.result, w.failTimeout(view.Lagging, "the controller is carrying out %s: after %s its step is applied on %s. The request stands: the controller goes on without nodes that lag for too long", w.request, w.options.Timeout, progress)
 	case ok && n.Action != topology.None:
 		return w.result, w.failTimeout(view.Unknown, "%s The request %s stands", nobody, plan.Of(n))
 	case ok && plan.Fulfilled(snap, w.request, w.targetID):

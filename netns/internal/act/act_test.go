@@ -229,6 +229,9 @@ func TestTimeout(t *testing.T) {
 	n2 := slow[addr(2)]
 	n2.Message = "ovs-vswitchd does not answer"
 	slow[addr(2)] = n2
+	step := pending(space("a", 100), topology.Join, "b")
+	step.Change = topology.Change{Step: topology.StepAccept, NetID: 200, Request: "join b"}
+	underWay := records(60, step, space("b", 200))
 	tests := []struct {
 		name      string
 		prepare   func(*script)
@@ -301,6 +304,15 @@ func TestTimeout(t *testing.T) {
 			result:  view.Lagging, message: []string{"applied on 1/2 nodes, missing on n2", "The request stands", "n2 says: ovs-vswitchd does not answer"},
 		},
 		{
+			name: "a node holds up a step",
+			prepare: func(s *script) {
+				s.records <- underWay
+				s.statuses <- slow
+				s.after = func(s *script) { s.snapshot = underWay }
+			},
+			result: view.Lagging, message: []string{"is carrying out join a b", "1/2 nodes, missing on n2", "The request stands"}, withdrawn: true,
+		},
+		{
 			name:    "nodes are not heard of",
 			prepare: func(s *script) { s.records <- carriedOut },
 			result:  view.Lagging, message: []string{"the controller carried out join a b", "could not be read", "stands"},
@@ -342,6 +354,22 @@ func TestTimeout(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Who holds up a step is told, where that takes long.
+func TestStepsTold(t *testing.T) {
+	step := pending(space("a", 100), topology.Join, "b")
+	step.Change = topology.Change{Step: topology.StepAccept, NetID: 200, Request: "join b"}
+	s := newScript()
+	s.records <- records(60, step, space("b", 200))
+	s.statuses <- reports(60, 50)
+	_, said, err := do(t, s, joinAB(), Options{Timeout: 2 * stepsTold})
+	if err == nil {
+		t.Error("it is done")
+	}
+	if diff := cmp.Diff([]string{"waiting for the controller", "nodes are taking it up: 1/2 nodes, missing on n2"}, said); diff != "" {
+		t.Errorf("said (-want +got):\n%s", diff)
 	}
 }
 

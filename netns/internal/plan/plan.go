@@ -187,6 +187,12 @@ func Sharing(ids map[string]netid.ID, name string) []string {
 	return others
 }
 
+// resting reports whether n has the netID id and stays on it, and nobody is coming to it or
+// leaving it: only then is something so already for all nodes.
+func resting(s topology.Snapshot, n topology.Namespace, id netid.ID) bool {
+	return n.Action == topology.None && !n.Change.UnderWay() && !s.Changing(id)
+}
+
 func (p *Plan) join(s topology.Snapshot, n topology.Namespace) (netid.ID, error) {
 	if p.Request.Target == n.NetName {
 		return 0, fmt.Errorf("namespace %s cannot join itself; nothing was changed", n.NetName)
@@ -198,11 +204,11 @@ func (p *Plan) join(s topology.Snapshot, n topology.Namespace) (netid.ID, error)
 	if target.Effective == nil {
 		return 0, fmt.Errorf("namespace %s has no netID yet, so it cannot be joined: the controller gives it one; try again in a moment", target.NetName)
 	}
-	p.TargetID = *target.Effective
+	p.TargetID = target.Change.Goal(*target.Effective)
 	if target.Action != topology.None {
 		p.Notes = append(p.Notes, fmt.Sprintf("%s has a request of its own pending: %s", target.NetName, Of(target)))
 	}
-	if current, ok := s.NetID(n.NetName); ok && current == p.TargetID && n.Action == topology.None {
+	if current, ok := s.NetID(n.NetName); ok && current == p.TargetID && resting(s, n, current) {
 		if current.IsGlobal() {
 			p.Nothing = fmt.Sprintf("%s and %s are both global already", n.NetName, target.NetName)
 		} else {
@@ -219,14 +225,14 @@ func (p *Plan) join(s topology.Snapshot, n topology.Namespace) (netid.ID, error)
 func (p *Plan) isolate(s topology.Snapshot, n topology.Namespace) netid.ID {
 	ids := IDs(s)
 	id, ok := ids[n.NetName]
-	if ok && n.Action == topology.None && !id.IsGlobal() && len(Sharing(ids, n.NetName)) == 0 {
+	if ok && resting(s, n, id) && !id.IsGlobal() && len(Sharing(ids, n.NetName)) == 0 {
 		p.Nothing = fmt.Sprintf("%s is alone in its network already (netID %s)", n.NetName, id)
 	}
 	return fresh
 }
 
 func (p *Plan) global(s topology.Snapshot, n topology.Namespace) netid.ID {
-	if id, ok := s.NetID(n.NetName); ok && id.IsGlobal() && n.Action == topology.None {
+	if id, ok := s.NetID(n.NetName); ok && id.IsGlobal() && n.Action == topology.None && !n.Change.UnderWay() {
 		p.Nothing = fmt.Sprintf("%s is global already", n.NetName)
 	}
 	return netid.Global

@@ -168,6 +168,24 @@ func TestMakeNothing(t *testing.T) {
 	}
 }
 
+// What others are about to change is not so already.
+func TestMakeWhileChanging(t *testing.T) {
+	leaving := space("b", 300)
+	leaving.Change = topology.Change{Step: topology.StepSend, NetID: 100}
+	s := snapshot(space("a", 100), leaving, space("c", 300))
+	for _, r := range []Request{isolate("a"), join("c", "b"), isolate("b")} {
+		if p, err := Make(s, r); err != nil || p.Nothing != "" {
+			t.Errorf("%s: %v, nothing to do: %q", r, err, p.Nothing)
+		}
+	}
+	// Who joins one that is on its way goes where that is going.
+	coming := space("b", 100)
+	coming.Change = topology.Change{Step: topology.StepAccept, NetID: 300}
+	if p, err := Make(snapshot(coming, space("d", 400)), join("d", "b")); err != nil || p.TargetID != 300 {
+		t.Errorf("%v, to %d", err, p.TargetID)
+	}
+}
+
 func TestMakeErrors(t *testing.T) {
 	s := standard()
 	s.Namespaces["helloworld1"] = space("helloworld1", 500)

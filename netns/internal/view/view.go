@@ -194,6 +194,8 @@ func namespace(n topology.Namespace, ids map[string]netid.ID, sharing map[netid.
 
 func namespaceState(n topology.Namespace) (state, message string) {
 	switch {
+	case n.Effective != nil && n.Change.UnderWay():
+		return Pending, fmt.Sprintf("nodes are taking up its change from netID %d to %d%s", n.Change.Origin(*n.Effective), n.Change.Goal(*n.Effective), by(n.Change.By))
 	case n.Action != topology.None:
 		return Pending, fmt.Sprintf("%s is requested%s", plan.Of(n), by(n.By))
 	case n.Effective == nil && n.NetID == nil:
