@@ -76,7 +76,7 @@ func TestChangeWaitsForNodes(t *testing.T) {
 		t.Errorf("the metric says that %v changes wait for n2", waits)
 	}
 	c.stop()
-	c = start(t, e, "two", nil)
+	start(t, e, "two", nil)
 	n2.says(at)
 	at = step(topology.Change{Step: topology.StepSend, NetID: a})
 	n2.says(at)
