@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -427,21 +429,26 @@ func TestClusterPolicyNewNamespace(t *testing.T) {
 	}
 }
 
-// TestClusterPolicyDrops: what is denied is counted, each packet, whatever rules and pods go.
+// TestClusterPolicyDrops: what is denied is counted, each packet, also where its rule or its pod goes
+// right afterwards.
 func TestClusterPolicyDrops(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policyPods()
 	c.serves(c.get("red/web"), 8080)
+	web := c.get("red/web")
 	const ingress, egress = `k8s_ovs_drops_total{reason="policy-ingress"}`, `k8s_ovs_drops_total{reason="policy-egress"}`
-	deny := func(priority int) {
-		c.clusterPolicy("a", ofTier("Admin", priority, ofApp("Deny", "far")))
-		c.waitWays("denied", map[way]bool{{"pink/far", "red/web", "udp4", 8080}: false, {"pink/near", "red/web", "udp4", 8080}: true})
-	}
-	deny(7)
+	c.clusterPolicy("a", ofTier("Admin", 7, ofApp("Deny", "far")))
+	c.waitWays("denied", map[way]bool{{"pink/far", "red/web", "udp4", 8080}: false, {"pink/near", "red/web", "udp4", 8080}: true})
 	before := map[string]float64{ingress: c.settledMetric("n1", ingress), egress: c.settledMetric("n1", egress)}
+
 	const each = 20
-	sends := func(from string) {
-		conn, err := dialFrom(c.get(from), "udp4", netip.AddrPortFrom(c.get("red/web").IP, 8080))
+	sent := 0.0
+	// sends has red/web be sent what is denied, and changes something right then. What it waits for
+	// is seen in the flows: whoever tries is counted.
+	sends := func(change func(), flow string, there bool) {
+		t.Helper()
+		conn, err := dialFrom(c.get("pink/far"), "udp4", netip.AddrPortFrom(web.IP, 8080))
 		c.must(err)
 		defer func() { _ = conn.Close() }()
 		for range each {
@@ -449,23 +456,35 @@ func TestClusterPolicyDrops(t *testing.T) {
 			c.must(err)
 			time.Sleep(time.Millisecond)
 		}
-		// The switch counts a packet when it looks at what its datapath did, twice a second.
+		// Twice a second the switch looks at what its datapath did. What a change meets before that
+		// counts for what becomes of such packets afterwards.
 		time.Sleep(2 * time.Second)
+		sent += each
+		change()
+		c.waitFlow(flow, there)
+		if got := c.settledMetric("n1", ingress); got != before[ingress]+sent {
+			t.Errorf("%v were dropped, %v before: want %v more", got, before[ingress], sent)
+		}
 	}
-	sends("pink/far")
-	c.clusterPolicy("a", ofTier("Admin", 8, ofApp("Accept", "near")+", "+ofTeam("Deny", "pink"))) // other flows
-	c.waitMatrix("a policy in its place", policyTime, toRed(func(from, _ probe.Endpoint) bool { return from.Namespace != "pink" || from.Name == "near" }))
-	during := c.settledMetric("n1", ingress)
-	sends("pink/far")
-	c.withdrawCluster("a")
-	c.waitMatrix("none", policyTime, withinTenants)
-	if got := c.settledMetric("n1", ingress); got != during+each {
-		t.Errorf("%v were dropped, want %v", got, during+each)
-	}
-	if during < before[ingress]+each {
-		t.Errorf("%v were dropped before, want %v at least", during, before[ingress]+each)
-	}
+	const secondLevel, isolation = "table=16, priority=59983,", "table=17, priority=39000,"
+	sends(func() { c.clusterPolicy("a", ofTier("Admin", 7, ofApp("Accept", "near")+", "+ofTeam("Deny", "pink"))) }, secondLevel, true)
+	sends(func() { c.withdrawCluster("a") }, secondLevel, false)
+	c.policy("red/web", `{podSelector: {matchLabels: {app: web}}, policyTypes: [Ingress]}`)
+	c.waitFlow(isolation, true)
+	sends(func() { c.must(c.DelPod(t.Context(), web)) }, isolation, false)
 	if got := c.settledMetric("n1", egress); got != before[egress] {
 		t.Errorf("of egress %v were dropped, want %v", got, before[egress])
 	}
+}
+
+// waitFlow waits until n1 has a flow that begins so, or none.
+func (c *cluster) waitFlow(begins string, there bool) {
+	c.t.Helper()
+	c.eventually("flow "+begins, policyTime, func() error {
+		flows, err := c.tryFlows("n1")
+		if has := slices.ContainsFunc(flows, func(f string) bool { return strings.HasPrefix(f, begins) }); err == nil && has != there {
+			err = fmt.Errorf("it is there: %t", has)
+		}
+		return err
+	})
 }
