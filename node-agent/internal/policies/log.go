@@ -139,12 +139,8 @@ func (l *DropLog) tell(ctx context.Context) {
 		return
 	}
 	l.without = false
-	if l.known {
-		since := packets - l.counted
-		if packets < l.counted { // the switch has made the meters anew
-			since = packets
-		}
-		l.missing += int(since) - l.lines
+	if l.known && packets >= l.counted { // else the switch has made the meters anew, and lost count
+		l.missing += int(packets-l.counted) - l.lines
 	}
 	l.known, l.counted, l.lines = true, packets, 0
 	if l.missing > 0 {
