@@ -152,6 +152,8 @@ func TestPolicyKubeProxy(t *testing.T) {
 		c.proxied(node, "red/web")
 	}
 	c.waitAnswers("one endpoint", "red/near", "red/web")
+	c.waitAnswers("by itself", "red/web", "red/web")
+	c.waitAnswers("by itself, which it is not an endpoint of", "red/spare", nothing)
 	open, who := c.dial("red/near")
 	if open == nil {
 		t.Fatalf("red/near is answered by %s", who)

@@ -223,6 +223,41 @@ func TestForwardedIsNotTheNode(t *testing.T) {
 	}
 }
 
+// A pod that asks itself by a service comes as its node; one whose address differs by a bit is another,
+// which others want masqueraded.
+func TestAsksItself(t *testing.T) {
+	l := newLab(t)
+	l.spec.ServiceProxy, l.spec.ServiceNetwork = pipeline.KubeProxy, netip.MustParsePrefix("10.96.0.0/12")
+	l.ensure(true)
+	l.run(l.node, "nft", `add table ip svc; add chain ip svc pre { type nat hook prerouting priority dstnat; };
+		add chain ip svc post { type nat hook postrouting priority srcnat; };
+		add rule ip svc pre ip daddr 10.96.0.10 tcp dport 80 meta mark set mark or 0x4000 dnat to 172.11.0.5:8080;
+		add rule ip svc pre ip daddr 10.96.0.11 tcp dport 80 dnat to 172.11.0.5:8080;
+		add rule ip svc post oifname "tun0" mark and 0x4000 == 0x4000 meta mark set mark xor 0x4000 masquerade fully-random;
+		add table ip after; add chain ip after post { type filter hook postrouting priority 120; };
+		add rule ip after post oifname "tun0" mark and 0x6000 != 0 drop`) // marked no longer
+	const gateway, forwarder = "172.11.0.1", "172.11.3.255"
+	for _, service := range []string{"10.96.0.10:80", "10.96.0.11:80"} { // marked by kube-proxy, or not
+		if got := l.tcp(l.pods, "172.11.0.5", service, l.pods, "172.11.0.5:8080"); got != gateway {
+			t.Errorf("by %s the pod sees itself as %q, want %s", service, got, gateway)
+		}
+	}
+	for bit := range 32 - l.spec.NodeSubnet.Bits() {
+		neighbour := []byte{172, 11, 0, 5}
+		neighbour[3-bit/8] ^= 1 << (bit % 8)
+		from := netip.AddrFrom4([4]byte(neighbour)).String()
+		if from == gateway {
+			continue
+		}
+		if !strings.Contains(l.run(l.pods, "ip", "-br", "addr"), from+"/") {
+			l.ip(l.pods, "addr add "+from+"/32 dev eth0")
+		}
+		if got := l.tcp(l.pods, from, "10.96.0.10:80", l.pods, "172.11.0.5:8080"); got != forwarder {
+			t.Errorf("%s is seen as %q, want %s", from, got, forwarder)
+		}
+	}
+}
+
 // Pods do not reach pods through the node's DNAT, where their tenant is lost.
 func TestNoHairpin(t *testing.T) {
 	l := newLab(t)

@@ -2,6 +2,7 @@ package hostnet
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -11,7 +12,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 )
 
-// chain is a base chain of the table with its rules.
+// chain is a chain of the table with its rules: a base chain, unless it has no hook.
 type chain struct {
 	name     string
 	kind     knftables.BaseChainType
@@ -45,6 +46,10 @@ const beforeOthers knftables.BaseChainPriority = "99"
 // masqueradeMarks are the bits by which kube-proxy (--iptables-masquerade-bit) and the plugin
 // portmap mark what is to be masqueraded, unless told otherwise.
 const masqueradeMarks uint32 = 0x4000 | 0x2000
+
+// unmark is what they do to what they masquerade, so that it is not done to the tunnel's packet as
+// well.
+var unmark = fmt.Sprintf("meta mark set mark and %#x", ^masqueradeMarks)
 
 // chains are the rules that spec asks for.
 func chains(s Spec) []chain {
@@ -93,8 +98,22 @@ func chains(s Spec) []chain {
 		forward,
 		{name: "tunnels-out", kind: knftables.FilterType, hook: knftables.PostroutingHook, priority: late, rules: guard.out},
 		refusals(s, in),
+		hairpin(s),
 		postrouting(s, in, out, notOut),
 	}
+}
+
+// hairpin gives a pod that asks itself by a service the gateway's address: nobody keeps a pod from
+// its node, nor from itself. To nftables two addresses of a packet are the same when each bit of one
+// is that of the other.
+func hairpin(s Spec) chain {
+	c := chain{name: "hairpin"}
+	for bit := range 32 - s.NodeSubnet.Bits() {
+		b := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 1<<bit)))
+		c.rules = append(c.rules, rule{[]any{fmt.Sprintf("ip saddr & %s . ip daddr & %s != { 0.0.0.0 . 0.0.0.0, %s . %s } return", b, b, b, b)}, "another pod"})
+	}
+	c.rules = append(c.rules, rule{[]any{unmark, "counter snat to", s.Gateway.String()}, "a pod that asks itself"})
+	return c
 }
 
 // refusals answer pods at once for services that the bridge knows nothing of, or
@@ -119,8 +138,8 @@ func postrouting(s Spec, in, out, notOut string) chain {
 			"pods leave with the node's address, from none of its own ports"},
 		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
 		{[]any{out, "fib saddr type local counter snat to", s.Gateway.String()}, "the node itself is its gateway's address to pods, and none other"},
-		// They unmark what they masquerade, so that it is not done to the tunnel's packet as well.
-		{[]any{out, "ct status dnat", fmt.Sprintf("meta mark and %#x != 0x0 meta mark set mark and %#x", masqueradeMarks, ^masqueradeMarks), "counter snat to", pipeline.Forwarder(s.NodeSubnet).String()},
+		{[]any{in, out, "ct status dnat ip saddr", s.NodeSubnet.String(), "ip daddr", s.NodeSubnet.String(), "jump hairpin"}, "perhaps to itself"},
+		{[]any{out, "ct status dnat", fmt.Sprintf("meta mark and %#x != 0x0", masqueradeMarks), unmark, "counter snat to", pipeline.Forwarder(s.NodeSubnet).String()},
 			"what kube-proxy and portmap want masqueraded is not the node"},
 	}}
 	if s.ServiceProxy != pipeline.NoServices {
@@ -167,7 +186,11 @@ func replace(tx *knftables.Transaction, cs []chain) {
 	}
 	texts := comments(cs)
 	for _, c := range cs {
-		tx.Add(&knftables.Chain{Name: c.name, Type: knftables.PtrTo(c.kind), Hook: knftables.PtrTo(c.hook), Priority: knftables.PtrTo(c.priority)})
+		made := &knftables.Chain{Name: c.name}
+		if c.hook != "" {
+			made.Type, made.Hook, made.Priority = &c.kind, &c.hook, &c.priority
+		}
+		tx.Add(made)
 		for i, r := range c.rules {
 			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(texts[c.name][i])})
 		}
