@@ -257,22 +257,16 @@ func (c *cluster) manyPolicies(ctx context.Context) error {
 			return err
 		}
 	}
-	err := wait(ctx, "n1 has all rules and sets", func() (bool, error) {
+	return wait(ctx, "n1 has all rules and sets", func() (bool, error) {
 		for name, want := range map[string]float64{"k8s_ovs_policy_sets": policyGroups, "k8s_ovs_policy_late_sets": 0} {
 			if have, err := c.gauge(ctx, "n1", name); have != want || err != nil {
 				return false, err
 			}
 		}
-		return true, nil
+		// The sets are read before the flows are made of them.
+		flows, err := c.settledFlows(ctx)
+		return flows >= policyPods*policyRules+policyPeers, err
 	})
-	if err != nil {
-		return err
-	}
-	flows, err := c.settledFlows(ctx)
-	if least := policyPods*policyRules + policyPeers; err == nil && flows < least {
-		err = fmt.Errorf("n1 has %d flows, which cannot be those of %s: want %d at least", flows, policySize, least)
-	}
-	return err
 }
 
 // policyPeers makes the peers: pods of nodes that are not there, with what their agents would say.
