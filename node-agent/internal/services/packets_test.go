@@ -362,9 +362,9 @@ func TestNodePort(t *testing.T) {
 	}
 	l.reach("a2", self.String()+":30080", forwarded)
 	l.reach("b1", self.String()+":30080", forwarded)
-	l.reach("a1", self.String()+":30080", forwarded)
-	l.reach("b1", vip.String()+":80", "refused")     // never by the node
-	l.reach("b1", outside.String()+":80", forwarded) // an external IP
+	l.reach("a1", self.String()+":30080", "a1 172.11.0.1") // itself: as the gateway, as nobody keeps a pod from itself
+	l.reach("b1", vip.String()+":80", "refused")           // never by the node
+	l.reach("b1", outside.String()+":80", forwarded)       // an external IP
 	s := svc(tcpPort("a1"))
 	s.Ports[0].VIP = outside // a service's own address, where the service network does not have it
 	l.set(s)
