@@ -133,31 +133,8 @@ egress: [{action: Accept, to: [{networks: [%s/32]}]}, {action: Deny, to: [{netwo
 func TestClusterPolicyPorts(t *testing.T) {
 	long(t)
 	c := policed(t, netlab.Options{})
-	http := func(number int32, protocol corev1.Protocol) corev1.ContainerPort {
-		return corev1.ContainerPort{Name: "http", ContainerPort: number, Protocol: protocol}
-	}
-	c.labelled("n1", "red/web", "web", http(8080, corev1.ProtocolTCP))
-	c.labelled("n2", "red/other", "web", http(9090, corev1.ProtocolTCP))
-	c.labelled("n2", "red/udp", "web", http(8080, corev1.ProtocolUDP))
-	c.labelled("n1", "red/near", "near")
-	c.labelled("n2", "pink/far", "far")
-	for _, name := range []string{"red/web", "red/other", "red/udp"} {
-		c.serves(c.get(name), 8080, 9090, 8100, 8101)
-	}
-	each := func(open func(w way) bool) map[way]bool {
-		ways := map[way]bool{}
-		for _, from := range []string{"red/near", "pink/far"} {
-			for _, to := range []string{"red/web", "red/other", "red/udp"} {
-				for _, network := range []string{"tcp4", "udp4"} {
-					for _, number := range []uint16{8080, 9090, 8100, 8101} {
-						w := way{from, to, network, number}
-						ways[w] = open(w)
-					}
-				}
-			}
-		}
-		return ways
-	}
+	c.portServers()
+	each := waysToServers
 	meant := func(w way) bool {
 		return w == way{w.from, "red/web", "tcp4", 8080} || w == way{w.from, "red/other", "tcp4", 9090} || w == way{w.from, "red/udp", "udp4", 8080}
 	}
@@ -351,19 +328,7 @@ func TestClusterPolicyVswitchdKilled(t *testing.T) {
 	c.clusterPolicy("a", ofTier("Admin", 7, ofApp("Accept", "near")+", "+ofAll("Deny")))
 	allowed := toRed(func(from, _ probe.Endpoint) bool { return from.Name == "near" })
 	c.waitMatrix("a policy", policyTime, allowed)
-	run := c.run(probe.Exactly(allowed))
-	c.traffic(run, 25)
-	var outages []span
-	for range 2 {
-		outages = append(outages, during("ovs-vswitchd is away", func() {
-			c.must(c.OVS("n1").KillVswitchd())
-			c.must(c.OVS("n1").StartVswitchd(t.Context()))
-		}))
-		c.traffic(run, 25)
-		time.Sleep(recovery)
-	}
-	c.judge(run.Stop(), outages)
-	c.requireMatrix("after all", allowed)
+	c.vswitchdKilled(allowed)
 }
 
 // TestClusterPolicyAway: without controller, etcd and API server ClusterNetworkPolicies stay, also

@@ -390,10 +390,9 @@ func (l *lab) waitWays(when string, open map[way]bool) {
 	})
 }
 
-// TestPolicyPorts: numbers, ranges and names of ports, of which pods may mean different numbers by
-// the same name.
-func TestPolicyPorts(t *testing.T) {
-	c := policed(t, netlab.Options{})
+// portServers are three servers in red that mean different things by the port "http", and two who ask them.
+func (c *cluster) portServers() {
+	c.t.Helper()
 	http := func(number int32, protocol corev1.Protocol) corev1.ContainerPort {
 		return corev1.ContainerPort{Name: "http", ContainerPort: number, Protocol: protocol}
 	}
@@ -405,21 +404,30 @@ func TestPolicyPorts(t *testing.T) {
 	for _, name := range []string{"red/web", "red/other", "red/udp"} {
 		c.serves(c.get(name), 8080, 9090, 8100, 8101)
 	}
-	// each are the ways from two pods, one of the other namespace, to all three servers.
-	each := func(open func(w way) bool) map[way]bool {
-		ways := map[way]bool{}
-		for _, from := range []string{"red/near", "pink/far"} {
-			for _, to := range []string{"red/web", "red/other", "red/udp"} {
-				for _, network := range []string{"tcp4", "udp4"} {
-					for _, number := range []uint16{8080, 9090, 8100, 8101} {
-						w := way{from, to, network, number}
-						ways[w] = open(w)
-					}
+}
+
+// waysToServers are the ways from two pods, one of the other namespace, to all three of them.
+func waysToServers(open func(w way) bool) map[way]bool {
+	ways := map[way]bool{}
+	for _, from := range []string{"red/near", "pink/far"} {
+		for _, to := range []string{"red/web", "red/other", "red/udp"} {
+			for _, network := range []string{"tcp4", "udp4"} {
+				for _, number := range []uint16{8080, 9090, 8100, 8101} {
+					w := way{from, to, network, number}
+					ways[w] = open(w)
 				}
 			}
 		}
-		return ways
 	}
+	return ways
+}
+
+// TestPolicyPorts: numbers, ranges and names of ports, of which pods may mean different numbers by
+// the same name.
+func TestPolicyPorts(t *testing.T) {
+	c := policed(t, netlab.Options{})
+	c.portServers()
+	each := waysToServers
 	meant := func(w way) bool {
 		return w == way{w.from, "red/web", "tcp4", 8080} || w == way{w.from, "red/other", "tcp4", 9090}
 	}

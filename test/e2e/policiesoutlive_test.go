@@ -78,13 +78,20 @@ func TestPolicyVswitchdKilled(t *testing.T) {
 	c.policy("red/web", onlyApp("near"))
 	allowed := toWeb("red/near", "pink/near")
 	c.waitMatrix("a policy", policyTime, allowed)
+	c.vswitchdKilled(allowed)
+}
+
+// vswitchdKilled kills the switch of n1 twice, under the probe: what is allowed is lost for no longer
+// than without policies, and nothing else passes.
+func (c *cluster) vswitchdKilled(allowed rule) {
+	c.t.Helper()
 	run := c.run(probe.Exactly(allowed))
 	c.traffic(run, 25)
 	var outages []span
 	for range 2 {
 		outages = append(outages, during("ovs-vswitchd is away", func() {
 			c.must(c.OVS("n1").KillVswitchd())
-			c.must(c.OVS("n1").StartVswitchd(t.Context()))
+			c.must(c.OVS("n1").StartVswitchd(c.t.Context()))
 		}))
 		c.traffic(run, 25)
 		time.Sleep(recovery)
