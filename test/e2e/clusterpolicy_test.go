@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
@@ -298,25 +297,7 @@ func TestClusterPolicyAgentKilled(t *testing.T) {
 		return from.Name == "near" || from.Namespace == "pink" && to.Name != "web"
 	})
 	c.waitMatrix("policies", policyTime, allowed)
-	nodes := []string{"n1", "n2"}
-	flows := map[string][]string{}
-	for _, node := range nodes {
-		flows[node] = c.lastingFlows(node)
-	}
-	run := c.run(probe.Exactly(allowed))
-	c.traffic(run, 25)
-	for range 3 {
-		for _, node := range nodes {
-			c.restartAgent(node)
-			c.traffic(run, 10)
-		}
-	}
-	for _, node := range nodes {
-		if diff := cmp.Diff(flows[node], c.lastingFlows(node)); diff != "" {
-			t.Errorf("flows of %s after restarts (-before +after):\n%s", node, diff)
-		}
-	}
-	c.judgeAll(run)
+	c.agentsKilled(allowed)
 }
 
 // TestClusterPolicyVswitchdKilled: a switch that comes back denies what is denied with its first

@@ -225,14 +225,9 @@ func (k *Keeper) Run(ctx context.Context) {
 				continue // not any more: the first policy came meanwhile
 			}
 			written = time.Now()
-			again, err := k.write(ctx)
-			switch {
-			case errors.Is(err, store.ErrDeposed):
+			var leads bool
+			if write, leads = k.attempt(ctx); !leads {
 				return
-			case err != nil:
-				write = time.After(k.pauses.Next())
-			case again:
-				write = time.After(0)
 			}
 		}
 		if looked && !soon {
@@ -245,6 +240,20 @@ func (k *Keeper) Run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// attempt writes, and returns when to write again; leads is false where another leads by now.
+func (k *Keeper) attempt(ctx context.Context) (again <-chan time.Time, leads bool) {
+	some, err := k.write(ctx)
+	switch {
+	case errors.Is(err, store.ErrDeposed):
+		return nil, false
+	case err != nil:
+		return time.After(k.pauses.Next()), true
+	case some:
+		return time.After(0), true
+	}
+	return nil, true
 }
 
 // newsOf is where a watch says that there is something; nil where there is no watch.

@@ -206,31 +206,29 @@ func (p *picture) concernCluster(s *space) {
 	}
 }
 
-// inCluster are the ClusterNetworkPolicies in force that are about pods here.
-func (p *picture) inCluster() (list []*clusterRules) {
-	for _, r := range p.cluster.force {
+// aboutHere are those of a list that are about pods here, by those subjects of each namespace.
+func (p *picture) aboutHere(list []*clusterRules, by func(*space) subjects) (about []*clusterRules) {
+	for _, r := range list {
 		for _, s := range p.spaces {
-			if s.aboutAny(s.inForce, r) {
-				list = append(list, r)
+			if s.aboutAny(by(s), r) {
+				about = append(about, r)
 				break
 			}
 		}
 	}
-	return list
+	return about
+}
+
+// inCluster are the ClusterNetworkPolicies in force that are about pods here.
+func (p *picture) inCluster() []*clusterRules {
+	return p.aboutHere(p.cluster.force, func(s *space) subjects { return s.inForce })
 }
 
 // needCluster adds the sets of ClusterNetworkPolicies that are about pods here, or come to be.
 func (p *picture) needCluster(needed map[string]bool) {
 	list := p.inCluster()
 	if !p.cluster.late.IsZero() {
-		for _, r := range p.cluster.newest {
-			for _, s := range p.spaces {
-				if s.aboutAny(s.subjects, r) {
-					list = append(list, r)
-					break
-				}
-			}
-		}
+		list = append(list, p.aboutHere(p.cluster.newest, func(s *space) subjects { return s.subjects })...)
 	}
 	for _, r := range list {
 		for _, hash := range r.sets {
