@@ -3,6 +3,8 @@ package e2e
 import (
 	"fmt"
 	"net/netip"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -126,6 +128,50 @@ egress: [{action: Accept, to: [{networks: [%s/32]}]}, {action: Deny, to: [{netwo
 		}
 		c.waitMatrix(p.name+", taken away", policyTime, withinTenants)
 	}
+}
+
+// TestShowPolicies: netns says which policies select a namespace's pods, which pods, and by what rules.
+func TestShowPolicies(t *testing.T) {
+	c := policed(t, netlab.Options{})
+	c.policyPods()
+	c.policy("red/web", onlyApp("near"))
+	c.clusterPolicy("legacy", ofTier("Admin", 7, ofTeam("Deny", "pink")))
+	c.waitMatrix("policies", policyTime, toRed(func(from, to probe.Endpoint) bool {
+		return from.Namespace == "red" && (to.Name != "web" || from.Name == "near")
+	}))
+	for _, show := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"show", "red"}, []string{"web", "legacy", "near", "far"}},
+		{[]string{"show", "red", "--policy", "web"}, []string{"app=near", "ingress"}},
+		{[]string{"show", "red", "--cluster-policy", "legacy"}, []string{"Admin, priority 7", "Deny", "team=pink"}},
+	} {
+		c.eventually(strings.Join(show.args, " "), policyTime, func() error {
+			out, err := c.atController(show.args...)
+			if err != nil {
+				return fmt.Errorf("%w: %s", err, out)
+			}
+			for _, want := range show.want {
+				if !strings.Contains(out, want) {
+					return fmt.Errorf("%q is not in\n%s", want, out)
+				}
+			}
+			t.Logf("netns %s\n%s", strings.Join(show.args, " "), out)
+			return nil
+		})
+	}
+	if out, err := c.atController("show", "red", "--cluster-policy", "none"); err == nil || !strings.Contains(out, "none") {
+		t.Errorf("of a policy that is not there: %v, %s", err, out)
+	}
+}
+
+// atController runs netns beside the controller, with the etcd in it, and returns all that it prints.
+func (c *cluster) atController(args ...string) (string, error) {
+	cmd := exec.CommandContext(c.t.Context(), filepath.Join(binDir, "netns"), append(args, "--data-dir", c.DataDir())...)
+	cmd.Env = netlab.Environ()
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // TestClusterPolicyPorts: numbers, ranges and names of ports, denied and accepted.
