@@ -194,8 +194,8 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 	defer cancel()
 	// One watcher of its own: its watches share one stream, so that etcd can say
 	// how far all of them are.
-	w := clientv3.NewWatcher(c)
-	defer w.Close()
+	w, closeWatcher := newWatcher(c)
+	defer closeWatcher()
 	arrivals := make(chan arrival)
 	f.startWatch(ctx, w, arrivals, nil)
 	for _, k := range f.watches {
@@ -260,6 +260,14 @@ func (f *follower) emitNew(revision int64) {
 	if revision > f.emitted {
 		f.emit(revision)
 	}
+}
+
+// newWatcher is a watcher with a stream of its own, and what ends it. Nobody waits for the
+// end: the library's Close never returns where etcd has just refused a watch, as it does
+// while it stops, and a follower that hung there would follow nothing any more.
+func newWatcher(c *clientv3.Client) (w clientv3.Watcher, closeWatcher func()) {
+	w = clientv3.NewWatcher(c)
+	return w, func() { go w.Close() }
 }
 
 // startWatch watches a kind from where it is, or the configuration where k is nil.

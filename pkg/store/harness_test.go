@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -77,7 +78,9 @@ func until[T any](t *testing.T, ch <-chan T, what string, cond func(T) bool) T {
 				return v
 			}
 		case <-timeout:
-			t.Fatalf("%s: not within %s; last %+v", what, patience, last)
+			// Where everybody stands says who waits for whom.
+			stacks := make([]byte, 1<<20)
+			t.Fatalf("%s: not within %s; last %+v\n%s", what, patience, last, stacks[:runtime.Stack(stacks, true)])
 		}
 	}
 }

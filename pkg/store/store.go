@@ -197,12 +197,19 @@ func (s *Store) Close() error {
 	if s.client == nil {
 		return nil
 	}
-	err := s.client.Close()
+	closed := make(chan error, 1)
+	go func(c *clientv3.Client) { closed <- c.Close() }(s.client)
 	s.client = nil
-	if errors.Is(err, context.Canceled) {
+	select {
+	case err := <-closed:
+		if errors.Is(err, context.Canceled) {
+			return nil
+		}
+		return err
+	case <-time.After(s.cfg.DialTimeout):
+		// An election's watch was refused just now: see newWatcher.
 		return nil
 	}
-	return err
 }
 
 // Endpoints are those of etcd, as configured.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -46,8 +44,8 @@ func (s *Store) waitConfig(ctx context.Context, revision int64) error {
 	}
 	wctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	w := clientv3.NewWatcher(c)
-	defer w.Close()
+	w, closeWatcher := newWatcher(c)
+	defer closeWatcher()
 	select {
 	case r, open := <-watchKey(wctx, w, s.keys.config(), revision):
 		if !open {

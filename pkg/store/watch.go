@@ -145,8 +145,8 @@ func (s *Store) waitOnce(ctx context.Context, name func(network string) string, 
 	}
 	wctx, cancel := s.bound(ctx)
 	defer cancel()
-	w := clientv3.NewWatcher(c)
-	defer w.Close()
+	w, closeWatcher := newWatcher(c)
+	defer closeWatcher()
 	down := disconnected(wctx, c)
 	events := watchKey(wctx, w, key, resp.Header.Revision)
 	for {
