@@ -402,7 +402,7 @@ func (n *node) State() any {
 		state["notReady"] = why.Error()
 	}
 	if p := n.parts.Load(); p != nil {
-		state["attachments"], state["flows"] = p.attacher.List(), p.table.Dump()
+		state["attachments"], state["flows"] = p.attacher.List(), p.flows.Wanted()
 	}
 	return state
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -166,6 +167,29 @@ func TestAreas(t *testing.T) {
 	b.require("both areas", lines(flows(y))...)
 	if len(b.repaired) > 0 {
 		t.Errorf("counted %v", b.repaired)
+	}
+}
+
+// TestWanted: what is said to be wanted is what the switch has.
+func TestWanted(t *testing.T) {
+	b := complete(t)
+	want := names{"a": flows(flow(1, 2), flow(2, 2)), "b": metered(7, 100), "c": flows(flow(2, 2))}
+	b.set(want)
+	var have []string
+	stats, err := b.Flows(t.Context(), of.FlowFilter{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range stats {
+		have = append(have, f.Flow.String())
+	}
+	slices.Sort(have)
+	if diff := cmp.Diff(append(have, want["b"].Meters[0].String()), b.store.Wanted()); diff != "" {
+		t.Errorf("(-have +wanted)\n%s", diff)
+	}
+	b.set(nil, "one", "two")
+	if left := b.store.Wanted(); len(left) != 0 {
+		t.Errorf("nobody wants anything any more, and it says %q", left)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -358,27 +357,6 @@ func (t *Table) Peers() []pipeline.Peer {
 		return slices.Clone(v.Peers)
 	}
 	return nil
-}
-
-// Dump is the picture as text, for /debug/state.
-func (t *Table) Dump() []string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.model == nil {
-		return nil
-	}
-	flows := t.model.Flows()
-	for _, n := range slices.Sorted(maps.Keys(t.tenants.slots)) {
-		flows = append(flows, t.model.Tenant(t.tenantModel(n))...)
-	}
-	for _, port := range slices.Sorted(maps.Keys(t.attached)) {
-		flows = append(flows, t.pod(port).Flows...)
-	}
-	out := make([]string, len(flows))
-	for i, f := range flows {
-		out[i] = f.String()
-	}
-	return out
 }
 
 // refresh computes the model anew and has the switch follow.
