@@ -269,5 +269,13 @@ func (a Agent) Metrics(ctx context.Context) (string, error) {
 	return get(ctx, a.lab.metricsSocket(a.node), "/metrics")
 }
 
+// State returns what the agent serves on /debug/state.
+func (a Agent) State(ctx context.Context) (string, error) {
+	return get(ctx, a.lab.metricsSocket(a.node), "/debug/state")
+}
+
+// StateDir is where the node's agent keeps its state.
+func (l *Lab) StateDir(node string) string { return l.stateDir(node) }
+
 // ExecIn runs fn with the calling thread in the node's namespace (see ns.Do).
 func (l *Lab) ExecIn(node string, fn func() error) error { return ns.Do(l.nodeNetns(node), fn) }
