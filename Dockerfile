@@ -27,7 +27,7 @@ RUN apt-get update \
  && apt-get install -y --no-install-recommends kmod netbase nftables openvswitch-switch \
  && rm -rf /var/lib/apt/lists/* /etc/openvswitch/* \
  && mkdir -p /run/openvswitch
-COPY --from=build /src/bin/k8s-ovs-agent /usr/bin/
+COPY --from=build /src/bin/k8s-ovs-agent /src/bin/k8s-ovs-supervise /usr/bin/
 COPY --from=build /src/bin/k8s-ovs /src/bin/loopback /src/bin/portmap /usr/libexec/cni/
 COPY --from=build /src/manifests/image/await-release /src/manifests/image/start-ovsdb-server /src/manifests/image/start-ovs-vswitchd /usr/libexec/k8s-ovs/
 

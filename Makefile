@@ -7,7 +7,7 @@ GOBUILD  := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 # The lab and the benchmark find the programs here.
 export NETLAB_BIN := $(abspath $(BIN))
 
-PROGRAMS := $(BIN)/k8s-ovs $(BIN)/k8s-ovs-agent $(BIN)/k8s-ovs-controller $(BIN)/netns $(BIN)/netlab
+PROGRAMS := $(BIN)/k8s-ovs $(BIN)/k8s-ovs-agent $(BIN)/k8s-ovs-supervise $(BIN)/k8s-ovs-controller $(BIN)/netns $(BIN)/netlab
 # The reference plugins that the benchmark measures against, and those that the end-to-end tests chain behind ours; pinned in go.mod.
 REFERENCE := main/bridge ipam/host-local meta/bandwidth meta/tuning meta/sbr meta/firewall meta/portmap
 
@@ -24,6 +24,7 @@ build: ## build every program into bin/
 	@mkdir -p $(BIN)
 	$(GOBUILD) -o $(BIN)/k8s-ovs ./cni
 	$(GOBUILD) -o $(BIN)/k8s-ovs-agent ./node-agent
+	$(GOBUILD) -o $(BIN)/k8s-ovs-supervise ./node-agent/supervise
 	$(GOBUILD) -o $(BIN)/k8s-ovs-controller ./controller
 	$(GOBUILD) -o $(BIN)/netns ./netns
 	$(GOBUILD) -o $(BIN)/netlab ./test/netlab/cmd/netlab

@@ -31,7 +31,7 @@ const (
 )
 
 // ours stands for the programs that `make build` makes.
-var ours = []string{"k8s-ovs", "k8s-ovs-agent", "k8s-ovs-controller", "loopback", "netns", "portmap"}
+var ours = []string{"k8s-ovs", "k8s-ovs-agent", "k8s-ovs-controller", "k8s-ovs-supervise", "loopback", "netns", "portmap"}
 
 // checkBill: of the node image, whose own programs are stand-ins here.
 func checkBill(t *testing.T, path string) {

@@ -129,7 +129,9 @@ func imageNames(path string) (map[string]string, error) {
 // nodeFiles is what we add to the node image; the Dockerfile copies the same.
 func nodeFiles(bin string) tree {
 	t := tree{}
-	t.file("/usr/bin/k8s-ovs-agent", filepath.Join(bin, "k8s-ovs-agent"))
+	for _, program := range []string{"k8s-ovs-agent", "k8s-ovs-supervise"} {
+		t.file("/usr/bin/"+program, filepath.Join(bin, program))
+	}
 	for _, plugin := range []string{"k8s-ovs", "loopback", "portmap"} {
 		t.file("/usr/libexec/cni/"+plugin, filepath.Join(bin, plugin))
 	}

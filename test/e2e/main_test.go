@@ -17,6 +17,7 @@ import (
 var programs = map[string]string{
 	"k8s-ovs":            "./cni",
 	"k8s-ovs-agent":      "./node-agent",
+	"k8s-ovs-supervise":  "./node-agent/supervise",
 	"k8s-ovs-controller": "./controller",
 	"netns":              "./netns",
 	"netlab":             "./test/netlab/cmd/netlab",

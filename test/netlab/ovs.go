@@ -10,7 +10,9 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
@@ -162,6 +164,60 @@ func (o OVS) KillVswitchd() error { return o.lab.Process(o.process("ovs-vswitchd
 
 // KillOVSDB ends ovsdb-server with SIGKILL. Nothing starts it again until StartOVSDB.
 func (o OVS) KillOVSDB() error { return o.lab.Process(o.process("ovsdb-server")).Kill() }
+
+// Supervise has both daemons started by scripts of that folder and kept up by their supervisor, as
+// their containers are, in place of the lab's own. It returns when they are up.
+func (o OVS) Supervise(ctx context.Context, scripts string) error {
+	if err := errors.Join(o.KillVswitchd(), o.KillOVSDB()); err != nil {
+		return err
+	}
+	s, err := o.lab.read()
+	if err != nil {
+		return err
+	}
+	if scripts, err = filepath.Abs(scripts); err != nil {
+		return err
+	}
+	for _, daemon := range []string{"ovsdb-server", "ovs-vswitchd"} {
+		ctl := filepath.Join(o.dir(), daemon+".ctl")
+		args := []string{filepath.Join(s.Options.BinDir, "k8s-ovs-supervise"), "--run-dir", o.dir(), daemon, filepath.Join(scripts, "start-"+daemon), "--unixctl=" + ctl}
+		err := o.start(ctx, daemon, args, func() (bool, error) {
+			_, err := o.tool(ctx, "ovs-appctl", []string{"-t", ctl, "--timeout=20", "version"})
+			return err == nil, err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Crash ends a daemon ("ovs-vswitchd", "ovsdb-server") that [OVS.Supervise] runs with a signal.
+// One that is being started is waited for.
+func (o OVS) Crash(ctx context.Context, daemon string, sig syscall.Signal) error {
+	supervisor, err := o.lab.Process(o.process(daemon)).Get()
+	if err != nil {
+		return err
+	}
+	pidFile := filepath.Join(o.dir(), daemon+".pid")
+	return waitFor(ctx, time.Millisecond, func() (bool, error) {
+		if !supervisor.Alive() {
+			return false, fmt.Errorf("the supervisor of %s (pid %d) has ended", daemon, supervisor.PID)
+		}
+		text, err := os.ReadFile(pidFile)
+		if err != nil {
+			return false, nil
+		}
+		pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		if err != nil {
+			return false, nil // being written
+		}
+		if st, err := readStat(pid); err != nil || st.parent != supervisor.PID || st.state == 'Z' {
+			return false, nil // that of the one before
+		}
+		return true, syscall.Kill(pid, sig)
+	})
+}
 
 // VSCtl runs ovs-vsctl on the node's database and returns what it prints.
 func (o OVS) VSCtl(ctx context.Context, args ...string) (string, error) {

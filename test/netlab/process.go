@@ -153,8 +153,9 @@ func (p Process) Kill() error {
 }
 
 type procStat struct {
-	state byte
-	start uint64
+	state  byte
+	parent int
+	start  uint64
 }
 
 // readStat reads what the lab needs from /proc/PID/stat.
@@ -173,7 +174,11 @@ func readStat(pid int) (procStat, error) {
 	if err != nil {
 		return procStat{}, fmt.Errorf("/proc/%d/stat: start time: %w", pid, err)
 	}
-	return procStat{state: f[0][0], start: start}, nil
+	parent, err := strconv.Atoi(string(f[1]))
+	if err != nil {
+		return procStat{}, fmt.Errorf("/proc/%d/stat: parent: %w", pid, err)
+	}
+	return procStat{state: f[0][0], parent: parent, start: start}, nil
 }
 
 // marked finds all processes that carry the lab's marker, also those

@@ -21,11 +21,14 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashes"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashnews"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -70,7 +73,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	reg.MustRegister(podlimits.NewCollector(n.limitSources))
+	reg.MustRegister(podlimits.NewCollector(n.limitSources), crashnews.NewCollector(cfg.OVSRunDir))
 	server := diag.NewServer(n.diagnostics(reg))
 	if err := server.Listen(); err != nil {
 		return err
@@ -112,6 +115,7 @@ func (n *node) run(ctx context.Context) error {
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
 	group.Go(func() error { return n.ready.watch(ctx) })
+	group.Go(func() error { return crashnews.Watch(ctx, n.cfg.OVSRunDir, n.tellCrash, n.log) })
 	err = group.Wait()
 	if p := n.parts.Load(); p != nil {
 		p.attacher.Finish(context.WithoutCancel(ctx))
@@ -120,6 +124,14 @@ func (n *node) run(ctx context.Context) error {
 		n.ovs.client.Close() // what was being detached needed it
 	}
 	return err
+}
+
+// tellCrash tells people that a daemon of Open vSwitch has ended.
+func (n *node) tellCrash(r crashes.Record) {
+	n.log.Error("a daemon of Open vSwitch ended", "node", n.cfg.NodeName, "last", r.String())
+	if n.api != nil {
+		n.api.Event(kube.ObjectRef{Kind: "Node", Name: n.cfg.NodeName, UID: n.cfg.NodeName}, true, "OpenVSwitchCrashed", r.String())
+	}
 }
 
 // work prepares what does not change while the agent runs, then runs the loop and what is
