@@ -134,6 +134,7 @@ func TestAddAndDelTwice(t *testing.T) {
 // TestCheck: CHECK succeeds for a pod that is as it should be and fails when
 // somebody has changed its sandbox, its port or its flows.
 func TestCheck(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 1})
 	ctx := t.Context()
 	l.pod("n1", "red/other")

@@ -165,6 +165,7 @@ func (l *lab) putSubnet(node, subnet string) {
 
 // TestDelWithoutDatabase: also while ovsdb-server is away when the agent starts.
 func TestDelWithoutDatabase(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 1})
 	ctx := t.Context()
 	p := l.pod("n1", "red/a")

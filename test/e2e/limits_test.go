@@ -171,6 +171,7 @@ func (c *cluster) event(pod, quoted string) {
 // TestLimitsNotLifted: a pod that may change its own network and takes its shaper away
 // is no faster, and has it back soon.
 func TestLimitsNotLifted(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Nodes: 1})
 	l.pod("n1", "red/b")
 	l.answers(l.get("red/b"))
@@ -235,6 +236,7 @@ func TestLimitsCounted(t *testing.T) {
 // TestLimitsOutlive: limits hold while agent and ovs-vswitchd are killed and come
 // back, and are what they were.
 func TestLimitsOutlive(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	ctx := t.Context()
 	l.pod("n2", "red/far")

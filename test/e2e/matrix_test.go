@@ -70,6 +70,7 @@ func TestMatrixByRecords(t *testing.T) {
 // TestRefusedRecords: requests that cannot be carried out change nothing, now
 // or later.
 func TestRefusedRecords(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(map[string][]string{"n1": {"red/a", "green/a"}, "n2": {"red/b", "green/b"}})
 	etcd, err := l.Etcd()

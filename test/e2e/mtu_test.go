@@ -255,6 +255,7 @@ func TestMTUNodes(t *testing.T) {
 // TestMTUUplinks: the link that carries the tunnels is found where it is a bridge, and where
 // the default route leaves by another.
 func TestMTUUplinks(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{Bare: true, Nodes: 3})
 	ctx := t.Context()
 	l.must(l.StartController(ctx))

@@ -100,6 +100,7 @@ ingress:
 // TestPolicyServices: policies are about the endpoint that a service is translated to,
 // and about who asked.
 func TestPolicyServices(t *testing.T) {
+	long(t)
 	c := policed(t, netlab.Options{})
 	c.policedService()
 	for _, node := range []string{"n1", "n2"} {

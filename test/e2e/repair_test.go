@@ -164,6 +164,7 @@ func TestAgentRestart(t *testing.T) {
 // TestAgentRestartAfterChanges: a change while the agent is down is taken up
 // when it is back; flows of before that nothing accounts for are gone.
 func TestAgentRestartAfterChanges(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(quartet)
 	l.must(l.Agent("n1").Kill())
@@ -275,6 +276,7 @@ func TestOVSDBKilled(t *testing.T) {
 // TestEtcdAway: without etcd pods keep their network, and pods of known
 // namespaces can be re-created; what changes meanwhile is caught up with.
 func TestEtcdAway(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	l.pods(quartet)
 	run := l.runBetween(probe.Exactly(redAndBlue.allowed), l.get("red/b"), l.get("blue/a"), l.get("blue/b"))

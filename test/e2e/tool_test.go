@@ -189,6 +189,7 @@ func TestDemo(t *testing.T) {
 // TestDemoKept: --keep leaves the lab up and says what to do with it; another demo
 // of the same name says that it is in the way.
 func TestDemoKept(t *testing.T) {
+	long(t)
 	name := fmt.Sprintf("e2e-%d-kept", os.Getpid())
 	t.Cleanup(func() {
 		if err := netlab.Down(name); err != nil {

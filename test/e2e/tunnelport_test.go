@@ -66,6 +66,7 @@ func (l *lab) notReady(node, why string, args ...string) {
 // nothing leaves at 4789. A node whose flag says otherwise says so, and takes nothing from
 // its pods. Who changes the record under the nodes has it put back.
 func TestTunnelPort(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{ControllerArgs: []string{"--vxlan-port", "8472"}})
 	record := l.configuration()
 	if !strings.HasSuffix(record, `,"VXLANPort":8472}`) {
@@ -155,6 +156,7 @@ func TestTunnelPortFromFlags(t *testing.T) {
 // TestTunnelPortMoves: the documented way to another port: agents away, the record changed, agents
 // told the same.
 func TestTunnelPortMoves(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	ctx := t.Context()
 	l.pods(quartet)
@@ -181,6 +183,7 @@ func TestTunnelPortMoves(t *testing.T) {
 // TestUpgradeTunnelPort: agents of the release before, all told the same port, read a record
 // that names it, which they know nothing of, and are upgraded one by one without their flags.
 func TestUpgradeTunnelPort(t *testing.T) {
+	long(t)
 	old := previousRelease(t)
 	l := up(t, netlab.Options{Bare: true})
 	ctx := t.Context()

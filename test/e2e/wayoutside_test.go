@@ -44,6 +44,7 @@ func TestWayOutsideIsRemembered(t *testing.T) {
 // TestExitCheck: who knows that a firewall misleads the check has the node ready, though the
 // check goes on to say what it finds, or has it not look.
 func TestExitCheck(t *testing.T) {
+	long(t)
 	m := upMachine(t)
 	ctx := t.Context()
 	const closed = "k8s_ovs_outside_closed"
