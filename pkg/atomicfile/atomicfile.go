@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 )
 
 // Write makes data the content of the file at path, with that mode whatever the
@@ -31,9 +33,11 @@ func Replace(path string, data []byte, mode fs.FileMode) error {
 func replace(path string, data []byte, mode fs.FileMode, sync bool) error {
 	tmp := filepath.Join(filepath.Dir(path), "."+strings.TrimPrefix(filepath.Base(path), ".")+".new")
 	err := fill(tmp, data, mode, sync)
+	faultpoint.Here("file written beside", filepath.Base(path))
 	if err == nil {
 		err = os.Rename(tmp, path)
 	}
+	faultpoint.Here("file", filepath.Base(path))
 	if err != nil {
 		// Half a file is of no use, and the disk may be full.
 		_ = os.Remove(tmp)

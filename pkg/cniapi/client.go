@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 )
 
 // Call sends one request to the agent that listens on socket and waits for its
@@ -38,7 +39,9 @@ func Call(ctx context.Context, socket string, req Request) (*Result, error) {
 		}
 		return nil, unavailable(ctx, req.Command, socket, err)
 	}
+	faultpoint.Here(string(req.Command), "asked")
 	resp, err := ReadResponse(conn)
+	faultpoint.Here(string(req.Command), "answer read")
 	switch {
 	case err != nil && AsError(err).Code == CodeDecode:
 		return nil, Errorf(CodeInternal, "the agent on %s gave an answer that cannot be understood: %w", socket, err)

@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
@@ -56,6 +57,7 @@ func (n *NS) deleteTogether(links []Link) error {
 		if err != nil && !errors.Is(err, unix.ENODEV) {
 			return fmt.Errorf("network device %s: %w", l.Name, err)
 		}
+		faultpoint.Here("device", "to be deleted")
 		ours = append(ours, l.Index)
 	}
 	all, err := dump.Whole(n.nl.LinkList)

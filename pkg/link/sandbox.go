@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
@@ -83,6 +84,7 @@ func (n *NS) ConfigureSandbox(spec SandboxSpec) (Link, error) {
 	if err := n.nl.AddrReplace(dev, &netlink.Addr{IPNet: ipNet(host(spec.Address))}); err != nil {
 		return fail(fmt.Errorf("adding address %s: %w", spec.Address, err))
 	}
+	faultpoint.Here("sandbox", "address")
 	if err := n.routeSandbox(l, spec); err != nil {
 		return fail(err)
 	}
@@ -166,6 +168,7 @@ func (n *NS) routeSandbox(l Link, spec SandboxSpec) error {
 		if err := n.nl.RouteReplace(r.raw(l.Index)); err != nil {
 			return fmt.Errorf("adding route to %s: %w", r.Dst, err)
 		}
+		faultpoint.Here("sandbox", "route")
 	}
 	if !apart {
 		return nil

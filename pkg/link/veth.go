@@ -7,6 +7,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 )
 
 // VethSpec is a pair of veth devices, one end in a sandbox.
@@ -52,6 +54,7 @@ func (n *NS) CreateVeth(hostName string, sandbox *NS, spec VethSpec) error {
 	if err := n.nl.LinkAdd(veth); err != nil {
 		return n.vethError(hostName, sandbox, spec.PeerName, err)
 	}
+	faultpoint.Here("device", "pair")
 	err := n.Quiet(hostName)
 	if err == nil && spec.Prepare != nil {
 		if err = spec.Prepare(); err != nil {

@@ -16,6 +16,8 @@ import (
 	"github.com/ovn-org/libovsdb/model"
 	"github.com/ovn-org/libovsdb/ovsdb"
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 )
 
 // session is one connection to ovsdb-server with its copy of the database. It
@@ -131,6 +133,7 @@ func (s *session) close() {
 // transact commits ops as one transaction and returns the results of each.
 func (s *session) transact(ctx context.Context, what string, ops []ovsdb.Operation) ([]ovsdb.OperationResult, error) {
 	results, err := s.lib.Transact(ctx, ops...)
+	faultpoint.Here("database", "")
 	if err != nil {
 		if s.isLoss(err) {
 			return nil, fmt.Errorf("%s: %w: %w", what, ErrDisconnected, err)

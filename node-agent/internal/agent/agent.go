@@ -28,6 +28,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
@@ -78,6 +79,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err := server.Listen(); err != nil {
 		return err
 	}
+	faultpoint.Here("start", "metrics")
 	group, running := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Run(running) })
 	group.Go(func() error { return n.run(running) })
@@ -111,6 +113,7 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	faultpoint.Here("start", "the CNI's socket")
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
@@ -147,6 +150,7 @@ func (n *node) work(ctx context.Context) error {
 	if err := n.prepare(ctx); err != nil {
 		return err
 	}
+	faultpoint.Here("start", "the node knows its address")
 	p := n.parts.Load()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.loop.run(ctx) })

@@ -15,6 +15,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
@@ -184,12 +185,14 @@ func (n *flowSide) apply(ctx context.Context) error {
 		return err
 	}
 	n.unsettled = n.unsettled || changed
+	faultpoint.Here("records", "in the flows")
 	if n.unsettled {
 		n.settle(ctx)
 		if err := ctx.Err(); err != nil {
 			return fmt.Errorf("wait until the datapath follows the flows: %w", err)
 		}
 		n.unsettled = false
+		faultpoint.Here("records", "in what the datapath cached")
 	}
 	n.applied = s.Revision
 	n.policies.applied(s, n.fromEtcd)
@@ -201,6 +204,7 @@ func (n *flowSide) apply(ctx context.Context) error {
 	n.reportProblems(problems)
 	n.metrics.revision.Set(float64(s.Revision))
 	n.publish()
+	faultpoint.Here("records", "told")
 	if n.fromEtcd {
 		n.copies.Keep(s)
 		n.adopt(s)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -133,6 +134,7 @@ func (l *loop) pass(ctx context.Context, full bool, records <-chan topology.Snap
 			l.log.Debug("the node is not what it should be yet", "step", s.name, "error", err)
 			return more, err
 		}
+		faultpoint.Here("pass", s.name)
 		select {
 		case news, open := <-records:
 			if !open {

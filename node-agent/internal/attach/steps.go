@@ -1,6 +1,10 @@
 package attach
 
-import "time"
+import (
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
+)
 
 // Step is a part of an ADD or a DEL, as it stands in the metrics.
 type Step string
@@ -64,5 +68,6 @@ func (a *Attacher) observe(step Step, f func() error) error {
 	if a.observer != nil {
 		a.observer.AttachStep(step, time.Since(began))
 	}
+	faultpoint.Here("attach", string(step))
 	return err
 }

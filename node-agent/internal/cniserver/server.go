@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/peercred"
 )
 
@@ -220,7 +221,9 @@ func (s *Server) serveConn(ctx context.Context, conn *net.UnixConn) {
 	unwatch()
 	s.observe(req.Command, e, began)
 	s.logOutcome(req, result, e, time.Since(began))
+	faultpoint.Here(string(req.Command), "done")
 	s.answer(conn, cniapi.Response{Result: result, Error: e})
+	faultpoint.Here(string(req.Command), "answered")
 }
 
 func (s *Server) timeout(cmd cniapi.Command) time.Duration {

@@ -7,6 +7,8 @@ import (
 	"slices"
 
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 )
 
 // Result is what came of a change or of a look at the switch.
@@ -287,6 +289,7 @@ func (s *Store) commit(ctx context.Context, a *area, steps []step) error {
 		return fmt.Errorf("commit %d changes of %s: %w", len(mods), a.Name, err)
 	}
 	s.observer.Committed(a.Name, len(mods), s.now().Sub(start).Seconds())
+	faultpoint.Here("flows", a.Name)
 	for _, st := range steps {
 		if st.flow != nil {
 			s.flows.done(st.flow)
@@ -309,6 +312,7 @@ func (s *Store) setMeters(ctx context.Context, a *area, meters []*item[of.Meter]
 			a.known = false // somebody else was at them
 			return &MeterError{m.value, isNew, err}
 		}
+		faultpoint.Here("flows", "meter")
 		s.meters.done(m)
 	}
 	return nil
@@ -330,6 +334,7 @@ func (s *Store) dropMeters(ctx context.Context, a *area, meters []*item[of.Meter
 	for _, m := range meters {
 		a.commits++
 		if s.sw.DeleteMeter(ctx, m.value.ID) == nil {
+			faultpoint.Here("flows", "meter deleted")
 			s.meters.done(m)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
@@ -120,6 +121,7 @@ func (n *Net) ensureRules(ctx context.Context, want []chain) (changed bool, err 
 		if err := n.nft.Run(ctx, tx); err != nil {
 			return fmt.Errorf("firewall table %s: writing: %w", table, err)
 		}
+		faultpoint.Here("firewall", table)
 		changed, n.counted = true, nil
 		return nil
 	})

@@ -7,6 +7,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
@@ -36,6 +37,7 @@ func (n Control) EnsureIFB(name string) error {
 		if err := n.ns.Netlink().LinkAdd(&netlink.Ifb{LinkAttrs: attrs}); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("creating ifb %s: %w", name, err)
 		}
+		faultpoint.Here("device", "ifb")
 	}
 	return n.ns.Quiet(name)
 }
@@ -76,6 +78,7 @@ func (n Control) EnsureRedirect(name, ifb string) (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("redirecting %s to %s: %w", name, ifb, classify(err))
 	}
+	faultpoint.Here("queue", "what leads to the ifb")
 	return true, nil
 }
 

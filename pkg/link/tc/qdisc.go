@@ -8,6 +8,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
@@ -105,6 +106,7 @@ func (n Control) SetTBF(name string, t TBF) error {
 	if err != nil {
 		return fmt.Errorf("setting the tbf of %s to %d bytes/s: %w", name, t.Rate, classify(err))
 	}
+	faultpoint.Here("queue", "tbf")
 	return nil
 }
 
@@ -127,6 +129,7 @@ func (n Control) EnsureGate(name string) (changed bool, err error) {
 	if err != nil {
 		return false, fmt.Errorf("adding an htb to %s: %w", name, classify(err))
 	}
+	faultpoint.Here("queue", "gate")
 	return true, nil
 }
 
