@@ -57,7 +57,9 @@ func up(t *testing.T, o netlab.Options) *lab {
 func upAlso(t *testing.T, o netlab.Options) *lab {
 	t.Helper()
 	o.Name = fmt.Sprintf("e2e-%d-%d", os.Getpid(), labs.Add(1))
-	o.BinDir = binDir
+	if o.BinDir == "" {
+		o.BinDir = binDir
+	}
 	began := time.Now()
 	l, err := netlab.Up(t.Context(), o)
 	if err != nil {

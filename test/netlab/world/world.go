@@ -106,7 +106,9 @@ type look struct {
 	found  []string
 }
 
-func (l *look) say(format string, args ...any) { l.found = append(l.found, fmt.Sprintf(format, args...)) }
+func (l *look) say(format string, args ...any) {
+	l.found = append(l.found, fmt.Sprintf(format, args...))
+}
 
 // agentState is what the agent shows at /debug/state.
 type agentState struct {
