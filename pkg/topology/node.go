@@ -33,6 +33,13 @@ type Node struct {
 	Subnets []netip.Prefix `json:"Subnets,omitempty"`
 }
 
+// Equal reports whether the records say the same.
+func (n Node) Equal(o Node) bool {
+	status := n.Status == o.Status || n.Status != nil && o.Status != nil && *n.Status == *o.Status
+	return status && n.Host == o.Host && n.HostIP == o.HostIP && n.Subnet == o.Subnet && n.Assign == o.Assign && n.UID == o.UID && n.Identity == o.Identity &&
+		slices.Equal(n.HostIPs, o.HostIPs) && slices.Equal(n.Subnets, o.Subnets)
+}
+
 // PodSubnets are all subnets of a valid node, in the order of the cluster networks.
 func (n Node) PodSubnets() []netip.Prefix {
 	all, _ := Unlisted(n.Subnet, n.Subnets)

@@ -3,6 +3,8 @@ package topology
 import (
 	"encoding/json"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -179,4 +181,31 @@ func FuzzParseNode(f *testing.F) {
 			t.Errorf("%s is read as another:\n%s", again, diff)
 		}
 	})
+}
+
+// Records are equal that say the same, and every field is looked at.
+func TestNodeEqual(t *testing.T) {
+	whole := Node{
+		Host: "n1", HostIP: netip.MustParseAddr("198.18.0.1"), Subnet: netip.MustParsePrefix("172.11.0.0/22"), Assign: true, Status: &Status{Message: "why"}, UID: "u", Identity: "i",
+		HostIPs: []netip.Addr{netip.MustParseAddr("198.18.0.1")}, Subnets: []netip.Prefix{netip.MustParsePrefix("172.11.0.0/22")},
+	}
+	same := whole
+	same.Status, same.HostIPs, same.Subnets = &Status{Message: "why"}, slices.Clone(whole.HostIPs), slices.Clone(whole.Subnets)
+	if !whole.Equal(same) || !same.Equal(whole) {
+		t.Error("a copy is another")
+	}
+	for i := range reflect.TypeFor[Node]().NumField() {
+		other, name := whole, reflect.TypeFor[Node]().Field(i).Name
+		field := reflect.ValueOf(&other).Elem().Field(i)
+		if field.IsZero() {
+			t.Fatalf("the test gives %s no value", name)
+		}
+		field.SetZero()
+		if whole.Equal(other) || other.Equal(whole) {
+			t.Errorf("a record with another %s is the same", name)
+		}
+	}
+	if other := (Node{Status: &Status{Message: "another"}}); other.Equal(Node{Status: &Status{Message: "why"}}) {
+		t.Error("a record with another Status is the same")
+	}
 }

@@ -2,6 +2,7 @@ package nodeflows
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -87,6 +88,7 @@ func BenchmarkResync(b *testing.B) {
 func BenchmarkTenant(b *testing.B) {
 	table, s := large(b)
 	for i := 0; b.Loop(); i++ {
+		s.Namespaces = maps.Clone(s.Namespaces) // snapshots share nothing that changes
 		s.Namespaces["tenant7"] = topology.Namespace{NetName: "tenant7", Effective: id(netid.ID(5000 + i%2))}
 		if _, _, err := table.SetRecords(b.Context(), s); err != nil {
 			b.Fatal(err)

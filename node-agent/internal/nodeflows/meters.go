@@ -31,7 +31,7 @@ func (t *Table) SetPathMTUs(ctx context.Context, m map[netip.Addr]int) error {
 	if t.model == nil {
 		return nil
 	}
-	_, err := t.refresh(ctx)
+	err := t.refresh(ctx)
 	return err
 }
 

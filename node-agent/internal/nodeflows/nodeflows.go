@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -81,10 +82,14 @@ type Table struct {
 	// attached is by port.
 	attached map[uint32]desired.Attached
 	tenants  tenants
-	// model without pods, as of the last refresh; nil until there is one.
-	model  *pipeline.Model
-	proxy  pipeline.ServiceProxy
-	denied denied
+	// model without pods, as of the last refresh; nil until there is one. modelled are the
+	// records that it is of, nil where it could not be made of the newest, and leftOut what
+	// it lacks of them.
+	model    *pipeline.Model
+	modelled *topology.Snapshot
+	leftOut  []desired.Problem
+	proxy    pipeline.ServiceProxy
+	denied   denied
 	// pathMTUs are of the peers, by VTEP, whose paths carry less than pods' devices.
 	pathMTUs map[netip.Addr]int
 	lag
@@ -137,13 +142,43 @@ func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) (problems [
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.records = &s
-	if problems, err = t.refresh(ctx); err != nil {
+	if changed, ok := t.moved(); ok {
+		err = t.follow(ctx, changed)
+	} else {
+		err = t.refresh(ctx)
+	}
+	problems = t.problems()
+	if err != nil {
 		// Whatever the next change of a pod brings in of these records is news of them.
 		t.unsettled = t.unsettled || !errors.Is(err, flowstore.ErrNotReady)
 		return problems, false, err
 	}
 	changed, t.unsettled = t.unsettled, false
 	return problems, changed, nil
+}
+
+// moved are the namespaces whose flows follow from the records otherwise than from those of the
+// model; ok is false where more than these may have changed, or something was not brought in.
+func (t *Table) moved() (namespaces []string, ok bool) {
+	was, now := t.modelled, t.records
+	if was == nil || t.stale || t.failed || len(t.waiting) > 0 || !was.Config.Equal(now.Config) || !maps.EqualFunc(was.Nodes, now.Nodes, topology.Node.Equal) {
+		return nil, false
+	}
+	for n := range t.tenants.slots {
+		before, had := was.Tenancy(n)
+		if after, has := now.Tenancy(n); after != before || has != had {
+			namespaces = append(namespaces, n)
+		}
+	}
+	return namespaces, true
+}
+
+// follow brings in the records where all that they change is the netIDs of some namespaces.
+func (t *Table) follow(ctx context.Context, namespaces []string) error {
+	t.modelled = t.records
+	c := t.want(nil, namespaces)
+	c.Set(t.own()) // so that the store looks at what else is behind
+	return t.give(ctx, c)
 }
 
 // Nudge makes the switch compare the flows that its datapath cached with its
@@ -158,7 +193,7 @@ func (t *Table) SetPorts(ctx context.Context, p desired.Ports) error {
 		return t.again(ctx)
 	}
 	t.ports = &p
-	_, err := t.refresh(ctx)
+	err := t.refresh(ctx)
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
 	}
@@ -259,10 +294,15 @@ func peerOwner(p pipeline.Peer) flowstore.Owner {
 	return flowstore.Owner{Kind: KindPeer, Name: p.VTEP.String() + " by port " + strconv.FormatUint(uint64(p.Port), 10)}
 }
 
+// own is what the node itself wants.
+func (t *Table) own() (flowstore.Owner, flowstore.Want) {
+	return flowstore.Owner{Kind: KindNode}, flowstore.Want{Flows: t.model.Own(), Meters: t.model.Meters()}
+}
+
 // all is what all owners want.
 func (t *Table) all() (c flowstore.Change) {
 	c.All(kinds...)
-	c.Set(flowstore.Owner{Kind: KindNode}, flowstore.Want{Flows: t.model.Own(), Meters: t.model.Meters()})
+	c.Set(t.own())
 	for _, p := range t.model.Peers {
 		c.Set(peerOwner(p), flowstore.Want{Flows: t.model.Peer(p)})
 	}
@@ -360,25 +400,34 @@ func (t *Table) Peers() []pipeline.Peer {
 }
 
 // refresh computes the model anew and has the switch follow.
-func (t *Table) refresh(ctx context.Context) ([]desired.Problem, error) {
+func (t *Table) refresh(ctx context.Context) error {
 	if t.records == nil || t.ports == nil {
-		return nil, flowstore.ErrNotReady
+		return flowstore.ErrNotReady
 	}
-	m, problems, err := desired.Node(*t.records, t.self, *t.ports, t.udp, nil, nil)
+	m, leftOut, err := desired.Node(*t.records, t.self, *t.ports, t.udp, nil, nil)
 	if err != nil {
 		// The node lost its place in the network. What it has stays: its pods keep
 		// their network, and the caller says why nothing new is applied.
-		return nil, err
+		t.modelled = nil
+		return err
 	}
 	m.ServiceProxy, m.TellsDenied = t.proxy, t.denied.told && t.denied.unmetered == nil
 	t.withPathMTUs(&m)
-	t.model = &m
+	t.model, t.modelled, t.leftOut = &m, t.records, leftOut
 	t.publish()
-	err = t.bring(ctx)
+	return t.bring(ctx)
+}
+
+// problems are the records that this node leaves out, and the pods that wait for what another has.
+func (t *Table) problems() []desired.Problem {
+	if t.modelled == nil {
+		return nil
+	}
+	problems := slices.Clone(t.leftOut)
 	for _, o := range t.waiting {
 		problems = append(problems, desired.Problem{Record: t.describe(o), Why: "another has its flows or its meter otherwise: it waits until that is gone"})
 	}
-	return problems, err
+	return problems
 }
 
 // describe is an owner in words: a pod with its addresses.
@@ -403,8 +452,13 @@ func (t *Table) bring(ctx context.Context) error {
 			return err
 		}
 	}
-	r, err := t.store.Set(ctx, t.all())
-	t.stale = false // the store has it, though perhaps not the switch
+	t.stale = false // the store gets all, though perhaps not the switch
+	return t.give(ctx, t.all())
+}
+
+// give has the store take a change in, and the switch follow.
+func (t *Table) give(ctx context.Context, c flowstore.Change) error {
+	r, err := t.store.Set(ctx, c)
 	t.failed = err != nil
 	t.unsettled = t.unsettled || r.Changed > 0 || t.failed
 	t.waiting = r.Contested

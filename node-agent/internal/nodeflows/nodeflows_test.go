@@ -421,12 +421,23 @@ func TestLostPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := flows(t, conn)
-	gone := records(2, map[string]netid.ID{"a": 10})
+	gone := records(2, map[string]netid.ID{"a": 20})
 	delete(gone.Nodes, self)
 	if _, _, err := table.SetRecords(ctx, gone); err == nil {
 		t.Error("records without this node are taken")
 	}
 	if diff := cmp.Diff(want, flows(t, conn)); diff != "" {
 		t.Error(diff)
+	}
+	// Its pods come and go by the newest records all the same, and once it is back it has those of then.
+	if err := table.Attach(ctx, pod("a", 3)); err != nil {
+		t.Fatal(err)
+	}
+	back := records(3, map[string]netid.ID{"a": 10})
+	if _, _, err := table.SetRecords(ctx, back); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(expect(t, back, []desired.Attached{pod("a", 2), pod("a", 3)}), flows(t, conn)); diff != "" {
+		t.Errorf("back (-want +got):\n%s", diff)
 	}
 }

@@ -69,7 +69,7 @@ func (t *Table) SetUDPPorts(ctx context.Context, ports []tunnel.Port) error {
 		return t.again(ctx)
 	}
 	t.udp = slices.Clone(ports)
-	_, err := t.refresh(ctx)
+	err := t.refresh(ctx)
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil
 	}
