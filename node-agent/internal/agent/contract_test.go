@@ -26,7 +26,7 @@ func TestTableContract(t *testing.T) {
 	t.Run("fake", func(t *testing.T) {
 		m := newMachine()
 		conn := &fakeConn{machine: m}
-		table := &fakeTable{self: labSelf.HostIP}
+		table := &fakeTable{self: labSelf.HostIP, machine: newMachine()}
 		tableContract(t, table, table, func() flowstore.Switch {
 			if err := conn.dial(t.Context()); err != nil {
 				t.Fatal(err)

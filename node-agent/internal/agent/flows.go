@@ -270,25 +270,27 @@ func (n *flowSide) reportProblems(problems []desired.Problem) {
 	n.metrics.problems.Set(float64(len(problems)))
 }
 
-func (n *flowSide) repair(ctx context.Context, p *pass) error {
-	mended, err := n.attacher.Repair(ctx, p.full)
+func (n *flowSide) repair(ctx context.Context, p *pass) (err error) {
+	var mended int
+	p.beside(func() { mended, err = n.attacher.Repair(ctx, p.full) })
 	n.metrics.portRepairs.Add(float64(mended))
 	return err
 }
 
-func (n *flowSide) resync(ctx context.Context, p *pass) error {
-	if !p.full {
-		return nil
+func (n *flowSide) resync(ctx context.Context, p *pass) (err error) {
+	if p.full {
+		p.beside(func() { err = n.table.Resync(ctx) })
 	}
-	return n.table.Resync(ctx)
+	return err
 }
 
 // unblock lets ports have all packets that somebody kept from them past the flows.
-func (n *flowSide) unblock(ctx context.Context, p *pass) error {
+func (n *flowSide) unblock(ctx context.Context, p *pass) (err error) {
 	if !p.full {
 		return nil
 	}
-	ports, err := n.conn.unblock(ctx, slices.Collect(maps.Keys(p.ports.Tunnels)))
+	var ports []string
+	p.beside(func() { ports, err = n.conn.unblock(ctx, slices.Collect(maps.Keys(p.ports.Tunnels))) })
 	if len(ports) > 0 {
 		n.metrics.portRepairs.Add(float64(len(ports)))
 		n.log.Warn("somebody had kept ports of the bridge from their packets (ovs-ofctl mod-port): put right", "ports", ports)

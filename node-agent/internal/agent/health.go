@@ -36,14 +36,14 @@ type exitCheck interface {
 
 // look finds out why pods do not reach what they should.
 func (n *health) look(ctx context.Context, p *pass) error {
-	p.unwell = n.unwell(ctx, p.me, p.full)
+	p.unwell = n.unwell(ctx, p)
 	return nil
 }
 
 // unwell says why pods of this node do not reach what they should though all of the
 // agent's own is as it should be; nil where they do. Their network is kept up meanwhile:
 // only new pods are better off on another node.
-func (n *health) unwell(ctx context.Context, me topology.Node, full bool) error {
+func (n *health) unwell(ctx context.Context, p *pass) error {
 	if n.tunnels.why != nil {
 		return n.tunnels.why
 	}
@@ -51,13 +51,15 @@ func (n *health) unwell(ctx context.Context, me topology.Node, full bool) error 
 	if err := n.uplinkDown(under); err != nil {
 		return err
 	}
-	if !full && n.exit == nil && n.tried || n.way.policy == exits.Off {
+	if !p.full && n.exit == nil && n.tried || n.way.policy == exits.Off {
 		return nil
 	}
 	n.tried = true
-	why := n.exits.Outside(ctx, n.conn, exits.Gateway{
-		Device: bridge.GatewayPort, MAC: topology.MAC(me.Gateway()), From: net.HardwareAddr(topology.MAC(topology.NextHop)), Subnet: me.Subnet,
-	})
+	gateway := exits.Gateway{
+		Device: bridge.GatewayPort, MAC: topology.MAC(p.me.Gateway()), From: net.HardwareAddr(topology.MAC(topology.NextHop)), Subnet: p.me.Subnet,
+	}
+	var why error
+	p.beside(func() { why = n.exits.Outside(ctx, n.conn, gateway) })
 	n.exit = n.way.judge(why)
 	return n.exit
 }

@@ -53,7 +53,7 @@ func TestUplinkDown(t *testing.T) {
 				u.devices["eth0"] = *c.device
 			}
 			h := &health{picture: &picture{under: under}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u}
-			err := h.unwell(t.Context(), labSelf, true)
+			err := h.unwell(t.Context(), &pass{full: true, me: labSelf})
 			if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
 				t.Errorf("%s, address on %s: %v, want %q", name, under.Link, err, c.why)
 			}
@@ -122,7 +122,7 @@ func TestExitCheck(t *testing.T) {
 		}
 		var got result
 		for range 3 {
-			if why := h.unwell(t.Context(), labSelf, true); why != nil {
+			if why := h.unwell(t.Context(), &pass{full: true, me: labSelf}); why != nil {
 				got.Why = why.Error()
 			}
 		}
@@ -131,7 +131,7 @@ func TestExitCheck(t *testing.T) {
 			t.Errorf("--exit-check=%s (-want +got):\n%s", policy, diff)
 		}
 		u.closed = nil
-		if why := h.unwell(t.Context(), labSelf, true); why != nil || valueOf(t, gauge) != 0 {
+		if why := h.unwell(t.Context(), &pass{full: true, me: labSelf}); why != nil || valueOf(t, gauge) != 0 {
 			t.Errorf("--exit-check=%s, open again: %v, metric %v", policy, why, valueOf(t, gauge))
 		}
 	}

@@ -116,7 +116,10 @@ func (n *hostSide) reachDatabase(context.Context, *pass) error {
 }
 
 func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {
-	under, moved, err := n.underlay.Ensure(ctx)
+	var under underlay.Underlay
+	var moved bool
+	var err error
+	p.beside(func() { under, moved, err = n.underlay.Ensure(ctx) })
 	if err != nil {
 		return err
 	}
@@ -168,7 +171,8 @@ func (n *hostSide) ensureHost(ctx context.Context, p *pass) error {
 	if err != nil {
 		return err
 	}
-	moved, err := n.net.Ensure(ctx, spec)
+	var moved bool
+	p.beside(func() { moved, err = n.net.Ensure(ctx, spec) })
 	if err != nil {
 		return err
 	}
@@ -245,11 +249,12 @@ func (n *hostSide) setMTU(ctx context.Context, p *pass) error {
 	return n.table.SetPathMTUs(ctx, narrow)
 }
 
-func (n *hostSide) countDropped(ctx context.Context, p *pass) error {
+func (n *hostSide) countDropped(ctx context.Context, p *pass) (err error) {
 	if !p.full {
 		return nil
 	}
-	dropped, err := n.net.Dropped(ctx)
+	var dropped map[hostnet.Reason]uint64
+	p.beside(func() { dropped, err = n.net.Dropped(ctx) })
 	if err != nil {
 		return err
 	}

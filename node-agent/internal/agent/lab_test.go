@@ -173,6 +173,16 @@ type machine struct {
 	compares time.Duration
 	// refuses is why ovs-vswitchd takes no flows though it is there.
 	refuses error
+	// takes is how long everything takes that a pass waits for.
+	takes time.Duration
+}
+
+// work is what takes its time.
+func (m *machine) work() {
+	m.mu.Lock()
+	takes := m.takes
+	m.mu.Unlock()
+	time.Sleep(takes)
 }
 
 func newMachine() *machine {
@@ -264,7 +274,8 @@ type (
 	noRoutes     struct{ peers.Routes }
 )
 
-func (fakeUnderlay) Ensure(ctx context.Context) (underlay.Underlay, bool, error) {
+func (u fakeUnderlay) Ensure(ctx context.Context) (underlay.Underlay, bool, error) {
+	u.work()
 	return underlay.Underlay{VTEP: labSelf.HostIP, Link: "eth0", Narrowest: "eth0", MTU: 1500}, false, ctx.Err()
 }
 
@@ -289,6 +300,7 @@ func (b fakeBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports
 }
 
 func (h fakeHost) Ensure(ctx context.Context, spec hostnet.Spec) (bool, error) {
+	h.work()
 	if h.gateway.Name == "" || !spec.NodeSubnet.IsValid() {
 		return false, errors.New("the gateway port is not there")
 	}
@@ -296,11 +308,13 @@ func (h fakeHost) Ensure(ctx context.Context, spec hostnet.Spec) (bool, error) {
 	return false, ctx.Err()
 }
 
-func (fakeHost) Dropped(ctx context.Context) (map[hostnet.Reason]uint64, error) {
+func (h fakeHost) Dropped(ctx context.Context) (map[hostnet.Reason]uint64, error) {
+	h.work()
 	return nil, ctx.Err()
 }
 
 func (e fakeExits) Outside(context.Context, exits.Switch, exits.Gateway) error {
+	e.work()
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.closed
@@ -355,13 +369,18 @@ func (c *fakeConn) dial(ctx context.Context) error {
 func (c *fakeConn) flows() flowstore.Switch {
 	return fakeSwitch{machine: c.machine, session: c.sessions}
 }
-func (c *fakeConn) ended() <-chan struct{}                              { return c.lost }
-func (c *fakeConn) unblock(context.Context, []string) ([]string, error) { return nil, nil }
-func (c *fakeConn) Send(context.Context, []byte) error                  { return nil }
-func (c *fakeConn) close()                                              { c.set(func() { c.live = false }) }
+func (c *fakeConn) ended() <-chan struct{}             { return c.lost }
+func (c *fakeConn) Send(context.Context, []byte) error { return nil }
+func (c *fakeConn) close()                             { c.set(func() { c.live = false }) }
+
+func (c *fakeConn) unblock(context.Context, []string) ([]string, error) {
+	c.work()
+	return nil, nil
+}
 
 // fakePods are no pods; they refuse what an attacher refuses before it was started.
 type fakePods struct {
+	machine *machine
 	mu      sync.Mutex
 	started bool
 	why     error
@@ -376,6 +395,7 @@ func (f *fakePods) Start(ctx context.Context, node attach.Node, _, _ string) ([]
 }
 
 func (f *fakePods) Repair(ctx context.Context, _ bool) (int, error) {
+	f.machine.work()
 	if !f.started {
 		return 0, errors.New("not started")
 	}
@@ -422,8 +442,8 @@ func (l *lab) build() {
 	log := slog.New(slog.DiscardHandler)
 	m := newMetrics(prometheus.NewRegistry())
 	ready := &readiness{node: labSelf.Host, gauge: m.ready, log: log, why: errStarting}
-	l.table, l.conf = &fakeTable{self: labSelf.HostIP}, &fakeConf{}
-	pic, conn, pods := &picture{name: labSelf.Host, self: labSelf.HostIP}, &fakeConn{machine: l.machine}, &fakePods{}
+	l.table, l.conf = &fakeTable{self: labSelf.HostIP, machine: l.machine}, &fakeConf{}
+	pic, conn, pods := &picture{name: labSelf.Host, self: labSelf.HostIP}, &fakeConn{machine: l.machine}, &fakePods{machine: l.machine}
 	others := peers.New(peers.Config{Datapath: ovs.DatapathSystem, Self: labSelf.HostIP, Routes: noRoutes{}, Host: l.machine, Logger: log})
 	feed := newServiceFeed(nil, ready.is, m, log)
 	report := &reporter{picture: pic, readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, open: l.etcd.openStatus, conf: l.conf, metrics: m}
@@ -534,7 +554,8 @@ func (l *lab) count() int {
 // fakeTable is a flow table that keeps the revision of the records instead of flows. What it refuses
 // nodeflows.Table refuses too: see TestTableContract.
 type fakeTable struct {
-	self netip.Addr
+	self    netip.Addr
+	machine *machine
 
 	mu      sync.Mutex
 	sw      *fakeSwitch
@@ -649,6 +670,7 @@ func (f *fakeTable) SetRecords(_ context.Context, s topology.Snapshot) ([]desire
 }
 
 func (f *fakeTable) Resync(context.Context) error {
+	f.machine.work()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.model {

@@ -123,12 +123,34 @@ func (l *loop) plan(e *events, pause *backoff.Pauses) {
 }
 
 // pass takes the steps in order, up to the first that fails. A pass that reads back all
-// there is takes 100 ms and more: records that come meanwhile do not wait for its end, but
-// for that of a step. more is that they want another pass.
+// there is takes 100 ms and more: records that come meanwhile wait neither for its end nor
+// for what a step does [pass.beside]. more is that they want another pass.
 func (l *loop) pass(ctx context.Context, full bool, records <-chan topology.Snapshot) (more bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
+	take := func(news topology.Snapshot, open bool) {
+		if !open {
+			records = nil // the loop ends, when it waits for more
+		} else if !l.follow(ctx, news) {
+			more = true
+		}
+	}
 	p := &pass{full: full}
+	p.waiting = func(f func()) {
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			f()
+		}()
+		for {
+			select {
+			case <-done:
+				return
+			case news, open := <-records:
+				take(news, open)
+			}
+		}
+	}
 	for _, s := range l.steps {
 		if err := s.run(ctx, p); err != nil {
 			l.log.Debug("the node is not what it should be yet", "step", s.name, "error", err)
@@ -137,11 +159,7 @@ func (l *loop) pass(ctx context.Context, full bool, records <-chan topology.Snap
 		faultpoint.Here("pass", s.name)
 		select {
 		case news, open := <-records:
-			if !open {
-				records = nil // the loop ends, when it waits for more
-			} else if !l.follow(ctx, news) {
-				more = true
-			}
+			take(news, open)
 		default:
 		}
 	}

@@ -34,6 +34,19 @@ type pass struct {
 	// unwell is why pods do not reach what they should although all of the agent's own
 	// is as it should be.
 	unwell error
+	// waiting runs a function and returns when it has, see [pass.beside]; nil where nobody
+	// has anything to do meanwhile.
+	waiting func(f func())
+}
+
+// beside runs what takes long: who waits for the node or the switch to do or to tell
+// something keeps no records from the flows. f must not touch the picture.
+func (p *pass) beside(f func()) {
+	if p.waiting == nil {
+		f()
+		return
+	}
+	p.waiting(f)
 }
 
 // steps are what a pass does, in the order in which it hangs together. What follows

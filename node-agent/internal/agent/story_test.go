@@ -300,6 +300,29 @@ func TestLoopRevisionBetweenSteps(t *testing.T) {
 	})
 }
 
+// Records do not wait for what a pass waits for, however long that takes.
+func TestLoopRevisionDuringSlowStep(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.isReady(1)
+		l.machine.set(func() { l.machine.takes = time.Second })
+		passes := l.count()
+		for n := range 40 {
+			revision := l.etcd.set(snapshot(0, 4+n, labSelf, labPeer))
+			time.Sleep(2*l.machine.compares + time.Millisecond)
+			synctest.Wait()
+			if got := l.etcd.shown().Revision; got != revision {
+				t.Errorf("%s after it came, revision %d is published, want %d", 2*l.machine.compares, got, revision)
+			}
+			time.Sleep(300 * time.Millisecond)
+		}
+		if n := l.count() - passes; n == 0 || n > 4 {
+			t.Errorf("%d passes meanwhile, want two or three, with such a step after the other", n)
+		}
+		l.stop()
+	})
+}
+
 // An agent may be ended at any step, of its first pass and of a later one: it stops, and leaves neither a
 // connection nor a status, nor anything that runs.
 func TestLoopEndsAtEveryStep(t *testing.T) {
