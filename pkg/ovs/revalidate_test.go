@@ -10,18 +10,25 @@ import (
 )
 
 // The wait ends by itself, and an ovs-vswitchd that is not there is named.
-func TestWaitRevalidated(t *testing.T) {
+func TestAskRevalidated(t *testing.T) {
 	c, o, _ := start(t)
 	ctx := within(t)
 	bridge(t, c, "br0")
-	if err := c.WaitRevalidated(ctx); err != nil {
+	round := func(ctx context.Context) error {
+		wait, err := c.AskRevalidated(ctx)
+		if err != nil {
+			return err
+		}
+		return wait()
+	}
+	if err := round(ctx); err != nil {
 		t.Fatal(err)
 	}
 	// A control socket that a dead daemon left is passed over.
 	if err := os.WriteFile(filepath.Join(o.RunDir, "ovs-vswitchd.1.ctl"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.WaitRevalidated(ctx); err != nil {
+	if err := round(ctx); err != nil {
 		t.Fatal(err)
 	}
 	// A refusal is an error with Open vSwitch's own text.
@@ -31,12 +38,12 @@ func TestWaitRevalidated(t *testing.T) {
 	resume := o.PauseVswitchd()
 	hung, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 	defer cancel()
-	if err := c.WaitRevalidated(hung); !errors.Is(err, context.DeadlineExceeded) {
+	if err := round(hung); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("hung: %v", err)
 	}
 	resume()
 	o.KillVswitchd()
-	if err := c.WaitRevalidated(ctx); err == nil {
+	if err := round(ctx); err == nil {
 		t.Error("dead, and no error")
 	}
 }

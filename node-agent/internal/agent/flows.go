@@ -2,13 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
-	"sync"
-	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
@@ -101,8 +100,9 @@ type switchConnection interface {
 
 // revalidator compares what the datapath cached with the flows; [ovs.Client] asks for it.
 type revalidator interface {
-	// WaitRevalidated returns after a round of comparison.
-	WaitRevalidated(ctx context.Context) error
+	// AskRevalidated asks when a round of comparison is over: wait returns then. One that is
+	// brought about after that ends after the question was taken.
+	AskRevalidated(ctx context.Context) (wait func() error, err error)
 }
 
 // roomMaker is [packetsock.Room].
@@ -216,29 +216,26 @@ func (n *flowSide) apply(ctx context.Context) error {
 // cached before the last commit. Each round of Open vSwitch's comparison may have
 // begun before it, so it takes two. Only then the change is published as applied.
 func (n *flowSide) settle(ctx context.Context) {
-	var asked sync.WaitGroup
-	defer asked.Wait()
 	ctx, cancel := context.WithTimeout(ctx, staleAtMost)
 	defer cancel()
 	for range 2 {
-		compared := make(chan error, 1)
-		asked.Go(func() { compared <- n.datapath.WaitRevalidated(ctx) })
-		for waiting := true; waiting; {
-			err := n.table.Nudge(ctx)
-			if err == nil {
-				select {
-				case err = <-compared:
-					waiting = false
-				case <-time.After(nudgeEvery):
-				}
-			}
-			if err != nil {
-				n.log.Warn("cannot see when the datapath follows the flows: giving it the time it may take", "error", err, "wait", staleAtMost)
-				<-ctx.Done()
-				return
-			}
+		if err := n.compared(ctx); err != nil {
+			n.log.Warn("cannot see when the datapath follows the flows: giving it the time it may take", "error", err, "wait", staleAtMost)
+			<-ctx.Done()
+			return
 		}
 	}
+}
+
+// compared returns when a round of comparison has ended. That of the commit may be over by
+// now, and the next would come when it is time (max-revalidator), so it brings one about;
+// after the question, as one that is over before that would not be told.
+func (n *flowSide) compared(ctx context.Context) error {
+	wait, err := n.datapath.AskRevalidated(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(n.table.Nudge(ctx), wait())
 }
 
 // adopt asks for records of namespaces that have pods here and no record:

@@ -231,19 +231,21 @@ func (m *machine) Port(name string) (ovs.Port, bool) {
 	return m.gateway, name == bridge.GatewayPort && m.gateway.Name != ""
 }
 
-// WaitRevalidated implements revalidator; it takes some time.
-func (m *machine) WaitRevalidated(ctx context.Context) error {
+// AskRevalidated implements revalidator; a round takes some time.
+func (m *machine) AskRevalidated(ctx context.Context) (wait func() error, err error) {
 	m.mu.Lock()
 	away := m.switchAway
 	m.mu.Unlock()
 	if away {
-		return errors.New("ovs-vswitchd does not answer")
+		return nil, errors.New("ovs-vswitchd does not answer")
 	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(m.compares):
-	}
-	return ctx.Err()
+	return func() error {
+		select {
+		case <-ctx.Done():
+		case <-time.After(m.compares):
+		}
+		return ctx.Err()
+	}, nil
 }
 
 func (m *machine) PathsTo(_ netip.Addr, ips []netip.Addr) map[netip.Addr]link.Path {

@@ -59,8 +59,6 @@ const (
 	// room: Open vSwitch compares all of it at least every 500 ms (max-revalidator,
 	// ovs-vswitchd.conf.db(5)).
 	staleAtMost = time.Second
-	// nudgeEvery is the pause before asking for another round.
-	nudgeEvery = 5 * time.Millisecond
 	// calm is how long changes that others make to Open vSwitch or to the node's
 	// devices may wait while all is well: most of them are this agent's own.
 	calm = time.Second
