@@ -1,5 +1,6 @@
-// A module of its own: the engine asks for versions of etcd and others that are not the product's.
-module github.com/k8s-ovs/k8s-ovs/test/policyoracle
+// A module of its own: the engine asks for versions of etcd and others that are not the product's. Its path is
+// not that of its folder, so that it may ask the node agent's internal packages which flows there are.
+module github.com/k8s-ovs/k8s-ovs/node-agent/internal/policyoracle
 
 go 1.26.6
 

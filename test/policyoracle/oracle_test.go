@@ -333,12 +333,15 @@ func (d draw) withClusterPolicies() cluster {
 	return c
 }
 
+// perLevel are how many namespaces a cluster has, and how many pods each: podsDrawn in all.
+const perLevel, podsDrawn = 3, 9
+
 func (d draw) cluster() cluster {
 	c := cluster{namespaces: map[string]map[string]string{}}
-	for i := range 3 {
+	for i := range perLevel {
 		name := fmt.Sprint("ns", i)
 		c.namespaces[name] = d.labels()
-		for j := range 3 {
+		for j := range perLevel {
 			p := policy.Pod{Key: policy.Key{Namespace: name, Name: fmt.Sprint("pod", j)}, Labels: d.labels()}
 			p.Address = netip.AddrFrom4([4]byte{10, 0, byte(i), byte(64*j + 5)})
 			p.Ports = some(d, 3, d.namedPort)
