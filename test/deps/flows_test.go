@@ -18,7 +18,7 @@ const internal = "node-agent/internal/"
 // nobody; so no lock of one package is ever waited for with that of one below it held.
 func TestFlowsGoOneWay(t *testing.T) {
 	may := map[string][]string{
-		internal + "flowstore": {"pkg/openflow"},
+		internal + "flowstore": {"pkg/openflow", "pkg/faultpoint"},
 		internal + "nodeflows": {internal + "flowstore", internal + "pipeline", internal + "desired", "pkg"},
 		internal + "services":  {internal + "nodeflows", internal + "flowstore", internal + "pipeline", "pkg"},
 	}
