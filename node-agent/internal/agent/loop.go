@@ -94,7 +94,7 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 				return ctx.Err()
 			}
 			l.ready.set(err)
-			l.report.publish()
+			l.report.tell()
 			calming = false
 			e.deferred.Reset(pause.Next())
 			continue

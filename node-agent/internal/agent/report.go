@@ -17,7 +17,10 @@ type reporter struct {
 	readiness *readiness
 	services  *serviceFeed
 	identity  etcdaccess.Own
-	datapath  string
+	// own is what the identity said when it was last read; nil before. It is a file that is
+	// parsed, which takes as long as a change of flows: revisions that are applied do not wait for it.
+	own      *ownIdentity
+	datapath string
 	// enforces are the kinds of policies that count on this node.
 	enforces []string
 	// lacks is what of policies the newest switch does not know; nil where there are none.
@@ -34,6 +37,9 @@ type reporter struct {
 	shrink func() error
 	log    *slog.Logger
 }
+
+// ownIdentity is whom the node writes as: see [etcdaccess.Own.Who].
+type ownIdentity struct{ user, issuer string }
 
 // statusRecord is the record of the node's status; [store.StatusPublisher] writes it.
 type statusRecord interface {
@@ -69,8 +75,14 @@ func (n *reporter) ready(_ context.Context, p *pass) error {
 }
 
 func (n *reporter) status(context.Context, *pass) error {
-	n.publish()
+	n.tell()
 	return nil
+}
+
+// tell is publish with what the identity says now.
+func (n *reporter) tell() {
+	n.own = nil
+	n.publish()
 }
 
 // publish writes what this node has applied where operators see it.
@@ -85,7 +97,11 @@ func (n *reporter) publish() {
 		Host: n.name, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
 		Subnet: n.started, VXLANPort: n.tunnels.port,
 	}
-	st.Identity, st.Issuer = n.identity.Who()
+	if n.own == nil {
+		n.own = &ownIdentity{}
+		n.own.user, n.own.issuer = n.identity.Who()
+	}
+	st.Identity, st.Issuer = n.own.user, n.own.issuer
 	st.Enforces = n.enforces
 	if n.lacks != nil {
 		st.Lacks = n.lacks()
