@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -29,7 +30,10 @@ type Leadership struct {
 	session *concurrency.Session
 	key     string // the election key
 	create  int64  // its create revision: the fencing token
-	done    chan struct{}
+	term    string // in the history
+	// wrote is the revision of the newest write that is known.
+	wrote atomic.Int64
+	done  chan struct{}
 }
 
 // Campaign waits until this controller leads the network called name. id names
@@ -81,6 +85,10 @@ func (s *Store) Campaign(ctx context.Context, name, id string, ttl time.Duration
 		}
 		close(l.done)
 	}()
+	if err := l.begin(ctx); err != nil {
+		l.revoke()
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
 	return l, nil
 }
 
@@ -152,7 +160,7 @@ func (l *Leadership) PutNamespace(ctx context.Context, key string, n topology.Na
 }
 
 // MaxBatch is how many records [Leadership.PutNamespaces] writes at most. etcd takes 128
-// comparisons in a transaction, unless told otherwise (--max-txn-ops).
+// comparisons in a transaction, unless told otherwise (--max-txn-ops): two are the fence's.
 const MaxBatch = 100
 
 // MaxBatchBytes is what those records have at most: etcd takes 1.5 MiB in a request.
@@ -242,25 +250,42 @@ func (l *Leadership) transact(ctx context.Context, op, key string, rev int64, th
 	return l.fenced(ctx, op, []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "=", rev)}, []clientv3.Op{then})
 }
 
-// fenced is the fence: both the election key and the records must be what they were.
+// fenced is the fence: both the election key and the records must be what they were, and all
+// that this leader wrote must be there: else etcd went back to older records, those of its
+// election among them. Each write leaves its mark in the history.
 func (l *Leadership) fenced(ctx context.Context, op string, records []clientv3.Cmp, then []clientv3.Op) (int64, error) {
 	select {
 	case <-l.done:
 		return 0, &Error{Op: op, Kind: ErrDeposed}
 	default:
 	}
-	compares := append([]clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.create)}, records...)
+	now, wrote := l.store.keys.historyNow(l.name), l.wrote.Load()
+	compares := append([]clientv3.Cmp{
+		clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.create),
+		clientv3.Compare(clientv3.ModRevision(now), ">", wrote-1),
+	}, records...)
+	then = append(then[:len(then):len(then)], clientv3.OpPut(now, l.term))
 	resp, err := call(ctx, l.store, op, func(ctx context.Context, c *clientv3.Client) (*clientv3.TxnResponse, error) {
-		return c.Txn(ctx).If(compares...).Then(then...).Else(clientv3.OpGet(l.key)).Commit()
+		return c.Txn(ctx).If(compares...).Then(then...).Else(clientv3.OpGet(l.key), clientv3.OpGet(now)).Commit()
 	})
 	if err != nil {
 		return 0, err
 	}
 	if resp.Succeeded {
+		l.note(resp.Header.Revision)
 		return resp.Header.Revision, nil
 	}
 	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) == 0 || kvs[0].CreateRevision != l.create {
 		return 0, &Error{Op: op, Kind: ErrDeposed}
 	}
+	if kvs := resp.Responses[1].GetResponseRange().Kvs; len(kvs) == 0 || kvs[0].ModRevision < wrote {
+		return 0, &Error{Op: op, Kind: ErrDeposed, Cause: errWentBack}
+	}
 	return 0, &Error{Op: op, Kind: ErrConflict}
+}
+
+// note takes in the revision of a write. Several may be under way at once.
+func (l *Leadership) note(revision int64) {
+	for was := l.wrote.Load(); was < revision && !l.wrote.CompareAndSwap(was, revision); was = l.wrote.Load() {
+	}
 }

@@ -274,7 +274,7 @@ func TestPutNamespaces(t *testing.T) {
 
 // An etcd that is told to take less says so, and that is not an etcd that is away.
 func TestPutNamespacesRefused(t *testing.T) {
-	_, s := network(t, func(c *embed.Config) { c.MaxTxnOps = 10 })
+	_, s := network(t, func(c *embed.Config) { c.MaxTxnOps = 11 })
 	l := campaign(t, s, "one")
 	if _, err := l.PutNamespaces(ctxOf(t), batchOf(MaxBatch)); !errors.Is(err, ErrInvalid) || errors.Is(err, ErrUnavailable) {
 		t.Errorf("%v, want ErrInvalid", err)

@@ -347,8 +347,14 @@ func (f *follower) arrive(a arrival) (changed bool, err error) {
 		if e.Kv.ModRevision <= f.revs[key] {
 			continue
 		}
-		changed = true
 		f.revs[key] = e.Kv.ModRevision
+		if key == f.store.keys.historyNow(f.config.Value.Name) && e.Type != clientv3.EventTypeDelete {
+			// It says that something else changed, and is no news by itself.
+			f.sink.put(a.from.kind, toKV(e.Kv))
+			a.from.progress = max(a.from.progress, e.Kv.ModRevision)
+			continue
+		}
+		changed = true
 		if e.Type == clientv3.EventTypeDelete {
 			delete(f.revs, key)
 			f.sink.remove(a.from.kind, key, e.Kv.ModRevision)

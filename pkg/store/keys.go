@@ -22,8 +22,15 @@ const (
 	kindSets            = "sets/"
 	kindPods            = "pods/"
 	kindAcknowledged    = "acknowledged/"
+	// Of who led: below it are historyTerms and historyNow.
+	kindHistory = "history/"
 
 	keyReleased = "released"
+
+	// historyTerms has the terms of leaders, historyNow the ID of the present one; each write
+	// of a leader writes that again.
+	historyTerms = "terms"
+	historyNow   = "now"
 )
 
 // keyspace writes keys. Their layout is in docs/design.md, "Records".
@@ -61,6 +68,10 @@ func (k keyspace) certificate(name string, ip netip.Addr) string {
 func (k keyspace) pods(name string, ip netip.Addr) string {
 	return k.kind(name, kindPods) + ip.String()
 }
+
+func (k keyspace) historyTerms(name string) string { return k.kind(name, kindHistory) + historyTerms }
+
+func (k keyspace) historyNow(name string) string { return k.kind(name, kindHistory) + historyNow }
 
 func (k keyspace) released(name string) string { return k.prefix + "/" + name + "/" + keyReleased }
 

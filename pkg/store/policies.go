@@ -31,6 +31,8 @@ type PolicyView struct {
 	// Invalid says by key, such as isolation/shop, what does not parse, and why. Policies
 	// and Cluster have their own.
 	Invalid map[string]string
+	// History says which leaders wrote all this.
+	History topology.History
 }
 
 // PoliciesOf are policies of one kind by name.
@@ -100,7 +102,7 @@ func (s *Store) FollowPolicies(ctx context.Context, ip netip.Addr) *PolicyFollow
 	go func() {
 		defer close(out)
 		defer cancel()
-		s.run(ctx, &follower{store: s, kinds: []string{kindIsolation, kindClusterPolicies, sink.node}, sink: sink, wants: f.wants})
+		s.run(ctx, &follower{store: s, kinds: []string{kindIsolation, kindClusterPolicies, sink.node, kindHistory}, sink: sink, wants: f.wants})
 	}()
 	return f
 }
@@ -225,6 +227,7 @@ type policySink struct {
 	sets         shared[Versioned[topology.SetMembers]]
 	invalid      shared[string]
 	acknowledged int64
+	history      topology.History
 	cluster      *policyGroup[topology.ClusterPolicyRecord]
 	// What policies and sets are made of, by kind, and those that changed since.
 	policyGroups map[string]*policyGroup[topology.PolicyRecord]
@@ -284,6 +287,8 @@ func (t *policySink) put(kind string, k kv) {
 	t.changed[kind] = true
 	var err error
 	switch {
+	case kind == kindHistory:
+		t.history = putHistory(t.history, last, k)
 	case kind == kindIsolation:
 		var i topology.Isolation
 		if i, err = topology.ParseIsolation(last, k.value); err == nil {
@@ -339,6 +344,8 @@ func (t *policySink) remove(kind, key string, rev int64) {
 	t.changed[kind] = true
 	t.invalid.remove(kind + last)
 	switch {
+	case kind == kindHistory:
+		t.history = putHistory(t.history, last, kv{})
 	case kind == kindIsolation:
 		t.isolation.remove(last)
 	case kind == kindClusterPolicies:
@@ -371,7 +378,7 @@ func (t *policySink) emit(int64) {
 	clear(t.changed)
 	t.out.send(PolicyView{
 		Listing: t.listing, Isolation: t.isolation.hand(), Policies: t.policies.hand(), Cluster: t.cluster.value(), Sets: t.sets.hand(),
-		Acknowledged: t.acknowledged, Invalid: t.invalid.hand(),
+		Acknowledged: t.acknowledged, Invalid: t.invalid.hand(), History: t.history,
 	})
 }
 

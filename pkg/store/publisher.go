@@ -99,6 +99,9 @@ func (p *Publisher[T]) hold(ctx context.Context, pauses *backoff.Pauses) error {
 	if err != nil {
 		return p.store.classify(ctx, "keep the lease of "+p.what, err)
 	}
+	// An etcd that is back may be one that was restored, with an older record and the lease of
+	// that time.
+	down := disconnected(kctx, c)
 	var written []byte
 	for {
 		// What is there already is not written again: each write is news to all who watch.
@@ -106,20 +109,22 @@ func (p *Publisher[T]) hold(ctx context.Context, pauses *backoff.Pauses) error {
 			return err
 		}
 		pauses.Reset()
-		if !p.waitChange(ctx, alive) {
+		if !p.waitChange(ctx, alive, down) {
 			return nil
 		}
 	}
 }
 
-// waitChange waits for a new value; false when the lease is lost or ctx ended.
-func (p *Publisher[T]) waitChange(ctx context.Context, alive <-chan *clientv3.LeaseKeepAliveResponse) bool {
+// waitChange waits for a new value; false when the lease or the connection is lost, or ctx ended.
+func (p *Publisher[T]) waitChange(ctx context.Context, alive <-chan *clientv3.LeaseKeepAliveResponse, down <-chan struct{}) bool {
 	for {
 		select {
 		case <-ctx.Done():
 			return false
 		case <-p.wake:
 			return true
+		case <-down:
+			return false
 		case _, ok := <-alive:
 			if !ok {
 				return false

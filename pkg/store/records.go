@@ -134,6 +134,9 @@ func (s *Store) listAt(ctx context.Context, cfg Versioned[topology.Config], head
 	return l, nil
 }
 
+// recordKinds are the kinds that a [recordSet] is made of.
+var recordKinds = []string{kindNodes, kindNamespaces, kindHistory}
+
 // recordSet holds the parsed nodes and namespaces of one network. It parses a
 // record once, when it changes.
 type recordSet struct {
@@ -143,6 +146,7 @@ type recordSet struct {
 	spaces  map[string]topology.Namespace
 	reasons map[string]string
 	revs    Revs
+	history topology.History
 }
 
 func newRecordSet(keys keyspace, cfg Versioned[topology.Config]) *recordSet {
@@ -155,6 +159,10 @@ func newRecordSet(keys keyspace, cfg Versioned[topology.Config]) *recordSet {
 
 func (r *recordSet) put(kind string, k kv) {
 	last := r.keys.last(k.key, r.config.Value.Name, kind)
+	if kind == kindHistory {
+		r.history = putHistory(r.history, last, k)
+		return
+	}
 	r.remove(kind, k.key)
 	var err error
 	if kind == kindNodes {
@@ -176,6 +184,10 @@ func (r *recordSet) put(kind string, k kv) {
 
 func (r *recordSet) remove(kind, key string) {
 	last := r.keys.last(key, r.config.Value.Name, kind)
+	if kind == kindHistory {
+		r.history = putHistory(r.history, last, kv{})
+		return
+	}
 	delete(r.reasons, kind+last)
 	delete(r.revs.Invalid, kind+last)
 	if kind == kindNamespaces {
@@ -195,6 +207,7 @@ func (r *recordSet) snapshot(revision int64, listing int) Records {
 		Snapshot: topology.Snapshot{
 			Revision: revision, Config: r.config.Value,
 			Nodes: maps.Clone(r.nodes), Namespaces: maps.Clone(r.spaces), Invalid: maps.Clone(r.reasons),
+			History: r.history,
 		},
 		Revs: Revs{
 			Config: r.revs.Config, Nodes: maps.Clone(r.revs.Nodes),
@@ -207,12 +220,12 @@ func (r *recordSet) snapshot(revision int64, listing int) Records {
 // Snapshot reads all records at one revision. ErrNoConfig where the network has
 // no configuration, ErrInvalid where that does not parse.
 func (s *Store) Snapshot(ctx context.Context) (topology.Snapshot, Revs, error) {
-	l, err := s.list(ctx, kindNodes, kindNamespaces)
+	l, err := s.list(ctx, recordKinds...)
 	if err != nil {
 		return topology.Snapshot{}, Revs{}, err
 	}
 	set := newRecordSet(s.keys, l.config)
-	for i, kind := range []string{kindNodes, kindNamespaces} {
+	for i, kind := range recordKinds {
 		for _, k := range l.kinds[i] {
 			set.put(kind, k)
 		}

@@ -28,7 +28,7 @@ func (l latest[T]) send(v T) {
 // and an etcd restored from a backup; while etcd is away, or the network has no
 // valid configuration, nothing comes. The channel is closed when ctx ends.
 func (s *Store) WatchRecords(ctx context.Context) <-chan Records {
-	return watch(ctx, s, func(out latest[Records]) sink { return &recordSink{keys: s.keys, out: out} }, kindNodes, kindNamespaces)
+	return watch(ctx, s, func(out latest[Records]) sink { return &recordSink{keys: s.keys, out: out} }, recordKinds...)
 }
 
 // Watch is [Store.WatchRecords] for those who only read.
@@ -36,7 +36,7 @@ func (s *Store) WatchRecords(ctx context.Context) <-chan Records {
 // Every change up to a snapshot's Revision is in it. A change may also be in a
 // snapshot before Revision says so.
 func (s *Store) Watch(ctx context.Context) <-chan topology.Snapshot {
-	return watch(ctx, s, func(out latest[topology.Snapshot]) sink { return &recordSink{keys: s.keys, snapshots: out} }, kindNodes, kindNamespaces)
+	return watch(ctx, s, func(out latest[topology.Snapshot]) sink { return &recordSink{keys: s.keys, snapshots: out} }, recordKinds...)
 }
 
 // watch follows records of those kinds into a sink, which sends what it makes of
@@ -70,7 +70,7 @@ type recordSink struct {
 func (r *recordSink) reset(l listing) {
 	r.set = newRecordSet(r.keys, l.config)
 	r.listing++
-	for i, kind := range []string{kindNodes, kindNamespaces} {
+	for i, kind := range recordKinds {
 		for _, k := range l.kinds[i] {
 			r.set.put(kind, k)
 		}

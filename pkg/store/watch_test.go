@@ -293,11 +293,11 @@ func TestFollowerListsAnewWhenCompacted(t *testing.T) {
 	if _, err := c.Compact(ctxOf(t), 10); err != nil {
 		t.Fatal(err)
 	}
-	l, err := s.list(ctxOf(t), kindNodes, kindNamespaces)
+	l, err := s.list(ctxOf(t), recordKinds...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &follower{store: s, kinds: []string{kindNodes, kindNamespaces}, sink: &recordSink{keys: s.keys, out: make(latest[Records], 1)}, id: s.health.join(nil)}
+	f := &follower{store: s, kinds: recordKinds, sink: &recordSink{keys: s.keys, out: make(latest[Records], 1)}, id: s.health.join(nil)}
 	f.start(l)
 	f.sink.reset(l)
 	f.seen = 3

@@ -192,4 +192,6 @@ type NodeStatus struct {
 	// Lacks names what policies can ask for and the node's switch does not know:
 	// [LacksSCTPPorts]. What a rule allows by that, it does not allow there.
 	Lacks []string `json:"Lacks,omitempty"`
+	// Held is what the node knows of records that etcd has lost; nil while it has lost none.
+	Held *Held `json:"Held,omitempty"`
 }

@@ -17,6 +17,8 @@ type Snapshot struct {
 	Namespaces map[string]Namespace
 	// Invalid names the keys that do not parse, and why.
 	Invalid map[string]string
+	// History says which leaders wrote them.
+	History History
 }
 
 // NetID is the confirmed netID of a namespace; ok is false where there is none.
