@@ -98,7 +98,7 @@ func TestPure(t *testing.T) {
 	pure := []string{
 		"pkg/netid", "pkg/topology", "pkg/tunnel", "pkg/alloc", "pkg/service", "pkg/policy", "pkg/limits", "pkg/pki",
 		"node-agent/internal/pipeline", "node-agent/internal/desired", "node-agent/internal/mtu", "node-agent/internal/toobig", "node-agent/internal/fairness",
-		"controller/internal/tenant", "controller/internal/subnet", "controller/internal/identity",
+		"controller/internal/tenant", "controller/internal/subnet", "controller/internal/identity", "controller/internal/restore",
 	}
 	forbidden := []string{"os", "os/exec", "syscall", "net/http", "golang.org/x/sys", "github.com/vishvananda", "go.etcd.io", "github.com/ovn-org"}
 	found := map[string]bool{}

@@ -35,6 +35,8 @@ type Metrics struct {
 	users              prometheus.Gauge
 	changes            *prometheus.GaugeVec
 	without            *prometheus.CounterVec
+	lost               prometheus.Gauge
+	restored           prometheus.Counter
 }
 
 // NewMetrics registers them.
@@ -67,7 +69,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 	m.users = prometheus.NewGauge(prometheus.GaugeOpts(opts("node_users", "Nodes that have a user of their own in etcd, kept by this leader.")))
 	m.changes = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("tenant_changes_waiting", "Changes of a namespace's netID that wait until this node has their step in its flows.")), []string{"node"})
 	m.without = prometheus.NewCounterVec(prometheus.CounterOpts(opts("tenant_changes_without_total", "Steps of such changes that went on without this node, as it took too long: packets of the namespace from and to its pods there may have been lost.")), []string{"node"})
-	reg.MustRegister(m.changes, m.without, m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.clusterNotEnforced, m.policies, m.policyWrites, m.absent)
+	m.lost = prometheus.NewGauge(prometheus.GaugeOpts(opts("nodes_hold_lost_records", "Nodes that hold records which etcd has lost, as it does when it is restored from a backup.")))
+	m.restored = prometheus.NewCounter(prometheus.CounterOpts(opts("restorations_total", "How often etcd had gone back to older records, and what nodes held was put back.")))
+	reg.MustRegister(m.lost, m.restored, m.changes, m.without, m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.clusterNotEnforced, m.policies, m.policyWrites, m.absent)
 	return m
 }
 
@@ -83,6 +87,7 @@ func (m *Metrics) leading(yes bool) {
 		m.policies.Reset()
 		m.absent.Set(0)
 		m.users.Set(0)
+		m.lost.Set(0)
 		m.changes.Reset()
 		return
 	}

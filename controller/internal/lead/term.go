@@ -31,6 +31,7 @@ type writer interface {
 	PutCertificate(ctx context.Context, ip netip.Addr, c topology.Certificate, rev int64) (int64, error)
 	DropRequest(ctx context.Context, key string) error
 	PutConfig(ctx context.Context, cfg topology.Config, rev int64) (int64, error)
+	TakeLost(ctx context.Context, points []topology.Point) error
 	policies.Writer
 }
 
@@ -54,6 +55,10 @@ type term struct {
 
 	tunnels    tunnels
 	identities identities
+	back       restoration
+	began      time.Time
+	// assignable comes when nodes may have their first subnets.
+	assignable <-chan time.Time
 	// late comes when a tenant change has waited for nodes for long enough.
 	late <-chan time.Time
 	// clusterCut is that what follows Kubernetes was cut short, and the rest has its turn.
@@ -61,7 +66,7 @@ type term struct {
 }
 
 func newTerm(c *Controller, w writer) *term {
-	t := &term{c: c, writer: w, log: c.log}
+	t := &term{c: c, writer: w, log: c.log, began: c.cfg.Now()}
 	if c.world != nil {
 		t.follower = newFollower(c.cfg, w)
 	}
@@ -148,8 +153,13 @@ func (t *term) next(ctx context.Context, from sources) (due bool, err error) {
 		}
 		first := !t.live.known()
 		t.live.take(all, t.c.cfg.Now())
-		return t.current() && (first || t.tenants.Due(t.waitedFor)), nil
+		lost := len(topology.Lost(t.last.History, all)) > 0
+		return t.current() && (first || lost || t.tenants.Due(t.waitedFor)), nil
 	case <-t.late:
+		return t.current(), nil
+	case <-t.back.due:
+		return t.current(), nil
+	case <-t.assignable:
 		return t.current(), nil
 	case r, open := <-from.requests:
 		if !open {
@@ -225,6 +235,9 @@ func (t *term) take(r store.Records) (fresh bool, err error) {
 // act writes what the newest records call for. Each part ends after a slice of time, and
 // what is left of it is in the plan of the next snapshot, which its writes bring about.
 func (t *term) act(ctx context.Context) error {
+	if busy, err := t.putBack(ctx); busy || err != nil {
+		return err
+	}
 	if err := t.keepPort(ctx); err != nil {
 		return err
 	}
@@ -368,6 +381,9 @@ func (t *term) nodeRecords(ctx context.Context) ([]subnet.Record, error) {
 	if !slices.ContainsFunc(records, asks) {
 		return records, nil
 	}
+	if !t.mayAssign(t.c.cfg.Now()) {
+		return slices.DeleteFunc(records, asks), nil
+	}
 	live, err := t.c.cfg.Store.Statuses(ctx)
 	if err != nil {
 		return nil, err
@@ -377,6 +393,13 @@ func (t *term) nodeRecords(ctx context.Context) ([]subnet.Record, error) {
 			records[i].Using = live[r.Node.HostIP].Subnet
 		}
 	}
+	var used []netip.Prefix
+	for _, status := range live {
+		if status.Subnet.IsValid() {
+			used = append(used, status.Subnet)
+		}
+	}
+	t.subnets.Reserve(used)
 	return records, nil
 }
 

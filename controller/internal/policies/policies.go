@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
@@ -89,6 +90,8 @@ type Keeper struct {
 	cfg  Config
 	log  *slog.Logger
 	wake chan struct{}
+	// settled is that the records were once in step.
+	settled atomic.Bool
 
 	mu      sync.Mutex // guards subnets
 	subnets map[netip.Addr]topology.Node
@@ -131,6 +134,9 @@ func (k *Keeper) SetNodes(nodes map[netip.Addr]topology.Node) {
 	default:
 	}
 }
+
+// Settled reports whether the records came to say what they should since this Keeper began.
+func (k *Keeper) Settled() bool { return k.settled.Load() }
 
 // aside is a watch that runs while it is needed.
 type aside[K comparable, T any] struct {
@@ -253,6 +259,7 @@ func (k *Keeper) attempt(ctx context.Context) (again <-chan time.Time, leads boo
 	case some:
 		return time.After(0), true
 	}
+	k.settled.Store(true)
 	return nil, true
 }
 

@@ -88,12 +88,17 @@ type Planner struct {
 	memory map[string]memory
 	held   map[netip.Prefix]struct{}
 	freed  []netip.Prefix
+	used   []netip.Prefix
 }
 
 // New starts a term; freed are subnets that were freed before, oldest first.
 func New(freed []netip.Prefix) *Planner {
 	return &Planner{first: true, memory: map[string]memory{}, held: map[netip.Prefix]struct{}{}, freed: slices.Clone(freed)}
 }
+
+// Reserve says which subnets nodes use, whatever the records say: they are given to nobody
+// else.
+func (p *Planner) Reserve(used []netip.Prefix) { p.used = used }
 
 // Trying tells the planner that w is about to be written.
 func (p *Planner) Trying(w Write) {
@@ -147,6 +152,9 @@ func (p *Planner) Plan(cfg topology.Config, records []Record, now time.Time) (Pl
 	// What people wrote and nobody has checked yet is not given to others.
 	for _, rec := range rest {
 		free.Use(rec.Node.Subnet)
+	}
+	for _, s := range p.used {
+		free.Use(s)
 	}
 	for i := range rest {
 		r.decide(&rest[i])

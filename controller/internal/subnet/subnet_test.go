@@ -316,6 +316,21 @@ func TestSubnetInUse(t *testing.T) {
 	w.want("198.18.0.3", "172.11.0.128/26", false, "")
 }
 
+// What a node uses is given to no other, though no record says so: etcd may have lost it.
+func TestReserve(t *testing.T) {
+	w := newWorld(t).small()
+	w.planner.Reserve([]netip.Prefix{netip.MustParsePrefix("172.11.0.0/26"), netip.MustParsePrefix("192.0.2.0/24")})
+	w.node("198.18.0.9", "")
+	w.settle()
+	w.want("198.18.0.9", "172.11.0.64/26", false, "")
+	w.node("198.18.0.1", "")
+	r := w.records["198.18.0.1"]
+	r.Using = netip.MustParsePrefix("172.11.0.0/26")
+	w.records["198.18.0.1"] = r
+	w.settle()
+	w.want("198.18.0.1", "172.11.0.0/26", false, "")
+}
+
 func texts(ps []netip.Prefix) (out []string) {
 	for _, p := range ps {
 		out = append(out, p.String())
