@@ -167,8 +167,27 @@ func (n *flowSide) followRecords(ctx context.Context, _ *pass) error { return n.
 // all there was to do: what else the network's configuration changes, a pass does.
 func (n *flowSide) follow(ctx context.Context, s topology.Snapshot, ways map[netip.Addr]link.Path) bool {
 	same := n.records != nil && n.records.Config.Equal(s.Config)
-	n.hold(s)
+	n.take(s)
 	return same && n.started.IsValid() && n.conn.alive() && !n.peers.New(n.records, ways) && n.apply(ctx) == nil
+}
+
+// take takes in new records, and tells of those that lack what was there before.
+func (n *flowSide) take(s topology.Snapshot) {
+	lacked := n.older != nil
+	n.hold(s)
+	lacks := n.older != nil
+	switch {
+	case lacks && !lacked:
+		n.metrics.older.Set(1)
+		n.log.Warn("etcd went back to older records, as it does when it is restored from a backup: going on with those from before until the controller has put back what is missing",
+			"revision", n.records.Revision, "etcd", s.Revision)
+	case lacked && !lacks:
+		n.metrics.older.Set(0)
+		n.log.Info("etcd has again what it had lost: following its records", "revision", s.Revision)
+	}
+	if lacks {
+		n.publish()
+	}
 }
 
 // apply brings the newest records into the flows, and tells who waits for them.

@@ -53,6 +53,7 @@ type nodeMetrics struct {
 	peers    prometheus.Gauge
 	problems prometheus.Gauge
 	revision prometheus.Gauge
+	older    prometheus.Gauge
 	ready    prometheus.Gauge
 	closed   prometheus.Gauge
 }
@@ -100,7 +101,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range hostnet.Reasons() {
 		m.drops.WithLabelValues(string(r))
 	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.steps, m.pods, m.flows, m.peers, m.problems, m.revision, m.ready, m.closed,
+	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.steps, m.pods, m.flows, m.peers, m.problems, m.revision, m.older, m.ready, m.closed,
 		m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }
@@ -128,6 +129,7 @@ func newNodeMetrics() nodeMetrics {
 		flows:    gauge("flows", "Flows in the bridge."),
 		peers:    gauge("peers", "Other nodes that this one exchanges packets with."),
 		problems: gauge("record_problems", "Records that this node leaves out because they are not valid."),
+		older:    gauge("etcd_older", "1 while etcd has older records than this node, as it does when it is restored from a backup: the node takes no new ones."),
 		revision: gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
 		ready:    gauge("ready", "1 when pods can be attached."),
 		closed:   gauge("outside_closed", "1 when the check of the way to the outside finds it closed (--exit-check)."),

@@ -309,7 +309,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		r.health.way.events = n.api
 		report.enforces = []string{topology.EnforcesNetworkPolicy, topology.EnforcesClusterNetworkPolicy}
 		report.lacks = func() []string { return policies.Lacks(n.ovs.datapath, p.conn.software) }
-		policy.lacks = report.lacks
+		policy.lacks, report.lost = report.lacks, p.policies.Lost
 	}
 	if n.etcd.asking != nil {
 		r.record.asking, r.flows.asking = n.etcd.asking, n.etcd.asking

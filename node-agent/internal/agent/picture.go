@@ -22,6 +22,9 @@ type picture struct {
 	copied   *topology.Snapshot
 	fromEtcd bool
 	applied  int64
+	// older is what etcd has where it went back to older records, which lack some of what
+	// these have; nil where it did not.
+	older *topology.Snapshot
 	// started is the subnet that the node was set up with; not valid before.
 	started netip.Prefix
 	// under is the underlay as last seen, podMTU what pods send, bytes.
@@ -51,10 +54,17 @@ func (p *picture) useCopy(log *slog.Logger) {
 	}
 }
 
-// hold makes s the newest records.
+// hold makes s the newest records. Where etcd went back to older ones those from before stay,
+// until a leader has put back what is missing: docs/restored-etcd.md.
 func (p *picture) hold(s topology.Snapshot) {
-	if before := cmp.Or(p.records, p.copied); before != nil {
+	before := cmp.Or(p.records, p.copied)
+	p.fromEtcd, p.older = true, nil
+	if before != nil && before.Config.Name == s.Config.Name && !s.History.Holds(before.History.Now) {
+		p.records, p.older = before, &s
+		return
+	}
+	if before != nil {
 		s = records.Carry(*before, s)
 	}
-	p.records, p.fromEtcd = &s, true
+	p.records = &s
 }

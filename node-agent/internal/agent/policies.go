@@ -40,6 +40,8 @@ type policyTable interface {
 	SetLacks(lacks []string)
 	// Known is nil when it is known which pods policies select.
 	Known() error
+	// Lost is the newest write of a leader that the table has taken in, where etcd has lost it.
+	Lost() topology.Point
 	// Denies reports whether pods' own flows let through what is denied, without the rules.
 	Denies() bool
 	// Connected says that the switch is another one, Forgotten that it has lost the

@@ -25,6 +25,8 @@ type toldTable struct {
 
 func (t *toldTable) Denies() bool { return t.denies }
 
+func (t *toldTable) Lost() topology.Point { return topology.Point{} }
+
 func (t *toldTable) SetLacks(lacks []string) { _ = t.note(fmt.Sprintf("lacks %v", lacks)) }
 
 func (t *toldTable) note(what string) error {

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"log/slog"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
@@ -23,6 +25,8 @@ type reporter struct {
 	datapath string
 	// enforces are the kinds of policies that count on this node.
 	enforces []string
+	// lost is the newest write of policies that etcd has lost; nil where there are no policies.
+	lost func() topology.Point
 	// lacks is what of policies the newest switch does not know; nil where there are none.
 	lacks    func() []string
 	attached interface{ List() []attach.Attachment }
@@ -111,7 +115,37 @@ func (n *reporter) publish() {
 	if why := n.readiness.is(); why != nil {
 		st.Message = why.Error()
 	}
+	if st.Held = n.held(); st.Held != nil {
+		// Nothing that is written now is in the flows.
+		st.Revision, st.Message = 0, cmp.Or(st.Message, errOlder.Error())
+	}
 	n.to.Set(st)
+}
+
+// errOlder is why a node takes no new records.
+var errOlder = errors.New("etcd went back to older records: the node goes on with those from before until the controller has put back what is missing")
+
+// held is what the node knows of records that etcd has lost; nil where it has lost none.
+func (n *reporter) held() *topology.Held {
+	var lost topology.Point
+	if n.lost != nil {
+		lost = n.lost()
+	}
+	if n.older == nil && lost == (topology.Point{}) {
+		return nil
+	}
+	h := topology.Held{}
+	if n.older != nil {
+		here := map[string]bool{}
+		for _, at := range n.attached.List() {
+			here[at.Namespace] = true
+		}
+		h = topology.HeldBeside(*n.records, *n.older, func(ns string) bool { return here[ns] })
+	}
+	if lost.Revision > h.At.Revision {
+		h.At = lost
+	}
+	return &h
 }
 
 // configuration puts the CNI configuration in place once pods have all that they should.

@@ -117,7 +117,12 @@ func (n *MTU) Has() mtu.Values { return n.has }
 func (n *MTU) Ways() map[netip.Addr]link.Path { return n.ways }
 
 // See takes in what all nodes have written.
-func (n *MTU) See(view topology.MTUs) { n.view, n.seen = view, true }
+func (n *MTU) See(view topology.MTUs) {
+	if view.Revision < n.view.Revision {
+		n.writer.forget() // etcd went back to older records
+	}
+	n.view, n.seen = view, true
+}
 
 // Written tells what became of what was written, for [MTU.TakeWritten].
 func (n *MTU) Written() <-chan Written { return n.writer.done }

@@ -34,6 +34,8 @@ type Copy struct {
 	topology.PolicyRecords
 	// Pods are those of the node, in order of their addresses.
 	Pods []CopiedPod `json:"Pods"`
+	// At is the newest write of a leader that is in it.
+	At topology.Point `json:"At,omitzero"`
 }
 
 // CopiedPod is a pod in a [Copy].
@@ -82,7 +84,7 @@ func (p *picture) copy() Copy {
 	c := Copy{PolicyRecords: topology.PolicyRecords{
 		Isolation: map[string]topology.Isolation{}, Policies: map[string]map[string]topology.PolicyRecord{}, Sets: map[string]topology.SetMembers{},
 		Cluster: p.view.Cluster.Policies,
-	}, Pods: []CopiedPod{}}
+	}, Pods: []CopiedPod{}, At: p.view.History.Now}
 	for n, i := range p.view.Isolation {
 		c.Isolation[n] = i.Value
 	}
@@ -103,16 +105,16 @@ func (p *picture) copy() Copy {
 func (t *Table) Remember(c Copy) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.copied = map[netip.Addr]CopiedPod{}
+	t.copied, t.start = map[netip.Addr]CopiedPod{}, c
 	for _, p := range c.Pods {
 		t.copied[p.Address] = p
 	}
 }
 
-// UseCopy goes on with the records of a copy, where etcd has given none.
-func (t *Table) UseCopy(c Copy) {
+// view is the records of a copy.
+func (c Copy) view() store.PolicyView {
 	v := store.PolicyView{
-		Isolation: map[string]store.Versioned[topology.Isolation]{}, Policies: map[string]store.NamespacePolicies{},
+		History: topology.History{Now: c.At}, Isolation: map[string]store.Versioned[topology.Isolation]{}, Policies: map[string]store.NamespacePolicies{},
 		Sets: map[string]store.Versioned[topology.SetMembers]{}, Cluster: store.ClusterPolicies{Policies: c.Cluster, Revision: 1},
 	}
 	for n, i := range c.Isolation {
@@ -124,10 +126,15 @@ func (t *Table) UseCopy(c Copy) {
 	for hash, s := range c.Sets {
 		v.Sets[hash] = store.Versioned[topology.SetMembers]{Value: s, Revision: 1}
 	}
+	return v
+}
+
+// UseCopy goes on with the records of a copy, where etcd has given none.
+func (t *Table) UseCopy(c Copy) {
 	t.mu.Lock()
 	told := t.told
 	t.mu.Unlock()
 	if !told {
-		t.See(v)
+		t.See(c.view())
 	}
 }

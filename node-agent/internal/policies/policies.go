@@ -126,6 +126,9 @@ type Table struct {
 
 	mu sync.Mutex
 	picture
+	// start is the copy on disk, until records are told; lost is what [Table.Lost] says.
+	start Copy
+	lost  topology.Point
 	interest
 	labels
 	progress
@@ -226,11 +229,38 @@ func (t *Table) See(v store.PolicyView) {
 	if t.since.IsZero() {
 		t.since = now
 	}
+	v, news := t.newest(v)
+	if !news {
+		return
+	}
 	t.see(v, now)
 	t.freed.acknowledge(v.Acknowledged)
 	t.changed()
 	close(t.seen)
 	t.seen = make(chan struct{})
+}
+
+// newest is what to take in where etcd has v. Where etcd went back to older records than were
+// there before, those stay: they are no news, but for those of the copy at the start.
+func (t *Table) newest(v store.PolicyView) (view store.PolicyView, news bool) {
+	copied := t.start.view()
+	if t.told {
+		copied = t.view
+	}
+	if v.History.Holds(copied.History.Now) || v.History.Now == copied.History.Now {
+		t.lost = topology.Point{}
+		return v, true
+	}
+	t.lost = copied.History.Now
+	return copied, !t.told
+}
+
+// Lost is the newest write of a leader that the table has taken in, where etcd has lost it: it
+// went back to older records.
+func (t *Table) Lost() topology.Point {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.lost
 }
 
 // SetRecords takes in what rules follow from besides: the cluster network and its nodes.

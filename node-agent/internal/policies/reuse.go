@@ -35,7 +35,7 @@ func (f *addresses) take(a netip.Addr) { delete(f.freed, a) }
 
 // published notes which record stands in etcd.
 func (f *addresses) published(n topology.NodePods, revision int64) {
-	if f.first == 0 {
+	if f.first == 0 || f.first > revision {
 		f.first = revision
 	}
 	has := map[netip.Addr]bool{}
@@ -43,7 +43,8 @@ func (f *addresses) published(n topology.NodePods, revision int64) {
 		has[p.Address] = true
 	}
 	for a, one := range f.freed {
-		if one.revision == 0 && !has[a] {
+		// One of before etcd went back to older records says nothing any more.
+		if (one.revision == 0 || one.revision > revision) && !has[a] {
 			one.revision = revision
 			f.freed[a] = one
 		}

@@ -35,6 +35,17 @@ func TestReuse(t *testing.T) {
 	f.free(web1, noon.Add(time.Minute))
 	ask("it was used again", &f, time.Hour, false)
 
+	// etcd goes back to older records: what was written then says nothing any more.
+	lost := newAddresses()
+	lost.published(with, 90)
+	lost.free(web1, noon)
+	lost.published(record(), 91)
+	lost.acknowledge(40)
+	lost.published(record(), 41)
+	ask("its removal is written anew", &lost, time.Hour, false)
+	lost.acknowledge(41)
+	ask("that is acknowledged", &lost, time.Hour, true)
+
 	// Of what was freed before the start nobody knows when.
 	fresh := newAddresses()
 	if fresh.reusable(web1, noon, noon.Add(time.Hour)) {
