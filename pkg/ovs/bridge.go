@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/ovn-org/libovsdb/ovsdb"
 )
@@ -31,6 +32,18 @@ func (c *Client) Info() Info {
 		CurCfg:        row.CurCfg,
 		ExternalIDs:   row.ExternalIDs,
 	}
+}
+
+// Init makes the row that all configuration hangs on where there is none, as `ovs-vsctl init`
+// does: Open vSwitch's start scripts have it done, but not for a database that is lost later.
+func (c *Client) Init(ctx context.Context) error {
+	s, err := c.session()
+	if err != nil || s.ovs() != nil {
+		return err
+	}
+	// An operation without any column lacks its row.
+	_, err = s.transact(ctx, "making the Open_vSwitch row of an empty database", []ovsdb.Operation{insert(tableOVS, "root", ovsdb.Row{"next_cfg": 0})})
+	return err
 }
 
 // Bridge is the bridge of that name, as last heard; ok is false where there is
@@ -247,6 +260,26 @@ func (c *Client) Sync(ctx context.Context) error {
 	}
 	return c.WaitApplied(ctx, config)
 }
+
+// Writable is nil when ovsdb-server writes down what it is told: else a [*StorageError]. It
+// writes only where the last attempt failed, and nothing that matters.
+func (c *Client) Writable(ctx context.Context) error {
+	s, err := c.session()
+	if err != nil || !s.unsaved.Load() {
+		return err
+	}
+	// A small one may find room in the last page of the file, and the next pod's would not.
+	blanks := strings.Repeat(" ", roomForMore)
+	_, err = s.applied(ctx, "looking whether there is room", []ovsdb.Operation{{Op: ovsdb.OperationComment, Comment: &blanks}})
+	if err == nil {
+		s.unsaved.Store(false)
+	}
+	return err
+}
+
+// roomForMore is how large the transaction is, in bytes, that looks whether there is room: that
+// of a pod's port has less than a quarter of it.
+const roomForMore = 4096
 
 // applied commits ops, and asks ovs-vswitchd to say when it has applied them.
 func (s *session) applied(ctx context.Context, what string, ops []ovsdb.Operation) (ConfigNumber, error) {

@@ -39,6 +39,8 @@ type Client struct {
 	mu sync.RWMutex
 	// current is nil while disconnected.
 	current *session
+	// sessions counts connections.
+	sessions int
 	// up is closed when current is set, and replaced when it is unset.
 	up chan struct{}
 
@@ -98,6 +100,14 @@ func (c *Client) Changes() <-chan struct{} { return c.changes }
 func (c *Client) Connected() bool {
 	_, err := c.session()
 	return err == nil
+}
+
+// Sessions counts the connections made so far. What was read by an earlier one may be of
+// another database: one that was restored, or made anew.
+func (c *Client) Sessions() int {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.sessions
 }
 
 // WaitConnected returns when the client is connected, or with ctx's error.
@@ -185,7 +195,9 @@ func (c *Client) setSession(s *session) {
 	} else if s == nil && c.current != nil {
 		c.up = make(chan struct{})
 	}
-	c.current = s
+	if c.current = s; s != nil {
+		c.sessions++
+	}
 	c.mu.Unlock()
 	c.wake()
 	c.waiters.wakeAll()

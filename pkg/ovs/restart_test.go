@@ -3,6 +3,8 @@ package ovs
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 )
@@ -47,6 +49,64 @@ func TestDatabaseRestart(t *testing.T) {
 	if a := <-waited; a.err != nil || a.n == 0 {
 		t.Errorf("the waiter got %d, %v", a.n, a.err)
 	}
+}
+
+// TestInit: a database that is lost while all run is made one that can be used, once.
+func TestInit(t *testing.T) {
+	c, o, _ := start(t)
+	ctx := within(t)
+	bridge(t, c, "br0")
+	sessions := c.Sessions()
+	o.LoseDatabase()
+	if err := c.WaitConnected(ctx); err != nil {
+		t.Fatal(err)
+	}
+	until(t, c, "another connection is counted", func() bool { return c.Sessions() > sessions })
+	if _, err := c.EnsureBridge(ctx, BridgeSpec{Name: "br0", DatapathType: DatapathNetdev}); err == nil || !strings.Contains(err.Error(), "Open_vSwitch row") {
+		t.Errorf("a bridge in an empty database: %v", err)
+	}
+	for range 2 {
+		if err := c.Init(ctx); err != nil {
+			t.Fatal(err)
+		}
+		until(t, c, "the row is there", func() bool { s, err := c.session(); return err == nil && s.ovs() != nil })
+	}
+	bridge(t, c, "br0")
+	if err := c.Sync(ctx); err != nil {
+		t.Error(err)
+	}
+	if n := len(strings.Fields(vsctl(o, "--bare", "--columns=_uuid", "list", "Open_vSwitch"))); n != 1 {
+		t.Errorf("%d rows", n)
+	}
+}
+
+// TestDiskFull: what cannot be written down is told apart, and looked at again until it can.
+func TestDiskFull(t *testing.T) {
+	c, o, _ := start(t)
+	ctx := within(t)
+	bridge(t, c, "br0")
+	free := o.FillDisk()
+	if err := c.WaitConnected(ctx); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	var full *StorageError
+	for n := 0; err == nil && n < 1000; n++ { // the last page of the file has room
+		_, err = c.EnsureBridge(ctx, BridgeSpec{Name: "br0", ExternalIDs: map[string]string{"x": fmt.Sprint(n)}})
+	}
+	if !errors.As(err, &full) || !strings.Contains(err.Error(), "conf.db") {
+		t.Fatalf("on a full disk: %v", err)
+	}
+	if err := c.Writable(ctx); !errors.As(err, &full) {
+		t.Errorf("it can be written: %v", err)
+	}
+	free()
+	for range 2 {
+		if err := c.Writable(ctx); err != nil {
+			t.Errorf("there is room: %v", err)
+		}
+	}
+	bridge(t, c, "br1")
 }
 
 func TestVswitchdRestart(t *testing.T) {

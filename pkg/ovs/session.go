@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -28,8 +29,11 @@ type session struct {
 	cache *cache.TableCache
 	// lost is closed when the connection ends.
 	lost chan struct{}
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	// unsaved is that ovsdb-server could not write a transaction down, and there was no look
+	// since whether it can.
+	unsaved atomic.Bool
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
 }
 
 // probeInterval is how often an idle connection is checked: a server that hangs
@@ -140,7 +144,13 @@ func (s *session) transact(ctx context.Context, what string, ops []ovsdb.Operati
 		}
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	if opErrs, err := ovsdb.CheckOperationResults(results, ops); err != nil {
+	opErrs, err := ovsdb.CheckOperationResults(results, ops)
+	var full *ovsdb.IOError
+	if errors.As(err, &full) {
+		s.unsaved.Store(true)
+		return nil, fmt.Errorf("%s: %w", what, &StorageError{Text: full.Error()})
+	}
+	if err != nil {
 		for _, e := range opErrs {
 			err = errors.Join(err, e)
 		}

@@ -33,6 +33,17 @@ func (e *PortError) Error() string {
 	return fmt.Sprintf("Open vSwitch refuses port %s: %s", e.Port, text)
 }
 
+// StorageError says that ovsdb-server cannot write its database down: the disk is full, or
+// read only. It passes when that does.
+type StorageError struct {
+	// Text is Open vSwitch's own, with the path of the file.
+	Text string
+}
+
+func (e *StorageError) Error() string {
+	return fmt.Sprintf("the database of Open vSwitch cannot be written (%s): free some space there", e.Text)
+}
+
 // Fail modes of a bridge: what it does without flows.
 const (
 	// FailSecure drops everything.

@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -109,4 +112,171 @@ func (l *lab) daemonServes(daemon string) error {
 		err = errors.New("it has no bridge br0")
 	}
 	return err
+}
+
+// foreign are the ports of somebody else's that are on n1's Open vSwitch: a bridge with a port, and a
+// port of br0.
+var foreign = []string{"other", "other0", "stray0"}
+
+// addForeign makes them.
+func (l *lab) addForeign() {
+	l.t.Helper()
+	datapath, err := l.OVS("n1").VSCtl(l.t.Context(), "get", "Bridge", "br0", "datapath_type")
+	l.must(err)
+	_, err = l.OVS("n1").VSCtl(l.t.Context(),
+		"add-br", "other", "--", "set", "Bridge", "other", "datapath_type="+strings.TrimSpace(datapath), "external_ids:whose=another",
+		"--", "add-port", "other", "other0", "--", "set", "Interface", "other0", "type=internal", "external_ids:whose=another",
+		"--", "add-port", "br0", "stray0", "--", "set", "Interface", "stray0", "type=internal", "external_ids:whose=another")
+	l.must(err)
+	// What a new port has from ovs-vswitchd comes a moment later.
+	l.must(l.sync("n1"))
+}
+
+// sync returns when ovs-vswitchd has taken the database in.
+func (l *lab) sync(node string) error {
+	_, err := l.OVS(node).VSCtl(l.t.Context(), "set", "Open_vSwitch", ".", "external_ids:test=synced")
+	return err
+}
+
+// foreignRows is all that the database has of them, the rows' own identities too.
+func (l *lab) foreignRows() string {
+	l.t.Helper()
+	var all []string
+	for _, table := range []string{"Bridge", "Port", "Interface"} {
+		columns := map[string]string{
+			"Bridge": "_uuid,name,ports,datapath_type,fail_mode,protocols,external_ids,other_config", "Port": "_uuid,name,interfaces,qos,external_ids,other_config",
+			"Interface": "_uuid,name,type,options,ofport,mtu_request,external_ids,other_config",
+		}[table]
+		for _, name := range foreign {
+			out, err := l.OVS("n1").VSCtl(l.t.Context(), "--columns="+columns, "find", table, "name="+name)
+			l.must(err)
+			all = append(all, out)
+		}
+	}
+	return strings.Join(all, "\n")
+}
+
+// TestOpenVSwitchFaults: what becomes of a node whose Open vSwitch loses its configuration, its
+// database, both daemons, or room on its disk. When Open vSwitch serves again pods talk to each other
+// within a second with the addresses that they had, the node becomes exactly what it should be, and
+// somebody else's bridge and ports are as they were.
+func TestOpenVSwitchFaults(t *testing.T) {
+	long(t)
+	l := up(t, netlab.Options{})
+	l.pods(quartet)
+	o := l.OVS("n1")
+	l.addForeign()
+	var copied []byte
+	for _, f := range []struct {
+		name string
+		do   func(ctx context.Context) error
+		// lost is that what is somebody else's goes, too: it has to make it anew.
+		lost bool
+	}{
+		{name: "ovs-vsctl emer-reset", do: func(ctx context.Context) error {
+			_, err := o.VSCtl(ctx, "emer-reset")
+			return err
+		}},
+		{name: "both daemons killed", do: func(ctx context.Context) error {
+			return errors.Join(o.KillVswitchd(), o.KillOVSDB(), o.StartOVSDB(ctx), o.StartVswitchd(ctx))
+		}},
+		{name: "the database rolled back", do: func(ctx context.Context) error {
+			return errors.Join(o.WithoutServer(ctx, func(path string) error { return os.WriteFile(path, copied, 0o644) }), l.sync("n1"))
+		}},
+		{name: "the database rolled back while all are away", do: func(ctx context.Context) error {
+			err := errors.Join(l.Agent("n1").Kill(), o.KillVswitchd(),
+				o.WithoutServer(ctx, func(path string) error { return os.WriteFile(path, copied, 0o644) }),
+				o.StartVswitchd(ctx))
+			return errors.Join(err, l.Agent("n1").Start(ctx))
+		}},
+		{name: "the database wiped", lost: true, do: func(ctx context.Context) error { return o.WithoutServer(ctx, o.WipeDatabase) }},
+		{name: "the database wiped, and ovs-vswitchd killed", lost: true, do: func(ctx context.Context) error {
+			return errors.Join(o.KillVswitchd(), o.WithoutServer(ctx, o.WipeDatabase), o.StartVswitchd(ctx))
+		}},
+	} {
+		ctx := t.Context()
+		// A copy from when red/old was there and red/new was not.
+		old := l.pod("n1", "red/old")
+		l.asItShould("before: "+f.name, "n1")
+		var err error
+		copied, err = os.ReadFile(o.Database()) // it only ever grows at its end (ovsdb(5))
+		l.must(err)
+		fresh := l.pod("n1", "red/new")
+		l.must(l.DelPod(ctx, old))
+		l.asItShould("pods came and went: "+f.name, "n1")
+		l.requireMatrix("before: "+f.name, redAndBlue.allowed)
+
+		before := l.foreignRows()
+		run := l.run(probe.Exactly(redAndBlue.allowed))
+		l.traffic(run, 20)
+		outage := during(f.name, func() { l.must(f.do(ctx)) })
+		l.traffic(run, 20)
+		l.judge(run.Stop(), []span{outage})
+		l.asItShould(f.name, "n1")
+		if f.lost {
+			l.addForeign()
+			l.asItShould(f.name+", and others came back", "n1")
+		} else if after := l.foreignRows(); after != before {
+			t.Errorf("%s: what is somebody else's was:\n%s\nand is:\n%s", f.name, before, after)
+		}
+		l.requireMatrix(f.name, redAndBlue.allowed)
+		l.must(l.DelPod(ctx, fresh))
+	}
+}
+
+// TestOpenVSwitchDiskFull: the disk of Open vSwitch's database is full. Pods that run lose nothing, pods
+// can go, and new ones are asked to come again; the node says why it takes none. When there is room it
+// does, and is what it should be.
+func TestOpenVSwitchDiskFull(t *testing.T) {
+	l := up(t, netlab.Options{})
+	ctx := t.Context()
+	l.pods(quartet)
+	leaves := l.pod("n1", "red/leaves")
+	l.addForeign()
+	before := l.foreignRows()
+	o := l.OVS("n1")
+	free, end, err := o.FillDisk(ctx)
+	l.must(err)
+	end = sync.OnceValue(end)
+	t.Cleanup(func() { _ = end() })
+	l.must(l.sync("n1"))
+	l.waitMatrix("the database is elsewhere", 10*time.Second, redAndBlue.allowed)
+	l.eventually("the database takes nothing more", time.Minute, func() error { // its last page has room
+		if _, err := o.VSCtl(ctx, "--timeout=2", "--no-wait", "set", "Open_vSwitch", ".", "external_ids:pad="+fmt.Sprint(time.Now().UnixNano())); err == nil {
+			return errors.New("it did")
+		}
+		return nil
+	})
+	pods, err := l.Pods()
+	l.must(err)
+	run := l.runBetween(probe.Exactly(redAndBlue.allowed), slices.DeleteFunc(pods, func(p netlab.Pod) bool { return p.Name == "leaves" })...)
+	const why = "free some space there"
+	_, err = l.AddPod(ctx, "n1", "red", "comes", netlab.PodOptions{})
+	if err == nil || !strings.Contains(err.Error(), why) {
+		t.Errorf("ADD on a full disk: %v", err)
+	}
+	l.eventually("the node is not ready", 10*time.Second, func() error {
+		if err := l.CNIStatus(ctx, "n1"); err == nil || !strings.Contains(err.Error(), why) {
+			return fmt.Errorf("it says: %v", err)
+		}
+		return nil
+	})
+	l.must(l.DelPod(ctx, leaves))
+	l.traffic(run, 20)
+	if err := run.Stop().Err(); err != nil {
+		t.Error(err)
+	}
+	l.must(free())
+	l.eventually("a pod can be added", 10*time.Second, func() error {
+		_, err := l.AddPod(ctx, "n1", "red", "comes", netlab.PodOptions{})
+		return err
+	})
+	l.asItShould("there is room", "n1")
+	l.must(end())
+	l.must(l.sync("n1"))
+	l.asItShould("the database is where it was", "n1")
+	if after := l.foreignRows(); after != before {
+		t.Errorf("what is somebody else's was:\n%s\nand is:\n%s", before, after)
+	}
+	l.requireMatrix("with a new pod", redAndBlue.allowed)
 }

@@ -18,6 +18,7 @@ func (l *lab) asItShould(when, node string) {
 	l.t.Helper()
 	n, err := world.Of(l.Lab, node)
 	l.must(err)
+	n.Foreign = foreign
 	if err := n.Await(context.WithoutCancel(l.t.Context()), 30*time.Second); err != nil {
 		l.t.Errorf("%s: %v", when, err)
 	}

@@ -50,25 +50,14 @@ func (o OVS) create(ctx context.Context) error {
 	if err := os.MkdirAll(o.dir(), 0o755); err != nil {
 		return err
 	}
-	schema := ""
-	for _, s := range schemas {
-		if _, err := os.Stat(s); err == nil {
-			schema = s
-			break
-		}
-	}
-	if schema == "" {
-		return fmt.Errorf("no Open vSwitch schema in %s (Debian package openvswitch-switch)", strings.Join(schemas, ", "))
-	}
-	out, err := exec.CommandContext(ctx, "ovsdb-tool", "create", filepath.Join(o.dir(), "conf.db"), schema).CombinedOutput()
-	if err != nil {
-		return fmt.Errorf("make the database of %s: %w: %s", o.node, err, bytes.TrimSpace(out))
+	if err := createDatabase(ctx, o.Database()); err != nil {
+		return fmt.Errorf("node %s: %w", o.node, err)
 	}
 	if err := o.StartOVSDB(ctx); err != nil {
 		return err
 	}
 	// What ovs-ctl sets: the version of the switch and an identity.
-	out, err = exec.CommandContext(ctx, "ovs-vswitchd", "--version").Output()
+	out, err := exec.CommandContext(ctx, "ovs-vswitchd", "--version").Output()
 	if err != nil {
 		return fmt.Errorf("ovs-vswitchd --version: %w", err)
 	}
@@ -81,6 +70,18 @@ func (o OVS) create(ctx context.Context) error {
 		return err
 	}
 	return o.StartVswitchd(ctx)
+}
+
+// createDatabase makes an empty database in a new file.
+func createDatabase(ctx context.Context, path string) error {
+	i := slices.IndexFunc(schemas, func(s string) bool { _, err := os.Stat(s); return err == nil })
+	if i < 0 {
+		return fmt.Errorf("no Open vSwitch schema in %s (Debian package openvswitch-switch)", strings.Join(schemas, ", "))
+	}
+	if out, err := exec.CommandContext(ctx, "ovsdb-tool", "create", path, schemas[i]).CombinedOutput(); err != nil {
+		return fmt.Errorf("make the database: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return nil
 }
 
 // StartOVSDB starts ovsdb-server and waits until it answers.

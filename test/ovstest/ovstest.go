@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // startTimeout bounds how long a daemon may take to answer; it takes some 50 ms.
@@ -114,6 +116,44 @@ func (o *OVS) StartOVSDB() {
 	o.ovsdb = o.spawn("ovsdb-server", "ovsdb-server", o.conf, "--remote=punix:"+o.DB,
 		"--unixctl="+o.ctl("ovsdb-server"), "--no-chdir", "-vconsole:warn", "-vsyslog:off")
 	o.waitSocket(o.ovsdb, o.DB)
+}
+
+// LoseDatabase has ovsdb-server serve an empty database from now on; ovs-vswitchd stays.
+func (o *OVS) LoseDatabase() {
+	o.t.Helper()
+	o.KillOVSDB()
+	if err := os.Remove(o.conf); err != nil {
+		o.t.Fatalf("private Open vSwitch: %v", err)
+	}
+	o.must("ovsdb-tool", "create", o.conf, schemaFile(o.t))
+	o.StartOVSDB()
+}
+
+// FillDisk puts the database on a disk of its own without room; free makes some.
+func (o *OVS) FillDisk() (free func()) {
+	o.t.Helper()
+	disk := filepath.Join(o.dir, "disk")
+	ballast, moved := filepath.Join(disk, "ballast"), filepath.Join(disk, "conf.db")
+	must := func(err error) {
+		o.t.Helper()
+		if err != nil {
+			o.t.Fatalf("private Open vSwitch: a full disk: %v", err)
+		}
+	}
+	o.KillOVSDB()
+	must(os.Mkdir(disk, 0o755))
+	must(unix.Mount("full", disk, "tmpfs", 0, "size=1m"))
+	o.t.Cleanup(func() { _ = unix.Unmount(disk, unix.MNT_DETACH) })
+	data, err := os.ReadFile(o.conf)
+	must(err)
+	must(os.WriteFile(moved, data, 0o644))
+	must(os.Remove(o.conf))
+	must(os.Symlink(moved, o.conf))
+	o.StartOVSDB()
+	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o644); !errors.Is(err, unix.ENOSPC) {
+		o.t.Fatalf("private Open vSwitch: the disk is not full: %v", err)
+	}
+	return func() { must(os.Remove(ballast)) }
 }
 
 // StartVswitchd starts ovs-vswitchd again after [OVS.KillVswitchd], with further options

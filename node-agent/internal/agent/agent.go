@@ -233,6 +233,9 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	if err := n.ovs.client.WaitConnected(ctx); err != nil {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?): %w", n.cfg.OVSDB, err)
 	}
+	if err := n.ovs.client.Init(ctx); err != nil {
+		return err
+	}
 	kernel, err := n.host.HasGenericFamily(underlay.KernelFamily)
 	if err != nil {
 		return err

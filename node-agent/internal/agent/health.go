@@ -21,6 +21,10 @@ type health struct {
 	*picture
 	exits exitCheck
 	way   wayOut
+	// database is asked whether what is told it lasts.
+	database interface {
+		Writable(ctx context.Context) error
+	}
 	links links
 	conn  exits.Switch
 	// exit is why the node was not ready for pods' packets last, which did not get out of it;
@@ -46,6 +50,9 @@ func (n *health) look(ctx context.Context, p *pass) error {
 func (n *health) unwell(ctx context.Context, p *pass) error {
 	if n.tunnels.why != nil {
 		return n.tunnels.why
+	}
+	if err := n.database.Writable(ctx); err != nil {
+		return err
 	}
 	under := n.under
 	if err := n.uplinkDown(under); err != nil {

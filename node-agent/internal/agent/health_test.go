@@ -30,6 +30,9 @@ func (u *uplinks) Link(name string) (link.Link, bool, error) {
 	return l, ok, nil
 }
 
+// Writable implements the database of [health].
+func (u *uplinks) Writable(context.Context) error { return nil }
+
 func (u *uplinks) Outside(context.Context, exits.Switch, exits.Gateway) error {
 	u.tried++
 	return u.closed
@@ -52,7 +55,7 @@ func TestUplinkDown(t *testing.T) {
 			if c.device != nil {
 				u.devices["eth0"] = *c.device
 			}
-			h := &health{picture: &picture{under: under}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u}
+			h := &health{picture: &picture{under: under}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u, database: u}
 			err := h.unwell(t.Context(), &pass{full: true, me: labSelf})
 			if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
 				t.Errorf("%s, address on %s: %v, want %q", name, under.Link, err, c.why)
@@ -64,7 +67,7 @@ func TestUplinkDown(t *testing.T) {
 // A packet is sent out at first, in every full pass, and in every pass while none gets out.
 func TestWayOutIsTried(t *testing.T) {
 	u := &uplinks{devices: map[string]link.Link{"eth0": {Up: true, Carrier: true}}}
-	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u}
+	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u, database: u}
 	closed := errors.New("a firewall drops them")
 	for i, s := range []struct {
 		full   bool
@@ -117,7 +120,7 @@ func TestExitCheck(t *testing.T) {
 		var said nodeEvents
 		log, gauge := &bytes.Buffer{}, gauge("closed", "")
 		h := &health{
-			picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, links: u,
+			picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, links: u, database: u,
 			way: wayOut{policy: policy, node: "n1", closed: gauge, events: &said, log: slog.New(slog.NewTextHandler(log, nil))},
 		}
 		var got result

@@ -59,6 +59,8 @@ type hostParts struct {
 // database is that of Open vSwitch, which may be away; [ovs.Client] has it.
 type database interface {
 	Connected() bool
+	// Init makes an empty database one that can be used.
+	Init(ctx context.Context) error
 	// Ports are those of a bridge; [ovs.ErrNoBridge] where there is none.
 	Ports(bridge string) ([]ovs.Port, error)
 }
@@ -108,11 +110,11 @@ func (n *hostSide) forget(_ context.Context, p *pass) error {
 }
 
 // reachDatabase says that nothing can be done without the database.
-func (n *hostSide) reachDatabase(context.Context, *pass) error {
+func (n *hostSide) reachDatabase(ctx context.Context, _ *pass) error {
 	if !n.database.Connected() {
 		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", n.settings.endpoint)
 	}
-	return nil
+	return n.database.Init(ctx)
 }
 
 func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {

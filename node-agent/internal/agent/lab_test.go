@@ -157,6 +157,7 @@ type machine struct {
 	// databaseAway and switchAway are that ovsdb-server and ovs-vswitchd do not run.
 	databaseAway, switchAway bool
 	closed                   error // why packets do not get out
+	full                     error // why the database cannot be written
 	gateway                  ovs.Port
 	// tunnelPort is the bridge's, guarded are those that the firewall keeps pods from.
 	tunnelPort tunnel.Port
@@ -165,6 +166,8 @@ type machine struct {
 	unguarded bool
 	changes   chan struct{}
 	links     chan struct{}
+	// databases counts connections to ovsdb-server.
+	databases int
 	// sessions counts connections to ovs-vswitchd; live is that the last one stands.
 	sessions int
 	live     bool
@@ -226,6 +229,27 @@ func (m *machine) Ports(string) ([]ovs.Port, error) {
 }
 
 func (m *machine) Changes() <-chan struct{} { return m.changes }
+
+func (m *machine) Sessions() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.databases
+}
+
+// Writable implements the database of [health].
+func (m *machine) Writable(context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.full
+}
+
+// Init implements database.
+func (m *machine) Init(context.Context) error {
+	if !m.Connected() {
+		return ovs.ErrDisconnected
+	}
+	return nil
+}
 
 func (m *machine) Port(name string) (ovs.Port, bool) {
 	return m.gateway, name == bridge.GatewayPort && m.gateway.Name != ""
@@ -467,7 +491,7 @@ func (l *lab) build() {
 			picture: pic, publish: report.publish, services: feed, policies: none, metrics: m, log: log,
 			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
-		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, conn: conn}, services: feed, policies: none, report: report,
+		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, report: report,
 	}
 	ready.open(pods)
 	l.loop = newLoop(pic, r)

@@ -25,9 +25,18 @@ type loop struct {
 	// listen subscribes to what wakes the loop until ctx ends.
 	listen func(ctx context.Context) (sources, error)
 	// database tells of changes in it.
-	database interface{ Changes() <-chan struct{} }
+	database changing
+	// sessions is how many connections to it there were at the last look.
+	sessions int
 	ready    *readiness
 	log      *slog.Logger
+}
+
+// changing is a database that tells of changes; [ovs.Client] has it.
+type changing interface {
+	Changes() <-chan struct{}
+	// Sessions counts connections.
+	Sessions() int
 }
 
 // sources are where news come from.
@@ -249,6 +258,10 @@ func (l *loop) next(ctx context.Context, e *events) (due, error) {
 		l.flows.disconnect()
 		l.ready.set(errors.New("ovs-vswitchd is away"))
 	case <-l.database.Changes():
+		if now := l.database.Sessions(); now != l.sessions {
+			l.sessions = now
+			return passFull, nil // it may be an older one, or empty
+		}
 		return passLater, nil
 	case _, open := <-e.links:
 		if !open {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
@@ -461,6 +462,46 @@ func TestLoopIsCalm(t *testing.T) {
 		if n := l.count() - before; n < 50 || n > 75 {
 			t.Errorf("%d passes in a minute, want one for each %s and every %s", n, calm, resyncEvery)
 		}
+		l.stop()
+	})
+}
+
+// A database that was away may be another one when it is back: all is read back at once.
+func TestLoopDatabaseIsBack(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		time.Sleep(resyncEvery / 2)
+		before := l.count()
+		l.machine.set(func() { l.machine.databases++ })
+		newest(l.machine.changes, struct{}{})
+		time.Sleep(calm / 10)
+		if n := l.count() - before; n != 1 {
+			t.Errorf("%d passes when it was back", n)
+		}
+		newest(l.machine.changes, struct{}{})
+		time.Sleep(calm / 10)
+		if n := l.count() - before; n != 1 {
+			t.Errorf("%d passes after another change", n)
+		}
+		l.stop()
+	})
+}
+
+// A database that cannot be written is why no pods are attached, and nothing else waits for it.
+func TestLoopDatabaseFull(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.machine.set(func() { l.machine.full = &ovs.StorageError{Text: "I/O error"} })
+		time.Sleep(resyncEvery)
+		l.notReady("the database of Open vSwitch cannot be written (I/O error)")
+		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+		synctest.Wait()
+		if got := l.table.inSwitch(); got != revision {
+			t.Errorf("the flows are those of revision %d, want %d", got, revision)
+		}
+		l.machine.set(func() { l.machine.full = nil })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
 		l.stop()
 	})
 }

@@ -495,7 +495,8 @@ func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // classify gives what will pass by itself the code that says so.
 func classify(err error) error {
-	if errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady) || errors.Is(err, ovs.ErrDisconnected) {
+	var full *ovs.StorageError
+	if errors.As(err, &full) || errors.Is(err, flowstore.ErrDisconnected) || errors.Is(err, flowstore.ErrNotReady) || errors.Is(err, ovs.ErrDisconnected) {
 		return cniapi.Errorf(cniapi.CodeTryAgain, "%w", err)
 	}
 	return err
