@@ -162,8 +162,9 @@ func (l *look) database(ctx context.Context) error {
 		if ids["iface-id"] != p.String() || ids["k8s-ovs-address"] != p.IP.String() || ids["k8s-ovs-netns"] != p.Sandbox() {
 			l.say("pod %s: interface %s has external_ids %v", p, hostIf, ids)
 		}
-		if text, failed := r["error"].(string); failed && text != "" {
-			l.say("pod %s: interface %s: %s", p, hostIf, text)
+		// The error of a try before stays: ovs-vswitchd may see the row before the device.
+		if port, _ := r["ofport"].(float64); port <= 0 {
+			l.say("pod %s: interface %s has no port of the switch: %v", p, hostIf, r["error"])
 		}
 	}
 	return l.qualities(ctx)
