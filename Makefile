@@ -76,6 +76,24 @@ MACHINE = -machine.all -machine.pairs $(or $(PAIRS),30) -machine.seed $(or $(SEE
 machine: deps build ## the whole machine suite: each change of a node alone, and PAIRS (default 30) pairs of them (root; SEED=n: those of that run; ONLY=regexp: those with such names; KERNEL=1: on the kernel datapath, in an emulated machine)
 	$(if $(KERNEL),./test/kernel/run --run '^TestMachine$$' --args "$(MACHINE) -machine.lab 16",go test -count=1 -timeout 90m -run '^TestMachine$$' ./test/e2e $(MACHINE) -v)
 
+CHAOS := $(BIN)/chaos -version "$(VERSION)"
+.PHONY: chaos
+chaos: deps build ## pods, tenants, policies, services and faults at random on three nodes, held against a model; writes its part of test/chaos/RESULTS.md (root; SEED=n: those of that run; TIME=30m: how long, default 1m)
+	CGO_ENABLED=0 go build -o $(BIN)/chaos ./test/chaos
+	@$(CHAOS) -seed $(or $(SEED),0) -time $(or $(TIME),1m) -results test/chaos/RESULTS.md
+
+.PHONY: chaos-short
+chaos-short: deps build ## one minute of it, the same each time; writes no results
+	CGO_ENABLED=0 go build -o $(BIN)/chaos ./test/chaos
+	@$(CHAOS) -seed 1 -time 1m
+
+.PHONY: faults
+faults: deps build ## the tests that test/chaos/faults names: what each fault costs; writes its part of test/chaos/RESULTS.md (root)
+	CGO_ENABLED=0 go build -o $(BIN)/chaos ./test/chaos
+	@rm -f $(BIN)/faults
+	CHAOS_ROWS=$(abspath $(BIN))/faults go test -count=1 -timeout 60m -v -run "^($$(paste -sd'|' test/chaos/faults))$$" ./test/e2e
+	@$(CHAOS) -rows $(BIN)/faults -results test/chaos/RESULTS.md
+
 # Modules of their own that have code.
 MODULES := test/policyoracle test/conformance/clusternetworkpolicy
 .PHONY: verify

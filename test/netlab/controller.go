@@ -85,7 +85,7 @@ func (l *Lab) startControllerOf(ctx context.Context, bin, name string, args []st
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	socket := filepath.Join(dir, name+"-metrics.sock")
+	socket := l.controllerMetrics(name)
 	all := append([]string{filepath.Join(bin, "k8s-ovs-controller"),
 		"--metrics-address", "unix://" + socket, "--log-format", "text", "--log-level", "debug"}, args...)
 	return l.run(ctx, command{
@@ -97,6 +97,15 @@ func (l *Lab) startControllerOf(ctx context.Context, bin, name string, args []st
 		_, err := get(ctx, socket, "/readyz")
 		return err == nil, err
 	})
+}
+
+// ControllerMetrics returns what the lab's first controller serves on /metrics.
+func (l *Lab) ControllerMetrics(ctx context.Context) (string, error) {
+	return get(ctx, l.controllerMetrics("controller"), "/metrics")
+}
+
+func (l *Lab) controllerMetrics(name string) string {
+	return filepath.Join(l.dir, "ctl", name+"-metrics.sock")
 }
 
 // startForwarder makes etcd reachable on 127.0.0.1 in the namespace that the
