@@ -80,11 +80,21 @@ func (c *cluster) start(ctx context.Context) error {
 	if err := c.StartInCluster(ctx, c.bin); err != nil {
 		return err
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, starting := errgroup.WithContext(ctx)
 	for _, n := range c.nodes {
-		g.Go(func() error { return c.Agent(n).StartInCluster(ctx, c.bin) })
+		g.Go(func() error { return c.Agent(n).StartInCluster(starting, c.bin) })
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return c.startSecond(ctx)
+}
+
+// second is the controller beside the one that has etcd in it. When that is killed it comes to lead.
+const second = "controller-2"
+
+func (c *cluster) startSecond(ctx context.Context) error {
+	return c.StartExtraController(ctx, second, "--kubeconfig", filepath.Join(c.Dir(), "kubeconfig"), "--pod", "kube-system/"+second+"/uid")
 }
 
 // down removes all that up made.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -28,13 +29,18 @@ const (
 	allOfNode      // all of the node's pods
 )
 
+// pastLeases is longer than agents and leaders count as there when they say nothing.
+const pastLeases = 16 * time.Second
+
 // fault is something that breaks, and how it is mended.
 type fault struct {
 	scope scope
 	costs cost
 	// deaf is that the node does not hear of changes meanwhile.
-	deaf  bool
-	begin func(ctx context.Context, c *cluster, node string) error
+	deaf bool
+	// longest is how long it lasts at most; zero for longestFault.
+	longest time.Duration
+	begin   func(ctx context.Context, c *cluster, node string) error
 	// end mends it; nil where nobody has to.
 	end func(ctx context.Context, c *cluster, node string) error
 }
@@ -45,14 +51,14 @@ var faults = map[kind]fault{
 		begin: func(_ context.Context, c *cluster, node string) error { return c.Agent(node).KillProgram() },
 	},
 	"agent away": {
-		deaf:  true,
+		deaf: true, longest: pastLeases,
 		begin: func(_ context.Context, c *cluster, node string) error { return c.Agent(node).Stop() },
 		end: func(ctx context.Context, c *cluster, node string) error {
 			return c.Agent(node).StartInCluster(ctx, c.bin)
 		},
 	},
 	"agent suspended": {
-		deaf:  true,
+		deaf: true, longest: pastLeases,
 		begin: func(_ context.Context, c *cluster, node string) error { return c.signalAgent(node, unix.SIGSTOP) },
 		end:   func(_ context.Context, c *cluster, node string) error { return c.signalAgent(node, unix.SIGCONT) },
 	},
@@ -128,6 +134,16 @@ var faults = map[kind]fault{
 		scope: ofCluster,
 		begin: func(_ context.Context, c *cluster, _ string) error { return c.Controller().Suspend() },
 		end:   func(_ context.Context, c *cluster, _ string) error { return c.Controller().Resume() },
+	},
+	"second controller killed": {
+		scope: ofCluster,
+		begin: func(_ context.Context, c *cluster, _ string) error { return c.Process(second).Kill() },
+		end:   func(ctx context.Context, c *cluster, _ string) error { return c.startSecond(ctx) },
+	},
+	"second controller suspended": {
+		scope: ofCluster, longest: pastLeases,
+		begin: func(_ context.Context, c *cluster, _ string) error { return c.Process(second).Suspend() },
+		end:   func(_ context.Context, c *cluster, _ string) error { return c.Process(second).Resume() },
 	},
 	"API server away": {
 		scope: ofCluster,

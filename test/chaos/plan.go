@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -66,7 +67,10 @@ func (d *decision) String() string {
 	case putService:
 		what += fmt.Sprintf(": of %s, app=%s", d.namespace, d.app)
 	default:
-		what += fmt.Sprintf(" on %s for %s", d.node, d.lasts)
+		what += " on " + d.node
+		if faults[d.kind].end != nil {
+			what += fmt.Sprintf(" for %s", d.lasts)
+		}
 	}
 	return what
 }
@@ -124,7 +128,7 @@ const (
 	mostPolicies = 3
 	// mostMoves bounds what may be half done at a time: the model looks at all of its 2^n states.
 	mostMoves = 5
-	// longestPause is between two decisions; a fault lasts up to longestFault.
+	// longestPause is between two decisions; most faults last up to longestFault.
 	longestPause, longestFault = 700 * time.Millisecond, 6 * time.Second
 )
 
@@ -323,10 +327,14 @@ func (d *draw) nodeFault() {
 	}
 	node := one(d, whole...)
 	d.broken[node] = true
-	d.decide(&decision{kind: one(d, kindsOf(ofNode)...), node: node, lasts: d.some(longestFault)})
+	d.fault(one(d, kindsOf(ofNode)...), node)
 }
 
 // clusterFault breaks what all nodes share.
 func (d *draw) clusterFault() {
-	d.decide(&decision{kind: one(d, kindsOf(ofCluster)...), node: "all nodes", lasts: d.some(longestFault)})
+	d.fault(one(d, kindsOf(ofCluster)...), "all nodes")
+}
+
+func (d *draw) fault(k kind, node string) {
+	d.decide(&decision{kind: k, node: node, lasts: d.some(cmp.Or(faults[k].longest, longestFault))})
 }

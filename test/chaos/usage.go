@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -44,15 +45,18 @@ func (r *run) measure(ctx context.Context) error {
 
 // usage asks all programs: those in Go by their metrics, Open vSwitch by the kernel.
 func (c *cluster) usage(ctx context.Context) ([]usage, error) {
-	text, err := c.ControllerMetrics(ctx)
-	if err != nil {
-		return nil, err
+	var all []usage
+	for name, program := range map[string]string{"controller": "controller with etcd", second: "second controller"} {
+		text, err := c.ControllerMetrics(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		u, err := parseUsage(program, text)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, u)
 	}
-	u, err := parseUsage("controller with etcd", text)
-	if err != nil {
-		return nil, err
-	}
-	all := []usage{u}
 	for _, n := range c.nodes {
 		text, err := c.Agent(n).Metrics(ctx)
 		if err != nil {
@@ -75,6 +79,7 @@ func (c *cluster) usage(ctx context.Context) ([]usage, error) {
 			all = append(all, u)
 		}
 	}
+	slices.SortFunc(all, func(a, b usage) int { return strings.Compare(a.program, b.program) })
 	return all, nil
 }
 

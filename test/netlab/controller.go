@@ -99,9 +99,9 @@ func (l *Lab) startControllerOf(ctx context.Context, bin, name string, args []st
 	})
 }
 
-// ControllerMetrics returns what the lab's first controller serves on /metrics.
-func (l *Lab) ControllerMetrics(ctx context.Context) (string, error) {
-	return get(ctx, l.controllerMetrics("controller"), "/metrics")
+// ControllerMetrics returns what a controller of that name serves on /metrics.
+func (l *Lab) ControllerMetrics(ctx context.Context, name string) (string, error) {
+	return get(ctx, l.controllerMetrics(name), "/metrics")
 }
 
 func (l *Lab) controllerMetrics(name string) string {
