@@ -139,6 +139,10 @@ func (s *Setup) makeBridge(ctx context.Context, m memory, uplink link.Link) erro
 			return err
 		}
 	}
+	// One that starts knows the ports' numbers before it is done with them: see restore.
+	if err := s.ovs.Sync(ctx); err != nil {
+		return err
+	}
 	_, err = s.ns.SetUp(m.Bridge)
 	return err
 }

@@ -275,6 +275,14 @@ func (s *Setup) restore(ctx context.Context, c scene) (changed bool, err error) 
 			return true, err
 		}
 	}
+	if _, err := s.ns.RestoreConfig(m.Bridge, m.Config); err != nil {
+		return true, fmt.Errorf("restoring bridge %s: %w", m.Bridge, err)
+	}
+	// ovs-vswitchd gives a device that it has made its hardware address a moment later, and sets
+	// it down for that, which takes routes away.
+	if err := s.ovs.Sync(ctx); err != nil {
+		return true, err
+	}
 	leftOut, err := s.ns.RestoreConfig(m.Bridge, m.Config)
 	if err != nil {
 		return true, fmt.Errorf("restoring bridge %s: %w", m.Bridge, err)

@@ -93,6 +93,44 @@ func TestOwnerWins(t *testing.T) {
 	n.has("while no agent ran", "route show", nil, []string{"198.51.100.0/24"})
 }
 
+// TestAgentBeforeSwitch: an agent that is there before ovs-vswitchd sees the bridge's device
+// the moment it is made, and ovs-vswitchd goes on to change it: no route is lost by that, be
+// it that the machine gave the uplink its configuration at boot or that it is the bridge's.
+func TestAgentBeforeSwitch(t *testing.T) {
+	for name, commands := range map[string][]string{
+		"restore": nil,
+		"move":    {"addr add 192.0.2.1/24 dev eth0", "route add default via 192.0.2.254 metric 100 proto dhcp"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t, newWire(t), 1)
+			state := t.TempDir()
+			n.again(state, "1")
+			n.ensure(true)
+			for _, boot := range []string{"2", "3", "4"} {
+				n.stopVswitchd("br-phy")
+				if commands != nil {
+					ip(t, n.name, commands...)
+				}
+				n.again(state, boot)
+				done := make(chan error, 1)
+				go func() {
+					_, _, err := n.setup.Ensure(within(t, 20*time.Second))
+					done <- err
+				}()
+				n.vswitch.StartVswitchd()
+				if err := <-done; err != nil {
+					t.Fatal(err)
+				}
+				if err := n.client.Sync(within(t, 5*time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				n.has("boot "+boot, "route show", []string{"default via 192.0.2.254 dev br-phy", "192.0.2.0/24 dev br-phy"}, []string{"dev eth0"})
+				n.ensure(false)
+			}
+		})
+	}
+}
+
 // The address taken away while its device stands: said, not undone, and over as soon as
 // it is back.
 func TestAddressTaken(t *testing.T) {
