@@ -290,6 +290,69 @@ func TestGC(t *testing.T) {
 	}
 }
 
+// TestSandboxGone: a pod whose sandbox is gone, and its device with it, is collected where the
+// runtime says nothing, but not before it had time to; one that only lost its device gets
+// another.
+func TestSandboxGone(t *testing.T) {
+	ctx := t.Context()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	for i := 1; i <= 2; i++ {
+		if _, err := a.Add(ctx, request(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	clear(w.links)
+	w.gone = map[string]bool{request(1).Netns: true}
+	for look := 1; look <= lostAfter; look++ {
+		if n := len(a.List()); n != 2 {
+			t.Fatalf("%d pods before look %d, want 2", n, look)
+		}
+		if _, err := a.Repair(ctx, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if list := a.List(); len(list) != 1 || list[0].ContainerID != "c2" {
+		t.Errorf("after %d looks: %+v; want c2 alone", lostAfter, list)
+	}
+	if err := a.Check(ctx, request(1)); cniapi.AsError(err).Code != cniapi.CodeUnknownContainer {
+		t.Errorf("CHECK: %v", err)
+	}
+	finished(t, a)
+	if len(w.links) != 1 || len(w.ports) != 1 || len(w.flows) != 1 || len(a.pool.Leases()) != 1 {
+		t.Errorf("%d links, %d ports, %d flows, %d leases; want one of each", len(w.links), len(w.ports), len(w.flows), len(a.pool.Leases()))
+	}
+	if err := a.Del(ctx, request(1)); err != nil {
+		t.Errorf("DEL after all: %v", err)
+	}
+}
+
+// TestSandboxComesBack: only looks one after the other count.
+func TestSandboxComesBack(t *testing.T) {
+	ctx := t.Context()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	if _, err := a.Add(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		clear(w.links)
+		w.gone = map[string]bool{request(1).Netns: true}
+		for range lostAfter - 1 {
+			if _, err := a.Repair(ctx, true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		clear(w.gone)
+		if _, err := a.Repair(ctx, true); err != nil || len(w.links) != 1 {
+			t.Fatalf("the pod has %d devices (%v), want one", len(w.links), err)
+		}
+	}
+	if err := a.Check(ctx, request(1)); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestRestart: a new agent finds what the old one attached, whatever was lost
 // meanwhile: the pool's file, the database, a pod's sandbox.
 func TestRestart(t *testing.T) {

@@ -44,6 +44,8 @@ type Attachment struct {
 	apart bool
 	// mended is that its limits were put right before: it may be its pod's doing.
 	mended bool
+	// missed is in how many looks one after the other neither its device nor its sandbox was there.
+	missed int
 }
 
 // HostIfPrefix begins the name of every host's end, so that the firewall can

@@ -11,6 +11,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
@@ -221,14 +222,41 @@ func (a *Attacher) mendWires(ctx context.Context) (int, error) {
 	return len(mended) + int(remade.Load()), errors.Join(err, remakeErr)
 }
 
+// lostAfter is how many looks, of which there is one every 5 s, find neither a pod's device nor
+// its sandbox before it is collected. A runtime that is about to call DEL has done so by then.
+const lostAfter = 6
+
+// miss notes that the sandbox of at is gone, and its device with it. Not every runtime calls GC,
+// and one that lost its memory does not call DEL: the pod goes by itself then.
+func (a *Attacher) miss(ctx context.Context, at Attachment) error {
+	if at.missed++; at.missed < lostAfter {
+		a.put(at)
+		return nil
+	}
+	_, pool, err := a.known()
+	if err == nil {
+		err = a.depart(ctx, pool, at)
+	}
+	if err != nil {
+		return fmt.Errorf("collect %s: %w", at.Attachment, err)
+	}
+	a.log.Warn("collected a pod whose sandbox is gone: its runtime has called neither DEL nor GC", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "sandbox", at.Netns)
+	return nil
+}
+
 // remake makes the pair of a pod anew, whose device somebody deleted. Where the sandbox is
-// gone as well the pod is, and DEL or GC will say so.
+// gone as well the pod is, and DEL or GC will say so, or else [Attacher.miss].
 func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, error) {
 	if exists, err := a.kernel.Exists(at.HostIf()); err != nil || exists {
 		return false, err
 	}
 	w := a.wire(node, at)
-	if err := a.kernel.CreateVeth(w); err != nil {
+	err := a.kernel.CreateVeth(w)
+	if errors.Is(err, link.ErrNoSandbox) {
+		return false, a.miss(ctx, at)
+	}
+	at.missed = 0
+	if err != nil {
 		a.log.Debug("a pod's device is gone and cannot be made anew", "tenant", at.Namespace, "pod", at.Pod, "sandbox", at.Netns, "error", err)
 		return false, nil
 	}

@@ -47,6 +47,8 @@ type world struct {
 	unknown  map[string]bool
 	// asked are the limits of each pod.
 	asked map[string]limits.Limits
+	// gone are sandboxes that are not there any more, by path.
+	gone map[string]bool
 	// making runs before a pair is made.
 	making func()
 	// deleting runs before a port is deleted.
@@ -95,8 +97,8 @@ func (w *world) CreateVeth(x Wire) error {
 		return err
 	}
 	defer leave()
-	if x.Netns == "/gone" {
-		return cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_NETNS: %s: no such network namespace", x.Netns)
+	if x.Netns == "/gone" || w.gone[x.Netns] {
+		return cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_NETNS: %s: %w", x.Netns, link.ErrNoSandbox)
 	}
 	w.links[x.HostIf] = Wire{Addresses: x.Addresses}
 	return nil
