@@ -139,6 +139,11 @@ func (f stateFile) roomy() bool {
 	return s.Bavail*uint64(s.Bsize) >= fewBytes && (s.Files == 0 || s.Ffree >= fewFiles)
 }
 
+func (f stateFile) there() bool {
+	_, err := os.Stat(f.path)
+	return err == nil
+}
+
 func newStateFile(dir string) stateFile {
 	return stateFile{path: filepath.Join(dir, fileName), replace: atomicfile.Replace}
 }

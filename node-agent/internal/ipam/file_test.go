@@ -240,6 +240,15 @@ func TestDiskFull(t *testing.T) {
 	if err := p.Writable(); err != nil {
 		t.Errorf("with room again: %v", err)
 	}
+	if err := os.Remove(filepath.Join(dir, fileName)); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Writable(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, fileName)); err != nil {
+		t.Errorf("somebody deleted the file, and it is not written again: %v", err)
+	}
 	if got := allocate(t, p, 999); got == "10.0.0.2" {
 		t.Errorf("%s was used before", got)
 	}

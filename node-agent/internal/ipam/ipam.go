@@ -416,11 +416,12 @@ func (p *Pool) saveWith(blanks int) error {
 }
 
 // Writable is nil when leases can be written down: a *StorageError, or what the file
-// system says. It writes only where the last attempt failed or little room is left.
+// system says. It writes only where the last attempt failed, little room is left, or somebody
+// deleted the file.
 func (p *Pool) Writable() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.unsaved == nil && p.file.roomy() {
+	if p.unsaved == nil && p.file.there() && p.file.roomy() {
 		return nil
 	}
 	return p.saveWith(roomForMore)
