@@ -19,9 +19,7 @@ import (
 
 // killable builds agent and plugin with their fault points, once.
 var killable = sync.OnceValues(func() (dir string, err error) {
-	if dir, err = os.MkdirTemp("", "k8s-ovs-faultpoints-"); err != nil {
-		return "", err
-	}
+	dir = filepath.Join(scratch, "faultpoints")
 	for _, name := range []string{"k8s-ovs-agent", "k8s-ovs"} {
 		args := []string{"build", "-tags", "faultpoints", "-o", filepath.Join(dir, name)}
 		if raceEnabled {
@@ -50,6 +48,9 @@ type faults struct {
 // red/b run there, and red/c elsewhere, under the probe.
 func upFaults(t *testing.T) *faults {
 	t.Parallel()
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("no Go here to build programs with their fault points: `make test` has it")
+	}
 	built, err := killable()
 	if err != nil {
 		t.Fatal(err)
@@ -267,6 +268,7 @@ func (f *faults) gone(p netlab.Pod, collect bool) {
 // TestKilledInDEL: the agent is killed after every step of a DEL, and of what follows it.
 // Nothing is left, whether DEL comes again or not.
 func TestKilledInDEL(t *testing.T) {
+	long(t)
 	f := upFaults(t)
 	ctx := t.Context()
 	n := 0

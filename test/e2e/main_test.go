@@ -29,8 +29,17 @@ var reference = []string{"main/bridge", "ipam/host-local", "meta/bandwidth", "me
 // binDir has the programs under test.
 var binDir = os.Getenv("NETLAB_BIN")
 
+// scratch is a folder for programs that tests build for themselves; it goes at the end.
+var scratch string
+
 func TestMain(m *testing.M) {
+	var err error
+	if scratch, err = os.MkdirTemp("", "k8s-ovs-e2e-own-"); err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
 	code, err := buildAndRun(m)
+	_ = os.RemoveAll(scratch) // a folder in /tmp is no reason to fail
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "e2e:", err)
 		code = 1
