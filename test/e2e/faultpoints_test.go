@@ -185,8 +185,9 @@ func (f *faults) each(all []place, do func(arm func()) (after func(killed bool))
 	}
 }
 
-// finish holds the probe to what it is about, and the test to have killed somebody.
-func (f *faults) finish(of int) {
+// finish holds the probe to what it is about, and the test to have killed somebody: killed says whom
+// and when, for the table of what faults cost.
+func (f *faults) finish(killed string, of int) {
 	f.t.Helper()
 	if f.reached*2 < of || of == 0 {
 		f.t.Errorf("killed at %d of %d places", f.reached, of)
@@ -204,6 +205,7 @@ func (f *faults) finish(of int) {
 		f.t.Errorf("pods beside: %v", err)
 	}
 	f.t.Logf("killed at %d of %d places", f.reached, of)
+	f.costs(fmt.Sprintf("%s: %d places", killed, f.reached), rep.Lost(), longestGap(rep, 20*time.Millisecond), "0 lost, nothing left")
 }
 
 // whole is a pod of which all is made that can be.
@@ -232,7 +234,7 @@ func TestKilledInADD(t *testing.T) {
 	}
 	all := f.places(f.agent, "ADD: answered", add)
 	f.each(all, add)
-	f.finish(len(all))
+	f.finish("agent killed after every step of ADD", len(all))
 }
 
 // half fails the test where CHECK says that a pod is attached and the pod reaches nobody.
@@ -291,7 +293,7 @@ func TestKilledInDEL(t *testing.T) {
 	}
 	all := f.places(f.agent, "attach: after DEL: addresses", del)
 	f.each(all, del)
-	f.finish(len(all))
+	f.finish("agent killed after every step of DEL", len(all))
 }
 
 // TestKilledInChange: the agent is killed after every step of a tenant change. The change
@@ -326,7 +328,7 @@ func TestKilledInChange(t *testing.T) {
 	}
 	all := f.places(f.agent, "", change)
 	f.each(all, change)
-	f.finish(len(all))
+	f.finish("agent killed after every step of a tenant change", len(all))
 }
 
 // TestKilledInStart: the agent is killed after every step of its start; the next start
@@ -343,7 +345,7 @@ func TestKilledInStart(t *testing.T) {
 	}
 	all := f.places(f.agent, "pass: the CNI configuration", start)
 	f.each(all, start)
-	f.finish(len(all))
+	f.finish("agent killed after every step of its start", len(all))
 }
 
 // TestPluginKilled: the plugin is killed after it has asked, and after it has read the
@@ -377,5 +379,5 @@ func TestPluginKilled(t *testing.T) {
 		after(killed)
 		f.asItShould("the plugin is killed after "+at.String(), "n1")
 	}
-	f.finish(len(all))
+	f.finish("CNI plugin killed in ADD and DEL", len(all))
 }
