@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -8,6 +9,9 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
@@ -134,4 +138,190 @@ func TestEtcdRestoredPolicies(t *testing.T) {
 	c.judgeAll(run)
 	c.policy("red/web", onlyApp("far"))
 	c.waitMatrix("the policy changes", policyTime, toWeb("red/far", "pink/far"))
+}
+
+// TestLeaderSuspended: a leading controller is stopped (SIGSTOP) while somebody asks for something, for longer than
+// its lease lasts; another leads and carries it out. Continued, with what was asked for still before it, it writes
+// nothing: each write of a leader has the ID of its term beside it.
+func TestLeaderSuspended(t *testing.T) {
+	long(t)
+	l := up(t, netlab.Options{})
+	l.pods(quartet)
+	ctx := t.Context()
+	for _, name := range []string{"controller-2", "controller-3"} {
+		l.must(l.StartExtraController(ctx, name, "--leader-ttl=3s"))
+	}
+	// The one with etcd in it steps back behind the others, which lead in turn.
+	l.must(l.Controller().Stop())
+	l.must(l.StartController(ctx))
+	c := l.etcd()
+	now := networkKey + "/history/now"
+	term := func() (id string, revision int64) {
+		got, err := c.Get(ctx, now)
+		l.must(err)
+		return string(got.Kvs[0].Value), got.Kvs[0].ModRevision
+	}
+	leads := func(name string) bool {
+		log, err := l.Process(name).Log()
+		l.must(err)
+		return strings.Count(log, "msg=leading") > strings.Count(log, "msg=\"not leading")
+	}
+	var old string
+	l.eventually("another controller leads", time.Minute, func() error {
+		for _, name := range []string{"controller-2", "controller-3"} {
+			if leads(name) {
+				old = name
+				return nil
+			}
+		}
+		return fmt.Errorf("none of them does")
+	})
+	l.netns("join", "red", "blue")
+	l.waitMatrix("joined", 10*time.Second, everybody)
+	before, rev := term()
+	l.must(l.Process(old).Suspend())
+	isolated := make(chan error, 1)
+	go func() {
+		_, err := l.Netns(ctx, "isolate", "red", "--timeout=60s")
+		isolated <- err
+	}()
+	l.eventually("another term", time.Minute, func() error {
+		if id, _ := term(); id == before {
+			return fmt.Errorf("it is the same")
+		}
+		return nil
+	})
+	l.must(<-isolated)
+	l.waitMatrix("isolated by the next leader", 10*time.Second, redAndBlue.allowed)
+	l.must(l.Process(old).Resume())
+	l.eventually("the old leader notices", 30*time.Second, func() error {
+		if leads(old) {
+			return fmt.Errorf("it does not")
+		}
+		return nil
+	})
+	l.netns("join", "red", "blue")
+	l.netns("isolate", "red")
+	l.waitMatrix("isolated again", 10*time.Second, redAndBlue.allowed)
+	// All that was ever written of the term, and by whom.
+	watched, cancel := context.WithCancel(ctx)
+	defer cancel()
+	_, newest := term()
+	ended := false
+	for r := range c.Watch(watched, now, clientv3.WithRev(rev)) {
+		l.must(r.Err())
+		for _, e := range r.Events {
+			switch id := string(e.Kv.Value); {
+			case id != before:
+				ended = true
+			case ended:
+				t.Errorf("revision %d was written in the term that had ended", e.Kv.ModRevision)
+			}
+			if e.Kv.ModRevision >= newest {
+				cancel()
+			}
+		}
+	}
+	if !ended {
+		t.Error("there was one term only")
+	}
+}
+
+// TestNodeRestartsAlone: a node whose agent and both daemons of Open vSwitch start anew while there is neither controller nor etcd
+// serves the pods that it has, and new ones of namespaces that it knows; one of another namespace is refused, and why is said.
+func TestNodeRestartsAlone(t *testing.T) {
+	long(t)
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a", "blue/a"}, "n2": {"red/b", "red/c", "blue/b"}})
+	run := l.runBetween(probe.Exactly(redAndBlue.allowed), l.get("red/b"), l.get("red/c"), l.get("blue/b"))
+	l.traffic(run, 10)
+	l.must(l.Controller().Kill())
+	ctx := t.Context()
+	l.must(l.Agent("n1").Kill())
+	l.must(l.OVS("n1").KillVswitchd())
+	l.must(l.OVS("n1").KillOVSDB())
+	l.must(l.OVS("n1").StartOVSDB(ctx))
+	l.must(l.OVS("n1").StartVswitchd(ctx))
+	l.must(l.Agent("n1").StartUnready(ctx))
+	l.waitMatrix("after the start of the node", 30*time.Second, redAndBlue.allowed)
+	l.eventually("ADD of a known namespace", 30*time.Second, func() error {
+		_, err := l.AddPod(ctx, "n1", "red", "new", netlab.PodOptions{})
+		return err
+	})
+	l.requireMatrix("with a new pod", redAndBlue.allowed)
+	_, err := l.AddPod(ctx, "n1", "unknown", "a", netlab.PodOptions{})
+	l.says("ADD of an unknown namespace", err, "namespace unknown has no netID")
+	l.must(l.StartController(ctx))
+	l.eventually("ADD of that namespace", 30*time.Second, func() error {
+		_, err := l.AddPod(ctx, "n1", "unknown", "a", netlab.PodOptions{})
+		return err
+	})
+	if err := run.Stop().Err(); err != nil {
+		t.Errorf("pods of the other node: %v", err)
+	}
+}
+
+// TestEtcdFullAndAway: etcd has no room left (its NOSPACE alarm), then is gone for a minute, and is compacted while a node's
+// agent is stopped. Nobody loses a packet to any of it, new pods of known namespaces come, what is asked for while it cannot
+// be written is refused and the reason said; and when it is well again, what is asked for is carried out on all nodes.
+func TestEtcdFullAndAway(t *testing.T) {
+	long(t)
+	l := up(t, netlab.Options{})
+	l.pods(quartet)
+	ctx := t.Context()
+	run := l.run(probe.Exactly(redAndBlue.allowed))
+	l.traffic(run, 20)
+	added := 0
+	add := func(when string) {
+		t.Helper()
+		added++
+		l.eventually("ADD "+when, 30*time.Second, func() error {
+			_, err := l.AddPod(ctx, "n1", "red", fmt.Sprintf("new%d", added), netlab.PodOptions{})
+			return err
+		})
+		l.traffic(run, 20)
+	}
+
+	c := l.etcd()
+	member, err := c.Status(ctx, c.Endpoints()[0])
+	l.must(err)
+	alarm := func(action pb.AlarmRequest_AlarmAction) {
+		t.Helper()
+		_, err := pb.NewMaintenanceClient(c.ActiveConnection()).Alarm(ctx, &pb.AlarmRequest{Action: action, MemberID: member.Header.MemberId, Alarm: pb.AlarmType_NOSPACE})
+		l.must(err)
+	}
+	alarm(pb.AlarmRequest_ACTIVATE)
+	add("while etcd is full")
+	_, err = l.Netns(ctx, "join", "red", "blue", "--timeout=5s")
+	l.says("a join while etcd is full", err, "database space exceeded")
+	alarm(pb.AlarmRequest_DEACTIVATE)
+	l.traffic(run, 20)
+
+	l.must(l.Controller().Kill())
+	gone := time.Now()
+	add("while etcd is gone")
+	time.Sleep(time.Until(gone.Add(time.Minute))) // the fault itself: longer than any lease
+	l.traffic(run, 20)
+	l.must(l.StartController(ctx))
+	for _, node := range []string{"n1", "n2"} {
+		l.eventually(node+" is ready", 30*time.Second, func() error { return l.Agent(node).Ready(ctx) })
+	}
+
+	l.must(l.Agent("n2").Suspend())
+	c = l.etcd()
+	var newest int64
+	for i := range 200 {
+		r, err := c.Put(ctx, networkKey+"/netnamespaces/pad", fmt.Sprintf(`{"NetName":"pad","By":"%d"}`, i))
+		l.must(err)
+		newest = r.Header.Revision
+	}
+	_, err = c.Compact(ctx, newest)
+	l.must(err)
+	l.must(l.Agent("n2").Resume())
+	add("after a compaction")
+	if err := run.Stop().Err(); err != nil {
+		t.Error(err)
+	}
+	l.netns("join", "red", "blue")
+	l.waitMatrix("joined", 10*time.Second, everybody)
 }
