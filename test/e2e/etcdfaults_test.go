@@ -41,6 +41,16 @@ func (l *lab) backUp(start func() error) (restore func()) {
 	}
 }
 
+// nothingLost ends a run in which nothing may be lost or arrive in excess.
+func (l *lab) nothingLost(run *probe.Run, fault string) {
+	l.t.Helper()
+	rep := run.Stop()
+	if err := rep.Err(); err != nil {
+		l.t.Error(err)
+	}
+	l.costs(fault, rep.Lost(), longestGap(rep, 20*time.Millisecond), "0 lost")
+}
+
 // waitPutBack waits until the controller says that it has put back what etcd had lost.
 func (l *lab) waitPutBack() {
 	l.t.Helper()
@@ -94,9 +104,7 @@ func TestEtcdRestored(t *testing.T) {
 		}
 		subnets[subnet] = n
 	}
-	if err := run.Stop().Err(); err != nil {
-		t.Error(err)
-	}
+	l.nothingLost(run, "etcd restored from a backup that lacks a node, a namespace and a tenant change")
 	// What comes now is taken up by all, and the new node is one of them.
 	l.pod(another.Name, "red/d")
 	l.netns("isolate", "green")
@@ -319,9 +327,7 @@ func TestEtcdFullAndAway(t *testing.T) {
 	l.must(err)
 	l.must(l.Agent("n2").Resume())
 	add("after a compaction")
-	if err := run.Stop().Err(); err != nil {
-		t.Error(err)
-	}
+	l.nothingLost(run, "etcd full, then gone for a minute, then compacted under an agent that was stopped")
 	l.netns("join", "red", "blue")
 	l.waitMatrix("joined", 10*time.Second, everybody)
 }
