@@ -42,9 +42,9 @@ const backOff = 8 * time.Second
 // again and again, by whatever signal. Each time they are back and pods talk to each other in under
 // a second, nothing passes that is forbidden, and all is counted and told with its reason.
 func TestOpenVSwitchCrashes(t *testing.T) {
-	rounds := 10
+	rounds, signals := 10, []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGABRT}
 	if testing.Short() {
-		rounds = 1
+		rounds, signals = 1, []syscall.Signal{syscall.SIGSEGV}
 	}
 	l := up(t, netlab.Options{})
 	l.pods(quartet)
@@ -56,7 +56,7 @@ func TestOpenVSwitchCrashes(t *testing.T) {
 		if daemon == "ovsdb-server" {
 			silenceAtMost += backOff
 		}
-		for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSEGV, syscall.SIGABRT} {
+		for _, sig := range signals {
 			run := l.run(probe.Exactly(redAndBlue.allowed))
 			l.traffic(run, 10)
 			var crashed []time.Time
@@ -74,15 +74,17 @@ func TestOpenVSwitchCrashes(t *testing.T) {
 			}
 			silent := silences(rep, crashed)
 			t.Logf("%s, %s: it serves again after %v; %d of %d lost, the last that was lost was sent after %v", daemon, sig, served, rep.Lost(), rep.Sent(), silent)
-			if longest := slices.Max(silent); longest > silenceAtMost {
+			longest := slices.Max(silent)
+			l.costs(fmt.Sprintf("%s crashed %d times by %s in its container", daemon, rounds, sig), rep.Lost(), longest, "back in 1 s")
+			if longest > silenceAtMost {
 				t.Errorf("%s, %s: packets are lost for %s, want at most %s", daemon, sig, longest, silenceAtMost)
 			}
 		}
 	}
 	l.eventually("all crashes are counted", 10*time.Second, func() error {
-		if n, _, text := l.findMetric("n1", "k8s_ovs_openvswitch_crashes_total"); n != float64(6*rounds) ||
+		if n, _, text := l.findMetric("n1", "k8s_ovs_openvswitch_crashes_total"); n != float64(2*len(signals)*rounds) ||
 			!strings.Contains(text, fmt.Sprintf(`k8s_ovs_openvswitch_crashes_total{cause="SIGSEGV",daemon="ovsdb-server"} %d`, rounds)) {
-			return fmt.Errorf("%v of %d", n, 6*rounds)
+			return fmt.Errorf("%v of %d", n, 2*len(signals)*rounds)
 		}
 		return nil
 	})
@@ -211,7 +213,9 @@ func TestOpenVSwitchFaults(t *testing.T) {
 		l.traffic(run, 20)
 		outage := during(f.name, func() { l.must(f.do(ctx)) })
 		l.traffic(run, 20)
-		l.judge(run.Stop(), []span{outage})
+		rep := run.Stop()
+		l.judge(rep, []span{outage})
+		l.costs(f.name, rep.Lost(), silences(rep, []time.Time{outage.began})[0], "1 s from when Open vSwitch serves")
 		l.asItShould(f.name, "n1")
 		if f.lost {
 			l.addForeign()
@@ -228,6 +232,7 @@ func TestOpenVSwitchFaults(t *testing.T) {
 // can go, and new ones are asked to come again; the node says why it takes none. When there is room it
 // does, and is what it should be.
 func TestOpenVSwitchDiskFull(t *testing.T) {
+	long(t)
 	l := up(t, netlab.Options{})
 	ctx := t.Context()
 	l.pods(quartet)
@@ -263,9 +268,11 @@ func TestOpenVSwitchDiskFull(t *testing.T) {
 	})
 	l.must(l.DelPod(ctx, leaves))
 	l.traffic(run, 20)
-	if err := run.Stop().Err(); err != nil {
+	rep := run.Stop()
+	if err := rep.Err(); err != nil {
 		t.Error(err)
 	}
+	l.costs("the disk of Open vSwitch's database is full", rep.Lost(), 0, "0 lost")
 	l.must(free())
 	l.eventually("a pod can be added", 10*time.Second, func() error {
 		_, err := l.AddPod(ctx, "n1", "red", "comes", netlab.PodOptions{})
