@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -195,17 +196,21 @@ func (r *run) judgeBy() {
 // accounts says which fault accounts for a lost datagram: one that may cost it whatever else happens, or, of a node
 // that did not hear of a tenant change, one that kept it from hearing; or which change of policies.
 func (r *run) accounts(e probe.Event) *window {
-	for _, w := range r.windows {
-		if w.covers(e.Sent) && w.costs(e.From, e.To) {
-			return w
+	first := func(accounts func(w *window) bool) *window {
+		for _, w := range r.windows {
+			if w.covers(e.Sent) && accounts(w) {
+				return w
+			}
 		}
+		return nil
 	}
-	for _, w := range r.windows {
-		if w.covers(e.Sent) && w.concerns(e.From, e.To) && e.From.Node != e.To.Node && r.wentOnWithout(w, e) {
-			return w
-		}
-	}
-	return nil
+	return cmp.Or(
+		first(func(w *window) bool { return w.d.kind.isFault() && w.costs(e.From, e.To) }),
+		first(func(w *window) bool {
+			return w.concerns(e.From, e.To) && e.From.Node != e.To.Node && r.wentOnWithout(w, e)
+		}),
+		first(func(w *window) bool { return !w.d.kind.isFault() && w.costs(e.From, e.To) }),
+	)
 }
 
 // wentOnWithout says whether a change of one of the two namespaces may have gone on without the node of a fault:
