@@ -222,11 +222,6 @@ func (s state) named() []pod {
 	return slices.SortedFunc(maps.Values(s.pods), func(a, b pod) int { return strings.Compare(a.String(), b.String()) })
 }
 
-// on are those of a node.
-func (s state) on(node string) []pod {
-	return slices.DeleteFunc(s.named(), func(p pod) bool { return p.node != node })
-}
-
 // String is the state for people who look for what went wrong.
 func (s state) String() string {
 	var b strings.Builder
