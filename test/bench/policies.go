@@ -323,7 +323,9 @@ func (c *cluster) policyStarts(ctx context.Context, flows int) error {
 		if err := a.StartInCluster(ctx, c.bin); err != nil {
 			return err
 		}
-		err := wait(ctx, "n1 has all its flows", func() (bool, error) {
+		// Each look is a process that starts, and has ovs-vswitchd go through all flows: on two
+		// processors, looking all the time takes as long as what is looked at.
+		err := waitEvery(ctx, 100*time.Millisecond, "n1 has all its flows", func() (bool, error) {
 			n, err := c.flowCount(ctx)
 			return n >= flows, err
 		})

@@ -99,9 +99,14 @@ const waitLimit = 30 * time.Second
 
 // wait asks until ok says yes.
 func wait(ctx context.Context, what string, ok func() (bool, error)) error {
+	return waitEvery(ctx, 20*time.Millisecond, what, ok)
+}
+
+// waitEvery is wait where asking costs something.
+func waitEvery(ctx context.Context, every time.Duration, what string, ok func() (bool, error)) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, waitLimit, fmt.Errorf("not so after %s", waitLimit))
 	defer cancel()
-	tick := time.NewTicker(20 * time.Millisecond)
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	for {
 		done, err := ok()
