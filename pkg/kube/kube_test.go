@@ -9,10 +9,12 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -299,6 +301,29 @@ func TestNamespaceCalls(t *testing.T) {
 			t.Errorf("pods of %s: %v, %v", ns, has, err)
 		}
 	}
+}
+
+// TestEventFlood: Events of one reason that never end hide no other reason of the same object.
+func TestEventFlood(t *testing.T) {
+	client, cs := kubetest.New(t)
+	node := kube.ObjectRef{Kind: "Node", Name: "n1", UID: "n1"}
+	for i := range 100 {
+		client.Event(node, true, "NetworkNotReady", fmt.Sprint("reason ", i))
+	}
+	client.Event(node, true, "OpenVSwitchCrashed", "why")
+	var events []corev1.Event
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+		list, err := cs.CoreV1().Events("default").List(t.Context(), metav1.ListOptions{})
+		must(t, err)
+		events = list.Items
+		if slices.ContainsFunc(events, func(e corev1.Event) bool { return e.Reason == "OpenVSwitchCrashed" }) {
+			if len(events) > 50 {
+				t.Errorf("%d Events: the flood is not cut off", len(events))
+			}
+			return
+		}
+	}
+	t.Errorf("it is not among %d Events", len(events))
 }
 
 func TestEvent(t *testing.T) {

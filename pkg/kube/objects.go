@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
@@ -75,7 +76,7 @@ func (c *Client) DaemonSetWants(ctx context.Context, namespace, name, node strin
 type ObjectRef struct{ APIVersion, Kind, Namespace, Name, UID string }
 
 // Event sends an Event. It does not wait; equal ones are sent as one with a count,
-// and floods are cut off.
+// and floods of one reason are cut off.
 func (c *Client) Event(ref ObjectRef, warning bool, reason, message string) {
 	kind := corev1.EventTypeNormal
 	if warning {
@@ -87,12 +88,19 @@ func (c *Client) Event(ref ObjectRef, warning bool, reason, message string) {
 	c.eventRecorder().Event(object, kind, reason, message)
 }
 
+// floodOf is what makes Events one flood: of the same object, and, unlike what client-go has, for
+// the same reason. A node that is ready and not ready all the time does not hide why.
+func floodOf(e *corev1.Event) string {
+	o := e.InvolvedObject
+	return strings.Join([]string{o.APIVersion, o.Kind, o.Namespace, o.Name, string(o.UID), e.Reason}, "/")
+}
+
 func (c *Client) eventRecorder() record.EventRecorder {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.recorder == nil {
 		ctx := klog.NewContext(context.Background(), logr.FromSlogHandler(c.log.Handler()))
-		c.events = record.NewBroadcaster(record.WithContext(ctx))
+		c.events = record.NewBroadcaster(record.WithContext(ctx), record.WithCorrelatorOptions(record.CorrelatorOptions{SpamKeyFunc: floodOf}))
 		c.events.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: c.api.Core.Events("")})
 		c.recorder = c.events.NewRecorder(runtime.NewScheme(), corev1.EventSource{Component: "k8s-ovs"})
 	}
