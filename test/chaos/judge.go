@@ -204,8 +204,11 @@ func (r *run) accounts(e probe.Event) *window {
 		}
 		return nil
 	}
+	fault := func(w *window) bool { return w.d.kind.isFault() && w.costs(e.From, e.To) }
 	return cmp.Or(
-		first(func(w *window) bool { return w.d.kind.isFault() && w.costs(e.From, e.To) }),
+		// What is still broken is more likely the reason than what was mended before.
+		first(func(w *window) bool { return fault(w) && !e.Sent.After(w.mended) }),
+		first(fault),
 		first(func(w *window) bool {
 			return w.concerns(e.From, e.To) && e.From.Node != e.To.Node && r.wentOnWithout(w, e)
 		}),

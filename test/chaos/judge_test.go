@@ -53,6 +53,20 @@ func TestAccounts(t *testing.T) {
 	}
 }
 
+// TestAccountsToWhatIsBroken: of two faults the one that is not mended accounts for what is lost.
+func TestAccountsToWhatIsBroken(t *testing.T) {
+	began := time.Now()
+	all := func(probe.Endpoint, probe.Endpoint) bool { return true }
+	mended := &window{d: &decision{kind: "bridge deleted"}, began: began, mended: began, closed: began.Add(9 * time.Second), costs: all, concerns: all}
+	broken := &window{d: &decision{kind: "link down"}, began: began.Add(time.Second), mended: began.Add(5 * time.Second), closed: began.Add(9 * time.Second), costs: all, concerns: all}
+	r := &run{windows: []*window{mended, broken}}
+	for at, want := range map[time.Duration]*window{100 * time.Millisecond: mended, 3 * time.Second: broken, 6 * time.Second: mended} {
+		if got := r.accounts(probe.Event{Sent: began.Add(at)}); got != want {
+			t.Errorf("after %s %v accounts for it, want %v", at, got.d, want.d)
+		}
+	}
+}
+
 // TestJudge: what no fault accounts for fails a round, and so does what may not be delivered.
 func TestJudge(t *testing.T) {
 	now := time.Now()
