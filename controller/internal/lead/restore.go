@@ -36,7 +36,6 @@ type restoration struct {
 	due <-chan time.Time
 	// wrote counts what was put back.
 	wroteNodes, wroteNamespaces int
-	left                        []string
 }
 
 // wait has the term look again at that time.
