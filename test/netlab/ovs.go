@@ -106,7 +106,8 @@ func (o OVS) StartVswitchd(ctx context.Context) error {
 	if err := os.Remove(ctl); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err // one of a daemon that was killed would mislead the wait below
 	}
-	out, err := o.VSCtl(ctx, "list-br")
+	// In an empty database it makes the first row, and would wait for whom it is to start.
+	out, err := o.VSCtl(ctx, "--no-wait", "list-br")
 	if err != nil {
 		return err
 	}
