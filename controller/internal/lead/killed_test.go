@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -80,7 +79,7 @@ func (r *reaper) intercept(ctx context.Context, req any, _ *grpc.UnaryServerInfo
 
 // TestKilledAtAnyWrite: a leader dies at each of its writes, whichever it is: in turn before it was made, and
 // after it was made but before the answer came. Another finishes what it had begun: the records
-// come to say what they do where nobody died. K8S_OVS_BOTH=1 tries both at each.
+// come to say what they do where nobody died.
 func TestKilledAtAnyWrite(t *testing.T) {
 	t.Parallel()
 	reap := &reaper{}
@@ -92,15 +91,10 @@ func TestKilledAtAnyWrite(t *testing.T) {
 		t.Fatalf("a story of %d writes tells nothing", writes)
 	}
 	for n := range writes {
-		for _, late := range []bool{false, true} {
-			if os.Getenv("K8S_OVS_BOTH") == "" && late != (n%2 == 1) {
-				continue
-			}
-			name := fmt.Sprintf("write%d-%t", n, late)
-			got, _ := lives(t, e, reap, name, n, late)
-			if diff := cmp.Diff(undisturbed, got); diff != "" {
-				t.Errorf("killed at write %d (made: %t) (-undisturbed +got):\n%s", n, late, diff)
-			}
+		late := n%2 == 1
+		got, _ := lives(t, e, reap, fmt.Sprintf("write%d-%t", n, late), n, late)
+		if diff := cmp.Diff(undisturbed, got); diff != "" {
+			t.Errorf("killed at write %d (made: %t) (-undisturbed +got):\n%s", n, late, diff)
 		}
 	}
 	t.Logf("%d writes", writes)
