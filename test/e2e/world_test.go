@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -36,15 +37,19 @@ func TestWorld(t *testing.T) {
 	l.asItShould("two pods", "n1")
 	n, err := world.Of(l.Lab, "n1")
 	l.must(err)
+	// The agent keeps the firewall's table of tenants every few seconds: what is in it comes last.
 	names := func(n world.Node, each ...string) {
 		t.Helper()
-		found, err := n.Differences(ctx)
-		l.must(err)
-		for _, what := range each {
-			if !slices.ContainsFunc(found, func(line string) bool { return strings.Contains(line, what) }) {
-				t.Errorf("%q is not among\n%s", what, strings.Join(found, "\n"))
+		l.eventually("the differences", 20*time.Second, func() error {
+			found, err := n.Differences(ctx)
+			l.must(err)
+			for _, what := range each {
+				if !slices.ContainsFunc(found, func(line string) bool { return strings.Contains(line, what) }) {
+					return fmt.Errorf("%q is not among\n%s", what, strings.Join(found, "\n"))
+				}
 			}
-		}
+			return nil
+		})
 	}
 	ifb := "koi" + strings.TrimPrefix(p.HostInterface, "kov")
 	without := n
