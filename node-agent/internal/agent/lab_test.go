@@ -472,7 +472,7 @@ func (l *lab) build() {
 	pic, conn, pods := &picture{name: labSelf.Host, self: labSelf.HostIP}, &fakeConn{machine: l.machine}, &fakePods{machine: l.machine}
 	others := peers.New(peers.Config{Datapath: ovs.DatapathSystem, Self: labSelf.HostIP, Routes: noRoutes{}, Host: l.machine, Logger: log})
 	feed := newServiceFeed(nil, ready.is, m, log)
-	report := &reporter{picture: pic, readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, open: l.etcd.openStatus, conf: l.conf, metrics: m}
+	status := &ownStatus{picture: pic, readiness: ready, attached: pods, open: l.etcd.openStatus}
 	none := &policySide{}
 	r := &rooms{
 		record: &ownRecord{picture: pic, etcd: l.etcd, inCluster: true, attached: pods},
@@ -488,10 +488,11 @@ func (l *lab) build() {
 			},
 		},
 		flows: &flowSide{
-			picture: pic, publish: report.publish, services: feed, policies: none, metrics: m, log: log,
+			picture: pic, publish: status.publish, services: feed, policies: none, metrics: m, log: log,
 			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
-		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, report: report,
+		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
+		report: &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m},
 	}
 	ready.open(pods)
 	l.loop = newLoop(pic, r)

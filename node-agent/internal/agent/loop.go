@@ -53,7 +53,7 @@ func newLoop(p *picture, r *rooms) *loop { return &loop{picture: p, rooms: r, st
 // run runs passes until ctx ends.
 func (l *loop) run(ctx context.Context) error {
 	defer l.flows.conn.close()
-	defer l.report.close()
+	defer l.status.close()
 	defer l.policies.close()
 	l.loadCopy(l.file, l.log)
 	l.policies.load()
@@ -103,7 +103,7 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 				return ctx.Err()
 			}
 			l.ready.set(err)
-			l.report.tell()
+			l.status.tell()
 			calming = false
 			e.deferred.Reset(pause.Next())
 			continue

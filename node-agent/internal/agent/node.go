@@ -280,10 +280,9 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 	others := peers.New(peers.Config{
 		Datapath: n.ovs.datapath, Self: p.self, Routes: underlay.NewRoutes(n.ovs.client), Host: n.host, Logger: log,
 	})
-	report := &reporter{
-		picture: p.picture, readiness: n.ready, services: p.services, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher, table: p.table, store: p.flows,
-		open: func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) }, conf: n.conf, metrics: m,
-		shrink: footprint.Shrink, log: log,
+	status := &ownStatus{
+		picture: p.picture, readiness: n.ready, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher,
+		open: func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) },
 	}
 	r := &rooms{
 		record: &ownRecord{picture: p.picture, etcd: n.etcd.store, identity: n.etcd.identity, inCluster: n.api != nil, attached: p.attacher},
@@ -294,7 +293,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 			},
 		},
 		flows: &flowSide{
-			picture: p.picture, publish: report.publish, services: p.services, policies: policy, metrics: m, log: log,
+			picture: p.picture, publish: status.publish, services: p.services, policies: policy, metrics: m, log: log,
 			flowParts: flowParts{table: p.table, store: p.flows, conn: p.conn, datapath: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
 		},
 		health: &health{
@@ -303,13 +302,16 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		},
 		services: p.services,
 		policies: policy,
-		report:   report,
+		status:   status,
+		report: &reporter{
+			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.conf, metrics: m, shrink: footprint.Shrink, log: log,
+		},
 	}
 	if n.api != nil {
 		r.health.way.events = n.api
-		report.enforces = []string{topology.EnforcesNetworkPolicy, topology.EnforcesClusterNetworkPolicy}
-		report.lacks = func() []string { return policies.Lacks(n.ovs.datapath, p.conn.software) }
-		policy.lacks, report.lost = report.lacks, p.policies.Lost
+		status.enforces = []string{topology.EnforcesNetworkPolicy, topology.EnforcesClusterNetworkPolicy}
+		status.lacks = func() []string { return policies.Lacks(n.ovs.datapath, p.conn.software) }
+		policy.lacks, status.lost = status.lacks, p.policies.Lost
 	}
 	if n.etcd.asking != nil {
 		r.record.asking, r.flows.asking = n.etcd.asking, n.etcd.asking

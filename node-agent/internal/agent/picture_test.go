@@ -43,7 +43,7 @@ func TestEtcdWentBack(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := &picture{name: "n1", self: labSelf.HostIP}
-			n := &reporter{picture: p, attached: attachedIn{"new"}}
+			n := &ownStatus{picture: p, attached: attachedIn{"new"}}
 			start(p)
 			if n.held() != nil {
 				t.Errorf("it says that it holds %+v", n.held())
@@ -73,7 +73,7 @@ func TestEtcdWentBack(t *testing.T) {
 	}
 	// Policies that etcd has lost are a reason too.
 	lost := topology.Point{Term: "a", Revision: 12}
-	n := &reporter{picture: &picture{}, attached: attachedIn{}, lost: func() topology.Point { return lost }}
+	n := &ownStatus{picture: &picture{}, attached: attachedIn{}, lost: func() topology.Point { return lost }}
 	if h := n.held(); h == nil || h.At != lost || len(h.Nodes)+len(h.Namespaces) > 0 {
 		t.Errorf("it holds %+v", h)
 	}

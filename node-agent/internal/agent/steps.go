@@ -84,7 +84,7 @@ func (r *rooms) steps() []step {
 		{"the ways out of the node", r.health.look},
 		{"memory that only the start needed", report.giveBack},
 		{"ready, or why not", report.ready},
-		{"the node's status", report.status},
+		{"the node's status", r.status.keep},
 		{"services in the flows", r.services.follow},
 		{"the CNI configuration", report.configuration},
 	}
@@ -99,4 +99,5 @@ type rooms struct {
 	services *serviceFeed
 	policies *policySide
 	report   *reporter
+	status   *ownStatus
 }

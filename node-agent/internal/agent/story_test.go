@@ -210,7 +210,7 @@ func TestLoopOwesAFullPass(t *testing.T) {
 // stepNames are the steps in their order.
 func stepNames() []string {
 	var names []string
-	for _, s := range (&rooms{host: &hostSide{}, flows: &flowSide{}, report: &reporter{}, record: &ownRecord{}, health: &health{}, services: &serviceFeed{}, policies: &policySide{}}).steps() {
+	for _, s := range (&rooms{host: &hostSide{}, flows: &flowSide{}, report: &reporter{}, status: &ownStatus{}, record: &ownRecord{}, health: &health{}, services: &serviceFeed{}, policies: &policySide{}}).steps() {
 		names = append(names, s.name)
 	}
 	return names
