@@ -64,6 +64,8 @@ type Interfaces struct {
 	Certificates certificatesv1.CertificatesV1Interface
 	// Pods are the pods of a namespace, or of all where it is empty.
 	Pods func(namespace string) PodMetadata
+	// Placed are all pods with their nodes. They are used by the controller only.
+	Placed PlacedPods
 	// Definitions are CustomResourceDefinitions, ClusterPolicies the ClusterNetworkPolicies in
 	// a version. They and Networking are used by the controller only.
 	Definitions     dynamic.ResourceInterface
@@ -105,6 +107,7 @@ func Open(cfg Config) (*Client, error) {
 	if api.Core, err = corev1.NewForConfigAndClient(rc, hc); err != nil {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}
+	api.Placed = podTables{api.Core.RESTClient()}
 	if api.Discovery, err = discoveryv1.NewForConfigAndClient(rc, hc); err != nil {
 		return nil, fmt.Errorf("API server %s: %w", rc.Host, err)
 	}

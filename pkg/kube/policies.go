@@ -83,25 +83,26 @@ type PodLabels struct {
 	UID string
 	// Mirrors is as in [Pod].
 	Mirrors string
-	Labels  map[string]string
+	// Node is the name of the node that the pod is bound to; of no node before that.
+	Node   string
+	Labels map[string]string
 }
 
 // Is reports whether they are those of the pod that its node calls uid: see [Pod.Is].
 func (p PodLabels) Is(uid string) bool { return Pod{UID: p.UID, Mirrors: p.Mirrors}.Is(uid) }
 
-// WatchPodLabels tells the labels of all pods of the cluster. Of pods it asks for their
-// metadata only. Where that is forbidden nothing is told until it no longer is. It ends
-// with ctx.
+// WatchPodLabels tells the labels and nodes of all pods of the cluster. Nothing else of pods'
+// specifications is asked for. Where pods may not be listed nothing is told until they may. It
+// ends with ctx.
 func (c *Client) WatchPodLabels(ctx context.Context) *Changes[PodKey, PodLabels] {
-	return watchChanges(func(p *metav1.PartialObjectMetadata) (PodKey, PodLabels) {
-		return PodKey{p.Namespace, p.Name}, PodLabels{UID: string(p.UID), Mirrors: p.Annotations[corev1.MirrorPodAnnotationKey], Labels: p.Labels}
-	}, func(t *table[*metav1.PartialObjectMetadata, PodKey, PodLabels]) {
-		resource := c.api.Pods(metav1.NamespaceAll)
+	return watchChanges(func(p *corev1.Pod) (PodKey, PodLabels) {
+		return PodKey{p.Namespace, p.Name}, PodLabels{UID: string(p.UID), Mirrors: p.Annotations[corev1.MirrorPodAnnotationKey], Node: p.Spec.NodeName, Labels: p.Labels}
+	}, func(t *table[*corev1.Pod, PodKey, PodLabels]) {
 		if c.mayList(ctx, "what NetworkPolicies select is not known", func(ctx context.Context) error {
-			_, err := resource.List(ctx, metav1.ListOptions{Limit: 1})
+			_, err := c.api.Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1})
 			return err
 		}) {
-			follow(ctx, c, "labels of pods", resource, &metav1.PartialObjectMetadata{}, metav1.ListOptions{}, t)
+			follow(ctx, c, "labels of pods", c.api.Placed, &corev1.Pod{}, metav1.ListOptions{}, t)
 		}
 	})
 }

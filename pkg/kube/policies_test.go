@@ -77,6 +77,7 @@ func TestWatchNetworkPolicies(t *testing.T) {
 func TestWatchPodPorts(t *testing.T) {
 	always := corev1.ContainerRestartPolicyAlways
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "web", UID: "u", Labels: map[string]string{"app": "web"}, Annotations: map[string]string{corev1.MirrorPodAnnotationKey: "static"}}}
+	pod.Spec.NodeName = "n1"
 	pod.Spec.Containers = []corev1.Container{
 		{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080}, {ContainerPort: 9}, {Name: "dns", Protocol: corev1.ProtocolUDP, ContainerPort: 53}}},
 		{Ports: []corev1.ContainerPort{{Name: "http", ContainerPort: 8080, Protocol: corev1.ProtocolTCP}}},
@@ -94,7 +95,7 @@ func TestWatchPodPorts(t *testing.T) {
 		t.Errorf("ports (-want +got):\n%s", diff)
 	}
 	labels := taken(t, client.WatchPodLabels(t.Context()))
-	if diff := cmp.Diff(map[kube.PodKey]*kube.PodLabels{key: {UID: "u", Mirrors: "static", Labels: map[string]string{"app": "web"}}}, labels); diff != "" {
+	if diff := cmp.Diff(map[kube.PodKey]*kube.PodLabels{key: {UID: "u", Mirrors: "static", Node: "n1", Labels: map[string]string{"app": "web"}}}, labels); diff != "" {
 		t.Errorf("labels (-want +got):\n%s", diff)
 	}
 	if l := labels[key]; !l.Is("u") || !l.Is("static") || !l.Is("") || l.Is("other") {

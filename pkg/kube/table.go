@@ -149,6 +149,11 @@ type resource[L runtime.Object] interface {
 
 // follow keeps store up to date with the objects that match, until ctx ends.
 func follow[L runtime.Object](ctx context.Context, c *Client, name string, r resource[L], example runtime.Object, match metav1.ListOptions, store cache.ReflectorStore) {
+	// What says which kinds of watches there are not: see [podTables].
+	client := c.api.Clientset
+	if says, ok := any(r).(interface{ IsWatchListSemanticsUnSupported() bool }); ok {
+		client = says
+	}
 	selected := func(o metav1.ListOptions) metav1.ListOptions {
 		o.LabelSelector, o.FieldSelector = match.LabelSelector, match.FieldSelector
 		return o
@@ -160,7 +165,7 @@ func follow[L runtime.Object](ctx context.Context, c *Client, name string, r res
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
 			return r.Watch(ctx, selected(o))
 		},
-	}, c.api.Clientset)
+	}, client)
 	log := logr.FromSlogHandler(c.log.Handler())
 	backoff := retry
 	reflector := cache.NewReflectorWithOptions(lw, example, store, cache.ReflectorOptions{Name: name, Logger: &log, Backoff: &backoff})

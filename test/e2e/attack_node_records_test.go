@@ -3,9 +3,11 @@ package e2e
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -13,8 +15,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	corev1 "k8s.io/api/core/v1"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/attacks"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
@@ -70,6 +75,14 @@ func TestAttackNodeRecords(t *testing.T) {
 			"another's limits":      put("limits/198.18.0.2", "x"),
 			"another's MTU":         put("mtu/198.18.0.2", "x"),
 			"another's requests":    put("requests/198.18.0.2", "x"),
+			"another's pods":        put("pods/198.18.0.2", "x"),
+			"what was taken of its": put("acknowledged/198.18.0.1", "x"),
+			"a policy":              put("policies/red/p", "x"),
+			"a cluster's policy":    put("clusterpolicies/p", "x"),
+			"who is isolated":       put("isolation/red", "x"),
+			"who is in a set":       put("sets/0123456789abcdef/172.11.0.0", "x"),
+			"the leaders' history":  put("history/now", "x"),
+			"the terms there were":  put("history/terms", "x"),
 			"its own certificate":   put("certificates/198.18.0.1", "x"),
 			"its own subnet":        put("subnets/198.18.0.1", "x"),
 			"another's subnet":      put("subnets/198.18.0.2", "x"),
@@ -151,6 +164,64 @@ func TestAttackNodeRecords(t *testing.T) {
 	if diff := cmp.Diff(before, l.record("red")); diff != "" {
 		t.Errorf("namespace red changed (-was +is):\n%s", diff)
 	}
+}
+
+// TestAttackNodePods: who has stolen a node gets none of its pods past policies by calling them
+// pods of other nodes, in the one record of pods that it may write.
+func TestAttackNodePods(t *testing.T) {
+	long(t)
+	c := policed(t, netlab.Options{})
+	c.labelled("n1", "red/web", "web")
+	c.labelled("n1", "red/near", "near")
+	c.labelled("n2", "red/far", "far")
+	c.policy("red/web", onlyApp("near"))
+	c.waitMatrix("only red/near is let in", policyTime, toWeb("red/near"))
+	own, err := c.NodeIdentity("n2")
+	c.must(err)
+	place, ok := c.api.Object("configmaps", "kube-system", "k8s-ovs-etcd").(*corev1.ConfigMap)
+	if !ok {
+		t.Fatal("no ConfigMap says where etcd is")
+	}
+	access, err := kube.ParseEtcdPlace(place.Data)
+	c.must(err)
+	access.Cert, access.Key = own.Pair.CertPEM, own.Pair.KeyPEM
+	n2, far := c.records(access), c.get("red/far")
+	near, ok := c.api.Object("pods", "red", "near").(*corev1.Pod)
+	if !ok {
+		t.Fatal("the API server has no pod red/near")
+	}
+	c.attack(attacks.Node, "its pods called others, that policies let in", func() (tried, delivered int) {
+		for _, uid := range []string{string(near.UID), ""} { // some runtimes say none
+			lie, err := json.Marshal(topology.NodePods{
+				Host: "n2", HostIP: netip.MustParseAddr("198.18.0.2"), Pods: []topology.NodePod{{Namespace: "red", Name: "near", UID: uid, Address: far.IP}},
+			})
+			c.must(err)
+			put, err := n2.Put(t.Context(), networkKey+"/pods/198.18.0.2", string(lie))
+			c.must(err)
+			c.eventually("the leader has taken it in", policyTime, func() error { return c.acknowledged("198.18.0.2", put.Header.Revision) })
+			if _, err := c.PodExec(t.Context(), far, "ping", "-c3", "-i0.2", "-W1", c.get("red/web").IP.String()); err == nil {
+				delivered++
+			}
+			tried++
+		}
+		return tried, delivered
+	})
+}
+
+// acknowledged is nil if what a node said of its pods in that revision is in the sets.
+func (l *lab) acknowledged(node string, revision int64) error {
+	r, err := l.etcd().Get(l.t.Context(), networkKey+"/acknowledged/"+node)
+	if err != nil || len(r.Kvs) == 0 {
+		return fmt.Errorf("no record: %w", err)
+	}
+	var taken topology.Acknowledged
+	if err := json.Unmarshal(r.Kvs[0].Value, &taken); err != nil {
+		return err
+	}
+	if taken.Revision < revision {
+		return fmt.Errorf("revision %d is taken in, not %d", taken.Revision, revision)
+	}
+	return nil
 }
 
 // TestAttackUnderlayCertificates: without a certificate of the lab's CA, which has not

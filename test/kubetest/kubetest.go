@@ -34,7 +34,8 @@ func New(t testing.TB, objects ...runtime.Object) (*kube.Client, *fake.Clientset
 		},
 		Definitions: dynamicfake.NewSimpleDynamicClient(runtime.NewScheme()).Resource(definitionsResource),
 		Networking:  cs.NetworkingV1(), Admission: cs.AdmissionregistrationV1(), Certificates: cs.CertificatesV1(), Clientset: cs,
-		Pods: func(namespace string) kube.PodMetadata { return podMetadata{cs.CoreV1().Pods(namespace)} },
+		Pods:   func(namespace string) kube.PodMetadata { return podMetadata{cs.CoreV1().Pods(namespace)} },
+		Placed: cs.CoreV1().Pods(""),
 	}, nil)
 	t.Cleanup(c.Close)
 	return c, cs

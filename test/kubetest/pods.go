@@ -18,7 +18,7 @@ func (p podMetadata) List(ctx context.Context, o metav1.ListOptions) (*metav1.Pa
 	if err != nil {
 		return nil, err
 	}
-	list, err := (&writer{partial: true}).shown(whole)
+	list, err := (&writer{as: partial}).shown(whole)
 	if err != nil {
 		return nil, err
 	}

@@ -1,11 +1,14 @@
 package kubetest
 
 import (
+	"cmp"
+	"fmt"
 	"io"
 	"mime"
 	"net/http"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -19,8 +22,10 @@ type writer struct {
 	w    http.ResponseWriter
 	info runtime.SerializerInfo
 	gv   schema.GroupVersion
-	// partial is that the client takes only the metadata of objects.
-	partial bool
+	// as is what the client takes instead of objects: their metadata, or a table.
+	as string
+	// headed is that a watch has named the columns of its tables.
+	headed bool
 	// version, if not empty, is that in which objects are shown.
 	version string
 	// framed is where a watch's events go.
@@ -29,14 +34,20 @@ type writer struct {
 }
 
 func newWriter(w http.ResponseWriter, r *http.Request, gvk schema.GroupVersionKind) *writer {
-	mediaType, partial := accepted(r.Header.Get("Accept"))
+	mediaType, as := accepted(r.Header.Get("Accept"))
 	info, _ := runtime.SerializerInfoForMediaType(scheme.Codecs.SupportedMediaTypes(), mediaType)
-	return &writer{w: w, info: info, gv: gvk.GroupVersion(), partial: partial}
+	return &writer{w: w, info: info, gv: gvk.GroupVersion(), as: as}
 }
 
+// What a client may take instead of objects.
+const (
+	partial = "PartialObjectMetadata"
+	tables  = "Table"
+)
+
 // accepted is the first of what the client takes that there is: an encoding, of whole
-// objects or of their metadata.
-func accepted(accept string) (mediaType string, partial bool) {
+// objects, of their metadata or of tables.
+func accepted(accept string) (mediaType, as string) {
 	for clause := range strings.SplitSeq(accept, ",") {
 		mediaType, params, err := mime.ParseMediaType(clause)
 		if err != nil || mediaType != runtime.ContentTypeProtobuf && mediaType != runtime.ContentTypeJSON {
@@ -45,14 +56,14 @@ func accepted(accept string) (mediaType string, partial bool) {
 		as := schema.GroupVersionKind{Group: params["g"], Version: params["v"], Kind: params["as"]}
 		switch as.Kind {
 		case "":
-			return mediaType, false
-		case "PartialObjectMetadata", "PartialObjectMetadataList":
+			return mediaType, ""
+		case partial, partial + "List", tables:
 			if as.GroupVersion() == metav1.SchemeGroupVersion {
-				return mediaType, true
+				return mediaType, strings.TrimSuffix(as.Kind, "List")
 			}
 		}
 	}
-	return runtime.ContentTypeJSON, false
+	return runtime.ContentTypeJSON, ""
 }
 
 // shown is the object as the client takes it.
@@ -60,7 +71,9 @@ func (w *writer) shown(o runtime.Object) (runtime.Object, error) {
 	switch {
 	case w.version != "":
 		return inVersion(o, w.version)
-	case !w.partial:
+	case w.as == tables:
+		return w.table(o)
+	case w.as == "":
 		return o, nil
 	}
 	if !meta.IsListType(o) {
@@ -80,6 +93,33 @@ func (w *writer) shown(o runtime.Object) (runtime.Object, error) {
 		list.Items = append(list.Items, *m)
 	}
 	return list, nil
+}
+
+// table shows pods as rows, with the columns that this project reads. As the API server does, a
+// watch names columns once.
+func (w *writer) table(o runtime.Object) (runtime.Object, error) {
+	t := &metav1.Table{TypeMeta: metav1.TypeMeta{APIVersion: metav1.SchemeGroupVersion.String(), Kind: tables}}
+	if !w.headed {
+		t.ColumnDefinitions = []metav1.TableColumnDefinition{{Name: "Name", Type: "string"}, {Name: "Node", Type: "string", Priority: 1}}
+	}
+	w.headed = true
+	pods := []corev1.Pod{}
+	switch o := o.(type) {
+	case *corev1.PodList:
+		t.ResourceVersion, pods = o.ResourceVersion, o.Items
+	case *corev1.Pod:
+		t.ResourceVersion, pods = o.ResourceVersion, append(pods, *o)
+	default:
+		return nil, fmt.Errorf("a %T is not shown as a table", o)
+	}
+	for i := range pods {
+		m, err := metadataOf(&pods[i])
+		if err != nil {
+			return nil, err
+		}
+		t.Rows = append(t.Rows, metav1.TableRow{Cells: []any{pods[i].Name, cmp.Or(pods[i].Spec.NodeName, "<none>")}, Object: runtime.RawExtension{Object: m}})
+	}
+	return t, nil
 }
 
 // metadataOf is an object's metadata.

@@ -42,7 +42,7 @@ func newBenchCluster(b *testing.B, w Writer) *benchCluster {
 	c.k.known = inputs{true, true, true, true, true, true, true, true}
 	nodes := map[netip.Addr]topology.Node{}
 	for n := range benchNodes {
-		nodes[nodeIP(n)] = topology.Node{HostIP: nodeIP(n), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 6), byte(n << 2), 0}), 22)}
+		nodes[nodeIP(n)] = topology.Node{Host: nodeIP(n).String(), HostIP: nodeIP(n), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 6), byte(n << 2), 0}), 22)}
 	}
 	c.k.state.setSubnets(nodes)
 	for i := range benchNamespaces {
@@ -79,7 +79,7 @@ func (c *benchCluster) comes(b *testing.B, n int) {
 	name := fmt.Sprintf("web-5d9c7b6f5-%05d", c.serial)
 	ns := fmt.Sprintf("ns%d", c.serial%benchNamespaces)
 	uid := fmt.Sprintf("00000000-0000-4000-8000-%012d", c.serial)
-	c.k.state.setLabels(kube.PodKey{Namespace: ns, Name: name}, &kube.PodLabels{UID: uid, Labels: map[string]string{
+	c.k.state.setLabels(kube.PodKey{Namespace: ns, Name: name}, &kube.PodLabels{UID: uid, Node: nodeIP(n).String(), Labels: map[string]string{
 		"app": fmt.Sprintf("a%d", c.serial%10), "tier": "front", "pod-template-hash": "5d9c7b6f5",
 	}})
 	if len(c.pods[n]) >= benchPodsOnEach {
@@ -87,7 +87,7 @@ func (c *benchCluster) comes(b *testing.B, n int) {
 		c.k.state.setLabels(kube.PodKey{Namespace: old.Namespace, Name: old.Name}, nil)
 		c.pods[n] = c.pods[n][1:]
 	}
-	subnet := c.k.state.subnets[nodeIP(n)][0]
+	subnet := c.k.state.places[nodeIP(n)].subnets[0]
 	at := topology.WithLow32(netip.IPv4Unspecified(), topology.Low32(subnet.Addr())+2+uint32(c.serial/benchNodes%1000))
 	c.pods[n] = append(c.pods[n], topology.NodePod{Namespace: ns, Name: name, UID: uid, Address: at})
 	// As the watch reads it: the whole record of the node.

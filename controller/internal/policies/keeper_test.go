@@ -127,7 +127,7 @@ func (l *lab) put(objects ...runtime.Object) {
 }
 
 func aPod(name string, labels map[string]string, ports ...corev1.ContainerPort) *corev1.Pod {
-	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("u-" + name), Labels: labels}, Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "c", Ports: ports}}}}
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name, UID: types.UID("u-" + name), Labels: labels}, Spec: corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Name: "c", Ports: ports}}}}
 }
 
 // publish has a node say what pods it has: names and addresses in turn.

@@ -367,20 +367,22 @@ func TestRecords(t *testing.T) {
 	}
 
 	// A namesake with another UID is another pod.
-	k.state.setLabels(kube.PodKey{Namespace: "shop", Name: "web2"}, &kube.PodLabels{UID: "other", Labels: map[string]string{"app": "web"}})
+	k.state.setLabels(kube.PodKey{Namespace: "shop", Name: "web2"}, &kube.PodLabels{UID: "other", Node: "n1", Labels: map[string]string{"app": "web"}})
 	settle(t, k)
 	want[chunk] = `{"Addresses":"2"}`
 	wantTexts(t, m, "a namesake", want)
 
-	// What a node says of another's addresses does not count.
+	// What a node says of another's addresses does not count, nor what it says of another's pods.
 	n2 := netip.MustParseAddr("198.18.0.2")
 	said := w.said[n2]
-	said.Value.Pods = []topology.NodePod{{Namespace: "shop", Name: "web", UID: "u-web", Address: netip.MustParseAddr("172.11.0.30")}}
+	said.Value.Pods = []topology.NodePod{
+		{Namespace: "shop", Name: "web", UID: "u-web", Address: netip.MustParseAddr("172.11.0.30")}, {Namespace: "shop", Name: "web", UID: "u-web", Address: netip.MustParseAddr("172.11.0.70")},
+	}
 	said.Revision = 900
 	w.said[n2] = said
 	w.tellNodes(k.state)
 	settle(t, k)
-	wantTexts(t, m, "a lie", want)
+	wantTexts(t, m, "lies", want)
 	if got := m.records[store.AcknowledgedKey(n2)].Value; got != `{"Revision":900}` {
 		t.Errorf("acknowledged %s", got)
 	}

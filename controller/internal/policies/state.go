@@ -38,9 +38,9 @@ type state struct {
 	labels map[kube.PodKey]kube.PodLabels
 	ports  map[kube.PodKey]kube.PodPorts
 
-	subnets   map[netip.Addr][]netip.Prefix // of nodes by their addresses
+	places    map[netip.Addr]place // of nodes by their addresses
 	nodes     map[netip.Addr]*node
-	addresses map[kube.PodKey]map[netip.Addr]topology.NodePod // of pods, by all nodes
+	addresses map[kube.PodKey]map[netip.Addr]claim // of pods, by all nodes
 	// left has, by record, what stood there of nodes that have not said again what pods they
 	// have since this leader began.
 	left map[store.PolicyKey]map[netip.Addr]topology.SetChunk
@@ -79,10 +79,26 @@ type namedSet struct {
 	unread bool
 }
 
+// place is what a node's record says of it: its name, and which addresses it may give to pods.
+type place struct {
+	name    string
+	subnets []netip.Prefix
+}
+
+func (p place) has(a netip.Addr) bool {
+	return slices.ContainsFunc(p.subnets, func(subnet netip.Prefix) bool { return subnet.Contains(a) })
+}
+
+// claim is that a pod has an address, by the word of the node of that name.
+type claim struct {
+	topology.NodePod
+	node string
+}
+
 // node is what one said of its pods.
 type node struct {
 	told store.Versioned[topology.NodePods]
-	pods map[netip.Addr]topology.NodePod // those in its subnets
+	pods map[netip.Addr]claim // those in its subnets
 	// silent is that it has no record: its agent is away. Its pods are in sets as before, for
 	// as long as the node has a subnet: they go on, and their addresses are given to nobody else
 	// meanwhile.
@@ -94,7 +110,7 @@ func newState() *state {
 		index: policy.NewIndex(), policies: map[policy.Key]kube.NetworkPolicy{}, namespaces: map[string]map[policy.Key]bool{}, cluster: map[string]clusterPolicy{},
 		portNames: map[string]*named{}, spaces: map[string]map[string]string{}, hosts: map[string]bool{},
 		sets: map[policy.Set]*namedSet{}, byHash: map[string]policy.Set{}, labels: map[kube.PodKey]kube.PodLabels{}, ports: map[kube.PodKey]kube.PodPorts{},
-		subnets: map[netip.Addr][]netip.Prefix{}, nodes: map[netip.Addr]*node{}, addresses: map[kube.PodKey]map[netip.Addr]topology.NodePod{},
+		places: map[netip.Addr]place{}, nodes: map[netip.Addr]*node{}, addresses: map[kube.PodKey]map[netip.Addr]claim{},
 		left: map[store.PolicyKey]map[netip.Addr]topology.SetChunk{}, touched: map[store.PolicyKey]bool{},
 	}
 }
@@ -322,15 +338,16 @@ func (s *state) forgetPorts() {
 // setSubnets takes in which addresses a node may give to pods: what it says of others does
 // not count.
 func (s *state) setSubnets(nodes map[netip.Addr]topology.Node) {
-	for ip := range s.subnets {
-		if _, there := nodes[ip]; !there {
-			delete(s.subnets, ip)
+	for ip, was := range s.places {
+		if n, there := nodes[ip]; !there || n.Host != was.name {
+			delete(s.places, ip)
 			s.takeNode(ip)
 		}
 	}
 	for ip, n := range nodes {
-		if subnets := n.PodSubnets(); !slices.Equal(subnets, s.subnets[ip]) {
-			s.subnets[ip] = subnets
+		now := place{name: n.Host, subnets: n.PodSubnets()}
+		if was, had := s.places[ip]; !had || !slices.Equal(now.subnets, was.subnets) {
+			s.places[ip] = now
 			s.takeNode(ip)
 		}
 	}
@@ -369,10 +386,11 @@ func (s *state) takeNode(ip netip.Addr) {
 		return
 	}
 	was := n.pods
-	n.pods = map[netip.Addr]topology.NodePod{}
+	n.pods = map[netip.Addr]claim{}
+	where := s.places[ip]
 	for _, p := range n.told.Value.Pods {
-		if slices.ContainsFunc(s.subnets[ip], func(subnet netip.Prefix) bool { return subnet.Contains(p.Address) }) {
-			n.pods[p.Address] = p
+		if where.has(p.Address) {
+			n.pods[p.Address] = claim{p, where.name}
 		}
 	}
 	for a, old := range was {
@@ -386,7 +404,7 @@ func (s *state) takeNode(ip netip.Addr) {
 		}
 		key := kube.PodKey{Namespace: p.Namespace, Name: p.Name}
 		if s.addresses[key] == nil {
-			s.addresses[key] = map[netip.Addr]topology.NodePod{}
+			s.addresses[key] = map[netip.Addr]claim{}
 		}
 		s.addresses[key][a] = p
 		s.place(a, p)
@@ -394,12 +412,12 @@ func (s *state) takeNode(ip netip.Addr) {
 }
 
 // same reports whether both are one pod.
-func same(a, b topology.NodePod) bool {
-	return a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID
+func same(a, b claim) bool {
+	return a.Namespace == b.Namespace && a.Name == b.Name && a.UID == b.UID && a.node == b.node
 }
 
 // unplace says that a pod has an address no longer.
-func (s *state) unplace(a netip.Addr, p topology.NodePod) {
+func (s *state) unplace(a netip.Addr, p claim) {
 	key := kube.PodKey{Namespace: p.Namespace, Name: p.Name}
 	if delete(s.addresses[key], a); len(s.addresses[key]) == 0 {
 		delete(s.addresses, key)
@@ -414,11 +432,12 @@ func (s *state) placeAll(key kube.PodKey) {
 }
 
 // place tells the index of who has an address. A pod whose labels are not known, or are those
-// of a namesake, is in no set.
-func (s *state) place(a netip.Addr, p topology.NodePod) {
+// of a namesake, is in no set; nor is one that the API server has bound to another node: whoever
+// has stolen a node could give its own addresses to pods that policies let in.
+func (s *state) place(a netip.Addr, p claim) {
 	key := kube.PodKey{Namespace: p.Namespace, Name: p.Name}
 	labels, known := s.labels[key]
-	if !known || !labels.Is(p.UID) {
+	if !known || !labels.Is(p.UID) || labels.Node != p.node {
 		s.index.DeletePod(a)
 		return
 	}
@@ -476,14 +495,14 @@ func (s *state) beginClusterPolicy(name, text string, now time.Time) {
 
 // leave keeps those members of a record that are of nodes which have not said anything.
 func (s *state) leave(key store.PolicyKey, base netip.Addr, chunk topology.SetChunk) {
-	for ip, subnets := range s.subnets {
+	for ip, where := range s.places {
 		if n := s.nodes[ip]; n != nil && n.told.Revision != 0 {
 			continue
 		}
-		if !slices.ContainsFunc(subnets, netip.PrefixFrom(base, 24).Overlaps) {
+		if !slices.ContainsFunc(where.subnets, netip.PrefixFrom(base, 24).Overlaps) {
 			continue
 		}
-		part := within(base, chunk, subnets)
+		part := within(base, chunk, where)
 		if part.Addresses.Len() == 0 {
 			continue
 		}
@@ -497,13 +516,13 @@ func (s *state) leave(key store.PolicyKey, base netip.Addr, chunk topology.SetCh
 	}
 }
 
-// within is the part of a chunk that is in some subnets.
-func within(base netip.Addr, c topology.SetChunk, subnets []netip.Prefix) topology.SetChunk {
+// within is the part of a chunk that a node may give to pods.
+func within(base netip.Addr, c topology.SetChunk, where place) topology.SetChunk {
 	var mask topology.Octets
 	b := base.As4()
 	for octet := range c.Addresses.All() {
 		b[3] = octet
-		if slices.ContainsFunc(subnets, func(p netip.Prefix) bool { return p.Contains(netip.AddrFrom4(b)) }) {
+		if where.has(netip.AddrFrom4(b)) {
 			mask.Add(octet)
 		}
 	}
@@ -547,7 +566,7 @@ func (s *state) expire(now time.Time) (dropped []string, again time.Time) {
 		return !now.Before(end)
 	}
 	for ip, n := range s.nodes {
-		if !n.silent || len(s.subnets[ip]) > 0 {
+		if !n.silent || len(s.places[ip].subnets) > 0 {
 			continue
 		}
 		delete(s.nodes, ip)

@@ -236,7 +236,7 @@ func (w *world) tellPod(to feeder, key kube.PodKey) {
 		to.setPorts(key, nil)
 		return
 	}
-	to.setLabels(key, &kube.PodLabels{UID: p.uid, Labels: p.labels})
+	to.setLabels(key, &kube.PodLabels{UID: p.uid, Node: w.nodes[p.node].Host, Labels: p.labels})
 	to.setPorts(key, &kube.PodPorts{UID: p.uid, Ports: p.ports})
 }
 
