@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -145,8 +146,12 @@ func judge(t *testing.T, c Compiled, want Verdict, packets string) {
 		if text == "" {
 			continue
 		}
-		if got := c.Verdict(packet(t, text)); got != want {
+		p := packet(t, text)
+		if got := c.Verdict(p); got != want {
 			t.Errorf("%s: %v, want %v", text, got, want)
+		}
+		if c.Network.IsValid() && slices.ContainsFunc(pods, func(pod Pod) bool { return pod.Address == p.Src }) {
+			judgeReach(t, c, p)
 		}
 	}
 }
