@@ -2,8 +2,9 @@
 // address, routes and settings, and the firewall rules by which pods reach the
 // outside and nobody gets past the switch.
 //
-// It owns the nftables table "ip k8s-ovs" and nothing else in the firewall, and
-// of the network configuration only what belongs to the gateway device.
+// It owns the nftables table "ip k8s-ovs", those whose names begin with "k8s-ovs-" and
+// nothing else in the firewall, and of the network configuration only what belongs to
+// the gateway device.
 package hostnet
 
 import (

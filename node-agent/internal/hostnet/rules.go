@@ -186,14 +186,19 @@ func replace(tx *knftables.Transaction, cs []chain) {
 	}
 	texts := comments(cs)
 	for _, c := range cs {
-		made := &knftables.Chain{Name: c.name}
-		if c.hook != "" {
-			made.Type, made.Hook, made.Priority = &c.kind, &c.hook, &c.priority
-		}
-		tx.Add(made)
-		for i, r := range c.rules {
-			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(texts[c.name][i])})
-		}
+		addChain(tx, c, texts[c.name])
+	}
+}
+
+// addChain adds a chain and its rules, which carry these comments.
+func addChain(tx *knftables.Transaction, c chain, comments []string) {
+	made := &knftables.Chain{Name: c.name}
+	if c.hook != "" {
+		made.Type, made.Hook, made.Priority = &c.kind, &c.hook, &c.priority
+	}
+	tx.Add(made)
+	for i, r := range c.rules {
+		tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: &comments[i]})
 	}
 }
 
