@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -53,6 +54,7 @@ type hostParts struct {
 	peers    *peers.Peers
 	bridge   bridgeOwner
 	net      hostOwner
+	judge    judge
 	links    links
 }
 
@@ -85,6 +87,12 @@ type hostOwner interface {
 	Ensure(ctx context.Context, spec hostnet.Spec) (changed bool, err error)
 	// Dropped counts what the firewall has dropped since it was called last.
 	Dropped(ctx context.Context) (map[hostnet.Reason]uint64, error)
+}
+
+// judge is [hostnet.Judge], which policies give to do.
+type judge interface {
+	// Dropped counts what it has dropped since it was called last.
+	Dropped(ctx context.Context) (uint64, error)
 }
 
 // links knows devices; [link.NS] does.
@@ -256,10 +264,17 @@ func (n *hostSide) countDropped(ctx context.Context, p *pass) (err error) {
 		return nil
 	}
 	var dropped map[hostnet.Reason]uint64
-	p.beside(func() { dropped, err = n.net.Dropped(ctx) })
+	var denied uint64
+	p.beside(func() {
+		var failed error
+		dropped, err = n.net.Dropped(ctx)
+		denied, failed = n.judge.Dropped(ctx)
+		err = errors.Join(err, failed)
+	})
 	if err != nil {
 		return err
 	}
 	n.metrics.firewallDropped(dropped)
+	n.metrics.firewallDropped(map[hostnet.Reason]uint64{hostnet.DeniedEgress: denied})
 	return nil
 }

@@ -455,6 +455,11 @@ type lab struct {
 	ended  chan error
 }
 
+// fakeJudge has dropped nothing.
+type fakeJudge struct{}
+
+func (fakeJudge) Dropped(context.Context) (uint64, error) { return 0, nil }
+
 // newLab makes one; dir is the agent's state directory.
 func newLab(t *testing.T, dir string) *lab {
 	l := &lab{t: t, etcd: &etcd{written: map[netip.Addr]topology.NodeMTU{}}, machine: newMachine(), dir: dir, hooks: map[string]func() error{}}
@@ -480,7 +485,7 @@ func (l *lab) build() {
 			picture: pic, settings: hostSettings{endpoint: "unix:/db.sock", bridge: "br0", datapath: ovs.DatapathSystem, stateDir: l.dir}, attacher: pods, table: l.table,
 			ready: ready, metrics: m, log: log,
 			hostParts: hostParts{
-				database: l.machine, underlay: fakeUnderlay{l.machine}, sharing: fakeSharing{}, peers: others, bridge: fakeBridge{l.machine}, net: fakeHost{l.machine}, links: l.machine,
+				database: l.machine, underlay: fakeUnderlay{l.machine}, sharing: fakeSharing{}, peers: others, bridge: fakeBridge{l.machine}, net: fakeHost{l.machine}, judge: fakeJudge{}, links: l.machine,
 				mtu: nodemtu.New(nodemtu.Config{
 					Name: labSelf.Host, Self: labSelf.HostIP, Tunnels: desired.NodeTunnels(labSelf.HostIP, 4789), Policy: mtu.Clamp, Put: l.etcd.putMTU, Host: l.machine, Switch: l.machine, Underlay: l.machine,
 					Metrics: m.mtu, Logger: log,

@@ -58,6 +58,11 @@ func (n *node) leave(ctx context.Context) {
 			n.log.Error("the node leaves the network, but its limit of pods' connections stays", "error", err)
 		}
 	}
+	if n.firewall.judge != nil {
+		if err := n.firewall.judge.Remove(ctx); err != nil {
+			n.log.Error("the node leaves the network, but what policies deny its pods stays", "error", err)
+		}
+	}
 	if n.host != nil {
 		if err := tc.In(n.host).DeleteIFB(exits.Device); err != nil {
 			n.log.Error("the node leaves the network, but a device of its checks stays", "error", err)

@@ -100,6 +100,8 @@ type firewall struct {
 	net  *hostnet.Net
 	gate *hostnet.Gate // belongs to the allotment's goroutine
 	exit *hostnet.Exit
+	// judge belongs to the table of policies; what it dropped is counted by the loop.
+	judge *hostnet.Judge
 }
 
 // etcdSide is how the node reaches the records.
@@ -157,6 +159,9 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 		return nil, err
 	}
 	if n.firewall.exit, err = hostnet.NewExit(host); err != nil {
+		return nil, err
+	}
+	if n.firewall.judge, err = hostnet.NewJudge(host); err != nil {
 		return nil, err
 	}
 	if n.sharing, err = sharing.New(host, cfg.UplinkRate, m.sharing, log); err != nil {
@@ -260,6 +265,7 @@ func (n *node) newPolicies(p *parts) *policySide {
 	pods := &podsRecord{}
 	p.policies = policies.New(policies.Config{
 		Host: n.cfg.NodeName, HostIP: p.self, Store: p.flows, Pods: p.table, Attached: p.attacher, Publish: pods.set,
+		Outside: n.firewall.judge, NodeServes: n.cfg.Cluster.ServiceProxy == pipeline.KubeProxy,
 		Metrics: n.metrics.policies, Logger: n.log,
 	})
 	pods.open = func(network string) podsPublisher {
@@ -289,7 +295,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		host: &hostSide{
 			picture: p.picture, settings: n.settings(), attacher: p.attacher, table: p.table, ready: n.ready, metrics: m, log: log,
 			hostParts: hostParts{
-				database: n.ovs.client, underlay: p.underlay, sharing: n.sharing, mtu: n.newMTU(p), peers: others, bridge: switchBridge{n.ovs.client}, net: n.firewall.net, links: n.host,
+				database: n.ovs.client, underlay: p.underlay, sharing: n.sharing, mtu: n.newMTU(p), peers: others, bridge: switchBridge{n.ovs.client}, net: n.firewall.net, judge: n.firewall.judge, links: n.host,
 			},
 		},
 		flows: &flowSide{

@@ -28,10 +28,11 @@ type writer struct {
 	// flushes are the addresses whose connections are to be forgotten.
 	flushes map[netip.Addr]flush
 	noFlush bool // the switch cannot flush connections
+	outside outside
 }
 
 func newWriter() writer {
-	return writer{rules: pipeline.NewRules(), flushes: map[netip.Addr]flush{}}
+	return writer{rules: pipeline.NewRules(), flushes: map[netip.Addr]flush{}, outside: outside{says: map[policy.Key]policy.Compiled{}}}
 }
 
 // work is what there is to do at one time.
@@ -51,11 +52,13 @@ type work struct {
 	// pods are what selects each, news that some of their flows say otherwise.
 	pods map[netip.Addr]pipeline.PodPolicy
 	news bool
+	// loaded are those that were there before the agent started.
+	loaded map[netip.Addr]bool
 	// unselected are the pods that were selected, and whose connections the switch may know.
 	unselected []netip.Addr
-	// open is that the rules may be told to the store as a whole, denies that
-	// ClusterNetworkPolicies are about pods.
-	open, denies bool
+	// open is that the rules may be told to the store as a whole, certain that pods' labels are
+	// known, denies that ClusterNetworkPolicies are about pods.
+	open, certain, denies bool
 }
 
 const (
@@ -144,6 +147,9 @@ func (t *Table) Resync(ctx context.Context) error {
 	if !t.complete {
 		return nil
 	}
+	if err := t.outside.resync(ctx, t.cfg.Outside); err != nil {
+		return wrap(err)
+	}
 	t.mu.Lock()
 	pods := map[netip.Addr]pipeline.PodPolicy{}
 	for a, one := range t.pods {
@@ -171,7 +177,7 @@ func (t *Table) prepare() (work, bool) {
 	t.want()
 	w := work{
 		asked: t.asked, since: t.since, jobs: map[policy.Key][]policy.Policy{}, nodes: t.nodes, members: maps.Clone(t.members),
-		pods: map[netip.Addr]pipeline.PodPolicy{}, open: t.whole() || !now.Before(t.started.Add(wholeAtMost)),
+		pods: map[netip.Addr]pipeline.PodPolicy{}, loaded: map[netip.Addr]bool{}, open: t.whole() || !now.Before(t.started.Add(wholeAtMost)), certain: t.labelsKnown(now),
 	}
 	t.since = time.Time{}
 	for key := range t.dirty {
@@ -188,7 +194,7 @@ func (t *Table) prepare() (work, bool) {
 		if one.told && one.selected.Selected() && !one.given.Selected() {
 			one.midstream = now.Add(midstream)
 		}
-		w.pods[a] = one.policy(now)
+		w.pods[a], w.loaded[a] = one.policy(now), one.loaded
 		w.denies = w.denies || w.pods[a].Cluster
 		w.news = w.news || one.told && w.pods[a] != one.given
 		if one.tracked = one.tracked || w.pods[a].Selected(); one.tracked && !w.pods[a].Selected() {
@@ -282,13 +288,22 @@ func merge(a, b []policy.Allow) []policy.Allow {
 	return out
 }
 
-// write brings work into the switch, and reports whether the rules are there. What both old and
-// new allow loses nothing: rules that come are first, then what selects pods, then rules that go.
-// Those of ClusterNetworkPolicies change at once, with the first: what selects their pods decides
-// nothing by itself.
+// write brings work to where it belongs, and reports whether the rules are in the switch.
 func (t *Table) write(ctx context.Context, w work) (ruled bool, err error) {
 	compiled := w.compile()
 	t.learnDenying(compiled)
+	whole := w.certain && (t.complete || w.open)
+	outside := make(chan error, 1)
+	go func() { outside <- t.tellOutside(ctx, w, compiled, whole) }()
+	ruled, err = t.writeSwitch(ctx, w, compiled)
+	return ruled, errors.Join(err, <-outside)
+}
+
+// writeSwitch brings work into the switch, and reports whether the rules are there. What both old and
+// new allow loses nothing: rules that come are first, then what selects pods, then rules that go.
+// Those of ClusterNetworkPolicies change at once, with the first: what selects their pods decides
+// nothing by itself.
+func (t *Table) writeSwitch(ctx context.Context, w work, compiled map[policy.Key]policy.Compiled) (ruled bool, err error) {
 	var errs []error
 	if w.news {
 		if t.complete {
@@ -471,6 +486,9 @@ func (t *Table) next() time.Duration {
 	}
 	if t.told && !t.complete {
 		at(t.started.Add(wholeAtMost))
+	}
+	if !t.labelsKnown(now) {
+		at(t.started.Add(labelsAtMost))
 	}
 	at(t.keepDue)
 	return wait

@@ -22,6 +22,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
@@ -91,6 +92,14 @@ type PodFlows interface {
 // Attached are the pods of the node; [attach.Attacher] has them.
 type Attached interface{ List() []attach.Attachment }
 
+// Outside drops what pods send past the switch, by the node's translation, where policies do not let
+// them; [hostnet.Judge] does. It is called by one goroutine at a time.
+type Outside interface {
+	Set(ctx context.Context, want hostnet.Senders) error
+	// Forget has the next Set read what is there.
+	Forget()
+}
+
 // Follower tells of the records; [store.PolicyFollower] does.
 type Follower interface {
 	// Want says which namespaces' policies, and which sets, are to be told of.
@@ -106,6 +115,10 @@ type Config struct {
 	Pods   PodFlows
 	// Attached are the pods that have their ports.
 	Attached Attached
+	// Outside judges what the node translates. NodeServes says that the node's proxy translates the
+	// service network for pods, too.
+	Outside    Outside
+	NodeServes bool
 	// Publish, if not nil, is given what the node tells of its pods, when that changed. It
 	// must not wait for anything.
 	Publish func(topology.NodePods)
@@ -167,10 +180,10 @@ type labels struct {
 // progress is how far the switch is.
 type progress struct {
 	// asked numbers changes, done is the newest that is in the switch, ruled the newest whose
-	// rules are. since is when the oldest news of records came that are not; zero where there are
+	// rules are, barred the newest that the way past the switch follows. since is when the oldest news of records came that are not; zero where there are
 	// none.
-	asked, done, ruled uint64
-	since              time.Time
+	asked, done, ruled, barred uint64
+	since                      time.Time
 	// settled is closed, and another one made, when something came of changes; seen, when
 	// records came.
 	settled, seen chan struct{}
@@ -183,6 +196,8 @@ type nodes struct {
 	network netip.Prefix
 	list    []topology.Node
 	own     topology.Node
+	// services is the service network.
+	services netip.Prefix
 	// version grows with every change.
 	version int
 }
@@ -268,7 +283,7 @@ func (t *Table) SetRecords(s topology.Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	fresh := nodesOf(s, t.cfg.HostIP)
-	if t.nodes.version > 0 && fresh.network == t.nodes.network && slices.EqualFunc(fresh.list, t.nodes.list, sameNode) {
+	if t.nodes.version > 0 && fresh.network == t.nodes.network && fresh.services == t.nodes.services && slices.EqualFunc(fresh.list, t.nodes.list, sameNode) {
 		return
 	}
 	fresh.version = t.nodes.version + 1
@@ -294,7 +309,7 @@ func (t *Table) SetLacks(lacks []string) {
 
 // nodesOf are those that have a subnet, in order of their addresses.
 func nodesOf(s topology.Snapshot, self netip.Addr) nodes {
-	n := nodes{network: s.Config.Network, own: s.Nodes[self]}
+	n := nodes{network: s.Config.Network, services: s.Config.ServiceNetwork, own: s.Nodes[self]}
 	for _, one := range s.Nodes {
 		if one.Ready() {
 			n.list = append(n.list, one)
@@ -317,9 +332,9 @@ func (t *Table) Seen(p kube.Pod) {
 func (t *Table) Shown(pods map[kube.PodKey]kube.Pod) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	news := t.shown == nil // it was not known before what selects pods
 	t.shown = pods
 	maps.DeleteFunc(t.early, func(key kube.PodKey, early kube.Pod) bool { return pods[key].UID == early.UID })
-	news := false
 	for _, one := range t.pods {
 		news = t.read(one) || news
 	}
@@ -363,6 +378,7 @@ func (t *Table) Load(all []attach.Attachment) {
 		if known {
 			one.UID, one.labels, one.labelled = before.UID, before.Labels, before.Labelled
 		}
+		one.loaded = true
 		t.enter(one, now)
 		t.read(one)
 		if one.selected.Selected() && !(known && before.Selected) {
@@ -456,7 +472,7 @@ func (t *Table) Selection(at attach.Attachment) pipeline.PodPolicy {
 	return one.given
 }
 
-// Arm implements [attach.Policies]. It fails with what keeps the rules from the switch.
+// Arm implements [attach.Policies]. It fails with what keeps the rules from where they belong.
 func (t *Table) Arm(ctx context.Context, at attach.Attachment) error {
 	ctx, cancel := context.WithTimeout(ctx, armedAtMost)
 	defer cancel()
@@ -466,7 +482,7 @@ func (t *Table) Arm(ctx context.Context, at attach.Attachment) error {
 	if !ok {
 		return nil
 	}
-	for t.pods[one.Address] == one && one.selected.Cluster && t.ruled < one.asked {
+	for t.pods[one.Address] == one && t.unarmed(one) {
 		news := t.settled
 		t.mu.Unlock()
 		select {
@@ -474,11 +490,18 @@ func (t *Table) Arm(ctx context.Context, at attach.Attachment) error {
 		case <-ctx.Done():
 		}
 		t.mu.Lock()
-		if t.ruled < one.asked && (ctx.Err() != nil || errors.Is(t.why, flowstore.ErrDisconnected)) {
-			return fmt.Errorf("rules of ClusterNetworkPolicies about %s/%s are not in the switch: %w", one.Namespace, one.Name, cmp.Or(t.why, ctx.Err()))
+		if t.unarmed(one) && (ctx.Err() != nil || errors.Is(t.why, flowstore.ErrDisconnected)) {
+			return fmt.Errorf("rules of policies about %s/%s are not in the switch, or in the node's firewall: %w", one.Namespace, one.Name, cmp.Or(t.why, ctx.Err()))
 		}
 	}
 	return nil
+}
+
+// unarmed reports whether something is missing that must be there before the pod's flows: rules of
+// ClusterNetworkPolicies, as nothing else denies, and what closes its way past the switch, which the
+// pod's flows know nothing of.
+func (t *Table) unarmed(one *pod) bool {
+	return one.selected.Cluster && t.ruled < one.asked || sends(one.selected.PodPolicy) && t.barred < one.asked
 }
 
 // Denies reports whether ClusterNetworkPolicies are about pods here: without the rules, these
@@ -570,10 +593,16 @@ func (t *Table) Known() error {
 	switch {
 	case !t.told:
 		return errNotTold
-	case t.any() && t.shown == nil && t.cfg.Now().Before(t.started.Add(labelsAtMost)):
+	case !t.labelsKnown(t.cfg.Now()):
 		return errNotShown
 	}
 	return nil
+}
+
+// labelsKnown reports whether pods' labels are what the API server shows, or what the copy on disk has
+// as it has shown none for long; mu is held.
+func (t *Table) labelsKnown(now time.Time) bool {
+	return t.shown != nil || !t.any() || !now.Before(t.started.Add(labelsAtMost))
 }
 
 // Ready is nil when policies are enforced as the records say.

@@ -40,6 +40,8 @@ type pod struct {
 	// fresh is that it came since its namespace's policies changed: it follows the newest
 	// at once, as it has no connections that could be lost.
 	fresh bool
+	// loaded is that it was there before the agent started.
+	loaded bool
 	// selected is what selects it; given is what its flows were told of it, once told.
 	selected selection
 	given    pipeline.PodPolicy

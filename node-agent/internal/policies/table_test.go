@@ -56,6 +56,8 @@ type world struct {
 	broken error
 	// before is that it has a flow of an agent before.
 	before bool
+	// past is the way past the switch.
+	past past
 }
 
 // newWorld starts a table that knows a copy; nothing is attached.
@@ -64,7 +66,7 @@ func newWorld(t *testing.T, c Copy) *world {
 	w.flows = flowstore.New(flowstore.Config{Areas: []flowstore.Area{Area()}, Observer: w})
 	w.flows.Connect(w)
 	w.table = New(Config{
-		Host: "n1", HostIP: netip.MustParseAddr("198.18.0.1"), Store: w.flows, Pods: w, Attached: w,
+		Host: "n1", HostIP: netip.MustParseAddr("198.18.0.1"), Store: w.flows, Pods: w, Attached: w, Outside: &w.past, NodeServes: true,
 		Publish: func(n topology.NodePods) { w.locked(func() { w.published = n }) },
 		Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler),
 	})
