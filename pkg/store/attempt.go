@@ -58,7 +58,7 @@ type silence struct{ limit time.Duration }
 const nobodyBehind = "is etcd, or k8s-ovs-controller with etcd in it, running behind that address, and does it take this kind of connection and client certificate?"
 
 func (s *silence) Error() string {
-	return fmt.Sprintf("no answer within %s: %s", s.limit, nobodyBehind)
+	return fmt.Sprintf("no answer within %s: %s And are most of its members there?", s.limit, nobodyBehind)
 }
 
 func (*silence) Unwrap() error { return context.DeadlineExceeded }

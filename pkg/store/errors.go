@@ -89,6 +89,35 @@ func (s *Store) classify(ctx context.Context, op string, err error) error {
 	return e
 }
 
+// dropped is what etcd says of a request that raft has not taken, while the leader moves. etcd has
+// no error of its own for it, so only the text tells it from others.
+const dropped = "raft proposal dropped"
+
+// untaken reports whether etcd has surely done nothing about a request, for want of a leader, and
+// may take it a moment later.
+func untaken(err error) bool {
+	if err == nil {
+		return false
+	}
+	said := rpctypes.Error(err)
+	return errors.Is(said, rpctypes.ErrNoLeader) || errors.Is(said, rpctypes.ErrLeaderChanged) || status.Convert(err).Message() == dropped
+}
+
+// Passing reports whether etcd was away, or without a leader, when it was asked: the same may succeed
+// when it is asked again. Whether it has done what it was asked for is not known.
+func Passing(err error) bool {
+	var e *Error
+	if !errors.As(err, &e) || e.Kind != ErrUnavailable || e.Cause == nil {
+		return false
+	}
+	code := status.Code(e.Cause)
+	var said rpctypes.EtcdError
+	if errors.As(rpctypes.Error(e.Cause), &said) {
+		code = said.Code()
+	}
+	return code == codes.Unavailable || code == codes.DeadlineExceeded || untaken(e.Cause) || errors.Is(e.Cause, context.DeadlineExceeded)
+}
+
 func denied(err error) bool {
 	for _, d := range []error{
 		rpctypes.ErrAuthFailed, rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty, rpctypes.ErrInvalidAuthToken,
@@ -122,6 +151,9 @@ func tooLarge(err error) error {
 // readable cuts gRPC's wrapping off an error's text: what a dial, TLS or etcd
 // said last is the cause.
 func readable(err error) string {
+	if errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) || errors.Is(err, rpctypes.ErrNoLeader) {
+		return "etcd has no leader: most of its members are away, or they are electing one"
+	}
 	text := err.Error()
 	if st, ok := status.FromError(err); ok && st.Code() != codes.OK && st.Message() != "" {
 		text = st.Message()

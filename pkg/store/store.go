@@ -24,8 +24,10 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
+	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
 const (
@@ -40,6 +42,9 @@ const (
 	// keepAliveTimeout is how long a probe, or anything else sent, may go
 	// unacknowledged before the connection is given up.
 	keepAliveTimeout = 3 * time.Second
+	// untakenPause is how long a request waits that etcd has not taken for want of a leader: an
+	// election lasts a second or two, a move of the leader a tenth of that.
+	untakenPause = 50 * time.Millisecond
 	// maxReconnectDelay bounds the pause between attempts to connect.
 	maxReconnectDelay = 2 * time.Second
 )
@@ -124,7 +129,7 @@ func Open(cfg Config) (*Store, error) {
 		Logger: zap.NewNop(),
 		DialOptions: []grpc.DialOption{
 			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnectDelay},
+				Backoff: grpcbackoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxReconnectDelay},
 				// Less than a call has, so that the call hears what became of it.
 				MinConnectTimeout: cfg.DialTimeout / 2,
 			}),
@@ -245,8 +250,13 @@ func call[T any](ctx context.Context, s *Store, op string, f func(context.Contex
 	tried := &attempts{}
 	cctx, cancel := context.WithTimeout(context.WithValue(ctx, attemptsKey{}, tried), s.cfg.DialTimeout)
 	defer cancel()
+	// A member that has no leader must say so rather than be silent.
+	cctx = clientv3.WithRequireLeader(cctx)
 	// What etcd refuses only because users were changed meanwhile the library tries again.
 	v, err := f(cctx, c)
+	for pauses := (backoff.Pauses{First: untakenPause, Last: 4 * untakenPause}); untaken(err) && pauses.Wait(cctx); {
+		v, err = f(cctx, c)
+	}
 	if err != nil {
 		return zero, s.classify(ctx, op, tried.explain(err, s.cfg.DialTimeout))
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/plan"
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/view"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -26,6 +27,14 @@ const DefaultTimeout = 30 * time.Second
 // stepsTold is how long the steps of a change may take before people are told which nodes they
 // wait for.
 const stepsTold = time.Second
+
+const (
+	// askTime is how long a request is written anew while etcd is away: two elections of its leader, and the
+	// time in which a dead connection is noticed.
+	askTime = 10 * time.Second
+	// askPause is the first pause before that.
+	askPause = 100 * time.Millisecond
+)
 
 // withdrawTimeout bounds taking back a request that nobody took.
 const withdrawTimeout = 5 * time.Second
@@ -94,11 +103,7 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 			return view.Result{}, err
 		}
 	}
-	request := st.RequestAction
-	if o.Force {
-		request = st.ForceAction
-	}
-	rev, err := request(ctx, r.Namespace, r.Action, r.Target)
+	rev, err := ask(ctx, st, p, o.Force)
 	if err != nil {
 		return view.Result{}, err
 	}
@@ -108,6 +113,30 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 	}
 	w := &wait{store: st, request: r, targetID: p.TargetID, requested: rev, options: o, result: result}
 	return w.run(ctx)
+}
+
+// ask writes the request and returns its revision. Where etcd was away for a moment, as when a member of it
+// dies, it asks again, once it has seen that the request has not been carried out meanwhile.
+func ask(ctx context.Context, st Store, p plan.Plan, force bool) (rev int64, err error) {
+	request := st.RequestAction
+	if force {
+		request = st.ForceAction
+	}
+	r := p.Request
+	deadline := time.Now().Add(askTime)
+	for pauses := (backoff.Pauses{First: askPause, Last: 8 * askPause}); ; {
+		rev, err = request(ctx, r.Namespace, r.Action, r.Target)
+		if err == nil || !store.Passing(err) {
+			return rev, err
+		}
+		if time.Now().After(deadline) || !pauses.Wait(ctx) {
+			return 0, fmt.Errorf("%w; the request may have been written: `netns show %s` tells", err, r.Namespace)
+		}
+		snap, revs, unseen := st.Snapshot(ctx)
+		if n := snap.Namespaces[r.Namespace]; unseen == nil && n.Action == topology.None && plan.Fulfilled(snap, r, p.TargetID) {
+			return revs.Namespaces[r.Namespace].Mod, nil
+		}
+	}
 }
 
 // wait follows one request. All its fields belong to the goroutine in run.

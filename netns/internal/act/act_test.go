@@ -497,3 +497,35 @@ func TestStoreErrors(t *testing.T) {
 		t.Errorf("%v, %+v", err, got)
 	}
 }
+
+// TestAnswerLost: etcd's answer to a request is lost. It is asked again, unless the request is seen to be carried out.
+func TestAnswerLost(t *testing.T) {
+	carriedOut := records(requested, space("a", 200), space("b", 200), space("c", 200))
+	for name, tt := range map[string]struct {
+		lost     func(*script)
+		requests int
+	}{
+		"nothing was written": {nil, 3},
+		"it was": {func(s *script) {
+			s.snapshot = records(requested, pending(space("a", 100), topology.Join, "b"), space("b", 200))
+		}, 3},
+		"and it is carried out": {func(s *script) { s.snapshot = carriedOut }, 1},
+		"etcd stays away":       {func(s *script) { s.snapshotErr = errors.New("away") }, 3},
+	} {
+		s := newScript()
+		s.away, s.lost = 2, tt.lost
+		s.records <- carriedOut
+		s.statuses <- reports(requested, requested)
+		got, _, err := do(t, s, joinAB(), Options{})
+		if err != nil || got.Result != view.Done || len(s.requests) != tt.requests {
+			t.Errorf("%s: result %+v after %d requests: %v", name, got, len(s.requests), err)
+		}
+	}
+	s := newScript()
+	s.away = 1
+	ctx, cancel := context.WithCancel(t.Context())
+	s.lost = func(*script) { cancel() }
+	if got, err := Do(ctx, s, joinAB(), Options{}); err == nil || !strings.Contains(err.Error(), "may have been written: `netns show a` tells") || got.Result != "" {
+		t.Errorf("%v, %+v", err, got)
+	}
+}

@@ -26,6 +26,8 @@ type script struct {
 	requests    []plan.Request
 	withdrawn   []int64
 	requestErr  error
+	away        int           // requests of which etcd's answer is lost, before requestErr
+	lost        func(*script) // runs then
 	snapshotErr error
 	withdrawErr error
 	forced      int // requests that were forced
@@ -45,6 +47,13 @@ func (s *script) Snapshot(context.Context) (topology.Snapshot, store.Revs, error
 
 func (s *script) RequestAction(_ context.Context, ns string, a topology.Action, target string) (int64, error) {
 	s.requests = append(s.requests, plan.Request{Action: a, Namespace: ns, Target: target})
+	if s.away > 0 {
+		s.away--
+		if s.lost != nil {
+			s.lost(s)
+		}
+		return 0, &store.Error{Op: "request", Kind: store.ErrUnavailable, Cause: context.DeadlineExceeded}
+	}
 	return requested, s.requestErr
 }
 
