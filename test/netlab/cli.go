@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 )
 
@@ -71,12 +72,18 @@ func (l *Lab) Program(name string) (string, error) {
 }
 
 // Start starts one of the lab's programs again after it has ended: "controller",
-// "n1/agent", "n1/ovsdb-server", "n1/ovs-vswitchd".
+// "etcd-1", "n1/agent", "n1/ovsdb-server", "n1/ovs-vswitchd".
 func (l *Lab) Start(ctx context.Context, name string) error {
 	node, program, _ := strings.Cut(name, "/")
 	switch {
 	case name == "controller":
 		return l.StartController(ctx)
+	case strings.HasPrefix(name, "etcd-"):
+		n, err := strconv.Atoi(strings.TrimPrefix(name, "etcd-"))
+		if err != nil {
+			return fmt.Errorf("%q is no member of etcd, such as etcd-1", name)
+		}
+		return l.StartMember(ctx, n)
 	case program == "agent":
 		return l.Agent(node).Start(ctx)
 	case program == "ovsdb-server":
@@ -84,5 +91,5 @@ func (l *Lab) Start(ctx context.Context, name string) error {
 	case program == "ovs-vswitchd":
 		return l.OVS(node).StartVswitchd(ctx)
 	}
-	return fmt.Errorf("lab %s cannot start %q; it can start controller, NODE/agent, NODE/ovsdb-server and NODE/ovs-vswitchd", l.name, name)
+	return fmt.Errorf("lab %s cannot start %q; it can start controller, etcd-N, NODE/agent, NODE/ovsdb-server and NODE/ovs-vswitchd", l.name, name)
 }

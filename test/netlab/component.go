@@ -51,7 +51,7 @@ func (l *Lab) run(ctx context.Context, c command, timeout time.Duration, ready f
 	return fmt.Errorf("start %s: %w; the end of %s:\n%s", c.name, err, c.log, tail(c.log, logLines))
 }
 
-// Component is one of the lab's programs by name: "controller", "n1/agent",
+// Component is one of the lab's programs by name: "controller", "etcd-1", "n1/agent",
 // "n1/ovsdb-server", "n1/ovs-vswitchd".
 type Component struct {
 	lab  *Lab

@@ -1,16 +1,21 @@
 package netlab
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
@@ -22,8 +27,8 @@ const EtcdPrefix = "/k8s.ovs.com/ovs/network"
 // Controller is the lab's first controller, the one with etcd in it.
 func (l *Lab) Controller() Component { return l.Process("controller") }
 
-// StartController starts the lab's controller, with etcd in its process, and
-// waits until it is ready. After Stop or Kill it finds its data again.
+// StartController starts the lab's controller, with etcd in its process unless that has
+// members of its own, and waits until it is ready. After Stop or Kill it finds its data again.
 func (l *Lab) StartController(ctx context.Context) error {
 	s, err := l.read()
 	if err != nil {
@@ -34,12 +39,11 @@ func (l *Lab) StartController(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	args := []string{
-		"--data-dir", l.dataDir(),
-		"--listen-client-urls", o.url(),
-		"--network", o.Network.String(),
-		"--host-subnet-length", fmt.Sprint(o.HostSubnetLength),
-		"--plugin-name", plugin,
+	args := []string{"--network", o.Network.String(), "--host-subnet-length", fmt.Sprint(o.HostSubnetLength), "--plugin-name", plugin}
+	if o.Members > 0 {
+		args = append(args, o.access(l.controllerBundle())...)
+	} else {
+		args = append(args, "--data-dir", l.dataDir(), "--listen-client-urls", o.url())
 	}
 	if o.Insecure {
 		args = append(args, "--insecure-listen-http")
@@ -108,34 +112,56 @@ func (l *Lab) controllerMetrics(name string) string {
 	return filepath.Join(l.dir, "ctl", name+"-metrics.sock")
 }
 
-// startForwarder makes etcd reachable on 127.0.0.1 in the namespace that the
-// lab is started from, by a process that connects in the controller's.
-func (l *Lab) startForwarder(ctx context.Context, o Options) error {
+// ControllerReady is nil when a controller of that name is ready; the error says why it is not.
+func (l *Lab) ControllerReady(ctx context.Context, name string) error {
+	_, err := get(ctx, l.controllerMetrics(name), "/readyz")
+	return err
+}
+
+// startForwarders makes etcd, each of its members, reachable on 127.0.0.1 in the namespace that the
+// lab is started from.
+func (l *Lab) startForwarders(ctx context.Context, o Options) error {
+	targets := map[string]netip.Addr{"forwarder": controllerIP}
+	if o.Members > 0 {
+		targets = map[string]netip.Addr{}
+		for n := 1; n <= o.Members; n++ {
+			targets["forwarder-"+memberName(n)] = memberIP(n)
+		}
+	}
+	var endpoints []string
+	scheme, _, _ := strings.Cut(o.url(), "://")
+	for _, name := range slices.Sorted(maps.Keys(targets)) {
+		address, err := l.startForwarder(ctx, o, name, targets[name])
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+		endpoints = append(endpoints, scheme+"://"+address)
+	}
+	return l.update(func(s *state) error {
+		s.Etcd = EtcdStatus{Endpoints: endpoints, Prefix: EtcdPrefix}
+		return nil
+	})
+}
+
+// startForwarder starts a process that connects in the controller's namespace, and returns where it listens.
+func (l *Lab) startForwarder(ctx context.Context, o Options, name string, to netip.Addr) (address string, err error) {
 	listener, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
-		return fmt.Errorf("forwarder: %w", err)
+		return "", err
 	}
 	defer func() { _ = listener.Close() }() // the process has its own
 	file, err := listener.(*net.TCPListener).File()
 	if err != nil {
-		return fmt.Errorf("forwarder: %w", err)
+		return "", err
 	}
 	defer func() { _ = file.Close() }()
-	target := net.JoinHostPort(controllerIP.String(), "2379")
 	err = l.run(ctx, command{
-		name:  "forwarder",
-		args:  []string{filepath.Join(o.BinDir, "netlab"), "forward", "--netns", l.ControllerNetns(), "--to", target},
-		log:   filepath.Join(l.dir, "log", "forwarder.log"),
+		name:  name,
+		args:  []string{filepath.Join(o.BinDir, "netlab"), "forward", "--netns", l.ControllerNetns(), "--to", netip.AddrPortFrom(to, 2379).String()},
+		log:   filepath.Join(l.dir, "log", name+".log"),
 		files: []*os.File{file},
 	}, 10*time.Second, func() (bool, error) { return true, nil }) // the socket listens already
-	if err != nil {
-		return err
-	}
-	return l.update(func(s *state) error {
-		scheme, _, _ := strings.Cut(o.url(), "://")
-		s.Etcd = EtcdStatus{Endpoints: []string{scheme + "://" + listener.Addr().String()}, Prefix: EtcdPrefix}
-		return nil
-	})
+	return listener.Addr().String(), err
 }
 
 // Forward accepts connections on listener and joins each with one to address
@@ -158,13 +184,36 @@ func Forward(ctx context.Context, listener net.Listener, netns, address string) 
 				_ = in.Close() // whoever connected sees that there is nobody
 				return
 			}
+			if err := giveUpUnacknowledged(out); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+			}
 			join(in, out)
 		}()
 	}
 }
 
+// unacknowledged is how long the programs wait for the other end to acknowledge what they have sent to etcd
+// (keepAliveTimeout of package store). What they send through a forwarder it acknowledges itself.
+const unacknowledged = 3 * time.Second
+
+// giveUpUnacknowledged ends a connection with a machine that is gone as the programs do (TCP_USER_TIMEOUT, tcp(7)).
+func giveUpUnacknowledged(c net.Conn) error {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unacknowledged.Milliseconds()))
+	})
+	return cmp.Or(err, set)
+}
+
 // Etcd returns a client of the lab's etcd that may do everything. The caller closes it.
 func (l *Lab) Etcd() (*clientv3.Client, error) {
+	if s, err := l.read(); err == nil && s.Options.Members > 0 {
+		return l.memberClient(s.Etcd.Endpoints)
+	}
 	if _, err := os.Stat(l.dataDir()); err != nil {
 		return nil, fmt.Errorf("lab %s has had no etcd: %w", l.name, err)
 	}

@@ -10,6 +10,9 @@
 //	   +------ LAB-underlay: bridge -----+   198.18.0.254, the default gateway;
 //	                                         203.0.113.1, the world outside
 //
+// With [Options.Members] etcd is a cluster of its own, with a machine for each member:
+// LAB-etcd-1 at 198.18.0.241, and so on.
+//
 // Nothing of it shows in the namespace it is started from, except one
 // listener on 127.0.0.1 that leads to etcd. What it starts is marked and
 // recorded below /run/netlab/LAB; nothing else is ever signalled or removed. The

@@ -66,6 +66,9 @@ func (l *Lab) GiveBundle(ctx context.Context, node string, args ...string) error
 	if err != nil {
 		return err
 	}
+	if s.Options.Members > 0 {
+		return l.giveMemberBundle(ctx, *n)
+	}
 	_, err = l.Admin(ctx, append([]string{"bundle", "node", node, "--node-ip", n.VTEP.String(), "--out", l.nodeBundle(node)}, args...)...)
 	return err
 }
@@ -83,6 +86,9 @@ func (l *Lab) ensureBundle(ctx context.Context, node string, o Options) error {
 func (l *Lab) ensureOperator(ctx context.Context, s state) error {
 	if _, err := os.Stat(l.operatorBundle()); s.Options.Insecure || len(s.Etcd.Endpoints) == 0 || err == nil {
 		return nil
+	}
+	if s.Options.Members > 0 {
+		return l.makeOperator(ctx, s.Etcd.Endpoints)
 	}
 	_, err := l.Admin(ctx, "bundle", "operator", "netlab", "--endpoints", strings.Join(s.Etcd.Endpoints, ","), "--out", l.operatorBundle(), "--ca-out", l.operatorBundle()+".ca")
 	return err

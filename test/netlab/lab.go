@@ -78,6 +78,9 @@ type Options struct {
 	// AgentArgs and ControllerArgs go behind the lab's own arguments.
 	AgentArgs      []string `json:"agentArgs,omitempty"`
 	ControllerArgs []string `json:"controllerArgs,omitempty"`
+	// Members is how many members an etcd has that is none of the controller's: each a machine of
+	// its own, "etcd-1" and so on. 0 for the one in the controller's process.
+	Members int `json:"members,omitempty"`
 	// Insecure has etcd serve plain http, without identities.
 	Insecure bool `json:"insecure,omitempty"`
 	// SystemRoutes lets ovs-vswitchd read the kernel's routes, as it does by default;
@@ -141,6 +144,9 @@ func (o Options) validate() error {
 	}
 	if o.Nodes < 0 || o.Nodes > maxNodes {
 		return fmt.Errorf("%d nodes: a lab has 1 to %d", o.Nodes, maxNodes)
+	}
+	if o.Members < 0 || o.Members > maxMembers || o.Members > 0 && (o.Insecure || o.Bare) {
+		return fmt.Errorf("%d members of etcd: there are at most %d, with identities, in a lab with a controller", o.Members, maxMembers)
 	}
 	_, err := o.Mode.pluginName()
 	return err
@@ -277,8 +283,13 @@ func (l *Lab) build(ctx context.Context, o Options) error {
 	g, gctx := errgroup.WithContext(ctx)
 	if !o.Bare {
 		g.Go(func() error {
-			if err := l.startForwarder(gctx, o); err != nil {
+			if err := l.startForwarders(gctx, o); err != nil {
 				return err
+			}
+			if o.Members > 0 {
+				if err := l.startMembers(gctx, o); err != nil {
+					return err
+				}
 			}
 			return l.StartController(gctx)
 		})

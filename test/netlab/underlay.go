@@ -123,7 +123,7 @@ func (l *Lab) NewStranger(ctx context.Context, name string, addr netip.Addr) (ne
 	return netns, l.Plug(ctx, netns, name, netip.PrefixFrom(addr, underlay.Bits()))
 }
 
-// Cut makes the underlay drop all that a node sends and receives. The node sees
+// Cut makes the underlay drop all that a node, or a member of etcd, sends and receives. It sees
 // its link up, as when a switch further on fails.
 func (l *Lab) Cut(ctx context.Context, node string) error { return l.portState(ctx, node, 0) }
 
@@ -183,8 +183,10 @@ func (l *Lab) portState(ctx context.Context, node string, state int) error {
 	if err != nil {
 		return err
 	}
-	if _, err := s.node(node); err != nil {
-		return err
+	if _, member := s.Processes[node]; !member {
+		if _, err := s.node(node); err != nil {
+			return err
+		}
 	}
 	// Not `ip link`: what it sends does not change the state of a port that is up.
 	out, err := exec.CommandContext(ctx, "bridge", "-n", l.UnderlayNetns(), "link", "set", "dev", node, "state", strconv.Itoa(state)).CombinedOutput()

@@ -55,7 +55,7 @@ The machine's own Open vSwitch and interfaces are not touched.
 	}
 	c.PersistentFlags().StringVar(&t.name, "name", "netlab", "the lab's `LAB` name: namespaces are LAB-n1, LAB-NAMESPACE-POD")
 	c.AddCommand(t.up(), t.down(), t.status(), t.list(), t.pod(), t.delete(), t.exec(), t.node(),
-		t.netns(), t.env(), t.logs(), t.ps(), t.matrix(), t.demo(), forward())
+		t.netns(), t.env(), t.logs(), t.ps(), t.matrix(), t.demo(), forward(), member())
 	c.AddCommand(t.process()...)
 	return c
 }

@@ -54,6 +54,7 @@ ready for pods. If anything fails, what was made is removed again.`,
 	f.StringVar(&o.BinDir, "bin", "", "folder of the programs (default: $NETLAB_BIN, or netlab's own)")
 	f.StringArrayVar(&o.AgentArgs, "agent-arg", nil, "a further argument for the agents; may be repeated")
 	f.StringArrayVar(&o.ControllerArgs, "controller-arg", nil, "a further argument for the controller; may be repeated")
+	f.IntVar(&o.Members, "members", 0, "how many members etcd has, each a machine of its own; 0 for the etcd in the controller")
 	f.BoolVar(&o.Insecure, "insecure", false, "etcd serves plain http, without identities")
 	f.BoolVar(&o.Bare, "bare", false, "underlay and Open vSwitch only, which knows ways to other nodes from the kernel")
 	if err := f.MarkHidden("bare"); err != nil {
