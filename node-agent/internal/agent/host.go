@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
@@ -31,6 +33,8 @@ type hostSide struct {
 	ready    *readiness
 	metrics  *metrics
 	log      *slog.Logger
+	// readdressed is since when another address stands in the place of the node's; zero while none does.
+	readdressed time.Time
 }
 
 // hostSettings do not change while the agent runs.
@@ -70,6 +74,8 @@ type database interface {
 // underlayOwner is [underlay.Setup].
 type underlayOwner interface {
 	Ensure(ctx context.Context) (u underlay.Underlay, changed bool, err error)
+	// Moved is the address that the node has in place of ip.
+	Moved(ip netip.Addr) (now netip.Addr, moved bool)
 }
 
 // uplinkSharer is [sharing.Sharing].
@@ -130,14 +136,37 @@ func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {
 	var moved bool
 	var err error
 	p.beside(func() { under, moved, err = n.underlay.Ensure(ctx) })
+	if err == nil && under.VTEP == n.self {
+		n.under, p.moved, n.readdressed = under, moved, time.Time{}
+		return nil
+	}
+	if now, other := n.underlay.Moved(n.self); other {
+		return n.readdress(now)
+	}
+	n.readdressed = time.Time{}
 	if err != nil {
 		return err
 	}
-	if under.VTEP != n.self {
-		return fmt.Errorf("the node's address changed from %s to %s: restart the agent", n.self, under.VTEP)
+	return fmt.Errorf("the node's address changed from %s to %s, while it has both: take the former away, or restart the agent", n.self, under.VTEP)
+}
+
+// addressSettles is how long another address stands in the place of the node's before the agent starts anew with it: one
+// that is renewed is away for a moment.
+const addressSettles = 3 * time.Second
+
+// errReaddressed ends the agent, so that whoever keeps it running starts it with the address that the node has by now. All
+// hangs on that address, so it is not exchanged while the agent runs.
+var errReaddressed = errors.New("the agent starts anew with it")
+
+// readdress says that the node has the address now in the place of its own, which is no error to stay with.
+func (n *hostSide) readdress(now netip.Addr) error {
+	if n.readdressed.IsZero() {
+		n.readdressed = time.Now()
 	}
-	n.under, p.moved = under, moved
-	return nil
+	if time.Since(n.readdressed) < addressSettles {
+		return fmt.Errorf("the node's address changed from %s to %s", n.self, now)
+	}
+	return fmt.Errorf("the node's address changed from %s to %s: %w", n.self, now, errReaddressed)
 }
 
 // share makes the classes of the uplink those of the pods. It is never why pods cannot be

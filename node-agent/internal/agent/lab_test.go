@@ -164,8 +164,10 @@ type machine struct {
 	guarded    []tunnel.Port
 	// unguarded is that the bridge got a port that pods could send to.
 	unguarded bool
-	changes   chan struct{}
-	links     chan struct{}
+	// address is what the node has in place of its own; not valid where it has its own.
+	address netip.Addr
+	changes chan struct{}
+	links   chan struct{}
 	// databases counts connections to ovsdb-server.
 	databases int
 	// sessions counts connections to ovs-vswitchd; live is that the last one stands.
@@ -302,7 +304,16 @@ type (
 
 func (u fakeUnderlay) Ensure(ctx context.Context) (underlay.Underlay, bool, error) {
 	u.work()
+	if now, moved := u.Moved(labSelf.HostIP); moved {
+		return underlay.Underlay{VTEP: now, Link: "eth0", Narrowest: "eth0", MTU: 1500}, false, ctx.Err()
+	}
 	return underlay.Underlay{VTEP: labSelf.HostIP, Link: "eth0", Narrowest: "eth0", MTU: 1500}, false, ctx.Err()
+}
+
+func (u fakeUnderlay) Moved(netip.Addr) (now netip.Addr, moved bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.address, u.address.IsValid()
 }
 
 func (b fakeBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports, bool, error) {

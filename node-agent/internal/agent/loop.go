@@ -103,6 +103,9 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 				return ctx.Err()
 			}
 			l.ready.set(err)
+			if errors.Is(err, errReaddressed) {
+				return err
+			}
 			l.status.tell()
 			calming = false
 			e.deferred.Reset(pause.Next())

@@ -57,8 +57,8 @@ func (r *rooms) steps() []step {
 	return []step{
 		{"the ways to peers, read back", host.forget},
 		{"the database of Open vSwitch", host.reachDatabase},
+		{"the underlay", host.ensureUnderlay}, // before the record: the one of the address that the node has
 		{"the node's record", r.record.place},
-		{"the underlay", host.ensureUnderlay},
 		{"the share of the uplink", host.share},
 		{"the MTU that pods are to have", host.wantMTU},
 		{"the UDP port of the tunnels", host.decideTunnels},

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -557,4 +558,48 @@ func disturb(l *lab, random *rand.Rand, names []string) {
 		l.stop()
 		l.start()
 	}
+}
+
+// readdress gives the machine another address in the place of its own, or gives it that back.
+func (m *machine) readdress(ip netip.Addr) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.address = ip
+}
+
+// An address that is away for a moment, as one that is renewed, is waited for. Where another one stays in its place
+// the agent ends, and says so, also where the record went to that address already.
+func TestLoopReaddressed(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
+		l.start()
+		l.isReady(revision)
+		other := netip.MustParseAddr("198.18.0.77")
+		l.machine.readdress(other)
+		time.Sleep(resyncEvery)
+		l.notReady("the node's address changed from 198.18.0.1 to 198.18.0.77")
+		l.machine.readdress(netip.Addr{})
+		time.Sleep(lastPause + lastPause/2)
+		l.isReady(revision)
+		select {
+		case err := <-l.ended:
+			t.Fatalf("the agent ended: %v", err)
+		default:
+		}
+		moved := labSelf
+		moved.HostIP = other
+		l.machine.readdress(other)
+		l.etcd.set(snapshot(0, 3, moved, labPeer))
+		time.Sleep(2 * resyncEvery)
+		synctest.Wait()
+		select {
+		case err := <-l.ended:
+			if !errors.Is(err, errReaddressed) || !strings.Contains(err.Error(), "from 198.18.0.1 to 198.18.0.77") {
+				t.Errorf("the agent ended: %v", err)
+			}
+		default:
+			l.stop()
+			t.Fatal("the agent goes on")
+		}
+	})
 }

@@ -151,6 +151,19 @@ func (s *Setup) nodeIP() (netip.Addr, error) {
 	return src, nil
 }
 
+// Moved is the address that the node has in place of ip: that of the default route, where no device has ip any
+// more. moved is false where ip is there, or nothing has taken its place.
+func (s *Setup) Moved(ip netip.Addr) (now netip.Addr, moved bool) {
+	if _, owned, err := s.ns.AddressOwner(ip); owned || err != nil {
+		return netip.Addr{}, false
+	}
+	l, src, ok, err := s.ns.DefaultRoute()
+	if err != nil || !ok || l.Loopback || tunnel.CheckVTEP(src) != nil {
+		return netip.Addr{}, false
+	}
+	return src, true
+}
+
 // leadsNowhere reports whether nobody has the address that a bridge of this package
 // remembers, and its uplink is gone: the machine has another network now.
 func (s *Setup) leadsNowhere(b ovs.Bridge, vtep netip.Addr) (bool, error) {
