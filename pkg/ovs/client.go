@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
@@ -43,6 +44,9 @@ type Client struct {
 	sessions int
 	// up is closed when current is set, and replaced when it is unset.
 	up chan struct{}
+
+	// kept is a connection to ovs-vswitchd that the next question may use; nil for none.
+	kept atomic.Pointer[control]
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -89,6 +93,7 @@ func Connect(ctx context.Context, cfg Config) (*Client, error) {
 func (c *Client) Close() {
 	c.cancel()
 	<-c.done
+	c.keepControl(nil)
 }
 
 // Changes receives after anything changed that this package shows: bridges,

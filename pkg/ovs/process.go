@@ -16,7 +16,7 @@ func (c *Client) ProcessID(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	defer conn.Close()
-	cred, err := peercred.Of(conn.(*net.UnixConn))
+	cred, err := peercred.Of(conn.Conn.(*net.UnixConn))
 	if err != nil {
 		return 0, fmt.Errorf("who serves %s: %w", conn.RemoteAddr(), err)
 	}

@@ -24,69 +24,100 @@ var ErrNoControl = errors.New("ovs-vswitchd has no control socket in its run dir
 // read it. (revalidator/wait, ovs-vswitchd(8); it cannot be told on a machine with bridges
 // of several datapath types.)
 func (c *Client) AskRevalidated(ctx context.Context) (wait func() error, err error) {
-	answer, err := c.ask(ctx, "revalidator/wait")
+	k, err := c.askAgain(ctx, "revalidator/wait")
 	if err != nil {
 		return nil, fmt.Errorf("ask for ovs-vswitchd's cached flows: %w", err)
 	}
 	return func() error {
-		if _, err := answer(); err != nil {
+		if _, err := k.answer(ctx); err != nil {
+			_ = k.Close()
 			return fmt.Errorf("wait for ovs-vswitchd's cached flows: %w", err)
 		}
+		c.keepControl(k)
 		return nil
 	}, nil
 }
 
-// control runs one command of ovs-vswitchd.
-func (c *Client) control(ctx context.Context, method string, args ...string) (string, error) {
-	answer, err := c.ask(ctx, method, args...)
-	if err != nil {
-		return "", err
+// askAgain begins a command on the connection of the last, or on a new one: to accept one and to
+// see it end takes ovs-vswitchd as long as the command.
+func (c *Client) askAgain(ctx context.Context, method string) (*control, error) {
+	if k := c.kept.Swap(nil); k != nil {
+		if err := k.ask(method); err == nil {
+			return k, nil
+		}
+		_ = k.Close() // that of an ovs-vswitchd which has ended
 	}
-	return answer()
-}
-
-// ask begins one command of ovs-vswitchd: JSON-RPC over its control socket, as
-// ovs-appctl(8) does. answer waits for what it says, and must be called.
-func (c *Client) ask(ctx context.Context, method string, args ...string) (answer func() (string, error), err error) {
-	conn, err := c.dialControl(ctx)
+	k, err := c.dialControl(ctx)
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	end := func() {
-		stop()
-		_ = conn.Close()
+	if err := k.ask(method); err != nil {
+		_ = k.Close()
+		return nil, err
 	}
+	return k, nil
+}
+
+// keepControl keeps a connection for the next command; nil for none.
+func (c *Client) keepControl(k *control) {
+	if old := c.kept.Swap(k); old != nil {
+		_ = old.Close()
+	}
+}
+
+// control runs one command of ovs-vswitchd.
+func (c *Client) control(ctx context.Context, method string, args ...string) (string, error) {
+	k, err := c.dialControl(ctx)
+	if err != nil {
+		return "", err
+	}
+	defer k.Close()
+	if err := k.ask(method, args...); err != nil {
+		return "", err
+	}
+	return k.answer(ctx)
+}
+
+// control is a connection to ovs-vswitchd's control socket: JSON-RPC, as ovs-appctl(8) speaks it,
+// one command after the other.
+type control struct {
+	net.Conn
+	method  string // the newest
+	replies *json.Decoder
+}
+
+// ask begins a command. What it writes has room in the socket: nothing else is under way.
+func (k *control) ask(method string, args ...string) error {
 	if args == nil {
 		args = []string{}
 	}
-	request := map[string]any{"id": 0, "method": method, "params": args}
-	if err := json.NewEncoder(conn).Encode(request); err != nil {
-		end()
-		return nil, errors.Join(err, context.Cause(ctx))
+	k.method = method
+	return json.NewEncoder(k.Conn).Encode(map[string]any{"id": 0, "method": method, "params": args})
+}
+
+// answer waits for what the command says. After an error the connection is of no use.
+func (k *control) answer(ctx context.Context) (string, error) {
+	stop := context.AfterFunc(ctx, func() { _ = k.SetDeadline(time.Unix(1, 0)) })
+	var reply struct {
+		Result *string `json:"result"`
+		Error  *string `json:"error"`
 	}
-	return func() (string, error) {
-		defer end()
-		var reply struct {
-			Result *string `json:"result"`
-			Error  *string `json:"error"`
-		}
-		if err := json.NewDecoder(conn).Decode(&reply); err != nil {
-			return "", errors.Join(err, context.Cause(ctx))
-		}
-		switch {
-		case reply.Error != nil:
-			return "", fmt.Errorf("%s: %s", method, strings.TrimSpace(*reply.Error))
-		case reply.Result == nil:
-			return "", fmt.Errorf("%s: an answer without a result", method)
-		}
-		return *reply.Result, nil
-	}, nil
+	err := k.replies.Decode(&reply)
+	if !stop() || err != nil {
+		return "", errors.Join(err, context.Cause(ctx))
+	}
+	switch {
+	case reply.Error != nil:
+		return "", fmt.Errorf("%s: %s", k.method, strings.TrimSpace(*reply.Error))
+	case reply.Result == nil:
+		return "", fmt.Errorf("%s: an answer without a result", k.method)
+	}
+	return *reply.Result, nil
 }
 
 // dialControl connects to the socket that the pid file names, else to whichever
 // in the run directory answers: one of a daemon that died refuses.
-func (c *Client) dialControl(ctx context.Context) (net.Conn, error) {
+func (c *Client) dialControl(ctx context.Context) (*control, error) {
 	var candidates []string
 	pid, err := os.ReadFile(filepath.Join(c.runDir, "ovs-vswitchd.pid"))
 	if err == nil {
@@ -103,7 +134,7 @@ func (c *Client) dialControl(ctx context.Context) (net.Conn, error) {
 		var d net.Dialer
 		conn, err := d.DialContext(ctx, "unix", path)
 		if err == nil {
-			return conn, nil
+			return &control{Conn: conn, replies: json.NewDecoder(conn)}, nil
 		}
 		why = err
 	}

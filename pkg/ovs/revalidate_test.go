@@ -21,8 +21,25 @@ func TestAskRevalidated(t *testing.T) {
 		}
 		return wait()
 	}
-	if err := round(ctx); err != nil {
+	// again is the first round after something, once ovs-vswitchd tells of rounds: for a moment it
+	// has no datapath, or more than one.
+	again := func(something func()) error {
+		t.Helper()
+		something()
+		for _, err := c.control(ctx, "revalidator/wait"); err != nil; _, err = c.control(ctx, "revalidator/wait") {
+			if ctx.Err() != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		return round(ctx)
+	}
+	if err := again(func() {}); err != nil {
 		t.Fatal(err)
+	}
+	kept := c.kept.Load()
+	if err := round(ctx); err != nil || kept == nil || c.kept.Load() != kept {
+		t.Errorf("the second question has a connection of its own: %v", err)
 	}
 	// A control socket that a dead daemon left is passed over.
 	if err := os.WriteFile(filepath.Join(o.RunDir, "ovs-vswitchd.1.ctl"), nil, 0o600); err != nil {
@@ -45,5 +62,12 @@ func TestAskRevalidated(t *testing.T) {
 	o.KillVswitchd()
 	if err := round(ctx); err == nil {
 		t.Error("dead, and no error")
+	}
+	// A connection that has ended meanwhile is made anew.
+	if err := again(func() { o.StartVswitchd() }); err != nil || c.kept.Load() == nil {
+		t.Fatalf("started again: %v", err)
+	}
+	if err := again(func() { o.KillVswitchd(); o.StartVswitchd() }); err != nil {
+		t.Errorf("started again, with a connection to the one before: %v", err)
 	}
 }
