@@ -65,6 +65,16 @@ func (c *Conn) Commit(ctx context.Context, mods []Mod) error {
 	return fmt.Errorf("bundle of %d parts may or may not have been applied: %w", len(mods), err)
 }
 
+// Post hands the parts to the switch, which takes them one by one, and does not wait: nobody
+// hears of those that it refuses. It fails when the connection has ended.
+func (c *Conn) Post(ctx context.Context, mods []Mod) error {
+	var b []byte
+	for _, m := range mods {
+		b = m.append(b, 0)
+	}
+	return c.send(ctx, b)
+}
+
 // bundle is one call of Commit. Its transaction ids in order: the opening, the
 // parts, the closing, the commit.
 type bundle struct {

@@ -179,6 +179,25 @@ func TestBundleIsOrdered(t *testing.T) {
 	}
 }
 
+// Parts that are posted count one by one: what the switch refuses keeps no other, and nobody hears of it.
+func TestPost(t *testing.T) {
+	_, c := startBridge(t)
+	ctx := testContext(t)
+	f := Flow{Table: 1, Priority: 7, Cookie: 1, Match: NewMatch(Reg(0, 1)), Actions: []Action{Output(1)}}
+	gone := Flow{Table: 1, Priority: 8, Cookie: 1, Match: NewMatch(Reg(0, 1))}
+	noGroup := Flow{Table: 1, Priority: 9, Cookie: 1, Match: NewMatch(Reg(0, 1)), Actions: []Action{Group(77)}}
+	if err := c.Post(ctx, []Mod{AddFlow(gone), AddFlow(noGroup), AddFlow(f), DeleteFlow(gone)}); err != nil {
+		t.Fatal(err)
+	}
+	if d := diffFlows([]Flow{f}, readFlows(t, c)); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	_ = c.Close()
+	if err := c.Post(ctx, []Mod{AddFlow(gone)}); !errors.Is(err, ErrClosed) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
 func TestFilters(t *testing.T) {
 	_, c := startBridge(t)
 	ctx := testContext(t)

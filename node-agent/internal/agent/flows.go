@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
@@ -237,8 +238,9 @@ func (n *flowSide) apply(ctx context.Context) error {
 func (n *flowSide) settle(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, staleAtMost)
 	defer cancel()
-	for range 2 {
-		if err := n.compared(ctx); err != nil {
+	// The commit itself has brought about a round, which may be over by now or not.
+	for _, patience := range []time.Duration{ownRound, 0} {
+		if err := n.compared(ctx, patience); err != nil {
 			n.log.Warn("cannot see when the datapath follows the flows: giving it the time it may take", "error", err, "wait", staleAtMost)
 			<-ctx.Done()
 			return
@@ -246,15 +248,24 @@ func (n *flowSide) settle(ctx context.Context) {
 	}
 }
 
-// compared returns when a round of comparison has ended. That of the commit may be over by
-// now, and the next would come when it is time (max-revalidator), so it brings one about;
-// after the question, as one that is over before that would not be told.
-func (n *flowSide) compared(ctx context.Context) error {
+// compared returns when a round of comparison has ended. The next would come when it is time
+// (max-revalidator): where it has not come after patience, compared brings one about; after the
+// question, as one that is over before that would not be told.
+func (n *flowSide) compared(ctx context.Context, patience time.Duration) error {
 	wait, err := n.datapath.AskRevalidated(ctx)
 	if err != nil {
 		return err
 	}
-	return errors.Join(n.table.Nudge(ctx), wait())
+	answer := make(chan error, 1)
+	go func() { answer <- wait() }()
+	if patience > 0 {
+		select {
+		case err := <-answer:
+			return err
+		case <-time.After(patience):
+		}
+	}
+	return errors.Join(n.table.Nudge(ctx), <-answer)
 }
 
 // adopt asks for records of namespaces that have pods here and no record:

@@ -59,6 +59,10 @@ const (
 	// room: Open vSwitch compares all of it at least every 500 ms (max-revalidator,
 	// ovs-vswitchd.conf.db(5)).
 	staleAtMost = time.Second
+	// ownRound is how long the comparison that a commit brings about by itself may take, before
+	// another is brought about. Two begin 5 ms apart at least (ofproto/ofproto-dpif-upcall.c), so
+	// less than that is no time lost, and each costs ovs-vswitchd a millisecond or two.
+	ownRound = 2 * time.Millisecond
 	// calm is how long changes that others make to Open vSwitch or to the node's
 	// devices may wait while all is well: most of them are this agent's own.
 	calm = time.Second

@@ -188,6 +188,69 @@ func TestSettlesAgain(t *testing.T) {
 	})
 }
 
+// rounds are an ovs-vswitchd's: one that the commit before has brought about, over after own where
+// that is not 0, and one after each flow that comes and goes.
+type rounds struct {
+	flowTable
+	own, nudged time.Duration
+	nudges      int
+	waiting     []chan struct{}
+}
+
+func (r *rounds) AskRevalidated(ctx context.Context) (wait func() error, err error) {
+	over := make(chan struct{})
+	r.waiting = append(r.waiting, over)
+	if r.own > 0 {
+		time.AfterFunc(r.own, r.end)
+		r.own = 0
+	}
+	return func() error {
+		select {
+		case <-over:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}, nil
+}
+
+func (r *rounds) Nudge(context.Context) error {
+	r.nudges++
+	time.AfterFunc(r.nudged, r.end)
+	return nil
+}
+
+func (r *rounds) end() {
+	for _, over := range r.waiting {
+		close(over)
+	}
+	r.waiting = nil
+}
+
+// A commit brings a round about by itself: only where that is over before it can be asked for, or takes
+// long, another is brought about in its place.
+func TestRounds(t *testing.T) {
+	for _, c := range []struct {
+		own    time.Duration
+		nudges int
+		takes  time.Duration
+	}{
+		{own: time.Millisecond, nudges: 1, takes: 6 * time.Millisecond},
+		{own: 0, nudges: 2, takes: ownRound + 10*time.Millisecond},
+	} {
+		scripted(t, func(t *testing.T, l *lab) {
+			l.build()
+			r := &rounds{flowTable: l.table, own: c.own, nudged: 5 * time.Millisecond}
+			l.loop.flows.datapath, l.loop.flows.table = r, r
+			began := time.Now()
+			l.loop.flows.settle(t.Context())
+			if took := time.Since(began); r.nudges != c.nudges || took != c.takes {
+				t.Errorf("a round of its own in %s: %d nudges, settled in %s, want %d in %s", c.own, r.nudges, took, c.nudges, c.takes)
+			}
+		})
+	}
+}
+
 // What a look at all there is finds amiss keeps the node from being ready until such a look
 // finds all well: passes that do not look do not count.
 func TestLoopOwesAFullPass(t *testing.T) {

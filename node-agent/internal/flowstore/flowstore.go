@@ -35,6 +35,7 @@ type Switch interface {
 	Meters(ctx context.Context) ([]of.Meter, error)
 	MeterCounters(ctx context.Context) ([]of.MeterCounters, error)
 	Commit(ctx context.Context, mods []of.Mod) error
+	Post(ctx context.Context, mods []of.Mod) error
 	AddMeter(ctx context.Context, m of.Meter) error
 	ModifyMeter(ctx context.Context, m of.Meter) error
 	DeleteMeter(ctx context.Context, id uint32) error

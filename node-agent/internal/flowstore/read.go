@@ -222,13 +222,13 @@ func (s *Store) FlushConnections(ctx context.Context, filter of.CTFilter) error 
 }
 
 // Nudge makes the switch compare the flows that its datapath cached with its tables: f
-// comes and goes in one bundle. It must be one that no packet reaches.
+// comes and goes. It must be one that no packet reaches. Nudge does not wait for the switch.
 func (s *Store) Nudge(ctx context.Context, f of.Flow) error {
 	sw, err := s.connection()
 	if err != nil {
 		return err
 	}
-	if err := sw.Commit(ctx, []of.Mod{of.AddFlow(f), of.DeleteFlow(f)}); err != nil {
+	if err := sw.Post(ctx, []of.Mod{of.AddFlow(f), of.DeleteFlow(f)}); err != nil {
 		return fmt.Errorf("nudge the switch: %w", err)
 	}
 	return nil

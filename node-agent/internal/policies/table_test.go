@@ -148,6 +148,8 @@ func (w *world) Commit(ctx context.Context, mods []of.Mod) error {
 	return nil
 }
 
+func (w *world) Post(context.Context, []of.Mod) error { return nil }
+
 func (w *world) Flows(context.Context, of.FlowFilter) ([]of.FlowStats, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
