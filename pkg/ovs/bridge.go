@@ -107,7 +107,7 @@ func (c *Client) EnsureBridge(ctx context.Context, spec BridgeSpec) (changed boo
 		if root == nil {
 			return false, fmt.Errorf("bridge %s: the database has no Open_vSwitch row; start Open vSwitch with its own scripts (ovs-vsctl --no-wait init) first", spec.Name)
 		}
-		ops = createBridge(root.UUID, spec)
+		ops = append(s.endRestoreWait(), createBridge(root.UUID, spec)...)
 	} else if ops, err = c.mendBridge(s, row, spec); err != nil {
 		return false, err
 	}

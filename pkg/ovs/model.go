@@ -35,6 +35,7 @@ type rowOVS struct {
 	DatapathTypes []string          `ovsdb:"datapath_types"`
 	IfaceTypes    []string          `ovsdb:"iface_types"`
 	ExternalIDs   map[string]string `ovsdb:"external_ids"`
+	OtherConfig   map[string]string `ovsdb:"other_config"`
 }
 
 type rowBridge struct {
@@ -127,6 +128,7 @@ func (r *rowOVS) CloneModelInto(m model.Model) {
 	c.DatapathTypes = slices.Clone(r.DatapathTypes)
 	c.IfaceTypes = slices.Clone(r.IfaceTypes)
 	c.ExternalIDs = maps.Clone(r.ExternalIDs)
+	c.OtherConfig = maps.Clone(r.OtherConfig)
 }
 
 func (r *rowBridge) CloneModelInto(m model.Model) {

@@ -179,8 +179,9 @@ func (c *Client) addGroup(ctx context.Context, bridge string, specs []PortSpec) 
 	return s.commitPort(ctx, bridge, what, append(ops, s.insertPorts(row, specs)...))
 }
 
-// commitPort commits ops, the last of which changes the bridge's row.
+// commitPort commits ops that add ports, the last of which changes the bridge's row.
 func (s *session) commitPort(ctx context.Context, bridge, what string, ops []ovsdb.Operation) error {
+	ops = append(s.endRestoreWait(), ops...)
 	results, err := s.transact(ctx, what, ops)
 	if err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
@@ -192,6 +194,25 @@ func (o OVS) Supervise(ctx context.Context, scripts string) error {
 		}
 	}
 	return nil
+}
+
+// Replace is what a rolling update of Open vSwitch's DaemonSet does to a node that [OVS.Supervise] has: both
+// daemons are asked to end, as their containers are, and others are started by scripts of that folder when
+// away has passed since.
+func (o OVS) Replace(ctx context.Context, scripts string, away time.Duration) error {
+	var ending errgroup.Group
+	for _, daemon := range []string{"ovsdb-server", "ovs-vswitchd"} {
+		ending.Go(o.lab.Process(o.process(daemon)).Stop)
+	}
+	if err := ending.Wait(); err != nil {
+		return err
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(away):
+	}
+	return o.Supervise(ctx, scripts)
 }
 
 // Crash ends a daemon ("ovs-vswitchd", "ovsdb-server") that [OVS.Supervise] runs with a signal.

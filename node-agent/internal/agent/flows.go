@@ -29,6 +29,8 @@ type flowSide struct {
 	copies interface{ Keep(s topology.Snapshot) }
 	// connected is that the flows of the node are in the newest switch.
 	connected bool
+	// held is since when somebody else keeps the switch from forwarding by its flows.
+	held time.Time
 	// unsettled is that the datapath may still follow flows from before.
 	unsettled bool
 	problems  []desired.Problem
@@ -47,6 +49,7 @@ type flowParts struct {
 	store    flowStore
 	conn     switchConnection
 	datapath revalidator
+	restore  restorer
 	attacher attachments
 	peers    *peers.Peers
 	room     roomMaker
@@ -106,6 +109,14 @@ type revalidator interface {
 	AskRevalidated(ctx context.Context) (wait func() error, err error)
 }
 
+// restorer is a switch that starts and may leave its datapath as it was until its flows are
+// there; [ovs.Client] knows.
+type restorer interface {
+	// RestoreWait reports whether it does, and whether that is ours to end.
+	RestoreWait() (waits, ours bool)
+	EndRestoreWait(ctx context.Context) error
+}
+
 // roomMaker is [packetsock.Room].
 type roomMaker interface {
 	Make(ctx context.Context, uplink string)
@@ -161,7 +172,10 @@ func (n *flowSide) makeRoom(ctx context.Context, _ *pass) error {
 	return nil
 }
 
-func (n *flowSide) followRecords(ctx context.Context, _ *pass) error { return n.apply(ctx) }
+func (n *flowSide) followRecords(ctx context.Context, _ *pass) error {
+	waits, _ := n.restore.RestoreWait()
+	return n.apply(ctx, waits)
+}
 
 // follow takes in new records and brings them into the flows the quick way, also
 // while something else is amiss: flows can be changed. It reports whether that was
@@ -169,7 +183,7 @@ func (n *flowSide) followRecords(ctx context.Context, _ *pass) error { return n.
 func (n *flowSide) follow(ctx context.Context, s topology.Snapshot, ways map[netip.Addr]link.Path) bool {
 	same := n.records != nil && n.records.Config.Equal(s.Config)
 	n.take(s)
-	return same && n.started.IsValid() && n.conn.alive() && !n.peers.New(n.records, ways) && n.apply(ctx) == nil
+	return same && n.started.IsValid() && n.conn.alive() && !n.peers.New(n.records, ways) && n.followRecords(ctx, nil) == nil
 }
 
 // take takes in new records, and tells of those that lack what was there before.
@@ -191,8 +205,9 @@ func (n *flowSide) take(s topology.Snapshot) {
 	}
 }
 
-// apply brings the newest records into the flows, and tells who waits for them.
-func (n *flowSide) apply(ctx context.Context) error {
+// apply brings the newest records into the flows, and tells who waits for them. While the switch
+// waits for flows its datapath goes on as before these records: [flowSide.restored] tells later.
+func (n *flowSide) apply(ctx context.Context, waits bool) error {
 	s := *n.records
 	if n.applied == s.Revision && n.applied != 0 {
 		return nil
@@ -207,9 +222,12 @@ func (n *flowSide) apply(ctx context.Context) error {
 	n.unsettled = n.unsettled || changed
 	faultpoint.Here("records", "in the flows")
 	if n.unsettled {
-		n.settle(ctx)
-		if err := ctx.Err(); err != nil {
-			return fmt.Errorf("wait until the datapath follows the flows: %w", err)
+		if waits {
+			n.policies.applied(s, n.fromEtcd)
+			return nil
+		}
+		if err := n.settle(ctx); err != nil {
+			return err
 		}
 		n.unsettled = false
 		faultpoint.Here("records", "in what the datapath cached")
@@ -235,17 +253,26 @@ func (n *flowSide) apply(ctx context.Context) error {
 // settle returns when no packet is forwarded any more by what the datapath
 // cached before the last commit. Each round of Open vSwitch's comparison may have
 // begun before it, so it takes two. Only then the change is published as applied.
-func (n *flowSide) settle(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, staleAtMost)
+func (n *flowSide) settle(ctx context.Context) error {
+	limited, cancel := context.WithTimeout(ctx, staleAtMost)
 	defer cancel()
 	// The commit itself has brought about a round, which may be over by now or not.
 	for _, patience := range []time.Duration{ownRound, 0} {
-		if err := n.compared(ctx, patience); err != nil {
-			n.log.Warn("cannot see when the datapath follows the flows: giving it the time it may take", "error", err, "wait", staleAtMost)
-			<-ctx.Done()
-			return
+		if err := n.compared(limited, patience); err != nil {
+			if n.conn.alive() {
+				n.log.Warn("cannot see when the datapath follows the flows: giving it the time it may take", "error", err, "wait", staleAtMost)
+				<-limited.Done()
+			}
+			break
 		}
 	}
+	switch err := ctx.Err(); {
+	case err != nil:
+		return fmt.Errorf("wait until the datapath follows the flows: %w", err)
+	case !n.conn.alive(): // that of the kernel goes on without it, and is compared with nothing
+		return errors.New("ovs-vswitchd went away before the datapath followed the flows")
+	}
+	return nil
 }
 
 // compared returns when a round of comparison has ended. The next would come when it is time
@@ -309,6 +336,48 @@ func (n *flowSide) resync(ctx context.Context, p *pass) (err error) {
 		p.beside(func() { err = n.table.Resync(ctx) })
 	}
 	return err
+}
+
+// othersRestoreWithin is how long somebody else may keep the switch from forwarding by its
+// flows: Open vSwitch's own scripts do for some seconds, while they restart it.
+const othersRestoreWithin = 10 * time.Second
+
+// restored has a switch that started forward by its flows, which are all there now, those of
+// services too; until then it goes on with what its datapath had cached before. Records that
+// came meanwhile are applied.
+func (n *flowSide) restored(ctx context.Context, p *pass) error {
+	waits, ours := n.restore.RestoreWait()
+	if !waits || ours {
+		n.held = time.Time{}
+	}
+	switch {
+	case !n.conn.alive():
+		return nil // it is one that started since the flows were brought to another
+	case !waits:
+		return n.apply(ctx, false)
+	case !ours && n.isHeld():
+		p.unwell = fmt.Errorf("somebody has Open vSwitch wait for flows (other_config:flow-restore-wait), as its own scripts do while they restart it: new connections of pods wait, too, for %s at most", othersRestoreWithin)
+		return nil
+	}
+	if err := n.services.follow(ctx, p); err != nil {
+		return err
+	}
+	if err := n.restore.EndRestoreWait(ctx); err != nil {
+		return err
+	}
+	return n.apply(ctx, false)
+}
+
+// isHeld reports whether somebody else may keep the switch waiting for some more time.
+func (n *flowSide) isHeld() bool {
+	if n.held.IsZero() {
+		n.held = time.Now()
+	}
+	if time.Since(n.held) < othersRestoreWithin {
+		return true
+	}
+	n.log.Warn("somebody left Open vSwitch waiting for flows (other_config:flow-restore-wait): it forwards by those that it has", "waited", othersRestoreWithin)
+	return false
 }
 
 // unblock lets ports have all packets that somebody kept from them past the flows.

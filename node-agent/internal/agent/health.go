@@ -38,9 +38,11 @@ type exitCheck interface {
 	Outside(ctx context.Context, sw exits.Switch, gw exits.Gateway) error
 }
 
-// look finds out why pods do not reach what they should.
+// look finds out why pods do not reach what they should, where no step before has.
 func (n *health) look(ctx context.Context, p *pass) error {
-	p.unwell = n.unwell(ctx, p)
+	if p.unwell == nil {
+		p.unwell = n.unwell(ctx, p)
+	}
 	return nil
 }
 

@@ -174,6 +174,8 @@ type machine struct {
 	sessions int
 	live     bool
 	lost     chan struct{}
+	// restoring is that ovs-vswitchd waits for flows, ours that the agent is to end that.
+	restoring, ours bool
 	// compares is how long ovs-vswitchd takes to compare what its datapath cached with the flows.
 	compares time.Duration
 	// refuses is why ovs-vswitchd takes no flows though it is there.
@@ -255,6 +257,19 @@ func (m *machine) Init(context.Context) error {
 
 func (m *machine) Port(name string) (ovs.Port, bool) {
 	return m.gateway, name == bridge.GatewayPort && m.gateway.Name != ""
+}
+
+// RestoreWait implements restorer.
+func (m *machine) RestoreWait() (waits, ours bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.restoring, m.ours
+}
+
+// EndRestoreWait implements restorer.
+func (m *machine) EndRestoreWait(context.Context) error {
+	m.set(func() { m.restoring, m.ours = false, false })
+	return nil
 }
 
 // AskRevalidated implements revalidator; a round takes some time.
@@ -505,7 +520,7 @@ func (l *lab) build() {
 		},
 		flows: &flowSide{
 			picture: pic, publish: status.publish, services: feed, policies: none, metrics: m, log: log,
-			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
+			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, restore: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
 		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
 		report: &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m},

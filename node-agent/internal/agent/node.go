@@ -304,7 +304,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		},
 		flows: &flowSide{
 			picture: p.picture, publish: status.publish, services: p.services, policies: policy, metrics: m, log: log,
-			flowParts: flowParts{table: p.table, store: p.flows, conn: p.conn, datapath: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
+			flowParts: flowParts{table: p.table, store: p.flows, conn: p.conn, datapath: n.ovs.client, restore: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
 		},
 		health: &health{
 			picture: p.picture, exits: exits.New(exits.NodeIn(n.host), n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, database: n.ovs.client, conn: p.conn,

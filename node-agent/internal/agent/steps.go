@@ -77,6 +77,7 @@ func (r *rooms) steps() []step {
 		{"ports of pods", flows.repair},
 		{"the flows in the switch", flows.resync},
 		{"policies in the flows", r.policies.follow},
+		{"a switch that waits for flows", flows.restored},
 		{"what the firewall dropped", host.countDropped},
 		{"ports that were blocked", flows.unblock},
 		{"peers' hardware addresses", flows.warm},

@@ -175,11 +175,11 @@ func TestSettlesAgain(t *testing.T) {
 		}
 		short, cancel := context.WithTimeout(t.Context(), l.machine.compares)
 		defer cancel()
-		if err := n.apply(short); err == nil || n.applied != 0 || l.table.inSwitch() != 7 {
+		if err := n.apply(short, false); err == nil || n.applied != 0 || l.table.inSwitch() != 7 {
 			t.Errorf("applied %d in too short a time, flows %d: %v", n.applied, l.table.inSwitch(), err)
 		}
 		began := time.Now()
-		if err := n.apply(t.Context()); err != nil || n.applied != 7 {
+		if err := n.apply(t.Context(), false); err != nil || n.applied != 7 {
 			t.Errorf("applied %d: %v", n.applied, err)
 		}
 		if waited := time.Since(began); waited < 2*l.machine.compares {
@@ -243,7 +243,9 @@ func TestRounds(t *testing.T) {
 			r := &rounds{flowTable: l.table, own: c.own, nudged: 5 * time.Millisecond}
 			l.loop.flows.datapath, l.loop.flows.table = r, r
 			began := time.Now()
-			l.loop.flows.settle(t.Context())
+			if err := errors.Join(l.loop.flows.conn.dial(t.Context()), l.loop.flows.settle(t.Context())); err != nil {
+				t.Fatal(err)
+			}
 			if took := time.Since(began); r.nudges != c.nudges || took != c.takes {
 				t.Errorf("a round of its own in %s: %d nudges, settled in %s, want %d in %s", c.own, r.nudges, took, c.nudges, c.takes)
 			}
@@ -566,6 +568,81 @@ func TestLoopDatabaseFull(t *testing.T) {
 		l.machine.set(func() { l.machine.full = nil })
 		time.Sleep(2 * lastPause)
 		l.isReady(revision)
+		l.stop()
+	})
+}
+
+// A switch that starts and waits for its flows forwards by them when they are there, and not before; records
+// that come meanwhile are not told as applied, as the datapath goes on as before them. Where somebody else has it
+// wait, it is given some time, and the node takes no pods.
+func TestLoopRestores(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.isReady(1)
+		// stands is that it waits or not, that this is why the node is not ready or it is, and which revision is published.
+		stands := func(when string, waits bool, reason string, published int64) {
+			t.Helper()
+			synctest.Wait()
+			if got, _ := l.machine.RestoreWait(); got != waits {
+				t.Errorf("%s: it waits: %t", when, got)
+			}
+			if got := l.etcd.shown().Revision; got != published {
+				t.Errorf("%s: revision %d is published, want %d", when, got, published)
+			}
+			if reason != "" {
+				l.notReady(reason)
+			} else if err := l.loop.ready.is(); err != nil {
+				t.Errorf("%s: not ready: %v", when, err)
+			}
+		}
+		l.machine.lose()
+		l.machine.set(func() {
+			l.machine.switchAway, l.machine.restoring, l.machine.ours = false, true, true
+			l.machine.refuses = errors.New("no flows yet")
+		})
+		time.Sleep(time.Minute)
+		stands("no flows are in the switch", true, "no flows yet", 1)
+		l.once("a switch that waits for flows", func() {
+			synctest.Wait()
+			if got := l.etcd.shown().Revision; got != 1 {
+				t.Errorf("it waits: revision %d is published", got)
+			}
+		})
+		second := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+		l.machine.set(func() { l.machine.refuses = nil })
+		time.Sleep(2 * lastPause)
+		stands("all flows are in the switch", false, "", second)
+
+		l.machine.set(func() { l.machine.restoring = true })
+		third := l.etcd.set(snapshot(0, 8, labSelf, labPeer))
+		time.Sleep(othersRestoreWithin - resyncEvery)
+		stands("somebody else has it wait", true, "somebody has Open vSwitch wait for flows", second)
+		time.Sleep(othersRestoreWithin + resyncEvery)
+		stands("somebody else left it waiting", false, "", third)
+		l.stop()
+	})
+}
+
+// The kernel's datapath goes on without ovs-vswitchd: records are not told to be applied when that went
+// before what was cached was compared with the flows, however soon it is back.
+func TestSwitchGoesBeforeItSettles(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.isReady(1)
+		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+		time.Sleep(l.machine.compares / 2)
+		l.machine.lose()
+		time.Sleep(2 * staleAtMost)
+		synctest.Wait()
+		if got := l.etcd.shown().Revision; got != 1 {
+			t.Errorf("revision %d is published", got)
+		}
+		l.machine.set(func() { l.machine.switchAway = false })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		if got := l.etcd.shown().Revision; got != revision {
+			t.Errorf("revision %d is published, want %d", got, revision)
+		}
 		l.stop()
 	})
 }
