@@ -12,6 +12,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
 )
 
 // The specs of this file take a node or the whole network away. By the file's name
@@ -62,6 +64,52 @@ func nodeReady(t *testing.T, c *cluster, name string) error {
 		}
 	}
 	return nil
+}
+
+// TestOpenVSwitchReplaced: what it costs to replace the pod of k8s-ovs-openvswitch of a node, as a rolling update of Open
+// vSwitch does: pods of that node lose what they send while no ovs-vswitchd has their flows, and all is as before when
+// one has. The agents stay.
+func TestOpenVSwitchReplaced(t *testing.T) {
+	notShort(t)
+	c := connectTenants(t)
+	const interval = 20 * time.Millisecond
+	here, other := c.tenant(t, "replaced", nil, node1, node2), c.tenant(t, "beside", nil, node2)
+	c.awaitCalm(t)
+	var endpoints []probe.Endpoint
+	for _, p := range append(here.pods, other.pods...) {
+		endpoints = append(endpoints, p.Endpoint)
+	}
+	prober, err := probe.Open(endpoints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := prober.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	run := prober.Start(probe.Exactly(func(from, to probe.Endpoint) bool { return from.Namespace == to.Namespace }),
+		probe.RunOptions{Interval: interval, Protocols: []probe.Protocol{probe.UDP}})
+	begin := time.Now()
+	selector := []string{"-n", "kube-system", "-l", "app.kubernetes.io/name=k8s-ovs-openvswitch", "--field-selector", "spec.nodeName=" + node2}
+	mustKubectl(t, append(append([]string{"delete", "pod"}, selector...), "--timeout=120s")...)
+	eventually(t, time.Minute, "the next pod of Open vSwitch", func() error {
+		_, err := kubectl(append(append([]string{"wait", "pod", "--for=condition=Ready"}, selector...), "--timeout=60s")...)
+		return err
+	})
+	eventually(t, settle, "pods of both nodes reach each other", func() error { return reach(t, []*tenant{here, other}, apart) })
+	report := run.Stop()
+	silence := time.Duration(0)
+	for _, f := range report.Flows {
+		silence = max(silence, time.Duration(f.Lost)*interval)
+	}
+	t.Attr(measured, fmt.Sprintf("%d of %d messages lost, of one pod to another for %v; %v from the request to when all was as before", report.Lost(), report.Sent(), silence, time.Since(begin).Round(100*time.Millisecond)))
+	if n := report.Forbidden(); n > 0 {
+		t.Errorf("%d messages arrived that may not: %s", n, report.ForbiddenEvents[0])
+	}
+	if silence > 20*time.Second {
+		t.Errorf("a pod was without network for %v", silence)
+	}
 }
 
 // TestUninstallAndInstallAgain: without the network no node has a CNI configuration;
