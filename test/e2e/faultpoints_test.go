@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,12 +14,25 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
 )
 
-// killable builds agent and plugin with their fault points, once.
+// killable builds agent and plugin with their fault points, once, where nobody has built them beside the others. Without
+// Go there is no folder.
 var killable = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = filepath.Abs(filepath.Join(binDir, "faultpoints")); err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	if _, err := exec.LookPath("go"); err != nil {
+		return "", nil
+	}
 	dir = filepath.Join(scratch, "faultpoints")
 	for _, name := range []string{"k8s-ovs-agent", "k8s-ovs"} {
 		args := []string{"build", "-tags", "faultpoints", "-o", filepath.Join(dir, name)}
@@ -34,51 +48,164 @@ var killable = sync.OnceValues(func() (dir string, err error) {
 	return dir, nil
 })
 
-// faults kills programs of n1 at their fault points (package faultpoint).
+// faults kills programs of a node at their fault points (package faultpoint).
 type faults struct {
 	*lab
-	// agent and plugin are the folders by which they are told.
-	agent, plugin string
-	probe         *probe.Run
-	reached       int
-	spans         []span
+	// c is nil where no API server tells of policies, services and limits.
+	c *cluster
+	// node is the one whose agent is killed.
+	node string
+	// bin has programs of which those that can be killed are told by folders: the agents of nodes by
+	// those of their names in agents.
+	bin, agents, plugin string
+	// whole are the options of a pod of which all is made that can be.
+	whole   netlab.PodOptions
+	probe   *probe.Run
+	reached int
+	spans   []span
 }
 
-// upFaults makes a lab whose n1 has an agent and a plugin that can be killed; red/a and
-// red/b run there, and red/c elsewhere, under the probe.
-func upFaults(t *testing.T) *faults {
+// newFaults makes a lab whose agents and plugin can be killed, those of n1 first.
+func newFaults(t *testing.T, o netlab.Options) *faults {
 	t.Parallel()
-	if _, err := exec.LookPath("go"); err != nil {
-		t.Skip("no Go here to build programs with their fault points: `make test` has it")
-	}
 	built, err := killable()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if built == "" {
+		t.Skip("no Go here to build programs with their fault points: `make test` has it")
 	}
 	own, err := filepath.Abs(binDir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &faults{agent: filepath.Join(t.TempDir(), "n1"), plugin: filepath.Join(t.TempDir(), "plugin")}
-	bin := t.TempDir()
+	f := &faults{node: "n1", bin: t.TempDir(), agents: t.TempDir(), plugin: filepath.Join(t.TempDir(), "plugin")}
 	for name := range programs {
-		if err := os.Symlink(filepath.Join(own, name), filepath.Join(bin, name)); err != nil {
+		if err := os.Symlink(filepath.Join(own, name), filepath.Join(f.bin, name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	// The lab's first arguments for an agent are the name of its node.
-	for name, folder := range map[string]string{"k8s-ovs-agent": filepath.Dir(f.agent) + `/"$2"`, "k8s-ovs": f.plugin} {
+	for name, folder := range map[string]string{"k8s-ovs-agent": f.agents + `/"$2"`, "k8s-ovs": f.plugin} {
 		script := fmt.Sprintf("#!/bin/sh\nmkdir -p %s\nFAULTPOINTS=%s exec %s \"$@\"\n", folder, folder, filepath.Join(built, name))
-		err := errors.Join(os.Remove(filepath.Join(bin, name)), os.WriteFile(filepath.Join(bin, name), []byte(script), 0o755))
+		err := errors.Join(os.Remove(filepath.Join(f.bin, name)), os.WriteFile(filepath.Join(f.bin, name), []byte(script), 0o755))
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
-	f.lab = upAlso(t, netlab.Options{BinDir: bin})
-	f.pods(map[string][]string{"n1": {"red/a", "red/b"}, "n2": {"red/c"}})
-	f.probe = f.run(probe.Exactly(everybody))
-	f.traffic(f.probe, 20)
+	o.BinDir = f.bin
+	f.lab = upAlso(t, o)
 	return f
+}
+
+// whole is a pod of which all is made that can be where no API server tells of limits.
+var whole = netlab.PodOptions{IngressBandwidth: 5e6, EgressBandwidth: 5e6}
+
+// upFaults makes such a lab; red/a and red/b run on n1, and red/c elsewhere, under the probe.
+func upFaults(t *testing.T) *faults {
+	f := newFaults(t, netlab.Options{})
+	f.whole = whole
+	f.pods(map[string][]string{"n1": {"red/a", "red/b"}, "n2": {"red/c"}})
+	f.watch()
+	return f
+}
+
+// upFaultsInCluster makes one that is a Kubernetes cluster: policies select all these pods, and a whole one
+// besides, which only they may reach; services lead to them, and a whole one has limits.
+func upFaultsInCluster(t *testing.T) *faults {
+	long(t)
+	f := newFaults(t, netlab.Options{Bare: true})
+	f.c = f.policed(f.bin)
+	f.whole = netlab.PodOptions{Labels: map[string]string{"app": "web"}, Annotations: map[string]string{ingressRate: "5M", egressRate: "5M"}}
+	near := []netlab.Pod{f.c.labelled("n1", "red/a", "near"), f.c.labelled("n1", "red/b", "near"), f.c.labelled("n2", "red/c", "near")}
+	f.c.labelled("n1", "pink/far", "far")
+	f.c.manyServices(5, near)
+	f.c.policy("red/near", `{podSelector: {matchLabels: {app: near}}, policyTypes: [Ingress, Egress], ingress: [{from: [{namespaceSelector: {}}]}], egress: [{}]}`)
+	f.c.policy("red/web", onlyApp("near"))
+	// A pod that is selected says that policies are in force.
+	probed, err := f.AddPod(t.Context(), "n1", "red", "probed", f.whole)
+	f.must(err)
+	f.eventuallyEach(policyLooks, "policies in force", policyTime, func() error {
+		if f.pings("pink/far", probed) {
+			return errors.New("pink/far reaches red/probed")
+		}
+		return nil
+	})
+	f.must(f.DelPod(t.Context(), probed))
+	f.watch()
+	return f
+}
+
+// watch puts the pods of red under the probe.
+func (f *faults) watch() {
+	f.t.Helper()
+	f.probe = f.runBetween(probe.Exactly(everybody), f.get("red/a"), f.get("red/b"), f.get("red/c"))
+	f.traffic(f.probe, 20)
+}
+
+// inScenes runs a test on a node that has pods only, and on one that has policies, services and limits, too: these
+// make steps of their own.
+func inScenes(t *testing.T, test func(t *testing.T, f *faults)) {
+	t.Parallel()
+	t.Run("pods", func(t *testing.T) { test(t, upFaults(t)) })
+	t.Run("policies, services and limits", func(t *testing.T) { test(t, upFaultsInCluster(t)) })
+}
+
+// pings reports whether a pod reaches another one.
+func (f *faults) pings(from string, to netlab.Pod) bool {
+	f.t.Helper()
+	_, err := f.PodExec(f.t.Context(), f.get(from), "ping", "-c1", "-W1", f.address(to).String())
+	return err == nil
+}
+
+// address is that of a pod, though nobody lived to tell it.
+func (f *faults) address(p netlab.Pod) netip.Addr {
+	f.t.Helper()
+	out, err := f.PodExec(f.t.Context(), p, "ip", "-4", "-o", "addr", "show", "dev", "eth0")
+	f.must(err)
+	for _, word := range strings.Fields(out) {
+		if a, err := netip.ParsePrefix(word); err == nil {
+			return a.Addr()
+		}
+	}
+	f.t.Fatalf("%s has no address: %s", p, out)
+	return netip.Addr{}
+}
+
+// told is the folder by which the agent is told.
+func (f *faults) told() string { return filepath.Join(f.agents, f.node) }
+
+// end ends the agent, and begin starts it, which may be killed meanwhile.
+func (f *faults) end() {
+	f.t.Helper()
+	if f.c != nil { // by SIGTERM: what keeps it running would leave it
+		f.must(f.Agent(f.node).Stop())
+		return
+	}
+	f.must(f.Agent(f.node).Kill())
+}
+
+func (f *faults) begin() error {
+	if f.c != nil {
+		return f.Agent(f.node).StartInCluster(f.t.Context(), f.bin)
+	}
+	return f.Agent(f.node).Start(f.t.Context())
+}
+
+// again has the agent run that was killed; in a cluster somebody starts it who keeps it running.
+func (f *faults) again() {
+	f.t.Helper()
+	if f.c != nil {
+		f.eventually("the agent is back", time.Minute, func() error { return f.Agent(f.node).Ready(f.t.Context()) })
+		return
+	}
+	f.eventually("the end of the agent", 10*time.Second, func() error {
+		if f.Agent(f.node).Alive() {
+			return errors.New("it lives")
+		}
+		return nil
+	})
+	f.must(f.begin())
 }
 
 // place is a fault point, to be killed at when the program comes by it for that time.
@@ -154,29 +281,22 @@ func (f *faults) died(folder string, within time.Duration) bool {
 	}
 }
 
-// each kills the agent of n1, once at each place, while do runs from where it calls arm,
-// starts it again, and has after bring the node to where do began; then the node is what it
-// should be.
+// each kills the agent, once at each place, while do runs from where it calls arm, starts it
+// again, and has after bring the node to where do began; then the node is what it should be.
 func (f *faults) each(all []place, do func(arm func()) (after func(killed bool))) {
 	f.t.Helper()
 	for _, p := range all {
 		began := time.Now()
-		after := do(func() { f.arm(f.agent, p) })
-		killed := f.died(f.agent, 3*time.Second)
+		after := do(func() { f.arm(f.told(), p) })
+		killed := f.died(f.told(), 3*time.Second)
 		if killed {
 			f.reached++
-			f.eventually("the end of the agent", 10*time.Second, func() error {
-				if f.Agent("n1").Alive() {
-					return errors.New("it lives")
-				}
-				return nil
-			})
-			f.must(f.Agent("n1").Start(f.t.Context()))
+			f.again()
 		} else {
 			f.t.Logf("%s was not come by this time", p)
 		}
 		after(killed)
-		f.asItShould("killed after "+p.String(), "n1")
+		f.asItShould("killed after "+p.String(), f.node)
 		f.t.Logf("killed: %t after %s: %s", killed, p, time.Since(began).Round(time.Millisecond))
 		f.spans = append(f.spans, span{name: p.String(), began: began, done: time.Now()})
 		if f.t.Failed() {
@@ -205,39 +325,40 @@ func (f *faults) finish(killed string, of int) {
 		f.t.Errorf("pods beside: %v", err)
 	}
 	f.t.Logf("killed at %d of %d places", f.reached, of)
+	if f.c != nil {
+		killed += ", with policies, services and limits"
+	}
 	f.costs(fmt.Sprintf("%s: %d places", killed, f.reached), rep.Lost(), longestGap(rep, 20*time.Millisecond), "0 lost, nothing left")
 }
-
-// whole is a pod of which all is made that can be.
-var whole = netlab.PodOptions{IngressBandwidth: 5e6, EgressBandwidth: 5e6}
 
 // TestKilledInADD: the agent is killed after every step of an ADD. What the runtime does
 // then (DEL, or GC alone) leaves nothing; until then CHECK succeeds only for what is
 // wholly attached.
 func TestKilledInADD(t *testing.T) {
-	f := upFaults(t)
-	ctx := t.Context()
-	n := 0
-	add := func(arm func()) (after func(killed bool)) {
-		n++
-		p, err := f.NewSandbox("n1", "red", fmt.Sprintf("new%d", n), whole)
-		f.must(err)
-		arm()
-		_, err = f.CNIAdd(ctx, p)
-		return func(killed bool) {
-			if err != nil && !killed {
-				t.Errorf("ADD: %v", err)
+	inScenes(t, func(t *testing.T, f *faults) {
+		n := 0
+		add := func(arm func()) (after func(killed bool)) {
+			n++
+			p, err := f.NewSandbox(f.node, "red", fmt.Sprintf("new%d", n), f.whole)
+			f.must(err)
+			arm()
+			_, err = f.CNIAdd(t.Context(), p)
+			return func(killed bool) {
+				if err != nil && !killed {
+					t.Errorf("ADD: %v", err)
+				}
+				f.half(p)
+				f.gone(p, n%2 == 0)
 			}
-			f.half(p)
-			f.gone(p, n%2 == 0)
 		}
-	}
-	all := f.places(f.agent, "ADD: answered", add)
-	f.each(all, add)
-	f.finish("agent killed after every step of ADD", len(all))
+		all := f.places(f.told(), "ADD: answered", add)
+		f.each(all, add)
+		f.finish("agent killed after every step of ADD", len(all))
+	})
 }
 
-// half fails the test where CHECK says that a pod is attached and the pod reaches nobody.
+// half fails the test where CHECK says that a pod is attached, and the pod reaches nobody, or whom policies keep
+// from it.
 func (f *faults) half(p netlab.Pod) {
 	f.t.Helper()
 	if f.CNICheck(f.t.Context(), p) != nil {
@@ -245,6 +366,9 @@ func (f *faults) half(p netlab.Pod) {
 	}
 	if _, err := f.PodExec(f.t.Context(), p, "ping", "-c1", "-W2", f.get("red/a").IP.String()); err != nil {
 		f.t.Errorf("CHECK of %s succeeds, and it reaches nobody: %v", p, err)
+	}
+	if f.c != nil && f.pings("pink/far", p) {
+		f.t.Errorf("CHECK of %s succeeds, and pink/far reaches it, which no policy allows", p)
 	}
 }
 
@@ -263,7 +387,7 @@ func (f *faults) gone(p netlab.Pod, collect bool) {
 	if collect {
 		stay, err := f.Pods()
 		f.must(err)
-		f.eventually("GC", 20*time.Second, func() error { return f.CNIGC(ctx, "n1", stay) })
+		f.eventually("GC", 20*time.Second, func() error { return f.CNIGC(ctx, f.node, stay) })
 	}
 }
 
@@ -271,81 +395,134 @@ func (f *faults) gone(p netlab.Pod, collect bool) {
 // Nothing is left, whether DEL comes again or not.
 func TestKilledInDEL(t *testing.T) {
 	long(t)
-	f := upFaults(t)
-	ctx := t.Context()
-	n := 0
-	del := func(arm func()) (after func(killed bool)) {
-		n++
-		p, err := f.AddPod(ctx, "n1", "red", fmt.Sprintf("goes%d", n), whole)
-		f.must(err)
-		arm()
-		err = f.CNIDel(ctx, p)
-		return func(killed bool) {
-			if err != nil && !killed {
-				t.Errorf("DEL: %v", err)
+	inScenes(t, func(t *testing.T, f *faults) {
+		n := 0
+		del := func(arm func()) (after func(killed bool)) {
+			n++
+			p, err := f.AddPod(t.Context(), f.node, "red", fmt.Sprintf("goes%d", n), f.whole)
+			f.must(err)
+			arm()
+			err = f.CNIDel(t.Context(), p)
+			return func(killed bool) {
+				if err != nil && !killed {
+					t.Errorf("DEL: %v", err)
+				}
+				if err == nil { // nobody asks again
+					f.must(f.ForgetPod(p))
+					return
+				}
+				f.gone(p, n%2 == 0)
 			}
-			if err == nil { // nobody asks again
-				f.must(f.ForgetPod(p))
-				return
-			}
-			f.gone(p, n%2 == 0)
 		}
-	}
-	all := f.places(f.agent, "attach: after DEL: addresses", del)
-	f.each(all, del)
-	f.finish("agent killed after every step of DEL", len(all))
+		all := f.places(f.told(), "attach: after DEL: addresses", del)
+		f.each(all, del)
+		f.finish("agent killed after every step of DEL", len(all))
+	})
 }
 
 // TestKilledInChange: the agent is killed after every step of a tenant change. The change
 // comes to its end all the same, and the flows are those of its outcome.
 func TestKilledInChange(t *testing.T) {
 	long(t)
-	f := upFaults(t)
-	f.pods(map[string][]string{"n1": {"blue/a"}, "n2": {"blue/b"}})
-	is, joined := tenants{"red": "1", "blue": "2"}, false
-	change := func(arm func()) (after func(killed bool)) {
-		args := []string{"join", "blue", "red"}
-		if joined {
-			args = []string{"isolate", "blue"}
-		}
-		joined = !joined
-		arm()
-		done := make(chan error, 1)
-		go func() {
-			_, err := f.Netns(f.t.Context(), args...)
-			done <- err
-		}()
-		return func(bool) {
-			if err := <-done; err != nil {
-				t.Errorf("netns %s: %v", strings.Join(args, " "), err)
+	inScenes(t, func(t *testing.T, f *faults) {
+		f.pods(map[string][]string{"n1": {"blue/a"}, "n2": {"blue/b"}})
+		is, joined := tenants{"red": "1", "blue": "2", "pink": "1"}, false
+		change := func(arm func()) (after func(killed bool)) {
+			joined = !joined
+			arm()
+			done := make(chan error, 1)
+			go func() { done <- f.join(joined) }()
+			return func(bool) {
+				if err := <-done; err != nil {
+					t.Errorf("blue joins red: %t: %v", joined, err)
+				}
+				now := is
+				if joined {
+					now = is.with("blue", "1")
+				}
+				when := fmt.Sprintf("blue is with red: %t", joined)
+				if f.c != nil { // nobody says when it is over
+					f.waitMatrix(when, 20*time.Second, now.allowed)
+				} else {
+					f.requireMatrix(when, now.allowed)
+				}
 			}
-			now := is
-			if joined {
-				now = is.with("blue", "1")
-			}
-			f.requireMatrix("after "+strings.Join(args, " "), now.allowed)
 		}
-	}
-	all := f.places(f.agent, "", change)
-	f.each(all, change)
-	f.finish("agent killed after every step of a tenant change", len(all))
+		all := f.places(f.told(), "", change)
+		f.each(all, change)
+		f.finish("agent killed after every step of a tenant change", len(all))
+	})
 }
+
+// join has blue join the network of red, or leave it.
+func (f *faults) join(joins bool) error {
+	if f.c != nil {
+		n := f.c.api.Object("namespaces", "", "blue").(*corev1.Namespace).DeepCopy()
+		n.Annotations = map[string]string{topology.NetworkAnnotation: policyNetworks["blue"]}
+		if joins {
+			n.Annotations[topology.NetworkAnnotation] = policyNetworks["red"]
+		}
+		return f.c.api.Put(n)
+	}
+	args := []string{"isolate", "blue"}
+	if joins {
+		args = []string{"join", "blue", "red"}
+	}
+	_, err := f.Netns(f.t.Context(), args...)
+	return err
+}
+
+// configured is the last step of a start.
+const configured = "pass: the CNI configuration"
 
 // TestKilledInStart: the agent is killed after every step of its start; the next start
 // finds its way.
 func TestKilledInStart(t *testing.T) {
 	long(t)
+	inScenes(t, func(t *testing.T, f *faults) {
+		start := func(arm func()) func(bool) {
+			f.end()
+			arm()
+			_ = f.begin() // it may be killed
+			return func(bool) {}
+		}
+		all := f.places(f.told(), configured, start)
+		f.each(all, start)
+		f.finish("agent killed after every step of its start", len(all))
+	})
+}
+
+// TestKilledInFirstStart: the agent of a node on which none has ever run is killed after every step of its start: there
+// is no bridge before it, no file and no record. The next start makes all that there should be, and pods of the node reach
+// others.
+func TestKilledInFirstStart(t *testing.T) {
+	long(t)
 	f := upFaults(t)
-	ctx := t.Context()
+	ctx, records := t.Context(), f.etcd()
+	f.node = ""
 	start := func(arm func()) func(bool) {
-		f.must(f.Agent("n1").Kill())
+		if f.node != "" {
+			n, err := f.Node(f.node)
+			f.must(err)
+			f.must(f.RemoveNode(n.Name))
+			_, err = records.Delete(ctx, networkKey+"/subnets/"+n.VTEP.String())
+			f.must(err)
+		}
+		n, err := f.NewNode(ctx)
+		f.must(err)
+		f.node = n.Name
+		f.must(os.MkdirAll(f.told(), 0o700))
 		arm()
-		_ = f.Agent("n1").Start(ctx) // it may be killed
-		return func(bool) {}
+		_ = f.begin() // it may be killed
+		return func(bool) {
+			if p := f.pod(f.node, "red/new"); !f.pings("red/a", p) {
+				t.Errorf("red/a does not reach %s", p)
+			}
+		}
 	}
-	all := f.places(f.agent, "pass: the CNI configuration", start)
+	all := f.places(filepath.Join(f.agents, "n3"), configured, start)
 	f.each(all, start)
-	f.finish("agent killed after every step of its start", len(all))
+	f.finish("agent killed after every step of the first start of a node", len(all))
 }
 
 // TestPluginKilled: the plugin is killed after it has asked, and after it has read the
@@ -357,7 +534,7 @@ func TestPluginKilled(t *testing.T) {
 	n := 0
 	both := func(arm func()) (after func(killed bool)) {
 		n++
-		p, err := f.NewSandbox("n1", "red", fmt.Sprintf("new%d", n), whole)
+		p, err := f.NewSandbox(f.node, "red", fmt.Sprintf("new%d", n), f.whole)
 		f.must(err)
 		arm()
 		_, added := f.CNIAdd(ctx, p)
@@ -377,7 +554,7 @@ func TestPluginKilled(t *testing.T) {
 			f.reached++
 		}
 		after(killed)
-		f.asItShould("the plugin is killed after "+at.String(), "n1")
+		f.asItShould("the plugin is killed after "+at.String(), f.node)
 	}
 	f.finish("CNI plugin killed in ADD and DEL", len(all))
 }

@@ -38,16 +38,21 @@ var policyNetworks = map[string]string{"red": "warm", "pink": "warm", "blue": "c
 func policed(t *testing.T, o netlab.Options) *cluster {
 	t.Helper()
 	o.Bare = true
-	l := up(t, o)
+	return up(t, o).policed(binDir)
+}
+
+// policed makes a bare lab such a cluster, of the programs in a folder.
+func (l *lab) policed(bin string) *cluster {
+	l.t.Helper()
 	c := l.serveCluster()
 	for name := range policyNetworks {
 		c.labelNamespace(name, map[string]string{"team": name})
 	}
-	c.must(l.StartInCluster(t.Context(), binDir))
+	c.must(l.StartInCluster(l.t.Context(), bin))
 	nodes, err := l.Nodes()
 	c.must(err)
 	for _, n := range nodes {
-		c.must(l.Agent(n.Name).StartInCluster(t.Context(), binDir))
+		c.must(l.Agent(n.Name).StartInCluster(l.t.Context(), bin))
 	}
 	return c
 }

@@ -82,6 +82,22 @@ func (l *Lab) makeNode(ctx context.Context, index int, o Options) error {
 
 // AddNode makes one more node and starts its agent (not in a bare lab).
 func (l *Lab) AddNode(ctx context.Context) (Node, error) {
+	n, err := l.NewNode(ctx)
+	if err != nil {
+		return Node{}, err
+	}
+	s, err := l.read()
+	if err == nil && !s.Options.Bare {
+		err = l.Agent(n.Name).Start(ctx)
+	}
+	if err != nil {
+		return Node{}, fmt.Errorf("add node %s: %w", n.Name, errors.Join(err, l.RemoveNode(n.Name)))
+	}
+	return n, nil
+}
+
+// NewNode makes one more node, on which no agent has ever run.
+func (l *Lab) NewNode(ctx context.Context) (Node, error) {
 	s, err := l.read()
 	if err != nil {
 		return Node{}, err
@@ -94,15 +110,8 @@ func (l *Lab) AddNode(ctx context.Context) (Node, error) {
 		return Node{}, fmt.Errorf("lab %s has %d nodes; there can be no more", l.name, maxNodes)
 	}
 	name := nodeName(index)
-	err = l.makeNode(ctx, index, s.Options)
-	if err == nil && !s.Options.Bare {
-		err = l.Agent(name).Start(ctx)
-	}
-	if err != nil {
-		if gone := l.RemoveNode(name); gone != nil {
-			err = errors.Join(err, gone)
-		}
-		return Node{}, fmt.Errorf("add node %s: %w", name, err)
+	if err := l.makeNode(ctx, index, s.Options); err != nil {
+		return Node{}, fmt.Errorf("add node %s: %w", name, errors.Join(err, l.RemoveNode(name)))
 	}
 	return l.Node(name)
 }
