@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -194,12 +195,16 @@ type rounds struct {
 	flowTable
 	own, nudged time.Duration
 	nudges      int
-	waiting     []chan struct{}
+
+	mu      sync.Mutex
+	waiting []chan struct{}
 }
 
 func (r *rounds) AskRevalidated(ctx context.Context) (wait func() error, err error) {
 	over := make(chan struct{})
+	r.mu.Lock()
 	r.waiting = append(r.waiting, over)
+	r.mu.Unlock()
 	if r.own > 0 {
 		time.AfterFunc(r.own, r.end)
 		r.own = 0
@@ -221,6 +226,8 @@ func (r *rounds) Nudge(context.Context) error {
 }
 
 func (r *rounds) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	for _, over := range r.waiting {
 		close(over)
 	}
