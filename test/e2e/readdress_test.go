@@ -45,11 +45,11 @@ func (c *cluster) isNow(node, from, to string) {
 	c.t.Helper()
 	c.readdress(node, from, to)
 	c.must(c.SetNodeAddress(node, netip.MustParseAddr(to)))
-	c.registered(node, to)
+	c.putNode(node, to)
 }
 
-// registered makes a Node with this address, or makes that its address.
-func (c *cluster) registered(node, address string) {
+// putNode makes a Node with this address, or makes that its address.
+func (c *cluster) putNode(node, address string) {
 	c.t.Helper()
 	c.must(c.api.Put(&corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: node, UID: types.UID("uid-" + node)},
@@ -220,7 +220,7 @@ func TestNodesSwapAddressesLive(t *testing.T) {
 		c.must(c.DelPod(ctx, c.get(name)))
 	}
 	c.waitMatrix("n2 is back", time.Minute, withinTenants)
-	c.registered("n1", two)
+	c.putNode("n1", two)
 	c.eventually("n1 is ready", time.Minute, func() error { return c.Agent("n1").Ready(ctx) })
 	c.pods(map[string][]string{"n1": trio["n1"]})
 	c.waitMatrix("all are back", time.Minute, withinTenants)

@@ -174,13 +174,13 @@ func (d *round) refuse(object kube.ObjectRef, reason, message string) {
 }
 
 // resting reports that what a record asked for was refused only just; it is
-// asked for again later.
+// asked for again later. A time that is still to come is of a clock that was set back since, and says nothing.
 func (d *round) resting(s *topology.Status) bool {
 	if !s.Is(topology.Refused) {
 		return false
 	}
 	again := s.Time.Add(retryRefused)
-	if !again.After(d.now) {
+	if !again.After(d.now) || s.Time.After(d.now) {
 		return false
 	}
 	d.again(again)

@@ -216,9 +216,12 @@ func TestRefusedRests(t *testing.T) {
 	if plan := s.plan(); len(plan.Writes) != 0 || !plan.Again.Equal(now.Add(retryRefused-time.Second)) {
 		t.Errorf("plan %+v", plan)
 	}
-	at(time.Hour)
-	if diff := cmp.Diff([]string{"a uid=u-a declared=global global"}, words(s.plan())); diff != "" {
-		t.Error(diff)
+	// An hour ago, and before the clock was set back by an hour.
+	for _, age := range []time.Duration{time.Hour, -time.Hour} {
+		at(age)
+		if diff := cmp.Diff([]string{"a uid=u-a declared=global global"}, words(s.plan())); diff != "" {
+			t.Errorf("refused %s ago: %s", age, diff)
+		}
 	}
 	// Another annotation is another request.
 	at(time.Second)
