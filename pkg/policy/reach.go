@@ -45,6 +45,20 @@ func (p Ports) equal(q Ports) bool { return p.Others == q.Others && slices.Equal
 // All reports whether a pod may reach everything.
 func (r Reach) All() bool { return len(r) == 1 && r[0].Ports.All() }
 
+// Lets reports whether a packet of the pod comes to where it ends.
+func (r Reach) Lets(p Packet) bool {
+	return slices.ContainsFunc(r, func(s Span) bool {
+		return s.First.Compare(p.Dst) <= 0 && p.Dst.Compare(s.Last) <= 0 && s.Ports.has(p)
+	})
+}
+
+func (p Ports) has(packet Packet) bool {
+	if !slices.Contains(withPorts, service.Protocol(packet.Protocol)) {
+		return p.Others
+	}
+	return Allow{Ports: p.Ranges}.has(packet)
+}
+
 // Outside is what c says of what pods send to addresses that are no pods', and no more. Two that say
 // the same of that are equal.
 func (c Compiled) Outside() Compiled {

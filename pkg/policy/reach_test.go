@@ -13,18 +13,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
 )
 
-// lets reports whether what a packet asks for is reached.
-func (r Reach) lets(p Packet) bool {
-	i := slices.IndexFunc(r, func(s Span) bool { return s.First.Compare(p.Dst) <= 0 && p.Dst.Compare(s.Last) <= 0 })
-	ports := r[i].Ports
-	if !slices.Contains(withPorts, service.Protocol(p.Protocol)) {
-		return ports.Others
-	}
-	return slices.ContainsFunc(ports.Ranges, func(r PortRange) bool {
-		return r.Protocol == service.Protocol(p.Protocol) && r.First <= p.DstPort && p.DstPort <= r.Last
-	})
-}
-
 // judgeReach checks that a packet whose end is past the switch is reached as its Verdict says; others
 // are reached whatever that is.
 func judgeReach(t *testing.T, c Compiled, p Packet) {
@@ -33,7 +21,7 @@ func judgeReach(t *testing.T, c Compiled, p Packet) {
 	reach := c.Outside().Reaches(map[netip.Addr]bool{p.Src: isolates})[p.Src]
 	judged := !c.Network.Contains(p.Dst) || slices.Contains(c.Own, p.Dst)
 	want := !judged || c.may(c.Egress, p.Src, p.Dst, p)
-	if got := reach.lets(p); got != want {
+	if got := reach.Lets(p); got != want {
 		t.Errorf("%v>%v %d %d is reached: %t, want %t; %+v", p.Src, p.Dst, p.Protocol, p.DstPort, got, want, reach)
 	}
 	if reach.All() && !want {
@@ -60,7 +48,7 @@ func TestReach(t *testing.T) {
 		for range 60 {
 			p := Packet{Src: pods[random.IntN(len(pods))].Address, Dst: edgeAddress(random), Protocol: []uint8{1, 6, 6, 17, 132, 47}[random.IntN(6)], DstPort: []uint16{0, 1, 52, 53, 54, 79, 80, 81, 90, 91, 65534, 65535}[random.IntN(12)]}
 			want := !(c.Network.Contains(p.Dst) && !slices.Contains(c.Own, p.Dst)) && !c.may(c.Egress, p.Src, p.Dst, p)
-			got := !reaches[p.Src].lets(p)
+			got := !reaches[p.Src].Lets(p)
 			if got != want {
 				t.Fatalf("seed %d: %+v is denied: %t, want %t; %+v", seed, p, got, want, reaches[p.Src])
 			}

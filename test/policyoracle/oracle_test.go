@@ -89,6 +89,7 @@ func compare(t *testing.T, seed uint64, drawn func(draw) cluster, count map[stri
 	d := draw{rand.New(rand.NewPCG(seed, 0))}
 	c := drawn(d)
 	ours, theirs := c.ours(t), c.theirs(t)
+	reaches := c.reaches(ours)
 	for range packets {
 		p := d.packet(c)
 		got, want := ours.Verdict(p), theirs.verdict(t, p, count)
@@ -96,7 +97,19 @@ func compare(t *testing.T, seed uint64, drawn func(draw) cluster, count map[stri
 		if got != want {
 			t.Fatalf("seed %d, %v to %v, protocol %d, port %d: %v; the engine says %v, with\n%s", seed, p.Src, p.Dst, p.Protocol, p.DstPort, got, want, c)
 		}
+		if reach, pod := reaches[p.Src]; pod && slices.Contains(outside, p.Dst) && reach.Lets(p) != (want == policy.Allowed) {
+			t.Fatalf("seed %d, %v to %v, protocol %d, port %d: past the switch it reaches %+v; the engine says %v, with\n%s", seed, p.Src, p.Dst, p.Protocol, p.DstPort, reach, want, c)
+		}
 	}
+}
+
+// reaches is what the pods may reach past the switch.
+func (c cluster) reaches(ours policy.Compiled) map[netip.Addr]policy.Reach {
+	isolated := map[netip.Addr]bool{}
+	for _, p := range c.pods {
+		isolated[p.Address] = slices.Contains(ours.Egress.Isolated, p.Address)
+	}
+	return ours.Outside().Reaches(isolated)
 }
 
 // cluster is what was drawn.

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -79,11 +78,7 @@ func (p *past) lets(pod, to netip.Addr) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r, judged := p.reach[pod]
-	return !judged || slices.ContainsFunc(r, func(s policy.Span) bool {
-		return s.First.Compare(to) <= 0 && to.Compare(s.Last) <= 0 && slices.ContainsFunc(s.Ports.Ranges, func(r policy.PortRange) bool {
-			return r.Protocol == service.TCP && r.First <= 443 && 443 <= r.Last
-		})
-	})
+	return !judged || r.Lets(policy.Packet{Src: pod, Dst: to, Protocol: uint8(service.TCP), DstPort: 443})
 }
 
 var (
