@@ -153,6 +153,16 @@ func UDPSrc(port uint16) Field { return uintField(FieldUDPSrc, uint64(port)) }
 // UDPDst is the UDP destination port.
 func UDPDst(port uint16) Field { return uintField(FieldUDPDst, uint64(port)) }
 
+// UDPSrcMasked is the bits under mask of the UDP source port.
+func UDPSrcMasked(port, mask uint16) Field {
+	return uintFieldMasked(FieldUDPSrc, uint64(port), uint64(mask))
+}
+
+// UDPDstMasked is the bits under mask of the UDP destination port.
+func UDPDstMasked(port, mask uint16) Field {
+	return uintFieldMasked(FieldUDPDst, uint64(port), uint64(mask))
+}
+
 // SCTPSrc is the SCTP source port.
 func SCTPSrc(port uint16) Field { return uintField(FieldSCTPSrc, uint64(port)) }
 

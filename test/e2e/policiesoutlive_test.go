@@ -73,7 +73,9 @@ func (c *cluster) agentsKilled(allowed rule) {
 // lastingFlows are a node's flows but for those that are there for two minutes after a pod was selected.
 func (c *cluster) lastingFlows(node string) []string {
 	c.t.Helper()
-	return slices.DeleteFunc(c.flows(node), func(f string) bool { return strings.HasPrefix(f, "table=12, priority=80,") })
+	return slices.DeleteFunc(c.flows(node), func(f string) bool {
+		return strings.HasPrefix(f, "table=12, priority=80,") || strings.HasPrefix(f, "table=19, priority=115,")
+	})
 }
 
 // TestPolicyVswitchdKilled: a switch that comes back has the policies again with its first packets,

@@ -229,7 +229,7 @@ func TestCounts(t *testing.T) {
 		"listed":                            {len(m.Peer(withPeers(m).Peers[5])), 2*2 + 2 + 2},
 		"nothing":                           {len(m.Peer(withPeers(m).Peers[6])), 2 + 2},
 		"pod":                               {len(m.Pod(m.Pods[0])), 3},
-		"isolated both ways, and midstream": {len(m.Pod(withPolicies(m).Pods[0])), 3 + 11 + 2},
+		"isolated both ways, and midstream": {len(m.Pod(withPolicies(m).Pods[0])), 3 + 11 + 4},
 		"isolated":                          {len(m.Pod(withPolicies(m).Pods[1])), 3 + 7},
 		"isolated beside kube-proxy":        {len(k.Pod(withPolicies(k).Pods[1])), 5 + 8},
 		"tenant":                            {len(m.Tenant(m.Tenants[0])), 5}, // one of them while a path carries less

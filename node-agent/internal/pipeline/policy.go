@@ -15,8 +15,9 @@ type PodPolicy struct {
 	// Cluster says that a ClusterNetworkPolicy is about it.
 	Cluster bool
 	// Midstream lets TCP segments pass unjudged that belong to no known connection and go
-	// from a low port to a high one: for 120 s after the pod became selected, or the switch
-	// lost its connections. It counts for a selected pod only.
+	// from a low port to a high one, and makes no connection known by such a datagram: for 120 s
+	// after the pod became selected, or the switch lost its connections. It counts for a
+	// selected pod only.
 	Midstream bool
 }
 
@@ -117,6 +118,12 @@ func (m Model) podPolicy(p Pod, a netip.Addr) []of.Flow {
 		flows = append(flows,
 			flow(TableJudge, 80, to(TableRoute), nil, append([]of.Field{src, regPolicy.has(0, policyReceives)}, segment...)...),
 			flow(TableJudge, 80, to(m.received()), nil, append([]of.Field{dst, regPolicy.has(policyReceives, 0)}, segment...)...))
+		// A datagram does not say whether something was before it. A server's is judged as what it
+		// looks like, a request, but its connection is known by its client's next.
+		datagram := append([]of.Field{of.UDPSrcMasked(0, highPort), of.UDPDstMasked(highPort, highPort)}, unknown...)
+		flows = append(flows,
+			flow(TableJudged, 115, to(TableRoute), nil, append([]of.Field{src, regPolicy.has(0, policyReceives)}, datagram...)...),
+			flow(TableJudged, 115, to(m.received()), nil, append([]of.Field{dst, regPolicy.has(policyReceives, 0)}, datagram...)...))
 	}
 	for i := range flows {
 		flows[i].Cookie = Cookie{Kind: KindPod, Object: p.Port}.Encode()

@@ -334,6 +334,52 @@ func TestPolicyPackets(t *testing.T) {
 				t.Error("200 connections at once are let through where 50 may be")
 			}
 		}},
+		{"datagrams from before the pod was selected", func(t *testing.T) {
+			l.police(nobody, nobody)
+			server, err := ns.ListenUDP(ns.Path(l.id+"a1"), podAddr(0).String()+":9001")
+			l.ok(err)
+			defer server.Close()
+			clientAt := func(port int) *net.UDPConn {
+				client, err := ns.ListenUDP(ns.Path(l.id+"a2"), netip.AddrPortFrom(podAddr(1), uint16(port)).String())
+				l.ok(err)
+				t.Cleanup(func() { _ = client.Close() })
+				return client
+			}
+			client := clientAt(40001)
+			carries := func(from, to *net.UDPConn) bool {
+				_ = to.SetReadDeadline(time.Now().Add(patience))
+				_, err := from.WriteToUDPAddrPort([]byte("x"), to.LocalAddr().(*net.UDPAddr).AddrPort())
+				l.ok(err)
+				_, err = to.Read(make([]byte, 1))
+				return err == nil
+			}
+			if !carries(client, server) || !carries(server, client) {
+				t.Fatal("without policies nothing passes")
+			}
+			l.midstream(isolated("a1"), nobody, true)
+			if !carries(server, client) { // the server speaks first, and may
+				t.Error("what the server sends does not pass")
+			}
+			if carries(client, server) {
+				t.Error("what the client may not send any more passes as if it answered")
+			}
+			l.midstream(isolated("a1").and("a1", []string{"a2"}, "udp 9001"), nobody, true)
+			if !carries(server, client) || !carries(client, server) || !carries(server, client) {
+				t.Error("what is allowed does not go on")
+			}
+			l.police(isolated("a1"), nobody)
+			if carries(server, client) || carries(client, server) {
+				t.Error("it goes on though its client may not any more")
+			}
+			client = clientAt(40002)
+			l.midstream(nobody, isolated("a2"), true)
+			if !carries(server, client) {
+				t.Error("what a server sends to a client does not pass")
+			}
+			if carries(client, server) {
+				t.Error("what a client may not send any more passes as if it answered")
+			}
+		}},
 		{"a connection from before the pod was selected", func(t *testing.T) {
 			l.police(nobody, nobody)
 			listener, err := ns.ListenTCP(ns.Path(l.id+"a1"), "0.0.0.0:9001")
