@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,15 +23,6 @@ func ParseEtcdPlace(data map[string]string) (EtcdAccess, error) {
 	}
 	a.Cert, a.Key = nil, nil
 	return a, nil
-}
-
-// Place is the ConfigMap's data that says where a's etcd is. Nothing in it is secret.
-func (a EtcdAccess) Place() map[string]string {
-	data := map[string]string{EndpointsKey: strings.Join(a.Endpoints, ","), CAKey: string(a.CA)}
-	if a.Prefix != "" {
-		data[PrefixKey] = a.Prefix
-	}
-	return data
 }
 
 // WatchEtcdPlace tells where the ConfigMap ref (NAMESPACE/NAME) says that etcd is, now

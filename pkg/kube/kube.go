@@ -2,17 +2,15 @@
 // node, namespaces and nodes for the controller, the way to etcd, certificates that
 // are asked for and given, and the few things that are written back.
 //
-// It is the only package that knows client-go. It decides nothing about the
+// It and its package access are all that knows client-go. It decides nothing about the
 // network: it turns objects into values and calls into requests. Watches hold
 // only what they turn objects into, so a large cluster costs little memory;
 // while the API server is away they keep what they had and try again.
 package kube
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,9 +24,9 @@ import (
 	networkingv1 "k8s.io/client-go/kubernetes/typed/networking/v1"
 	"k8s.io/client-go/metadata"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube/access"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
 
@@ -42,9 +40,6 @@ const (
 	// no watch tells of it.
 	requestRetry = 10 * time.Second
 )
-
-// ErrNotFound: there is no such object.
-var ErrNotFound = errors.New("not found")
 
 // Config says how to reach the API server.
 type Config struct {
@@ -90,7 +85,7 @@ type Client struct {
 // Open makes a Client. It reads the kubeconfig, or the files of the service
 // account, and does not connect: an API server that is away shows in the calls.
 func Open(cfg Config) (*Client, error) {
-	rc, err := restConfig(cfg.Kubeconfig)
+	rc, err := access.RESTConfig(cfg.Kubeconfig)
 	if err != nil {
 		return nil, err
 	}
@@ -152,28 +147,4 @@ func (c *Client) Close() {
 	if c.events != nil {
 		c.events.Shutdown()
 	}
-}
-
-func restConfig(kubeconfig string) (*rest.Config, error) {
-	if kubeconfig == "" {
-		rc, err := rest.InClusterConfig()
-		if err != nil {
-			return nil, fmt.Errorf("--kubernetes: this is not a pod with a service account; give --kubeconfig FILE: %w", err)
-		}
-		return rc, nil
-	}
-	rc, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
-	if err != nil {
-		return nil, fmt.Errorf("--kubeconfig %s: %w", kubeconfig, err)
-	}
-	return rc, nil
-}
-
-// ParseRef splits NAMESPACE/NAME.
-func ParseRef(ref string) (namespace, name string, err error) {
-	namespace, name, ok := strings.Cut(ref, "/")
-	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
-		return "", "", fmt.Errorf("%q is not NAMESPACE/NAME, such as kube-system/k8s-ovs-etcd", ref)
-	}
-	return namespace, name, nil
 }

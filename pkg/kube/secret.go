@@ -2,133 +2,15 @@ package kube
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"reflect"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
-	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 )
-
-// The keys of the Secret with access to an external etcd. The ConfigMap that says where etcd is
-// has those that are not secret.
-const (
-	EndpointsKey  = "endpoints"
-	CAKey         = "ca.crt"
-	CertKey       = corev1.TLSCertKey
-	KeyKey        = corev1.TLSPrivateKeyKey
-	PrefixKey     = "prefix"
-	SignerCertKey = "client-ca.crt"
-	SignerKeyKey  = "client-ca.key"
-)
-
-// EtcdAccess is what the Secret says of etcd.
-type EtcdAccess struct {
-	// Endpoints are https://host:port.
-	Endpoints []string
-	// CA has the certificates that etcd's is checked against, Cert and Key are
-	// the client's own. PEM.
-	CA, Cert, Key []byte
-	// Prefix is where the records stand; empty for the default.
-	Prefix string
-	// SignerCert and SignerKey are the CA that signs the certificates of nodes; only a Secret
-	// has them. PEM.
-	SignerCert, SignerKey []byte
-}
-
-// Signer is the CA that signs the certificates of nodes; nil where there is none.
-func (a EtcdAccess) Signer() *pki.Pair {
-	p, err := pki.ParsePair(a.SignerCert, a.SignerKey)
-	if err != nil {
-		return nil
-	}
-	return p
-}
-
-// ErrNotEncrypted: an endpoint of etcd is not https://.
-var ErrNotEncrypted = errors.New("not encrypted")
-
-// CheckEncrypted says which endpoint is not reached by https://, if one is not: whoever
-// sits between a node and etcd would read and write every tenant's records. The error is
-// ErrNotEncrypted.
-func (a EtcdAccess) CheckEncrypted() error {
-	for _, e := range a.Endpoints {
-		if !strings.HasPrefix(e, "https://") {
-			return fmt.Errorf("its key %q has %s, which is %w: make etcd serve TLS, write https:// there, and put the certificates that etcd's is checked against into its key %q",
-				EndpointsKey, e, ErrNotEncrypted, CAKey)
-		}
-	}
-	return nil
-}
-
-// ParseEtcdAccess reads the data of the Secret. The error names the key that is
-// missing or wrong; it is ErrNotEncrypted where an endpoint is not https://.
-func ParseEtcdAccess(data map[string][]byte) (EtcdAccess, error) {
-	a := EtcdAccess{
-		CA: data[CAKey], Cert: data[CertKey], Key: data[KeyKey], Prefix: strings.TrimSpace(string(data[PrefixKey])),
-		SignerCert: data[SignerCertKey], SignerKey: data[SignerKeyKey],
-	}
-	for _, e := range strings.Split(string(data[EndpointsKey]), ",") {
-		if e = strings.TrimSpace(e); e != "" {
-			a.Endpoints = append(a.Endpoints, e)
-		}
-	}
-	if err := a.CheckEncrypted(); err != nil {
-		return EtcdAccess{}, err
-	}
-	switch {
-	case len(a.Endpoints) == 0:
-		return EtcdAccess{}, fmt.Errorf("its key %q is missing or empty: it has the comma-separated URLs of etcd", EndpointsKey)
-	case len(a.CA) == 0:
-		return EtcdAccess{}, fmt.Errorf("its key %q is missing or empty: it has the certificates that etcd's is checked against", CAKey)
-	case (len(a.Cert) == 0) != (len(a.Key) == 0):
-		return EtcdAccess{}, fmt.Errorf("only one of its keys %q and %q is there: a client certificate needs both", CertKey, KeyKey)
-	case !x509.NewCertPool().AppendCertsFromPEM(a.CA):
-		return EtcdAccess{}, fmt.Errorf("its key %q has no PEM certificate in it", CAKey)
-	}
-	if len(a.Cert) > 0 {
-		if _, err := tls.X509KeyPair(a.Cert, a.Key); err != nil {
-			return EtcdAccess{}, fmt.Errorf("its keys %q and %q are no client certificate with its key: %w", CertKey, KeyKey, err)
-		}
-	}
-	return a, a.checkSigner()
-}
-
-func (a EtcdAccess) checkSigner() error {
-	if len(a.SignerCert) == 0 && len(a.SignerKey) == 0 {
-		return nil
-	}
-	p, err := pki.ParsePair(a.SignerCert, a.SignerKey)
-	switch {
-	case err != nil:
-		return fmt.Errorf("its keys %q and %q are no CA with its key: %w", SignerCertKey, SignerKeyKey, err)
-	case !p.Cert.IsCA:
-		return fmt.Errorf("its key %q is not the certificate of a CA", SignerCertKey)
-	}
-	return nil
-}
-
-// Data is the Secret's data that says a.
-func (a EtcdAccess) Data() map[string][]byte {
-	data := map[string][]byte{EndpointsKey: []byte(strings.Join(a.Endpoints, ",")), CAKey: a.CA, CertKey: a.Cert, KeyKey: a.Key}
-	if a.Prefix != "" {
-		data[PrefixKey] = []byte(a.Prefix)
-	}
-	if len(a.SignerCert) > 0 {
-		data[SignerCertKey], data[SignerKeyKey] = a.SignerCert, a.SignerKey
-	}
-	return data
-}
-
-// Equal reports whether both say the same.
-func (a EtcdAccess) Equal(b EtcdAccess) bool { return reflect.DeepEqual(a, b) }
 
 // WatchEtcdAccess tells what the Secret ref (NAMESPACE/NAME) says, now and
 // whenever it says something else that is whole. The channel is closed when ctx

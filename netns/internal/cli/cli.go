@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/act"
-	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube/access"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -258,21 +258,16 @@ func (p *program) local() error {
 
 // readSecret learns from the Kubernetes API server how to reach etcd.
 func (p *program) readSecret(ctx context.Context) error {
-	client, err := kube.Open(kube.Config{Kubeconfig: p.kube.Kubeconfig, Logger: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	data, err := client.Secret(ctx, p.kube.EtcdSecret)
-	if errors.Is(err, kube.ErrNotFound) {
+	data, err := access.ReadSecret(ctx, p.kube.Kubeconfig, p.kube.EtcdSecret)
+	if errors.Is(err, access.ErrNotFound) {
 		return fmt.Errorf("%w: the etcd in the controller is reached from there: kubectl -n kube-system exec deploy/k8s-ovs-controller -- netns ..., or with a bundle: --etcd-bundle", err)
 	}
 	if err != nil {
 		return err
 	}
-	access, err := kube.ParseEtcdAccess(data)
+	etcd, err := access.Parse(data)
 	if err == nil {
-		err = p.etcd.Use(access.Endpoints, access.CA, access.Cert, access.Key, access.Prefix)
+		err = p.etcd.Use(etcd.Endpoints, etcd.CA, etcd.Cert, etcd.Key, etcd.Prefix)
 	}
 	if err != nil {
 		return fmt.Errorf("secret %s: %w", p.kube.EtcdSecret, err)
