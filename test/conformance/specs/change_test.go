@@ -72,24 +72,11 @@ func TestAgentRollingUpdateLosesNothing(t *testing.T) {
 	tn := c.tenant(t, "traffic", nil, node1, node2)
 	c.createPod(t, tn.name, "third", corev1.PodSpec{NodeName: node1})
 	stranger := c.tenant(t, "stranger", nil, node2)
-	var endpoints []probe.Endpoint
-	for _, p := range append(append(tn.pods, c.awaitPod(t, tn.name, "third")), stranger.pods...) {
-		endpoints = append(endpoints, p.Endpoint)
-	}
+	pods := append(append(tn.pods, c.awaitPod(t, tn.name, "third")), stranger.pods...)
 	c.awaitCalm(t)
-	prober, err := probe.Open(endpoints)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := prober.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	run := prober.Start(probe.Exactly(func(from, to probe.Endpoint) bool { return from.Namespace == to.Namespace }),
-		probe.RunOptions{Protocols: []probe.Protocol{probe.Ping, probe.UDP, probe.Stream}})
+	run := startProbe(t, pods, probe.RunOptions{Protocols: []probe.Protocol{probe.Ping, probe.UDP, probe.Stream}})
 	begin := time.Now()
-	_, err = kubectl("-n", "kube-system", "rollout", "restart", "daemonset/k8s-ovs-agent")
+	_, err := kubectl("-n", "kube-system", "rollout", "restart", "daemonset/k8s-ovs-agent")
 	if err == nil {
 		_, err = kubectl("-n", "kube-system", "rollout", "status", "daemonset/k8s-ovs-agent", "--timeout=180s")
 	}

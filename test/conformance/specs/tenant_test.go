@@ -172,6 +172,25 @@ func askUDP(conn *net.UDPConn, address string) (string, error) {
 	return string(answer[:n]), err
 }
 
+// startProbe has pods of one namespace talk to each other, and no others, until its Stop.
+func startProbe(t *testing.T, pods []pod, o probe.RunOptions) *probe.Run {
+	t.Helper()
+	var endpoints []probe.Endpoint
+	for _, p := range pods {
+		endpoints = append(endpoints, p.Endpoint)
+	}
+	prober, err := probe.Open(endpoints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := prober.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return prober.Start(probe.Exactly(func(from, to probe.Endpoint) bool { return from.Namespace == to.Namespace }), o)
+}
+
 // reach checks who reaches whom, by pod address (ping, UDP, TCP) and by service
 // (TCP, UDP): every pair must be as allowed says of the two namespaces.
 func reach(t *testing.T, tenants []*tenant, allowed func(from, to string) bool) error {

@@ -75,21 +75,7 @@ func TestOpenVSwitchReplaced(t *testing.T) {
 	const interval = 20 * time.Millisecond
 	here, other := c.tenant(t, "replaced", nil, node1, node2), c.tenant(t, "beside", nil, node2)
 	c.awaitCalm(t)
-	var endpoints []probe.Endpoint
-	for _, p := range append(here.pods, other.pods...) {
-		endpoints = append(endpoints, p.Endpoint)
-	}
-	prober, err := probe.Open(endpoints)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := prober.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
-	run := prober.Start(probe.Exactly(func(from, to probe.Endpoint) bool { return from.Namespace == to.Namespace }),
-		probe.RunOptions{Interval: interval, Protocols: []probe.Protocol{probe.UDP}})
+	run := startProbe(t, append(here.pods, other.pods...), probe.RunOptions{Interval: interval, Protocols: []probe.Protocol{probe.UDP}})
 	begin := time.Now()
 	selector := []string{"-n", "kube-system", "-l", "app.kubernetes.io/name=k8s-ovs-openvswitch", "--field-selector", "spec.nodeName=" + node2}
 	mustKubectl(t, append(append([]string{"delete", "pod"}, selector...), "--timeout=120s")...)
