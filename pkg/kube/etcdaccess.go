@@ -2,8 +2,8 @@ package kube
 
 import "github.com/k8s-ovs/k8s-ovs/pkg/kube/access"
 
-// What is said of etcd is in a package of its own: a program that only reads one Secret starts in
-// half the time without the kinds of objects that this package knows.
+// What is said of etcd is in a package of its own: a program that only reads one Secret need not
+// make the kinds of objects known, as this package does, each time that it starts.
 
 // EtcdAccess is what the Secret says of etcd.
 type EtcdAccess = access.Etcd
