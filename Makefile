@@ -96,7 +96,7 @@ faults: deps build ## the tests that test/chaos/faults names: what each fault co
 	@$(CHAOS) -rows $(BIN)/faults -results test/chaos/RESULTS.md
 
 # Modules of their own that have code.
-MODULES := test/policyoracle test/conformance/clusternetworkpolicy
+MODULES := test/policyoracle test/conformance/clusternetworkpolicy test/conformance/cyclonus
 .PHONY: verify
 verify: ## gofmt, vet, staticcheck, import rules, manifests decode, go.mod tidy
 	@out=$$(gofmt -l $$(git ls-files '*.go')); [ -z "$$out" ] || { echo "not gofmt'ed:"; echo "$$out"; exit 1; }
