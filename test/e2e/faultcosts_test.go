@@ -92,7 +92,7 @@ func (l *lab) exact(node string) {
 	l.t.Helper()
 	n, err := world.Of(l.Lab, node)
 	l.must(err)
-	if err := n.Await(context.WithoutCancel(l.t.Context()), 5*time.Minute); err != nil {
+	if err := n.Await(context.WithoutCancel(l.t.Context()), 10*time.Minute); err != nil {
 		l.t.Error(err)
 	}
 }

@@ -11,7 +11,10 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 )
@@ -175,12 +178,20 @@ func (l *look) limited(hostIf string) bool {
 
 // check asks CHECK for each pod: its wire, its limits, its port and its flows.
 func (l *look) check(ctx context.Context) error {
+	var g errgroup.Group
+	g.SetLimit(8)
+	var mu sync.Mutex // guards what is said
 	for _, p := range l.pods {
-		if err := l.Lab.CNICheck(ctx, p); err != nil {
-			l.say("pod %s: %v", p, err)
-		}
+		g.Go(func() error {
+			if err := l.Lab.CNICheck(ctx, p); err != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				l.say("pod %s: %v", p, err)
+			}
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // foreign reports whether something is said to be somebody else's.
