@@ -8,13 +8,17 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
@@ -163,6 +167,62 @@ func TestAttackNodeRecords(t *testing.T) {
 	})
 	if diff := cmp.Diff(before, l.record("red")); diff != "" {
 		t.Errorf("namespace red changed (-was +is):\n%s", diff)
+	}
+}
+
+// TestAttackNodeFloods: a node's credentials do not let it fill etcd with its own records, nor keep it from others:
+// tenants change meanwhile.
+func TestAttackNodeFloods(t *testing.T) {
+	long(t)
+	// As docs/security.md says, bytes.
+	const value, burst, second = 512 << 10, 64 << 20, 1 << 20
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a", "blue/a"}, "n2": {"red/b"}})
+	own, err := l.NodeIdentity("n2")
+	l.must(err)
+	changed := make(chan error, 1)
+	l.attack(attacks.Node, "etcd filled with its own records", func() (tried, delivered int) {
+		var writers errgroup.Group
+		var mu sync.Mutex // guards what is counted
+		began, taken, refused := time.Now(), 0, 0
+		for range 4 {
+			c := l.etcdAs(netlab.TLS(own))
+			writers.Go(func() error {
+				for {
+					_, err := c.Put(t.Context(), networkKey+"/limits/198.18.0.2", strings.Repeat("x", value))
+					mu.Lock()
+					if err == nil {
+						taken++
+					} else {
+						refused++
+					}
+					enough := refused >= 2000 || taken > 4*burst/value
+					mu.Unlock()
+					if enough {
+						return nil
+					}
+				}
+			})
+		}
+		go func() {
+			_, err := l.Netns(t.Context(), "join", "red", "blue")
+			if err == nil {
+				_, err = l.Netns(t.Context(), "isolate", "blue")
+			}
+			changed <- err
+		}()
+		l.must(writers.Wait())
+		allowed := (burst + int(time.Since(began)/time.Second+1)*second) / value
+		t.Logf("%d of %d writes of %d bytes were taken in %s", taken, taken+refused, value, time.Since(began).Round(time.Millisecond))
+		return taken + refused, max(0, taken-allowed)
+	})
+	if err := <-changed; err != nil {
+		t.Errorf("a tenant's change meanwhile: %v", err)
+	}
+	l.requireMatrix("afterwards", withinTenants)
+	log, err := os.ReadFile(filepath.Join(l.Dir(), "log", "controller.log"))
+	if l.must(err); !strings.Contains(string(log), own.User()) {
+		t.Error("nobody said which node it was")
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
@@ -51,7 +52,7 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	s := &site{t: t, dir: dir, url: "https://" + l.Addr().String()}
-	server, err := etcd.Start(t.Context(), etcd.Config{DataDir: dir, ListenClientURLs: []string{s.url}, Authority: a, Logger: slog.New(slog.DiscardHandler)})
+	server, err := etcd.Start(t.Context(), etcd.Config{DataDir: dir, ListenClientURLs: []string{s.url}, Authority: a, Logger: slog.New(slog.DiscardHandler), Metrics: etcd.NewMetrics(prometheus.NewRegistry())})
 	if err != nil {
 		t.Fatal(err)
 	}

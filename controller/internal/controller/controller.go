@@ -179,7 +179,7 @@ func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*
 			return nil, err
 		}
 	}
-	i.cfg.Embedded.Logger = i.log
+	i.cfg.Embedded.Logger, i.cfg.Embedded.Metrics = i.log, etcd.NewMetrics(i.registry)
 	server, err := etcd.Start(ctx, i.cfg.Embedded)
 	if err != nil {
 		return nil, err

@@ -6,6 +6,7 @@
 package etcd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -38,8 +40,12 @@ const (
 	// quotaBytes bounds the database; etcd's own default. A network of 1,000
 	// nodes and 10,000 tenants has about 5 MB of records.
 	quotaBytes = 2 << 30
-	// compactAfter is how long history is kept for watches that were cut off.
-	compactAfter = "1h"
+	// compactAfter is how long history is kept for watches that were cut off; those that were for longer
+	// read everything anew.
+	compactAfter = "5m"
+	// snapshotCount bounds the requests that are kept in memory and in the write-ahead log, which may be of
+	// maxRequest each; nobody has to catch up.
+	snapshotCount, catchUp = 1000, 100
 	// startTimeout bounds the start; reading a large write-ahead log takes seconds.
 	startTimeout = 60 * time.Second
 	// maxSocketPath is the longest path of a unix socket (unix(7): 108 bytes with
@@ -62,7 +68,14 @@ type Config struct {
 	InsecureHTTP bool
 	// Logger gets etcd's warnings and errors.
 	Logger *slog.Logger
+	// Metrics may not be nil.
+	Metrics *Metrics
+
+	// quotaBytes is another quota in tests; 0 is quotaBytes.
+	quotaBytes int64
 }
+
+func (c Config) quota() int64 { return cmp.Or(c.quotaBytes, quotaBytes) }
 
 // Server is a running etcd.
 type Server struct {
@@ -71,6 +84,8 @@ type Server struct {
 	stop   context.CancelFunc // ends the clients' streams
 	own    string             // URL of the socket for this process
 	ownDir string             // to be deleted; empty when it is the data directory
+	// background is what Close waits for.
+	background sync.WaitGroup
 	// insecure says why clients have no identities; nil where they do.
 	insecure error
 	// shared: a release before made a certificate that all nodes have.
@@ -85,7 +100,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		stop()
 		return nil, err
 	}
-	s := &Server{stop: stop, guard: &guard{closing: closing}, insecure: cfg.insecure()}
+	s := &Server{stop: stop, guard: &guard{closing: closing, budgets: budgets{log: cfg.Logger, metrics: cfg.Metrics}}, insecure: cfg.insecure()}
 	if cfg.Authority != nil {
 		s.shared = cfg.Authority.HasShared()
 		s.guard.trust(cfg.Authority.Trust)
@@ -111,6 +126,8 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		s.Close()
 		return nil, fmt.Errorf("start the embedded etcd in %s: %w", cfg.DataDir, err)
 	}
+	keeper := housekeeper{server: e.Server, quota: cfg.quota(), metrics: cfg.Metrics, log: cfg.Logger}
+	s.background.Go(func() { keeper.run(closing) })
 	return s, nil
 }
 
@@ -153,7 +170,8 @@ func explain(err error) error {
 func (c Config) embed(closing context.Context) (*embed.Config, error) {
 	ec := embed.NewConfig()
 	ec.Name, ec.Dir = memberName, c.DataDir
-	ec.QuotaBackendBytes = quotaBytes
+	ec.QuotaBackendBytes = c.quota()
+	ec.SnapshotCount, ec.SnapshotCatchUpEntries = snapshotCount, catchUp
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, compactAfter
 	// etcd's flag sets this, its NewConfig does not: every request would be told.
 	ec.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
@@ -272,6 +290,7 @@ func (s *Server) Failed() <-chan error { return s.etcd.Err() }
 // Close stops etcd and waits for it.
 func (s *Server) Close() {
 	s.stop()
+	s.background.Wait()
 	s.etcd.Close()
 	s.removeSockets()
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -46,7 +47,7 @@ func freePort(t *testing.T) string {
 func serve(t *testing.T, dir, url string) (*Server, *Authority) {
 	t.Helper()
 	a, _ := authority(t, dir, time.Now())
-	s, err := Start(t.Context(), Config{DataDir: dir, ListenClientURLs: []string{url}, Authority: a, Logger: slog.New(slog.DiscardHandler)})
+	s, err := Start(t.Context(), Config{DataDir: dir, ListenClientURLs: []string{url}, Authority: a, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -207,7 +208,7 @@ func TestUsersSurvive(t *testing.T) {
 	dir, address := shortDir(t), freePort(t)
 	a, _ := authority(t, dir, time.Now())
 	start := func(url string) (*Server, error) {
-		return Start(t.Context(), Config{DataDir: dir, ListenClientURLs: []string{url}, Authority: a, Logger: slog.New(slog.DiscardHandler)})
+		return Start(t.Context(), Config{DataDir: dir, ListenClientURLs: []string{url}, Authority: a, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())})
 	}
 	for _, step := range []struct {
 		url     string
@@ -247,7 +248,7 @@ func TestExplains(t *testing.T) {
 		"http://" + taken.Addr().String(): "another etcd is there: give its address as --etcd-endpoints",
 		"http://203.0.113.9:1":            "--listen-client-urls must be addresses of this machine",
 	} {
-		s, err := Start(t.Context(), Config{DataDir: shortDir(t), ListenClientURLs: []string{url}, InsecureHTTP: true, Logger: slog.New(slog.DiscardHandler)})
+		s, err := Start(t.Context(), Config{DataDir: shortDir(t), ListenClientURLs: []string{url}, InsecureHTTP: true, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())})
 		if err == nil {
 			s.Close()
 		}

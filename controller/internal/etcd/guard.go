@@ -50,6 +50,7 @@ type guard struct {
 	// trusted has the public keys of the CAs that are trusted now; nil: those that etcd
 	// was started with.
 	trusted atomic.Pointer[map[string]bool]
+	budgets budgets
 
 	mu      sync.Mutex // guards what follows
 	users   auth.AuthStore
@@ -159,6 +160,9 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if err == nil {
 		err = g.may(user, info.FullMethod)
 	}
+	if err == nil {
+		err = g.budgets.spend(user, req)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +171,10 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if err == nil && lose != nil {
 		g.cut(lose)
 	}
+	if gone, ok := req.(*pb.AuthUserDeleteRequest); ok && err == nil {
+		g.budgets.forget(gone.Name)
+	}
+	g.budgets.spent(user, resp)
 	return resp, err
 }
 
@@ -195,15 +203,33 @@ func (g *guard) losers(req any) func(user string) bool {
 	return nil
 }
 
-// stream is a server stream with another context.
+// stream is a server stream with another context, which is paid for.
 type stream struct {
 	grpc.ServerStream
-	ctx  context.Context
-	user string
-	end  context.CancelCauseFunc
+	ctx     context.Context
+	user    string
+	end     context.CancelCauseFunc
+	budgets *budgets
+	// watches are those that it has, left that it is at its end. The budget's lock guards both.
+	watches int
+	left    bool
 }
 
 func (s *stream) Context() context.Context { return s.ctx }
+
+// RecvMsg ends the stream where its user asks too much.
+func (s *stream) RecvMsg(message any) error {
+	if err := s.ServerStream.RecvMsg(message); err != nil {
+		return err
+	}
+	if err := s.budgets.spend(s.user, message); err != nil {
+		return err
+	}
+	if left := s.budgets.of(s.user); left != nil {
+		return s.budgets.tell(s.user, left, left.message(s, message))
+	}
+	return nil
+}
 
 func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	ctx, user, err := g.identify(ss.Context())
@@ -214,13 +240,19 @@ func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	defer end(nil)
 	// etcd itself waits for its clients to end their streams, for 7 s, before it stops.
 	defer context.AfterFunc(g.closing, func() { end(errStopping) })()
-	s := &stream{ss, ctx, user, end}
+	s := &stream{ServerStream: ss, ctx: ctx, user: user, end: end, budgets: &g.budgets}
 	// First among those that can be cut, then the question whether it may: a user that
 	// goes meanwhile is met by one or the other.
 	g.enter(s)
 	defer g.leave(s)
 	if err := g.may(user, info.FullMethod); err != nil {
 		return err
+	}
+	if left := g.budgets.of(user); left != nil {
+		defer left.leave(s)
+		if err := g.budgets.tell(user, left, left.enter()); err != nil {
+			return err
+		}
 	}
 	err = handler(srv, s)
 	if cause := context.Cause(ctx); cause != nil {

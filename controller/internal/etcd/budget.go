@@ -1,0 +1,196 @@
+package etcd
+
+import (
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"golang.org/x/time/rate"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+)
+
+// What one node may ask of etcd: many times what agents do, at their start too, and little to an
+// etcd. What is in force is the rate over longer times, in units a second, and what may be used up
+// at once.
+const (
+	requestRate, requestBurst = 500, 20_000         // requests and messages of streams
+	writeRate, writeBurst     = 1 << 20, 64 << 20   // bytes that are sent
+	readRate, readBurst       = 16 << 20, 512 << 20 // bytes of answers; those of watches are not counted
+	leaseRate, leaseBurst     = 1, 100
+	// maxLeaseTTL, seconds, and the two above bound the leases that stand.
+	maxLeaseTTL = 3600
+	// maxRequest is of one request, bytes. A node with 1,000 pods has records of some 400 kB.
+	maxRequest = 1 << 20
+	// Those that are open at a time.
+	maxStreams, maxWatches = 100, 20_000
+
+	tellEvery = time.Minute
+)
+
+// budgets bound what each node asks of etcd, which all have in common: who has stolen one, or an agent gone wild, must
+// not fill it, nor keep it busy. Others than nodes are trusted with more than that.
+type budgets struct {
+	log     *slog.Logger
+	metrics *Metrics
+
+	mu    sync.Mutex // guards what follows
+	users map[string]*budget
+}
+
+// budget is what a user has left. It is safe for concurrent use.
+type budget struct {
+	requests, written, read, leases *rate.Limiter
+
+	mu               sync.Mutex // guards what follows
+	streams, watches int
+	told             time.Time
+}
+
+// of is the budget of a user; nil where there is none.
+func (b *budgets) of(user string) *budget {
+	if !pki.IsNodeUser(user) {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	left := b.users[user]
+	if left == nil {
+		left = &budget{
+			requests: rate.NewLimiter(requestRate, requestBurst), written: rate.NewLimiter(writeRate, writeBurst),
+			read: rate.NewLimiter(readRate, readBurst), leases: rate.NewLimiter(leaseRate, leaseBurst),
+		}
+		if b.users == nil {
+			b.users = map[string]*budget{}
+		}
+		b.users[user] = left
+	}
+	return left
+}
+
+// forget ends what is kept for a user that is no more.
+func (b *budgets) forget(user string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.users, user)
+}
+
+// sized is a message that tells its length on the wire, as all of etcd's do.
+type sized interface{ Size() int }
+
+func size(message any) int {
+	if m, ok := message.(sized); ok {
+		return m.Size()
+	}
+	return 0
+}
+
+// spend takes what a request costs, and refuses it where that is more than the user has left.
+func (b *budgets) spend(user string, request any) error {
+	left := b.of(user)
+	if left == nil {
+		return nil
+	}
+	return b.tell(user, left, left.spend(request))
+}
+
+// spent takes what an answer cost. It was given: where there is not as much left, requests that come next
+// are refused.
+func (b *budgets) spent(user string, answer any) {
+	if left := b.of(user); left != nil {
+		left.read.ReserveN(time.Now(), min(size(answer), readBurst))
+	}
+}
+
+// tell counts what is refused, and logs it now and then.
+func (b *budgets) tell(user string, left *budget, err error) error {
+	if err == nil {
+		return nil
+	}
+	b.metrics.refused.Inc()
+	left.mu.Lock()
+	news := time.Since(left.told) > tellEvery
+	if news {
+		left.told = time.Now()
+	}
+	left.mu.Unlock()
+	if news {
+		b.log.Warn("a node asks more of etcd than agents do, and is refused", "user", user, "error", err)
+	}
+	return err
+}
+
+func (b *budget) spend(request any) error {
+	bytes := size(request)
+	if bytes > maxRequest {
+		return busy("a request of %d bytes, of at most %d", bytes, maxRequest)
+	}
+	if r, ok := request.(*pb.LeaseGrantRequest); ok {
+		switch {
+		case r.TTL > maxLeaseTTL:
+			return busy("a lease of %d s, of at most %d", r.TTL, maxLeaseTTL)
+		case !b.leases.Allow():
+			return busy("more than %d leases a second", leaseRate)
+		}
+	}
+	switch {
+	case !b.requests.Allow():
+		return busy("more than %d requests a second", requestRate)
+	case b.read.Tokens() < 0:
+		return busy("more than %d bytes a second are read", readRate)
+	case !b.written.AllowN(time.Now(), bytes):
+		return busy("more than %d bytes a second are sent", writeRate)
+	}
+	return nil
+}
+
+// busy has the code and the beginning of etcd's own error for that.
+func busy(format string, args ...any) error {
+	return status.Error(codes.ResourceExhausted, "etcdserver: too many requests: "+fmt.Sprintf(format, args...))
+}
+
+// enter counts a stream that is open until leave.
+func (b *budget) enter() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.streams++
+	if b.streams > maxStreams {
+		return busy("more than %d streams at a time", maxStreams)
+	}
+	return nil
+}
+
+func (b *budget) leave(s *stream) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.streams--
+	b.watches -= s.watches
+	s.left = true
+}
+
+// message counts the watches of a stream by what it gets.
+func (b *budget) message(s *stream, message any) error {
+	r, ok := message.(*pb.WatchRequest)
+	if !ok {
+		return nil
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n := 0
+	switch {
+	case s.left:
+	case r.GetCreateRequest() != nil:
+		n = 1
+	case r.GetCancelRequest() != nil && s.watches > 0:
+		n = -1
+	}
+	s.watches += n
+	if b.watches += n; b.watches > maxWatches {
+		return busy("more than %d watches at a time", maxWatches)
+	}
+	return nil
+}

@@ -1,0 +1,25 @@
+package etcd
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// Metrics are those of the etcd in the controller.
+type Metrics struct {
+	refused prometheus.Counter
+	cut     prometheus.Counter
+	size    prometheus.Gauge
+}
+
+// NewMetrics registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	const namespace, subsystem = "k8s_ovs", "controller_etcd"
+	m := &Metrics{
+		refused: prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: "refused_total",
+			Help: "Requests of nodes that asked more of the etcd in the controller than agents do."}),
+		cut: prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: "history_cut_total",
+			Help: "Times that the history of the records was cut short to make room."}),
+		size: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: "database_bytes",
+			Help: "Size of the database of the etcd in the controller, with its history."}),
+	}
+	reg.MustRegister(m.refused, m.cut, m.size)
+	return m
+}
