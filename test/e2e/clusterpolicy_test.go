@@ -480,3 +480,31 @@ func (c *cluster) waitFlow(begins string, there bool) {
 		return err
 	})
 }
+
+// TestPolicyFlips: what a change forbids and the next allows, again and again on busy connections, is
+// each time what the datapath does: it keeps what it has cached, and changes it in place where it can.
+func TestPolicyFlips(t *testing.T) {
+	long(t)
+	c := policed(t, netlab.Options{})
+	c.policyPods()
+	is := func(pods ...string) rule { return func(from, _ probe.Endpoint) bool { return named(from, pods) } }
+	both, one := toRed(is("red/near", "pink/near")), toRed(is("pink/near"))
+	c.clusterPolicy("b", ofTier("Admin", 3, ofApp("Accept", "near")))
+	c.clusterPolicy("c", ofTier("Admin", 9, ofAll("Deny")))
+	c.policy("red/all", `{podSelector: {}, policyTypes: [Ingress]}`)
+	c.waitMatrix("those near", policyTime, both)
+	run := c.run(probe.Changing(both, one))
+	for range 15 {
+		for _, to := range []struct {
+			app     string
+			allowed rule
+		}{{"other", one}, {"near", both}} {
+			c.traffic(run, 25)
+			c.must(c.SetLabels(c.get("red/near"), map[string]string{"app": to.app}))
+			c.waitMatrix("app is "+to.app, policyTime, to.allowed)
+		}
+	}
+	if err := run.Stop().Err(); err != nil {
+		t.Error(err)
+	}
+}

@@ -31,8 +31,8 @@ func (m Model) tellDenied() (flows []of.Flow) {
 	for i := range uint32(deniedShares) {
 		share, bits := fromNumber(i), fromNumber(deniedShares-1)
 		for _, f := range []of.Flow{
-			drop(TableDeniedEgress, 100, PolicyEgress, of.IP(), valid, of.CTNWSrcMasked(share, bits)),
-			drop(TableDeniedIngress, 100, PolicyIngress, of.IP(), valid, of.CTNWDstMasked(share, bits)),
+			drop(TableDeniedEgress, 100, PolicyEgress, of.IP(), valid, of.CTNWSrcMasked(share, bits), denied),
+			drop(TableDeniedIngress, 100, PolicyIngress, of.IP(), valid, of.CTNWDstMasked(share, bits), denied),
 		} {
 			f.Meter, f.Actions = firstDeniedMeter+i, []of.Action{of.OutputHead(of.PortController)}
 			flows = append(flows, f)

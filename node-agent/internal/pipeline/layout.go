@@ -252,5 +252,13 @@ const (
 	ZoneHairpin uint16 = 65521
 )
 
-// The mark of connections in ZonePolicy.
-const known uint32 = 1
+// The mark of connections in ZonePolicy, and two bits that it never has. The flows behind which a packet is allowed
+// ask for the one, those where it is denied for the other: so neither is cached with a mask that would do for the
+// other, and what ovs-vswitchd has cached it takes away and makes anew when policies change, in place of changing it
+// where it is. There, that of the userspace datapath may change what is cached for other packets, and leave this for
+// good as it was (Open vSwitch before 3.1.3: "dpif-netdev: Fix dpif_netdev_flow_put").
+const (
+	known       uint32 = 1
+	markAllowed uint32 = 1 << 30
+	markDenied  uint32 = 1 << 31
+)

@@ -35,7 +35,9 @@ const (
 var (
 	valid   = of.CTState(of.CTTracked, of.CTTracked|of.CTInvalid)
 	invalid = of.CTState(of.CTTracked|of.CTInvalid, of.CTTracked|of.CTInvalid)
-	unknown = []of.Field{newTracked, of.CTMark(0, known)}
+	unknown = []of.Field{newTracked, of.CTMark(0, known|markAllowed)}
+	// allowed and denied are of every packet: see [markAllowed].
+	allowed, denied = of.CTMark(0, markAllowed), of.CTMark(0, markDenied)
 )
 
 // fixedPolicy are the flows of policies that every node has. Nothing comes to those of the
@@ -56,12 +58,12 @@ func (m Model) fixedPolicy() []of.Flow {
 		flow(TableIngressBaseline, 0, to(TableJudged), nil),
 
 		// What policies deny ends here: these stay when rules and pods go, so the counts do.
-		drop(TableDeniedEgress, 0, PolicyEgress),
-		drop(TableDeniedIngress, 0, PolicyIngress),
+		drop(TableDeniedEgress, 50, PolicyEgress, denied),
+		drop(TableDeniedIngress, 50, PolicyIngress, denied),
 
 		flow(TableJudged, 110, to(m.received()), []of.Action{regPolicy.mark(policyCommits)}, append([]of.Field{ip, regPolicy.has(policyReceives, 0)}, unknown...)...),
-		flow(TableJudged, 50, to(m.received()), nil, regPolicy.has(policyReceives, 0)),
-		flow(TableJudged, 0, to(TableRoute), nil),
+		flow(TableJudged, 50, to(m.received()), nil, regPolicy.has(policyReceives, 0), allowed),
+		flow(TableJudged, 40, to(TableRoute), nil, allowed),
 
 		flow(TableRoute, 205, nil, []of.Action{regPolicy.mark(policyJudged), judge()}, ip, regPolicy.has(policySelected, policyJudged)),
 		flow(TableReceive, 0, to(m.received()), nil),

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -32,6 +33,9 @@ func (d *datapath) with(flows []of.Flow) *datapath {
 	}
 	return d
 }
+
+// maskOfMark finds the mask of ct_mark in a cached flow, where it has 32 bits.
+var maskOfMark = regexp.MustCompile(`ct_mark\([^/)]*/0x([0-9a-f]{8})\)`)
 
 // TestDatapathPolicies holds what the datapath caches otherwise, of pods that no policy
 // selects, because one selects another pod; and what it caches for those that are selected.
@@ -63,8 +67,31 @@ func TestDatapathPolicies(t *testing.T) {
 		}
 		judged := newDatapath(t, m, datapathServices()).with(flowsOf(NewRules().Set(peersOf(m))))
 		fmt.Fprintf(&b, "services by %s: pods that policies select\n\n", proxy)
+		allows, denies := 0, 0
 		for _, w := range ways(proxy) {
-			fmt.Fprintf(&b, "%s\n\t%s\n\n", w.name, strings.Join(judged.after(w), "\n\t"))
+			cached := judged.after(w)
+			fmt.Fprintf(&b, "%s\n\t%s\n\n", w.name, strings.Join(cached, "\n\t"))
+			for _, f := range cached {
+				mark := maskOfMark.FindStringSubmatch(f)
+				allow, deny := mark != nil && strings.HasPrefix(mark[1], "4"), mark != nil && strings.HasPrefix(mark[1], "8")
+				switch {
+				case strings.Contains(f, "ct(commit,zone=65519"):
+					allows++
+					if !allow || deny {
+						t.Errorf("what is allowed may be changed to what is denied where it is cached: %s", f)
+					}
+				case strings.Contains(f, "ct_tuple4") && strings.Contains(f, "-inv+trk") && strings.HasSuffix(f, "actions:drop"):
+					if deny {
+						denies++
+					}
+					if allow == deny { // what policies allow the check of tenants may drop
+						t.Errorf("what is denied may be changed to what is allowed where it is cached: %s", f)
+					}
+				}
+			}
+		}
+		if allows == 0 || denies == 0 {
+			t.Errorf("%d flows of what is allowed were looked at, %d of what is denied", allows, denies)
 		}
 	}
 	golden(t, "testdata/datapath-policies.golden", b.String())
