@@ -1,6 +1,6 @@
 // cyclonus runs the cases of cyclonus (https://github.com/mattfenwick/cyclonus) against the cluster of
 // the current kubeconfig. It is that tool's command "generate" with what it leaves out: all that a pod
-// asks is one command in that pod, which runs cyclonus' worker, in place of one for each question.
+// asks is one command in that pod (worker/), in place of one for each question.
 package main
 
 import (
