@@ -65,6 +65,9 @@ type Controller struct {
 	cfg   Config
 	log   *slog.Logger
 	world *world // nil without a Cluster
+	// wentByFew is when a term last put back what only few nodes hold. Only terms use it, one
+	// after the other.
+	wentByFew time.Time
 
 	mu      sync.Mutex // guards what follows
 	problem error      // why there is no configuration; nil once there is

@@ -20,6 +20,9 @@ const (
 	// settleFew is how long it waits for others while only few say so. A node that does not
 	// report any more is gone from the records by then.
 	settleFew = store.DefaultStatusTTL + settle
+	// fewEvery is how often it goes by what only few say: to do so ends its term, and a node that lies could
+	// say something else each time.
+	fewEvery = 5 * time.Minute
 	// again is how long it waits for nodes to say what is still missing.
 	again = time.Second
 )
@@ -62,13 +65,7 @@ func (t *term) putBack(ctx context.Context) (busy bool, err error) {
 		r.nodes = len(lost)
 		r.notBefore = now.Add(again)
 	}
-	until := r.since.Add(settle)
-	if !most {
-		until = r.since.Add(settleFew)
-	}
-	if until.Before(r.notBefore) {
-		until = r.notBefore
-	}
+	until := r.ripe(most, t.c.wentByFew)
 	if now.Before(until) {
 		r.wait(until, now)
 		return most, nil
@@ -90,8 +87,27 @@ func (t *term) putBack(ctx context.Context) (busy bool, err error) {
 	if err := t.writer.TakeLost(ctx, plan.Points); err != nil {
 		return most, err
 	}
+	if !most {
+		t.c.wentByFew = now
+	}
 	t.tellRestored(plan.Left)
 	return true, errRestored
+}
+
+// ripe is when what nodes hold is put back, where most nodes say so, or few, by whom the leader last went then.
+func (r *restoration) ripe(most bool, few time.Time) time.Time {
+	at := r.since.Add(settle)
+	if !most {
+		at = later(r.since.Add(settleFew), few.Add(fewEvery))
+	}
+	return later(at, r.notBefore)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.Before(b) {
+		return b
+	}
+	return a
 }
 
 // writeBack writes what of a plan is not so yet.

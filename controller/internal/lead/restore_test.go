@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -171,5 +172,29 @@ func TestFewHold(t *testing.T) {
 	}
 	if _, err := s.Node(ctxOf(t), netip.MustParseAddr("198.18.0.9")); err == nil {
 		t.Error("a node was made")
+	}
+}
+
+// TestRipe: a node that says again and again that etcd has lost records, each time others, is gone by
+// now and then only.
+func TestRipe(t *testing.T) {
+	now := time.Now()
+	for what, tt := range map[string]struct {
+		r    restoration
+		most bool
+		few  time.Time
+		want time.Time
+	}{
+		"most":                       {restoration{since: now}, true, time.Time{}, now.Add(settle)},
+		"most, and few just before":  {restoration{since: now}, true, now, now.Add(settle)},
+		"few":                        {restoration{since: now}, false, time.Time{}, now.Add(settleFew)},
+		"few, and just before":       {restoration{since: now}, false, now.Add(-time.Second), now.Add(fewEvery - time.Second)},
+		"few, and long before":       {restoration{since: now}, false, now.Add(-time.Hour), now.Add(settleFew)},
+		"one more of most has come":  {restoration{since: now.Add(-time.Minute), notBefore: now.Add(again)}, true, time.Time{}, now.Add(again)},
+		"one more of a few has come": {restoration{since: now.Add(-time.Minute), notBefore: now.Add(again)}, false, time.Time{}, now.Add(again)},
+	} {
+		if got := tt.r.ripe(tt.most, tt.few); !got.Equal(tt.want) {
+			t.Errorf("%s: in %s, want %s", what, got.Sub(now), tt.want.Sub(now))
+		}
 	}
 }
