@@ -57,6 +57,9 @@ type Input struct {
 	Enforced bool
 	// Trust are the CAs that sign, PEM; empty where nobody signs.
 	Trust []byte
+	// Grant takes n from the namespaces that a node may still ask for, and returns how many it gets; nil where there
+	// is no bound.
+	Grant func(node netip.Addr, n int) int
 }
 
 // Signature is a certificate request that is to be signed.
@@ -107,14 +110,7 @@ func Answer(in Input) Plan {
 			p.Refused[ip.String()] = fmt.Sprintf("%s asks, but address %s is node %s's", r.Host, ip, n.Host)
 			continue
 		}
-		for _, ns := range r.Namespaces {
-			_, there := in.Namespaces[ns]
-			_, broken := in.Unreadable["netnamespaces/"+ns]
-			if !there && !broken && !asked[ns] {
-				asked[ns] = true
-				p.Namespaces = append(p.Namespaces, ns)
-			}
-		}
+		p.create(in, ip, r, asked)
 		if r.Subnet {
 			p.place(in, r, n, known)
 		}
@@ -122,6 +118,28 @@ func Answer(in Input) Plan {
 	}
 	p.retrust(in)
 	return p
+}
+
+// create answers one that asks for namespaces; asked are those that somebody else asked for.
+func (p *Plan) create(in Input, ip netip.Addr, r topology.Request, asked map[string]bool) {
+	var missing []string
+	for _, ns := range r.Namespaces {
+		_, there := in.Namespaces[ns]
+		_, broken := in.Unreadable["netnamespaces/"+ns]
+		if !there && !broken && !asked[ns] {
+			missing = append(missing, ns)
+		}
+	}
+	if n := len(missing); n > 0 && in.Grant != nil {
+		missing = missing[:in.Grant(ip, n)]
+		if len(missing) < n {
+			p.Refused[ip.String()] = fmt.Sprintf("node %s asks for more namespaces than its pods can be of: the others wait", r.Host)
+		}
+	}
+	for _, ns := range missing {
+		asked[ns] = true
+	}
+	p.Namespaces = append(p.Namespaces, missing...)
 }
 
 // place answers one that asks for a subnet.

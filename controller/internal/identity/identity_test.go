@@ -108,3 +108,38 @@ func TestAnswer(t *testing.T) {
 		}
 	}
 }
+
+// TestAnswerGrants: a node gets as many namespaces as it may still ask for, and is told of the others; what is
+// there already, or another asked for, costs it nothing.
+func TestAnswerGrants(t *testing.T) {
+	ip2 := netip.MustParseAddr("192.0.2.2")
+	asks := func(host string, ip netip.Addr, namespaces ...string) store.Versioned[topology.Request] {
+		return store.Versioned[topology.Request]{Value: topology.Request{Host: host, HostIP: ip, Namespaces: namespaces}}
+	}
+	wanted := map[netip.Addr]int{}
+	got := Answer(Input{
+		Enforced:   true,
+		Nodes:      map[netip.Addr]topology.Node{ip1: {Host: "n1", HostIP: ip1}, ip2: {Host: "n2", HostIP: ip2}},
+		Namespaces: map[string]topology.Namespace{"there": {NetName: "there"}},
+		Requests:   store.Requests{All: map[netip.Addr]store.Versioned[topology.Request]{ip1: asks("n1", ip1, "a", "b", "there"), ip2: asks("n2", ip2, "a", "b", "c", "d")}},
+		Grant: func(node netip.Addr, n int) int {
+			wanted[node] = n
+			return min(n, 2)
+		},
+	})
+	want := Plan{Namespaces: []string{"a", "b", "c", "d"}, Refused: map[string]string{}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	if wanted[ip1] != 2 || wanted[ip2] != 2 {
+		t.Errorf("asked to grant %v", wanted)
+	}
+	got = Answer(Input{
+		Enforced: true, Nodes: map[netip.Addr]topology.Node{ip1: {Host: "n1", HostIP: ip1}},
+		Requests: store.Requests{All: map[netip.Addr]store.Versioned[topology.Request]{ip1: asks("n1", ip1, "a", "b", "c")}},
+		Grant:    func(netip.Addr, int) int { return 1 },
+	})
+	if len(got.Namespaces) != 1 || !strings.Contains(got.Refused[ip1.String()], "more namespaces") {
+		t.Errorf("of three, with one granted: %+v", got)
+	}
+}

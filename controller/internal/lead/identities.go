@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
@@ -38,6 +40,31 @@ type identities struct {
 	// requests are the newest; nil before there are any.
 	requests *store.Requests
 	refused  map[string]string
+	// granted are the namespaces that each node has left to ask for.
+	granted map[netip.Addr]*rate.Limiter
+}
+
+// A node has asked for a namespace once its first pod of it came. One that is stolen could ask for others
+// without end, and all nodes would have to know them.
+const (
+	namespacesAtOnce    = 4 * topology.MaxRequestedNamespaces
+	namespacesPerSecond = 1
+)
+
+// grant is [identity.Input.Grant].
+func (i *identities) grant(node netip.Addr, n int) int {
+	left := i.granted[node]
+	if left == nil {
+		left = rate.NewLimiter(namespacesPerSecond, namespacesAtOnce)
+		if i.granted == nil {
+			i.granted = map[netip.Addr]*rate.Limiter{}
+		}
+		i.granted[node] = left
+	}
+	now := time.Now()
+	n = min(n, int(left.TokensAt(now)))
+	left.AllowN(now, n)
+	return n
 }
 
 // actIdentities sees to etcd's users and answers requests. What it writes the watch shows,
@@ -129,6 +156,7 @@ func (t *term) actRequests(ctx context.Context) error {
 	if t.c.cfg.Signer != nil {
 		in.Trust = t.c.cfg.Signer.Trust()
 	}
+	in.Grant = i.grant
 	plan := identity.Answer(in)
 	t.tellRefused(plan.Refused)
 	for _, key := range plan.Drop {

@@ -162,3 +162,19 @@ func TestRequestsWithoutUsers(t *testing.T) {
 		t.Errorf("it does not say, once, that nodes have no identities:\n%s", log)
 	}
 }
+
+// TestNamespacesGranted: what one node may ask for is bounded, and is not taken from others.
+func TestNamespacesGranted(t *testing.T) {
+	var i identities
+	a, b := netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2")
+	got := 0
+	for range 100 {
+		got += i.grant(a, topology.MaxRequestedNamespaces)
+	}
+	if got < namespacesAtOnce || got > namespacesAtOnce+10 {
+		t.Errorf("one got %d", got)
+	}
+	if got := i.grant(b, 7); got != 7 {
+		t.Errorf("another got %d of 7", got)
+	}
+}
