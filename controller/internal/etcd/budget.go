@@ -21,7 +21,7 @@ const (
 	requestRate, requestBurst = 500, 20_000         // requests and messages of streams
 	writeRate, writeBurst     = 1 << 20, 64 << 20   // bytes that are sent
 	readRate, readBurst       = 16 << 20, 512 << 20 // bytes of answers; those of watches are not counted
-	leaseRate, leaseBurst     = 1, 100
+	leaseRate, leaseBurst     = 2, 1000
 	// maxLeaseTTL, seconds, and the two above bound the leases that stand.
 	maxLeaseTTL = 3600
 	// maxRequest is of one request, bytes. A node with 1,000 pods has records of some 400 kB.
