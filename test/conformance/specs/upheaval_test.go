@@ -68,10 +68,14 @@ func nodeReady(t *testing.T, c *cluster, name string) error {
 
 // TestOpenVSwitchReplaced: what it costs to replace the pod of k8s-ovs-openvswitch of a node, as a rolling update of Open
 // vSwitch does: pods of that node lose what they send while no ovs-vswitchd has their flows, and all is as before when
-// one has. The agents stay.
+// one has. The agents stay. Not on the userspace datapath: there the node's only way goes with Open vSwitch, kubelet
+// cannot tell the API server that the pod has ended, and no other is made.
 func TestOpenVSwitchReplaced(t *testing.T) {
 	notShort(t)
 	c := connectTenants(t)
+	if out, err := c.onNode(node2, "ip -o link show br-phy"); err == nil {
+		t.Skipf("it would cut the node off (docs/openvswitch.md, \"A rolling update of Open vSwitch\"): %s", strings.TrimSpace(out))
+	}
 	const interval = 20 * time.Millisecond
 	here, other := c.tenant(t, "replaced", nil, node1, node2), c.tenant(t, "beside", nil, node2)
 	c.awaitCalm(t)
