@@ -353,9 +353,9 @@ func TestClusterStart(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			inTime(t, c, func(w *world) {
 				w.locked(func() { w.before = rules == nil })
-				w.table.UseCopy(c)
 				at := attachment(web1, "web-1")
-				w.table.Load([]attach.Attachment{at})
+				w.table.Load([]attach.Attachment{at}) // an agent loads before its records are in the flows, which they are here
+				w.table.UseCopy(c)
 				synctest.Wait()
 				if got := w.table.Selection(at); !got.Cluster {
 					t.Errorf("it is %+v", got)

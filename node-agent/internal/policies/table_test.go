@@ -652,9 +652,9 @@ func TestStartFromCopy(t *testing.T) {
 		t.Fatalf("the copy has %+v", c.Pods)
 	}
 	inTime(t, c, func(w *world) {
-		w.table.UseCopy(c)
 		at := attachment(web1, "web-1")
-		w.table.Load([]attach.Attachment{at})
+		w.table.Load([]attach.Attachment{at}) // an agent loads before its records are in the flows, which they are here
+		w.table.UseCopy(c)
 		synctest.Wait()
 		lost := inward // the switch has none of the rules, and so none of the connections
 		lost.Midstream = true
