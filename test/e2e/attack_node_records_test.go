@@ -174,7 +174,7 @@ func TestAttackNodeRecords(t *testing.T) {
 // tenants change meanwhile.
 func TestAttackNodeFloods(t *testing.T) {
 	long(t)
-	// As docs/security.md says, bytes.
+	// As docs/identities.md says, bytes.
 	const value, burst, second = 512 << 10, 64 << 20, 1 << 20
 	l := up(t, netlab.Options{})
 	l.pods(map[string][]string{"n1": {"red/a", "blue/a"}, "n2": {"red/b"}})

@@ -89,24 +89,7 @@ func size(message any) int {
 	return 0
 }
 
-// spend takes what a request costs, and refuses it where that is more than the user has left.
-func (b *budgets) spend(user string, request any) error {
-	left := b.of(user)
-	if left == nil {
-		return nil
-	}
-	return b.tell(user, left, left.spend(request))
-}
-
-// spent takes what an answer cost. It was given: where there is not as much left, requests that come next
-// are refused.
-func (b *budgets) spent(user string, answer any) {
-	if left := b.of(user); left != nil {
-		left.read.ReserveN(time.Now(), min(size(answer), readBurst))
-	}
-}
-
-// tell counts what is refused, and logs it now and then.
+// tell counts what a user with a budget is refused, and logs it now and then.
 func (b *budgets) tell(user string, left *budget, err error) error {
 	if err == nil {
 		return nil
@@ -124,7 +107,20 @@ func (b *budgets) tell(user string, left *budget, err error) error {
 	return err
 }
 
+// spent takes what an answer cost. It was given: where there is not as much left, requests that come next
+// are refused.
+func (b *budget) spent(answer any) {
+	if b != nil {
+		b.read.ReserveN(time.Now(), min(size(answer), readBurst))
+	}
+}
+
+// spend takes what a request costs, and refuses it where that is more than there is left. Without a
+// budget nothing costs anything.
 func (b *budget) spend(request any) error {
+	if b == nil {
+		return nil
+	}
 	bytes := size(request)
 	if bytes > maxRequest {
 		return busy("a request of %d bytes, of at most %d", bytes, maxRequest)
@@ -155,6 +151,9 @@ func busy(format string, args ...any) error {
 
 // enter counts a stream that is open until leave.
 func (b *budget) enter() error {
+	if b == nil {
+		return nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.streams++
@@ -165,6 +164,9 @@ func (b *budget) enter() error {
 }
 
 func (b *budget) leave(s *stream) {
+	if b == nil {
+		return
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.streams--
@@ -172,10 +174,10 @@ func (b *budget) leave(s *stream) {
 	s.left = true
 }
 
-// message counts the watches of a stream by what it gets.
-func (b *budget) message(s *stream, message any) error {
+// watch counts the watches of a stream by what it gets.
+func (b *budget) watch(s *stream, message any) error {
 	r, ok := message.(*pb.WatchRequest)
-	if !ok {
+	if !ok || b == nil {
 		return nil
 	}
 	b.mu.Lock()

@@ -160,10 +160,11 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if err == nil {
 		err = g.may(user, info.FullMethod)
 	}
-	if err == nil {
-		err = g.budgets.spend(user, req)
-	}
 	if err != nil {
+		return nil, err
+	}
+	left := g.budgets.of(user)
+	if err := g.budgets.tell(user, left, left.spend(req)); err != nil {
 		return nil, err
 	}
 	lose := g.losers(req)
@@ -174,7 +175,7 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if gone, ok := req.(*pb.AuthUserDeleteRequest); ok && err == nil {
 		g.budgets.forget(gone.Name)
 	}
-	g.budgets.spent(user, resp)
+	left.spent(resp)
 	return resp, err
 }
 
@@ -210,6 +211,7 @@ type stream struct {
 	user    string
 	end     context.CancelCauseFunc
 	budgets *budgets
+	budget  *budget // nil for none
 	// watches are those that it has, left that it is at its end. The budget's lock guards both.
 	watches int
 	left    bool
@@ -222,13 +224,11 @@ func (s *stream) RecvMsg(message any) error {
 	if err := s.ServerStream.RecvMsg(message); err != nil {
 		return err
 	}
-	if err := s.budgets.spend(s.user, message); err != nil {
-		return err
+	err := s.budget.spend(message)
+	if err == nil {
+		err = s.budget.watch(s, message)
 	}
-	if left := s.budgets.of(s.user); left != nil {
-		return s.budgets.tell(s.user, left, left.message(s, message))
-	}
-	return nil
+	return s.budgets.tell(s.user, s.budget, err)
 }
 
 func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
@@ -240,7 +240,7 @@ func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	defer end(nil)
 	// etcd itself waits for its clients to end their streams, for 7 s, before it stops.
 	defer context.AfterFunc(g.closing, func() { end(errStopping) })()
-	s := &stream{ServerStream: ss, ctx: ctx, user: user, end: end, budgets: &g.budgets}
+	s := &stream{ServerStream: ss, ctx: ctx, user: user, end: end, budgets: &g.budgets, budget: g.budgets.of(user)}
 	// First among those that can be cut, then the question whether it may: a user that
 	// goes meanwhile is met by one or the other.
 	g.enter(s)
@@ -248,11 +248,9 @@ func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInf
 	if err := g.may(user, info.FullMethod); err != nil {
 		return err
 	}
-	if left := g.budgets.of(user); left != nil {
-		defer left.leave(s)
-		if err := g.budgets.tell(user, left, left.enter()); err != nil {
-			return err
-		}
+	defer s.budget.leave(s)
+	if err := g.budgets.tell(user, s.budget, s.budget.enter()); err != nil {
+		return err
 	}
 	err = handler(srv, s)
 	if cause := context.Cause(ctx); cause != nil {

@@ -93,7 +93,7 @@ func (h *housekeeper) look(ctx context.Context, now time.Time) error {
 	}
 	switch {
 	case left > h.quota*3/4:
-		return fmt.Errorf("the records themselves have %d of %d bytes", left, h.quota)
+		return fmt.Errorf("the records themselves have more than three quarters of its %d bytes", h.quota)
 	case !full:
 		return nil
 	}
