@@ -401,6 +401,54 @@ func TestOpenVSwitchReplaced(t *testing.T) {
 	l.requireMatrix("Open vSwitch is replaced", redAndBlue.allowed)
 }
 
+// TestNodeWithoutOpenVSwitch: a node of the userspace datapath, whose own address is on a bridge, can be reached while
+// Open vSwitch is away, however that ended, also by an agent that starts meanwhile: kubelet needs that to make the next
+// pod of it. The next Open vSwitch makes all as it was.
+func TestNodeWithoutOpenVSwitch(t *testing.T) {
+	if onKernel {
+		t.Skip("the kernel datapath leaves the node's address on its uplink")
+	}
+	l := supervised(t)
+	ctx := t.Context()
+	o := l.OVS("n1")
+	n1, err := l.Node("n1")
+	l.must(err)
+	reachable := func() error {
+		_, err := l.NodeExec(ctx, "n2", "ping", "-c", "1", "-W", "1", n1.VTEP.String())
+		return err
+	}
+	before, err := l.NodeExec(ctx, "n1", "ip", "route", "show")
+	l.must(err)
+	for _, way := range []struct {
+		how string
+		end func() error
+	}{
+		{"asked to end", o.End},
+		{"killed", func() error { return errors.Join(o.KillVswitchd(), o.KillOVSDB()) }},
+		{"killed, and its agent starts anew", func() error {
+			return errors.Join(o.KillVswitchd(), o.KillOVSDB(), l.Agent("n1").Kill(), l.Agent("n1").StartUnready(ctx))
+		}},
+	} {
+		l.must(way.end())
+		l.eventually("Open vSwitch is "+way.how+": the node can be reached", 20*time.Second, reachable)
+		if err := l.Agent("n1").Ready(ctx); err == nil {
+			t.Errorf("Open vSwitch is %s: the agent is ready", way.how)
+		}
+		l.must(o.Supervise(ctx, ovsScripts))
+		l.forwards()
+		l.waitMatrix("Open vSwitch is back", 20*time.Second, redAndBlue.allowed)
+		l.must(reachable())
+		l.asItShould("Open vSwitch is back", "n1")
+		l.eventually("the node's routes are as they were", 10*time.Second, func() error {
+			after, err := l.NodeExec(ctx, "n1", "ip", "route", "show")
+			if err == nil && after != before {
+				err = fmt.Errorf("%s\nbefore:\n%s", after, before)
+			}
+			return err
+		})
+	}
+}
+
 // TestOpenVSwitchGraceful: on the kernel datapath a crash of ovs-vswitchd, and its end on request, lose no packet of
 // what the datapath has cached: it goes on until the flows are back. Where no agent brings flows, ovs-vswitchd forwards
 // by what it has after ten seconds; where it has a port to add, at once.

@@ -196,15 +196,20 @@ func (o OVS) Supervise(ctx context.Context, scripts string) error {
 	return nil
 }
 
-// Replace is what a rolling update of Open vSwitch's DaemonSet does to a node that [OVS.Supervise] has: both
-// daemons are asked to end, as their containers are, and others are started by scripts of that folder when
-// away has passed since.
-func (o OVS) Replace(ctx context.Context, scripts string, away time.Duration) error {
+// End asks both daemons that [OVS.Supervise] has to end, as their containers are when their pod is deleted.
+func (o OVS) End() error {
 	var ending errgroup.Group
 	for _, daemon := range []string{"ovsdb-server", "ovs-vswitchd"} {
 		ending.Go(o.lab.Process(o.process(daemon)).Stop)
 	}
-	if err := ending.Wait(); err != nil {
+	return ending.Wait()
+}
+
+// Replace is what a rolling update of Open vSwitch's DaemonSet does to a node that [OVS.Supervise] has: both
+// daemons are asked to end, as their containers are, and others are started by scripts of that folder when
+// away has passed since.
+func (o OVS) Replace(ctx context.Context, scripts string, away time.Duration) error {
+	if err := o.End(); err != nil {
 		return err
 	}
 	select {

@@ -117,6 +117,7 @@ func (n *node) run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })
 	group.Go(func() error { return n.work(ctx) })
+	group.Go(func() error { return n.ovs.lender.Run(ctx) })
 	group.Go(func() error { return n.ready.watch(ctx) })
 	group.Go(func() error { return crashnews.Watch(ctx, n.cfg.OVSRunDir, n.tellCrash, n.log) })
 	err = group.Wait()
@@ -255,7 +256,7 @@ func (n *node) tryPrepare(ctx context.Context) error {
 
 func (n *node) underlayConfig() underlay.Config {
 	return underlay.Config{
-		NodeIP: n.cfg.NodeIP, Datapath: n.ovs.datapath, Bridge: n.cfg.VTEPBridge, StateDir: n.cfg.StateDir, BootID: n.bootID, Logger: n.log,
+		NodeIP: n.cfg.NodeIP, Datapath: n.ovs.datapath, Bridge: n.cfg.VTEPBridge, StateDir: n.cfg.StateDir, BootID: n.bootID, Lender: n.ovs.lender, Logger: n.log,
 	}
 }
 

@@ -126,6 +126,8 @@ type ovsSide struct {
 	events   *switchports.Events
 	// bare detaches pods through the ports.
 	bare attach.Bare
+	// lender keeps the node reachable while Open vSwitch is away.
+	lender *underlay.Lender
 }
 
 // parts are made when the node knows its address.
@@ -172,6 +174,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 		return nil, err
 	}
 	n.ovs.bare = attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ovs.ports, cfg.Bridge, log)
+	n.ovs.lender = underlay.NewLender(n.underlayConfig(), host)
 	n.front = front.New(n.ovs.bare, n.ready.is)
 	return n, nil
 }

@@ -63,6 +63,9 @@ type Spec struct {
 	// datapath: as SwitchDevices, but their ports' packets come to the node's hooks
 	// before the switch has seen them, where br_netfilter is in use.
 	SwitchBridges []string
+	// NodeAddress is the node's own, which the uplink itself has while Open vSwitch is away: then
+	// the node takes what comes there for it. Not valid: it never does.
+	NodeAddress netip.Addr
 }
 
 // Net keeps the node's side of the overlay in one namespace. One goroutine may

@@ -309,6 +309,39 @@ func TestSwitchDevicesAreDeafForTheNode(t *testing.T) {
 	}
 }
 
+// While Open vSwitch is away the uplink, be it a bridge of the kernel, has the node's own address, and the node takes
+// what comes there for it. It does not while the address is elsewhere, nor does it take what is for another address.
+func TestUplinkIsLentTheAddress(t *testing.T) {
+	for _, kind := range []string{"device", "bridge"} {
+		t.Run(kind, func(t *testing.T) {
+			l := newLab(t)
+			if kind == "device" {
+				l.ip(l.node, "link add uplink0 type veth peer name eth1 netns "+l.outside)
+			} else {
+				l.ip(l.node, "link add name uplink0 type bridge", "link add port0 type veth peer name eth1 netns "+l.outside, "link set port0 up master uplink0")
+				l.spec.SwitchDevices, l.spec.SwitchBridges = []string{"ovs*"}, []string{"uplink0"}
+			}
+			l.spec.NodeAddress = netip.MustParseAddr("203.0.113.7")
+			l.ip(l.node, "link set uplink0 up", "addr add 203.0.113.7/24 dev uplink0", "addr add 203.0.113.8/32 dev uplink0")
+			l.ip(l.outside, "link set eth1 up", "addr add 203.0.113.1/24 dev eth1")
+			l.ensure(true)
+			l.ensure(false)
+			reached := func(ip string) bool { return l.tcp(l.outside, "", ip+":8080", l.node, ip+":8080") != "" }
+			if !reached("203.0.113.7") {
+				t.Error("the node does not take what is for its address on the uplink")
+			}
+			if reached("203.0.113.8") {
+				t.Error("it takes what is for another address")
+			}
+			l.ip(l.node, "addr del 203.0.113.7/24 dev uplink0", "link add name br-phy type bridge", "link set br-phy up", "addr add 203.0.113.7/24 dev br-phy",
+				"route replace 203.0.113.1/32 dev uplink0")
+			if reached("203.0.113.7") {
+				t.Error("it takes what comes to the uplink while the address is on the switch")
+			}
+		})
+	}
+}
+
 // A bridge of the kernel as the uplink: the node does not answer, though the switch,
 // which takes what comes to the bridge, is given it, also where br_netfilter asks the
 // node's hooks about the bridge's ports.

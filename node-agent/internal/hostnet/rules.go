@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"sigs.k8s.io/knftables"
 
@@ -61,10 +62,14 @@ func chains(s Spec) []chain {
 	for _, d := range s.SwitchDevices {
 		// AF_PACKET gives the userspace datapath a copy; the original goes on to
 		// the node's own stack, which would answer twice, or route it past all flows.
-		raw.rules = append(raw.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "counter drop"}, "only the switch takes packets from " + d})
+		do := "counter drop"
+		if !strings.HasSuffix(d, "*") {
+			do = "jump " + uplink
+		}
+		raw.rules = append(raw.rules, rule{[]any{fmt.Sprintf("iifname %q", d), do}, "only the switch takes packets from " + d})
 	}
 	for _, d := range s.SwitchBridges {
-		raw.rules = append(raw.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "notrack"}, "the switch has yet to take it, untranslated, from " + d})
+		raw.rules = append(raw.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "jump", uplinkUntracked}, "the switch has yet to take it, untranslated, from " + d})
 	}
 
 	// "ct state" also makes the kernel put fragments together before these hooks,
@@ -83,7 +88,7 @@ func chains(s Spec) []chain {
 	input := chain{name: "input", kind: knftables.FilterType, hook: knftables.InputHook, priority: knftables.FilterPriority}
 	for _, d := range s.SwitchBridges {
 		only := "only the switch takes packets from " + d
-		input.rules = append(input.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "counter drop"}, only})
+		input.rules = append(input.rules, rule{[]any{fmt.Sprintf("iifname %q", d), "jump", uplink}, only})
 		forward.rules = append(forward.rules, rule{[]any{fmt.Sprintf("iifname %q oifname != %q", d, d), "counter drop"}, only})
 	}
 	guard := guards(s, in, notIn, notOut)
@@ -91,6 +96,8 @@ func chains(s Spec) []chain {
 	forward.rules = append(guard.pods, forward.rules...)
 	input.rules = append(guard.toNode, input.rules...)
 	return []chain{
+		{name: uplink, rules: append(lent(s), rule{[]any{"counter drop"}, "only the switch takes it"})},
+		{name: uplinkUntracked, rules: append(lent(s), rule{[]any{"notrack"}, "the switch has yet to take it"})},
 		raw,
 		{name: "raw-output", kind: knftables.FilterType, hook: knftables.OutputHook, priority: early, rules: guard.made},
 		input,
@@ -101,6 +108,19 @@ func chains(s Spec) []chain {
 		hairpin(s),
 		postrouting(s, in, out, notOut),
 	}
+}
+
+// uplink and uplinkUntracked are the chains of what comes in by the uplink of the userspace datapath.
+const uplink, uplinkUntracked = "uplink", "uplink-untracked"
+
+// lent lets the node take what comes to its own address while the uplink itself has that, and not
+// the switch, which is away. Other addresses that the uplink may have do not count: the switch
+// hands what is for them to the node.
+func lent(s Spec) []rule {
+	if !s.NodeAddress.Is4() {
+		return nil
+	}
+	return []rule{{[]any{"ip daddr", s.NodeAddress.String(), "fib daddr . iif type local return"}, "lent while Open vSwitch is away"}}
 }
 
 // hairpin gives a pod that asks itself by a service the gateway's address: nobody keeps a pod from

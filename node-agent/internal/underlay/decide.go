@@ -78,13 +78,19 @@ func (c scene) decide() verdict {
 	case elsewhere: // the machine configured the uplink itself, as it does at boot
 		return verdict{step: move}
 	case c.local == nil:
-		return verdict{step: restore} // which waits for ovs-vswitchd
+		return verdict{step: restore}
 	case c.owner != nil:
 		return verdict{step: stay}
 	case c.memory.Device == c.device:
 		return verdict{refuse, fmt.Sprintf("somebody took the node address %s from %s: put it back (ip address add %s/LENGTH dev %s), or give it to the device that should have it", c.vtep, name, c.vtep, name)}
 	}
 	return verdict{step: restore}
+}
+
+// waits reports whether ovs-vswitchd has to serve the local port of the remembered bridge before a
+// step: until then there is nothing to be done, and nothing to undo.
+func (c scene) waits(s step) bool {
+	return (s == restore || s == move) && c.row && c.memory != nil && (c.local == nil || !isServed(*c.local))
 }
 
 // first is the verdict where nothing is remembered.

@@ -176,6 +176,8 @@ func (s *Setup) rollback(uplink string, config link.Config, existed bool) error 
 // Remove gives the uplink its addresses and routes back and deletes the bridge, if
 // this package made it. It is for uninstalling.
 func (s *Setup) Remove(ctx context.Context) error {
+	s.turn.Lock()
+	defer s.turn.Unlock()
 	bridge := s.cfg.Bridge
 	b, ok := s.ovs.Bridge(bridge)
 	if !ok || b.ExternalIDs[keyUplink] == "" {

@@ -13,19 +13,27 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
-// maxSteps bounds how many steps one call takes: the bridge is rebuilt, its local port
-// configured, and all found as it should be.
-const maxSteps = 4
+// maxSteps bounds how many steps one call takes: the bridge is rebuilt, waited for, its local
+// port configured, and all found as it should be.
+const maxSteps = 5
 
 // netdev makes sure that the address is on the local port of a bridge of the
 // userspace datapath.
 func (s *Setup) netdev(ctx context.Context, ip netip.Addr) (u Underlay, changed bool, err error) {
+	s.turn.Lock()
+	defer s.turn.Unlock()
 	for range maxSteps {
 		c, err := s.look(ip)
 		if err != nil {
 			return Underlay{}, changed, err
 		}
 		v := c.decide()
+		if c.waits(v.step) {
+			if err := s.awaitLink(ctx, c.memory.Bridge); err != nil {
+				return Underlay{}, changed, err
+			}
+			continue // the uplink may have been lent the addresses meanwhile
+		}
 		did := true
 		switch v.step {
 		case refuse:
@@ -267,9 +275,6 @@ func superseded(before, c link.Config) (old link.Config) {
 // restore gives a local port that was made anew what went with the old one.
 func (s *Setup) restore(ctx context.Context, c scene) (changed bool, err error) {
 	m := *c.memory
-	if err := s.awaitLink(ctx, m.Bridge); err != nil {
-		return false, err
-	}
 	if m.Uplink != "" {
 		if _, err := s.ensureUplink(ctx, &m, *c.uplink); err != nil {
 			return true, err
@@ -338,7 +343,8 @@ func (s *Setup) suitable(l link.Link) error {
 // linkLook is how often a device is looked for beside the kernel's events.
 const linkLook = 100 * time.Millisecond
 
-// awaitLink waits until ovs-vswitchd has made the bridge's local port.
+// awaitLink waits until ovs-vswitchd serves the bridge's local port. Meanwhile addresses are
+// somebody else's to move.
 func (s *Setup) awaitLink(ctx context.Context, bridge string) error {
 	watch, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -349,8 +355,10 @@ func (s *Setup) awaitLink(ctx context.Context, bridge string) error {
 	// The events are the signal; the ticker is for those lost with a closed channel.
 	tick := time.NewTicker(linkLook)
 	defer tick.Stop()
+	s.turn.Unlock()
+	defer s.turn.Lock()
 	for {
-		if ok, err := s.ns.LinkExists(bridge); ok || err != nil {
+		if ok, err := served(s.ns, bridge); ok || err != nil {
 			return err
 		}
 		select {
@@ -360,7 +368,7 @@ func (s *Setup) awaitLink(ctx context.Context, bridge string) error {
 			}
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("ovs-vswitchd has not made the local port of bridge %s: %w; is it running?", bridge, ctx.Err())
+			return fmt.Errorf("ovs-vswitchd does not serve the local port of bridge %s: %w; is it running?", bridge, ctx.Err())
 		}
 	}
 }

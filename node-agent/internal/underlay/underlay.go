@@ -8,7 +8,8 @@
 // external_ids and in a copy beside, and puts them back when the local port was made
 // anew: ovs-vswitchd was away, the machine rebooted, the database was lost. What
 // somebody changes while the device stands is followed, never undone: see
-// [scene.decide]. The node keeps its address whatever fails.
+// [scene.decide]. The node keeps its address whatever fails, and while ovs-vswitchd is
+// away the uplink has it: see [Lender].
 package underlay
 
 import (
@@ -17,6 +18,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -39,8 +41,20 @@ type Config struct {
 	StateDir string
 	// BootID tells devices apart that had the same index in two runs of the machine.
 	BootID string
+	// Lender is who gives the uplink the addresses while Open vSwitch is away; nil for nobody.
+	Lender *Lender
 	// Logger gets each move of addresses. Default: discard.
 	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	if c.Bridge == "" {
+		c.Bridge = DefaultBridge
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
 }
 
 // Underlay is what tunnels use.
@@ -65,6 +79,8 @@ type Setup struct {
 	ns  *link.NS
 	ovs *ovs.Client
 	log *slog.Logger
+	// turn is held by who moves addresses: see [Lender].
+	turn *sync.Mutex
 	// copied is what the copy on disk says, once it was read or written.
 	copied *memory
 	// said is what restoring left out, as it was logged last.
@@ -73,14 +89,12 @@ type Setup struct {
 
 // New makes a Setup. ns is the namespace of the node.
 func New(cfg Config, ns *link.NS, client *ovs.Client) *Setup {
-	if cfg.Bridge == "" {
-		cfg.Bridge = DefaultBridge
+	cfg = cfg.withDefaults()
+	s := &Setup{cfg: cfg, ns: ns, ovs: client, log: cfg.Logger, turn: &sync.Mutex{}}
+	if cfg.Lender != nil {
+		s.turn = &cfg.Lender.turn
 	}
-	log := cfg.Logger
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	return &Setup{cfg: cfg, ns: ns, ovs: client, log: log}
+	return s
 }
 
 // Ensure finds or sets up the underlay and reports whether it had to change
