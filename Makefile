@@ -53,7 +53,7 @@ test: deps build ## everything that a change must pass: unit, contract, lab end-
 	go test -race -timeout 20m $$(go list ./... | grep -v /test/e2e)
 	go test -run '^TestStepsModel$$' ./controller/internal/tenant # all of it, which race checks make too slow
 	cd test/policyoracle && go test ./... # a module of its own
-	NETLAB_BIN= go test -race -count=1 -timeout 40m $(if $(SHORT),-short) ./test/e2e/... # builds race-checked programs of its own
+	NETLAB_BIN= go test -race -count=1 -timeout 90m $(if $(SHORT),-short) ./test/e2e/... # builds race-checked programs of its own
 
 .PHONY: test-kernel
 test-kernel: deps build reference ## demo and end-to-end tests on the kernel datapath, in an emulated machine (ALL=1: all; RUN=regexp)
