@@ -117,6 +117,35 @@ func TestPolicyDropsLogged(t *testing.T) {
 	c.logs("n1", `pod=red/web direction=ingress peer=red/near protocol=TCP port=8080 policies=[red/web]`, c.ask("red/near", "tcp4", "red/web", 8080))
 }
 
+// TestPolicyDropsLoggedPastSwitch: with the flag also what never comes back to the bridge is logged, by where it ends,
+// and the lines and what they say that they lack add up to what is counted.
+func TestPolicyDropsLoggedPastSwitch(t *testing.T) {
+	c := policed(t, netlab.Options{AgentArgs: []string{"--service-proxy=kube-proxy", "--log-policy-drops"}})
+	c.policyPods()
+	worldPort := c.worldAndNodes()
+	c.policy("red/web", `{podSelector: {matchLabels: {app: web}}, policyTypes: [Egress]}`)
+	line := fmt.Sprintf(`pod=red/web direction=egress peer=%s protocol=%%s port=8080 policies=[red/web]`, netlab.Outside)
+	for network, protocol := range map[string]string{"tcp4": "TCP", "udp4": "UDP"} {
+		c.logs("n1", fmt.Sprintf(line, protocol), func() { reached(c.get("red/web"), network, worldService) })
+	}
+	reached(c.get("red/web"), "tcp4", worldPort)
+	c.logs("n1", `pod=red/web direction=egress peer="node `, func() { reached(c.get("red/web"), "tcp4", n2Service) })
+	much, err := dialFrom(c.get("red/web"), "udp4", worldService)
+	c.must(err)
+	defer func() { _ = much.Close() }()
+	for range 200 {
+		_, err := much.Write([]byte("x"))
+		c.must(err)
+	}
+	counted := c.settledMetric("n1", `k8s_ovs_drops_total{reason="policy-egress"}`)
+	c.eventually("lines and what they lack add up", 30*time.Second, func() error {
+		if lines, told := c.deniedLines("n1"); float64(len(lines))+told != counted {
+			return fmt.Errorf("%d lines, %v left out, %v counted", len(lines), told, counted)
+		}
+		return nil
+	})
+}
+
 const deniedIngress = `k8s_ovs_drops_total{reason="policy-ingress"}`
 
 // TestPolicyDropsFlood: a flood of what is denied has its share of the log and no more, all of it is

@@ -280,7 +280,7 @@ func (n *node) newPolicies(p *parts) *policySide {
 	}
 	if n.cfg.Cluster.LogPolicyDrops {
 		p.table.TellDenied()
-		p.drops = policies.NewDropLog(p.policies, p.table.Denied)
+		p.drops = policies.NewDropLog(p.policies, n.denied(p.table))
 	}
 	p.attacher.SetPolicies(p.policies)
 	n.limiter.SetHearer(p.policies)

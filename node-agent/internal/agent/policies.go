@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -25,9 +26,24 @@ func (n *node) enforce(ctx context.Context, p *parts) error {
 	defer following.Wait()
 	following.Go(func() { p.policies.Follow(n.etcd.store.FollowPolicies(ctx, p.self)) })
 	if p.drops != nil {
+		if err := n.firewall.judge.TellDropped(ctx, p.drops.TakePast, n.log); err != nil {
+			n.log.Warn("what policies deny past the switch is counted and not logged", "error", err)
+		}
 		following.Go(func() { p.drops.Run(ctx) })
 	}
 	return p.policies.Run(ctx, copies.Keep)
+}
+
+// denied counts what policies denied, in the switch and past it.
+func (n *node) denied(table *nodeflows.Table) func(context.Context) (uint64, error) {
+	return func(ctx context.Context) (uint64, error) {
+		switched, err := table.Denied(ctx)
+		if err != nil {
+			return 0, err
+		}
+		past, err := n.firewall.judge.Total(ctx)
+		return switched + past, err
+	}
 }
 
 // policyTable is what NetworkPolicies come to on the node; [policies.Table] is it.

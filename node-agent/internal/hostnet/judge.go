@@ -39,8 +39,8 @@ type Judge struct {
 	// has is what the table is known to have; nil where it is to be read.
 	has     *judgeState
 	counted uint64
-	// there is that a table was seen, or made.
-	there atomic.Bool
+	// there is that a table was seen, or made; tells that the agent hears of what is dropped.
+	there, tells atomic.Bool
 }
 
 // Senders are pods that policies do not let send everything.
@@ -88,7 +88,7 @@ func (j *Judge) Set(ctx context.Context, want Senders) error {
 			want.Reach = maps.Clone(want.Reach)
 			maps.DeleteFunc(want.Reach, func(a netip.Addr, _ policy.Reach) bool { return want.Keep(a) })
 		}
-		made := judgeChains(want.Reach)
+		made := judgeChains(want.Reach, j.tells.Load())
 		next.chains, next.senders = made.comments(), made.senders
 		if keeps {
 			next.keep(have, want.Keep)
@@ -105,7 +105,7 @@ func (j *Judge) Set(ctx context.Context, want Senders) error {
 				have = judgeState{}
 				beginJudge(tx, base)
 			}
-			change(tx, have, next, made.chains)
+			change(tx, have, next, made)
 		}
 		j.has = nil
 		if tx.NumOperations() > 0 {
@@ -125,8 +125,20 @@ func (j *Judge) Forget() { j.has = nil }
 // Dropped is how many packets were dropped since it was last asked. It costs nothing where nobody is
 // judged.
 func (j *Judge) Dropped(ctx context.Context) (n uint64, err error) {
+	total, err := j.Total(ctx)
+	if err != nil {
+		return 0, err
+	}
+	last := j.counted
+	if n, j.counted = total, total; last <= n { // else the table was made anew
+		n -= last
+	}
+	return n, nil
+}
+
+// Total is how many packets were dropped since the table was made. It may be called at any time.
+func (j *Judge) Total(ctx context.Context) (n uint64, err error) {
 	if !j.there.Load() {
-		j.counted = 0
 		return 0, nil
 	}
 	err = j.run("reading", func() error {
@@ -134,15 +146,10 @@ func (j *Judge) Dropped(ctx context.Context) (n uint64, err error) {
 		if err != nil && !knftables.IsNotFound(err) {
 			return err
 		}
-		last := j.counted
-		j.counted = 0
 		for _, c := range counters {
 			if c.Name == string(DeniedEgress) {
-				j.counted = *c.Packets
+				n = *c.Packets
 			}
-		}
-		if n = j.counted; last <= n { // else the table was made anew
-			n -= last
 		}
 		return nil
 	})
@@ -236,9 +243,12 @@ func (s judgeState) agrees(next judgeState) bool {
 }
 
 // change makes of a table what is next. Chains come before who needs them, and go behind.
-func change(tx *knftables.Transaction, have, next judgeState, made []chain) {
-	for _, c := range made {
+func change(tx *knftables.Transaction, have, next judgeState, made judged) {
+	for _, c := range made.chains {
 		if _, there := have.chains[c.name]; !there {
+			if made.tells {
+				addTold(tx)
+			}
 			addChain(tx, c, next.chains[c.name])
 		}
 	}
@@ -304,11 +314,13 @@ type judged struct {
 	chains  []chain
 	senders map[netip.Addr]string
 	known   map[string]bool
+	// tells says that the agent hears of what they drop.
+	tells bool
 }
 
 // judgeChains are those that some pods need.
-func judgeChains(reach map[netip.Addr]policy.Reach) judged {
-	j := judged{senders: map[netip.Addr]string{}, known: map[string]bool{}}
+func judgeChains(reach map[netip.Addr]policy.Reach, tells bool) judged {
+	j := judged{senders: map[netip.Addr]string{}, known: map[string]bool{}, tells: tells}
 	shared := map[*policy.Span]string{} // many pods have one
 	for _, a := range slices.SortedFunc(maps.Keys(reach), netip.Addr.Compare) {
 		r := reach[a]
@@ -330,7 +342,7 @@ func (j judged) comments() map[string][]string {
 	return out
 }
 
-// drop ends each chain.
+// drop ends each chain of pods, and of ports.
 var drop = rule{[]any{fmt.Sprintf("counter name %q drop", DeniedEgress)}, "no policy allows it, or one denies it"}
 
 // to adds the chain of pods that may reach r, and returns its name.
@@ -346,7 +358,7 @@ func (j *judged) to(r policy.Reach) string {
 			choices = append(choices, addressRange(s)+" : goto "+j.ports(s.Ports))
 		}
 	}
-	return j.add(judgeTo, []rule{{[]any{"ct reply ip saddr vmap {", strings.Join(choices, ", "), "}"}, "by where it ends"}, drop})
+	return j.add(judgeTo, []rule{{[]any{"ct reply ip saddr vmap {", strings.Join(choices, ", "), "}"}, "by where it ends"}})
 }
 
 // ports adds the chain of these, and returns its name.
@@ -363,11 +375,15 @@ func (j *judged) ports(p policy.Ports) string {
 	if p.Others {
 		rules = append(rules, rule{[]any{"ct original protocol != { tcp, udp, sctp } accept"}, "other protocols"})
 	}
-	return j.add(judgePorts, append(rules, drop))
+	return j.add(judgePorts, rules)
 }
 
-// add adds a chain, once, under a name that says what is in it.
+// add adds a chain, once, under a name that says what is in it. What comes to its end is dropped.
 func (j *judged) add(prefix string, rules []rule) string {
+	if j.tells {
+		rules = append(rules, tell)
+	}
+	rules = append(rules, drop)
 	h := sha256.New()
 	for _, r := range rules {
 		fmt.Fprintln(h, knftables.Concat(r.match...))

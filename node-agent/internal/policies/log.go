@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
@@ -34,7 +35,8 @@ const (
 // once.
 type DropLog struct {
 	table *Table
-	// denied is how many the switch counted; see [nodeflows.Table.Denied].
+	// denied is how many were counted, by the switch ([nodeflows.Table.Denied]) and past it
+	// ([hostnet.Judge.Total]).
 	denied func(ctx context.Context) (uint64, error)
 	log    *slog.Logger
 	now    func() time.Time
@@ -58,7 +60,7 @@ type allowance struct {
 	leftOut int
 }
 
-// NewDropLog logs what the switch tells of, with what t knows.
+// NewDropLog logs what it is told of, with what t knows.
 func NewDropLog(t *Table, denied func(ctx context.Context) (uint64, error)) *DropLog {
 	now := t.cfg.Now()
 	return &DropLog{table: t, denied: denied, log: t.cfg.Logger, now: t.cfg.Now, all: allowance{lines: allAtOnce, at: now}, pods: map[netip.Addr]*allowance{}}
@@ -76,6 +78,15 @@ func (l *DropLog) Take(d pipeline.Denied) {
 		attrs = append(attrs, slog.Int("leftOut", leftOut))
 	}
 	l.log.LogAttrs(context.Background(), slog.LevelInfo, "denied by policy", attrs...)
+}
+
+// TakePast takes in a packet that policies denied past the switch: what a pod sent, or an answer to it.
+func (l *DropLog) TakePast(p hostnet.DroppedPacket) {
+	pod, peer := p.From, p.To
+	if !l.table.here(pod.Addr()) {
+		pod, peer = peer, pod
+	}
+	l.Take(pipeline.Denied{Egress: true, Source: pod.Addr(), Destination: peer.Addr(), Protocol: p.Protocol, Port: peer.Port()})
 }
 
 // take reports whether a line about a pod may be logged now, and how many were left out before it.
@@ -175,6 +186,14 @@ func (t *Table) named(a netip.Addr) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.who(a)
+}
+
+// here reports whether an address is that of a pod of this node.
+func (t *Table) here(a netip.Addr) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.pods[a]
+	return ok
 }
 
 // who is named; mu is held.
