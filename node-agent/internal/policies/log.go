@@ -24,8 +24,9 @@ const (
 	// allAtOnce are as many after a pause.
 	linesOfPod, podAtOnce = 10, 20
 	linesOfAll, allAtOnce = 100, 200
-	// leftOutEvery is how often it says how many it has left out.
-	leftOutEvery = 10 * time.Second
+	// leftOutEvery is how often it says how many it has left out, countsEvery how often it asks for
+	// what was counted until it knows from where to count.
+	leftOutEvery, countsEvery = 10 * time.Second, time.Second
 	// podsLeftOut is how many pods that names, those with the most.
 	podsLeftOut = 5
 )
@@ -115,21 +116,22 @@ func (a *allowance) grow(now time.Time, perSecond, most float64) {
 
 // Run says how many packets the log has left out, until ctx ends.
 func (l *DropLog) Run(ctx context.Context) {
-	tick := time.NewTicker(leftOutEvery)
-	defer tick.Stop()
 	for {
-		l.tell(ctx)
+		next := countsEvery
+		if l.tell(ctx) {
+			next = leftOutEvery
+		}
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
+		case <-time.After(next):
 		}
 	}
 }
 
 // tell says how many packets the log has left out, since it last did: what the switch has counted
-// is all of them.
-func (l *DropLog) tell(ctx context.Context) {
+// is all of them. known is whether it knows what was counted by now.
+func (l *DropLog) tell(ctx context.Context) (known bool) {
 	packets, err := l.denied(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -141,13 +143,13 @@ func (l *DropLog) tell(ctx context.Context) {
 			l.log.Warn("what policies deny is counted and not logged: the switch has no meters for that", "error", err)
 		}
 		l.without, l.known = true, false
-		return
+		return false
 	case err != nil:
 		if !errors.Is(err, flowstore.ErrDisconnected) && ctx.Err() == nil {
 			l.log.Debug("cannot say how many packets the log of what policies deny lacks", "error", err)
 		}
 		l.known = false
-		return
+		return false
 	}
 	l.without = false
 	if l.known && packets >= l.counted { // else the switch has made the meters anew, and lost count
@@ -158,6 +160,7 @@ func (l *DropLog) tell(ctx context.Context) {
 		l.log.Info("denied by policy and left out of the log", "count", l.missing, "pods", pods)
 		l.missing = 0
 	}
+	return true
 }
 
 // most are the pods of which most was left out, with how many, and forgets those of which nothing
