@@ -86,6 +86,16 @@ func (n *node) leave(ctx context.Context) {
 			return
 		}
 		n.log.Info("the node leaves the network: the uplink has its addresses back")
+	case "": // Open vSwitch was away since the agent started
+		if n.ovs.lender == nil {
+			return
+		}
+		lent, err := n.ovs.lender.Lend()
+		if err := errors.Join(err, n.firewall.net.Cleanup(ctx)); err != nil {
+			n.log.Error("the node leaves the network, but something of it stays", "error", err)
+			return
+		}
+		n.log.Info("the node leaves the network", "uplinkHasAddresses", lent)
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
@@ -181,5 +183,41 @@ func TestLeaveTakesChecks(t *testing.T) {
 		if there, err := host.LinkExists(exits.Device); err != nil || there != wants {
 			t.Errorf("the DaemonSet wants the node: %t; its device is there: %t, %v", wants, there, err)
 		}
+	}
+}
+
+// A node that leaves although its agent never found Open vSwitch: the uplink gets the node's address, and the firewall of
+// the agent before goes.
+func TestLeaveWithoutOpenVSwitch(t *testing.T) {
+	name := nstest.New(t)
+	host, err := link.Open(ns.Path(name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = host.Close() })
+	if err := ns.IP(t.Context(), name, "link add eth0 type bridge", "link set eth0 up"); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("ip", "netns", "exec", name, "nft", "add table ip k8s-ovs").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	config := link.Config{Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}}
+	cfg := configured(t)
+	was := fmt.Sprintf(`{"bridge": "br-phy", "vtep": "192.0.2.1", "uplink": "eth0", "config": %s, "device": "boot-1/7"}`, config.Encode())
+	if err := os.WriteFile(filepath.Join(cfg.StateDir, "underlay.json"), []byte(was), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{})
+	n.bootID = "boot-1"
+	n.ovs.lender = underlay.NewLender(n.underlayConfig(), host)
+	if n.firewall.net, err = hostnet.New(host); err != nil {
+		t.Fatal(err)
+	}
+	n.leave(t.Context())
+	if l, ok, err := host.AddressOwner(netip.MustParseAddr("192.0.2.1")); err != nil || !ok || l.Name != "eth0" {
+		t.Errorf("the node's address is on %q (%t, %v)", l.Name, ok, err)
+	}
+	if tables, err := exec.Command("ip", "netns", "exec", name, "nft", "list", "tables").CombinedOutput(); err != nil || strings.Contains(string(tables), "k8s-ovs") {
+		t.Errorf("tables are left: %s (%v)", tables, err)
 	}
 }

@@ -2,8 +2,11 @@ package underlay
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -27,7 +30,8 @@ const (
 //
 // It needs neither Open vSwitch nor its database: it goes by the copy in the state directory.
 // What the machine's owner does comes first: an address that another device has, or that was
-// taken from a bridge that stands, is not lent, nor is one of before a boot.
+// taken from a bridge that stands, is not lent, nor is one of before a boot, nor one beside
+// others that the uplink was given; and what is taken from the uplink is not lent again.
 type Lender struct {
 	cfg Config
 	ns  *link.NS
@@ -85,50 +89,122 @@ func (l *Lender) look(now time.Time) error {
 }
 
 // Lend gives the uplink the addresses now, unless somebody serves the bridge, and reports whether
-// the uplink has them instead of the bridge.
+// the uplink has them instead of the bridge. Once it has, what becomes of them is the machine's
+// owner's affair: nothing is lent again before the bridge was served.
 func (l *Lender) Lend() (lent bool, err error) {
 	l.turn.Lock()
 	defer l.turn.Unlock()
 	if served, err := served(l.ns, l.cfg.Bridge); served || err != nil {
 		return false, err
 	}
-	s := &Setup{cfg: l.cfg, ns: l.ns, log: l.log} // which reads the copy as it is now
-	m := s.loadCopy()
+	s := &Setup{cfg: l.cfg, ns: l.ns, log: l.log}
+	m := s.loadCopy() // as it is now
 	if m == nil || m.Uplink == "" || m.Bridge != l.cfg.Bridge || !strings.HasPrefix(m.Device, l.cfg.BootID+"/") {
 		return false, nil
 	}
-	local, left, err := l.ns.Link(m.Bridge)
-	if err != nil {
-		return false, err
-	}
-	owner, owned, err := l.ns.AddressOwner(m.VTEP)
-	if err != nil || left && !owned {
-		return false, err // taken away by somebody, while the device stood
-	}
-	uplink, err := s.findUplink(*m)
-	if err == nil && uplink == nil {
+	found, err := s.findUplink(*m)
+	if err == nil && found == nil {
 		err = link.ErrNoLink
 	}
 	if err != nil {
 		return false, fmt.Errorf("uplink %s of bridge %s: %w", m.Uplink, m.Bridge, err)
 	}
-	if owned && (!left || owner.Index != local.Index) {
-		return owner.Index == uplink.Index, nil
+	c, err := l.absent(*m, found.Name)
+	if err != nil || m.Lent || !c.wanted(*m) {
+		return m.Lent && has(c.uplink, m.VTEP), err
 	}
-	l.log.Warn("ovs-vswitchd is away: the uplink has the node's address until it is back", "bridge", m.Bridge, "uplink", uplink.Name, "addresses", m.Config.Addresses)
-	if err := l.ns.Loud(uplink.Name); err != nil {
+	l.log.Warn("ovs-vswitchd is away: the uplink has the node's address until it is back", "bridge", m.Bridge, "uplink", c.uplink.Name, "addresses", m.Config.Addresses)
+	if err := l.give(*m, c); err != nil {
 		return false, err
 	}
-	if !left {
-		_, err := l.ns.RestoreConfig(uplink.Name, m.Config)
-		return err == nil, err
+	m.Lent = true
+	s.saveCopy(*m)
+	return true, nil
+}
+
+// absence is what the machine looks like while nobody serves the bridge.
+type absence struct {
+	uplink link.Link
+	// local is the bridge's local port that a crash left behind; nil where there is none.
+	local *link.Link
+	// elsewhere is that another device has the node's address.
+	elsewhere bool
+}
+
+// absent reads it.
+func (l *Lender) absent(m memory, uplink string) (c absence, err error) {
+	var there bool
+	if c.uplink, there, err = l.ns.Describe(uplink); err != nil || !there {
+		return c, errors.Join(err, link.ErrNoLink)
 	}
-	// A daemon that crashed leaves its device behind, with all that it had.
-	whole, err := l.ns.ReadWhole(m.Bridge)
-	if err == nil {
-		err = s.transfer(m.Bridge, uplink.Name, kept(m.Config, whole, m.VTEP))
+	local, left, err := l.ns.Describe(m.Bridge)
+	if err != nil {
+		return c, err
 	}
-	return err == nil, err
+	if left {
+		c.local = &local
+	}
+	owner, owned, err := l.ns.AddressOwner(m.VTEP)
+	c.elsewhere = owned && owner.Index != c.uplink.Index && !(left && owner.Index == local.Index)
+	return c, err
+}
+
+// wanted reports whether the uplink is to have what m says: not what somebody has put elsewhere, or
+// has taken from a bridge that stands, nor where the machine has given the uplink other addresses.
+func (c absence) wanted(m memory) bool {
+	switch {
+	case has(c.uplink, m.VTEP):
+		return true // half of it was done
+	case c.elsewhere || c.local != nil && !has(*c.local, m.VTEP):
+		return false
+	}
+	return !slices.ContainsFunc(c.uplink.Addresses, func(p netip.Prefix) bool { return !p.IsSingleIP() && !slices.Contains(m.Config.Addresses, p) })
+}
+
+// give gives the uplink what m says. Its addresses come first: whenever that ends half-way, it is seen
+// by them that it is to be gone on with.
+func (l *Lender) give(m memory, c absence) error {
+	if err := l.ns.Loud(c.uplink.Name); err != nil {
+		return err
+	}
+	for _, a := range m.Config.Addresses {
+		if _, err := l.ns.EnsureAddress(c.uplink.Name, a); err != nil {
+			return err
+		}
+	}
+	config := m.Config
+	if c.local != nil {
+		whole, err := l.ns.ReadWhole(m.Bridge)
+		if err != nil {
+			return err
+		}
+		config = withoutStaying(config, whole)
+		if err := l.ns.RemoveConfig(m.Bridge, config); err != nil {
+			return err
+		}
+	}
+	leftOut, err := l.ns.RestoreConfig(c.uplink.Name, config)
+	if len(leftOut) > 0 {
+		l.log.Warn("the uplink has not all that the bridge had", "uplink", c.uplink.Name, "leftOut", strings.Join(leftOut, "; "))
+	}
+	return err
+}
+
+// withoutStaying is c without the routes that need an address which stays on the device, as it is
+// somebody's who put it there later.
+func withoutStaying(c, device link.Config) link.Config {
+	ours := slices.Concat(c.Addresses, c.Beyond.Addresses)
+	stays := slices.DeleteFunc(slices.Concat(device.Addresses, device.Beyond.Addresses), func(p netip.Prefix) bool { return slices.Contains(ours, p) })
+	by := func(of []netip.Prefix, r link.Route) bool {
+		return slices.ContainsFunc(of, func(p netip.Prefix) bool { return p.Contains(r.Via) })
+	}
+	needs := func(r link.Route) bool { return r.Via.IsValid() && by(stays, r) && !by(ours, r) }
+	c.Routes, c.Beyond.Routes = slices.DeleteFunc(slices.Clone(c.Routes), needs), slices.DeleteFunc(slices.Clone(c.Beyond.Routes), needs)
+	return c
+}
+
+func has(l link.Link, ip netip.Addr) bool {
+	return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == ip })
 }
 
 // served reports whether ovs-vswitchd serves the local port of a bridge.

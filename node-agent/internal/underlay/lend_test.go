@@ -3,6 +3,10 @@ package underlay
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -102,6 +106,7 @@ func TestLentToNobody(t *testing.T) {
 		"bridge set down":            {true, "1", []string{"link set br-phy down"}, "br-phy"},
 		"given to another device":    {false, "1", []string{"link add other0 type bridge", "addr add 192.0.2.1/24 dev other0"}, "other0"},
 		"another start of a machine": {false, "2", nil, ""},
+		"the uplink has others":      {false, "1", []string{"addr add 198.51.100.7/24 dev eth0"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			n := newNode(t, newWire(t), 1)
@@ -123,4 +128,68 @@ func TestLentToNobody(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLentOnce: what somebody does with an address that was lent is not undone, by the same agent nor by the next one.
+// When the bridge was served again, the uplink is lent its addresses again.
+func TestLentOnce(t *testing.T) {
+	n := newNode(t, newWire(t), 1)
+	state := t.TempDir()
+	n.withLender(state, "1")
+	n.ensure(true)
+	n.stopVswitchd("br-phy")
+	n.looksLong(n.withLender(state, "1"))
+	ip(t, n.name, "addr del 192.0.2.1/24 dev eth0", "addr add 192.0.2.77/24 dev eth0", "route add default via 192.0.2.254")
+	before := n.state4()
+	for range 2 {
+		n.looksLong(n.withLender(state, "1"))
+	}
+	if after := n.state4(); after != before {
+		t.Errorf("before:\n%s\nafter:\n%s", before, after)
+	}
+	lender := n.withLender(state, "1")
+	n.vswitch.StartVswitchd()
+	n.ensure(true)
+	n.has("back", "-4 addr show dev br-phy", []string{"192.0.2.77"}, []string{"192.0.2.1/24"})
+	for range 2 {
+		n.stopVswitchd("br-phy")
+		n.looksLong(lender)
+		n.has("lent again", "-4 addr show dev eth0", []string{"192.0.2.77"}, []string{"192.0.2.1/24"})
+		n.vswitch.StartVswitchd()
+		n.ensure(true)
+	}
+}
+
+// TestLentHalf: one that ended half-way is gone on with; a route that needs an address which stays on the bridge that a
+// crash left behind stays there; a copy that was deleted is there again when it is needed.
+func TestLentHalf(t *testing.T) {
+	n := newNode(t, newWire(t), 1)
+	state := t.TempDir()
+	lender := n.withLender(state, "1")
+	n.ensure(true)
+	ip(t, n.name, "addr add 10.0.0.5/24 dev br-phy", "route add 10.1.0.0/16 via 10.0.0.1")
+	if err := os.Remove(filepath.Join(state, memoryFile)); err != nil {
+		t.Fatal(err)
+	}
+	n.ensure(false)
+	before := n.state4()
+	for range 2 {
+		n.vswitch.KillVswitchd()
+		ip(t, n.name, "addr add 192.0.2.1/24 dev eth0") // and nothing more
+		n.looksLong(lender)
+		n.has("lent", "route show", []string{"default via 192.0.2.254 dev eth0", "10.1.0.0/16 via 10.0.0.1 dev br-phy"}, []string{"default via 192.0.2.254 dev br-phy"})
+		n.has("lent", "-4 addr show dev br-phy", []string{"10.0.0.5/24"}, []string{"192.0.2.1/24"})
+		if got := n.pings(3, "203.0.113.1"); got != 3 {
+			t.Errorf("%d answers to 3 packets of a node that ovs-vswitchd left", got)
+		}
+		n.vswitch.StartVswitchd()
+		n.ensure(true)
+		if after := n.state4(); sorted(after) != sorted(before) {
+			t.Errorf("before:\n%s\nafter:\n%s", before, after)
+		}
+	}
+}
+
+func sorted(text string) string {
+	return strings.Join(slices.Sorted(slices.Values(strings.Fields(text))), " ")
 }

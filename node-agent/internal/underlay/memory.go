@@ -1,6 +1,7 @@
 package underlay
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -45,6 +46,8 @@ type memory struct {
 	// Device is the local port that Config was read from, as boot id and index: two
 	// devices of one name are told apart by it. Empty in the memory of an older release.
 	Device string `json:"device,omitempty"`
+	// Lent is that the uplink got what went with that device: see [Lender]. Only the copy says it.
+	Lent bool `json:"lent,omitempty"`
 }
 
 // incarnation names a device for [memory.Device].
@@ -114,7 +117,7 @@ func (s *Setup) observe(ctx context.Context, m memory) error {
 	if err != nil || !ok || !after.Up || after.Index != before.Index {
 		return err
 	}
-	m.Config, m.Device = kept(m.Config, c, m.VTEP), s.incarnation(after)
+	m.Config, m.Device, m.Lent = kept(m.Config, c, m.VTEP), s.incarnation(after), false
 	return s.remember(ctx, m)
 }
 
@@ -138,13 +141,19 @@ func (s *Setup) copyPath() string {
 	return filepath.Join(s.cfg.StateDir, memoryFile)
 }
 
-// loadCopy is the copy on disk; nil where there is none that can be used.
+// loadCopy is the copy on disk, else what was written there last; nil where there is none that can
+// be used.
 func (s *Setup) loadCopy() *memory {
-	if s.copyPath() == "" {
-		return s.copied
+	if m := s.readCopy(); m != nil {
+		s.copied = m
 	}
-	if s.copied != nil {
-		return s.copied
+	return s.copied
+}
+
+// readCopy is the copy on disk; nil where there is none that can be used.
+func (s *Setup) readCopy() *memory {
+	if s.copyPath() == "" {
+		return nil
 	}
 	data, err := os.ReadFile(s.copyPath())
 	var m memory
@@ -157,29 +166,31 @@ func (s *Setup) loadCopy() *memory {
 		}
 		return nil
 	}
-	s.copied = &m
-	return s.copied
+	return &m
 }
 
-// saveCopy writes the copy where it is another. It is only needed when the database is
-// lost, so a failure (a full disk) is told and no more.
+// saveCopy writes the copy where the disk has another, or none. It is only needed while Open
+// vSwitch or its database is away, so a failure (a full disk) is told and no more.
 func (s *Setup) saveCopy(m memory) {
 	data, err := json.Marshal(m)
 	if err != nil {
 		panic("underlay: " + err.Error()) // the types above always encode
 	}
-	if s.copied != nil {
-		if before, err := json.Marshal(*s.copied); err == nil && string(before) == string(data) {
-			return
-		}
+	path := s.copyPath()
+	if path == "" {
+		s.copied = &m
+		return
 	}
-	if path := s.copyPath(); path != "" {
+	if has, err := os.ReadFile(path); err != nil || !bytes.Equal(has, data) {
 		if err := atomicfile.Write(path, data, 0o600); err != nil {
-			s.log.Error("the copy of the underlay's configuration is out of date: it is needed when Open vSwitch's database is lost", "path", path, "error", err)
+			if text := err.Error(); text != s.unsaved {
+				s.log.Error("the copy of the underlay's configuration is out of date: it is needed when Open vSwitch or its database is away", "path", path, "error", err)
+				s.unsaved = text
+			}
 			return
 		}
 	}
-	s.copied = &m
+	s.copied, s.unsaved = &m, ""
 }
 
 // forget takes the memory away.

@@ -81,8 +81,10 @@ type Setup struct {
 	log *slog.Logger
 	// turn is held by who moves addresses: see [Lender].
 	turn *sync.Mutex
-	// copied is what the copy on disk says, once it was read or written.
-	copied *memory
+	// copied is what the copy on disk said, when it was last read or written; unsaved why it could
+	// not be, as it was logged last.
+	copied  *memory
+	unsaved string
 	// said is what restoring left out, as it was logged last.
 	said string
 }
