@@ -9,8 +9,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 )
 
@@ -73,7 +73,7 @@ func (f *File) Ensure() (changed bool, err error) {
 		return false, fmt.Errorf("CNI configuration %s: %w", f.path, err)
 	}
 	if err := atomicfile.Write(f.path, f.cfg.Contents, 0o644); err != nil {
-		return false, fmt.Errorf("write CNI configuration %s: %w", f.path, err)
+		return false, fmt.Errorf("write CNI configuration %s: %w", f.path, detached.Explain(f.cfg.Dir, err))
 	}
 	return true, nil
 }
@@ -92,24 +92,6 @@ func (f *File) Remove() (bool, error) {
 		return false, fmt.Errorf("remove CNI configuration: %w", err)
 	}
 	return true, nil
-}
-
-// Preferred is another file in the directory that the runtime takes instead of ours, as its name comes first; empty where there is none.
-func (f *File) Preferred() (string, error) {
-	entries, err := os.ReadDir(f.cfg.Dir)
-	if err != nil {
-		return "", fmt.Errorf("CNI configurations: %w", err)
-	}
-	// Sorted by name, as libcni sorts them, which looks at these three kinds.
-	for _, e := range entries {
-		if e.Name() >= f.cfg.Name {
-			break
-		}
-		if slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(e.Name())) {
-			return filepath.Join(f.cfg.Dir, e.Name()), nil
-		}
-	}
-	return "", nil
 }
 
 // ForeignError: a file of our name was written by somebody else.

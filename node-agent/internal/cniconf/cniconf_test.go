@@ -111,6 +111,9 @@ func TestForeignStays(t *testing.T) {
 		if _, err := f.Ensure(); !errors.As(err, &refused) || !strings.Contains(err.Error(), "--cni-conf-file") {
 			t.Errorf("%q: Ensure: %v", contents, err)
 		}
+		if _, err := f.First(); !errors.As(err, &refused) {
+			t.Errorf("%q: First: %v", contents, err)
+		}
 		if removed, err := f.Forget(); removed || err != nil {
 			t.Errorf("%q: Forget: %v, %v", contents, removed, err)
 		}
@@ -132,28 +135,6 @@ func TestRemove(t *testing.T) {
 		}
 		if !want {
 			ensure(t, f, true)
-		}
-	}
-}
-
-func TestPreferred(t *testing.T) {
-	cfg := node(t)
-	f := New(cfg)
-	ensure(t, f, true)
-	for _, tc := range []struct {
-		add, want string
-	}{
-		{"99-other.conf", ""},
-		{"05-notes.txt", ""},
-		{"07-other.conf", "07-other.conf"},
-		{"00-other.conflist", "00-other.conflist"},
-	} {
-		if err := os.WriteFile(filepath.Join(cfg.Dir, tc.add), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
-		got, err := f.Preferred()
-		if want := tc.want; err != nil || (want == "") != (got == "") || got != "" && filepath.Base(got) != want {
-			t.Errorf("with %s: %q, %v; want %q", tc.add, got, err, want)
 		}
 	}
 }

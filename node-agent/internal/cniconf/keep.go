@@ -13,6 +13,9 @@ type Kept struct {
 	file *File
 	log  *slog.Logger
 
+	// unusable are the files before ours that were told of. It belongs to the goroutine that calls First.
+	unusable map[string]string
+
 	mu  sync.Mutex
 	err error
 }
@@ -55,12 +58,23 @@ func (c *Kept) Ensure() {
 		return
 	}
 	c.log.Info("CNI configuration is in place", "path", c.file.Path())
-	switch other, err := c.file.Preferred(); {
-	case err != nil:
-		c.log.Warn("cannot tell whether the container runtime takes the CNI configuration", "error", err)
-	case other != "":
-		c.log.Warn("the container runtime takes another CNI configuration, whose name comes first: remove it", "path", other)
+}
+
+// First is nil where the runtime takes our configuration, or will once it is in place; else it names the file that it takes instead.
+func (c *Kept) First() error {
+	if c == nil {
+		return nil
 	}
+	unusable, err := c.file.First()
+	told := map[string]string{}
+	for path, why := range unusable {
+		told[path] = why.Error()
+		if c.unusable[path] != told[path] {
+			c.log.Warn("a file whose name comes before our CNI configuration is none: some container runtimes skip it, others (containerd) take none at all; remove it", "path", path, "error", why)
+		}
+	}
+	c.unusable = told
+	return err
 }
 
 // InPlace is nil where the runtime has the configuration.
