@@ -10,8 +10,11 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 )
 
 const (
@@ -21,12 +24,26 @@ const (
 	maxSocketPath = 107
 )
 
+// drainTime is how long a socket whose path is gone is accepted from before the new one is: who connected to it
+// has done so before.
+const drainTime = 100 * time.Millisecond
+
 // listener is the socket and the lock that says whose it is.
 type listener struct {
+	path string
+	log  *slog.Logger
+
+	mu sync.Mutex
+	// line are the sockets to accept from: the last is the one at path, those before it are drained, in their order.
+	line   []*bound
+	lock   *os.File
+	closed bool
+}
+
+// bound is a socket, and which file it is.
+type bound struct {
 	*net.UnixListener
-	lock       *os.File
-	socketOnce sync.Once
-	lockOnce   sync.Once
+	file os.FileInfo
 }
 
 // listen takes the socket at path. The lock file beside it is held as long as
@@ -36,29 +53,141 @@ func listen(path string, log *slog.Logger) (*listener, error) {
 	if !filepath.IsAbs(path) || len(path) > maxSocketPath {
 		return nil, fmt.Errorf("socket %q: not an absolute path of at most %d bytes", path, maxSocketPath)
 	}
-	path = filepath.Clean(path)
-	if err := ensureDir(path, log); err != nil {
+	l := &listener{path: filepath.Clean(path), log: log}
+	if err := l.take(); err != nil {
 		return nil, err
 	}
-	lock, err := takeLock(path)
+	return l, nil
+}
+
+// take makes what is not there of the directory, the lock and the socket.
+func (l *listener) take() error {
+	if err := ensureDir(l.path, l.log); err != nil {
+		return err
+	}
+	if !isAt(lockPath(l.path), stat(l.lock)) {
+		lock, err := takeLock(l.path)
+		if err != nil {
+			return err
+		}
+		l.lock.Close() // nil before the first
+		l.lock = lock
+	}
+	if l.bound() {
+		return nil
+	}
+	b, err := bind(l.path)
 	if err != nil {
-		return nil, err
+		if l.line == nil {
+			l.lock.Close()
+		}
+		return err
 	}
-	l, err := bind(path)
-	if err != nil {
-		lock.Close()
-		return nil, err
+	l.line = append(l.line, b)
+	return nil
+}
+
+// bound reports whether the socket is at its path.
+func (l *listener) bound() bool {
+	return l.line != nil && isAt(l.path, l.line[len(l.line)-1].file)
+}
+
+// keep binds the socket anew where its path is no longer it. Who connected to the one before is served.
+func (l *listener) keep() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || l.bound() && isAt(lockPath(l.path), stat(l.lock)) {
+		return nil
 	}
-	return &listener{UnixListener: l, lock: lock}, nil
+	if err := l.take(); err != nil {
+		return detached.Explain(filepath.Dir(l.path), err)
+	}
+	l.log.Warn("the CNI socket, or its lock, was gone from its place: it is back", "path", l.path)
+	l.drain()
+	return nil
+}
+
+// drain has who waits for the first in line go on to the next, if there is one.
+func (l *listener) drain() {
+	if len(l.line) > 1 {
+		_ = l.line[0].SetDeadline(time.Now().Add(drainTime))
+	}
+}
+
+// accept waits for a connection.
+func (l *listener) accept() (*net.UnixConn, error) {
+	for {
+		first := l.first()
+		conn, err := first.AcceptUnix()
+		if err == nil || transient(err) || !l.next(first) {
+			return conn, err
+		}
+	}
+}
+
+func (l *listener) first() *bound {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.line[0]
+}
+
+// next gives the first in line up, and reports whether there is another.
+func (l *listener) next(first *bound) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.line) == 1 {
+		return false
+	}
+	first.Close()
+	l.line = l.line[1:]
+	l.drain()
+	return true
 }
 
 // close removes the socket: nobody else connects. The lock stays.
-func (l *listener) close() { l.socketOnce.Do(func() { _ = l.UnixListener.Close() }) }
+func (l *listener) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shut()
+}
+
+func (l *listener) shut() {
+	if l.closed {
+		return
+	}
+	l.closed = true
+	if l.bound() {
+		_ = os.Remove(l.path)
+	}
+	for _, b := range l.line {
+		_ = b.Close()
+	}
+}
 
 // release also lets the lock go: the next agent may begin.
 func (l *listener) release() {
-	l.close()
-	l.lockOnce.Do(func() { _ = l.lock.Close() })
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shut()
+	_ = l.lock.Close()
+}
+
+// isAt reports whether that file is what stands at path.
+func isAt(path string, file os.FileInfo) bool {
+	info, err := os.Lstat(path)
+	return err == nil && file != nil && os.SameFile(info, file)
+}
+
+// stat is nil for no file.
+func stat(f *os.File) os.FileInfo {
+	if f == nil {
+		return nil
+	}
+	info, err := f.Stat()
+	if err != nil {
+		return nil
+	}
+	return info
 }
 
 func lockPath(socket string) string { return socket + ".lock" }
@@ -120,7 +249,7 @@ func takeLock(socket string) (*os.File, error) {
 }
 
 // bind replaces a dead socket by a new one. Whatever else stands there stays.
-func bind(path string) (*net.UnixListener, error) {
+func bind(path string) (*bound, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -142,10 +271,15 @@ func bind(path string) (*net.UnixListener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
+	l.SetUnlinkOnClose(false) // what stands there then may be another
 	// The directory is closed to others, so there is no gap before this.
-	if err := os.Chmod(path, socketMode); err != nil {
+	err = os.Chmod(path, socketMode)
+	if err == nil {
+		info, err = os.Lstat(path)
+	}
+	if err != nil {
 		l.Close()
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
-	return l, nil
+	return &bound{UnixListener: l, file: info}, nil
 }

@@ -1,6 +1,7 @@
 package cniserver
 
 import (
+	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -14,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
 
@@ -181,5 +183,116 @@ func TestCloseWithoutServe(t *testing.T) {
 		if _, err := os.Lstat(socket); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("the socket is still there: %v", err)
 		}
+	}
+}
+
+// TestKeep: the socket is back where plugins look for it, whatever was deleted, for root alone as before, and
+// calls that are under way meanwhile come to their end.
+func TestKeep(t *testing.T) {
+	for name, remove := range map[string]func(t *testing.T, socket string){
+		"nothing":     func(*testing.T, string) {},
+		"the socket":  func(t *testing.T, socket string) { must(t, os.Remove(socket)) },
+		"the lock":    func(t *testing.T, socket string) { must(t, os.Remove(socket+".lock")) },
+		"both":        func(t *testing.T, socket string) { must(t, errors.Join(os.Remove(socket), os.Remove(socket+".lock"))) },
+		"its folder":  func(t *testing.T, socket string) { must(t, os.RemoveAll(filepath.Dir(socket))) },
+		"it is moved": func(t *testing.T, socket string) { must(t, os.Rename(socket, socket+".old")) },
+		"a dead one in its place": func(t *testing.T, socket string) {
+			must(t, os.Remove(socket))
+			l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+			must(t, err)
+			l.SetUnlinkOnClose(false)
+			must(t, l.Close())
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			began, finish := make(chan struct{}), make(chan struct{})
+			s := serve(t, Config{Attacher: &attacher{add: func(_ context.Context, req cniapi.Request) error {
+				if req.ContainerID == "early" {
+					close(began)
+					<-finish
+				}
+				return nil
+			}}})
+			early := make(chan *cniapi.Error, 1)
+			go func() { _, e := s.call(request(cniapi.Add, "early")); early <- e }()
+			<-began
+			// Nobody has accepted this one yet, perhaps.
+			waiting, err := net.Dial("unix", s.socket)
+			must(t, err)
+			defer waiting.Close()
+			remove(t, s.socket)
+			for range 2 {
+				must(t, s.server.Keep())
+				if _, e := s.call(request(cniapi.Add, "late")); e != nil {
+					t.Error(e)
+				}
+			}
+			if got := mode(t, filepath.Dir(s.socket)); got != fs.ModeDir|0o700 {
+				t.Errorf("directory has %s", got)
+			}
+			if got := mode(t, s.socket); got != fs.ModeSocket|0o600 {
+				t.Errorf("socket has %s", got)
+			}
+			if _, err := Listen(Config{Attacher: &attacher{}, Socket: s.socket, Log: discard}); err == nil || !strings.Contains(err.Error(), "another k8s-ovs-agent") {
+				t.Errorf("a second agent: %v", err)
+			}
+			must(t, cniapi.WriteRequest(waiting, request(cniapi.Status, "")))
+			if resp, err := cniapi.ReadResponse(waiting); err != nil || resp.Error != nil {
+				t.Errorf("who had connected before: %v, %v", resp.Error, err)
+			}
+			close(finish)
+			if e := <-early; e != nil {
+				t.Errorf("the call under way: %v", e)
+			}
+			s.stop()
+			must(t, <-s.done)
+			if _, err := os.Lstat(s.socket); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the socket is there after the end: %v", err)
+			}
+			must(t, s.server.Keep())
+			if _, err := os.Lstat(s.socket); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the socket is back after the end: %v", err)
+			}
+		})
+	}
+}
+
+// TestKeepRefuses: what somebody else put in the socket's place stays, and is named until it is gone.
+func TestKeepRefuses(t *testing.T) {
+	s := serve(t, Config{Attacher: &attacher{}})
+	must(t, os.Remove(s.socket))
+	must(t, os.WriteFile(s.socket, []byte("precious"), 0o600))
+	for range 2 {
+		if err := s.server.Keep(); err == nil || !strings.Contains(err.Error(), s.socket+": there is something that is not a socket") {
+			t.Errorf("a file in its place: %v", err)
+		}
+	}
+	if data, err := os.ReadFile(s.socket); err != nil || string(data) != "precious" {
+		t.Errorf("the file: %q, %v", data, err)
+	}
+	must(t, os.Remove(s.socket))
+	must(t, s.server.Keep())
+	if _, e := s.call(request(cniapi.Status, "")); e != nil {
+		t.Error(e)
+	}
+	// Another agent took what was free.
+	must(t, errors.Join(os.Remove(s.socket), os.Remove(s.socket+".lock")))
+	serve(t, Config{Attacher: &attacher{}, Socket: s.socket})
+	if err := s.server.Keep(); err == nil || !strings.Contains(err.Error(), "another k8s-ovs-agent serves it") {
+		t.Errorf("another agent: %v", err)
+	}
+}
+
+// TestKeepDetached: a new socket in a folder that was deleted under its mount would be seen by nobody.
+func TestKeepDetached(t *testing.T) {
+	source, dir := filepath.Join(t.TempDir(), "source"), filepath.Join(t.TempDir(), "run")
+	must(t, errors.Join(os.Mkdir(source, 0o700), os.Mkdir(dir, 0o700)))
+	must(t, unix.Mount(source, dir, "", unix.MS_BIND, ""))
+	t.Cleanup(func() { must(t, unix.Unmount(dir, unix.MNT_DETACH)) })
+	s := serve(t, Config{Attacher: &attacher{}, Socket: filepath.Join(dir, "cni.sock")})
+	must(t, os.RemoveAll(source))
+	must(t, os.Mkdir(source, 0o700))
+	if err := s.server.Keep(); !errors.Is(err, detached.Err) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("Keep: %v", err)
 	}
 }

@@ -119,6 +119,16 @@ func Listen(cfg Config) (*Server, error) {
 	return &Server{cfg: cfg, log: cfg.Log, listener: l, turns: newTurns(cfg.MaxConcurrent)}, nil
 }
 
+// Keep sees to it that the socket is at its path, where plugins look for it, and binds it anew where it is not: somebody deleted it, or
+// its directory. Who has connected already is served. The error is why plugins cannot reach the agent; it wraps [detached.Err] where only a new
+// start of the agent helps. It may be called at any time.
+func (s *Server) Keep() error {
+	if err := s.listener.keep(); err != nil {
+		return fmt.Errorf("the container runtime does not reach the agent: %w", err)
+	}
+	return nil
+}
+
 // Close gives the socket up without serving. After Serve it does nothing.
 func (s *Server) Close() { s.listener.release() }
 
@@ -164,7 +174,7 @@ func (s *Server) accept(ctx context.Context, slots chan struct{}, serve func(*ne
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		conn, err := s.listener.AcceptUnix()
+		conn, err := s.listener.accept()
 		if err == nil {
 			serve(conn)
 			continue
