@@ -1,57 +1,28 @@
-// Package install puts the CNI plugins of the image where the container runtime of the node finds them. It is what the plugin does when
-// it is called by a person or an init container instead of a runtime.
-package install
+// Package cniplugins puts the CNI plugins of the image where the container runtime of the node finds them, and sees whether they are there. It
+// never touches a plugin of another name.
+package cniplugins
 
 import (
 	"bytes"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 )
 
+// Ours is the plugin that asks the agent.
+const Ours = "k8s-ovs"
+
 // Plugins are what a node needs: our own, loopback for every sandbox, and portmap for host ports.
-var Plugins = []string{"loopback", "portmap", "k8s-ovs"}
-
-// Command is the argument that asks for the installation.
-const Command = "install"
-
-// Main runs `k8s-ovs install` with the arguments after that word, and returns the exit status.
-func Main(args []string, stdout, stderr io.Writer) int {
-	fs := flag.NewFlagSet("k8s-ovs "+Command, flag.ContinueOnError)
-	fs.SetOutput(stderr)
-	from := fs.String("from", "", "`directory` with the plugins")
-	to := fs.String("to", "", "`directory` of the container runtime's plugins, such as /opt/cni/bin")
-	if err := fs.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			return 0
-		}
-		return 2
-	}
-	if *from == "" || *to == "" || fs.NArg() > 0 {
-		fmt.Fprintf(stderr, "k8s-ovs %s: needs --from DIRECTORY and --to DIRECTORY, and nothing else\n", Command)
-		return 2
-	}
-	replaced, err := Install(*from, *to)
-	if err != nil {
-		fmt.Fprintf(stderr, "k8s-ovs %s: %v\n", Command, err)
-		return 1
-	}
-	for _, name := range Plugins {
-		state := "is up to date"
-		if replaced[name] {
-			state = "installed"
-		}
-		fmt.Fprintf(stdout, "%s %s\n", filepath.Join(*to, name), state)
-	}
-	return 0
-}
+var Plugins = []string{"loopback", "portmap", Ours}
 
 // Install copies the [Plugins] and says which it had to replace. All are written beside their place before the first takes it, so an
 // error while reading or writing leaves what was there. A plugin that runs meanwhile runs on: its file is replaced, not written to.
 func Install(from, to string) (replaced map[string]bool, err error) {
+	return install(from, to, Plugins)
+}
+
+func install(from, to string, names []string) (replaced map[string]bool, err error) {
 	if err := os.MkdirAll(to, 0o755); err != nil {
 		return nil, fmt.Errorf("directory of plugins: %w", err)
 	}
@@ -63,7 +34,7 @@ func Install(from, to string) (replaced map[string]bool, err error) {
 			}
 		}
 	}()
-	for _, name := range Plugins {
+	for _, name := range names {
 		data, err := os.ReadFile(filepath.Join(from, name))
 		if err != nil {
 			return replaced, fmt.Errorf("plugin %s: %w", name, err)
@@ -76,7 +47,7 @@ func Install(from, to string) (replaced map[string]bool, err error) {
 			return replaced, fmt.Errorf("install plugin %s: %w", name, err)
 		}
 	}
-	for _, name := range Plugins {
+	for _, name := range names {
 		if !replaced[name] {
 			continue
 		}

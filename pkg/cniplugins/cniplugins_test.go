@@ -1,7 +1,6 @@
-package install
+package cniplugins
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -114,27 +113,5 @@ func TestAllOrNone(t *testing.T) {
 	want := map[string]string{"k8s-ovs": "ours 1", "loopback": "loopback 1", "portmap": "portmap 1"}
 	if diff := cmp.Diff(want, installed(t, to)); diff != "" {
 		t.Errorf("installed (-want +got):\n%s", diff)
-	}
-}
-
-func TestCommand(t *testing.T) {
-	from, to := source(t, first), t.TempDir()
-	for _, tc := range []struct {
-		args   []string
-		status int
-		out    string
-	}{
-		{[]string{"--from", from, "--to", to}, 0, "k8s-ovs installed"},
-		{[]string{"--from", from, "--to", to}, 0, "k8s-ovs is up to date"},
-		{[]string{"--from", from}, 2, "--to"},
-		{[]string{"--from", from, "--to", to, "more"}, 2, "nothing else"},
-		{[]string{"--form", from}, 2, "form"},
-		{[]string{"--help"}, 0, "-from"},
-		{[]string{"--from", to + "/missing", "--to", to}, 1, "missing/loopback"},
-	} {
-		var out bytes.Buffer
-		if status := Main(tc.args, &out, &out); status != tc.status || !strings.Contains(out.String(), tc.out) {
-			t.Errorf("%q: status %d, %s; want %d, %q", tc.args, status, out.String(), tc.status, tc.out)
-		}
 	}
 }
