@@ -137,6 +137,8 @@ func TestWrongFlags(t *testing.T) {
 		{[]string{etcd, "--cni-conf-dir", "/etc/cni/net.d", "--cni-conf-file", "k8s-ovs.conf"}, ".conflist"},
 		{[]string{etcd, "--cni-conf-dir", "/etc/cni/net.d", "--cni-conf-template", "main.go"}, "--cni-conf-template"},
 		{[]string{etcd, "--cni-conf-template", "main.go"}, "--cni-conf-dir"},
+		{[]string{etcd, "--cni-bin-dir", "bin"}, "--cni-bin-dir"},
+		{[]string{etcd, "--cni-bin-dir", "/opt/cni/bin", "--cni-plugins-from", "cni"}, "--cni-plugins-from"},
 	} {
 		if _, err := configure(tc.args...); err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%q: error %v, want one that names %s", tc.args, err, tc.want)

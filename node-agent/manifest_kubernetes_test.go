@@ -2,6 +2,9 @@ package main
 
 import (
 	"encoding/json"
+	"os"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -30,6 +33,28 @@ func TestManifestKubernetes(t *testing.T) {
 		}
 		if cfg.Cluster.ServiceProxy != tc.proxy || !cfg.Cluster.Enabled || cfg.Cluster.CNIConfDir != "/etc/cni/net.d" {
 			t.Errorf("%s: %+v", variant, cfg.Cluster)
+		}
+	}
+}
+
+// The DaemonSet's own arguments are taken, and name a folder that it mounts.
+func TestManifestArguments(t *testing.T) {
+	data, err := os.ReadFile("../manifests/base/agent.daemonset.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := regexp.MustCompile(`args: \[--config=/etc/k8s-ovs/agent.yaml, (.+)\]`).FindSubmatch(data)
+	if found == nil {
+		t.Fatal("the DaemonSet's arguments are not as they were")
+	}
+	args := append(strings.Split(string(found[1]), ", "), "--config=../manifests/base/agent.yaml", "--cni-conf-template=../manifests/base/cni.conflist", "--node-ip=192.0.2.10")
+	cfg, err := configure(args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{cfg.Cluster.CNIBinDir, cfg.Cluster.CNIConfDir} {
+		if dir == "" || !strings.Contains(string(data), "mountPath: "+dir+"\n") {
+			t.Errorf("the DaemonSet does not mount %q", dir)
 		}
 	}
 }

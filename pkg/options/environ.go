@@ -17,7 +17,7 @@ import (
 // has a test that these are its flags.
 var flags = map[string][]string{
 	"k8s-ovs-agent": {
-		"bandwidth-policy", "bridge", "cni-conf-dir", "cni-conf-file", "cni-conf-template", "cni-socket", "daemonset", "datapath", "exit-check", "log-format", "log-level", "log-policy-drops",
+		"bandwidth-policy", "bridge", "cni-bin-dir", "cni-conf-dir", "cni-conf-file", "cni-conf-template", "cni-plugins-from", "cni-socket", "daemonset", "datapath", "exit-check", "log-format", "log-level", "log-policy-drops",
 		"max-pods-per-namespace", "metrics-address", "mtu", "mtu-on-blackhole", "mtu-probe-interval", "mtu-probe-port", "node-connection-rate", "node-ip", "node-name", "ovs-db", "ovs-rundir", "profiling",
 		"public-services", "service-connection-rate", "service-proxy", "state-dir", "uplink-rate", "version", "vtep-bridge", "vxlan-port",
 	},

@@ -50,11 +50,15 @@ const (
 
 // change is something that happens to node n1. Commands run in its namespace, in a shell
 // with these variables: DEV has the node's address, ADDR is that address with its
-// length, VIA the router, POD the host's end of red/a, UPLINK the way outside. SECOND is a
+// length, VIA the router, POD the host's end of red/a, UPLINK the way outside, SOCKET the one that the plugin
+// calls, CONF the container runtime's directory of configurations. SECOND is a
 // command that fails, save in the second change of a pair: the first may have done the same.
 type change struct {
 	name     string
 	do, undo string
+	// says is a part of the reason that the node must give, where it is not ready though its pods reach all; empty for any
+	// reason, or none.
+	says string
 	// datapath is the only one where it can happen; empty for any.
 	datapath string
 	// needs are commands in an empty namespace that a kernel takes which has what the
@@ -130,6 +134,13 @@ var changes = []change{
 	{name: "the uplink taken out of its bridge", do: "ovs-vsctl del-port br-phy $UPLINK", datapath: "netdev"},
 	{name: "ovs-vswitchd restarted", do: kill + "; START"},
 	{name: "ovs-vsctl emer-reset", do: "ovs-vsctl emer-reset"},
+	{name: "the CNI socket deleted", do: "rm -f $SOCKET"},
+	{name: "the CNI socket and its lock deleted", do: "rm -f $SOCKET $SOCKET.lock"},
+	{
+		name: "another network's CNI configuration before ours", says: "10-aaa.conflist",
+		do: `echo '{"cniVersion":"1.0.0","name":"aaa","plugins":[{"type":"bridge"}]}' > $CONF/10-aaa.conflist`, undo: "rm -f $CONF/10-aaa.conflist",
+	},
+	{name: "our CNI configuration deleted", do: "rm -f $CONF/10-k8s-ovs.conflist"},
 }
 
 // moved has another device, which leads out by eth0, carry the node's address and its
@@ -179,13 +190,17 @@ func candidates(t *testing.T) []change {
 // machine is a lab whose n1 is changed.
 type machine struct {
 	*lab
-	agent int // the pid of n1's agent: it must not have to be restarted
+	conf  string // n1's directory of CNI configurations
+	agent int    // the pid of n1's agent: it must not have to be restarted
 }
 
 func upMachine(t *testing.T) *machine {
 	l := upAlso(t, netlab.Options{})
+	conf := t.TempDir()
+	l.must(l.SetAgentArgs("n1", "--cni-conf-dir", conf))
+	l.must(l.Agent("n1").Restart(t.Context()))
 	l.pods(map[string][]string{"n1": {"red/a", "red/c"}, "n2": {"red/b"}})
-	m := &machine{lab: l}
+	m := &machine{lab: l, conf: conf}
 	m.agent = m.agentPID()
 	m.await("before anything", m.well)
 	return m
@@ -225,7 +240,7 @@ func (m *machine) shell(script string, env ...string) {
 		}
 		cmd := exec.CommandContext(m.t.Context(), "ip", "netns", "exec", node.Netns, "sh", "-ec", strings.Trim(part, "; "))
 		cmd.Env = append(os.Environ(), "DEV="+dev, "UPLINK="+uplink, "ADDR="+node.VTEP.String()+"/24", "VIA="+netlab.Gateway.String(),
-			"POD="+m.hostIf("red/a"), "RUN="+run, "OVS_RUNDIR="+node.OVSRunDir, m.Mark())
+			"POD="+m.hostIf("red/a"), "RUN="+run, "SOCKET="+m.CNISocket("n1"), "CONF="+m.conf, "OVS_RUNDIR="+node.OVSRunDir, m.Mark())
 		cmd.Env = append(cmd.Env, env...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			m.t.Fatalf("%s: %v: %s", part, err, out)
@@ -266,8 +281,14 @@ func (m *machine) well() error {
 	return g.Wait()
 }
 
-// ready is nil when n1 says that it is.
-func (m *machine) ready() error { return m.CNIStatus(m.t.Context(), "n1") }
+// ready is nil when n1 says that it is, and the runtime was told so.
+func (m *machine) ready() error {
+	if err := m.CNIStatus(m.t.Context(), "n1"); err != nil {
+		return err
+	}
+	_, err := os.Stat(m.conf + "/10-k8s-ovs.conflist")
+	return err
+}
 
 func (m *machine) await(when string, ok func() error) {
 	m.t.Helper()
@@ -322,6 +343,9 @@ func (m *machine) try(cs ...change) {
 		}
 		if unreached != nil && (why == nil || strings.HasSuffix(said, ": ")) {
 			return fmt.Errorf("%w, and the node is ready", unreached)
+		}
+		if one := cs[0]; len(cs) == 1 && one.says != "" && (why == nil || !strings.Contains(said, one.says)) {
+			return fmt.Errorf("the node does not name %s: %v", one.says, why)
 		}
 		if time.Now().Before(settled) {
 			return errors.New("it has not settled")
@@ -402,5 +426,5 @@ func TestMachine(t *testing.T) {
 func (m *machine) in(t *testing.T) *machine {
 	l := *m.lab
 	l.t = t
-	return &machine{lab: &l, agent: m.agent}
+	return &machine{lab: &l, conf: m.conf, agent: m.agent}
 }

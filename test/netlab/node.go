@@ -286,5 +286,8 @@ func (a Agent) State(ctx context.Context) (string, error) {
 // StateDir is where the node's agent keeps its state.
 func (l *Lab) StateDir(node string) string { return l.stateDir(node) }
 
+// CNISocket is where the node's agent is called by the plugin.
+func (l *Lab) CNISocket(node string) string { return l.cniSocket(node) }
+
 // ExecIn runs fn with the calling thread in the node's namespace (see ns.Do).
 func (l *Lab) ExecIn(node string, fn func() error) error { return ns.Do(l.nodeNetns(node), fn) }

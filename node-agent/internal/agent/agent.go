@@ -27,6 +27,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/cniplugins"
 	"github.com/k8s-ovs/k8s-ovs/pkg/diag"
 	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
@@ -70,7 +71,8 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 		return err
 	}
 	defer host.Close()
-	n, err := newNode(cfg, log, m, host, api, conf, bootID)
+	runtime := runtimeSide{conf: conf, plugins: cniplugins.Keep(cfg.Cluster.CNIPluginsFrom, cfg.Cluster.CNIBinDir, log)}
+	n, err := newNode(cfg, log, m, host, api, runtime, bootID)
 	if err != nil {
 		return err
 	}
@@ -102,7 +104,7 @@ func (n *node) diagnostics(reg *prometheus.Registry) diag.Config {
 			{Name: "node", Probe: func(context.Context) error { return n.ready.is() }},
 			{Name: "services", Probe: func(context.Context) error { return n.servicesReady() }},
 			{Name: "policies", Probe: func(context.Context) error { return n.policiesReady() }},
-			{Name: "cni-configuration", Probe: func(context.Context) error { return n.conf.InPlace() }},
+			{Name: "cni-configuration", Probe: func(context.Context) error { return n.runtime.conf.InPlace() }},
 		},
 	}
 }
@@ -113,6 +115,7 @@ func (n *node) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.runtime.socket = server
 	faultpoint.Here("start", "the CNI's socket")
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return server.Serve(ctx) })

@@ -35,6 +35,9 @@ type Cluster struct {
 	// where it is not the default.
 	CNIConfDir, CNIConfFile, CNIConfTemplate string
 	cniConf                                  []byte
+	// CNIBinDir is where the container runtime looks for plugins, empty where they are not the agent's to keep;
+	// CNIPluginsFrom has those that belong there.
+	CNIBinDir, CNIPluginsFrom string
 	// daemonSet is the agent's own, the zero value where it runs in none.
 	daemonSet    service.Key
 	daemonSetRef string
@@ -49,6 +52,8 @@ func (c *Cluster) register(fs *pflag.FlagSet) {
 	fs.StringVar(&c.CNIConfDir, "cni-conf-dir", c.CNIConfDir, "the container runtime's `directory` of CNI configurations; one is put there as soon as pods can be attached (default: none is written)")
 	fs.StringVar(&c.CNIConfFile, "cni-conf-file", c.CNIConfFile, "`name` of the CNI configuration")
 	fs.StringVar(&c.CNIConfTemplate, "cni-conf-template", c.CNIConfTemplate, "`file` with the contents of the CNI configuration (default: k8s-ovs, then portmap)")
+	fs.StringVar(&c.CNIBinDir, "cni-bin-dir", c.CNIBinDir, "the container runtime's `directory` of CNI plugins: those that go missing there are put back (default: nobody looks)")
+	fs.StringVar(&c.CNIPluginsFrom, "cni-plugins-from", c.CNIPluginsFrom, "`directory` with the plugins that are put back")
 	fs.StringVar(&c.daemonSetRef, "daemonset", c.daemonSetRef, "`NAMESPACE/NAME` of the DaemonSet that runs the agent: where it no longer wants the node, the CNI configuration goes")
 }
 
@@ -84,6 +89,11 @@ func (c *Cluster) complete(socket string) error {
 			return errors.New("--daemonset needs --kubernetes: the API server says whether the DaemonSet wants this node")
 		}
 		c.daemonSet = key
+	}
+	for flag, dir := range map[string]string{"--cni-bin-dir": c.CNIBinDir, "--cni-plugins-from": c.CNIPluginsFrom} {
+		if dir != "" && !filepath.IsAbs(dir) {
+			return fmt.Errorf("%s %q is not an absolute path", flag, dir)
+		}
 	}
 	return c.completeCNIConf(socket)
 }

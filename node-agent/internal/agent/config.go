@@ -111,7 +111,7 @@ func Defaults() Config {
 		Shares: Shares{BandwidthPolicy: podlimits.Strict}, ExitCheck: exits.NotReady,
 		Diag: diag.Flags{MetricsAddress: "127.0.0.1:9465"},
 		Cluster: Cluster{
-			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist",
+			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist", CNIPluginsFrom: "/usr/libexec/cni",
 		},
 	}
 }

@@ -313,8 +313,14 @@ type (
 	fakeHost     struct{ *machine }
 	fakeExits    struct{ *machine }
 	fakeSharing  struct{}
-	fakeConf     struct{ there bool }
-	noRoutes     struct{ peers.Routes }
+	fakeConf     struct {
+		there bool
+		// mu guards why, which another goroutine sets: it is why the runtime does not come to the agent.
+		mu    sync.Mutex
+		why   error
+		looks int // at the socket
+	}
+	noRoutes struct{ peers.Routes }
 )
 
 func (u fakeUnderlay) Ensure(ctx context.Context) (underlay.Underlay, bool, error) {
@@ -375,7 +381,33 @@ func (e fakeExits) Outside(context.Context, exits.Switch, exits.Gateway) error {
 func (fakeSharing) Ensure(context.Context, string, string, sharing.Attached, bool, func(string) (netid.ID, bool)) {
 }
 
-func (f *fakeConf) Ensure() { f.there = true }
+func (f *fakeConf) Ensure()        { f.there = true }
+func (f *fakeConf) InPlace() error { return nil }
+
+func (f *fakeConf) First() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.why
+}
+
+func (f *fakeConf) Keep() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.looks++
+	return nil
+}
+
+func (f *fakeConf) kept() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.looks
+}
+
+func (f *fakeConf) set(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.why = why
+}
 
 func (noRoutes) Forget() {}
 
@@ -523,7 +555,8 @@ func (l *lab) build() {
 			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, restore: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
 		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
-		report: &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m},
+		runtime: &runtimeWay{conf: l.conf, socket: l.conf},
+		report:  &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m},
 	}
 	ready.open(pods)
 	l.loop = newLoop(pic, r)

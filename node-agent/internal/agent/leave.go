@@ -47,7 +47,7 @@ func (n *node) leave(ctx context.Context) {
 	if yes {
 		return
 	}
-	n.conf.Remove()
+	n.runtime.conf.Remove()
 	if err := n.forgetMTU(ctx); err != nil {
 		n.log.Warn("the node leaves the network, but its MTU counts until the Node is deleted", "error", err)
 	}

@@ -44,7 +44,7 @@ func (d daemonSet) DaemonSetWants(_ context.Context, namespace, name, node strin
 }
 
 func ending(cfg Config, c *cniconf.Kept, api apiServer) *node {
-	return &node{cfg: cfg, conf: c, api: api, log: quiet()}
+	return &node{cfg: cfg, runtime: runtimeSide{conf: c}, api: api, log: quiet()}
 }
 
 func configured(t *testing.T) Config {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/faultpoint"
@@ -103,7 +104,7 @@ func (l *loop) wake(ctx context.Context, e *events) error {
 				return ctx.Err()
 			}
 			l.ready.set(err)
-			if errors.Is(err, errReaddressed) {
+			if errors.Is(err, errReaddressed) || errors.Is(err, detached.Err) {
 				return err
 			}
 			l.status.tell()

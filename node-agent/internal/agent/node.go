@@ -12,7 +12,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/asking"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
@@ -86,7 +85,7 @@ type node struct {
 	host    *link.NS
 	// api is nil outside of Kubernetes.
 	api      apiServer
-	conf     *cniconf.Kept
+	runtime  runtimeSide
 	ready    *readiness
 	firewall firewall
 	sharing  *sharing.Sharing
@@ -147,9 +146,9 @@ type parts struct {
 	loop    *loop
 }
 
-func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, conf *cniconf.Kept, bootID string) (*node, error) {
+func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, runtime runtimeSide, bootID string) (*node, error) {
 	n := &node{
-		cfg: cfg, log: log, metrics: m, bootID: bootID, host: host, api: api, conf: conf,
+		cfg: cfg, log: log, metrics: m, bootID: bootID, host: host, api: api, runtime: runtime,
 		ready:   &readiness{node: cfg.NodeName, gauge: m.ready, log: log, why: errStarting},
 		limiter: podlimits.New(api, cfg.NodeName, cfg.BandwidthPolicy, log),
 		ovs:     ovsSide{ports: &switchports.Late{}, events: switchports.NewEvents()},
@@ -316,8 +315,9 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		services: p.services,
 		policies: policy,
 		status:   status,
+		runtime:  n.runtime.way(),
 		report: &reporter{
-			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.conf, metrics: m, shrink: footprint.Shrink, log: log,
+			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.runtime.conf, metrics: m, shrink: footprint.Shrink, log: log,
 		},
 	}
 	if n.api != nil {

@@ -2,9 +2,11 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 )
 
@@ -23,7 +25,10 @@ type reporter struct {
 }
 
 // confKeeper keeps the CNI configuration in place; [cniconf.Kept] does.
-type confKeeper interface{ Ensure() }
+type confKeeper interface {
+	Ensure()
+	InPlace() error
+}
 
 func (n *reporter) observe(context.Context, *pass) error {
 	n.metrics.pods.Set(float64(len(n.attached.List())))
@@ -53,6 +58,9 @@ func (n *reporter) ready(_ context.Context, p *pass) error {
 func (n *reporter) configuration(_ context.Context, p *pass) error {
 	if p.unwell == nil && n.services.ready() == nil {
 		n.conf.Ensure()
+		if err := n.conf.InPlace(); errors.Is(err, detached.Err) {
+			return err // only a new start of the agent's container helps
+		}
 	}
 	return nil
 }

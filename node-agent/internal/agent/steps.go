@@ -55,6 +55,7 @@ func (p *pass) beside(f func()) {
 func (r *rooms) steps() []step {
 	host, flows, report := r.host, r.flows, r.report
 	return []step{
+		{"the container runtime's way to the agent", r.runtime.look}, // before what may fail: pods must go whatever the node lacks
 		{"the ways to peers, read back", host.forget},
 		{"the database of Open vSwitch", host.reachDatabase},
 		{"the underlay", host.ensureUnderlay}, // before the record: the one of the address that the node has
@@ -101,4 +102,5 @@ type rooms struct {
 	policies *policySide
 	report   *reporter
 	status   *ownStatus
+	runtime  *runtimeWay
 }
