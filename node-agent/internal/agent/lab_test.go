@@ -319,6 +319,7 @@ type (
 		mu    sync.Mutex
 		why   error
 		looks int // at the socket
+		place error
 	}
 	noRoutes struct{ peers.Routes }
 )
@@ -381,8 +382,7 @@ func (e fakeExits) Outside(context.Context, exits.Switch, exits.Gateway) error {
 func (fakeSharing) Ensure(context.Context, string, string, sharing.Attached, bool, func(string) (netid.ID, bool)) {
 }
 
-func (f *fakeConf) Ensure()        { f.there = true }
-func (f *fakeConf) InPlace() error { return nil }
+func (f *fakeConf) Ensure() { f.there = true }
 
 func (f *fakeConf) First() error {
 	f.mu.Lock()
@@ -401,6 +401,18 @@ func (f *fakeConf) kept() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.looks
+}
+
+func (f *fakeConf) InPlace() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.place
+}
+
+func (f *fakeConf) setPlace(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.place = why
 }
 
 func (f *fakeConf) set(why error) {

@@ -75,23 +75,28 @@ func TestLoopRuntimeWithoutSwitch(t *testing.T) {
 	})
 }
 
-// A folder that was deleted under the agent's mount is only there again in a new container.
+// A folder that was deleted under the agent's mount is only there again in a new container, be it found by a look or by a file that
+// cannot be written.
 func TestLoopDetached(t *testing.T) {
-	scripted(t, func(t *testing.T, l *lab) {
-		revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
-		l.start()
-		l.isReady(revision)
-		l.conf.set(fmt.Errorf("/run/k8s-ovs was deleted: %w", detached.Err))
-		time.Sleep(resyncEvery + time.Second)
-		synctest.Wait()
-		select {
-		case err := <-l.ended:
-			if !errors.Is(err, detached.Err) {
-				t.Errorf("the agent ended: %v", err)
-			}
-		default:
-			l.stop()
-			t.Fatal("the agent goes on")
-		}
-	})
+	for name, remove := range map[string]func(c *fakeConf, why error){"a look": (*fakeConf).set, "a file": (*fakeConf).setPlace} {
+		t.Run(name, func(t *testing.T) {
+			scripted(t, func(t *testing.T, l *lab) {
+				revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
+				l.start()
+				l.isReady(revision)
+				remove(l.conf, fmt.Errorf("/run/k8s-ovs was deleted: %w", detached.Err))
+				time.Sleep(resyncEvery + time.Second)
+				synctest.Wait()
+				select {
+				case err := <-l.ended:
+					if !errors.Is(err, detached.Err) {
+						t.Errorf("the agent ended: %v", err)
+					}
+				default:
+					l.stop()
+					t.Fatal("the agent goes on")
+				}
+			})
+		})
+	}
 }
