@@ -198,6 +198,15 @@ type NodePod struct {
 	Egress  []string `json:"Egress,omitempty"`
 	// Cluster names the ClusterNetworkPolicies that are about it, sorted.
 	Cluster []string `json:"Cluster,omitempty"`
+	// Unnamed counts those that the lists above leave out, so that the record stays small.
+	Unnamed UnnamedPolicies `json:"Unnamed,omitzero"`
+}
+
+// UnnamedPolicies is how many policies the lists of a [NodePod] leave out.
+type UnnamedPolicies struct {
+	Ingress int `json:"Ingress,omitempty"`
+	Egress  int `json:"Egress,omitempty"`
+	Cluster int `json:"Cluster,omitempty"`
 }
 
 // Acknowledged is the record acknowledged/<nodeIP>: up to which etcd revision of its

@@ -29,7 +29,7 @@ func (p Policies) cluster(namespace string) []ClusterPolicy {
 	out := []ClusterPolicy{}
 	for _, i := range p.Isolation.Cluster {
 		r := p.Cluster[i.Name]
-		selected := p.selected(namespace, func(pod topology.NodePod) bool { return slices.Contains(pod.Cluster, i.Name) })
+		selected := p.selected(namespace, i.Name, func(pod topology.NodePod) ([]string, int) { return pod.Cluster, pod.Unnamed.Cluster })
 		out = append(out, ClusterPolicy{Policy: i.Name, Tier: r.Tier, Priority: r.Priority, Selector: i.Selector, Selected: *selected})
 	}
 	slices.SortStableFunc(out, func(a, b ClusterPolicy) int {

@@ -36,6 +36,9 @@ type Policy struct {
 // Selected are the pods on which the policy is in force in one direction.
 type Selected struct {
 	Pods []SelectedPod `json:"pods"`
+	// Perhaps is how many others the policy may be in force on: they have so many policies that
+	// their nodes do not name all of them.
+	Perhaps int `json:"perhaps,omitempty"`
 }
 
 // SelectedPod is one of them.
@@ -50,22 +53,30 @@ func (p Policies) of(namespace string) []Policy {
 	for _, i := range p.Isolation.Policies {
 		row := Policy{Policy: i.Name, Selector: i.Selector}
 		if i.Ingress {
-			row.Ingress = p.selected(namespace, func(pod topology.NodePod) bool { return slices.Contains(pod.Ingress, i.Name) })
+			row.Ingress = p.selected(namespace, i.Name, func(pod topology.NodePod) ([]string, int) { return pod.Ingress, pod.Unnamed.Ingress })
 		}
 		if i.Egress {
-			row.Egress = p.selected(namespace, func(pod topology.NodePod) bool { return slices.Contains(pod.Egress, i.Name) })
+			row.Egress = p.selected(namespace, i.Name, func(pod topology.NodePod) ([]string, int) { return pod.Egress, pod.Unnamed.Egress })
 		}
 		out = append(out, row)
 	}
 	return out
 }
 
-func (p Policies) selected(namespace string, by func(topology.NodePod) bool) *Selected {
+// selected are the pods of a namespace that a policy is in force on. policies are those of a pod:
+// the names that its node tells, and how many it leaves out.
+func (p Policies) selected(namespace, policy string, policies func(topology.NodePod) (names []string, unnamed int)) *Selected {
 	s := &Selected{Pods: []SelectedPod{}}
 	for _, n := range p.Pods {
 		for _, pod := range n.Pods {
-			if pod.Namespace == namespace && by(pod) {
+			if pod.Namespace != namespace {
+				continue
+			}
+			switch names, unnamed := policies(pod); {
+			case slices.Contains(names, policy):
 				s.Pods = append(s.Pods, SelectedPod{Pod: pod.Name, Node: n.Host})
+			case unnamed > 0:
+				s.Perhaps++
 			}
 		}
 	}
@@ -132,7 +143,15 @@ func (s *Selected) String() string {
 	for _, p := range s.Pods {
 		pods = append(pods, p.Pod+" on "+p.Node)
 	}
-	return names(pods, spelled)
+	text := names(pods, spelled)
+	if s.Perhaps == 0 {
+		return text
+	}
+	more := fmt.Sprintf("perhaps %d with more policies than their nodes name", s.Perhaps)
+	if len(pods) == 0 {
+		return more
+	}
+	return text + ", and " + more
 }
 
 // PolicyDetail is what `netns show NAMESPACE --policy NAME` shows.

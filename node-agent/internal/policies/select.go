@@ -636,19 +636,6 @@ func (p *picture) whole() bool {
 	return p.told && p.lateSets() == 0
 }
 
-// list is what the node tells the leader of its pods, in order of their addresses.
-func (p *picture) list() []topology.NodePod {
-	out := []topology.NodePod{}
-	for _, one := range p.pods {
-		out = append(out, topology.NodePod{
-			Namespace: one.Namespace, Name: one.Name, UID: one.UID, Address: one.Address,
-			Ingress: one.selected.ingress, Egress: one.selected.egress, Cluster: one.selected.cluster,
-		})
-	}
-	slices.SortFunc(out, func(a, b topology.NodePod) int { return a.Address.Compare(b.Address) })
-	return out
-}
-
 // any reports whether there are policies in the cluster.
 func (p *picture) any() bool {
 	for key := range p.view.Invalid {
