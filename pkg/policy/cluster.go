@@ -66,6 +66,18 @@ func (p ClusterPolicy) Sets() []Set {
 	return sorted(sets, Set.Compare)
 }
 
+// PortsOf are the names of ports that p looks up at the members of its sets: see [Policy.PortsOf].
+func (p ClusterPolicy) PortsOf() map[Set][]string {
+	out := map[Set][]string{}
+	for _, r := range p.Ingress {
+		r.lookUpIngress(out, p.Subject)
+	}
+	for _, r := range p.Egress {
+		r.lookUpEgress(out)
+	}
+	return distinct(out)
+}
+
 // Selects says whether the policy's subject has pods of a namespace with these labels, as
 // far as the namespace decides. A selector that cannot be read chooses all.
 func (p ClusterPolicy) Selects(namespace map[string]string) bool {

@@ -368,6 +368,15 @@ func (x *Index) remove(w *wanted, a netip.Addr) {
 	x.changed[Chunk{w.Set, base}] = true
 }
 
+// Touch has all chunks of a wanted set count as changed.
+func (x *Index) Touch(s Set) {
+	if w := x.sets[s]; w != nil {
+		for base := range w.chunks {
+			x.changed[Chunk{s, base}] = true
+		}
+	}
+}
+
 // Changed are the chunks of wanted sets that may have changed since it was last called, in
 // order.
 func (x *Index) Changed() []Chunk {

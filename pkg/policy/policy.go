@@ -98,6 +98,59 @@ func (p Policy) Sets() []Set {
 	return sorted(sets, Set.Compare)
 }
 
+// PortsOf are the names of ports that p looks up at the members of its sets, by set. Others of a
+// member's ports nobody asks that set for.
+func (p Policy) PortsOf() map[Set][]string {
+	out := map[Set][]string{}
+	for _, r := range p.Ingress.Rules {
+		r.lookUpIngress(out, p.subject())
+	}
+	for _, r := range p.Egress.Rules {
+		r.lookUpEgress(out)
+	}
+	return distinct(out)
+}
+
+// lookUpIngress adds the names that a rule of ingress looks up.
+func (r Rule) lookUpIngress(to map[Set][]string, subject Set) {
+	for _, p := range r.Ports {
+		if p.Name != "" {
+			set := subject.with(p.Name)
+			to[set] = append(to[set], p.Name)
+		}
+	}
+}
+
+// lookUpEgress adds the names that a rule of egress looks up: at each of its peers, and in sets of
+// pods with such a port.
+func (r Rule) lookUpEgress(to map[Set][]string) {
+	var names []string
+	for _, p := range r.Ports {
+		if p.Name != "" {
+			names = append(names, p.Name)
+		}
+	}
+	if len(names) == 0 {
+		return
+	}
+	for _, set := range r.egressSets() {
+		if set.PortName != "" {
+			to[set] = append(to[set], set.PortName)
+		} else {
+			to[set] = append(to[set], names...)
+		}
+	}
+}
+
+// distinct has each name once.
+func distinct(names map[Set][]string) map[Set][]string {
+	for set, list := range names {
+		slices.Sort(list)
+		names[set] = slices.Compact(list)
+	}
+	return names
+}
+
 // subject is the set of pods that the policy is about, on all nodes.
 func (p Policy) subject() Set { return Set{Namespace: p.Namespace, Pods: p.Subject} }
 

@@ -146,8 +146,7 @@ type AddressSet struct {
 // without members has none.
 type SetChunk struct {
 	Addresses Octets `json:"Addresses"`
-	// Ports are the ports of members' containers that have names. They are there only
-	// while some policy names a port.
+	// Ports are those of members' containers that have names which policies look up in the set.
 	Ports []ChunkPort `json:"Ports,omitempty"`
 }
 

@@ -20,6 +20,8 @@ const (
 	// reason of a condition too where it was not understood, as Understood is where it was.
 	NotHonoured = "PolicyNotHonoured"
 	Understood  = "PolicyUnderstood"
+	// PortsNotHonoured, of a pod: it has more named ports than count.
+	PortsNotHonoured = "NamedPortsNotHonoured"
 )
 
 const (
@@ -73,6 +75,12 @@ func (s *state) notices(nodes lacking) []notice {
 		if len(nodes.cluster) > 0 {
 			all = append(all, notice{p.Ref(), ClusterNotEnforced, "not in force for pods on nodes whose agents do not know ClusterNetworkPolicy: ", list(nodes.cluster), ". Upgrade k8s-ovs there"})
 		}
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(s.manyPorts), kube.PodKey.Compare) {
+		ports := s.ports[key]
+		pod := kube.ObjectRef{Kind: "Pod", Namespace: key.Namespace, Name: key.Name, UID: ports.UID}
+		all = append(all, notice{object: pod, reason: PortsNotHonoured, message: fmt.Sprintf(
+			"it has %d named ports. For each set of pods that policies name %d of those count that they name, the first by name: by the others' names nothing is allowed, and nothing denied", len(ports.Ports), maxPodPorts)})
 	}
 	return all
 }

@@ -434,8 +434,7 @@ func (k *Keeper) write(ctx context.Context) (again bool, err error) {
 			return false, k.failed(ctx, err)
 		}
 	}
-	maps.Copy(k.records.dirty, k.state.take())
-	groups, end := k.records.plan(k.should), time.Now().Add(writeTime)
+	groups, end := k.plan(), time.Now().Add(writeTime)
 	for len(groups) > 0 {
 		if time.Now().After(end) {
 			return true, nil
@@ -443,14 +442,19 @@ func (k *Keeper) write(ctx context.Context) (again bool, err error) {
 		var changes []store.PolicyChange
 		changes, groups = batch(groups, k.records.most)
 		rev, err := k.cfg.Writer.PutPolicies(ctx, changes)
-		if errors.Is(err, store.ErrInvalid) && len(changes) > 1 {
-			k.records.most = max(1, len(changes)/2) // etcd takes less than we thought
+		if errors.Is(err, store.ErrInvalid) {
+			k.refused(changes, err)
 			return true, nil
 		}
 		if err != nil {
 			return false, k.failed(ctx, err)
 		}
 		k.records.wrote(changes, rev)
+		for _, c := range changes {
+			if c.Value == "" {
+				delete(k.state.refused, c.Key)
+			}
+		}
 		k.writes += len(changes)
 	}
 	k.pauses.Reset()
@@ -459,6 +463,30 @@ func (k *Keeper) write(ctx context.Context) (again bool, err error) {
 	}
 	k.count()
 	return false, nil
+}
+
+// plan is what is to be written. Where the length of one record changes what another is to be, that
+// is looked at too.
+func (k *Keeper) plan() []group {
+	for {
+		maps.Copy(k.records.dirty, k.state.take())
+		if groups := k.records.plan(k.should); len(k.state.touched) == 0 {
+			return groups
+		}
+	}
+}
+
+// refused takes in that etcd takes less than was thought: in a transaction, or as one record. That
+// one is closed, so that it holds up none of the others.
+func (k *Keeper) refused(changes []store.PolicyChange, err error) {
+	if len(changes) > 1 {
+		k.records.most = max(1, len(changes)/2)
+		return
+	}
+	k.records.most = maxChanges
+	c := changes[0]
+	k.log.Error("etcd does not take a record of policies, and what needs it is closed; let etcd have its default of --max-request-bytes, 1.5 MiB, at least", "record", c.Key, "bytes", len(c.Value), "error", err)
+	k.state.refuse(c.Key, len(c.Value), k.cfg.Now())
 }
 
 // reread reads the records as they stand. done is false where what former leaders left has

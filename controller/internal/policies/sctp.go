@@ -27,7 +27,7 @@ func portsOfSCTP(p policy.Policy) (rules []string) {
 // clusterPortsOfSCTP reports whether a ClusterNetworkPolicy asks for ports of SCTP. One that it
 // names is of every protocol, and asks for none.
 func clusterPortsOfSCTP(p policy.ClusterPolicy) bool {
-	return slices.ContainsFunc(clusterRules(p), func(r policy.Rule) bool {
+	return slices.ContainsFunc(slices.Concat(p.Ingress, p.Egress), func(r policy.ClusterRule) bool {
 		return slices.ContainsFunc(r.Ports, func(p policy.Port) bool { return p.Name == "" && isSCTPPort(p) })
 	})
 }

@@ -37,6 +37,8 @@ type state struct {
 	hosts  map[string]bool              // nodes whose labels the index has
 	labels map[kube.PodKey]kube.PodLabels
 	ports  map[kube.PodKey]kube.PodPorts
+	// manyPorts are pods with more named ports than count.
+	manyPorts map[kube.PodKey]bool
 
 	places    map[netip.Addr]place // of nodes by their addresses
 	nodes     map[netip.Addr]*node
@@ -46,6 +48,8 @@ type state struct {
 	left map[store.PolicyKey]map[netip.Addr]topology.SetChunk
 
 	touched map[store.PolicyKey]bool
+	// refused are the lengths of records that etcd did not take.
+	refused map[store.PolicyKey]int
 	// listing is that of the newest word of the nodes, wasNeeded what needed said last.
 	listing   int
 	wasNeeded bool
@@ -77,6 +81,10 @@ type namedSet struct {
 	hash string
 	// unread is that its selectors cannot be read: whom it has is not known.
 	unread bool
+	// ports are the names of ports that policies look up at its members, or did.
+	ports map[string]*named
+	// short are those of its chunks, by their bases, whose ports etcd would not take.
+	short map[netip.Addr]bool
 }
 
 func newState() *state {
@@ -86,6 +94,7 @@ func newState() *state {
 		sets: map[policy.Set]*namedSet{}, byHash: map[string]policy.Set{}, labels: map[kube.PodKey]kube.PodLabels{}, ports: map[kube.PodKey]kube.PodPorts{},
 		places: map[netip.Addr]place{}, nodes: map[netip.Addr]*node{}, addresses: map[kube.PodKey]map[netip.Addr]claim{},
 		left: map[store.PolicyKey]map[netip.Addr]topology.SetChunk{}, touched: map[store.PolicyKey]bool{},
+		refused: map[store.PolicyKey]int{}, manyPorts: map[kube.PodKey]bool{},
 	}
 }
 
@@ -98,16 +107,16 @@ func (s *state) needed() bool {
 func (s *state) setPolicy(key policy.Key, p *kube.NetworkPolicy, now time.Time) {
 	old, had := s.policies[key]
 	if p != nil {
-		p = bounded(p)
+		p = s.bounded(p)
 		s.policies[key] = *p
 		if s.namespaces[key.Namespace] == nil {
 			s.namespaces[key.Namespace] = map[policy.Key]bool{}
 		}
 		s.namespaces[key.Namespace][key] = true
-		s.name(p.Sets(), slices.Concat(p.Ingress.Rules, p.Egress.Rules), 1, now)
+		s.name(p, 1, now)
 	}
 	if had {
-		s.name(old.Sets(), slices.Concat(old.Ingress.Rules, old.Egress.Rules), -1, now)
+		s.name(old, -1, now)
 	}
 	if p == nil {
 		delete(s.policies, key)
@@ -120,27 +129,15 @@ func (s *state) setPolicy(key policy.Key, p *kube.NetworkPolicy, now time.Time) 
 	s.touched[store.IsolationKey(key.Namespace)] = true
 }
 
-// bounded is the policy where etcd takes its record, and else one that allows nothing.
-func bounded(p *kube.NetworkPolicy) *kube.NetworkPolicy {
-	record, _ := encode(p.Record())
-	if len(record) <= maxRecord {
-		return p
-	}
-	closed := *p
-	closed.Ingress.Rules, closed.Egress.Rules = nil, nil
-	closed.Problem = fmt.Sprintf("its rules make a record of %d bytes, at most %d are possible: none of them is in force, write several policies", len(record), maxRecord)
-	return &closed
-}
-
 // setClusterPolicy takes in a ClusterNetworkPolicy as it is now; nil where it is gone.
 func (s *state) setClusterPolicy(name string, p *kube.ClusterNetworkPolicy, now time.Time) {
 	old, had := s.cluster[name]
 	at, _ := slices.BinarySearch(s.clusterNames, name)
 	switch {
 	case p != nil:
-		p = boundedCluster(p)
+		p = s.boundedCluster(p)
 		s.cluster[name] = clusterPolicy{*p, p.Subject.Namespaces.Matcher()}
-		s.name(p.Sets(), clusterRules(p.ClusterPolicy), 1, now)
+		s.name(p, 1, now)
 		if !had {
 			s.clusterNames = slices.Insert(s.clusterNames, at, name)
 		}
@@ -149,7 +146,7 @@ func (s *state) setClusterPolicy(name string, p *kube.ClusterNetworkPolicy, now 
 		s.clusterNames = slices.Delete(s.clusterNames, at, at+1)
 	}
 	if had {
-		s.name(old.Sets(), clusterRules(old.ClusterPolicy), -1, now)
+		s.name(old, -1, now)
 	}
 	s.touched[store.ClusterPolicyKey(name)] = true
 	if had && p != nil && old.Subject == p.Subject {
@@ -164,43 +161,28 @@ func (s *state) setClusterPolicy(name string, p *kube.ClusterNetworkPolicy, now 
 	}
 }
 
-func clusterRules(p policy.ClusterPolicy) []policy.Rule {
-	var out []policy.Rule
-	for _, r := range slices.Concat(p.Ingress, p.Egress) {
-		out = append(out, r.Rule)
-	}
-	return out
+// naming is a policy, as far as it names sets, and ports of their members.
+type naming interface {
+	Sets() []policy.Set
+	PortsOf() map[policy.Set][]string
 }
 
-// boundedCluster is the policy where etcd takes its record, and else one that closes.
-func boundedCluster(p *kube.ClusterNetworkPolicy) *kube.ClusterNetworkPolicy {
-	record, _ := encode(p.Record())
-	if len(record) <= maxRecord {
-		return p
-	}
-	closed := *p
-	closed.ClusterPolicy = p.Closed()
-	closed.Problem = fmt.Sprintf("its rules make a record of %d bytes, at most %d are possible: none of them is in force, write several policies", len(record), maxRecord)
-	return &closed
-}
-
-// name says that a policy names these sets, and in these rules ports, or, by being -1, that it
-// does no longer.
-func (s *state) name(sets []policy.Set, rules []policy.Rule, by int, now time.Time) {
-	for _, set := range sets {
+// name says that a policy names what it does, or, by being -1, that it does no longer.
+func (s *state) name(p naming, by int, now time.Time) {
+	for _, set := range p.Sets() {
 		n := s.sets[set]
 		if n == nil {
 			n = s.keep(set)
 		}
 		n.add(by, now)
 	}
-	s.namePorts(rules, by, now)
+	s.namePorts(p.PortsOf(), by, now)
 }
 
 // keep has a set's members kept. One that cannot be read has none, and is never whole: it
 // allows nobody.
 func (s *state) keep(set policy.Set) *namedSet {
-	n := &namedSet{hash: set.Hash()}
+	n := &namedSet{hash: set.Hash(), ports: map[string]*named{}, short: map[netip.Addr]bool{}}
 	s.sets[set], s.byHash[n.hash] = n, set
 	n.unread = s.index.Want(set) != nil
 	if set.OfNodes {
@@ -210,23 +192,31 @@ func (s *state) keep(set policy.Set) *namedSet {
 	return n
 }
 
-// namePorts counts the names of ports in the rules of a policy. Pods' ports are in sets by
-// those names; as long as the sets stay, so that a policy which goes means the same until its
-// record is gone.
-func (s *state) namePorts(rules []policy.Rule, by int, now time.Time) {
+// namePorts counts the names of ports that a policy looks up. A set has ports by those of its
+// policies; as long as policies stay, and a while longer, so that a policy which goes means the
+// same until its record is gone.
+func (s *state) namePorts(ports map[policy.Set][]string, by int, now time.Time) {
 	news := false
-	for _, r := range rules {
-		for _, port := range r.Ports {
-			if port.Name == "" {
-				continue
+	count := func(in map[string]*named, name string) (fresh bool) {
+		n := in[name]
+		if fresh = n == nil; fresh {
+			n = &named{}
+			in[name] = n
+		}
+		n.add(by, now)
+		return fresh
+	}
+	for set, names := range ports {
+		of := s.sets[set]
+		touch := false
+		for _, name := range names {
+			news = count(s.portNames, name) || news
+			if of != nil {
+				touch = count(of.ports, name) || touch
 			}
-			n := s.portNames[port.Name]
-			if n == nil {
-				n = &named{}
-				s.portNames[port.Name] = n
-				news = true
-			}
-			n.add(by, now)
+		}
+		if touch {
+			s.index.Touch(set)
 		}
 	}
 	if news {
@@ -278,17 +268,21 @@ func (s *state) setLabels(key kube.PodKey, labels *kube.PodLabels) {
 
 // setPorts takes in a pod's named ports; nil where it is gone.
 func (s *state) setPorts(key kube.PodKey, ports *kube.PodPorts) {
+	delete(s.manyPorts, key)
 	if ports == nil || len(ports.Ports) == 0 {
 		delete(s.ports, key)
 	} else {
 		s.ports[key] = *ports
+		if len(ports.Ports) > maxPodPorts {
+			s.manyPorts[key] = true
+		}
 	}
 	s.placeAll(key)
 }
 
 // forget drops what is known of pods and namespaces, when it is not needed any more.
 func (s *state) forget() {
-	s.labels, s.ports = map[kube.PodKey]kube.PodLabels{}, map[kube.PodKey]kube.PodPorts{}
+	s.labels, s.ports, s.manyPorts = map[kube.PodKey]kube.PodLabels{}, map[kube.PodKey]kube.PodPorts{}, map[kube.PodKey]bool{}
 	s.spaces, s.hosts = map[string]map[string]string{}, map[string]bool{}
 	s.index = policy.NewIndex()
 }
@@ -303,7 +297,7 @@ func (s *state) forgetHosts() {
 // forgetPorts drops the ports, when no policy names one any more.
 func (s *state) forgetPorts() {
 	had := s.ports
-	s.ports = map[kube.PodKey]kube.PodPorts{}
+	s.ports, s.manyPorts = map[kube.PodKey]kube.PodPorts{}, map[kube.PodKey]bool{}
 	for key := range had {
 		s.placeAll(key)
 	}
@@ -315,9 +309,6 @@ func (s *state) forgetPorts() {
 func (s *state) begin(is map[store.PolicyKey]store.Versioned[string], now time.Time) {
 	for key, v := range is {
 		s.touched[key] = true
-		if name, ok := strings.CutPrefix(string(key), "clusterpolicies/"); ok {
-			s.beginClusterPolicy(name, v.Value, now)
-		}
 		hash, last, ok := ofSet(key)
 		if !ok || last != "of" {
 			continue
@@ -328,6 +319,9 @@ func (s *state) begin(is map[store.PolicyKey]store.Versioned[string], now time.T
 		}
 	}
 	for key, v := range is {
+		if name, ok := strings.CutPrefix(string(key), "clusterpolicies/"); ok {
+			s.beginClusterPolicy(name, v.Value, now)
+		}
 		hash, last, ok := ofSet(key)
 		if _, wanted := s.byHash[hash]; !ok || last == "of" || !wanted {
 			continue
@@ -338,16 +332,16 @@ func (s *state) begin(is map[store.PolicyKey]store.Versioned[string], now time.T
 	}
 }
 
-// beginClusterPolicy keeps the ports that a record names, for as long as it may stand: who
-// is denied by them is denied until it is gone.
+// beginClusterPolicy keeps the ports that a record names in the sets that were left, for as long as
+// it may stand: who is denied by them is denied until it is gone.
 func (s *state) beginClusterPolicy(name, text string, now time.Time) {
 	record, err := topology.ParseClusterPolicy(name, []byte(text))
 	if err != nil {
 		return
 	}
-	rules := clusterRules(policy.ClusterFromRecord(name, record))
-	s.namePorts(rules, 1, now)
-	s.namePorts(rules, -1, now)
+	ports := policy.ClusterFromRecord(name, record).PortsOf()
+	s.namePorts(ports, 1, now)
+	s.namePorts(ports, -1, now)
 }
 
 // expire drops what was kept for a while, where that is over, and returns which sets it
@@ -368,7 +362,13 @@ func (s *state) expire(now time.Time) (dropped []string, again time.Time) {
 		s.dropLeft(ip)
 		s.touched[store.AcknowledgedKey(ip)] = true
 	}
+	unnamed := func(_ string, n *named) bool { return n.by == 0 && over(n.unnamed, setGrace) }
 	for set, n := range s.sets {
+		if names := len(n.ports); names > 0 {
+			if maps.DeleteFunc(n.ports, unnamed); len(n.ports) < names {
+				s.index.Touch(set)
+			}
+		}
 		if n.by > 0 || !over(n.unnamed, setGrace) {
 			continue
 		}
@@ -381,8 +381,7 @@ func (s *state) expire(now time.Time) (dropped []string, again time.Time) {
 		dropped = append(dropped, n.hash)
 	}
 	names := len(s.portNames)
-	maps.DeleteFunc(s.portNames, func(_ string, n *named) bool { return n.by == 0 && over(n.unnamed, setGrace) })
-	if len(s.portNames) < names {
+	if maps.DeleteFunc(s.portNames, unnamed); len(s.portNames) < names {
 		s.placeNamed()
 	}
 	return dropped, again
@@ -407,8 +406,18 @@ func (s *state) take() map[store.PolicyKey]bool {
 	return all
 }
 
-// should is what a record is to be; empty where there is to be none.
+// should is what a record is to be; empty where there is to be none. One that etcd does not take is
+// an error.
 func (s *state) should(key store.PolicyKey) (string, error) {
+	text, err := s.fitting(key)
+	if err == nil && len(text) > s.limit(key) {
+		return "", fmt.Errorf("record %s would have %d bytes, at most %d are possible", key, len(text), s.limit(key))
+	}
+	return text, err
+}
+
+// fitting is what a record is to be, closed where the whole of it is too large and it can be closed.
+func (s *state) fitting(key store.PolicyKey) (string, error) {
 	kind, rest, _ := strings.Cut(string(key), "/")
 	switch kind {
 	case "isolation":
@@ -433,7 +442,8 @@ func (s *state) should(key store.PolicyKey) (string, error) {
 			return "", nil
 		}
 		if last == "of" {
-			return encode(topology.AddressSet{PodSet: set.Record(), Whole: !s.sets[set].unread})
+			n := s.sets[set]
+			return encode(topology.AddressSet{PodSet: set.Record(), Whole: !n.unread && len(n.short) == 0})
 		}
 		return s.chunk(key, set, last)
 	case "acknowledged":
@@ -472,50 +482,11 @@ func (s *state) isolation(namespace string) (string, error) {
 		return "", nil
 	}
 	text, err := encode(out)
-	if len(text) > maxRecord {
+	if len(text) > s.limit(store.IsolationKey(namespace)) {
 		// Some 10,000 policies of one namespace: all of its pods are isolated.
 		return encode(topology.Isolation{Policies: []topology.IsolatingPolicy{{Name: tooMany, Ingress: true, Egress: true}}})
 	}
 	return text, err
-}
-
-// chunk is the part of a set in the /24 that begins with base.
-func (s *state) chunk(key store.PolicyKey, set policy.Set, base string) (string, error) {
-	at, err := netip.ParseAddr(base)
-	if err != nil {
-		return "", nil // nothing of ours has that key
-	}
-	chunk := policy.Chunks(s.index.Members(policy.Chunk{Set: set, Base: at}))[at]
-	for _, part := range s.left[key] {
-		chunk = union(chunk, part)
-	}
-	if chunk.Addresses.Len() == 0 {
-		return "", nil
-	}
-	return encode(chunk)
-}
-
-// union is both chunks. What came first is not changed.
-func union(a, b topology.SetChunk) topology.SetChunk {
-	out := topology.SetChunk{Addresses: or(a.Addresses, b.Addresses), Ports: slices.Clone(a.Ports)}
-	for _, p := range b.Ports {
-		at := slices.IndexFunc(out.Ports, func(q topology.ChunkPort) bool {
-			return q.Name == p.Name && q.Protocol == p.Protocol && q.Port == p.Port
-		})
-		if at < 0 {
-			out.Ports = append(out.Ports, p)
-		} else {
-			out.Ports[at].Addresses = or(out.Ports[at].Addresses, p.Addresses)
-		}
-	}
-	return out
-}
-
-func or(a, b topology.Octets) topology.Octets {
-	for i := range a {
-		a[i] |= b[i]
-	}
-	return a
 }
 
 // ofSet splits the key of a record of a set.

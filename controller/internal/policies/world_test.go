@@ -540,7 +540,11 @@ func (m *memory) PutPolicies(_ context.Context, changes []store.PolicyChange) (i
 	if !made {
 		return 0, err
 	}
-	if len(changes) > store.MaxBatch {
+	size := 0
+	for _, c := range changes {
+		size += len(c.Key) + len(c.Value)
+	}
+	if len(changes) > store.MaxBatch || size > store.MaxBatchBytes {
 		return 0, store.ErrInvalid
 	}
 	for _, c := range changes {

@@ -87,7 +87,7 @@ func kindOf(key store.PolicyKey) string {
 // plan is what is to be written, in order. Records that are as they should be are no
 // longer dirty; should says what one is to be, and what cannot be is left out.
 func (r *records) plan(should func(store.PolicyKey) (string, bool)) []group {
-	var groups []group
+	var groups, first []group
 	spaces := map[string]group{}
 	cluster := false // ClusterNetworkPolicies are among what changes
 	for _, key := range slices.SortedFunc(maps.Keys(r.dirty), func(a, b store.PolicyKey) int {
@@ -99,6 +99,11 @@ func (r *records) plan(should func(store.PolicyKey) (string, bool)) []group {
 			continue
 		}
 		change := store.PolicyChange{Key: key, Value: value, Revision: r.is[key].Revision}
+		if rank(key) == rankSet && value != "" && whole(r.is[key].Value) && !whole(value) {
+			// What needs the set closes before members, or their ports, go.
+			first = append(first, group{change})
+			continue
+		}
 		if rank(key) != rankPolicies {
 			groups = append(groups, group{change})
 			continue
@@ -121,7 +126,13 @@ func (r *records) plan(should func(store.PolicyKey) (string, bool)) []group {
 	for _, namespace := range slices.Sorted(maps.Keys(spaces)) {
 		middle = append(middle, r.ordered(spaces[namespace]))
 	}
-	return slices.Insert(groups, at, middle...)
+	return slices.Concat(first, slices.Insert(groups, at, middle...))
+}
+
+// whole reports whether the record of a set says that all members are there.
+func whole(record string) bool {
+	var set topology.AddressSet
+	return json.Unmarshal([]byte(record), &set) == nil && set.Whole
 }
 
 // ordered are the changes of a group in the order that they have to be made in, where they do
