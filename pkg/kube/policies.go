@@ -22,6 +22,8 @@ const forbiddenRetry = 5 * time.Minute
 type NetworkPolicy struct {
 	policy.Policy
 	UID string
+	// Created is since when there is the object.
+	Created time.Time
 	// Problem says what of it was not understood, and therefore allows nothing; empty for none.
 	Problem string
 }
@@ -47,7 +49,7 @@ func (c *Client) WatchNetworkPolicies(ctx context.Context) *Changes[policy.Key, 
 
 func toPolicy(n *networkingv1.NetworkPolicy) (policy.Key, NetworkPolicy) {
 	parsed, err := policy.Parse(n)
-	out := NetworkPolicy{Policy: parsed, UID: string(n.UID)}
+	out := NetworkPolicy{Policy: parsed, UID: string(n.UID), Created: n.CreationTimestamp.UTC()}
 	if err != nil {
 		out.Problem = err.Error()
 	}

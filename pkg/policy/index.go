@@ -58,7 +58,7 @@ type namespace struct {
 // placed is a pod and the sets that it is in.
 type placed struct {
 	Pod
-	in []*wanted
+	in map[*wanted]bool
 }
 
 // node is a node with its labels and addresses.
@@ -138,7 +138,7 @@ func (x *Index) fill(w *wanted, ns *namespace) {
 	}
 	for _, p := range ns.pods {
 		if w.chooses(p.Pod) {
-			p.in = append(p.in, w)
+			p.in[w] = true
 			x.add(w, p.Member)
 		}
 	}
@@ -157,7 +157,7 @@ func (x *Index) Drop(s Set) {
 	is := func(v *wanted) bool { return v == w }
 	for _, chunk := range w.chunks {
 		for a := range chunk {
-			x.pods[a].in = slices.DeleteFunc(x.pods[a].in, is)
+			delete(x.pods[a].in, w)
 		}
 	}
 	if s.Namespace != "" {
@@ -241,7 +241,7 @@ func (x *Index) SetPod(p Pod) {
 		old = nil
 	}
 	if old == nil {
-		old = &placed{}
+		old = &placed{in: map[*wanted]bool{}}
 		x.pods[p.Address] = old
 		x.namespace(p.Namespace).pods[p.Address] = old
 	} else if maps.Equal(old.Labels, p.Labels) && slices.Equal(old.Ports, p.Ports) {
@@ -257,7 +257,7 @@ func (x *Index) DeletePod(a netip.Addr) {
 	if p == nil {
 		return
 	}
-	for _, w := range p.in {
+	for w := range p.in {
 		x.remove(w, a)
 	}
 	delete(x.pods, a)
@@ -268,11 +268,11 @@ func (x *Index) DeletePod(a netip.Addr) {
 
 // place puts a pod into the sets that choose it, and takes it out of others.
 func (x *Index) place(p *placed) {
-	var in []*wanted
+	in := make(map[*wanted]bool, len(p.in))
 	choose := func(sets []*wanted) {
 		for _, w := range sets {
 			if w.chooses(p.Pod) {
-				in = append(in, w)
+				in[w] = true
 			}
 		}
 	}
@@ -280,12 +280,12 @@ func (x *Index) place(p *placed) {
 	for _, g := range x.namespaces[p.Namespace].groups {
 		choose(g.sets)
 	}
-	for _, w := range p.in {
-		if !slices.Contains(in, w) {
+	for w := range p.in {
+		if !in[w] {
 			x.remove(w, p.Address)
 		}
 	}
-	for _, w := range in {
+	for w := range in {
 		x.add(w, p.Member)
 	}
 	p.in = in

@@ -1,7 +1,10 @@
 package policies
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,8 +35,8 @@ func (s *state) refuse(key store.PolicyKey, length int, now time.Time) {
 	case "policies":
 		namespace, name, _ := strings.Cut(rest, "/")
 		k := policy.Key{Namespace: namespace, Name: name}
-		if p, there := s.policies[k]; there {
-			s.setPolicy(k, &p, now)
+		if of := s.namespaces[namespace]; of != nil && of.policies[k] != nil {
+			s.setPolicy(k, &of.policies[k].NetworkPolicy, now)
 		}
 	case "clusterpolicies":
 		if p, there := s.cluster[rest]; there {
@@ -42,14 +45,173 @@ func (s *state) refuse(key store.PolicyKey, length int, now time.Time) {
 	}
 }
 
-// bounded is the policy where etcd takes its record, and else one that allows nothing.
-func (s *state) bounded(p *kube.NetworkPolicy) *kube.NetworkPolicy {
-	record, _ := encode(p.Record())
-	most := s.limit(store.PolicyRecordKey(p.Namespace, p.Name))
-	if len(record) <= most {
-		return p
+// bounds are how much policies may come to: see [policy.Extent].
+type bounds struct{ sets, peers, ports, names int }
+
+// A set is kept for as long as a policy names it: each pod in it is in memory, and each /24 of its
+// pods a record. Peers and ports are flows on every node that has a pod of the policy. What 10,000
+// rules for 250 pods in one namespace come to, with 4,000 peers in 400 sets and 100 ports, is below
+// half of what a namespace may have. docs/policy.md, "How much policies may come to", has these.
+var (
+	// ofPolicy are of one NetworkPolicy, ofNamespace of all in force of a namespace.
+	ofPolicy    = bounds{sets: 500, peers: 10_000, ports: 10_000, names: 1000}
+	ofNamespace = bounds{sets: 1000, peers: 30_000, ports: 30_000, names: 2000}
+	// ofCluster are of one ClusterNetworkPolicy. Those are administrators'.
+	ofCluster = bounds{sets: 1000, peers: 30_000, ports: 30_000, names: 2000}
+)
+
+// exceeded says what is too much; empty for nothing. It does not say by how much: that may change
+// with each policy, and people are told anew of what reads otherwise.
+func (b bounds) exceeded(sets int, e policy.Extent) string {
+	for _, one := range []struct {
+		is, most int
+		of       string
+	}{
+		{sets, b.sets, "sets of pods or nodes"}, {e.Peers, b.peers, "peers and prefixes"},
+		{e.Ports, b.ports, "rules and ports"}, {e.Names, b.names, "names of ports at peers"},
+	} {
+		if one.is > one.most {
+			return fmt.Sprintf("more than %d %s", one.most, one.of)
+		}
 	}
-	return closedPolicy(p, tooLong(len(record), most))
+	return ""
+}
+
+// notInForce ends what people are told of a policy that comes to too much.
+const notInForce = ": none of them is in force, "
+
+// space is the NetworkPolicies of a namespace.
+type space struct {
+	policies map[policy.Key]*heardPolicy
+	// all is what these come to, together, and crowded how many are closed for that.
+	all     tally
+	crowded int
+	// news are those that changed since [state.admit].
+	news map[policy.Key]bool
+}
+
+// heardPolicy is a policy as the API server has it, closed where it alone comes to too much.
+type heardPolicy struct {
+	kube.NetworkPolicy
+	extent policy.Extent
+	// crowded is that it is closed because of what older ones of the namespace come to.
+	crowded bool
+}
+
+// tally is what several policies come to.
+type tally struct {
+	policy.Extent                    // without sets
+	sets          map[policy.Set]int // by how many policies name them
+}
+
+// add takes in what one more comes to, or, by being -1, one fewer.
+func (t *tally) add(e policy.Extent, by int) {
+	t.Peers, t.Ports, t.Names = t.Peers+by*e.Peers, t.Ports+by*e.Ports, t.Names+by*e.Names
+	for _, set := range e.Sets {
+		if t.sets[set] += by; t.sets[set] == 0 {
+			delete(t.sets, set)
+		}
+	}
+}
+
+// admits takes in what a policy comes to where that is not too much, and else says what is.
+func (t *tally) admits(e policy.Extent) (exceeded string) {
+	together := policy.Extent{Peers: t.Peers + e.Peers, Ports: t.Ports + e.Ports, Names: t.Names + e.Names}
+	sets := len(t.sets)
+	for _, set := range e.Sets {
+		if t.sets[set] == 0 {
+			sets++
+		}
+	}
+	if exceeded = ofNamespace.exceeded(sets, together); exceeded == "" {
+		t.add(e, 1)
+	}
+	return exceeded
+}
+
+// hear takes in a policy as it is now; nil where it is gone. It comes to be in force, or not,
+// with [state.admit].
+func (s *state) hear(key policy.Key, p *kube.NetworkPolicy) {
+	of := s.namespaces[key.Namespace]
+	if of == nil {
+		of = &space{policies: map[policy.Key]*heardPolicy{}, all: tally{sets: map[policy.Set]int{}}, news: map[policy.Key]bool{}}
+		s.namespaces[key.Namespace] = of
+	}
+	if old := of.policies[key]; old != nil {
+		of.all.add(old.extent, -1)
+		if old.crowded {
+			of.crowded--
+		}
+		delete(of.policies, key)
+	}
+	if p != nil {
+		p, extent := s.bounded(p)
+		of.policies[key] = &heardPolicy{NetworkPolicy: *p, extent: extent}
+		of.all.add(extent, 1)
+	}
+	of.news[key] = true
+	s.heard[key.Namespace] = true
+}
+
+// admit has those policies in force that were heard of, as far as their namespace may have them: the
+// oldest first, so that one that is made closes none of before, and that each leader comes to the same.
+func (s *state) admit(now time.Time) {
+	for namespace := range s.heard {
+		of := s.namespaces[namespace]
+		if of.crowded > 0 || ofNamespace.exceeded(len(of.all.sets), of.all.Extent) != "" {
+			s.admitOldest(namespace, of, now)
+		} else {
+			for key := range of.news {
+				if p := of.policies[key]; p != nil {
+					s.enforce(key, &p.NetworkPolicy, now)
+				}
+			}
+		}
+		for key := range of.news {
+			if of.policies[key] == nil {
+				s.enforce(key, nil, now)
+			}
+		}
+		if clear(of.news); len(of.policies) == 0 {
+			delete(s.namespaces, namespace)
+		}
+	}
+	clear(s.heard)
+}
+
+// admitOldest has those policies of a namespace in force that it may have, and closes the others.
+func (s *state) admitOldest(namespace string, of *space, now time.Time) {
+	in := tally{sets: map[policy.Set]int{}}
+	of.crowded = 0
+	for _, p := range slices.SortedFunc(maps.Values(of.policies), func(a, b *heardPolicy) int {
+		return cmp.Or(a.Created.Compare(b.Created), a.Key.Compare(b.Key))
+	}) {
+		exceeded := in.admits(p.extent)
+		was := p.crowded
+		if p.crowded = exceeded != ""; p.crowded {
+			of.crowded++
+		}
+		switch {
+		case p.crowded && (!was || of.news[p.Key]):
+			s.enforce(p.Key, closedPolicy(&p.NetworkPolicy, "its rules come with those of older policies of namespace "+namespace+" to "+exceeded+notInForce+"have policies of the namespace name less"), now)
+		case !p.crowded && (was || of.news[p.Key]):
+			s.enforce(p.Key, &p.NetworkPolicy, now)
+		}
+	}
+}
+
+// bounded is the policy, and what it comes to, where that is not too much and etcd takes its
+// record, and else one that allows nothing.
+func (s *state) bounded(p *kube.NetworkPolicy) (*kube.NetworkPolicy, policy.Extent) {
+	record, _ := encode(p.Record())
+	if most := s.limit(store.PolicyRecordKey(p.Namespace, p.Name)); len(record) > most {
+		return closedPolicy(p, tooLong(len(record), most)), policy.Extent{}
+	}
+	e := p.Extent()
+	if exceeded := ofPolicy.exceeded(len(e.Sets), e); exceeded != "" {
+		return closedPolicy(p, tooMuch(exceeded)), policy.Extent{}
+	}
+	return p, e
 }
 
 // closedPolicy is what is left of a policy whose rules cannot be in force: it isolates whom it
@@ -61,19 +223,26 @@ func closedPolicy(p *kube.NetworkPolicy, problem string) *kube.NetworkPolicy {
 	return &closed
 }
 
-// boundedCluster is the policy where etcd takes its record, and else one that closes.
+// boundedCluster is the policy where it does not come to too much and etcd takes its record, and
+// else one that closes.
 func (s *state) boundedCluster(p *kube.ClusterNetworkPolicy) *kube.ClusterNetworkPolicy {
 	record, _ := encode(p.Record())
-	most := s.limit(store.ClusterPolicyKey(p.Name))
-	if len(record) <= most {
+	closed := *p
+	if most := s.limit(store.ClusterPolicyKey(p.Name)); len(record) > most {
+		closed.Problem = tooLong(len(record), most)
+	} else if e := p.Extent(); ofCluster.exceeded(len(e.Sets), e) != "" {
+		closed.Problem = tooMuch(ofCluster.exceeded(len(e.Sets), e))
+	} else {
 		return p
 	}
-	closed := *p
 	closed.ClusterPolicy = p.Closed()
-	closed.Problem = tooLong(len(record), most)
 	return &closed
 }
 
 func tooLong(length, most int) string {
-	return fmt.Sprintf("its rules make a record of %d bytes, at most %d are possible: none of them is in force, write several policies", length, most)
+	return fmt.Sprintf("its rules make a record of %d bytes, at most %d are possible"+notInForce+"write several policies", length, most)
+}
+
+func tooMuch(exceeded string) string {
+	return "its rules come to " + exceeded + notInForce + "write several policies, or name less"
 }

@@ -4,8 +4,10 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -220,5 +222,162 @@ func TestRefusedRecord(t *testing.T) {
 	settle(t, k)
 	if got := chunkOf(t, m, set); len(got.Ports) > 0 || of().Whole {
 		t.Errorf("the set that is large once more has %+v, whole %v", got, of().Whole)
+	}
+}
+
+// fromSets is a policy that lets so many sets of pods reach the pods of its namespace.
+func fromSets(key policy.Key, age int, first, count int) kube.NetworkPolicy {
+	var r policy.Rule
+	r.AnyPort = true
+	for i := range count {
+		r.Peers = append(r.Peers, policy.Peer{Set: &policy.Set{Pods: policy.Selector(fmt.Sprintf("!a%d", first+i))}})
+	}
+	return kube.NetworkPolicy{UID: key.String(), Created: start.Add(-time.Duration(age) * time.Hour), Policy: policy.Policy{Key: key, Ingress: policy.Side{Isolates: true, Rules: []policy.Rule{r}}}}
+}
+
+// TestTooMuch: a policy that comes to too much closes, its author is told, and nothing is kept for it.
+func TestTooMuch(t *testing.T) {
+	key := policy.Key{Namespace: "evil", Name: "p"}
+	ofRule := func(r policy.Rule) kube.NetworkPolicy {
+		return kube.NetworkPolicy{Policy: policy.Policy{Key: key, Egress: policy.Side{Isolates: true, Rules: []policy.Rule{r}}}}
+	}
+	scattered := policy.Peer{Block: netip.MustParsePrefix("0.0.0.0/0")}
+	for i := range 3000 {
+		n := uint32(i) * 2654435761
+		scattered.Except = append(scattered.Except, netip.PrefixFrom(netip.AddrFrom4([4]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}), 32))
+	}
+	ranges := policy.Rule{AnyPeer: true}
+	for i := range 1000 {
+		ranges.Ports = append(ranges.Ports, policy.Port{Protocol: service.TCP, First: uint16(i + 1), Last: 65534})
+	}
+	var names []string
+	for i := range 1001 {
+		names = append(names, fmt.Sprintf("p%d", i))
+	}
+	named := toPorts(key, "app=web", names...)
+	for what, test := range map[string]struct {
+		p    kube.NetworkPolicy
+		told string
+	}{
+		"30,000 sets":                 {fromSets(key, 0, 0, 30000), "more than 500 sets of pods or nodes"},
+		"3,000 scattered excepts":     {ofRule(policy.Rule{Peers: []policy.Peer{scattered}, AnyPort: true}), "more than 10000 peers and prefixes"},
+		"1,000 ranges of ports":       {ofRule(ranges), "more than 10000 rules and ports"},
+		"more than 1,000 named ports": {named, "more than 1000 names of ports at peers"},
+	} {
+		_, m, k, _ := small(t)
+		before := texts(m)
+		k.state.setPolicy(key, &test.p, start)
+		settle(t, k)
+		closed := test.p
+		closed.Ingress.Rules, closed.Egress.Rules = nil, nil
+		isolation, _ := encode(topology.Isolation{Policies: []topology.IsolatingPolicy{closed.Isolation()}})
+		record, _ := encode(closed.Record())
+		before["isolation/evil"], before["policies/evil/p"] = isolation, record
+		wantTexts(t, m, what, before)
+		if len(k.state.sets) != 1 || len(k.state.portNames) != 0 {
+			t.Errorf("%s: %d sets and %d names of ports are kept", what, len(k.state.sets), len(k.state.portNames))
+		}
+		told := k.state.notices(lacking{})
+		if len(told) != 1 || told[0].object.Name != "p" || told[0].reason != NotHonoured || !strings.Contains(told[0].message, test.told+": none of them is in force") {
+			t.Errorf("%s: told %+v", what, told)
+		}
+
+		cluster := kube.ClusterNetworkPolicy{UID: "c", ClusterPolicy: policy.ClusterPolicy{Name: "c", Priority: 1}}
+		for range 4 { // they may come to more
+			for _, r := range append(test.p.Ingress.Rules, test.p.Egress.Rules...) {
+				cluster.Egress = append(cluster.Egress, policy.ClusterRule{Action: policy.Pass, Rule: r})
+			}
+		}
+		if what == "3,000 scattered excepts" {
+			continue // with 4 of them the record is too large
+		}
+		k.state.setClusterPolicy("c", &cluster, start)
+		if got := k.state.cluster["c"]; !strings.Contains(got.Problem, "none of them is in force") || len(got.Egress) != 1 || got.Egress[0].Action != policy.Deny || !got.Egress[0].AnyPeer {
+			t.Errorf("%s: of a ClusterNetworkPolicy is left %+v", what, got)
+		}
+	}
+}
+
+// TestCrowded: what the policies of a namespace come to together is bounded. The oldest are in
+// force, whoever leads and whatever comes later, and others are again once there is room. Other
+// namespaces have theirs.
+func TestCrowded(t *testing.T) {
+	w, m, k, _ := small(t)
+	put := func(name string, age, first, count int) {
+		key := policy.Key{Namespace: "evil", Name: name}
+		p := fromSets(key, age, first, count)
+		w.policies[key] = p
+		k.state.setPolicy(key, &p, w.now)
+	}
+	check := func(what string, closed ...string) {
+		t.Helper()
+		settle(t, k)
+		var got, told []string
+		for key, p := range k.state.policies {
+			if record := m.records[store.PolicyRecordKey(key.Namespace, key.Name)].Value; strings.HasSuffix(record, `"Ingress":[],"Egress":null}`) {
+				got = append(got, key.Name)
+			}
+			if strings.Contains(p.Problem, "with those of older policies of namespace evil to more than 1000 sets of pods or nodes: none of them is in force") {
+				told = append(told, key.Name)
+			}
+		}
+		slices.Sort(got)
+		slices.Sort(told)
+		if !slices.Equal(closed, got) || !slices.Equal(closed, told) {
+			t.Errorf("%s: %v are closed and %v told, want %v", what, got, told, closed)
+		}
+	}
+	put("d", 1, 0, 400)
+	put("c", 2, 400, 400)
+	check("below the bound")
+	put("a", 0, 800, 400)
+	check("one more", "a")
+	put("b", 0, 0, 400) // names what another names already
+	check("one that names nothing new", "a")
+	put("e", 3, 800, 400)
+	check("one that is older", "b", "d")
+
+	other := policy.Key{Namespace: "zoo", Name: "z"}
+	theirs := fromSets(other, 0, 2000, 400)
+	w.policies[other] = theirs
+	k.state.setPolicy(other, &theirs, w.now)
+	check("another namespace", "b", "d")
+
+	k = keeper(w, m)
+	w.tellAll(k.state)
+	tellPolicies(w, k)
+	check("another leader", "b", "d")
+
+	key := policy.Key{Namespace: "evil", Name: "c"}
+	delete(w.policies, key)
+	k.state.setPolicy(key, nil, w.now)
+	check("there is room again")
+	for _, name := range []string{"a", "b", "d", "e"} {
+		k.state.setPolicy(policy.Key{Namespace: "evil", Name: name}, nil, w.now)
+	}
+	check("none is left")
+	if k.state.namespaces["evil"] != nil {
+		t.Error("the namespace is kept without policies")
+	}
+}
+
+// TestRoom: what docs/policy.md and the benchmarks have in one namespace is within all bounds.
+func TestRoom(t *testing.T) {
+	_, _, k, _ := small(t)
+	for i := range 250 {
+		key := policy.Key{Namespace: "policed", Name: fmt.Sprintf("p%d", i)}
+		p := kube.NetworkPolicy{Policy: policy.Policy{Key: key, Ingress: policy.Side{Isolates: true}}}
+		for r := range 40 {
+			n := i*40 + r
+			group := policy.Set{Namespace: "policed", Pods: policy.Selector(fmt.Sprintf("group=%d", n%400))}
+			port := uint16(1000 + n%100)
+			p.Ingress.Rules = append(p.Ingress.Rules, policy.Rule{Peers: []policy.Peer{{Set: &group}}, Ports: []policy.Port{{Protocol: service.TCP, First: port, Last: port}}})
+		}
+		k.state.setPolicy(key, &p, start)
+	}
+	for key, p := range k.state.policies {
+		if p.Problem != "" {
+			t.Fatalf("%s: %s", key, p.Problem)
+		}
 	}
 }

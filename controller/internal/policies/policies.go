@@ -316,7 +316,8 @@ func (k *Keeper) takeSubnets() {
 func (k *Keeper) takePolicies(ctx context.Context, changes *kube.Changes[policy.Key, kube.NetworkPolicy]) {
 	none := len(k.state.policies) == 0
 	now := k.cfg.Now()
-	k.known.policies = take(changes, func(key policy.Key, p *kube.NetworkPolicy) { k.state.setPolicy(key, p, now) }) || k.known.policies
+	k.known.policies = take(changes, k.state.hear) || k.known.policies
+	k.state.admit(now)
 	if none && len(k.state.policies) > 0 {
 		k.look(ctx)
 	}

@@ -22,10 +22,13 @@ const setGrace = 5 * time.Minute
 // clock. What is told goes in; touched says which records may have to be other than they
 // are, and should what they are to be.
 type state struct {
-	index      *policy.Index
+	index *policy.Index
+	// policies are as they are in force, namespaces those of each as they are.
 	policies   map[policy.Key]kube.NetworkPolicy
-	namespaces map[string]map[policy.Key]bool // the policies of each
-	cluster    map[string]clusterPolicy
+	namespaces map[string]*space
+	// heard are namespaces whose policies changed since [state.admit].
+	heard   map[string]bool
+	cluster map[string]clusterPolicy
 	// clusterNames are those of cluster, in order.
 	clusterNames []string
 	portNames    map[string]*named // of ports
@@ -89,7 +92,7 @@ type namedSet struct {
 
 func newState() *state {
 	return &state{
-		index: policy.NewIndex(), policies: map[policy.Key]kube.NetworkPolicy{}, namespaces: map[string]map[policy.Key]bool{}, cluster: map[string]clusterPolicy{},
+		index: policy.NewIndex(), policies: map[policy.Key]kube.NetworkPolicy{}, namespaces: map[string]*space{}, heard: map[string]bool{}, cluster: map[string]clusterPolicy{},
 		portNames: map[string]*named{}, spaces: map[string]map[string]string{}, hosts: map[string]bool{},
 		sets: map[policy.Set]*namedSet{}, byHash: map[string]policy.Set{}, labels: map[kube.PodKey]kube.PodLabels{}, ports: map[kube.PodKey]kube.PodPorts{},
 		places: map[netip.Addr]place{}, nodes: map[netip.Addr]*node{}, addresses: map[kube.PodKey]map[netip.Addr]claim{},
@@ -105,14 +108,15 @@ func (s *state) needed() bool {
 
 // setPolicy takes in a policy as it is now; nil where it is gone.
 func (s *state) setPolicy(key policy.Key, p *kube.NetworkPolicy, now time.Time) {
+	s.hear(key, p)
+	s.admit(now)
+}
+
+// enforce has a policy in force from now on; nil where it is gone.
+func (s *state) enforce(key policy.Key, p *kube.NetworkPolicy, now time.Time) {
 	old, had := s.policies[key]
 	if p != nil {
-		p = s.bounded(p)
 		s.policies[key] = *p
-		if s.namespaces[key.Namespace] == nil {
-			s.namespaces[key.Namespace] = map[policy.Key]bool{}
-		}
-		s.namespaces[key.Namespace][key] = true
 		s.name(p, 1, now)
 	}
 	if had {
@@ -120,10 +124,6 @@ func (s *state) setPolicy(key policy.Key, p *kube.NetworkPolicy, now time.Time) 
 	}
 	if p == nil {
 		delete(s.policies, key)
-		delete(s.namespaces[key.Namespace], key)
-		if len(s.namespaces[key.Namespace]) == 0 {
-			delete(s.namespaces, key.Namespace)
-		}
 	}
 	s.touched[store.PolicyRecordKey(key.Namespace, key.Name)] = true
 	s.touched[store.IsolationKey(key.Namespace)] = true
@@ -216,11 +216,21 @@ func (s *state) namePorts(ports map[policy.Set][]string, by int, now time.Time) 
 			}
 		}
 		if touch {
-			s.index.Touch(set)
+			s.touchChunks(set)
 		}
 	}
 	if news {
 		s.placeNamed()
+	}
+}
+
+// touchChunks has all records of a set's members looked at.
+func (s *state) touchChunks(set policy.Set) {
+	s.index.Touch(set)
+	for key := range s.left {
+		if hash, _, _ := ofSet(key); hash == s.sets[set].hash {
+			s.touched[key] = true
+		}
 	}
 }
 
@@ -366,7 +376,7 @@ func (s *state) expire(now time.Time) (dropped []string, again time.Time) {
 	for set, n := range s.sets {
 		if names := len(n.ports); names > 0 {
 			if maps.DeleteFunc(n.ports, unnamed); len(n.ports) < names {
-				s.index.Touch(set)
+				s.touchChunks(set)
 			}
 		}
 		if n.by > 0 || !over(n.unnamed, setGrace) {
@@ -469,8 +479,10 @@ const tooMany = "too-many-policies"
 // each one has a record: by that agents tell it from one that they do not know of yet.
 func (s *state) isolation(namespace string) (string, error) {
 	var out topology.Isolation
-	for _, key := range slices.SortedFunc(maps.Keys(s.namespaces[namespace]), policy.Key.Compare) {
-		out.Policies = append(out.Policies, s.policies[key].Isolation())
+	if of := s.namespaces[namespace]; of != nil {
+		for _, key := range slices.SortedFunc(maps.Keys(of.policies), policy.Key.Compare) {
+			out.Policies = append(out.Policies, s.policies[key].Isolation())
+		}
 	}
 	labels, known := s.spaces[namespace]
 	for _, name := range s.clusterNames {

@@ -1,0 +1,102 @@
+package policy
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Extent is how much a policy comes to, whoever is a member of its sets: what the leader keeps for
+// it, and what nodes make flows of.
+type Extent struct {
+	// Sets are those whose members have to be kept.
+	Sets []Set
+	// Peers are the sets and prefixes that its rules name, each as often as one does. A block
+	// counts as the prefixes that are left of it without those excepted, or as these where they are more.
+	Peers int
+	// Ports are its rules, or for a rule with ports what these come to as numbers and masks.
+	Ports int
+	// Names are names of ports, each for all peers that they are looked up at.
+	Names int
+}
+
+// Extent is how much p comes to.
+func (p Policy) Extent() Extent {
+	return extent(p.Sets(), slices.Concat(p.Ingress.Rules, p.Egress.Rules))
+}
+
+// Extent is how much p comes to.
+func (p ClusterPolicy) Extent() Extent {
+	var rules []Rule
+	for _, r := range slices.Concat(p.Ingress, p.Egress) {
+		rules = append(rules, r.Rule)
+	}
+	return extent(p.Sets(), rules)
+}
+
+func extent(sets []Set, rules []Rule) Extent {
+	e := Extent{Sets: sets}
+	for _, r := range rules {
+		for _, p := range r.Peers {
+			e.Peers += p.extent()
+		}
+		ports, names := 0, 0
+		for _, p := range r.Ports {
+			if p.Name != "" {
+				names++
+			} else {
+				ports += masks(int(p.First), int(p.Last))
+			}
+		}
+		e.Ports += max(1, ports)
+		e.Names += names * max(1, len(r.Peers))
+	}
+	return e
+}
+
+func (p Peer) extent() int {
+	if p.Set != nil {
+		return 1
+	}
+	var inside []netip.Prefix
+	for _, e := range p.Except {
+		if e.IsValid() && e.Overlaps(p.Block) {
+			inside = append(inside, e)
+		}
+	}
+	return max(1+len(p.Except), left(p.Block, inside))
+}
+
+// left is how many prefixes are left of p without those of except, which overlap it. It takes time by their
+// number, and not by what is left.
+func left(p netip.Prefix, except []netip.Prefix) int {
+	if len(except) == 0 {
+		return 1
+	}
+	if !p.Addr().Is4() || slices.ContainsFunc(except, func(e netip.Prefix) bool { return e.Bits() <= p.Bits() }) {
+		return 0
+	}
+	count := 0
+	for _, half := range halves(p) {
+		var inside []netip.Prefix
+		for _, e := range except {
+			if e.Overlaps(half) {
+				inside = append(inside, e)
+			}
+		}
+		count += left(half, inside)
+	}
+	return count
+}
+
+// masks is how many numbers with a mask the range from first to last comes to.
+func masks(first, last int) int {
+	count := 0
+	for ; first <= last; count++ {
+		size := 1
+		for first%(2*size) == 0 && first+2*size-1 <= last && 2*size <= maxPort+1 {
+			size *= 2
+		}
+		first += size
+	}
+	return count
+}
