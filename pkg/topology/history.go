@@ -9,6 +9,9 @@ import (
 // maxTerms is how many terms a [History] keeps.
 const maxTerms = 32
 
+// maxTold is how many of them are only known from nodes.
+const maxTold = 8
+
 // History says which controllers wrote the records, one after the other. By it whoever read
 // records before knows whether those that etcd has now came after them, or etcd went back
 // to older ones: docs/restored-etcd.md. It is the records history/terms and history/now.
@@ -85,10 +88,15 @@ func (h History) Begin(id string) History {
 	return History{Terms: append(terms, Term{ID: id}), Older: h.Older, Now: Point{Term: id}}.cut()
 }
 
-// Take is the history in which what was lost up to those points was put back.
+// Take is the history in which what was lost up to those points was put back. Of the present term,
+// whose leader is there to say this, nothing is lost: whoever claims it would hide what a later
+// restoration loses.
 func (h History) Take(points []Point) History {
 	h.Terms = slices.Clone(h.Terms)
 	for _, p := range points {
+		if p.Term == h.Now.Term {
+			continue
+		}
 		i := h.term(p.Term)
 		if i < 0 {
 			// Before the present one, which is the last.
@@ -100,8 +108,18 @@ func (h History) Take(points []Point) History {
 	return h.cut()
 }
 
-// cut forgets the oldest terms.
+// cut forgets the oldest terms. Those that only nodes know of must not crowd out the others: a node
+// may make them up. Whoever holds one that is forgotten asks again.
 func (h History) cut() History {
+	var told []string
+	for _, t := range h.Terms {
+		if t.Until == 0 && t.Taken != 0 {
+			told = append(told, t.ID)
+		}
+	}
+	if over := len(told) - maxTold; over > 0 {
+		h.Terms = slices.DeleteFunc(h.Terms, func(t Term) bool { return slices.Contains(told[:over], t.ID) })
+	}
 	for len(h.Terms) > maxTerms {
 		h.Older = max(h.Older, h.Terms[0].Until)
 		h.Terms = h.Terms[1:]

@@ -38,6 +38,7 @@ func TestHistoryHolds(t *testing.T) {
 		"the same leader, one write less":  {backup, lost.Now, false},
 		"put back":                         {back, lost.Now, true},
 		"put back, but not all":            {back, write(lost, 26).Now, false},
+		"put back, of the present leader":  {restored.Take([]Point{{"c", 1 << 40}}), Point{"c", 31}, false},
 		"put back, and a leader later":     {write(back.Begin("e"), 40), lost.Now, true},
 		"another etcd":                     {other, lost.Now, false},
 		"an empty one":                     {History{}, lost.Now, false},
@@ -67,6 +68,26 @@ func TestHistoryHolds(t *testing.T) {
 	}
 	if len(long.Terms) != maxTerms || !long.Holds(lost.Now) || !long.Holds(first.Now) || long.Holds(Point{"lost", 1000}) {
 		t.Errorf("after many terms: %+v", long)
+	}
+}
+
+// TestHistoryTake: terms that nodes make up do not crowd out those that there were.
+func TestHistoryTake(t *testing.T) {
+	h := History{}
+	var held History
+	for i := range 2 * maxTerms {
+		h = h.Begin(fmt.Sprint(i))
+		h.Now.Revision = int64(10 * (i + 1))
+		if i == 2*maxTerms-maxTold {
+			held = h
+		}
+	}
+	was := h.Fork(held)
+	for i := range 4 * maxTerms {
+		h = h.Take([]Point{{fmt.Sprint("made up", i), 1 << 40}})
+	}
+	if h.Fork(held) != was || len(h.Terms) > maxTerms || h.Holds(Point{"made up0", 1 << 40}) || !h.Holds(Point{fmt.Sprint("made up", 4*maxTerms-1), 1 << 40}) {
+		t.Errorf("%+v, fork at %d, was %d", h, h.Fork(held), was)
 	}
 }
 
