@@ -22,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/attacks"
@@ -266,6 +267,66 @@ func TestAttackNodePods(t *testing.T) {
 		}
 		return tried, delivered
 	})
+}
+
+// TestAttackNodeLostRecords: who has stolen a node, and says in its own status that etcd has lost records, has the
+// leader write none of them.
+func TestAttackNodeLostRecords(t *testing.T) {
+	long(t)
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a"}, "n2": {"blue/b"}})
+	own, err := l.NodeIdentity("n1")
+	l.must(err)
+	n1 := l.etcdAs(netlab.TLS(own))
+	before, blue, unused := l.record("red"), netid.ID(l.netID("blue")), netid.Max
+	lies := map[string]topology.Namespace{
+		"a name":                  {NetName: "future1", Effective: &unused},
+		"a namespace global":      {NetName: "future2", Effective: &unused, Action: topology.MakeGlobal},
+		"a join":                  {NetName: "future3", Effective: &unused, Action: topology.Join, Namespace: "blue"},
+		"another's netID":         {NetName: "future4", Effective: &blue},
+		"a change to another's":   {NetName: "future5", Effective: &unused, Change: topology.Change{Step: topology.StepAccept, NetID: blue}},
+		"one that is there":       {NetName: "red", Effective: &blue},
+		"one that is there, thus": {NetName: "red", Effective: &unused, Action: topology.Join, Namespace: "blue"},
+	}
+	host := netip.MustParseAddr("198.18.0.1")
+	evil := topology.Node{Host: "n9", HostIP: netip.MustParseAddr("198.18.0.9"), Subnet: netip.MustParsePrefix("172.11.252.0/22"), Identity: "stolen"}
+	lie := topology.NodeStatus{Host: "n1", HostIP: host, Held: &topology.Held{At: topology.Point{Term: "x", Revision: 1 << 40}, Nodes: []topology.Node{evil, evil, evil}}}
+	for range 3 { // as if three nodes said so
+		for _, n := range lies {
+			lie.Held.Namespaces = append(lie.Held.Namespaces, n)
+		}
+	}
+	data, err := json.Marshal(lie)
+	l.must(err)
+	l.must(l.Agent("n1").Stop()) // it would write its own
+	l.attack(attacks.Node, "records that etcd is said to have lost", func() (tried, delivered int) {
+		_, err := n1.Put(t.Context(), networkKey+"/status/"+host.String(), string(data))
+		l.must(err)
+		l.eventually("the leader goes on without them", time.Minute, func() error {
+			log, err := l.Controller().Log()
+			l.must(err)
+			if !strings.Contains(log, "now follow etcd") {
+				return fmt.Errorf("it does not say so")
+			}
+			return nil
+		})
+		l.pods(map[string][]string{"n2": {"later/c"}}) // it has planned since
+		for what, n := range lies {
+			got, err := l.etcd().Get(t.Context(), networkKey+"/netnamespaces/"+n.NetName)
+			l.must(err)
+			if n.NetName != "red" && len(got.Kvs) > 0 {
+				t.Logf("%s: %s", what, got.Kvs[0].Value)
+				delivered++
+			}
+		}
+		if l.registered(evil.HostIP.String()) {
+			delivered++
+		}
+		return len(lies) + 1, delivered
+	})
+	if diff := cmp.Diff(before, l.record("red")); diff != "" {
+		t.Errorf("namespace red changed (-was +is):\n%s", diff)
+	}
 }
 
 // acknowledged is nil if what a node said of its pods in that revision is in the sets.

@@ -65,7 +65,7 @@ type Controller struct {
 	cfg   Config
 	log   *slog.Logger
 	world *world // nil without a Cluster
-	// wentByFew is when a term last put back what only few nodes hold. Only terms use it, one
+	// wentByFew is when a term last looked at what only few nodes hold. Only terms use it, one
 	// after the other.
 	wentByFew time.Time
 

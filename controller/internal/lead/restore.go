@@ -17,11 +17,12 @@ const (
 	// that says so; and from its election, before it gives a subnet to a node that has none.
 	// An agent is back within 3 s after etcd is.
 	settle = 3 * time.Second
-	// settleFew is how long it waits for others while only few say so. A node that does not
-	// report any more is gone from the records by then.
+	// settleFew is how long it waits for others while only few say so, and the others report that
+	// nothing is lost. A node that does not report any more is gone from the records by then.
 	settleFew = store.DefaultStatusTTL + settle
-	// fewEvery is how often it goes by what only few say: to do so ends its term, and a node that lies could
-	// say something else each time.
+	// settleAway is how long it waits where others do not report: they may hold more.
+	settleAway = 5 * time.Minute
+	// fewEvery is how often it goes by what only few say: a node that lies could say something else each time.
 	fewEvery = 5 * time.Minute
 	// again is how long it waits for nodes to say what is still missing.
 	again = time.Second
@@ -32,21 +33,58 @@ var errRestored = errors.New("records that etcd had lost were put back")
 
 // restoration is what a term knows of nodes that hold what etcd has lost.
 type restoration struct {
-	// since is when the first of them was seen; not before is when to look again.
-	since, notBefore time.Time
-	nodes            int
+	// since is when the first of them was seen, mostSince when they were most of all nodes; not before
+	// is when to look again.
+	since, mostSince, notBefore time.Time
+	nodes                       int
 	// due comes then.
 	due <-chan time.Time
 	// wrote counts what was put back.
 	wroteNodes, wroteNamespaces int
 }
 
+func (r *restoration) wrote() int { return r.wroteNodes + r.wroteNamespaces }
+
 // wait has the term look again at that time.
 func (r *restoration) wait(at, now time.Time) {
 	r.notBefore, r.due = at, time.After(at.Sub(now))
 }
 
-// putBack puts back what etcd has lost and nodes hold. While most nodes do, nothing else is
+// voters counts the nodes.
+type voters struct {
+	// lost is how many hold what etcd has lost, reporting how many report, known how many there are.
+	lost, reporting, known int
+}
+
+// most reports whether those that hold something may be believed together. One that is alone
+// is not: the others may only be slower.
+func (v voters) most() bool { return v.lost > 1 && 2*v.lost > v.known }
+
+// denied reports whether so many say that nothing is lost that those which say so cannot be most.
+func (v voters) denied() bool { return 2*(v.reporting-v.lost) >= v.known }
+
+// voters are the nodes that are asked. Who does not report counts too: else a node that is the first to report,
+// or that keeps others from it, would be all there are. ok is false while the API server has not said which there are.
+func (t *term) voters(lost int) (v voters, live map[string]string, ok bool) {
+	v = voters{lost: lost, reporting: len(t.live.now), known: len(t.live.now)}
+	for ip, n := range t.last.Nodes {
+		if _, reports := t.live.now[ip]; !reports && n.Ready() {
+			v.known++
+		}
+	}
+	if t.follower == nil {
+		return v, nil, true
+	}
+	now, ok := t.c.world.now()
+	v.known = max(v.known, len(now.Nodes))
+	live = map[string]string{}
+	for name, n := range now.Namespaces {
+		live[name] = n.UID
+	}
+	return v, live, ok
+}
+
+// putBack puts back what etcd has lost and nodes hold. While that may be much, nothing else is
 // planned: busy.
 func (t *term) putBack(ctx context.Context) (busy bool, err error) {
 	lost := topology.Lost(t.last.History, t.live.now)
@@ -56,49 +94,76 @@ func (t *term) putBack(ctx context.Context) (busy bool, err error) {
 		*r = restoration{}
 		return false, nil
 	}
-	now, most := t.c.cfg.Now(), 2*len(lost) > len(t.live.now)
-	if r.since.IsZero() {
-		r.since = now
-		t.log.Warn("etcd went back to older records (restored from a backup?): nodes hold newer ones, which are put back", "nodes", len(lost), "of", len(t.live.now))
+	now := t.c.cfg.Now()
+	v, live, known := t.voters(len(lost))
+	if r.see(v, now) {
+		t.log.Warn("nodes say that etcd went back to older records (restored from a backup?), and hold newer ones", "nodes", v.lost, "of", v.known)
 	}
-	if len(lost) > r.nodes {
-		r.nodes = len(lost)
-		r.notBefore = now.Add(again)
+	// One of few that report could else keep everybody waiting.
+	busy = v.most() || 2*v.lost > v.reporting && now.Before(r.since.Add(settleFew))
+	if !known {
+		r.wait(now.Add(again), now)
 	}
-	until := r.ripe(most, t.c.wentByFew)
-	if now.Before(until) {
-		r.wait(until, now)
-		return most, nil
+	if until := r.ripe(v, t.c.wentByFew); now.Before(until) {
+		r.due = time.After(until.Sub(now))
+		return busy, nil
 	}
-	in := restore.Input{Now: t.last.Snapshot, Created: map[string]int64{}, Changed: map[string]int64{}, Lost: lost, Most: most}
+	in := restore.Input{Now: t.last.Snapshot, Created: map[string]int64{}, Changed: map[string]int64{}, Lost: lost, Known: v.known, Live: live}
 	for name, rev := range t.last.Revs.Namespaces {
 		in.Created[name], in.Changed[name] = rev.Create, rev.Mod
 	}
 	plan := restore.Make(in)
 	wrote, err := t.writeBack(ctx, plan)
 	if err != nil {
-		return most, err
+		return busy, err
 	}
 	switch {
 	case wrote && plan.More, t.follower != nil && !t.follower.policies.Settled():
 		r.wait(now.Add(again), now)
-		return most, nil
+		return busy, nil
 	}
 	if err := t.writer.TakeLost(ctx, plan.Points); err != nil {
-		return most, err
+		return busy, err
 	}
-	if !most {
+	if !v.most() {
 		t.c.wentByFew = now
 	}
-	t.tellRestored(plan.Left)
+	t.tellRestored(v, plan.Left)
+	if !v.most() && r.wrote() == 0 {
+		return false, nil // nothing that a term remembers has changed
+	}
+	t.c.cfg.Metrics.restored.Inc()
 	return true, errRestored
 }
 
+// see takes in how many there are now. first reports that there were none before.
+func (r *restoration) see(v voters, now time.Time) (first bool) {
+	if first = r.since.IsZero(); first {
+		r.since = now
+	}
+	switch {
+	case !v.most():
+		r.mostSince = time.Time{}
+	case r.mostSince.IsZero():
+		r.mostSince = now
+	}
+	if v.lost > r.nodes {
+		r.nodes = v.lost
+		r.notBefore = now.Add(again)
+	}
+	return first
+}
+
 // ripe is when what nodes hold is put back, where most nodes say so, or few, by whom the leader last went then.
-func (r *restoration) ripe(most bool, few time.Time) time.Time {
-	at := r.since.Add(settle)
-	if !most {
+func (r *restoration) ripe(v voters, few time.Time) time.Time {
+	var at time.Time
+	switch {
+	case v.most():
+		at = r.mostSince.Add(settle)
+	case v.known == 1, v.denied():
 		at = later(r.since.Add(settleFew), few.Add(fewEvery))
+	default:
+		at = later(r.since.Add(settleAway), few.Add(fewEvery))
 	}
 	return later(at, r.notBefore)
 }
@@ -158,14 +223,17 @@ func (t *term) writeBack(ctx context.Context, plan restore.Plan) (wrote bool, er
 }
 
 // tellRestored tells people.
-func (t *term) tellRestored(left []string) {
-	said := fmt.Errorf("etcd went back to older records, as it does when it is restored from a backup: put back what nodes hold, %d nodes and %d namespaces", t.back.wroteNodes, t.back.wroteNamespaces)
+func (t *term) tellRestored(v voters, left []string) {
+	what, said := "the records are whole again", fmt.Errorf("etcd went back to older records, as it does when it is restored from a backup: put back what nodes hold, %d nodes and %d namespaces", t.back.wroteNodes, t.back.wroteNamespaces)
+	if !v.most() {
+		what = "nodes that hold other records than etcd now follow etcd"
+		said = fmt.Errorf("%d of %d nodes say that etcd went back to older records, too few to be believed: put back the netIDs of %d namespaces. Where etcd was restored from a backup, ask again for what is left out; where it was not, those nodes lie", v.lost, v.known, t.back.wroteNamespaces)
+	}
 	if len(left) > 0 {
 		const most = 10
 		said = fmt.Errorf("%w; left out %d: %s", said, len(left), strings.Join(left[:min(len(left), most)], "; "))
 	}
-	t.log.Warn("the records are whole again", "error", said)
-	t.c.cfg.Metrics.restored.Inc()
+	t.log.Warn(what, "error", said)
 	if t.follower != nil {
 		t.follower.cluster.complain(said)
 	}

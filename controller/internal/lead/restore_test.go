@@ -2,11 +2,13 @@ package lead
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
@@ -98,13 +100,13 @@ func TestRestoredUnderNodes(t *testing.T) {
 			waitNamespace(t, s, "red", "joined", func(n topology.Namespace, ok bool) bool {
 				return ok && n.Action == topology.None && n.Effective != nil && *n.Effective == blue && !n.Change.UnderWay()
 			})
-			rev, _, err := s.Snapshot(ctxOf(t))
+			last, err := s.Namespace(ctxOf(t), "red")
 			if err != nil {
 				t.Fatal(err)
 			}
-			eventually(t, "all is reported", func() bool {
+			eventually(t, "both nodes know all", func() bool {
 				all, err := s.Statuses(ctxOf(t))
-				return err == nil && all[addr(1)].Revision >= rev.Revision-5 && all[addr(2)].Subnet == second
+				return err == nil && all[addr(1)].Revision >= last.Revision && all[addr(2)].Revision >= last.Revision && all[addr(2)].Subnet == second
 			})
 			e.Stop()
 			if again {
@@ -141,37 +143,158 @@ func TestRestoredUnderNodes(t *testing.T) {
 	}
 }
 
+// says publishes what nodes say that etcd has lost; nil for those that say nothing of it.
+func says(t *testing.T, s *store.Store, held ...*topology.Held) {
+	t.Helper()
+	for i, h := range held {
+		p := s.StatusPublisher("k8ssdn", 0)
+		t.Cleanup(p.Close)
+		p.Set(topology.NodeStatus{Host: "n", HostIP: netip.AddrFrom4([4]byte{198, 18, 0, byte(i + 1)}), Held: h})
+	}
+	eventually(t, "all report", func() bool { all, err := s.Statuses(ctxOf(t)); return err == nil && len(all) == len(held) })
+}
+
+// history is the one in etcd.
+func history(t *testing.T, s *store.Store) topology.History {
+	t.Helper()
+	now, _, err := s.Snapshot(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return now.History
+}
+
 // TestFewHold: a single node of three that says that etcd has lost records is not believed, as it
-// may lie: nobody is joined, no node made. Others do not wait for it.
+// may lie: nobody is joined, no name and no node made, no term ended or called put back. Others do not wait for it.
 func TestFewHold(t *testing.T) {
 	t.Parallel()
+	for name, term := range map[string]func(topology.History) string{
+		"a term that nobody knows": func(topology.History) string { return "x" },
+		"the present term":         func(h topology.History) string { return h.Now.Term },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			e := etcdtest.Start(t)
+			c := start(t, e, "one", nil)
+			s := open(t, e)
+			ready(t, c)
+			ensure(t, s, "red", "blue")
+			red, blue := id(t, s, "red"), id(t, s, "blue")
+			before := history(t, s)
+			unused := blue ^ 1<<16
+			if unused == red {
+				unused ^= 1 << 17
+			}
+			node := topology.Node{Host: "evil", HostIP: netip.MustParseAddr("198.18.0.9"), Subnet: netip.MustParsePrefix("172.11.0.0/22")}
+			lie := topology.Held{At: topology.Point{Term: term(before), Revision: 1 << 40}, Nodes: []topology.Node{node}, Namespaces: []topology.Namespace{
+				{NetName: "red", Effective: &blue},
+				{NetName: "future", Effective: &unused, Action: topology.MakeGlobal},
+				{NetName: "squatted", Effective: &unused},
+			}}
+			says(t, s, &lie, nil, nil)
+			eventually(t, "it is seen", func() bool { return value(t, c.cfg.Metrics.lost) == 1 })
+			ensure(t, s, "later")
+			if id(t, s, "later"); id(t, s, "red") != red {
+				t.Errorf("red is on another network")
+			}
+			eventually(t, "it is over", func() bool { return strings.Contains(c.log.String(), "now follow etcd") })
+			ensure(t, s, "last")
+			if id(t, s, "last"); id(t, s, "red") != red {
+				t.Errorf("red is on another network")
+			}
+			if _, err := s.Node(ctxOf(t), node.HostIP); err == nil {
+				t.Error("a node was made")
+			}
+			for _, name := range []string{"future", "squatted"} {
+				if n, err := s.Namespace(ctxOf(t), name); err == nil {
+					t.Errorf("a namespace was made: %+v", n.Value)
+				}
+			}
+			if n, err := s.Namespace(ctxOf(t), "red"); err != nil || n.Value.Action != topology.None || n.Value.Change.UnderWay() {
+				t.Errorf("red: %+v, %v", n.Value, err)
+			}
+			// What a restoration will lose of this term must still be noticed.
+			now := history(t, s)
+			if lost := (topology.Point{Term: before.Now.Term, Revision: now.Now.Revision + 1}); now.Now.Term != before.Now.Term || now.Holds(lost) {
+				t.Errorf("the term has ended, or holds what there never was: %+v", now)
+			}
+		})
+	}
+}
+
+// TestOnlyReporter: a node that is the first to report, or keeps others from it, is not all there are. It does not
+// have the controller say that all is put back before the others could speak.
+func TestOnlyReporter(t *testing.T) {
+	clock := &clock{now: time.Now()}
 	e := etcdtest.Start(t)
-	c := start(t, e, "one", nil)
-	s := open(t, e)
-	ready(t, c)
+	c := start(t, e, "one", func(c *Config) { c.Now = clock.Now })
+	s := ready(t, c)
 	ensure(t, s, "red", "blue")
 	red, blue := id(t, s, "red"), id(t, s, "blue")
-	for i := range 3 {
-		p := s.StatusPublisher("k8ssdn", 0)
-		defer p.Close()
-		st := topology.NodeStatus{Host: "n", HostIP: netip.AddrFrom4([4]byte{198, 18, 0, byte(i)})}
-		if i == 0 {
-			node := topology.Node{Host: "evil", HostIP: netip.MustParseAddr("198.18.0.9"), Subnet: netip.MustParsePrefix("172.11.0.0/22")}
-			st.Held = &topology.Held{At: topology.Point{Term: "x", Revision: 1 << 40}, Namespaces: []topology.Namespace{{NetName: "red", Effective: &blue}}, Nodes: []topology.Node{node}}
+	for _, ip := range []string{"198.18.0.1", "198.18.0.2"} {
+		if err := s.EnsureNode(ctxOf(t), "n"+ip, netip.MustParseAddr(ip)); err != nil {
+			t.Fatal(err)
 		}
-		p.Set(st)
+		subnetOf(t, s, netip.MustParseAddr(ip))
 	}
+	lie := topology.Held{At: topology.Point{Term: "x", Revision: 1 << 40}, Namespaces: []topology.Namespace{{NetName: "red", Effective: &blue}}}
+	says(t, s, &lie)
 	eventually(t, "it is seen", func() bool { return value(t, c.cfg.Metrics.lost) == 1 })
-	ensure(t, s, "later")
-	if id(t, s, "later"); id(t, s, "red") != red {
-		t.Errorf("red is on another network")
+	clock.add(settleFew + again)
+	ensure(t, s, "later") // which has it look again
+	id(t, s, "later")
+	if id(t, s, "red") != red || history(t, s).Holds(lie.At) {
+		t.Errorf("it is believed: %+v", history(t, s))
 	}
-	eventually(t, "it is over", func() bool { return strings.Contains(c.log.String(), "the records are whole again") })
+	clock.add(settleAway)
+	ensure(t, s, "last")
+	eventually(t, "it is over", func() bool { return history(t, s).Holds(lie.At) })
 	if id(t, s, "red") != red {
 		t.Errorf("red is on another network")
 	}
-	if _, err := s.Node(ctxOf(t), netip.MustParseAddr("198.18.0.9")); err == nil {
-		t.Error("a node was made")
+}
+
+// TestManyHoldInKubernetes: what most nodes hold is put back for the Namespaces that the API server has.
+func TestManyHoldInKubernetes(t *testing.T) {
+	k := startKubernetes(t, nil)
+	k.namespace("red", "uid-red", "")
+	is := *k.record("red", "has a netID", settledRecord).Effective
+	was, unused := is^1<<16, is^1<<17
+	lost := topology.Held{At: topology.Point{Term: "x", Revision: 1 << 40}, Namespaces: []topology.Namespace{
+		{NetName: "red", UID: "uid-red", Effective: &was},
+		{NetName: "ghost", Effective: &unused, Action: topology.MakeGlobal},
+	}}
+	says(t, k.store, &lost, &lost)
+	eventually(t, "it is over", func() bool { return strings.Contains(k.log.String(), "the records are whole again") })
+	k.record("red", "has the netID that nodes hold", func(n topology.Namespace, ok bool) bool { return ok && *n.Effective == was })
+	if n, err := k.store.Namespace(ctxOf(t), "ghost"); err == nil {
+		t.Errorf("a namespace that there is not: %+v", n.Value)
+	}
+}
+
+// TestVoters: nodes that do not report count: those of the records, and those of the API server.
+func TestVoters(t *testing.T) {
+	addr := func(i byte) netip.Addr { return netip.AddrFrom4([4]byte{198, 18, 0, i}) }
+	node := func(i byte) topology.Node {
+		return topology.Node{HostIP: addr(i), Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 11, 4 * i, 0}), 22)}
+	}
+	term := &term{c: &Controller{world: newWorld()}}
+	term.live.now = map[netip.Addr]topology.NodeStatus{addr(1): {}, addr(9): {}}
+	term.last.Nodes = map[netip.Addr]topology.Node{addr(1): node(1), addr(2): node(2), addr(3): {HostIP: addr(3), Assign: true}}
+	if v, live, ok := term.voters(1); v != (voters{1, 2, 3}) || live != nil || !ok {
+		t.Errorf("%+v, %v, %t", v, live, ok)
+	}
+	term.follower = &follower{}
+	if _, _, ok := term.voters(1); ok {
+		t.Error("the API server has said nothing")
+	}
+	nodes := map[string]kube.Node{}
+	for i := range 5 {
+		nodes[fmt.Sprint(i)] = kube.Node{}
+	}
+	term.c.world.newest = &kube.Cluster{Nodes: nodes, Namespaces: map[string]kube.Namespace{"red": {UID: "uid-red"}}}
+	if v, live, ok := term.voters(1); v != (voters{1, 2, 5}) || live["red"] != "uid-red" || !ok {
+		t.Errorf("%+v, %v, %t", v, live, ok)
 	}
 }
 
@@ -179,21 +302,26 @@ func TestFewHold(t *testing.T) {
 // now and then only.
 func TestRipe(t *testing.T) {
 	now := time.Now()
+	many, few, away, only := voters{2, 3, 3}, voters{1, 3, 3}, voters{1, 1, 3}, voters{1, 1, 1}
 	for what, tt := range map[string]struct {
 		r    restoration
-		most bool
+		v    voters
 		few  time.Time
 		want time.Time
 	}{
-		"most":                       {restoration{since: now}, true, time.Time{}, now.Add(settle)},
-		"most, and few just before":  {restoration{since: now}, true, now, now.Add(settle)},
-		"few":                        {restoration{since: now}, false, time.Time{}, now.Add(settleFew)},
-		"few, and just before":       {restoration{since: now}, false, now.Add(-time.Second), now.Add(fewEvery - time.Second)},
-		"few, and long before":       {restoration{since: now}, false, now.Add(-time.Hour), now.Add(settleFew)},
-		"one more of most has come":  {restoration{since: now.Add(-time.Minute), notBefore: now.Add(again)}, true, time.Time{}, now.Add(again)},
-		"one more of a few has come": {restoration{since: now.Add(-time.Minute), notBefore: now.Add(again)}, false, time.Time{}, now.Add(again)},
+		"most":                        {restoration{since: now, mostSince: now}, many, time.Time{}, now.Add(settle)},
+		"most, and one long before":   {restoration{since: now.Add(-time.Hour), mostSince: now}, many, time.Time{}, now.Add(settle)},
+		"most, and few just before":   {restoration{since: now, mostSince: now}, many, now, now.Add(settle)},
+		"few":                         {restoration{since: now}, few, time.Time{}, now.Add(settleFew)},
+		"few, and just before":        {restoration{since: now}, few, now.Add(-time.Second), now.Add(fewEvery - time.Second)},
+		"few, and long before":        {restoration{since: now}, few, now.Add(-time.Hour), now.Add(settleFew)},
+		"few, others do not report":   {restoration{since: now}, away, time.Time{}, now.Add(settleAway)},
+		"the only one":                {restoration{since: now}, only, time.Time{}, now.Add(settleFew)},
+		"half of all, others deny it": {restoration{since: now}, voters{1, 2, 2}, time.Time{}, now.Add(settleFew)},
+		"one more of most has come":   {restoration{since: now.Add(-time.Minute), mostSince: now.Add(-time.Minute), notBefore: now.Add(again)}, many, time.Time{}, now.Add(again)},
+		"one more of a few has come":  {restoration{since: now.Add(-time.Minute), notBefore: now.Add(again)}, few, time.Time{}, now.Add(again)},
 	} {
-		if got := tt.r.ripe(tt.most, tt.few); !got.Equal(tt.want) {
+		if got := tt.r.ripe(tt.v, tt.few); !got.Equal(tt.want) {
 			t.Errorf("%s: in %s, want %s", what, got.Sub(now), tt.want.Sub(now))
 		}
 	}

@@ -6,6 +6,7 @@
 package restore
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -23,10 +24,13 @@ type Input struct {
 	// and last change.
 	Now              topology.Snapshot
 	Created, Changed map[string]int64
-	// Lost is what nodes hold, by node.
+	// Lost is what nodes hold, by node. Any of them may lie.
 	Lost map[netip.Addr]topology.Held
-	// Most is that they are more than half of the nodes that report.
-	Most bool
+	// Known is how many nodes there are, whether they report or not.
+	Known int
+	// Live are the UIDs of the Namespaces that the API server has, by name; nil outside of
+	// Kubernetes.
+	Live map[string]string
 }
 
 // Plan is what to write.
@@ -52,63 +56,72 @@ type maker struct {
 
 // Make makes it.
 func Make(in Input) Plan {
-	m := maker{Input: in}
+	m := maker{Input: in, fork: fork(in)}
 	points := map[topology.Point]bool{}
-	m.fork = math.MaxInt64
 	for _, h := range in.Lost {
 		points[h.At] = true
 		m.plan.More = m.plan.More || h.More
-		if len(h.Nodes)+len(h.Namespaces) > 0 {
-			m.fork = min(m.fork, in.Now.History.Fork(h.History))
-		}
 	}
-	m.plan.Points = slices.SortedFunc(maps.Keys(points), func(a, b topology.Point) int { return int(a.Revision - b.Revision) })
+	m.plan.Points = slices.SortedFunc(maps.Keys(points), func(a, b topology.Point) int { return cmp.Compare(a.Revision, b.Revision) })
 	m.nodes()
 	m.namespaces()
 	return m.plan
+}
+
+// fork is the middle one of what the histories of nodes say, so that fewer than half of them cannot
+// move it; of two in the middle the older, which puts fewer namespaces together.
+func fork(in Input) int64 {
+	var forks []int64
+	for _, h := range in.Lost {
+		if len(h.Nodes)+len(h.Namespaces) > 0 {
+			forks = append(forks, in.Now.History.Fork(h.History))
+		}
+	}
+	if len(forks) == 0 {
+		return math.MaxInt64
+	}
+	slices.Sort(forks)
+	return forks[(len(forks)-1)/2]
 }
 
 // claim is what nodes hold in place of one record.
 type claim[T any] struct {
 	value T
 	votes int
-	at    topology.Point
 }
 
 // claims counts who holds what, by the records' names, and keeps of each the one that most
-// hold: of two the newer.
+// hold. A node has one vote for each name: what it says second does not count.
 func claims[T any](lost map[netip.Addr]topology.Held, of func(topology.Held) []T, name func(T) string) map[string]claim[T] {
 	all := map[string]map[string]claim[T]{}
 	for _, h := range lost {
+		voted := map[string]bool{}
 		for _, v := range of(h) {
 			data, err := json.Marshal(v)
-			if err != nil {
+			if err != nil || voted[name(v)] {
 				continue // it came as JSON
 			}
+			voted[name(v)] = true
 			if all[name(v)] == nil {
 				all[name(v)] = map[string]claim[T]{}
 			}
-			c := all[name(v)][string(data)]
-			c.value, c.votes = v, c.votes+1
-			if h.At.Revision > c.at.Revision {
-				c.at = h.At
-			}
-			all[name(v)][string(data)] = c
+			all[name(v)][string(data)] = claim[T]{v, all[name(v)][string(data)].votes + 1}
 		}
 	}
 	best := map[string]claim[T]{}
 	for n, by := range all {
 		for _, form := range slices.Sorted(maps.Keys(by)) {
-			if c, b := by[form], best[n]; c.votes > b.votes || c.votes == b.votes && c.at.Revision > b.at.Revision {
-				best[n] = c
+			if by[form].votes > best[n].votes {
+				best[n] = by[form]
 			}
 		}
 	}
 	return best
 }
 
-// believed reports whether so many nodes are to be believed whatever they say.
-func (m *maker) believed(votes int) bool { return m.Most && 2*votes >= len(m.Lost) }
+// believed reports whether so many nodes are to be believed whatever they say: several, and more than
+// half of all there are. Those that do not report are asked in vain, and do not agree.
+func (m *maker) believed(votes int) bool { return votes > 1 && 2*votes > m.Known }
 
 func (m *maker) leave(what, why string, args ...any) {
 	m.plan.Left = append(m.plan.Left, what+": "+fmt.Sprintf(why, args...))
@@ -117,6 +130,12 @@ func (m *maker) leave(what, why string, args ...any) {
 // nodes puts back nodes that have their subnets, where no other has them.
 func (m *maker) nodes() {
 	held := claims(m.Lost, func(h topology.Held) []topology.Node { return h.Nodes }, func(n topology.Node) string { return n.HostIP.String() })
+	for _, key := range slices.Sorted(maps.Keys(held)) {
+		if c := held[key]; !m.believed(c.votes) {
+			m.leave("node "+key, "only %d of %d nodes hold it", c.votes, m.Known)
+			delete(held, key)
+		}
+	}
 	taken := map[netip.Addr]topology.Node{}
 	for ip, n := range m.Now.Nodes {
 		if _, claimed := held[ip.String()]; !claimed {
@@ -126,8 +145,6 @@ func (m *maker) nodes() {
 	for _, key := range slices.Sorted(maps.Keys(held)) {
 		c, what := held[key], "node "+key
 		switch other, overlaps := overlapping(taken, c.value); {
-		case !m.believed(c.votes):
-			m.leave(what, "only %d of %d nodes hold it", c.votes, len(m.Lost))
 		case c.value.Validate(m.Now.Config) != nil:
 			m.leave(what, "%v", c.value.Validate(m.Now.Config))
 		case overlaps:
@@ -159,7 +176,15 @@ func overlapping(taken map[netip.Addr]topology.Node, n topology.Node) (host stri
 
 // namespaces puts back namespaces with the netIDs that nodes enforce.
 func (m *maker) namespaces() {
-	held := claims(m.Lost, func(h topology.Held) []topology.Namespace { return h.Namespaces }, func(n topology.Namespace) string { return n.NetName })
+	name := func(n topology.Namespace) string { return n.NetName }
+	whole := claims(m.Lost, valid, name)
+	// Where nodes are at different steps of a change, they still agree on what comes of it.
+	settled := claims(m.Lost, func(h topology.Held) (all []topology.Namespace) {
+		for _, n := range valid(h) {
+			all = append(all, after(n))
+		}
+		return all
+	}, name)
 	has := map[netid.ID][]string{}
 	for name, n := range m.Now.Namespaces {
 		for _, id := range netIDs(n) {
@@ -167,30 +192,69 @@ func (m *maker) namespaces() {
 		}
 	}
 	given := map[netid.ID]bool{}
-	for _, name := range slices.Sorted(maps.Keys(held)) {
-		c, what := held[name], "namespace "+name
-		if c.value.Effective == nil || topology.ValidateNamespaceName(name) != nil {
-			continue
+	for _, name := range slices.Sorted(maps.Keys(settled)) {
+		n, what := settled[name].value, "namespace "+name
+		believed, alone := m.believed(settled[name].votes), m.Known == 1
+		switch {
+		case m.believed(whole[name].votes):
+			n = whole[name].value
+		case alone:
+			n = m.narrowed(n)
 		}
-		ids := netIDs(c.value)
-		// Given to somebody else since etcd went back.
-		later := func(id netid.ID) bool {
-			return !id.IsGlobal() && slices.ContainsFunc(has[id], func(other string) bool { return other != name && m.Created[other] > m.fork })
+		others := func(count func(other string) bool) bool {
+			return slices.ContainsFunc(netIDs(n), func(id netid.ID) bool {
+				return !id.IsGlobal() && slices.ContainsFunc(has[id], func(other string) bool { return other != name && count(other) })
+			})
 		}
 		_, there := m.Now.Namespaces[name]
-		alone := !there && !slices.ContainsFunc(ids, func(id netid.ID) bool { return id.IsGlobal() || len(has[id]) > 0 || given[id] })
 		switch {
-		case slices.ContainsFunc(ids, later):
-			m.leave(what, "its netID %d is another's by now", *c.value.Effective)
-		case !m.believed(c.votes) && !alone:
-			m.leave(what, "only %d of %d nodes hold it with netID %d", c.votes, len(m.Lost), *c.value.Effective)
+		case !believed && !alone:
+			m.leave(what, "only %d of %d nodes hold it with netID %d", settled[name].votes, m.Known, *n.Effective)
+		case m.Live != nil && (n.UID == "" || m.Live[name] != n.UID):
+			m.leave(what, "the API server has no Namespace of that name with UID %q", n.UID)
+		case others(func(other string) bool { return m.Created[other] > m.fork }):
+			m.leave(what, "its netID %d is another's by now", *n.Effective)
+		case !believed && (!there && m.Live == nil):
+			m.leave(what, "no record has its name, and there is only one node to say so")
+		case !believed && (n.Effective.IsGlobal() || given[*n.Effective] || others(func(string) bool { return true })):
+			m.leave(what, "netID %d is not its own, and there is only one node to say so", *n.Effective)
 		default:
-			for _, id := range ids {
+			for _, id := range netIDs(n) {
 				given[id] = true
 			}
-			m.plan.Namespaces = append(m.plan.Namespaces, m.record(c.value))
+			m.plan.Namespaces = append(m.plan.Namespaces, m.record(n))
 		}
 	}
+}
+
+// valid are the namespaces that a node holds with a netID, as records that etcd could have.
+func valid(h topology.Held) (all []topology.Namespace) {
+	for _, n := range h.Namespaces {
+		data, err := json.Marshal(n)
+		if err != nil {
+			continue // it came as JSON
+		}
+		if n, err = topology.ParseNamespace(n.NetName, data); err == nil && n.Effective != nil {
+			all = append(all, n)
+		}
+	}
+	return all
+}
+
+// after is a namespace when its change is over, and nothing is asked for.
+func after(n topology.Namespace) topology.Namespace {
+	id := n.Change.Goal(*n.Effective)
+	return topology.Namespace{NetName: n.NetName, Effective: &id, UID: n.UID, Declared: n.Declared, Forced: n.Forced}
+}
+
+// narrowed is what of a namespace the only node there is may say: its netID. The rest is what etcd and
+// the API server say.
+func (m *maker) narrowed(n topology.Namespace) topology.Namespace {
+	is, there := m.Now.Namespaces[n.NetName]
+	if !there {
+		is.UID = m.Live[n.NetName]
+	}
+	return topology.Namespace{NetName: n.NetName, Effective: n.Effective, UID: is.UID, Declared: is.Declared, Forced: is.Forced}
 }
 
 // record is what a namespace's is to be. What somebody has asked for since stands.
