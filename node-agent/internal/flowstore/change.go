@@ -362,10 +362,9 @@ func (s *Store) bring(ctx context.Context, a *area, r *Result) error {
 			return err
 		}
 		steps := w.steps()
-		more := a.AtOnce > 0 && len(steps) > a.AtOnce
-		if more {
-			steps = steps[:a.AtOnce]
-		}
+		first := a.bundle(steps)
+		more := len(first) < len(steps)
+		steps = first
 		r.leave(steps)
 		if err := s.commit(ctx, a, steps); err != nil {
 			return err
@@ -378,6 +377,20 @@ func (s *Store) bring(ctx context.Context, a *area, r *Result) error {
 		s.mu.Unlock()
 		s.mu.Lock()
 	}
+}
+
+// bundle is as much of some steps as is carried out at once.
+func (a *area) bundle(steps []step) []step {
+	if a.AtOnce == 0 || len(steps) <= a.AtOnce {
+		return steps
+	}
+	if a.Together != nil {
+		apart := func(s step) bool { return s.flow == nil || !a.Together(s.flow.value) }
+		if together := slices.DeleteFunc(slices.Clone(steps), apart); len(together) > 0 {
+			return together
+		}
+	}
+	return steps[:a.AtOnce]
 }
 
 // leave notes which of the steps remove what nobody had wanted.

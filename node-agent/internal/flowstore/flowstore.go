@@ -80,6 +80,9 @@ type Area struct {
 	// AtOnce bounds a bundle of [Store.Set] and [Store.Resync], so that others do not wait
 	// for all of a large change; 0 for no bound.
 	AtOnce int
+	// Together, if not nil, says which flows are never in several bundles, as some of them without the
+	// others would let through what all of them deny: they are in the first, however many they are.
+	Together func(of.Flow) bool
 	// Retire, if not nil, is what a flow becomes that nobody wants, in place of being
 	// deleted. One that is that already stays as it is.
 	Retire func(of.Flow) (of.Flow, bool)

@@ -373,6 +373,46 @@ func TestLarge(t *testing.T) {
 	b.require("in the end", lines(large(2))...)
 }
 
+// TestTogether: flows that are not to be parted come, and go, in the first bundle of a large change,
+// however many they are; the others in as many as it takes.
+func TestTogether(t *testing.T) {
+	area := other
+	area.AtOnce, area.Together = 40, func(f of.Flow) bool { return f.Table == 2 }
+	b := newBridge(t, area)
+	want := func(out uint32) (w flowstore.Want) {
+		for i := range uint32(100) {
+			apart, together := flow(1+i+100*out, out), flow(1+i+50*out, out)
+			together.Table = 2
+			w.Flows = append(w.Flows, apart, together)
+		}
+		return w
+	}
+	var sizes, together []int
+	b.fail = func(after bool) error {
+		if !after {
+			n := 0
+			for _, m := range b.sent {
+				if strings.Contains(m, "table=2") {
+					n++
+				}
+			}
+			sizes, together = append(sizes, len(b.sent)), append(together, n)
+		}
+		return nil
+	}
+	b.set(names{"a": want(1)}, "one", "two")
+	b.set(names{"a": want(2)}) // half of those that are together are others now
+	b.set(names{"a": flows(want(2).Flows[:30]...)})
+	if want := []int{100, 40, 40, 20, 150, 40, 40, 40, 40, 40, 85, 40, 40, 5}; !slices.Equal(sizes, want) {
+		t.Errorf("bundles of %v, want %v", sizes, want)
+	}
+	if want := []int{100, 0, 0, 0, 150, 0, 0, 0, 0, 0, 85, 0, 0, 0}; !slices.Equal(together, want) {
+		t.Errorf("%v in them were to be together, want %v", together, want)
+	}
+	b.fail = nil
+	b.require("in the end", lines(flows(want(2).Flows[:30]...))...)
+}
+
 // TestRetire: a flow that nobody wants becomes what its area says, also one that was
 // left over; what is that already stays as it is.
 func TestRetire(t *testing.T) {
