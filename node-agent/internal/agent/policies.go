@@ -156,15 +156,18 @@ func (n *policySide) disconnect() {
 }
 
 // follow brings rules into a new switch, and puts right what differs. It is never why pods
-// cannot be attached: what is late is closed.
+// cannot be attached: what is late is closed. Records do not wait for it, as it takes as long as
+// the policies of all tenants are large.
 func (n *policySide) follow(ctx context.Context, p *pass) error {
 	var err error
 	switch {
 	case n.table == nil:
 	case !n.connected:
-		err = n.connect(ctx)
+		n.table.SetLacks(n.lacks())
+		p.beside(func() { err = n.table.Connected(ctx) })
+		n.connected = err == nil
 	case p.full:
-		err = n.table.Resync(ctx)
+		p.beside(func() { err = n.table.Resync(ctx) })
 	}
 	if err != nil {
 		n.log.Debug("policies are not what they should be: trying again", "error", err)

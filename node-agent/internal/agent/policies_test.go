@@ -154,6 +154,26 @@ func TestPoliciesAhead(t *testing.T) {
 	}
 }
 
+// Records are taken while policies come into the switch, or are read back.
+func TestPoliciesBeside(t *testing.T) {
+	table := &toldTable{}
+	n := &policySide{table: table, lacks: func() []string { return nil }, log: quiet()}
+	waited := [][]string{}
+	p := &pass{full: true, waiting: func(f func()) {
+		table.told = nil
+		f()
+		waited = append(waited, table.told)
+	}}
+	for range 2 {
+		if err := n.follow(t.Context(), p); err != nil {
+			t.Error(err)
+		}
+	}
+	if diff := cmp.Diff([][]string{{"connected"}, {"resync"}}, waited); diff != "" {
+		t.Errorf("beside (-want +got):\n%s", diff)
+	}
+}
+
 // Outside of Kubernetes there are no policies, and nothing of them.
 func TestNoPolicies(t *testing.T) {
 	n := &policySide{}
