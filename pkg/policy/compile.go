@@ -50,6 +50,9 @@ type Compiled struct {
 	// what it masquerades. All others may be pods'.
 	Network       netip.Prefix
 	NodeAddresses []netip.Addr
+	// TooLarge are the NetworkPolicies that come to more than one may ([MostWritten], [MostFlows]).
+	// They isolate, and allow nothing.
+	TooLarge []Key
 }
 
 // Table is one direction.
@@ -121,6 +124,7 @@ func NewCompiler(in Input) *Compiler {
 // Compile is what policies come to. It takes time by the size of what they are about. Of
 // ClusterNetworkPolicies it needs all at once, or none.
 func (c *Compiler) Compile(policies []Policy, cluster []ClusterPolicy) Compiled {
+	out := c.place
 	ingress, egress := newTables(), newTables()
 	for _, p := range policies {
 		subjects := p.subjects(c.in.Subjects)
@@ -128,15 +132,15 @@ func (c *Compiler) Compile(policies []Policy, cluster []ClusterPolicy) Compiled 
 			continue
 		}
 		ingress.isolate(p.Ingress, subjects)
-		for _, r := range p.Ingress.Rules {
-			c.ingress(ingress.allow, p.Key, p.subject(), subjects, r)
-		}
 		egress.isolate(p.Egress, subjects)
-		for _, r := range p.Egress.Rules {
-			c.egress(egress.allow, p.Key, subjects, r)
+		in, eg, fits := c.rules(p, subjects)
+		if !fits {
+			out.TooLarge = append(out.TooLarge, p.Key)
+			continue
 		}
+		ingress.take(in)
+		egress.take(eg)
 	}
-	out := c.place
 	out.Ingress, out.Egress = ingress.table(), egress.table()
 	c.cluster(&out, cluster)
 	return out
@@ -252,7 +256,8 @@ func (c *Compiler) named(r Rule, port Port) []Member {
 	for _, p := range r.Peers {
 		switch {
 		case p.Set == nil:
-			all(func(a netip.Addr) bool { return contains(c.block(p), a) })
+			block := c.block(p)
+			all(func(a netip.Addr) bool { return anyHas(block, a) })
 		case p.Set.AllPods():
 			all(func(netip.Addr) bool { return true })
 		default:
@@ -308,8 +313,12 @@ func (c *Compiler) members(s Set) []netip.Prefix {
 	if !s.OfNodes {
 		return out
 	}
+	are := map[netip.Addr]bool{}
+	for _, m := range members {
+		are[m.Address] = true
+	}
 	for _, n := range c.in.Nodes {
-		if slices.Contains(out, host(n.HostIP)) {
+		if are[n.HostIP] {
 			for _, a := range inNetwork(n) {
 				out = append(out, host(a))
 			}
@@ -329,60 +338,6 @@ func (r Rule) peersName() string {
 	}
 	slices.Sort(names)
 	return strings.Join(slices.Compact(names), " ")
-}
-
-// block are the addresses of a block without those excepted. A node sends to pods from an
-// address of the cluster network, which therefore counts as the node's own: it is in a block
-// that has either, unless the node's own is excepted. The overlay is IPv4; IPv6 is nobody's.
-func (c *Compiler) block(p Peer) []netip.Prefix {
-	if known, ok := c.blocks[p.String()]; ok {
-		return known
-	}
-	var out []netip.Prefix
-	if p.Block.Addr().Is4() {
-		out = []netip.Prefix{p.Block}
-	}
-	for _, e := range p.Except {
-		out = without(out, e)
-	}
-	var more []netip.Prefix
-	for _, n := range c.in.Nodes {
-		for _, a := range inNetwork(n) {
-			switch {
-			case contains(out, n.HostIP):
-				if !contains(out, a) {
-					more = append(more, host(a))
-				}
-			case contains(p.Except, n.HostIP):
-				out = without(out, host(a))
-			}
-		}
-	}
-	out = append(out, more...)
-	c.blocks[p.String()] = out
-	return out
-}
-
-// without are the addresses of list that e has not.
-func without(list []netip.Prefix, e netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for _, p := range list {
-		switch {
-		case !p.Overlaps(e):
-			out = append(out, p)
-		case e.Bits() > p.Bits():
-			out = append(out, without(halves(p), e)...)
-		}
-	}
-	return out
-}
-
-// halves are the two parts of an IPv4 prefix shorter than 32 bits.
-func halves(p netip.Prefix) []netip.Prefix {
-	low, bits := p.Masked().Addr(), p.Bits()
-	high := low.As4()
-	high[bits/8] |= 0x80 >> (bits % 8)
-	return []netip.Prefix{netip.PrefixFrom(low, bits+1), netip.PrefixFrom(netip.AddrFrom4(high), bits+1)}
 }
 
 func contains(list []netip.Prefix, a netip.Addr) bool {
@@ -428,6 +383,17 @@ func (t *tables) allow(peers string, a Allow) {
 		return
 	}
 	t.allows[a.Name] = &a
+}
+
+// take takes in what another one has gathered.
+func (t *tables) take(from *tables) {
+	for name, a := range from.allows {
+		if same := t.allows[name]; same != nil {
+			same.join(*a)
+		} else {
+			t.allows[name] = a
+		}
+	}
 }
 
 // name is that of an Allow whose peers have a name.

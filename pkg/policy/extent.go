@@ -1,9 +1,6 @@
 package policy
 
-import (
-	"net/netip"
-	"slices"
-)
+import "slices"
 
 // Extent is how much a policy comes to, whoever is a member of its sets: what the leader keeps for
 // it, and what nodes make flows of.
@@ -44,7 +41,7 @@ func extent(sets []Set, rules []Rule) Extent {
 			if p.Name != "" {
 				names++
 			} else {
-				ports += masks(int(p.First), int(p.Last))
+				ports += matches([]PortRange{{First: p.First, Last: p.Last}})
 			}
 		}
 		e.Ports += max(1, ports)
@@ -57,46 +54,8 @@ func (p Peer) extent() int {
 	if p.Set != nil {
 		return 1
 	}
-	var inside []netip.Prefix
-	for _, e := range p.Except {
-		if e.IsValid() && e.Overlaps(p.Block) {
-			inside = append(inside, e)
-		}
+	if !p.Block.IsValid() || !p.Block.Addr().Is4() {
+		return 1 + len(p.Except)
 	}
-	return max(1+len(p.Except), left(p.Block, inside))
-}
-
-// left is how many prefixes are left of p without those of except, which overlap it. It takes time by their
-// number, and not by what is left.
-func left(p netip.Prefix, except []netip.Prefix) int {
-	if len(except) == 0 {
-		return 1
-	}
-	if !p.Addr().Is4() || slices.ContainsFunc(except, func(e netip.Prefix) bool { return e.Bits() <= p.Bits() }) {
-		return 0
-	}
-	count := 0
-	for _, half := range halves(p) {
-		var inside []netip.Prefix
-		for _, e := range except {
-			if e.Overlaps(half) {
-				inside = append(inside, e)
-			}
-		}
-		count += left(half, inside)
-	}
-	return count
-}
-
-// masks is how many numbers with a mask the range from first to last comes to.
-func masks(first, last int) int {
-	count := 0
-	for ; first <= last; count++ {
-		size := 1
-		for first%(2*size) == 0 && first+2*size-1 <= last && 2*size <= maxPort+1 {
-			size *= 2
-		}
-		first += size
-	}
-	return count
+	return max(1+len(p.Except), prefixes(runOf(p.Block).without(union(p.Except))))
 }

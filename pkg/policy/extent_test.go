@@ -67,10 +67,10 @@ func TestExtentOfManyExcepts(t *testing.T) {
 	}
 }
 
-// TestMasks: a range counts as many masks as cover it, and no number twice.
-func TestMasks(t *testing.T) {
+// TestMatches: a range counts as many masks as cover it, and no number twice.
+func TestMatches(t *testing.T) {
 	for r, want := range map[[2]int]int{{80, 80}: 1, {0, maxPort}: 1, {1, maxPort - 1}: 30, {80, 90}: 3, {1024, maxPort}: 6} {
-		if got := masks(r[0], r[1]); got != want {
+		if got := matches([]PortRange{{First: uint16(r[0]), Last: uint16(r[1])}}); got != want {
 			t.Errorf("%v comes to %d masks, want %d", r, got, want)
 		}
 	}

@@ -93,8 +93,9 @@ func (c Compiled) outside(a Allow) (_ Allow, any bool) {
 // Reaches is what some subjects may reach past the switch, with whether NetworkPolicies isolate what
 // each sends. It is what [Compiled.Verdict] says of it, but for addresses that may be pods': what
 // goes there comes to the switch once more, and is judged there. Subjects of which policies say the
-// same share one Reach.
-func (c Compiled) Reaches(isolated map[netip.Addr]bool) map[netip.Addr]Reach {
+// same share one Reach. Of those in closed it would be more than the bounds ([MostReach],
+// [MostReachOfNode]): they reach their own node, and nothing else past the switch.
+func (c Compiled) Reaches(isolated map[netip.Addr]bool) (reaches map[netip.Addr]Reach, closed []netip.Addr) {
 	all := c.rulesOutside()
 	about := map[netip.Addr][]int{}
 	for i, r := range all {
@@ -104,23 +105,29 @@ func (c Compiled) Reaches(isolated map[netip.Addr]bool) map[netip.Addr]Reach {
 			}
 		}
 	}
-	out, known := map[netip.Addr]Reach{}, map[string]Reach{}
+	keys, known := map[netip.Addr]string{}, map[string]sized{}
 	for s, isolates := range isolated {
 		key := fmt.Sprint(isolates, about[s])
-		reach, ok := known[key]
-		if !ok {
-			rules := make([]outsideRule, 0, len(about[s])+1)
-			for _, i := range about[s] {
-				if t := all[i].tier; t == adminTier || isolates == (t == networkTier) {
-					rules = append(rules, all[i])
-				}
-			}
-			reach = c.reach(append(rules, c.last(isolates)...))
-			known[key] = reach
+		keys[s] = key
+		if _, ok := known[key]; ok {
+			continue
 		}
-		out[s] = reach
+		rules := make([]outsideRule, 0, len(about[s])+1)
+		for _, i := range about[s] {
+			if t := all[i].tier; t == adminTier || isolates == (t == networkTier) {
+				rules = append(rules, all[i])
+			}
+		}
+		known[key] = c.reach(append(rules, c.last(isolates)...))
 	}
-	return out
+	bound(known)
+	reaches, own := map[netip.Addr]Reach{}, c.closed()
+	for s, key := range keys {
+		if reaches[s] = known[key].Reach; reaches[s] == nil {
+			reaches[s], closed = own, append(closed, s)
+		}
+	}
+	return reaches, sorted(closed, netip.Addr.Compare)
 }
 
 // The tiers, in the order in which they are asked.
@@ -174,9 +181,10 @@ type edge struct {
 }
 
 // reach is what rules say, address by address.
-func (c Compiled) reach(rules []outsideRule) Reach {
+func (c Compiled) reach(rules []outsideRule) sized {
 	edges := c.edges(rules)
 	var out Reach
+	steps, cost := 0, 0
 	known := map[string]Ports{}
 	count := make([]int, len(rules))
 	var active []int // the rules that are about the addresses from at on, in order
@@ -191,22 +199,41 @@ func (c Compiled) reach(rules []outsideRule) Reach {
 			break
 		}
 		last := edges[i].at - 1 // all rules have an end
+		if steps += len(active); steps > mostSteps || cost > MostReach {
+			return sized{}
+		}
 		ports := everyPort()
 		if first := addressOf(at); !c.Network.Contains(first) || slices.Contains(c.Own, first) {
 			key := fmt.Sprint(active)
 			var ok bool
 			if ports, ok = known[key]; !ok {
+				if steps += workOf(rules, active); steps > mostSteps {
+					return sized{}
+				}
 				ports = portsOf(rules, active)
 				known[key] = ports
+				cost += costOfPorts + len(ports.Ranges)
 			}
 		}
 		if n := len(out); n > 0 && out[n-1].Ports.equal(ports) {
 			out[n-1].Last = addressOf(last)
 			continue
 		}
-		out = append(out, Span{addressOf(at), addressOf(last), ports})
+		out, cost = append(out, Span{addressOf(at), addressOf(last), ports}), cost+costOfSpan
 	}
-	return out
+	if cost > MostReach {
+		return sized{}
+	}
+	return sized{out, cost}
+}
+
+// workOf is how many steps [portsOf] takes.
+func workOf(rules []outsideRule, active []int) int {
+	ports := 0
+	for _, i := range active {
+		ports += len(rules[i].Ports) + 1
+	}
+	return 2 * ports * ports
 }
 
 // toggle is active where a rule counts once more, or less.

@@ -18,7 +18,8 @@ import (
 func judgeReach(t *testing.T, c Compiled, p Packet) {
 	t.Helper()
 	_, isolates := slices.BinarySearchFunc(c.Egress.Isolated, p.Src, netip.Addr.Compare)
-	reach := c.Outside().Reaches(map[netip.Addr]bool{p.Src: isolates})[p.Src]
+	reaches, _ := c.Outside().Reaches(map[netip.Addr]bool{p.Src: isolates})
+	reach := reaches[p.Src]
 	judged := !c.Network.Contains(p.Dst) || slices.Contains(c.Own, p.Dst)
 	want := !judged || c.may(c.Egress, p.Src, p.Dst, p)
 	if got := reach.Lets(p); got != want {
@@ -44,7 +45,7 @@ func TestReach(t *testing.T) {
 		for _, p := range pods {
 			_, isolated[p.Address] = slices.BinarySearchFunc(c.Egress.Isolated, p.Address, netip.Addr.Compare)
 		}
-		reaches := c.Outside().Reaches(isolated)
+		reaches, _ := c.Outside().Reaches(isolated)
 		for range 60 {
 			p := Packet{Src: pods[random.IntN(len(pods))].Address, Dst: edgeAddress(random), Protocol: []uint8{1, 6, 6, 17, 132, 47}[random.IntN(6)], DstPort: []uint16{0, 1, 52, 53, 54, 79, 80, 81, 90, 91, 65534, 65535}[random.IntN(12)]}
 			want := !(c.Network.Contains(p.Dst) && !slices.Contains(c.Own, p.Dst)) && !c.may(c.Egress, p.Src, p.Dst, p)
@@ -142,7 +143,8 @@ func TestOutside(t *testing.T) {
 	}
 	c = compile(t, `{podSelector: {}, policyTypes: [Egress], egress: [{to: [{podSelector: {}}, {ipBlock: {cidr: 203.0.113.0/24}}], ports: [{port: 443, endPort: 445}]}]}`).Outside()
 	web := addr(who["web"])
-	got := c.Reaches(map[netip.Addr]bool{web: true})[web]
+	reaches, _ := c.Reaches(map[netip.Addr]bool{web: true})
+	got := reaches[web]
 	span := func(first, last string, ports Ports) Span {
 		return Span{netip.MustParseAddr(first), netip.MustParseAddr(last), ports}
 	}

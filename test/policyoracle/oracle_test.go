@@ -109,7 +109,8 @@ func (c cluster) reaches(ours policy.Compiled) map[netip.Addr]policy.Reach {
 	for _, p := range c.pods {
 		isolated[p.Address] = slices.Contains(ours.Egress.Isolated, p.Address)
 	}
-	return ours.Outside().Reaches(isolated)
+	reach, _ := ours.Outside().Reaches(isolated)
+	return reach
 }
 
 // cluster is what was drawn.

@@ -54,7 +54,8 @@ func (l *judgeLab) allow(block string, ports ...policy.PortRange) policy.Allow {
 // is judged of it is seen.
 func (l *judgeLab) senders(allows ...policy.Allow) Senders {
 	c := policy.Compiled{Network: l.spec.ClusterNetwork, Egress: policy.Table{Allows: allows}}
-	return Senders{Services: l.services, Reach: c.Reaches(map[netip.Addr]bool{l.five: true})}
+	reach, _ := c.Reaches(map[netip.Addr]bool{l.five: true})
+	return Senders{Services: l.services, Reach: reach}
 }
 
 func (l *judgeLab) set(allows ...policy.Allow) {

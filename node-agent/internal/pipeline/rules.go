@@ -462,6 +462,10 @@ func (p place) decide(c Cookie, priority uint16, match ...of.Field) of.Flow {
 	return f
 }
 
+// InOrder reports whether a flow of the area of [Policies] is one of ClusterNetworkPolicies: what each of
+// them does depends on those before it.
+func InOrder(f of.Flow) bool { return !place{table: f.Table}.namespaced() }
+
 // egress reports whether the place's rules are about what their subjects send.
 func (p place) egress() bool { return p.table < TableIngressAdmin }
 

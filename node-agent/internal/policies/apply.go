@@ -29,10 +29,12 @@ type writer struct {
 	flushes map[netip.Addr]flush
 	noFlush bool // the switch cannot flush connections
 	outside outside
+	// tooLarge are the policies that were told of as being too large.
+	tooLarge map[policy.Key]bool
 }
 
 func newWriter() writer {
-	return writer{rules: pipeline.NewRules(), flushes: map[netip.Addr]flush{}, outside: outside{says: map[policy.Key]policy.Compiled{}}}
+	return writer{rules: pipeline.NewRules(), flushes: map[netip.Addr]flush{}, outside: outside{says: map[policy.Key]policy.Compiled{}}, tooLarge: map[policy.Key]bool{}}
 }
 
 // work is what there is to do at one time.
@@ -106,15 +108,18 @@ func away(err error) bool {
 
 // Apply brings what changed into the switch.
 func (t *Table) Apply(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
-	defer cancel()
-	t.writing.Lock()
-	defer t.writing.Unlock()
+	t.compiling.Lock()
+	defer t.compiling.Unlock()
 	w, ok := t.prepare()
 	if !ok {
 		return nil
 	}
-	ruled, err := t.write(ctx, w)
+	compiled := w.compile()
+	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
+	defer cancel()
+	t.writing.Lock()
+	defer t.writing.Unlock()
+	ruled, err := t.write(ctx, w, compiled)
 	t.finish(w, ruled, err)
 	return err
 }
@@ -264,6 +269,7 @@ func (w work) compile() map[policy.Key]policy.Compiled {
 		more := unknown.Compile(all, nil)
 		c.Ingress.Allows = merge(c.Ingress.Allows, more.Ingress.Allows)
 		c.Egress.Allows = merge(c.Egress.Allows, more.Egress.Allows)
+		c.TooLarge = append(c.TooLarge, more.TooLarge...)
 		compiled[key] = c
 	}
 	return compiled
@@ -289,9 +295,9 @@ func merge(a, b []policy.Allow) []policy.Allow {
 }
 
 // write brings work to where it belongs, and reports whether the rules are in the switch.
-func (t *Table) write(ctx context.Context, w work) (ruled bool, err error) {
-	compiled := w.compile()
+func (t *Table) write(ctx context.Context, w work, compiled map[policy.Key]policy.Compiled) (ruled bool, err error) {
 	t.learnDenying(compiled)
+	t.noteTooLarge(compiled)
 	whole := w.certain && (t.complete || w.open)
 	outside := make(chan error, 1)
 	go func() { outside <- t.tellOutside(ctx, w, compiled, whole) }()
@@ -305,10 +311,11 @@ func (t *Table) write(ctx context.Context, w work) (ruled bool, err error) {
 // nothing by itself.
 func (t *Table) writeSwitch(ctx context.Context, w work, compiled map[policy.Key]policy.Compiled) (ruled bool, err error) {
 	var errs []error
+	// What does not fit into one bundle would lose for a while what both old and new allow.
+	if t.complete && (w.news || many(compiled)) {
+		errs = append(errs, t.set(ctx, t.come(compiled)))
+	}
 	if w.news {
-		if t.complete {
-			errs = append(errs, t.set(ctx, t.come(compiled)))
-		}
 		errs = append(errs, t.tellPods(ctx, w.pods))
 	}
 	var rules error

@@ -23,6 +23,8 @@ type outside struct {
 	// nothing from before the agent's start is kept beside it.
 	told           hostnet.Senders
 	current, whole bool
+	// closed are the pods that were told of as having their way past the switch closed.
+	closed []netip.Addr
 }
 
 // sends reports whether policies may be about what a pod sends.
@@ -38,7 +40,9 @@ func (t *Table) tellOutside(ctx context.Context, w work, compiled map[policy.Key
 		services = w.nodes.services
 	}
 	if !o.current || o.whole != whole || o.told.Services != services {
-		want := hostnet.Senders{Services: services, Reach: o.reach()}
+		reach, closed := o.reach()
+		t.noteClosed(w, closed)
+		want := hostnet.Senders{Services: services, Reach: reach}
 		if !whole {
 			want.Keep = func(a netip.Addr) bool { return w.loaded[a] }
 		}
@@ -89,8 +93,9 @@ func (o *outside) learn(w work, compiled map[policy.Key]policy.Compiled) {
 	}
 }
 
-// reach is what the pods may reach that may not reach everything.
-func (o *outside) reach() map[netip.Addr]policy.Reach {
+// reach is what the pods may reach that may not reach everything; for those in closed that would be too
+// much to be written.
+func (o *outside) reach() (reach map[netip.Addr]policy.Reach, closed []netip.Addr) {
 	all := o.place
 	for key, c := range o.says {
 		if key == clusterKey {
@@ -98,7 +103,7 @@ func (o *outside) reach() map[netip.Addr]policy.Reach {
 		}
 		all.Egress.Allows = append(all.Egress.Allows, c.Egress.Allows...)
 	}
-	reach := all.Reaches(o.isolated)
+	reach, closed = all.Reaches(o.isolated)
 	maps.DeleteFunc(reach, func(_ netip.Addr, r policy.Reach) bool { return r.All() })
-	return reach
+	return reach, closed
 }

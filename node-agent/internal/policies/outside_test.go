@@ -209,7 +209,7 @@ func TestOutsideCluster(t *testing.T) {
 // TestOutsideStart: an agent that starts takes nothing from pods that were there, before all is known
 // that it follows from; a pod that comes meanwhile has no more than is known.
 func TestOutsideStart(t *testing.T) {
-	may := policy.Compiled{Network: twoNodes().Config.Network}.Reaches(map[netip.Addr]bool{web1: false})
+	may, _ := policy.Compiled{Network: twoNodes().Config.Network}.Reaches(map[netip.Addr]bool{web1: false})
 	before := Copy{Pods: []CopiedPod{{Namespace: "shop", Name: "web-1", UID: "u-web-1", Address: web1, Labels: app("web"), Labelled: true, Selected: true}}}
 	inTime(t, before, func(w *world) {
 		w.past.reach = may

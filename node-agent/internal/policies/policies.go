@@ -37,6 +37,11 @@ const AreaName = "policy"
 // readEvery is how often the switch is read back.
 const readEvery = 30 * time.Second
 
+// mostAtOnce bounds a bundle, so that pods that come and go wait for no large policy. Some rules of
+// NetworkPolicies without the others allow less than all. Those of ClusterNetworkPolicies are an order
+// of what denies and what allows, and are not divided.
+const mostAtOnce = 4096
+
 // kinds are those of owners, by the kind of their flows: a rule, and each clause that rules
 // have.
 var kinds = map[pipeline.Kind]flowstore.Kind{
@@ -46,7 +51,10 @@ var kinds = map[pipeline.Kind]flowstore.Kind{
 // Area is all flows of policies' rules.
 func Area() flowstore.Area {
 	cookie, mask := pipeline.Policies()
-	return flowstore.Area{Name: AreaName, Cookie: cookie, Mask: mask, Kinds: slices.Sorted(maps.Values(kinds)), Every: readEvery}
+	return flowstore.Area{
+		Name: AreaName, Cookie: cookie, Mask: mask, Kinds: slices.Sorted(maps.Values(kinds)), Every: readEvery,
+		AtOnce: mostAtOnce, Together: pipeline.InOrder,
+	}
 }
 
 const (
@@ -132,9 +140,10 @@ type Config struct {
 type Table struct {
 	cfg Config
 
-	// writing is held by who changes the switch, and guards what follows it. It is taken
-	// before mu.
-	writing sync.Mutex
+	// compiling is held from when it is taken what there is to do until it is done, so that nothing
+	// older comes behind it. writing is held by who changes the switch, and guards what follows it; who
+	// has it waits for the switch alone and for no compiling. They are taken in this order, before mu.
+	compiling, writing sync.Mutex
 	writer
 
 	mu sync.Mutex

@@ -47,10 +47,12 @@ type world struct {
 	events []string
 	// added and gone are the rules' flows that were written and removed.
 	added, gone int
-	flushed     []string
-	wanted      wanted
-	published   topology.NodePods
-	kept        Copy
+	// largest is how many changes the largest bundle had.
+	largest   int
+	flushed   []string
+	wanted    wanted
+	published topology.NodePods
+	kept      Copy
 	// slow is how long the switch takes for rules, broken why it takes none.
 	slow   time.Duration
 	broken error
@@ -137,6 +139,7 @@ func (w *world) Commit(ctx context.Context, mods []of.Mod) error {
 		}
 	}
 	w.locked(func() {
+		w.largest = max(w.largest, len(mods))
 		w.added, w.gone = w.added+added, w.gone+len(mods)-added
 		if added > 0 {
 			w.events = append(w.events, "rules come")

@@ -1,0 +1,126 @@
+package policy
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+)
+
+// What policies may come to on a node. Whoever may write policies decides how much work they are for
+// all nodes with pods that they are about: some hundred kilobytes of a block's exceptions are half a
+// million prefixes. What comes to more is closed, so that others' policies and pods go on. The bounds
+// hold on each node whatever the leader lets into the records.
+const (
+	// MostWritten bounds what one NetworkPolicy comes to by its text alone, whoever the members of its
+	// sets are: the prefixes of its blocks and the matches of its ports.
+	MostWritten = 1 << 14
+	// MostFlows bounds what it comes to with its subjects and members, rule by rule. What rules have in
+	// common counts for each.
+	MostFlows = 1 << 18
+	// MostReach bounds what one pod may reach past the switch, and MostReachOfNode what all pods of a node
+	// may: ranges of addresses, and those of ports that some of them have. Pods of which policies say the
+	// same count once.
+	MostReach, MostReachOfNode = 1 << 14, 1 << 16
+	// mostSteps bounds the work of finding out what one pod may reach: about a second.
+	mostSteps = 1 << 26
+)
+
+// rules is what a policy says of some subjects, apart from isolating them; false where it comes to more
+// than one policy may, so that it allows nothing.
+func (c *Compiler) rules(p Policy, subjects []Pod) (ingress, egress *tables, fits bool) {
+	if c.written(p) > MostWritten {
+		return nil, nil, false
+	}
+	ingress, egress = newTables(), newTables()
+	left := MostFlows
+	bounded := func(t *tables) adder {
+		return func(peers string, a Allow) {
+			if left -= a.Flows(); left >= 0 {
+				t.allow(peers, a)
+			}
+		}
+	}
+	for _, r := range p.Ingress.Rules {
+		if c.ingress(bounded(ingress), p.Key, p.subject(), subjects, r); left < 0 {
+			return nil, nil, false
+		}
+	}
+	for _, r := range p.Egress.Rules {
+		if c.egress(bounded(egress), p.Key, subjects, r); left < 0 {
+			return nil, nil, false
+		}
+	}
+	return ingress, egress, true
+}
+
+// written is what a policy comes to by its text alone; a number above [MostWritten] may be less than
+// that.
+func (c *Compiler) written(p Policy) (n int) {
+	for _, side := range []Side{p.Ingress, p.Egress} {
+		for _, r := range side.Rules {
+			n += matches(numbered(r.Ports))
+			for _, peer := range r.Peers {
+				if peer.Set == nil {
+					n += c.sizeOfBlock(peer)
+				}
+			}
+			if n > MostWritten {
+				return n
+			}
+		}
+	}
+	return n
+}
+
+// sizeOfBlock is how many prefixes a block comes to, without making them.
+func (c *Compiler) sizeOfBlock(p Peer) int {
+	runs, more := c.cut(p)
+	return prefixes(runs) + len(more)
+}
+
+// prefixes is how many prefixes runs of addresses come to.
+func prefixes(runs []run) (n int) {
+	for _, r := range runs {
+		r.each(addressBits, func(uint64, int) { n++ })
+	}
+	return n
+}
+
+// Flows is how many clauses an Allow comes to.
+func (a Allow) Flows() int { return len(a.Subjects) + len(a.Peers.Prefixes) + matches(a.Ports) }
+
+// matches are the fewest matches with a mask that have just those ports.
+func matches(ports []PortRange) (n int) {
+	for _, p := range ports {
+		run{uint64(p.First), uint64(p.Last)}.each(portBits, func(uint64, int) { n++ })
+	}
+	return n
+}
+
+// costOfSpan and costOfPorts are what these cost of [MostReach], besides each range of ports: what ports
+// some addresses have is a chain of its own in the node's firewall. nft takes a second for 64,000 ranges of
+// addresses, and two for 4,000 chains.
+const costOfSpan, costOfPorts = 1, 16
+
+// closed is for a pod whose way past the switch is closed: it reaches its own node.
+func (c Compiled) closed() Reach { return c.reach(c.last(true)).Reach }
+
+// sized is a Reach with what it costs; without a Reach it would be more than one pod's may be.
+type sized struct {
+	Reach
+	cost int
+}
+
+// bound takes the ways past the switch of those pods for which there is no room on the node. Who needs
+// least comes first, so that nobody else's is closed for all that one pod may reach.
+func bound(reach map[string]sized) {
+	left := MostReachOfNode
+	names := slices.SortedFunc(maps.Keys(reach), func(a, b string) int {
+		return cmp.Or(cmp.Compare(reach[a].cost, reach[b].cost), cmp.Compare(a, b))
+	})
+	for _, name := range names {
+		if left -= reach[name].cost; left < 0 {
+			reach[name] = sized{}
+		}
+	}
+}
