@@ -9,8 +9,9 @@ import (
 // For returns what node should serve of spec, whose endpoints are in all; slices of other services are ignored.
 func For(spec Spec, all []Slice, node Node) Service {
 	served := Service{Key: spec.Key, UID: spec.UID, Affinity: spec.Affinity}
+	answers := byPort(spec, all)
 	for _, port := range spec.Ports {
-		found, leftOut := candidates(spec, port, all)
+		found, leftOut := candidates(answers[named{port.Name, port.Protocol}])
 		served.LeftOut = append(served.LeftOut, leftOut...)
 		endpoints := choose(found, spec.InternalLocal, node)
 		for _, vip := range spec.VIPs {
@@ -37,27 +38,48 @@ type candidate struct {
 	Port uint16
 }
 
-// candidates leaves out endpoints that nothing may be sent to. Some of them the switch would refuse, and all services with them; nobody
-// but a person writes one (an endpoint of a pod has the pod's address), so it is said which.
-func candidates(spec Spec, port PortSpec, all []Slice) (found []candidate, leftOut []LeftOut) {
+// named is what a port of a service and those of its slices have in common.
+type named struct {
+	name     string
+	protocol Protocol
+}
+
+// answering are endpoints that answer at a port.
+type answering struct {
+	at        SlicePort
+	endpoints []SliceEndpoint
+}
+
+// byPort are the endpoints of a service by its ports, of which there may be thousands.
+func byPort(spec Spec, all []Slice) map[named][]answering {
+	out := map[named][]answering{}
 	for _, slice := range all {
 		if slice.Service != spec.Key {
 			continue
 		}
 		for _, at := range slice.Ports {
-			if at.Name != port.Name || at.Protocol != port.Protocol || at.Port == 0 {
+			if at.Port != 0 {
+				name := named{at.Name, at.Protocol}
+				out[name] = append(out[name], answering{at, slice.Endpoints})
+			}
+		}
+	}
+	return out
+}
+
+// candidates leaves out endpoints that nothing may be sent to. Some of them the switch would refuse, and all services with them; nobody
+// but a person writes one (an endpoint of a pod has the pod's address), so it is said which.
+func candidates(all []answering) (found []candidate, leftOut []LeftOut) {
+	for _, some := range all {
+		for _, endpoint := range some.endpoints {
+			if !Serves(endpoint.Address) {
 				continue
 			}
-			for _, endpoint := range slice.Endpoints {
-				if !Serves(endpoint.Address) {
-					continue
-				}
-				if reason := Unreachable(endpoint.Address); reason != "" {
-					leftOut = append(leftOut, LeftOut{at.Protocol, Endpoint{endpoint.Address, at.Port}, reason})
-					continue
-				}
-				found = append(found, candidate{endpoint, at.Port})
+			if reason := Unreachable(endpoint.Address); reason != "" {
+				leftOut = append(leftOut, LeftOut{some.at.Protocol, Endpoint{endpoint.Address, some.at.Port}, reason})
+				continue
 			}
+			found = append(found, candidate{endpoint, some.at.Port})
 		}
 	}
 	return found, leftOut

@@ -26,10 +26,12 @@ const (
 	IsGateway Reason = "gateway"
 	// IsTunnel: it is where a node takes what other nodes say that tenants sent, or how wide a path is.
 	IsTunnel Reason = "tunnel-port"
+	// TooMany: its service comes to more than one may ([MostFlows]), or those of its namespace do.
+	TooMany Reason = "too-many"
 )
 
 // Reasons are all of them.
-var Reasons = []Reason{Unspecified, Loopback, LinkLocal, Multicast, Reserved, InServiceNetwork, IsGateway, IsTunnel}
+var Reasons = []Reason{Unspecified, Loopback, LinkLocal, Multicast, Reserved, InServiceNetwork, IsGateway, IsTunnel, TooMany}
 
 // thisNetwork and reserved are of RFC 6890, section 2.2.2.
 var (

@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"log/slog"
 	"net/netip"
+	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
@@ -39,6 +40,9 @@ func (l Sayer) Say(s service.Service, left []service.LeftOut) {
 	message := fmt.Sprintf("endpoint %v is left out: no pod is sent there", left[0])
 	if more := len(left) - 1; more > 0 {
 		message += fmt.Sprintf(", nor to %d more", more)
+	}
+	if slices.ContainsFunc(left, func(o service.LeftOut) bool { return o.Reason == service.TooMany }) {
+		message += fmt.Sprintf("; on each node one service may come to %d flows, and those of a namespace to %d: give it fewer ports or endpoints", service.MostFlows, service.MostFlowsOfNamespace)
 	}
 	l.Logger.Warn("endpoints of a service are left out", "tenant", s.Namespace, "service", s.Name, "endpoints", len(left), "first", left[0].String())
 	if l.elected(s) {

@@ -66,3 +66,14 @@ func TestLeftOutSaid(t *testing.T) {
 		t.Errorf("the same %d nodes send all Events", len(senders))
 	}
 }
+
+// TestTooManySaid: an Event about what there was no room for says how much there is, and what to do.
+func TestTooManySaid(t *testing.T) {
+	var events []string
+	l := Sayer{Events: told{events: &events}, Logger: slog.New(slog.DiscardHandler), Peers: func() []pipeline.Peer { return nil }}
+	at := service.Endpoint{Address: netip.MustParseAddr("192.0.2.1"), Port: 80}
+	l.Say(service.Service{Key: service.Key{Namespace: "a", Name: "web"}}, []service.LeftOut{{Protocol: service.TCP, Endpoint: at, Reason: service.TooMany}})
+	if len(events) != 1 || !strings.Contains(events[0], "TCP 192.0.2.1:80 (too-many)") || !strings.Contains(events[0], "one service may come to 32768 flows, and those of a namespace to 65536: give it fewer ports or endpoints") {
+		t.Errorf("events %q", events)
+	}
+}

@@ -62,7 +62,9 @@ func (t *Table) replace(key service.Key) (w flowstore.Want) {
 	old := t.parts[key]
 	wanted, left := t.admit(t.wanted[key])
 	wanted.Key = key
+	wanted, left = t.fit(wanted, left)
 	t.note(wanted, left)
+	t.room.takes(key.Namespace, old.service, wanted)
 	if len(wanted.Ports) > 0 {
 		p := part{service: wanted, public: t.isPublic(wanted)}
 		w.Flows, w.Groups = t.compile(wanted, p.public)

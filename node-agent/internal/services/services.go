@@ -106,6 +106,7 @@ type Table struct {
 	// view what else it follows from.
 	parts map[service.Key]part
 	ids   numbers
+	room  room
 	view  nodeflows.View
 	// anew is that the store has to be told of all services, behind that it may not have
 	// brought all of them into the switch.
@@ -124,7 +125,7 @@ func New(cfg Config) *Table {
 	}
 	t := &Table{
 		cfg: cfg, public: map[service.Key]bool{}, wanted: map[service.Key]service.Service{}, dirty: map[service.Key]bool{},
-		left: map[service.Key][]service.LeftOut{},
+		left: map[service.Key][]service.LeftOut{}, room: newRoom(),
 	}
 	for _, k := range cfg.Public {
 		t.public[k] = true
@@ -139,6 +140,7 @@ func (t *Table) forget() {
 		t.dirty[key] = true
 	}
 	t.parts, t.ids, t.anew = map[service.Key]part{}, numbers{}, true
+	clear(t.room.taken)
 }
 
 // Update takes news and brings them into the switch. Where that fails they are kept,
@@ -268,9 +270,14 @@ func (t *Table) program(ctx context.Context) (flowstore.Result, error) {
 	if t.anew {
 		c.All(KindService)
 	}
-	for key := range t.dirty {
-		c.Set(flowstore.Owner{Kind: KindService, Name: key.String()}, t.replace(key))
+	before := maps.Clone(t.room.taken)
+	replace := func(keys []service.Key) {
+		for _, key := range t.room.inTurn(keys) {
+			c.Set(flowstore.Owner{Kind: KindService, Name: key.String()}, t.replace(key))
+		}
 	}
+	replace(slices.Collect(maps.Keys(t.dirty)))
+	replace(t.room.waiting(before))
 	clear(t.dirty)
 	t.anew = false
 	return t.cfg.Store.Set(ctx, c)
