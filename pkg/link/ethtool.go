@@ -25,7 +25,7 @@ type ethtoolValue struct {
 // ifreqData is struct ifreq of linux/if.h with ifr_data, 40 bytes.
 type ifreqData struct {
 	name [unix.IFNAMSIZ]byte
-	data *ethtoolValue
+	data unsafe.Pointer
 	_    [24 - unsafe.Sizeof(uintptr(0))]byte
 }
 
@@ -62,12 +62,20 @@ func (n *NS) offloads(name string) (bool, error) {
 }
 
 func (n *NS) ethtool(name string, v *ethtoolValue) error {
-	req := ifreqData{data: v}
+	return n.ethtoolAt(name, unsafe.Pointer(v))
+}
+
+// ethtoolAt has the kernel carry out the command that is at p, which is long enough for the answer.
+func (n *NS) ethtoolAt(name string, p unsafe.Pointer) error {
+	req := ifreqData{data: p}
 	if len(name) >= unix.IFNAMSIZ {
 		return fmt.Errorf("%q: %w", name, ErrNoLink)
 	}
 	copy(req.name[:], name)
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(n.ctl), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&req)))
+	if errno == unix.ENODEV {
+		return fmt.Errorf("%w: %w", errno, ErrNoLink)
+	}
 	if errno != 0 {
 		return errno
 	}

@@ -115,6 +115,7 @@ func (n *node) forgetMTU(ctx context.Context) error {
 // release gives the uplink back to the node's own stack.
 func (n *node) release(ctx context.Context) error {
 	if lent, err := n.ovs.lender.Lend(); lent || err != nil {
+		underlay.ResumeMerging(n.underlayConfig(), n.host)
 		return errors.Join(err, n.firewall.net.Cleanup(ctx)) // Open vSwitch ended first
 	}
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})

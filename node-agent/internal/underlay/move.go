@@ -139,6 +139,9 @@ func (s *Setup) makeBridge(ctx context.Context, m memory, uplink link.Link) erro
 			return err
 		}
 	}
+	if _, err := s.merging.stop(uplink.Name); err != nil {
+		return err
+	}
 	// One that starts knows the ports' numbers before it is done with them: see restore.
 	if err := s.ovs.Sync(ctx); err != nil {
 		return err
@@ -165,6 +168,7 @@ func (s *Setup) rollback(uplink string, config link.Config, existed bool) error 
 		errs = append(errs, s.ovs.DeleteBridge(ctx, bridge))
 	}
 	errs = append(errs, s.ns.Loud(uplink))
+	s.merging.resume(nil)
 	// Routes go with the addresses of the bridge.
 	_, err = s.ns.ApplyConfig(uplink, config)
 	if err := errors.Join(append(errs, err)...); err != nil {
@@ -203,6 +207,7 @@ func (s *Setup) Remove(ctx context.Context) error {
 	if _, err := s.ns.ApplyConfig(uplink, saved); err != nil {
 		return fmt.Errorf("underlay: giving %s its routes back: %w", uplink, err)
 	}
+	s.merging.resume(nil)
 	s.forget()
 	return nil
 }

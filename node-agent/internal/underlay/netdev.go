@@ -145,6 +145,13 @@ func (s *Setup) adopt(ctx context.Context, c scene) (Underlay, error) {
 	if err := s.observe(ctx, m); err != nil {
 		return Underlay{}, err
 	}
+	devices, err := s.withPorts(b.Name)
+	if err != nil {
+		return Underlay{}, err
+	}
+	if err := s.merging.observe(devices); err != nil {
+		return Underlay{}, err
+	}
 	return s.describe(c.vtep, *c.owner, "")
 }
 
@@ -209,6 +216,11 @@ func (s *Setup) ensureUplink(ctx context.Context, m *memory, uplink link.Link) (
 		if err := s.ovs.Sync(ctx); err != nil {
 			return changed, err
 		}
+	}
+	did, err = s.merging.stop(m.Uplink)
+	changed = changed || did
+	if err != nil {
+		return changed, err
 	}
 	return changed, s.ns.Quiet(m.Uplink)
 }

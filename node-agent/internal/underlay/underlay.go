@@ -87,12 +87,14 @@ type Setup struct {
 	unsaved string
 	// said is what restoring left out, as it was logged last.
 	said string
+	// merging is what the uplink does with packets that it receives.
+	merging *merging
 }
 
 // New makes a Setup. ns is the namespace of the node.
 func New(cfg Config, ns *link.NS, client *ovs.Client) *Setup {
 	cfg = cfg.withDefaults()
-	s := &Setup{cfg: cfg, ns: ns, ovs: client, log: cfg.Logger, turn: &sync.Mutex{}}
+	s := &Setup{cfg: cfg, ns: ns, ovs: client, log: cfg.Logger, turn: &sync.Mutex{}, merging: newMerging(cfg, ns)}
 	if cfg.Lender != nil {
 		s.turn = &cfg.Lender.turn
 	}
