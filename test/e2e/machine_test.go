@@ -6,7 +6,9 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"os/exec"
 	"regexp"
@@ -19,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/ovstest"
 )
 
@@ -89,6 +92,7 @@ var changes = []change{
 	{name: "the uplink down", do: "ip link set $UPLINK down", undo: "ip link set $UPLINK up; ip route replace default via $VIA"},
 	{name: "the device with the address down", do: "ip link set $DEV down", undo: "ip link set $DEV up; ip route replace default via $VIA"},
 	{name: "the uplink's MTU", do: "ip link set $UPLINK mtu 1400", undo: "ip link set $UPLINK mtu 1500"},
+	{name: "the uplink merges packets that it receives", do: "ethtool -K $UPLINK gro on", datapath: "netdev"},
 	{name: "the uplink renamed", do: "ip link set $UPLINK down; ip link set $UPLINK name ens9; ip link set ens9 up", undo: "ip link set ens9 down; ip link set ens9 name $UPLINK; ip link set $UPLINK up", datapath: "netdev"},
 	{name: "the uplink in a bridge of the kernel", do: "ip link add host0 type bridge; ip link set host0 up; ip link set $UPLINK master host0", undo: "ip link set $UPLINK nomaster; ip link del host0", datapath: "netdev", needs: needsBridge},
 	{name: "the lease renewed on the uplink", do: "ip addr add $ADDR dev $UPLINK; ip route add default via $VIA dev $UPLINK metric 9", datapath: "netdev"},
@@ -190,8 +194,10 @@ func candidates(t *testing.T) []change {
 // machine is a lab whose n1 is changed.
 type machine struct {
 	*lab
-	conf  string // n1's directory of CNI configurations
-	agent int    // the pid of n1's agent: it must not have to be restarted
+	conf string // n1's directory of CNI configurations
+	// much sends a lot to who connects to it, from the outside.
+	much  netip.AddrPort
+	agent int // the pid of n1's agent: it must not have to be restarted
 }
 
 func upMachine(t *testing.T) *machine {
@@ -200,7 +206,7 @@ func upMachine(t *testing.T) *machine {
 	l.must(l.SetAgentArgs("n1", "--cni-conf-dir", conf))
 	l.must(l.Agent("n1").Restart(t.Context()))
 	l.pods(map[string][]string{"n1": {"red/a", "red/c"}, "n2": {"red/b"}})
-	m := &machine{lab: l, conf: conf}
+	m := &machine{lab: l, conf: conf, much: l.sendsMuch()}
 	m.agent = m.agentPID()
 	m.await("before anything", m.well)
 	return m
@@ -272,6 +278,7 @@ func (m *machine) well() error {
 	ping(a, "a pod of another node", b.IP.String())
 	ping(b, "a pod of the changed node", a.IP.String())
 	ping(a, "the outside", netlab.Outside.String())
+	g.Go(func() error { return getsMuch(ctx, a.Sandbox(), m.much) })
 	g.Go(func() error {
 		if _, err := m.NodeExec(ctx, "n1", "ping", "-c1", "-W1", a.IP.String()); err != nil {
 			return errors.New("the node does not reach its pod")
@@ -279,6 +286,48 @@ func (m *machine) well() error {
 		return nil
 	})
 	return g.Wait()
+}
+
+// much is how many bytes a pod is to get from the outside within a look: nothing where packets
+// arrive, more than what comes in where the long ones of a connection do not.
+const much = 1 << 20
+
+// sendsMuch has the outside send that to whoever connects.
+func (l *lab) sendsMuch() netip.AddrPort {
+	l.t.Helper()
+	at := netip.AddrPortFrom(netlab.Outside, 5001)
+	listener, err := ns.ListenTCP(ns.Path(l.UnderlayNetns()), at.String())
+	l.must(err)
+	l.t.Cleanup(func() { _ = listener.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_ = c.SetDeadline(time.Now().Add(machineTime))
+				_, _ = c.Write(make([]byte, much))
+				_ = c.Close()
+			}()
+		}
+	}()
+	return at
+}
+
+// getsMuch is nil when a pod gets much from there until ctx ends.
+func getsMuch(ctx context.Context, sandbox string, from netip.AddrPort) error {
+	until, _ := ctx.Deadline()
+	c, err := ns.DialTCP(sandbox, from.String(), time.Until(until))
+	if err != nil {
+		return fmt.Errorf("a pod cannot connect to the outside: %w", err)
+	}
+	defer func() { _ = c.Close() }()
+	_ = c.SetDeadline(until)
+	if n, err := io.Copy(io.Discard, c); n < much || err != nil {
+		return fmt.Errorf("a pod got %d of %d bytes from the outside (%v)", n, much, err)
+	}
+	return nil
 }
 
 // ready is nil when n1 says that it is, and the runtime was told so.
@@ -426,5 +475,5 @@ func TestMachine(t *testing.T) {
 func (m *machine) in(t *testing.T) *machine {
 	l := *m.lab
 	l.t = t
-	return &machine{lab: &l, conf: m.conf, agent: m.agent}
+	return &machine{lab: &l, conf: m.conf, much: m.much, agent: m.agent}
 }

@@ -106,7 +106,11 @@ func (l *Lab) Plug(ctx context.Context, netns, port string, addr netip.Prefix) e
 		return fmt.Errorf("plug %s into the underlay: %w", netns, err)
 	}
 	// A wire carries finished checksums. A veth does not, and a switch in user
-	// space would hand such packets on as they are.
+	// space would hand such packets on as they are. Of the other end it is because eth0
+	// would not merge what it receives (GRO), be it told to, as long as that can segment.
+	if err := ns.Do(l.UnderlayNetns(), func() error { return ns.TxChecksumOff(port) }); err != nil {
+		return err
+	}
 	return ns.Do(netns, func() error { return ns.TxChecksumOff("eth0") })
 }
 
