@@ -81,6 +81,7 @@ func bridgeOf(row *rowBridge) Bridge {
 		FailMode:     deref(row.FailMode),
 		DatapathID:   deref(row.DatapathID),
 		Protocols:    sorted(row.Protocols),
+		Controlled:   len(row.Controller) > 0,
 		OtherConfig:  row.OtherConfig,
 		ExternalIDs:  row.ExternalIDs,
 	}

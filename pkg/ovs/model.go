@@ -48,6 +48,7 @@ type rowBridge struct {
 	RSTP         bool              `ovsdb:"rstp_enable"`
 	Ports        []string          `ovsdb:"ports"`
 	Protocols    []string          `ovsdb:"protocols"`
+	Controller   []string          `ovsdb:"controller"`
 	OtherConfig  map[string]string `ovsdb:"other_config"`
 	ExternalIDs  map[string]string `ovsdb:"external_ids"`
 }
@@ -138,6 +139,7 @@ func (r *rowBridge) CloneModelInto(m model.Model) {
 	c.FailMode = clonePtr(r.FailMode)
 	c.Ports = slices.Clone(r.Ports)
 	c.Protocols = slices.Clone(r.Protocols)
+	c.Controller = slices.Clone(r.Controller)
 	c.OtherConfig = maps.Clone(r.OtherConfig)
 	c.ExternalIDs = maps.Clone(r.ExternalIDs)
 }

@@ -161,8 +161,10 @@ type Bridge struct {
 	DatapathType string
 	FailMode     string
 	// DatapathID is 16 hexadecimal digits; empty until ovs-vswitchd has made the bridge.
-	DatapathID  string
-	Protocols   []string // sorted
+	DatapathID string
+	Protocols  []string // sorted
+	// Controlled is that it has controllers, which give it its flows.
+	Controlled  bool
 	OtherConfig map[string]string
 	ExternalIDs map[string]string
 }

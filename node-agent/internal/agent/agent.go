@@ -33,6 +33,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
@@ -260,6 +261,9 @@ func (n *node) tryPrepare(ctx context.Context) error {
 func (n *node) underlayConfig() underlay.Config {
 	return underlay.Config{
 		NodeIP: n.cfg.NodeIP, Datapath: n.ovs.datapath, Bridge: n.cfg.VTEPBridge, StateDir: n.cfg.StateDir, BootID: n.bootID, Lender: n.ovs.lender, Logger: n.log,
+		Dial: func(ctx context.Context, bridge string) (underlay.Switch, error) {
+			return of.Dial(ctx, n.ovs.client.MgmtSocket(bridge))
+		},
 	}
 }
 

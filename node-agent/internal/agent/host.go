@@ -74,6 +74,8 @@ type database interface {
 // underlayOwner is [underlay.Setup].
 type underlayOwner interface {
 	Ensure(ctx context.Context) (u underlay.Underlay, changed bool, err error)
+	// EnsureForwarding sees that the bridge with the node's address hands on what comes to it.
+	EnsureForwarding(ctx context.Context, u underlay.Underlay) (mended bool, err error)
 	// Moved is the address that the node has in place of ip.
 	Moved(ip netip.Addr) (now netip.Addr, moved bool)
 }
@@ -148,6 +150,19 @@ func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {
 		return err
 	}
 	return fmt.Errorf("the node's address changed from %s to %s, while it has both: take the former away, or restart the agent", n.self, under.VTEP)
+}
+
+// ensureForwarding comes before all that needs the node's network.
+func (n *hostSide) ensureForwarding(ctx context.Context, p *pass) (err error) {
+	if !p.full {
+		return nil
+	}
+	var mended bool
+	p.beside(func() { mended, err = n.underlay.EnsureForwarding(ctx, n.under) })
+	if mended {
+		n.metrics.hostRepairs.Inc()
+	}
+	return err
 }
 
 // addressSettles is how long another address stands in the place of the node's before the agent starts anew with it: one

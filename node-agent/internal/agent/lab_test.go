@@ -332,6 +332,10 @@ func (u fakeUnderlay) Ensure(ctx context.Context) (underlay.Underlay, bool, erro
 	return underlay.Underlay{VTEP: labSelf.HostIP, Link: "eth0", Narrowest: "eth0", MTU: 1500}, false, ctx.Err()
 }
 
+func (fakeUnderlay) EnsureForwarding(context.Context, underlay.Underlay) (mended bool, err error) {
+	return false, nil
+}
+
 func (u fakeUnderlay) Moved(netip.Addr) (now netip.Addr, moved bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()

@@ -59,6 +59,7 @@ func (r *rooms) steps() []step {
 		{"the ways to peers, read back", host.forget},
 		{"the database of Open vSwitch", host.reachDatabase},
 		{"the underlay", host.ensureUnderlay}, // before the record: the one of the address that the node has
+		{"what the underlay's bridge forwards", host.ensureForwarding},
 		{"the node's record", r.record.place},
 		{"the share of the uplink", host.share},
 		{"the MTU that pods are to have", host.wantMTU},

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
@@ -29,8 +30,8 @@ type merging struct {
 	boot string
 	// stopped is what was on, by the devices' indices; nil until the file was read.
 	stopped map[int][]string
-	// said is what could not be switched off, as it was logged last.
-	said string
+	// left is what could not be switched off.
+	left backoff.Trouble
 }
 
 // mergingFile is in the state directory: whoever gives the features back may have no Open vSwitch.
@@ -142,12 +143,14 @@ func described(l link.Link, features []string) []string {
 
 // say warns of what still merges, where it is not what was said last.
 func (m *merging) say(left []string) {
-	text := strings.Join(left, "; ")
-	if text != "" && text != m.said {
-		m.log.Warn("the uplink merges packets that it receives, and ovs-vswitchd drops those longer than the MTU: connections in bulk to this node and from its pods to the outside may crawl; "+
-			"switch the features off (ethtool -K DEVICE gro off lro off rx-gro-hw off), or, of a virtual machine, have its host give the device none", "features", text)
+	if len(left) == 0 {
+		m.left.Over()
+		return
 	}
-	m.said = text
+	if why := errors.New(strings.Join(left, "; ")); m.left.News(why) {
+		m.log.Warn("the uplink merges packets that it receives, and ovs-vswitchd drops those longer than the MTU: connections in bulk to this node and from its pods to the outside may crawl; "+
+			"switch the features off (ethtool -K DEVICE gro off lro off rx-gro-hw off), or, of a virtual machine, have its host give the device none", "features", why)
+	}
 }
 
 // remember adds to what was on.

@@ -148,9 +148,9 @@ func TestMergingBelow(t *testing.T) {
 	wire := newWire(t)
 	n := newNode(t, wire, 1)
 	n.again(t.TempDir(), "1")
-	ip(t, n.name, "link add name host0 type bridge", "addr flush dev eth0", "link set eth0 master host0", "link set host0 up",
+	ip(t, n.name, "link set eth0 address 02:00:00:00:00:01", "link add name host0 type bridge", "addr flush dev eth0", "link set eth0 master host0", "link set host0 up",
 		"addr add 192.0.2.1/24 dev host0", "route add default via 192.0.2.254",
-		"link add more0 type veth peer name more1", "link set more0 master host0")
+		"link add more0 address 02:00:00:00:00:02 type veth peer name more1", "link set more0 master host0")
 	n.ethtool("eth0", "gro", "on")
 	n.ethtool("more0", "gro", "on")
 	n.ensure(true)

@@ -206,7 +206,16 @@ func (s *Setup) ensureUplink(ctx context.Context, m *memory, uplink link.Link) (
 	if err != nil {
 		return changed, err
 	}
-	did, err = s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{Name: m.Bridge, FailMode: ovs.FailStandalone, LocalMTU: mtu})
+	ports, err := s.ovs.Ports(m.Bridge)
+	if err != nil {
+		return changed, err
+	}
+	did, err = s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{
+		Name: m.Bridge, FailMode: ovs.FailStandalone, LocalMTU: mtu,
+		// With one way outside there is no loop, and whatever waits for a spanning tree waits for
+		// nothing. A bridge that somebody has given another way may need one.
+		NoSpanningTree: len(ports) <= 2,
+	})
 	changed = changed || did
 	if err != nil {
 		return changed, err

@@ -20,6 +20,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
@@ -43,6 +44,8 @@ type Config struct {
 	BootID string
 	// Lender is who gives the uplink the addresses while Open vSwitch is away; nil for nobody.
 	Lender *Lender
+	// Dial connects to the switch that is the bridge of that name; nil: nobody sees whether it forwards.
+	Dial func(ctx context.Context, bridge string) (Switch, error)
 	// Logger gets each move of addresses. Default: discard.
 	Logger *slog.Logger
 }
@@ -89,6 +92,8 @@ type Setup struct {
 	said string
 	// merging is what the uplink does with packets that it receives.
 	merging *merging
+	// unseen is what was said last of how the bridge forwards, where that is not put right.
+	unseen backoff.Trouble
 }
 
 // New makes a Setup. ns is the namespace of the node.
