@@ -93,6 +93,7 @@ var changes = []change{
 	{name: "the device with the address down", do: "ip link set $DEV down", undo: "ip link set $DEV up; ip route replace default via $VIA"},
 	{name: "the uplink's MTU", do: "ip link set $UPLINK mtu 1400", undo: "ip link set $UPLINK mtu 1500"},
 	{name: "the uplink merges packets that it receives", do: "ethtool -K $UPLINK gro on", datapath: "netdev"},
+	{name: "the uplink's hardware address", do: "ip link set $UPLINK address 02:00:00:00:00:77", datapath: "netdev"},
 	{name: "the uplink renamed", do: "ip link set $UPLINK down; ip link set $UPLINK name ens9; ip link set ens9 up", undo: "ip link set ens9 down; ip link set ens9 name $UPLINK; ip link set $UPLINK up", datapath: "netdev"},
 	{name: "the uplink in a bridge of the kernel", do: "ip link add host0 type bridge; ip link set host0 up; ip link set $UPLINK master host0", undo: "ip link set $UPLINK nomaster; ip link del host0", datapath: "netdev", needs: needsBridge},
 	{name: "the lease renewed on the uplink", do: "ip addr add $ADDR dev $UPLINK; ip route add default via $VIA dev $UPLINK metric 9", datapath: "netdev"},

@@ -113,16 +113,24 @@ func (s *Setup) followRA(uplink, bridge string) error {
 
 // makeBridge makes the bridge with the uplink as a port, up to where packets flow.
 func (s *Setup) makeBridge(ctx context.Context, m memory, uplink link.Link) error {
-	_, err := s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{
+	// Before anything moves: whatever happens, it can be put back.
+	ids := map[string]string{keyConfig: m.Config.Encode(), keyUplink: uplink.Name, keyVTEP: m.VTEP.String(), keyDevice: m.Device}
+	mac, err := s.macOf(m.Bridge, uplink)
+	if err != nil {
+		return err
+	}
+	if mac != nil {
+		ids[keyMAC] = mac.String()
+	}
+	_, err = s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{
 		Name:         m.Bridge,
 		DatapathType: ovs.DatapathNetdev,
 		// It forwards also while no agent runs.
 		FailMode: ovs.FailStandalone,
 		// The uplink's, so that neighbours' entries for the node stay right.
-		MAC:      uplink.MAC,
-		LocalMTU: uplink.MTU,
-		// Before anything moves: whatever happens, it can be put back.
-		ExternalIDs: map[string]string{keyConfig: m.Config.Encode(), keyUplink: uplink.Name, keyVTEP: m.VTEP.String(), keyDevice: m.Device},
+		MAC:         mac,
+		LocalMTU:    uplink.MTU,
+		ExternalIDs: ids,
 	})
 	if err != nil {
 		return err
@@ -163,7 +171,7 @@ func (s *Setup) rollback(uplink string, config link.Config, existed bool) error 
 	errs := []error{err, s.ns.RemoveConfig(bridge, config)}
 	if existed {
 		errs = append(errs, s.ovs.DeletePort(ctx, bridge, uplink),
-			s.ovs.SetExternalIDs(ctx, bridge, map[string]string{keyConfig: "", keyUplink: "", keyVTEP: "", keyDevice: ""}))
+			s.ovs.SetExternalIDs(ctx, bridge, map[string]string{keyConfig: "", keyUplink: "", keyVTEP: "", keyDevice: "", keyMAC: ""}))
 	} else {
 		errs = append(errs, s.ovs.DeleteBridge(ctx, bridge))
 	}

@@ -196,8 +196,13 @@ func (s *Setup) ensureUplink(ctx context.Context, m *memory, uplink link.Link) (
 		}
 		changed = true
 	}
+	did, err := s.followMAC(ctx, *m, uplink)
+	changed = changed || did
+	if err != nil {
+		return changed, err
+	}
 	m.Uplink, m.UplinkMAC = uplink.Name, uplink.MAC.String()
-	did, err := s.ovs.EnsurePort(ctx, m.Bridge, ovs.PortSpec{Name: m.Uplink})
+	did, err = s.ovs.EnsurePort(ctx, m.Bridge, ovs.PortSpec{Name: m.Uplink})
 	changed = changed || did
 	if err != nil {
 		return changed, err
