@@ -97,7 +97,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 }
 
 // diagnostics are what the agent shows of itself. Nothing that it waits for is mended by a
-// restart, so there are no checks of liveness.
+// restart, so there are no checks of liveness; where one helps, the agent ends by itself.
 func (n *node) diagnostics(reg *prometheus.Registry) diag.Config {
 	return diag.Config{
 		Address: n.cfg.Diag.MetricsAddress, Registry: reg, Profiling: n.cfg.Diag.Profiling, Logger: n.log, State: n.State,
@@ -247,6 +247,9 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	}
 	if n.ovs.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.client.Info().DatapathTypes, kernel); err != nil {
 		return err
+	}
+	if n.ovs.datapath == ovs.DatapathSystem {
+		n.ovs.lender.Idle()
 	}
 	setup := underlay.New(n.underlayConfig(), n.host, n.ovs.client)
 	under, _, err := setup.Ensure(ctx)

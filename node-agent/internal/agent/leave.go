@@ -90,12 +90,15 @@ func (n *node) leave(ctx context.Context) {
 		if n.ovs.lender == nil {
 			return
 		}
-		lent, err := n.ovs.lender.Lend()
-		if err := errors.Join(err, n.firewall.net.Cleanup(ctx)); err != nil {
+		lent, err := n.giveLent(ctx)
+		switch {
+		case err != nil:
 			n.log.Error("the node leaves the network, but something of it stays", "error", err)
-			return
+		case lent:
+			n.log.Info("the node leaves the network: the uplink has its addresses back")
+		default: // one that still switches needs the firewall
+			n.log.Warn("the node leaves the network, and its agent never reached Open vSwitch: bridges and the firewall's table stay; remove them when Open vSwitch is gone (nft delete table ip k8s-ovs)")
 		}
-		n.log.Info("the node leaves the network", "uplinkHasAddresses", lent)
 	}
 }
 
@@ -112,11 +115,19 @@ func (n *node) forgetMTU(ctx context.Context) error {
 	return n.etcd.store.DeleteNodeMTU(ctx, p.self)
 }
 
+// giveLent gives the uplink back where nobody serves the bridge any more, and reports whether it did.
+func (n *node) giveLent(ctx context.Context) (lent bool, err error) {
+	if lent, err = n.ovs.lender.Lend(); !lent || err != nil {
+		return false, err
+	}
+	underlay.ResumeMerging(n.underlayConfig(), n.host)
+	return true, n.firewall.net.Cleanup(ctx)
+}
+
 // release gives the uplink back to the node's own stack.
 func (n *node) release(ctx context.Context) error {
-	if lent, err := n.ovs.lender.Lend(); lent || err != nil {
-		underlay.ResumeMerging(n.underlayConfig(), n.host)
-		return errors.Join(err, n.firewall.net.Cleanup(ctx)) // Open vSwitch ended first
+	if lent, err := n.giveLent(ctx); lent || err != nil {
+		return err // Open vSwitch ended first
 	}
 	client, err := ovs.Connect(ctx, ovs.Config{Endpoint: n.cfg.OVSDB, RunDir: n.cfg.OVSRunDir, Logger: n.log})
 	if err != nil {

@@ -48,7 +48,8 @@ type runtimeWay struct {
 // container helps.
 func (w *runtimeWay) look(_ context.Context, p *pass) error {
 	if p.full || w.why != nil || !w.looked {
-		w.why, w.looked = w.mend(), true
+		p.beside(func() { w.why = w.mend() })
+		w.looked = true
 	}
 	if errors.Is(w.why, detached.Err) {
 		return w.why

@@ -1,5 +1,5 @@
 // Package detached tells a folder that is missing from one that was deleted while a container has it mounted: what is made in that one
-// nobody else sees, and nothing can be made in it. It never changes a folder that others see.
+// nobody else sees, and nothing can be made in it. It leaves nothing in a folder that others see.
 package detached
 
 import (

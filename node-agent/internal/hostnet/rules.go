@@ -114,8 +114,8 @@ func chains(s Spec) []chain {
 const uplink, uplinkUntracked = "uplink", "uplink-untracked"
 
 // lent lets the node take what comes to its own address while the uplink itself has that, and not
-// the switch, which is away. Other addresses that the uplink may have do not count: the switch
-// hands what is for them to the node.
+// the switch, which is away. Other addresses that the uplink may have do not count: while it is not
+// away, it hands what is for them to the node, which would get it twice.
 func lent(s Spec) []rule {
 	if !s.NodeAddress.Is4() {
 		return nil

@@ -130,8 +130,8 @@ func (l *DropLog) Run(ctx context.Context) {
 }
 
 // tell says how many packets the log has left out, since it last did: what the switch has counted
-// is all of them. known is whether it knows what was counted by now.
-func (l *DropLog) tell(ctx context.Context) (known bool) {
+// is all of them. It reports whether there is nothing to ask for again soon.
+func (l *DropLog) tell(ctx context.Context) (settled bool) {
 	packets, err := l.denied(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -143,7 +143,7 @@ func (l *DropLog) tell(ctx context.Context) (known bool) {
 			l.log.Warn("what policies deny is counted and not logged: the switch has no meters for that", "error", err)
 		}
 		l.without, l.known = true, false
-		return false
+		return true
 	case err != nil:
 		if !errors.Is(err, flowstore.ErrDisconnected) && ctx.Err() == nil {
 			l.log.Debug("cannot say how many packets the log of what policies deny lacks", "error", err)

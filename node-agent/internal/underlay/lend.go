@@ -9,8 +9,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
 
@@ -40,32 +42,37 @@ type Lender struct {
 	turn sync.Mutex
 	// away is since when nobody serves the bridge; zero while somebody does.
 	away time.Time
+	// idle is that there is no bridge that has the addresses.
+	idle atomic.Bool
+	// reads has the copy in the state directory. Who has turn has it.
+	reads *Setup
 }
 
 // NewLender makes a Lender for the node's namespace; cfg is that of the [Setup], of which it
 // needs the bridge, the state directory and the boot id.
 func NewLender(cfg Config, ns *link.NS) *Lender {
 	cfg = cfg.withDefaults()
-	return &Lender{cfg: cfg, ns: ns, log: cfg.Logger}
+	return &Lender{cfg: cfg, ns: ns, log: cfg.Logger, reads: &Setup{cfg: cfg, ns: ns, log: cfg.Logger}}
 }
+
+// Idle ends what Run does: the node's datapath is the kernel's, which leaves the addresses where they are.
+func (l *Lender) Idle() { l.idle.Store(true) }
 
 // Run looks after the bridge until ctx ends. Where it fails to lend it says so once, and goes on.
 func (l *Lender) Run(ctx context.Context) error {
 	tick := time.NewTicker(lendLook)
 	defer tick.Stop()
-	said := ""
+	var failed backoff.Trouble
 	for {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case now := <-tick.C:
-			err := l.look(now)
-			if err != nil && err.Error() != said {
-				l.log.Error("ovs-vswitchd is away, and the uplink cannot have the node's address meanwhile", "error", err)
+			if l.idle.Load() {
+				continue
 			}
-			said = ""
-			if err != nil {
-				said = err.Error()
+			if err := l.look(now); failed.News(err) {
+				l.log.Error("ovs-vswitchd is away, and the uplink cannot have the node's address meanwhile", "error", err)
 			}
 		}
 	}
@@ -97,8 +104,8 @@ func (l *Lender) Lend() (lent bool, err error) {
 	if served, err := served(l.ns, l.cfg.Bridge); served || err != nil {
 		return false, err
 	}
-	s := &Setup{cfg: l.cfg, ns: l.ns, log: l.log}
-	m := s.loadCopy() // as it is now
+	s := l.reads
+	m := s.readCopy() // as it is now
 	if m == nil || m.Uplink == "" || m.Bridge != l.cfg.Bridge || !strings.HasPrefix(m.Device, l.cfg.BootID+"/") {
 		return false, nil
 	}

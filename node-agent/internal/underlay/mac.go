@@ -66,10 +66,14 @@ func (s *Setup) macOf(bridge string, uplink link.Link) (net.HardwareAddr, error)
 	b, _ := s.ovs.Bridge(bridge)
 	has, _ := net.ParseMAC(b.OtherConfig[hardwareAddress])
 	given, _ := net.ParseMAC(b.ExternalIDs[keyMAC])
-	if len(has) == 0 || len(given) == 0 {
+	if len(has) == 0 {
 		return uplink.MAC, nil
 	}
-	if !bytes.Equal(has, given) {
+	var was net.HardwareAddr
+	if m := s.loadCopy(); m != nil && m.Bridge == bridge {
+		was, _ = net.ParseMAC(m.UplinkMAC)
+	}
+	if !bytes.Equal(has, given) && !bytes.Equal(has, was) {
 		return nil, nil
 	}
 	if known, err := s.still(uplink, has); known || err != nil {

@@ -161,11 +161,12 @@ func (s *Setup) readCopy() *memory {
 		err = json.Unmarshal(data, &m)
 	}
 	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) {
+		if !errors.Is(err, fs.ErrNotExist) && s.unread.News(err) {
 			s.log.Warn("the copy of the underlay's configuration cannot be used", "path", s.copyPath(), "error", err)
 		}
 		return nil
 	}
+	s.unread.Over()
 	return &m
 }
 
@@ -183,14 +184,14 @@ func (s *Setup) saveCopy(m memory) {
 	}
 	if has, err := os.ReadFile(path); err != nil || !bytes.Equal(has, data) {
 		if err := atomicfile.Write(path, data, 0o600); err != nil {
-			if text := err.Error(); text != s.unsaved {
+			if s.unsaved.News(err) {
 				s.log.Error("the copy of the underlay's configuration is out of date: it is needed when Open vSwitch or its database is away", "path", path, "error", err)
-				s.unsaved = text
 			}
 			return
 		}
 	}
-	s.copied, s.unsaved = &m, ""
+	s.copied = &m
+	s.unsaved.Over()
 }
 
 // forget takes the memory away.

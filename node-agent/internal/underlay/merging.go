@@ -125,7 +125,7 @@ func (m *merging) observe(devices []string) error {
 			}
 			on, _, err := m.ns.Merging(l.Name)
 			if err != nil && !errors.Is(err, link.ErrNoLink) {
-				return err
+				left = append(left, fmt.Sprintf("%s: %v", l.Name, err))
 			}
 			left = append(left, described(l, on)...)
 		}

@@ -84,10 +84,10 @@ type Setup struct {
 	log *slog.Logger
 	// turn is held by who moves addresses: see [Lender].
 	turn *sync.Mutex
-	// copied is what the copy on disk said, when it was last read or written; unsaved why it could
-	// not be, as it was logged last.
-	copied  *memory
-	unsaved string
+	// copied is what the copy on disk said, when it was last read or written; unread and unsaved are
+	// why it could not be.
+	copied          *memory
+	unread, unsaved backoff.Trouble
 	// said is what restoring left out, as it was logged last.
 	said string
 	// merging is what the uplink does with packets that it receives.
