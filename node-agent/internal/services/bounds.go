@@ -10,18 +10,22 @@ import (
 // room is how many flows are taken in each namespace, and which services have ports for which there was
 // none.
 type room struct {
-	taken map[string]int
-	short map[service.Key]bool
+	// most may be taken by one service, mostOfNamespace by those of a namespace.
+	most, mostOfNamespace int
+	taken                 map[string]int
+	short                 map[service.Key]bool
 }
 
-func newRoom() room { return room{map[string]int{}, map[service.Key]bool{}} }
+func newRoom() room {
+	return room{service.MostFlows, service.MostFlowsOfNamespace, map[string]int{}, map[service.Key]bool{}}
+}
 
 // fit is a service with those of its ports for which there is room; the endpoints of others are left
 // out besides. Ports that are in the picture come before others, so that what grows takes nothing from
 // what is there.
 func (t *Table) fit(s service.Service, left []service.LeftOut) (service.Service, []service.LeftOut) {
 	old := t.parts[s.Key]
-	free := min(service.MostFlows, service.MostFlowsOfNamespace-(t.room.taken[s.Namespace]-flowsOf(old.service)))
+	free := min(t.room.most, t.room.mostOfNamespace-(t.room.taken[s.Namespace]-flowsOf(old.service)))
 	had := map[portKey]bool{}
 	for _, p := range old.service.Ports {
 		had[keyOf(p)] = len(p.Endpoints) > 0

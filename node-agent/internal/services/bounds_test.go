@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -29,6 +30,7 @@ func wide(namespace, name string, last byte, ports, endpoints int) service.Servi
 func TestBounds(t *testing.T) {
 	b := newBridge(t)
 	table := b.table()
+	table.room.most, table.room.mostOfNamespace = 1<<15, 1<<16 // fewer than there are, which take the switch long
 	told := map[string]int{}
 	table.cfg.LeftOut = func(s service.Service, left []service.LeftOut) { told[s.Key.String()] = len(left) }
 	if err := b.connect(table); err != nil {
@@ -107,5 +109,32 @@ func TestBounds(t *testing.T) {
 	update(true)
 	if now := fmt.Sprint(table.room); now != before {
 		t.Errorf("computed anew: %s, before %s", now, before)
+	}
+}
+
+// TestOrdinaryFits: services of an ordinary size get all of their ports, however many there are.
+func TestOrdinaryFits(t *testing.T) {
+	of := func(name string, ports, endpoints int) service.Service {
+		s := service.Service{Key: service.Key{Namespace: "a", Name: name}}
+		for p := range ports {
+			s.Ports = append(s.Ports, service.Port{Protocol: service.TCP, Port: uint16(1000 + p), Endpoints: make([]service.Endpoint, endpoints)})
+		}
+		return s
+	}
+	for name, services := range map[string][]service.Service{
+		"10,000 pods with several ports": {of("web", 6, 10_000), of("db", 6, 10_000)},
+		"10,000 services": slices.Collect(func(yield func(service.Service) bool) {
+			for i := 0; i < 10_000 && yield(of(fmt.Sprint(i), 1, 12)); i++ {
+			}
+		}),
+	} {
+		table := &Table{parts: map[service.Key]part{}, room: newRoom()}
+		for _, s := range services {
+			fits, left := table.fit(s, nil)
+			if len(left) > 0 || len(table.room.short) > 0 {
+				t.Fatalf("%s: %d endpoints of %v are left out", name, len(left), s.Key)
+			}
+			table.room.takes(s.Namespace, service.Service{}, fits)
+		}
 	}
 }
