@@ -209,6 +209,7 @@ func inOrder(policies map[policy.Key]policy.Compiled) []policy.Key {
 // enter takes in what a policy comes to. Of the parts that it had it takes those of rules that it
 // still has, of which only what differs is work: a pod that comes is one clause of each rule.
 func (r *Rules) enter(c policy.Compiled, had map[ruleName][]*part) (parts []*part) {
+	says := map[*part]policy.Allow{}
 	take := func(at place, allow policy.Allow) {
 		name := ruleName{at, allow.Name}
 		p := &part{rule: r.rule(name), network: c.Network}
@@ -219,7 +220,7 @@ func (r *Rules) enter(c policy.Compiled, had map[ruleName][]*part) (parts []*par
 			p.parts = append(p.parts, p)
 		}
 		parts = append(parts, p)
-		r.become(p, allow)
+		says[p] = allow
 	}
 	for _, side := range []struct {
 		policy.Table
@@ -234,6 +235,11 @@ func (r *Rules) enter(c policy.Compiled, had map[ruleName][]*part) (parts []*par
 		for _, d := range side.Baseline {
 			take(place{side.baseline, min(d.Level, maxLevel), d.Action}, d.Allow)
 		}
+	}
+	// By number, so that what comes to a clause comes behind what it has, and moves none of that.
+	slices.SortStableFunc(parts, func(p, q *part) int { return cmp.Compare(p.number, q.number) })
+	for _, p := range parts {
+		r.become(p, says[p])
 	}
 	return parts
 }

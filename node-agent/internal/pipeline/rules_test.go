@@ -236,6 +236,22 @@ func TestRulesVerdict(t *testing.T) {
 	}
 }
 
+// BenchmarkManyRules is a policy with as many rules as one may have, for 250 pods.
+func BenchmarkManyRules(b *testing.B) {
+	var t policy.Table
+	for i := range policy.OfPolicy.Ports {
+		a := policy.Allow{Name: fmt.Sprint(i), AnyPort: true, Peers: policy.Peers{Prefixes: []netip.Prefix{host(fromNumber(object(addr("203.0.0.0")) + uint32(i)))}}}
+		for k := range 250 {
+			a.Subjects = append(a.Subjects, fromNumber(object(addr("172.11.0.2"))+uint32(k)))
+		}
+		t.Allows = append(t.Allows, a)
+	}
+	all := map[policy.Key]policy.Compiled{{}: compiled(policy.Table{}, t)}
+	for b.Loop() {
+		NewRules().Set(all)
+	}
+}
+
 // BenchmarkRulesPod is what a pod costs that comes where some ClusterNetworkPolicies are about all
 // pods of a node, and name many peers.
 func BenchmarkRulesPod(b *testing.B) {
