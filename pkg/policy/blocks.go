@@ -106,14 +106,16 @@ func (c *Compiler) cut(p Peer) (runs []run, more []netip.Prefix) {
 	runs = runOf(p.Block).without(except)
 	var gone []netip.Prefix
 	for _, n := range c.in.Nodes {
+		has := within(runs, n.HostIP)
+		if !has && !within(except, n.HostIP) {
+			continue // as most nodes are of most blocks
+		}
 		for _, a := range inNetwork(n) {
 			switch {
-			case within(runs, n.HostIP):
-				if !within(runs, a) {
-					more = append(more, host(a))
-				}
-			case within(except, n.HostIP):
+			case !has:
 				gone = append(gone, host(a))
+			case !within(runs, a):
+				more = append(more, host(a))
 			}
 		}
 	}
