@@ -56,8 +56,7 @@ func plainWithout(list []netip.Prefix, e netip.Prefix) (out []netip.Prefix) {
 
 var samePrefix = cmpopts.EquateComparable(netip.Prefix{})
 
-// TestBlockIsPlain: what random blocks come to is what each exception leaves, and as much as was
-// counted before.
+// TestBlockIsPlain: what random blocks come to is what each exception leaves.
 func TestBlockIsPlain(t *testing.T) {
 	in := input(nil)
 	near := []string{"0.0.0.0/0", "172.11.0.0/16", "198.18.0.0/24", "255.255.255.0/24", "0.0.0.0/24"}
@@ -89,9 +88,6 @@ func TestBlockIsPlain(t *testing.T) {
 		if diff := cmp.Diff(want, got, samePrefix, cmpopts.EquateEmpty()); diff != "" {
 			t.Fatalf("%d: %v (-want +got):\n%s", i, p, diff)
 		}
-		if n := c.sizeOfBlock(p); n != len(want) {
-			t.Fatalf("%d: %v comes to %d prefixes, and %d were counted", i, p, len(want), n)
-		}
 		for range 20 {
 			a := prefix(p.Block).Addr()
 			if anyHas(got, a) != contains(want, a) {
@@ -117,13 +113,8 @@ func largePolicy(name string, except int) Policy {
 
 // TestTooLarge: a policy that comes to more than one may isolates and allows nothing, and others go on.
 func TestTooLarge(t *testing.T) {
-	in := input(func(Set) ([]Member, bool) {
-		members := make([]Member, MostFlows/4)
-		for i := range members {
-			members[i].Address = addressOf(uint64(i) + 1<<24)
-		}
-		return members, true
-	})
+	const each = 1 << 14
+	in := input(func(Set) ([]Member, bool) { return membersFrom(1<<24, each), true })
 	small := largePolicy("small", 100)
 	rules := func(n int, r func(i int) Rule) Policy {
 		p := Policy{Key: Key{"shop", "large"}, Subject: "app=web", Egress: Side{Isolates: true}}
@@ -139,10 +130,10 @@ func TestTooLarge(t *testing.T) {
 		large  bool
 	}{
 		"exceptions":         {largePolicy("large", 30000), true},
-		"ranges of ports":    {rules(700, func(int) Rule { return Rule{AnyPeer: true, Ports: []Port{{Protocol: 6, First: 1, Last: 65534}}} }), true},
-		"as many as may be":  {rules(500, func(int) Rule { return Rule{AnyPeer: true, Ports: []Port{{Protocol: 6, First: 1, Last: 65534}}} }), false},
-		"members, each rule": {rules(4, func(i int) Rule { return Rule{Peers: []Peer{{Set: &set}}, Ports: port(i)} }), true},
-		"members":            {rules(3, func(i int) Rule { return Rule{Peers: []Peer{{Set: &set}}, Ports: port(i)} }), false},
+		"ranges of ports":    {rules(MostWritten/30+1, func(int) Rule { return Rule{AnyPeer: true, Ports: []Port{{Protocol: 6, First: 1, Last: 65534}}} }), true},
+		"as many as may be":  {rules(MostWritten/30, func(int) Rule { return Rule{AnyPeer: true, Ports: []Port{{Protocol: 6, First: 1, Last: 65534}}} }), false},
+		"members, each rule": {rules(MostFlows/each, func(i int) Rule { return Rule{Peers: []Peer{{Set: &set}}, Ports: port(i)} }), true},
+		"members":            {rules(MostFlows/each-1, func(i int) Rule { return Rule{Peers: []Peer{{Set: &set}}, Ports: port(i)} }), false},
 	} {
 		c := NewCompiler(in).Compile([]Policy{test.policy, small}, nil)
 		if got := slices.Contains(c.TooLarge, test.policy.Key); got != test.large || len(c.TooLarge) > 1 {
@@ -159,6 +150,61 @@ func TestTooLarge(t *testing.T) {
 		}
 		if !by[small.Key] || by[test.policy.Key] == test.large {
 			t.Errorf("%s: these allow something: %v", name, by)
+		}
+	}
+}
+
+// membersFrom are so many, from an address on.
+func membersFrom(first uint64, n int) (out []Member) {
+	for i := range n {
+		out = append(out, Member{Address: addressOf(first + uint64(i))})
+	}
+	return out
+}
+
+// TestAdmittedFits: what the leader has in force no node closes, in a cluster of 10,000 pods and 1,000
+// nodes with 250 pods of the policy.
+func TestAdmittedFits(t *testing.T) {
+	all := membersFrom(numberOf(netip.MustParseAddr("172.16.0.0")), 10_000)
+	in := Input{Network: netip.MustParsePrefix("172.16.0.0/12"), Members: func(Set) ([]Member, bool) { return all, true }}
+	for i := range 1000 {
+		n := topology.Node{Host: fmt.Sprint(i), HostIP: addressOf(numberOf(netip.MustParseAddr("198.18.0.1")) + uint64(i))}
+		n.Subnet = netip.PrefixFrom(addressOf(numberOf(netip.MustParseAddr("172.20.0.0"))+uint64(i)<<8), 24)
+		in.Nodes = append(in.Nodes, n)
+	}
+	for i := range 250 {
+		in.Subjects = append(in.Subjects, Pod{Key: Key{"shop", fmt.Sprint(i)}, Labels: map[string]string{"app": "web"}, Member: all[i]})
+	}
+	rules := func(n int, r func(i int) Rule) Policy {
+		p := Policy{Key: Key{"shop", "p"}, Subject: "app=web", Ingress: Side{Isolates: true}}
+		for i := range n {
+			r := r(i)
+			r.Ports = append(r.Ports, Port{Protocol: 6, First: uint16(i + 1), Last: uint16(i + 1)})
+			p.Ingress.Rules = append(p.Ingress.Rules, r)
+		}
+		return p
+	}
+	alone := func(i int) Peer { return Peer{Block: host(addressOf(1<<24 + uint64(i)))} }
+	set := func(i int) Peer { return Peer{Set: &Set{Namespace: "shop", Pods: Selector(fmt.Sprint("app=", i))}} }
+	nodes := Peer{Block: netip.MustParsePrefix("198.18.0.0/15")}
+	for name, p := range map[string]Policy{
+		"the nodes' network in 9 rules":             rules(9, func(int) Rule { return Rule{Peers: []Peer{nodes}} }),
+		"2,100 rules of a block":                    rules(2100, func(i int) Rule { return Rule{Peers: []Peer{alone(i)}} }),
+		"27 rules for all pods, by one selector":    rules(27, func(int) Rule { return Rule{Peers: []Peer{set(0)}} }),
+		"as many rules, blocks and ports as may be": rules(MostWritten, func(i int) Rule { return Rule{Peers: []Peer{alone(i)}} }),
+		"and as many sets of all pods": rules(MostWritten, func(i int) Rule {
+			if i < OfPolicy.Sets {
+				return Rule{Peers: []Peer{set(i)}}
+			}
+			return Rule{Peers: []Peer{alone(i)}}
+		}),
+	} {
+		if e := p.Extent(); OfPolicy.Exceeded(len(e.Sets), e) != "" {
+			t.Fatalf("%s: the leader closes it", name)
+		}
+		read := FromRecord(p.Key, p.Record())
+		if c := NewCompiler(in).Compile([]Policy{read}, nil); len(c.TooLarge) > 0 || len(c.Ingress.Allows) != len(p.Ingress.Rules) {
+			t.Errorf("%s: a node closes it: %v; %d rules", name, c.TooLarge, len(c.Ingress.Allows))
 		}
 	}
 }
@@ -217,7 +263,7 @@ func BenchmarkBlock(b *testing.B) {
 	p := Peer{Block: netip.MustParsePrefix("0.0.0.0/0"), Except: scattered(30000)}
 	b.Run("counted", func(b *testing.B) {
 		for b.Loop() {
-			NewCompiler(in).sizeOfBlock(p)
+			p.extent()
 		}
 	})
 	b.Run("made", func(b *testing.B) {

@@ -11,12 +11,14 @@ import (
 // million prefixes. What comes to more is closed, so that others' policies and pods go on. The bounds
 // hold on each node whatever the leader lets into the records.
 const (
-	// MostWritten bounds what one NetworkPolicy comes to by its text alone, whoever the members of its
-	// sets are: the prefixes of its blocks and the matches of its ports.
-	MostWritten = 1 << 14
-	// MostFlows bounds what it comes to with its subjects and members, rule by rule. What rules have in
-	// common counts for each.
-	MostFlows = 1 << 18
+	// MostWritten bounds the peers that one NetworkPolicy names by its text, and as well its ports: see
+	// [OfPolicy], which the leader and each node hold it to.
+	MostWritten = 10_000
+	// MostFlows bounds what it comes to with its subjects and members: the clauses of each of its rules.
+	// Rules have flows in common, but each flow names all of its rules, so that what rules share is work
+	// and memory for each of them: some 80 bytes and a microsecond. It is more than MostWritten rules for
+	// 250 pods of a node and as many sets as [OfPolicy] allows, of 10,000 members each, come to.
+	MostFlows = 1 << 23
 	// MostReach bounds what one pod may reach past the switch, and MostReachOfNode what all pods of a node
 	// may: ranges of addresses, and those of ports that some of them have. Pods of which policies say the
 	// same count once.
@@ -28,7 +30,7 @@ const (
 // rules is what a policy says of some subjects, apart from isolating them; false where it comes to more
 // than one policy may, so that it allows nothing.
 func (c *Compiler) rules(p Policy, subjects []Pod) (ingress, egress *tables, fits bool) {
-	if c.written(p) > MostWritten {
+	if e := p.Extent(); OfPolicy.Exceeded(len(e.Sets), e) != "" {
 		return nil, nil, false
 	}
 	ingress, egress = newTables(), newTables()
@@ -51,31 +53,6 @@ func (c *Compiler) rules(p Policy, subjects []Pod) (ingress, egress *tables, fit
 		}
 	}
 	return ingress, egress, true
-}
-
-// written is what a policy comes to by its text alone; a number above [MostWritten] may be less than
-// that.
-func (c *Compiler) written(p Policy) (n int) {
-	for _, side := range []Side{p.Ingress, p.Egress} {
-		for _, r := range side.Rules {
-			n += matches(numbered(r.Ports))
-			for _, peer := range r.Peers {
-				if peer.Set == nil {
-					n += c.sizeOfBlock(peer)
-				}
-			}
-			if n > MostWritten {
-				return n
-			}
-		}
-	}
-	return n
-}
-
-// sizeOfBlock is how many prefixes a block comes to, without making them.
-func (c *Compiler) sizeOfBlock(p Peer) int {
-	runs, more := c.cut(p)
-	return prefixes(runs) + len(more)
 }
 
 // prefixes is how many prefixes runs of addresses come to.

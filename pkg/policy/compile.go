@@ -50,7 +50,7 @@ type Compiled struct {
 	// what it masquerades. All others may be pods'.
 	Network       netip.Prefix
 	NodeAddresses []netip.Addr
-	// TooLarge are the NetworkPolicies that come to more than one may ([MostWritten], [MostFlows]).
+	// TooLarge are the NetworkPolicies that come to more than one may ([OfPolicy], [MostFlows]).
 	// They isolate, and allow nothing.
 	TooLarge []Key
 }

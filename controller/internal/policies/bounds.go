@@ -45,38 +45,6 @@ func (s *state) refuse(key store.PolicyKey, length int, now time.Time) {
 	}
 }
 
-// bounds are how much policies may come to: see [policy.Extent].
-type bounds struct{ sets, peers, ports, names int }
-
-// A set is kept for as long as a policy names it: each pod in it is in memory, and each /24 of its
-// pods a record. Peers and ports are flows on every node that has a pod of the policy. What 10,000
-// rules for 250 pods in one namespace come to, with 4,000 peers in 400 sets and 100 ports, is below
-// half of what a namespace may have. docs/policy.md, "How much policies may come to", has these.
-var (
-	// ofPolicy are of one NetworkPolicy, ofNamespace of all in force of a namespace.
-	ofPolicy    = bounds{sets: 500, peers: 10_000, ports: 10_000, names: 1000}
-	ofNamespace = bounds{sets: 1000, peers: 30_000, ports: 30_000, names: 2000}
-	// ofCluster are of one ClusterNetworkPolicy. Those are administrators'.
-	ofCluster = bounds{sets: 1000, peers: 30_000, ports: 30_000, names: 2000}
-)
-
-// exceeded says what is too much; empty for nothing. It does not say by how much: that may change
-// with each policy, and people are told anew of what reads otherwise.
-func (b bounds) exceeded(sets int, e policy.Extent) string {
-	for _, one := range []struct {
-		is, most int
-		of       string
-	}{
-		{sets, b.sets, "sets of pods or nodes"}, {e.Peers, b.peers, "peers and prefixes"},
-		{e.Ports, b.ports, "rules and ports"}, {e.Names, b.names, "names of ports at peers"},
-	} {
-		if one.is > one.most {
-			return fmt.Sprintf("more than %d %s", one.most, one.of)
-		}
-	}
-	return ""
-}
-
 // notInForce ends what people are told of a policy that comes to too much.
 const notInForce = ": none of them is in force, "
 
@@ -123,7 +91,7 @@ func (t *tally) admits(e policy.Extent) (exceeded string) {
 			sets++
 		}
 	}
-	if exceeded = ofNamespace.exceeded(sets, together); exceeded == "" {
+	if exceeded = policy.OfNamespace.Exceeded(sets, together); exceeded == "" {
 		t.add(e, 1)
 	}
 	return exceeded
@@ -158,7 +126,7 @@ func (s *state) hear(key policy.Key, p *kube.NetworkPolicy) {
 func (s *state) admit(now time.Time) {
 	for namespace := range s.heard {
 		of := s.namespaces[namespace]
-		if of.crowded > 0 || ofNamespace.exceeded(len(of.all.sets), of.all.Extent) != "" {
+		if of.crowded > 0 || policy.OfNamespace.Exceeded(len(of.all.sets), of.all.Extent) != "" {
 			s.admitOldest(namespace, of, now)
 		} else {
 			for key := range of.news {
@@ -208,7 +176,7 @@ func (s *state) bounded(p *kube.NetworkPolicy) (*kube.NetworkPolicy, policy.Exte
 		return closedPolicy(p, tooLong(len(record), most)), policy.Extent{}
 	}
 	e := p.Extent()
-	if exceeded := ofPolicy.exceeded(len(e.Sets), e); exceeded != "" {
+	if exceeded := policy.OfPolicy.Exceeded(len(e.Sets), e); exceeded != "" {
 		return closedPolicy(p, tooMuch(exceeded)), policy.Extent{}
 	}
 	return p, e
@@ -230,8 +198,8 @@ func (s *state) boundedCluster(p *kube.ClusterNetworkPolicy) *kube.ClusterNetwor
 	closed := *p
 	if most := s.limit(store.ClusterPolicyKey(p.Name)); len(record) > most {
 		closed.Problem = tooLong(len(record), most)
-	} else if e := p.Extent(); ofCluster.exceeded(len(e.Sets), e) != "" {
-		closed.Problem = tooMuch(ofCluster.exceeded(len(e.Sets), e))
+	} else if e := p.Extent(); policy.OfCluster.Exceeded(len(e.Sets), e) != "" {
+		closed.Problem = tooMuch(policy.OfCluster.Exceeded(len(e.Sets), e))
 	} else {
 		return p
 	}

@@ -125,11 +125,11 @@ func TestLargePolicyInParts(t *testing.T) {
 		w.locked(func() { w.events = nil })
 		w.see(leavingAt(2, []string{client}, toBlocks("a", "web", scattered(3001, 6000))))
 		w.happened("rules come", "rules come", "rules come", "rules go", "rules go") // what comes; what both have without the old, and what goes
-		w.see(leavingAt(3, []string{client}, toBlocks("a", "web", scattered(1, 12000))))
+		w.see(leavingAt(3, []string{client}, toBlocks("a", "web", scattered(1, policy.MostWritten-1))))
 		if n := state(w, &w.largest); n > mostAtOnce {
 			t.Errorf("a bundle had %d changes", n)
 		}
-		if n := w.flows.Size(AreaName); n < 12000 {
+		if n := w.flows.Size(AreaName); n < policy.MostWritten {
 			t.Errorf("%d flows", n)
 		}
 	})
