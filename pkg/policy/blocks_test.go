@@ -278,3 +278,23 @@ func BenchmarkBlock(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkNamedPorts is as many names of ports as one policy may look up at its pods, at 10,000 members of which
+// 100 are subjects here.
+func BenchmarkNamedPorts(b *testing.B) {
+	all := membersFrom(1<<24, 10_000)
+	p := Policy{Key: Key{"shop", "p"}, Ingress: Side{Isolates: true, Rules: []Rule{{AnyPeer: true}}}}
+	in := input(func(Set) ([]Member, bool) { return all, true })
+	in.Subjects = nil
+	for _, m := range all[:100] {
+		in.Subjects = append(in.Subjects, Pod{Key: p.Key, Member: m})
+	}
+	for i := range OfPolicy.Sets {
+		p.Ingress.Rules[0].Ports = append(p.Ingress.Rules[0].Ports, Port{Protocol: 6, Name: fmt.Sprint("p", i)})
+	}
+	for b.Loop() {
+		if c := NewCompiler(in).Compile([]Policy{p}, nil); len(c.TooLarge) > 0 {
+			b.Fatal("it is too large")
+		}
+	}
+}

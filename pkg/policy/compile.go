@@ -193,6 +193,12 @@ func (c *Compiler) ingress(add adder, by Key, all Set, subjects []Pod, r Rule) {
 		return
 	}
 	add(name, Allow{Subjects: to, Peers: peers, Ports: numbered(r.Ports), Policies: []Key{by}})
+	here := map[netip.Addr]bool{}
+	if slices.ContainsFunc(r.Ports, func(p Port) bool { return p.Name != "" }) {
+		for _, a := range to {
+			here[a] = true
+		}
+	}
 	for _, port := range r.Ports {
 		if port.Name == "" {
 			continue
@@ -200,7 +206,7 @@ func (c *Compiler) ingress(add adder, by Key, all Set, subjects []Pod, r Rule) {
 		byNumber := map[uint16][]netip.Addr{}
 		members, _ := c.in.Members(all.with(port.Name))
 		for _, m := range members {
-			if !slices.Contains(to, m.Address) {
+			if !here[m.Address] {
 				continue
 			}
 			for _, n := range m.numbers(port) {
