@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -37,13 +38,16 @@ type restoration struct {
 	// is when to look again.
 	since, mostSince, notBefore time.Time
 	nodes                       int
+	// shortSince is when records were first found that most nodes may hold, but too few say so yet.
+	shortSince time.Time
 	// due comes then.
 	due <-chan time.Time
-	// wrote counts what was put back.
-	wroteNodes, wroteNamespaces int
+	// wroteNodes counts the nodes that were put back, wroteNamespaces has the namespaces.
+	wroteNodes      int
+	wroteNamespaces map[string]bool
 }
 
-func (r *restoration) wrote() int { return r.wroteNodes + r.wroteNamespaces }
+func (r *restoration) wrote() int { return r.wroteNodes + len(r.wroteNamespaces) }
 
 // wait has the term look again at that time.
 func (r *restoration) wait(at, now time.Time) {
@@ -91,7 +95,11 @@ func (t *term) putBack(ctx context.Context) (busy bool, err error) {
 	t.c.cfg.Metrics.lost.Set(float64(len(lost)))
 	r := &t.back
 	if len(lost) == 0 {
+		wrote := r.wrote() > 0
 		*r = restoration{}
+		if wrote {
+			return true, errRestored // nobody holds any more what is not put back
+		}
 		return false, nil
 	}
 	now := t.c.cfg.Now()
@@ -99,8 +107,9 @@ func (t *term) putBack(ctx context.Context) (busy bool, err error) {
 	if r.see(v, now) {
 		t.log.Warn("nodes say that etcd went back to older records (restored from a backup?), and hold newer ones", "nodes", v.lost, "of", v.known)
 	}
-	// One of few that report could else keep everybody waiting.
-	busy = v.most() || 2*v.lost > v.reporting && now.Before(r.since.Add(settleFew))
+	// One of few that report could else keep everybody waiting. After something was put back, what the term
+	// remembers is wrong.
+	busy = v.most() || r.wrote() > 0 || 2*v.lost > v.reporting && now.Before(r.since.Add(settleFew))
 	if !known {
 		r.wait(now.Add(again), now)
 	}
@@ -108,19 +117,19 @@ func (t *term) putBack(ctx context.Context) (busy bool, err error) {
 		r.due = time.After(until.Sub(now))
 		return busy, nil
 	}
-	in := restore.Input{Now: t.last.Snapshot, Created: map[string]int64{}, Changed: map[string]int64{}, Lost: lost, Known: v.known, Live: live}
-	for name, rev := range t.last.Revs.Namespaces {
-		in.Created[name], in.Changed[name] = rev.Create, rev.Mod
-	}
-	plan := restore.Make(in)
+	plan := restore.Make(t.restoreInput(lost, v, live))
 	wrote, err := t.writeBack(ctx, plan)
 	if err != nil {
 		return busy, err
 	}
+	first, short := r.short(v, plan.Short, now)
+	if first {
+		t.log.Warn("put back what more than half of all nodes hold; waiting for nodes that may hold what is left out, too", "nodes", v.lost, "reporting", v.reporting, "of", v.known, "limit", settleAway, "left", leftOut(plan.Left))
+	}
 	switch {
-	case wrote && plan.More, t.follower != nil && !t.follower.policies.Settled():
+	case short, wrote && plan.More, t.follower != nil && !t.follower.policies.Settled():
 		r.wait(now.Add(again), now)
-		return busy, nil
+		return busy || wrote, nil
 	}
 	if err := t.writer.TakeLost(ctx, plan.Points); err != nil {
 		return busy, err
@@ -134,6 +143,18 @@ func (t *term) putBack(ctx context.Context) (busy bool, err error) {
 	}
 	t.c.cfg.Metrics.restored.Inc()
 	return true, errRestored
+}
+
+// restoreInput is what there is to decide on what is put back.
+func (t *term) restoreInput(lost map[netip.Addr]topology.Held, v voters, live map[string]string) restore.Input {
+	in := restore.Input{Now: t.last.Snapshot, Created: map[string]int64{}, Changed: map[string]int64{}, Lost: lost, Known: v.known, Live: live}
+	for name, rev := range t.last.Revs.Namespaces {
+		in.Created[name], in.Changed[name] = rev.Create, rev.Mod
+		if t.back.wroteNamespaces[name] {
+			in.Created[name] = 0 // it was there before: others may be joined with it
+		}
+	}
+	return in
 }
 
 // see takes in how many there are now. first reports that there were none before.
@@ -152,6 +173,21 @@ func (r *restoration) see(v voters, now time.Time) (first bool) {
 		r.notBefore = now.Add(again)
 	}
 	return first
+}
+
+// short reports whether it is too early to say that all is put back. A record that only votes nodes say they
+// hold may still be most nodes': others have not reported yet, and what those say that report no loss may come
+// from the backup. If the points were taken now, nodes that report later would follow etcd, and the record
+// would be lost. This ends settleAway after it began at the latest, whatever nodes say meanwhile. first
+// reports that it begins.
+func (r *restoration) short(v voters, votes int, now time.Time) (first, short bool) {
+	may := func(others int) bool {
+		return v.most() && votes > 0 && voters{lost: votes + others, known: v.known}.most()
+	}
+	if first = r.shortSince.IsZero() && may(v.known-v.lost); first {
+		r.shortSince = now
+	}
+	return first, may(v.known-v.lost) && now.Before(r.shortSince.Add(settleFew)) || may(v.known-v.reporting) && now.Before(r.shortSince.Add(settleAway))
 }
 
 // ripe is when what nodes hold is put back, where most nodes say so, or few, by whom the leader last went then.
@@ -190,6 +226,9 @@ func (t *term) writeBack(ctx context.Context, plan restore.Plan) (wrote bool, er
 		t.back.wroteNodes++
 		t.log.Warn("put back a node that etcd had lost", "node", n.Host, "key", key, "subnet", n.Subnet, "revision", rev)
 	}
+	if t.back.wroteNamespaces == nil {
+		t.back.wroteNamespaces = map[string]bool{}
+	}
 	var batch []store.NamespacePut
 	flush := func() error {
 		if len(batch) == 0 {
@@ -200,10 +239,10 @@ func (t *term) writeBack(ctx context.Context, plan restore.Plan) (wrote bool, er
 			return err
 		}
 		for _, p := range batch {
+			t.back.wroteNamespaces[p.Key] = true
 			t.log.Warn("put back a namespace that etcd had lost, or had with another netID", "tenant", p.Key, "netID", *p.Namespace.Effective, "revision", rev)
 		}
 		wrote, t.lastWrite = true, max(t.lastWrite, rev)
-		t.back.wroteNamespaces += len(batch)
 		batch = nil
 		return nil
 	}
@@ -224,19 +263,24 @@ func (t *term) writeBack(ctx context.Context, plan restore.Plan) (wrote bool, er
 
 // tellRestored tells people.
 func (t *term) tellRestored(v voters, left []string) {
-	what, said := "the records are whole again", fmt.Errorf("etcd went back to older records, as it does when it is restored from a backup: put back what nodes hold, %d nodes and %d namespaces", t.back.wroteNodes, t.back.wroteNamespaces)
+	what, said := "the records are whole again", fmt.Errorf("etcd went back to older records, as it does when it is restored from a backup: put back what nodes hold, %d nodes and %d namespaces", t.back.wroteNodes, len(t.back.wroteNamespaces))
 	if !v.most() {
 		what = "nodes that hold other records than etcd now follow etcd"
-		said = fmt.Errorf("%d of %d nodes say that etcd went back to older records, too few to be believed: put back the netIDs of %d namespaces. Where etcd was restored from a backup, ask again for what is left out; where it was not, those nodes lie", v.lost, v.known, t.back.wroteNamespaces)
+		said = fmt.Errorf("%d of %d nodes say that etcd went back to older records, too few to be believed: put back the netIDs of %d namespaces. Where etcd was restored from a backup, ask again for what is left out; where it was not, those nodes lie", v.lost, v.known, len(t.back.wroteNamespaces))
 	}
 	if len(left) > 0 {
-		const most = 10
-		said = fmt.Errorf("%w; left out %d: %s", said, len(left), strings.Join(left[:min(len(left), most)], "; "))
+		said = fmt.Errorf("%w; left out %d: %s", said, len(left), leftOut(left))
 	}
 	t.log.Warn(what, "error", said)
 	if t.follower != nil {
 		t.follower.cluster.complain(said)
 	}
+}
+
+// leftOut names what is left out, as far as people want to read it.
+func leftOut(left []string) string {
+	const most = 10
+	return strings.Join(left[:min(len(left), most)], "; ")
 }
 
 // mayAssign reports whether a node may have its first subnet now. A leader that was just elected

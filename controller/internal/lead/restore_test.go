@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
@@ -143,13 +144,20 @@ func TestRestoredUnderNodes(t *testing.T) {
 	}
 }
 
+// say publishes what a node says that etcd has lost; nil for nothing.
+func say(t *testing.T, s *store.Store, i int, held *topology.Held) *store.StatusPublisher {
+	t.Helper()
+	p := s.StatusPublisher("k8ssdn", 0)
+	t.Cleanup(p.Close)
+	p.Set(topology.NodeStatus{Host: "n", HostIP: netip.AddrFrom4([4]byte{198, 18, 0, byte(i)}), Held: held})
+	return p
+}
+
 // says publishes what nodes say that etcd has lost; nil for those that say nothing of it.
 func says(t *testing.T, s *store.Store, held ...*topology.Held) {
 	t.Helper()
 	for i, h := range held {
-		p := s.StatusPublisher("k8ssdn", 0)
-		t.Cleanup(p.Close)
-		p.Set(topology.NodeStatus{Host: "n", HostIP: netip.AddrFrom4([4]byte{198, 18, 0, byte(i + 1)}), Held: h})
+		say(t, s, i+1, h)
 	}
 	eventually(t, "all report", func() bool { all, err := s.Statuses(ctxOf(t)); return err == nil && len(all) == len(held) })
 }
@@ -251,6 +259,131 @@ func TestOnlyReporter(t *testing.T) {
 	eventually(t, "it is over", func() bool { return history(t, s).Holds(lie.At) })
 	if id(t, s, "red") != red {
 		t.Errorf("red is on another network")
+	}
+}
+
+// late is a leader under three nodes that all hold what etcd has lost. Two hold the namespace red as it is joined
+// with all, and one of these, which is the third, does not report yet; the other and one that is older do, and
+// the leader has put back what these two hold.
+type late struct {
+	*candidate
+	s        *store.Store
+	clock    *clock
+	held     topology.Held
+	red, all netid.ID
+	says     [2]*store.StatusPublisher
+}
+
+func startLate(t *testing.T) *late {
+	t.Helper()
+	began := time.Now()
+	l := &late{clock: &clock{now: began}}
+	// Its clock goes on by itself.
+	l.candidate = start(t, etcdtest.Start(t), "one", func(c *Config) { c.Now = func() time.Time { return l.clock.Now().Add(time.Since(began)) } })
+	l.s = ready(t, l.candidate)
+	ensure(t, l.s, "red")
+	l.red = id(t, l.s, "red")
+	l.all = l.red ^ 1<<16
+	for i := range 3 {
+		ip := netip.AddrFrom4([4]byte{198, 18, 0, byte(i + 1)})
+		if err := l.s.EnsureNode(ctxOf(t), fmt.Sprint("n", i), ip); err != nil {
+			t.Fatal(err)
+		}
+		subnetOf(t, l.s, ip)
+	}
+	older := topology.Held{At: topology.Point{Term: "x", Revision: 90}, Namespaces: []topology.Namespace{{NetName: "all", Effective: &l.all}}}
+	l.held = topology.Held{At: topology.Point{Term: "x", Revision: 100}, Namespaces: []topology.Namespace{{NetName: "all", Effective: &l.all}, {NetName: "red", Effective: &l.all}}}
+	l.says[0], l.says[1] = say(t, l.s, 1, &l.held), say(t, l.s, 2, &older)
+	eventually(t, "it waits for the third", func() bool { return strings.Contains(l.log.String(), "waiting for nodes that may hold") })
+	if id(t, l.s, "all") != l.all || id(t, l.s, "red") != l.red || history(t, l.s).Holds(l.held.At) {
+		t.Errorf("red is %d, and %+v", id(t, l.s, "red"), history(t, l.s))
+	}
+	return l
+}
+
+// sees waits until the leader sees that so many nodes hold what etcd has lost.
+func (l *late) sees(t *testing.T, nodes float64) {
+	t.Helper()
+	eventually(t, "it is seen", func() bool { return value(t, l.cfg.Metrics.lost) == nodes })
+}
+
+// TestLateHolder: what etcd has is not called whole before nodes have reported that may hold more. Else those that
+// report late would follow it, without what most nodes hold. Where they never report, it is over in time.
+func TestLateHolder(t *testing.T) {
+	t.Parallel()
+	for name, comes := range map[string]bool{"it reports": true, "it never reports": false} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			l := startLate(t)
+			want := l.red
+			if comes {
+				want = l.all
+				say(t, l.s, 3, &l.held)
+			} else {
+				l.clock.add(settleAway)
+			}
+			eventually(t, "it is over", func() bool { return history(t, l.s).Holds(l.held.At) })
+			if got := id(t, l.s, "red"); got != want {
+				t.Errorf("red is %d, want %d", got, want)
+			}
+			ensure(t, l.s, "last")
+			id(t, l.s, "last")
+		})
+	}
+}
+
+// TestLateHolderGivesUp: while a leader waits for a node, those that hold something cease to say so, one after the
+// other. It plans nothing more in a term that has put back records, and ends it.
+func TestLateHolderGivesUp(t *testing.T) {
+	t.Parallel()
+	l := startLate(t)
+	ensure(t, l.s, "later")
+	for i, left := range []float64{1, 0} {
+		l.says[1-i].Set(topology.NodeStatus{Host: "n", HostIP: netip.AddrFrom4([4]byte{198, 18, 0, byte(2 - i)})})
+		l.sees(t, left)
+	}
+	id(t, l.s, "later")
+	if ended, given := strings.Index(l.log.String(), errRestored.Error()), strings.Index(l.log.String(), "tenant=later"); ended < 0 || given >= 0 && given < ended {
+		t.Errorf("the term went on:\n%s", l.log.String())
+	}
+}
+
+// TestShort: nodes that may hold a record too are waited for, and for no longer whatever others say meanwhile.
+func TestShort(t *testing.T) {
+	now := time.Now()
+	for what, tt := range map[string]struct {
+		v     voters
+		votes int
+		want  time.Duration
+	}{
+		"nothing is left out":                         {voters{2, 2, 3}, 0, 0},
+		"another does not report":                     {voters{2, 2, 3}, 1, settleAway},
+		"another reports no loss, maybe of before":    {voters{2, 3, 3}, 1, settleFew},
+		"all say what they hold":                      {voters{3, 3, 3}, 1, 0},
+		"a laggard of a bare majority":                {voters{51, 51, 100}, 50, settleAway},
+		"those that do not report come to half":       {voters{51, 51, 100}, 1, 0},
+		"too few to be believed":                      {voters{2, 2, 4}, 1, 0},
+		"the others report no loss, some do not":      {voters{51, 70, 100}, 10, settleFew},
+		"one of two":                                  {voters{2, 2, 2}, 1, 0},
+		"one that is alone says what others may hold": {voters{1, 1, 2}, 1, 0},
+	} {
+		r := restoration{}
+		first, short := r.short(tt.v, tt.votes, now)
+		if waits := tt.want > 0; first != waits || short != waits {
+			t.Errorf("%s: %t, %t", what, first, short)
+		}
+		if tt.want == 0 {
+			continue
+		}
+		// A node that takes back what it said, and says it again, begins nothing anew.
+		r.see(voters{1, tt.v.reporting, tt.v.known}, now)
+		r.see(tt.v, now.Add(tt.want-1))
+		if first, short := r.short(tt.v, tt.votes, now.Add(tt.want-1)); first || !short {
+			t.Errorf("%s: %t, %t just before", what, first, short)
+		}
+		if first, short := r.short(tt.v, tt.votes, now.Add(tt.want)); first || short {
+			t.Errorf("%s: %t, %t at last", what, first, short)
+		}
 	}
 }
 

@@ -153,7 +153,7 @@ func (t *term) next(ctx context.Context, from sources) (due bool, err error) {
 		}
 		first := !t.live.known()
 		t.live.take(all, t.c.cfg.Now())
-		lost := len(topology.Lost(t.last.History, all)) > 0
+		lost := !t.back.since.IsZero() || len(topology.Lost(t.last.History, all)) > 0
 		return t.current() && (first || lost || t.tenants.Due(t.waitedFor)), nil
 	case <-t.late:
 		return t.current(), nil

@@ -39,6 +39,9 @@ type Plan struct {
 	Nodes      []topology.Node
 	// Left says what is not put back, and why.
 	Left []string
+	// Short is how many nodes hold what is left out because too few do: of such records that which most
+	// hold. 0 is that there is none.
+	Short int
 	// More is that nodes hold more than they told.
 	More bool
 	// Points are up to where all that is put back then.
@@ -132,6 +135,7 @@ func (m *maker) nodes() {
 	held := claims(m.Lost, func(h topology.Held) []topology.Node { return h.Nodes }, func(n topology.Node) string { return n.HostIP.String() })
 	for _, key := range slices.Sorted(maps.Keys(held)) {
 		if c := held[key]; !m.believed(c.votes) {
+			m.plan.Short = max(m.plan.Short, c.votes)
 			m.leave("node "+key, "only %d of %d nodes hold it", c.votes, m.Known)
 			delete(held, key)
 		}
@@ -209,6 +213,7 @@ func (m *maker) namespaces() {
 		_, there := m.Now.Namespaces[name]
 		switch {
 		case !believed && !alone:
+			m.plan.Short = max(m.plan.Short, settled[name].votes)
 			m.leave(what, "only %d of %d nodes hold it with netID %d", settled[name].votes, m.Known, *n.Effective)
 		case m.Live != nil && (n.UID == "" || m.Live[name] != n.UID):
 			m.leave(what, "the API server has no Namespace of that name with UID %q", n.UID)

@@ -253,6 +253,30 @@ func TestMakeOneNode(t *testing.T) {
 	}
 }
 
+// TestMakeShort: how many nodes hold what is left out only because they are too few.
+func TestMakeShort(t *testing.T) {
+	addr := func(i int) netip.Addr { return node(i, 0).HostIP }
+	held := func(nodes []topology.Node, spaces ...topology.Namespace) topology.Held {
+		return topology.Held{At: lostAt, Nodes: nodes, Namespaces: spaces}
+	}
+	for name, tc := range map[string]struct {
+		lost map[netip.Addr]topology.Held
+		live map[string]string
+		want int
+	}{
+		"all agree":                       {map[netip.Addr]topology.Held{addr(1): held(nil, space("new", 40)), addr(2): held(nil, space("new", 40))}, nil, 0},
+		"one holds a namespace":           {map[netip.Addr]topology.Held{addr(1): held(nil, space("new", 40)), addr(2): held(nil)}, nil, 1},
+		"one holds a node":                {map[netip.Addr]topology.Held{addr(1): held([]topology.Node{node(3, 2)}), addr(2): held(nil)}, nil, 1},
+		"they do not agree":               {map[netip.Addr]topology.Held{addr(1): held(nil, space("new", 40)), addr(2): held(nil, space("new", 41))}, nil, 1},
+		"all agree, it is not put back":   {map[netip.Addr]topology.Held{addr(1): held(nil, space("new", 40)), addr(2): held(nil, space("new", 40))}, map[string]string{}, 0},
+		"one has more than most agree on": {map[netip.Addr]topology.Held{addr(1): held([]topology.Node{node(3, 2)}, space("new", 40)), addr(2): held(nil, space("new", 40))}, nil, 1},
+	} {
+		if p := Make(Input{Now: now(nil), Lost: tc.lost, Known: 3, Live: tc.live}); p.Short != tc.want {
+			t.Errorf("%s: %d, want %d, left %v", name, p.Short, tc.want, p.Left)
+		}
+	}
+}
+
 // TestMakeKubernetes: however many nodes hold it, a record is put back only for a Namespace that there is.
 func TestMakeKubernetes(t *testing.T) {
 	with := func(name, uid string) topology.Namespace {
