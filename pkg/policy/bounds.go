@@ -1,11 +1,5 @@
 package policy
 
-import (
-	"cmp"
-	"maps"
-	"slices"
-)
-
 // What policies may come to on a node. Whoever may write policies decides how much work they are for
 // all nodes with pods that they are about: some hundred kilobytes of a block's exceptions are half a
 // million prefixes. What comes to more is closed, so that others' policies and pods go on. The bounds
@@ -23,8 +17,9 @@ const (
 	// may: ranges of addresses, and those of ports that some of them have. Pods of which policies say the
 	// same count once.
 	MostReach, MostReachOfNode = 1 << 14, 1 << 16
-	// mostSteps bounds the work of finding out what one pod may reach: about a second.
-	mostSteps = 1 << 26
+	// mostSteps bounds the work of finding out what one pod may reach, and mostStepsOfNode what all pods of
+	// a node may, about half a second: nothing that policies say comes into force meanwhile.
+	mostSteps, mostStepsOfNode = 1 << 26, 1 << 28
 )
 
 // rules is what a policy says of some subjects, apart from isolating them; false where it comes to more
@@ -80,24 +75,13 @@ func matches(ports []PortRange) (n int) {
 const costOfSpan, costOfPorts = 1, 16
 
 // closed is for a pod whose way past the switch is closed: it reaches its own node.
-func (c Compiled) closed() Reach { return c.reach(c.last(true)).Reach }
+func (c Compiled) closed() Reach {
+	enough := steps(mostSteps)
+	return c.reach(c.last(true), &enough).Reach
+}
 
 // sized is a Reach with what it costs; without a Reach it would be more than one pod's may be.
 type sized struct {
 	Reach
 	cost int
-}
-
-// bound takes the ways past the switch of those pods for which there is no room on the node. Who needs
-// least comes first, so that nobody else's is closed for all that one pod may reach.
-func bound(reach map[string]sized) {
-	left := MostReachOfNode
-	names := slices.SortedFunc(maps.Keys(reach), func(a, b string) int {
-		return cmp.Or(cmp.Compare(reach[a].cost, reach[b].cost), cmp.Compare(a, b))
-	})
-	for _, name := range names {
-		if left -= reach[name].cost; left < 0 {
-			reach[name] = sized{}
-		}
-	}
 }

@@ -3,7 +3,6 @@ package policy
 import (
 	"cmp"
 	"encoding/binary"
-	"fmt"
 	"math"
 	"net/netip"
 	"slices"
@@ -94,37 +93,25 @@ func (c Compiled) outside(a Allow) (_ Allow, any bool) {
 // each sends. It is what [Compiled.Verdict] says of it, but for addresses that may be pods': what
 // goes there comes to the switch once more, and is judged there. Subjects of which policies say the
 // same share one Reach. Of those in closed it would be more than the bounds ([MostReach],
-// [MostReachOfNode]): they reach their own node, and nothing else past the switch.
+// [MostReachOfNode]), or too much work to find out: they reach their own node, and nothing else past the
+// switch. The same pods are closed whenever c says the same.
 func (c Compiled) Reaches(isolated map[netip.Addr]bool) (reaches map[netip.Addr]Reach, closed []netip.Addr) {
-	all := c.rulesOutside()
-	about := map[netip.Addr][]int{}
-	for i, r := range all {
-		for _, s := range r.subjects {
-			if _, ok := isolated[s]; ok {
-				about[s] = append(about[s], i)
-			}
-		}
-	}
-	keys, known := map[netip.Addr]string{}, map[string]sized{}
-	for s, isolates := range isolated {
-		key := fmt.Sprint(isolates, about[s])
-		keys[s] = key
-		if _, ok := known[key]; ok {
-			continue
-		}
-		rules := make([]outsideRule, 0, len(about[s])+1)
-		for _, i := range about[s] {
-			if t := all[i].tier; t == adminTier || isolates == (t == networkTier) {
-				rules = append(rules, all[i])
-			}
-		}
-		known[key] = c.reach(append(rules, c.last(isolates)...))
-	}
-	bound(known)
+	return c.reaches(isolated, mostStepsOfNode)
+}
+
+func (c Compiled) reaches(isolated map[netip.Addr]bool, most steps) (reaches map[netip.Addr]Reach, closed []netip.Addr) {
+	rules := c.rulesOutside()
+	classes := classesOf(rules, isolated)
+	c.size(classes, rules, most)
+	bound(classes)
 	reaches, own := map[netip.Addr]Reach{}, c.closed()
-	for s, key := range keys {
-		if reaches[s] = known[key].Reach; reaches[s] == nil {
-			reaches[s], closed = own, append(closed, s)
+	for _, k := range classes {
+		reach := k.Reach
+		if reach == nil {
+			reach, closed = own, append(closed, k.pods...)
+		}
+		for _, s := range k.pods {
+			reaches[s] = reach
 		}
 	}
 	return reaches, sorted(closed, netip.Addr.Compare)
@@ -180,14 +167,19 @@ type edge struct {
 	by   int
 }
 
-// reach is what rules say, address by address.
-func (c Compiled) reach(rules []outsideRule) sized {
+// reach is what rules say, address by address; without a Reach where that is more than [MostReach], or
+// takes more steps than are left.
+func (c Compiled) reach(rules []outsideRule, left *steps) sized {
+	if !left.take(workOfEdges(rules)) {
+		return sized{}
+	}
 	edges := c.edges(rules)
 	var out Reach
-	steps, cost := 0, 0
+	cost := 0
 	known := map[string]Ports{}
 	count := make([]int, len(rules))
 	var active []int // the rules that are about the addresses from at on, in order
+	var key []byte
 	for i := 0; i < len(edges); {
 		at := edges[i].at
 		for ; i < len(edges) && edges[i].at == at; i++ {
@@ -199,19 +191,19 @@ func (c Compiled) reach(rules []outsideRule) sized {
 			break
 		}
 		last := edges[i].at - 1 // all rules have an end
-		if steps += len(active); steps > mostSteps || cost > MostReach {
+		if !left.take(len(active)) || cost > MostReach {
 			return sized{}
 		}
 		ports := everyPort()
 		if first := addressOf(at); !c.Network.Contains(first) || slices.Contains(c.Own, first) {
-			key := fmt.Sprint(active)
+			key = keyOf(key[:0], active)
 			var ok bool
-			if ports, ok = known[key]; !ok {
-				if steps += workOf(rules, active); steps > mostSteps {
+			if ports, ok = known[string(key)]; !ok {
+				if !left.take(workOf(rules, active)) {
 					return sized{}
 				}
 				ports = portsOf(rules, active)
-				known[key] = ports
+				known[string(key)] = ports
 				cost += costOfPorts + len(ports.Ranges)
 			}
 		}
@@ -225,15 +217,6 @@ func (c Compiled) reach(rules []outsideRule) sized {
 		return sized{}
 	}
 	return sized{out, cost}
-}
-
-// workOf is how many steps [portsOf] takes.
-func workOf(rules []outsideRule, active []int) int {
-	ports := 0
-	for _, i := range active {
-		ports += len(rules[i].Ports) + 1
-	}
-	return 2 * ports * ports
 }
 
 // toggle is active where a rule counts once more, or less.
