@@ -28,13 +28,15 @@ type writer struct {
 	// flushes are the addresses whose connections are to be forgotten.
 	flushes map[netip.Addr]flush
 	noFlush bool // the switch cannot flush connections
-	outside outside
+	barrier barrier
+	// flows are at most how many each policy has, where it has some.
+	flows map[policy.Key]int
 	// tooLarge are the policies that were told of as being too large.
 	tooLarge map[policy.Key]bool
 }
 
 func newWriter() writer {
-	return writer{rules: pipeline.NewRules(), flushes: map[netip.Addr]flush{}, outside: outside{says: map[policy.Key]policy.Compiled{}}, tooLarge: map[policy.Key]bool{}}
+	return writer{rules: pipeline.NewRules(), flushes: map[netip.Addr]flush{}, flows: map[policy.Key]int{}, tooLarge: map[policy.Key]bool{}}
 }
 
 // work is what there is to do at one time.
@@ -51,9 +53,11 @@ type work struct {
 	// members are those of all sets.
 	known, unknown []policy.Pod
 	members        map[string]setMembers
-	// pods are what selects each, news that some of their flows say otherwise.
-	pods map[netip.Addr]pipeline.PodPolicy
-	news bool
+	// pods are what selects each, news that some of their flows say otherwise. whose are the pods that
+	// had these addresses: by the time that work is done another may have one of them.
+	pods  map[netip.Addr]pipeline.PodPolicy
+	whose map[netip.Addr]*pod
+	news  bool
 	// loaded are those that were there before the agent started.
 	loaded map[netip.Addr]bool
 	// unselected are the pods that were selected, and whose connections the switch may know.
@@ -115,11 +119,12 @@ func (t *Table) Apply(ctx context.Context) error {
 		return nil
 	}
 	compiled := w.compile()
+	found := t.findOutside(w, compiled)
 	ctx, cancel := context.WithTimeout(ctx, applyTimeout)
 	defer cancel()
 	t.writing.Lock()
 	defer t.writing.Unlock()
-	ruled, err := t.write(ctx, w, compiled)
+	ruled, err := t.write(ctx, w, compiled, found)
 	t.finish(w, ruled, err)
 	return err
 }
@@ -152,17 +157,17 @@ func (t *Table) Resync(ctx context.Context) error {
 	if !t.complete {
 		return nil
 	}
-	if err := t.outside.resync(ctx, t.cfg.Outside); err != nil {
+	if err := t.barrier.resync(ctx, t.cfg.Outside); err != nil {
 		return wrap(err)
 	}
 	t.mu.Lock()
-	pods := map[netip.Addr]pipeline.PodPolicy{}
+	pods, whose := map[netip.Addr]pipeline.PodPolicy{}, maps.Clone(t.pods)
 	for a, one := range t.pods {
 		pods[a] = one.given
 	}
 	t.mu.Unlock()
 	// A port may have got another number while its pod's selection changed.
-	if err := t.tellPods(ctx, pods); err != nil {
+	if err := t.tellPods(ctx, pods, whose); err != nil {
 		return err
 	}
 	_, err := t.cfg.Store.Resync(ctx, AreaName)
@@ -182,7 +187,7 @@ func (t *Table) prepare() (work, bool) {
 	t.want()
 	w := work{
 		asked: t.asked, since: t.since, jobs: map[policy.Key][]policy.Policy{}, nodes: t.nodes, members: maps.Clone(t.members),
-		pods: map[netip.Addr]pipeline.PodPolicy{}, loaded: map[netip.Addr]bool{}, open: t.whole() || !now.Before(t.started.Add(wholeAtMost)), certain: t.labelsKnown(now),
+		whose: maps.Clone(t.pods), pods: map[netip.Addr]pipeline.PodPolicy{}, loaded: map[netip.Addr]bool{}, open: t.whole() || !now.Before(t.started.Add(wholeAtMost)), certain: t.labelsKnown(now),
 	}
 	t.since = time.Time{}
 	for key := range t.dirty {
@@ -295,12 +300,12 @@ func merge(a, b []policy.Allow) []policy.Allow {
 }
 
 // write brings work to where it belongs, and reports whether the rules are in the switch.
-func (t *Table) write(ctx context.Context, w work, compiled map[policy.Key]policy.Compiled) (ruled bool, err error) {
+func (t *Table) write(ctx context.Context, w work, compiled map[policy.Key]policy.Compiled, found reached) (ruled bool, err error) {
 	t.learnDenying(compiled)
 	t.noteTooLarge(compiled)
 	whole := w.certain && (t.complete || w.open)
 	outside := make(chan error, 1)
-	go func() { outside <- t.tellOutside(ctx, w, compiled, whole) }()
+	go func() { outside <- t.tellOutside(ctx, w, found, whole) }()
 	ruled, err = t.writeSwitch(ctx, w, compiled)
 	return ruled, errors.Join(err, <-outside)
 }
@@ -312,11 +317,11 @@ func (t *Table) write(ctx context.Context, w work, compiled map[policy.Key]polic
 func (t *Table) writeSwitch(ctx context.Context, w work, compiled map[policy.Key]policy.Compiled) (ruled bool, err error) {
 	var errs []error
 	// What does not fit into one bundle would lose for a while what both old and new allow.
-	if t.complete && (w.news || many(compiled)) {
+	if many := t.many(compiled); t.complete && (w.news || many) {
 		errs = append(errs, t.set(ctx, t.come(compiled)))
 	}
 	if w.news {
-		errs = append(errs, t.tellPods(ctx, w.pods))
+		errs = append(errs, t.tellPods(ctx, w.pods, w.whose))
 	}
 	var rules error
 	if t.complete {
@@ -330,7 +335,7 @@ func (t *Table) writeSwitch(ctx context.Context, w work, compiled map[policy.Key
 		}
 		rules = t.first(ctx)
 	}
-	t.unselect(w.unselected)
+	t.unselect(t.same(w.unselected, w.whose))
 	return rules == nil, errors.Join(append(errs, rules, t.flush(ctx, w))...)
 }
 
@@ -353,41 +358,6 @@ func (t *Table) isEmpty(ctx context.Context) bool {
 		t.empty, t.looked = len(found) == 0, err == nil
 	}
 	return t.looked && t.empty
-}
-
-// tellPods has pods' own flows say what selects them. Those that have no port yet are told
-// with their first flows.
-func (t *Table) tellPods(ctx context.Context, pods map[netip.Addr]pipeline.PodPolicy) error {
-	ports, told := t.ports(), map[uint32]pipeline.PodPolicy{}
-	for a, p := range pods {
-		if port := ports[a]; port != 0 {
-			told[port] = p
-		}
-	}
-	err := t.cfg.Pods.SetPolicies(ctx, told)
-	if err != nil && !away(err) {
-		return fmt.Errorf("policies: what selects pods: %w", err)
-	}
-	// While nothing can be written they know, and their flows follow.
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for a, p := range pods {
-		if one, ok := t.pods[a]; ok && ports[a] != 0 {
-			one.given = p
-		}
-	}
-	return wrap(err)
-}
-
-// ports are those of pods that are attached, by address.
-func (t *Table) ports() map[netip.Addr]uint32 {
-	ports := map[netip.Addr]uint32{}
-	for _, at := range t.cfg.Attached.List() {
-		if p, ok := podOf(at, ""); ok {
-			ports[p.Address] = at.Port
-		}
-	}
-	return ports
 }
 
 // first tells the store of all rules.

@@ -25,9 +25,9 @@ func (t *Table) noteTooLarge(compiled map[policy.Key]policy.Compiled) {
 
 // noteClosed tells, once each, of which pods nothing gets past the switch by the node's translation, as
 // what they may reach there is too much.
-func (t *Table) noteClosed(w work, closed []netip.Addr) {
+func (t *Table) noteClosed(w work, before, now []netip.Addr) {
 	for _, p := range slices.Concat(w.known, w.unknown) {
-		is, was := slices.Contains(closed, p.Address), slices.Contains(t.outside.closed, p.Address)
+		is, was := slices.Contains(now, p.Address), slices.Contains(before, p.Address)
 		switch {
 		case is && !was:
 			t.cfg.Logger.Warn("what policies let a pod reach outside of the pod network is too much for the node's firewall, which drops all that the node translates for it: make blocks and ports of the policies about it fewer",
@@ -36,16 +36,21 @@ func (t *Table) noteClosed(w work, closed []netip.Addr) {
 			t.cfg.Logger.Info("a pod reaches again what policies let it outside of the pod network", "tenant", p.Namespace, "pod", p.Name)
 		}
 	}
-	t.outside.closed = closed
 }
 
-// many reports whether rules may not fit into one bundle.
-func many(compiled map[policy.Key]policy.Compiled) bool {
-	flows := 0
-	for _, c := range compiled {
+// many reports whether policies may need more than one bundle to become what they come to now: what they
+// were goes with as many flows as it came with. It learns how many they have now.
+func (w *writer) many(compiled map[policy.Key]policy.Compiled) bool {
+	changes := 0
+	for key, c := range compiled {
+		had, flows := w.flows[key], 0
 		for _, a := range slices.Concat(c.Ingress.Allows, c.Egress.Allows) {
-			flows += a.Flows()
+			flows += 1 + a.Flows()
 		}
+		if w.flows[key] = flows; flows == 0 {
+			delete(w.flows, key)
+		}
+		changes += had + flows
 	}
-	return flows > mostAtOnce/2 // as many may go
+	return changes > mostAtOnce
 }

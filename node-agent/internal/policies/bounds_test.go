@@ -10,6 +10,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 )
 
@@ -132,6 +133,11 @@ func TestLargePolicyInParts(t *testing.T) {
 		if n := w.flows.Size(AreaName); n < policy.MostWritten {
 			t.Errorf("%d flows", n)
 		}
+		w.locked(func() { w.events = nil })
+		w.see(leavingAt(4, []string{client}, toBlocks("a", "web", scattered(1, 10))))
+		w.happened("rules come", "rules come", "rules go", "rules go", "rules go") // little comes, much goes, in the same order
+		w.see(leavingAt(5, []string{client}, toBlocks("a", "web", scattered(2, 10))))
+		w.happened("rules come", "rules go")
 	})
 }
 
@@ -157,4 +163,38 @@ func TestNobodyWaitsForCompiling(t *testing.T) {
 		}
 		w.table.compiling.Unlock()
 	})
+}
+
+// TestNobodyWaitsForReach: what pods may reach past the switch is found out before anybody can have the
+// switch wait for it.
+func TestNobodyWaitsForReach(t *testing.T) {
+	w := newWorld(t, Copy{})
+	lines := make(lineChan, 100)
+	w.table.cfg.Logger = slog.New(slog.NewTextHandler(lines, nil))
+	w.table.SetRecords(twoNodes())
+	w.table.See(leavingAt(1, []string{client}, toBlocks("first", "db", scattered(1, 5000)), toBlocks("second", "db", scattered(5001, 5000))))
+	w.table.Seen(kube.Pod{PodKey: kube.PodKey{Namespace: "shop", Name: "db-1"}, UID: "u-db-1", Labels: app("db")})
+	w.table.Enter(t.Context(), attachment(db1, "db-1"), "u-db-1")
+	w.table.writing.Lock()
+	done := make(chan error, 1)
+	go func() { done <- w.table.Apply(t.Context()) }()
+	for found := false; !found; {
+		select {
+		case line := <-lines:
+			found = strings.Contains(line, "too much for the node's firewall")
+		case <-time.After(time.Minute):
+			t.Error("it is not found out while somebody else changes the switch")
+			found = true
+		}
+	}
+	w.table.writing.Unlock()
+	<-done
+}
+
+// lineChan is told lines of a log.
+type lineChan chan string
+
+func (c lineChan) Write(line []byte) (int, error) {
+	c <- string(line)
+	return len(line), nil
 }

@@ -245,3 +245,27 @@ func TestOutsideStart(t *testing.T) {
 		}
 	})
 }
+
+// TestOutsideOnce: what pods may reach is found out once, however often it cannot be written.
+func TestOutsideOnce(t *testing.T) {
+	inTime(t, Copy{}, func(w *world) {
+		w.see(leavingAt(1, nil, leaving("a", "web", "203.0.113.9/32")))
+		w.show(nil)
+		w.add(web1, "web-1", app("web"))
+		w.past.refuse(errors.New("no nft"))
+		w.past.asked()
+		w.see(leavingAt(2, nil, leaving("a", "web", "203.0.113.10/32")))
+		found := w.table.outside.found.version
+		time.Sleep(10 * lastPause)
+		synctest.Wait()
+		if n := w.past.asked(); n < 10 || w.table.outside.found.version != found {
+			t.Errorf("it was found out %d times while %d changes failed", w.table.outside.found.version-found, n)
+		}
+		w.past.refuse(nil)
+		time.Sleep(lastPause)
+		synctest.Wait()
+		if !w.past.lets(web1, elsewhere) || w.past.lets(web1, server) || w.table.outside.found.version != found {
+			t.Errorf("in the end it reaches %+v", w.past.reach[web1])
+		}
+	})
+}

@@ -141,9 +141,11 @@ type Table struct {
 	cfg Config
 
 	// compiling is held from when it is taken what there is to do until it is done, so that nothing
-	// older comes behind it. writing is held by who changes the switch, and guards what follows it; who
-	// has it waits for the switch alone and for no compiling. They are taken in this order, before mu.
+	// older comes behind it, and guards outside. writing is held by who changes the switch, and guards
+	// writer; who has it waits for the switch and the node's firewall alone, and for nothing that is found
+	// out of policies. They are taken in this order, before mu.
 	compiling, writing sync.Mutex
+	outside            outside
 	writer
 
 	mu sync.Mutex
@@ -217,7 +219,7 @@ func New(cfg Config) *Table {
 		cfg.Now = time.Now
 	}
 	return &Table{
-		cfg: cfg, picture: newPicture(), writer: newWriter(), progress: progress{settled: make(chan struct{}), seen: make(chan struct{})},
+		cfg: cfg, picture: newPicture(), outside: newOutside(), writer: newWriter(), progress: progress{settled: make(chan struct{}), seen: make(chan struct{})},
 		started: cfg.Now(), freed: newAddresses(), left: map[netip.Addr]bool{}, labels: labels{early: map[kube.PodKey]kube.Pod{}}, wake: make(chan struct{}, 1),
 	}
 }
