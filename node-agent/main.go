@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"syscall"
 
 	"github.com/spf13/pflag"
@@ -53,10 +52,6 @@ func run(ctx context.Context, args []string) int {
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "k8s-ovs-agent: %v\n", err)
 		return 2
-	}
-	if os.Getenv("GOGC") == "" {
-		// The agent is small and idle most of the time: memory matters more.
-		debug.SetGCPercent(50)
 	}
 	if err := agent.Run(ctx, cfg, log); err != nil && !errors.Is(err, context.Canceled) {
 		log.Error("the agent ends", "error", err)

@@ -35,7 +35,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tenants"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
-	"github.com/k8s-ovs/k8s-ovs/pkg/footprint"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -317,7 +316,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		status:   status,
 		runtime:  n.runtime.way(),
 		report: &reporter{
-			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.runtime.conf, metrics: m, shrink: footprint.Shrink, log: log,
+			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.runtime.conf, metrics: m, shrink: shrink, log: log,
 		},
 	}
 	if n.api != nil {

@@ -4,10 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"os"
+	"runtime/debug"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
+	"github.com/k8s-ovs/k8s-ovs/pkg/footprint"
 )
 
 // reporter shows what a pass has done: to the CNI and in the metrics.
@@ -19,8 +22,10 @@ type reporter struct {
 	store     flowStore
 	conf      confKeeper
 	metrics   *metrics
-	// shrink gives back memory that only the start needed; nil when that is done.
+	// shrink gives back memory that only the start needed; nil when that is done. whole is how many
+	// passes have read back all there is until then.
 	shrink func() error
+	whole  int
 	log    *slog.Logger
 }
 
@@ -37,9 +42,13 @@ func (n *reporter) observe(context.Context, *pass) error {
 	return nil
 }
 
-// giveBack shrinks the agent once, when all that a start needs was done.
-func (n *reporter) giveBack(context.Context, *pass) error {
-	if n.shrink == nil {
+// giveBack shrinks the agent once, when all that a start needs was done, also what is done beside
+// the first pass, such as policies: with the second that reads back all there is.
+func (n *reporter) giveBack(_ context.Context, p *pass) error {
+	if n.shrink == nil || !p.full {
+		return nil
+	}
+	if n.whole++; n.whole < 2 {
 		return nil
 	}
 	if err := n.shrink(); err != nil {
@@ -63,4 +72,14 @@ func (n *reporter) configuration(_ context.Context, p *pass) error {
 		}
 	}
 	return nil
+}
+
+// shrink gives back what only a start needs, and has the agent keep less than Go would from then on:
+// it is small and idle most of the time. While it starts most of what it makes stays, and looking for
+// the rest would cost who waits for it.
+func shrink() error {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
+	return footprint.Shrink()
 }
