@@ -22,10 +22,10 @@ type reporter struct {
 	store     flowStore
 	conf      confKeeper
 	metrics   *metrics
-	// shrink gives back memory that only the start needed; nil when that is done. whole is how many
-	// passes have read back all there is until then.
-	shrink func() error
-	whole  int
+	// shrink gives back memory that only the start needed; nil when that is done. begun is that it did
+	// so for the first time.
+	shrink func(over bool) error
+	begun  bool
 	log    *slog.Logger
 }
 
@@ -42,19 +42,19 @@ func (n *reporter) observe(context.Context, *pass) error {
 	return nil
 }
 
-// giveBack shrinks the agent once, when all that a start needs was done, also what is done beside
-// the first pass, such as policies: with the second that reads back all there is.
+// giveBack shrinks the agent when the first pass is done, and when all that a start needs is, also what is
+// done beside passes, such as policies: with the next pass that reads back all there is.
 func (n *reporter) giveBack(_ context.Context, p *pass) error {
-	if n.shrink == nil || !p.full {
+	over := n.begun && p.full
+	if n.shrink == nil || n.begun && !over {
 		return nil
 	}
-	if n.whole++; n.whole < 2 {
-		return nil
-	}
-	if err := n.shrink(); err != nil {
+	if err := n.shrink(over); err != nil {
 		n.log.Debug("memory that only the start needed is not given back", "error", err)
 	}
-	n.shrink = nil
+	if n.begun = true; over {
+		n.shrink = nil
+	}
 	return nil
 }
 
@@ -74,11 +74,11 @@ func (n *reporter) configuration(_ context.Context, p *pass) error {
 	return nil
 }
 
-// shrink gives back what only a start needs, and has the agent keep less than Go would from then on:
-// it is small and idle most of the time. While it starts most of what it makes stays, and looking for
-// the rest would cost who waits for it.
-func shrink() error {
-	if os.Getenv("GOGC") == "" {
+// shrink gives back what only a start needs. When that is over it has the agent keep less than Go would
+// from then on: it is small and idle most of the time. While it starts most of what it makes stays, and
+// looking for the rest would cost who waits for it.
+func shrink(over bool) error {
+	if over && os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50)
 	}
 	return footprint.Shrink()
