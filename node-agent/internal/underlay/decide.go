@@ -128,3 +128,7 @@ func (c scene) givenBridge(elsewhere bool) verdict {
 func hasAddress(c link.Config, ip netip.Addr) bool {
 	return slices.ContainsFunc(c.Addresses, func(p netip.Prefix) bool { return p.Addr() == ip })
 }
+
+func has(l link.Link, ip netip.Addr) bool {
+	return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == ip })
+}

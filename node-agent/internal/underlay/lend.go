@@ -210,10 +210,6 @@ func withoutStaying(c, device link.Config) link.Config {
 	return c
 }
 
-func has(l link.Link, ip netip.Addr) bool {
-	return slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == ip })
-}
-
 // served reports whether ovs-vswitchd serves the local port of a bridge.
 func served(ns *link.NS, bridge string) (bool, error) {
 	l, ok, err := ns.Link(bridge)

@@ -81,7 +81,7 @@ func (s *Setup) look(ip netip.Addr) (c scene, err error) {
 			return scene{}, err
 		}
 	}
-	if ok && slices.ContainsFunc(local.Addresses, func(p netip.Prefix) bool { return p.Addr() == ip }) {
+	if ok && has(local, ip) {
 		c.owner = &local
 	} else if owner, owned, err := s.ns.AddressOwner(ip); err != nil {
 		return scene{}, err

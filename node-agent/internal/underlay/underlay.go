@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
@@ -160,7 +159,7 @@ func (s *Setup) nodeIP() (netip.Addr, error) {
 				continue
 			}
 			isOther := l.Name != b.Name && l.Name != b.ExternalIDs[keyUplink]
-			if !ok || isOther || slices.ContainsFunc(l.Addresses, func(p netip.Prefix) bool { return p.Addr() == vtep }) {
+			if !ok || isOther || has(l, vtep) {
 				return vtep, nil
 			}
 		}
