@@ -235,11 +235,11 @@ func (b *bench) inNetns(ctx context.Context, netns, program string, args ...stri
 	return cmd
 }
 
-// throughput is what one TCP connection carries, bits a second, as the
-// receiver counts; its first second, in which it finds its speed, does not count.
-func (b *bench) throughput(ctx context.Context, p path, seconds int) (float64, error) {
+// throughput is what one TCP connection carries in a second, bits, as the
+// receiver counts; one before, in which it finds its speed, does not count.
+func (b *bench) throughput(ctx context.Context, p path) (float64, error) {
 	cmd := b.inNetns(ctx, p.from.netns, "iperf3", "--client", p.target().String(), "--bind", p.from.ip.String(),
-		"--time", fmt.Sprint(seconds), "--omit", "1", "--json")
+		"--time", "1", "--omit", "1", "--json")
 	out, err := cmd.Output()
 	var result struct {
 		Error string `json:"error"`
