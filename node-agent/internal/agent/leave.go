@@ -120,7 +120,7 @@ func (n *node) giveLent(ctx context.Context) (lent bool, err error) {
 	if lent, err = n.ovs.lender.Lend(); !lent || err != nil {
 		return false, err
 	}
-	underlay.ResumeMerging(n.underlayConfig(), n.host)
+	n.ovs.lender.ResumeMerging()
 	return true, n.firewall.net.Cleanup(ctx)
 }
 

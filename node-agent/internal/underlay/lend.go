@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -30,7 +29,7 @@ const (
 // when it has told the API server that the one before has ended. [Setup] takes them back when
 // ovs-vswitchd serves again.
 //
-// It needs neither Open vSwitch nor its database: it goes by the copy in the state directory.
+// It needs neither Open vSwitch nor its database: it goes by what is remembered.
 // What the machine's owner does comes first: an address that another device has, or that was
 // taken from a bridge that stands, is not lent, nor is one of before a boot, nor one beside
 // others that the uplink was given; and what is taken from the uplink is not lent again.
@@ -38,21 +37,18 @@ type Lender struct {
 	cfg Config
 	ns  *link.NS
 	log *slog.Logger
-	// turn is whose turn it is to move addresses: the lender's, or that of the Setup.
-	turn sync.Mutex
+	*shared
 	// away is since when nobody serves the bridge; zero while somebody does.
 	away time.Time
 	// idle is that there is no bridge that has the addresses.
 	idle atomic.Bool
-	// reads has the copy in the state directory. Who has turn has it.
-	reads *Setup
 }
 
 // NewLender makes a Lender for the node's namespace; cfg is that of the [Setup], of which it
 // needs the bridge, the state directory and the boot id.
 func NewLender(cfg Config, ns *link.NS) *Lender {
 	cfg = cfg.withDefaults()
-	return &Lender{cfg: cfg, ns: ns, log: cfg.Logger, reads: &Setup{cfg: cfg, ns: ns, log: cfg.Logger}}
+	return &Lender{cfg: cfg, ns: ns, log: cfg.Logger, shared: newShared(cfg, ns)}
 }
 
 // Idle ends what Run does: the node's datapath is the kernel's, which leaves the addresses where they are.
@@ -104,19 +100,19 @@ func (l *Lender) Lend() (lent bool, err error) {
 	if served, err := served(l.ns, l.cfg.Bridge); served || err != nil {
 		return false, err
 	}
-	s := l.reads
-	m := s.readCopy() // as it is now
+	l.record.flush()
+	m := l.record.get()
 	if m == nil || m.Uplink == "" || m.Bridge != l.cfg.Bridge || !strings.HasPrefix(m.Device, l.cfg.BootID+"/") {
 		return false, nil
 	}
-	found, err := s.findUplink(*m)
+	found, err := findUplink(l.ns, *m)
 	if err == nil && found == nil {
 		err = link.ErrNoLink
 	}
 	if err != nil {
 		return false, fmt.Errorf("uplink %s of bridge %s: %w", m.Uplink, m.Bridge, err)
 	}
-	c, err := l.absent(*m, found.Name)
+	c, err := absent(l.ns, *m, found)
 	if err != nil || m.Lent || !c.wanted(*m) {
 		return m.Lent && has(c.uplink, m.VTEP), err
 	}
@@ -125,11 +121,19 @@ func (l *Lender) Lend() (lent bool, err error) {
 		return false, err
 	}
 	m.Lent = true
-	s.saveCopy(*m)
+	l.record.set(m)
 	return true, nil
 }
 
-// absence is what the machine looks like while nobody serves the bridge.
+// ResumeMerging gives devices the features back that a [Setup] has switched off, where Open
+// vSwitch ended before [Setup.Remove] could be called.
+func (l *Lender) ResumeMerging() {
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	l.merging.resume(nil)
+}
+
+// absence is what the machine looks like while nobody serves the bridge, or will.
 type absence struct {
 	uplink link.Link
 	// local is the bridge's local port that a crash left behind; nil where there is none.
@@ -138,20 +142,22 @@ type absence struct {
 	elsewhere bool
 }
 
-// absent reads it.
-func (l *Lender) absent(m memory, uplink string) (c absence, err error) {
-	var there bool
-	if c.uplink, there, err = l.ns.Describe(uplink); err != nil || !there {
-		return c, errors.Join(err, link.ErrNoLink)
+// absent reads it. uplink is nil where that is gone.
+func absent(ns *link.NS, m memory, uplink *link.Link) (c absence, err error) {
+	if uplink != nil {
+		var there bool
+		if c.uplink, there, err = ns.Describe(uplink.Name); err != nil || !there {
+			return c, errors.Join(err, link.ErrNoLink)
+		}
 	}
-	local, left, err := l.ns.Describe(m.Bridge)
+	local, left, err := ns.Describe(m.Bridge)
 	if err != nil {
 		return c, err
 	}
 	if left {
 		c.local = &local
 	}
-	owner, owned, err := l.ns.AddressOwner(m.VTEP)
+	owner, owned, err := ns.AddressOwner(m.VTEP)
 	c.elsewhere = owned && owner.Index != c.uplink.Index && !(left && owner.Index == local.Index)
 	return c, err
 }
@@ -165,7 +171,12 @@ func (c absence) wanted(m memory) bool {
 	case c.elsewhere || c.local != nil && !has(*c.local, m.VTEP):
 		return false
 	}
-	return !slices.ContainsFunc(c.uplink.Addresses, func(p netip.Prefix) bool { return !p.IsSingleIP() && !slices.Contains(m.Config.Addresses, p) })
+	return !c.reconfigured(m)
+}
+
+// reconfigured reports whether the machine has given the uplink other addresses.
+func (c absence) reconfigured(m memory) bool {
+	return slices.ContainsFunc(c.uplink.Addresses, func(p netip.Prefix) bool { return !p.IsSingleIP() && !slices.Contains(m.Config.Addresses, p) })
 }
 
 // give gives the uplink what m says. Its addresses come first: whenever that ends half-way, it is seen

@@ -130,33 +130,52 @@ func TestLentToNobody(t *testing.T) {
 	}
 }
 
-// TestLentOnce: what somebody does with an address that was lent is not undone, by the same agent nor by the next one.
-// When the bridge was served again, the uplink is lent its addresses again.
+// TestLentOnce: what somebody does with an address that was lent is not undone, by the same agent nor by the next one; by
+// the same one also where the state directory cannot be written. When the bridge was served again, the uplink is lent its
+// addresses again.
 func TestLentOnce(t *testing.T) {
-	n := newNode(t, newWire(t), 1)
-	state := t.TempDir()
-	n.withLender(state, "1")
-	n.ensure(true)
-	n.stopVswitchd("br-phy")
-	n.looksLong(n.withLender(state, "1"))
-	ip(t, n.name, "addr del 192.0.2.1/24 dev eth0", "addr add 192.0.2.77/24 dev eth0", "route add default via 192.0.2.254")
-	before := n.state4()
-	for range 2 {
-		n.looksLong(n.withLender(state, "1"))
-	}
-	if after := n.state4(); after != before {
-		t.Errorf("before:\n%s\nafter:\n%s", before, after)
-	}
-	lender := n.withLender(state, "1")
-	n.vswitch.StartVswitchd()
-	n.ensure(true)
-	n.has("back", "-4 addr show dev br-phy", []string{"192.0.2.77"}, []string{"192.0.2.1/24"})
-	for range 2 {
-		n.stopVswitchd("br-phy")
-		n.looksLong(lender)
-		n.has("lent again", "-4 addr show dev eth0", []string{"192.0.2.77"}, []string{"192.0.2.1/24"})
-		n.vswitch.StartVswitchd()
-		n.ensure(true)
+	for _, full := range []bool{false, true} {
+		t.Run(fmt.Sprintf("full=%t", full), func(t *testing.T) {
+			n := newNode(t, newWire(t), 1)
+			state := t.TempDir()
+			lender := n.withLender(state, "1")
+			n.ensure(true)
+			if full {
+				unwritable(t, state)
+			}
+			again := func() *Lender {
+				if !full {
+					return n.withLender(state, "1")
+				}
+				return lender
+			}
+			n.stopVswitchd("br-phy")
+			n.looksLong(again())
+			for _, commands := range [][]string{
+				{"addr del 192.0.2.1/24 dev eth0"},
+				{"addr add 192.0.2.77/24 dev eth0", "route add default via 192.0.2.254"},
+			} {
+				ip(t, n.name, commands...)
+				before := n.state4()
+				for range 2 {
+					n.looksLong(again())
+				}
+				if after := n.state4(); after != before {
+					t.Errorf("%v, before:\n%s\nafter:\n%s", commands, before, after)
+				}
+			}
+			lender = again()
+			n.vswitch.StartVswitchd()
+			n.ensure(true)
+			n.has("back", "-4 addr show dev br-phy", []string{"192.0.2.77"}, []string{"192.0.2.1/24"})
+			for range 2 {
+				n.stopVswitchd("br-phy")
+				n.looksLong(lender)
+				n.has("lent again", "-4 addr show dev eth0", []string{"192.0.2.77"}, []string{"192.0.2.1/24"})
+				n.vswitch.StartVswitchd()
+				n.ensure(true)
+			}
+		})
 	}
 }
 

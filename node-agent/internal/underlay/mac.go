@@ -15,7 +15,8 @@ import (
 const (
 	// hardwareAddress is the bridge's MAC in its other_config (ovs-vswitchd.conf.db(5)).
 	hardwareAddress = "hwaddr"
-	// keyMAC holds the MAC that the bridge was given of its uplink, in its external_ids. A bridge of an
+	// keyMAC holds the MAC that the bridge was given of its uplink, in its external_ids: it says of the
+	// one beside it, in the same row, whose it is, and changes with it. A bridge of an
 	// older release has it not: it was given that of the uplink as it was then.
 	keyMAC = "k8s-ovs-mac"
 )
@@ -70,7 +71,7 @@ func (s *Setup) macOf(bridge string, uplink link.Link) (net.HardwareAddr, error)
 		return uplink.MAC, nil
 	}
 	var was net.HardwareAddr
-	if m := s.loadCopy(); m != nil && m.Bridge == bridge {
+	if m := s.record.get(); m != nil && m.Bridge == bridge {
 		was, _ = net.ParseMAC(m.UplinkMAC)
 	}
 	if !bytes.Equal(has, given) && !bytes.Equal(has, was) {

@@ -1,19 +1,15 @@
 package underlay
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
+	"sync"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
 // Keys of the bridge's external_ids.
@@ -28,8 +24,8 @@ const (
 	keyDevice = "k8s-ovs-device"
 )
 
-// memoryFile is the copy of what the bridge remembers, in the state directory: the
-// database of Open vSwitch may be lost.
+// memoryFile is the memory in the state directory. The bridge's external_ids have a copy of
+// most of it, for an agent that has lost that directory; the database may be lost as well.
 const memoryFile = "underlay.json"
 
 // memory is what a bridge's local port had when it was last seen whole. It is for what
@@ -46,55 +42,132 @@ type memory struct {
 	// Device is the local port that Config was read from, as boot id and index: two
 	// devices of one name are told apart by it. Empty in the memory of an older release.
 	Device string `json:"device,omitempty"`
-	// Lent is that the uplink got what went with that device: see [Lender]. Only the copy says it.
+	// Lent is that the uplink got what went with that device: see [Lender].
 	Lent bool `json:"lent,omitempty"`
 }
 
 // incarnation names a device for [memory.Device].
 func (s *Setup) incarnation(l link.Link) string { return fmt.Sprintf("%s/%d", s.cfg.BootID, l.Index) }
 
-// recall is what the bridge of the address vtep remembers, else what the copy does; nil
-// where there is neither. row reports whether the bridge is in the database.
-func (s *Setup) recall(vtep netip.Addr) (m *memory, row bool, err error) {
+// own reports whether the bridge is the one of that name and this package made it.
+func (m memory) own(bridge string) bool { return m.Uplink != "" && m.Bridge == bridge }
+
+// ids is m in the external_ids of its bridge.
+func (m memory) ids() map[string]string {
+	return map[string]string{keyConfig: m.Config.Encode(), keyVTEP: m.VTEP.String(), keyUplink: m.Uplink, keyDevice: m.Device}
+}
+
+// noIDs takes all away that this package has in a bridge's external_ids.
+func noIDs() map[string]string {
+	return map[string]string{keyConfig: "", keyVTEP: "", keyUplink: "", keyDevice: "", keyMAC: ""}
+}
+
+// shared is what the [Lender] and each [Setup] of an agent have in common.
+type shared struct {
+	// turn is held by who moves addresses.
+	turn   sync.Mutex
+	record *record[memory]
+	// compared is that the record was compared with the database. Who has turn has it.
+	compared bool
+	// merging is what the uplink does with packets that it receives. Who has turn has it.
+	merging *merging
+}
+
+func newShared(cfg Config, ns *link.NS) *shared {
+	return &shared{record: newRecord[memory](cfg, memoryFile), merging: newMerging(cfg, ns)}
+}
+
+// remembered is the memory, and whether its bridge is in the database; nil where there is none, or
+// it is of a bridge that somebody else made and deleted. Who calls it has turn.
+func (s *Setup) remembered() (m *memory, row bool, err error) {
 	bridges, err := s.ovs.Bridges()
 	if err != nil {
 		return nil, false, err
 	}
+	if !s.compared {
+		if err := s.compare(bridges); err != nil {
+			return nil, false, err
+		}
+		s.compared = true
+	}
+	if m = s.record.get(); m == nil {
+		return nil, false, nil
+	}
+	row = slices.ContainsFunc(bridges, func(b ovs.Bridge) bool { return b.Name == m.Bridge })
+	if !row && !m.own(s.cfg.Bridge) {
+		return nil, false, nil
+	}
+	return m, row, nil
+}
+
+// recall is what is remembered that matters to where vtep belongs: see [Setup.remembered].
+func (s *Setup) recall(vtep netip.Addr) (m *memory, row bool, err error) {
+	m, row, err = s.remembered()
+	if m != nil && !m.own(s.cfg.Bridge) && !hasAddress(m.Config, vtep) {
+		return nil, false, err
+	}
+	return m, row, err
+}
+
+// compare has the record say what the database says, once for each agent: the row is written before
+// the file. Where they differ an older agent ran meanwhile, which knows less of the file, or the file
+// could not be written, or is lost.
+func (s *Setup) compare(bridges []ovs.Bridge) error {
+	file := s.record.get()
+	row, err := s.fromRows(bridges, file)
+	if err != nil || row == nil {
+		return err
+	}
+	if file != nil && file.Bridge == row.Bridge {
+		row.Lent = file.Lent
+		if file.Uplink == row.Uplink {
+			row.UplinkMAC = file.UplinkMAC
+		}
+	}
+	s.record.set(row)
+	return nil
+}
+
+// fromRows is what the database remembers: of the bridge whose local port has its address, else of
+// that of the file, else of the one that this package makes, else of any.
+func (s *Setup) fromRows(bridges []ovs.Bridge, file *memory) (best *memory, err error) {
+	rank := 0
 	for _, b := range bridges {
-		if b.ExternalIDs[keyConfig] == "" {
+		vtep, err := netip.ParseAddr(b.ExternalIDs[keyVTEP])
+		if err != nil || b.ExternalIDs[keyConfig] == "" {
 			continue
 		}
 		c, err := link.DecodeConfig(b.ExternalIDs[keyConfig])
 		if err != nil {
-			return nil, false, fmt.Errorf("bridge %s, external_ids:%s: %w; remove it (ovs-vsctl remove bridge %s external_ids %s)", b.Name, keyConfig, err, b.Name, keyConfig)
+			return nil, fmt.Errorf("bridge %s, external_ids:%s: %w; remove it (ovs-vsctl remove bridge %s external_ids %s)", b.Name, keyConfig, err, b.Name, keyConfig)
 		}
-		was, _ := netip.ParseAddr(b.ExternalIDs[keyVTEP])
-		own := b.ExternalIDs[keyUplink] != ""
-		if hasAddress(c, vtep) || own && b.Name == s.cfg.Bridge {
-			m := &memory{Bridge: b.Name, VTEP: was, Uplink: b.ExternalIDs[keyUplink], Config: c, Device: b.ExternalIDs[keyDevice]}
-			if copied := s.loadCopy(); copied != nil && copied.Bridge == m.Bridge && copied.Uplink == m.Uplink {
-				m.UplinkMAC = copied.UplinkMAC
-			}
-			return m, true, nil
+		local, _, err := s.ns.Describe(b.Name)
+		if err != nil {
+			return nil, err
+		}
+		m := &memory{Bridge: b.Name, VTEP: vtep, Uplink: b.ExternalIDs[keyUplink], Config: c, Device: b.ExternalIDs[keyDevice]}
+		r := 1
+		switch {
+		case has(local, vtep):
+			r = 4
+		case file != nil && file.Bridge == b.Name:
+			r = 3
+		case m.own(s.cfg.Bridge):
+			r = 2
+		}
+		if r > rank {
+			best, rank = m, r
 		}
 	}
-	copied := s.loadCopy()
-	if copied == nil || copied.Uplink == "" || copied.Bridge != s.cfg.Bridge {
-		return nil, false, nil
-	}
-	_, row = s.ovs.Bridge(copied.Bridge)
-	return copied, row, nil
+	return best, nil
 }
 
-// remember takes m into the database and the copy, where it says something new.
+// remember takes m into the database and the record. The database is first: see [Setup.compare].
 func (s *Setup) remember(ctx context.Context, m memory) error {
-	err := s.ovs.SetExternalIDs(ctx, m.Bridge, map[string]string{
-		keyConfig: m.Config.Encode(), keyVTEP: m.VTEP.String(), keyUplink: m.Uplink, keyDevice: m.Device,
-	})
-	if err != nil {
+	if err := s.ovs.SetExternalIDs(ctx, m.Bridge, m.ids()); err != nil {
 		return err
 	}
-	s.saveCopy(m)
+	s.record.set(&m)
 	return nil
 }
 
@@ -132,74 +205,4 @@ func kept(before, now link.Config, vtep netip.Addr) link.Config {
 	now.Addresses = slices.DeleteFunc(slices.Clone(now.Addresses), unknown)
 	now.Beyond.Addresses = slices.DeleteFunc(slices.Clone(now.Beyond.Addresses), unknown)
 	return now
-}
-
-func (s *Setup) copyPath() string {
-	if s.cfg.StateDir == "" {
-		return ""
-	}
-	return filepath.Join(s.cfg.StateDir, memoryFile)
-}
-
-// loadCopy is the copy on disk, else what was written there last; nil where there is none that can
-// be used.
-func (s *Setup) loadCopy() *memory {
-	if m := s.readCopy(); m != nil {
-		s.copied = m
-	}
-	return s.copied
-}
-
-// readCopy is the copy on disk; nil where there is none that can be used.
-func (s *Setup) readCopy() *memory {
-	if s.copyPath() == "" {
-		return nil
-	}
-	data, err := os.ReadFile(s.copyPath())
-	var m memory
-	if err == nil {
-		err = json.Unmarshal(data, &m)
-	}
-	if err != nil {
-		if !errors.Is(err, fs.ErrNotExist) && s.unread.News(err) {
-			s.log.Warn("the copy of the underlay's configuration cannot be used", "path", s.copyPath(), "error", err)
-		}
-		return nil
-	}
-	s.unread.Over()
-	return &m
-}
-
-// saveCopy writes the copy where the disk has another, or none. It is only needed while Open
-// vSwitch or its database is away, so a failure (a full disk) is told and no more.
-func (s *Setup) saveCopy(m memory) {
-	data, err := json.Marshal(m)
-	if err != nil {
-		panic("underlay: " + err.Error()) // the types above always encode
-	}
-	path := s.copyPath()
-	if path == "" {
-		s.copied = &m
-		return
-	}
-	if has, err := os.ReadFile(path); err != nil || !bytes.Equal(has, data) {
-		if err := atomicfile.Write(path, data, 0o600); err != nil {
-			if s.unsaved.News(err) {
-				s.log.Error("the copy of the underlay's configuration is out of date: it is needed when Open vSwitch or its database is away", "path", path, "error", err)
-			}
-			return
-		}
-	}
-	s.copied = &m
-	s.unsaved.Over()
-}
-
-// forget takes the memory away.
-func (s *Setup) forget() {
-	s.copied = nil
-	if path := s.copyPath(); path != "" {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			s.log.Error("the copy of the underlay's configuration stays", "path", path, "error", err)
-		}
-	}
 }

@@ -1,17 +1,13 @@
 package underlay
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
+	"maps"
 	"slices"
 	"strings"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 )
@@ -23,18 +19,17 @@ import (
 // leads to the bridge no more. While the uplink is lent the addresses it stays off: nothing is
 // lost then, the node only takes each segment by itself.
 type merging struct {
-	ns  *link.NS
-	log *slog.Logger
-	// path of the file that remembers; empty for none.
-	path string
+	ns   *link.NS
+	log  *slog.Logger
 	boot string
-	// stopped is what was on, by the devices' indices; nil until the file was read.
-	stopped map[int][]string
+	// record is what was on.
+	record *record[mergingRecord]
 	// left is what could not be switched off.
 	left backoff.Trouble
 }
 
-// mergingFile is in the state directory: whoever gives the features back may have no Open vSwitch.
+// mergingFile is in the state directory. It is apart from [memoryFile], as it says something of
+// devices for one run of the machine, whatever becomes of the bridge.
 const mergingFile = "merging.json"
 
 // mergingRecord is the content of [mergingFile].
@@ -46,16 +41,8 @@ type mergingRecord struct {
 }
 
 func newMerging(cfg Config, ns *link.NS) *merging {
-	m := &merging{ns: ns, log: cfg.Logger, boot: cfg.BootID}
-	if cfg.StateDir != "" {
-		m.path = filepath.Join(cfg.StateDir, mergingFile)
-	}
-	return m
+	return &merging{ns: ns, log: cfg.Logger, boot: cfg.BootID, record: newRecord[mergingRecord](cfg, mergingFile)}
 }
-
-// ResumeMerging gives devices the features back that a [Setup] has switched off, where Open
-// vSwitch ended before [Setup.Remove] could be called. cfg is that of the Setup.
-func ResumeMerging(cfg Config, ns *link.NS) { newMerging(cfg.withDefaults(), ns).resume(nil) }
 
 // merges reports whether packets may be merged as they come in by the device: by one that hands
 // on what another has received they are not.
@@ -112,26 +99,19 @@ func (m *merging) stopOne(l link.Link) (changed bool, left []string, err error) 
 }
 
 // observe says what merges on the devices of a bridge that somebody else made: they are his.
-func (m *merging) observe(devices []string) error {
+func (m *merging) observe(devices []link.Link) {
 	var left []string
-	for _, device := range devices {
-		stack, err := m.ns.Stack(device)
-		if err != nil {
-			return err
+	for _, l := range devices {
+		if !merges(l) {
+			continue
 		}
-		for _, l := range stack {
-			if !merges(l) {
-				continue
-			}
-			on, _, err := m.ns.Merging(l.Name)
-			if err != nil && !errors.Is(err, link.ErrNoLink) {
-				left = append(left, fmt.Sprintf("%s: %v", l.Name, err))
-			}
-			left = append(left, described(l, on)...)
+		on, _, err := m.ns.Merging(l.Name)
+		if err != nil && !errors.Is(err, link.ErrNoLink) {
+			left = append(left, fmt.Sprintf("%s: %v", l.Name, err))
 		}
+		left = append(left, described(l, on)...)
 	}
 	m.say(left)
-	return nil
 }
 
 func described(l link.Link, features []string) []string {
@@ -155,22 +135,19 @@ func (m *merging) say(left []string) {
 
 // remember adds to what was on.
 func (m *merging) remember(l link.Link, features []string) {
-	stopped := m.load()
-	was := len(stopped[l.Index])
+	stopped := m.stopped()
 	for _, f := range features {
 		if !slices.Contains(stopped[l.Index], f) {
 			stopped[l.Index] = append(stopped[l.Index], f)
 		}
 	}
-	if len(stopped[l.Index]) != was {
-		m.save()
-	}
+	m.set(stopped)
 }
 
 // resume gives all devices but those what they had, and forgets them.
 func (m *merging) resume(but []link.Link) {
-	gone := false
-	for index, features := range m.load() {
+	stopped, gone := m.stopped(), len(but) == 0
+	for index, features := range stopped {
 		if slices.ContainsFunc(but, func(l link.Link) bool { return l.Index == index }) {
 			continue
 		}
@@ -184,52 +161,29 @@ func (m *merging) resume(but []link.Link) {
 		case err == nil && ok:
 			m.log.Info("a device merges packets that it receives again, as it did before it was the uplink", "device", l.Name, "features", features)
 		}
-		delete(m.stopped, index)
+		delete(stopped, index)
 		gone = true
 	}
 	if gone {
-		m.save()
+		m.set(stopped)
+	} else {
+		m.record.flush()
 	}
 }
 
-// load is what is remembered of this run of the machine.
-func (m *merging) load() map[int][]string {
-	if m.stopped != nil {
-		return m.stopped
+// stopped is what was on in this run of the machine, by the devices' indices.
+func (m *merging) stopped() map[int][]string {
+	if r := m.record.get(); r != nil && r.BootID == m.boot && r.Devices != nil {
+		return maps.Clone(r.Devices)
 	}
-	m.stopped = map[int][]string{}
-	if m.path == "" {
-		return m.stopped
-	}
-	data, err := os.ReadFile(m.path)
-	var r mergingRecord
-	if err == nil {
-		err = json.Unmarshal(data, &r)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		m.log.Warn("which features of the uplink were on cannot be read; they are not given back", "path", m.path, "error", err)
-	}
-	if err == nil && r.BootID == m.boot && r.Devices != nil {
-		m.stopped = r.Devices
-	}
-	return m.stopped
+	return map[int][]string{}
 }
 
-// save writes the file. It is only for giving back, so a failure is told and no more.
-func (m *merging) save() {
-	if m.path == "" {
+// set remembers what was on.
+func (m *merging) set(stopped map[int][]string) {
+	if len(stopped) == 0 {
+		m.record.set(nil)
 		return
 	}
-	data, err := json.Marshal(mergingRecord{m.boot, m.stopped})
-	if err != nil {
-		panic("underlay: " + err.Error()) // the types above always encode
-	}
-	if len(m.stopped) == 0 {
-		err = os.Remove(m.path)
-	} else {
-		err = atomicfile.Write(m.path, data, 0o600)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		m.log.Error("which features of the uplink were on is not remembered: switch them on yourself when it is the uplink no more", "path", m.path, "features", m.stopped, "error", err)
-	}
+	m.record.set(&mergingRecord{m.boot, stopped})
 }

@@ -136,9 +136,13 @@ func TestMergingGivenBack(t *testing.T) {
 	n.vswitch.KillVswitchd()
 	n.looksLong(lender)
 	n.merging("lent", "eth0", "")
-	ResumeMerging(Config{StateDir: state, BootID: "2"}, n.ns) // another start of the machine
+	copied := t.TempDir()
+	if err := os.CopyFS(copied, os.DirFS(state)); err != nil {
+		t.Fatal(err)
+	}
+	NewLender(Config{StateDir: copied, BootID: "2"}, n.ns).ResumeMerging() // another start of the machine
 	n.merging("another device of that index", "eth0", "")
-	ResumeMerging(Config{StateDir: state, BootID: "1"}, n.ns)
+	NewLender(Config{StateDir: state, BootID: "1"}, n.ns).ResumeMerging()
 	n.merging("after the node left", "eth0", "rx-gro")
 }
 

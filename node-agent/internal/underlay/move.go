@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -113,12 +114,13 @@ func (s *Setup) followRA(uplink, bridge string) error {
 
 // makeBridge makes the bridge with the uplink as a port, up to where packets flow.
 func (s *Setup) makeBridge(ctx context.Context, m memory, uplink link.Link) error {
-	// Before anything moves: whatever happens, it can be put back.
-	ids := map[string]string{keyConfig: m.Config.Encode(), keyUplink: uplink.Name, keyVTEP: m.VTEP.String(), keyDevice: m.Device}
 	mac, err := s.macOf(m.Bridge, uplink)
 	if err != nil {
 		return err
 	}
+	// Before anything moves: whatever happens, it can be put back.
+	m.Uplink, m.UplinkMAC = uplink.Name, uplink.MAC.String()
+	ids := m.ids()
 	if mac != nil {
 		ids[keyMAC] = mac.String()
 	}
@@ -135,7 +137,7 @@ func (s *Setup) makeBridge(ctx context.Context, m memory, uplink link.Link) erro
 	if err != nil {
 		return err
 	}
-	s.saveCopy(m)
+	s.record.set(&m)
 	if err := s.awaitLink(ctx, m.Bridge); err != nil {
 		return err
 	}
@@ -164,14 +166,14 @@ func (s *Setup) rollback(uplink string, config link.Config, existed bool) error 
 	ctx, cancel := context.WithTimeout(context.Background(), rollbackTime)
 	defer cancel()
 	bridge := s.cfg.Bridge
-	s.forget()
+	s.record.set(nil)
 	s.log.Warn("moving the node address failed; undoing it", "uplink", uplink, "bridge", bridge)
 	// First what matters: it needs no Open vSwitch.
 	_, err := s.ns.ApplyConfig(uplink, config)
 	errs := []error{err, s.ns.RemoveConfig(bridge, config)}
 	if existed {
 		errs = append(errs, s.ovs.DeletePort(ctx, bridge, uplink),
-			s.ovs.SetExternalIDs(ctx, bridge, map[string]string{keyConfig: "", keyUplink: "", keyVTEP: "", keyDevice: "", keyMAC: ""}))
+			s.ovs.SetExternalIDs(ctx, bridge, noIDs()))
 	} else {
 		errs = append(errs, s.ovs.DeleteBridge(ctx, bridge))
 	}
@@ -185,37 +187,107 @@ func (s *Setup) rollback(uplink string, config link.Config, existed bool) error 
 	return nil
 }
 
-// Remove gives the uplink its addresses and routes back and deletes the bridge, if
-// this package made it. It is for uninstalling.
+// Remove gives the uplink back what it would have without the bridge that this package made, and
+// deletes that. A bridge that somebody else made stays as it is. It is for uninstalling.
 func (s *Setup) Remove(ctx context.Context) error {
 	s.turn.Lock()
 	defer s.turn.Unlock()
-	bridge := s.cfg.Bridge
-	b, ok := s.ovs.Bridge(bridge)
-	if !ok || b.ExternalIDs[keyUplink] == "" {
-		return nil
-	}
-	uplink := b.ExternalIDs[keyUplink]
-	saved, err := link.DecodeConfig(b.ExternalIDs[keyConfig])
+	m, row, err := s.remembered()
 	if err != nil {
 		return fmt.Errorf("underlay: %w", err)
 	}
-	if _, err := s.ns.ApplyConfig(uplink, link.Config{Addresses: saved.Addresses, Routes: saved.Routes}); err != nil {
-		return fmt.Errorf("underlay: giving %s its addresses back: %w", uplink, err)
+	made := m
+	if m == nil || m.Uplink == "" {
+		made = s.left(m)
 	}
-	if err := s.ovs.DeleteBridge(ctx, bridge); err != nil {
+	if m != nil && m.Uplink == "" && row {
+		err = s.ovs.SetExternalIDs(ctx, m.Bridge, noIDs())
+	}
+	if made != nil {
+		err = errors.Join(err, s.giveBack(ctx, *made))
+	}
+	if err != nil {
 		return fmt.Errorf("underlay: %w", err)
-	}
-	if err := s.ns.RemoveConfig(bridge, saved); err != nil {
-		return fmt.Errorf("underlay: %w", err)
-	}
-	if err := s.ns.Loud(uplink); err != nil {
-		return fmt.Errorf("underlay: %w", err)
-	}
-	if _, err := s.ns.ApplyConfig(uplink, saved); err != nil {
-		return fmt.Errorf("underlay: giving %s its routes back: %w", uplink, err)
 	}
 	s.merging.resume(nil)
-	s.forget()
+	s.record.set(nil)
 	return nil
+}
+
+// left is the bridge that this package made, where it has nothing to do with the node's address any
+// more: given is the memory of the one that has; nil where there is none.
+func (s *Setup) left(given *memory) *memory {
+	b, ok := s.ovs.Bridge(s.cfg.Bridge)
+	if !ok || b.ExternalIDs[keyUplink] == "" {
+		return nil
+	}
+	m := &memory{Bridge: b.Name, Uplink: b.ExternalIDs[keyUplink]}
+	if given != nil {
+		m.VTEP = given.VTEP
+	}
+	return m
+}
+
+// giveBack is [Setup.Remove] of one bridge. Its record in the database may be gone.
+func (s *Setup) giveBack(ctx context.Context, m memory) error {
+	uplink, err := findUplink(s.ns, m)
+	if err != nil {
+		return err
+	}
+	c, err := absent(s.ns, m, uplink)
+	if err != nil {
+		return err
+	}
+	now, due, err := s.due(m, c)
+	if err != nil {
+		return err
+	}
+	if uplink == nil && len(due.Addresses) > 0 {
+		return fmt.Errorf("bridge %s stays, since its uplink %s is gone and no device can have the node address %s in its place; give it to one (ip address add %s/LENGTH dev DEVICE), or delete the bridge (ovs-vsctl del-br %s)", m.Bridge, m.Uplink, m.VTEP, m.VTEP, m.Bridge)
+	}
+	// First what matters: it needs no Open vSwitch.
+	if uplink != nil {
+		if _, err := s.ns.ApplyConfig(uplink.Name, link.Config{Addresses: now.Addresses, Routes: now.Routes}); err != nil {
+			return fmt.Errorf("giving %s its addresses back: %w", uplink.Name, err)
+		}
+	}
+	if ports, _ := s.ovs.Ports(m.Bridge); c.elsewhere && len(ports) > 2 {
+		s.log.Warn("the bridge that was made for the uplink stays, since somebody gave it other ports and the node's address to another device: it may be what leads outside; delete it when it is not (ovs-vsctl del-br BRIDGE)", "bridge", m.Bridge)
+		return s.ovs.SetExternalIDs(ctx, m.Bridge, noIDs())
+	}
+	if err := s.ovs.DeleteBridge(ctx, m.Bridge); err != nil {
+		return err
+	}
+	if err := s.ns.RemoveConfig(m.Bridge, now); err != nil || uplink == nil {
+		return err
+	}
+	if err := s.ns.Loud(uplink.Name); err != nil {
+		return err
+	}
+	leftOut, err := s.ns.RestoreConfig(uplink.Name, due)
+	if err != nil {
+		return fmt.Errorf("giving %s its routes back: %w", uplink.Name, err)
+	}
+	if len(leftOut) > 0 {
+		s.log.Warn("the uplink has not all that the bridge had, since the machine has other ways by now", "uplink", uplink.Name, "leftOut", strings.Join(leftOut, "; "))
+	}
+	return nil
+}
+
+// due is what of the memory the bridge has now, and what of it the uplink is to have: the same, where
+// the bridge stands or somebody has decided what becomes of it since; all, where it went with the
+// local port and nobody put it back yet.
+func (s *Setup) due(m memory, c absence) (now, due link.Config, err error) {
+	if c.local != nil {
+		whole, err := s.ns.ReadWhole(m.Bridge)
+		if err != nil {
+			return now, due, err
+		}
+		now = withoutStaying(kept(m.Config, whole, m.VTEP), whole)
+	}
+	stands := c.local != nil && (has(*c.local, m.VTEP) || m.Device == s.incarnation(*c.local))
+	if stands || m.Lent || c.elsewhere || c.reconfigured(m) {
+		return now, now, nil
+	}
+	return now, m.Config, nil
 }

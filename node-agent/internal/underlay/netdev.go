@@ -77,7 +77,7 @@ func (s *Setup) look(ip netip.Addr) (c scene, err error) {
 		c.local, c.device = &local, s.incarnation(local)
 	}
 	if c.memory != nil && c.memory.Uplink != "" {
-		if c.uplink, err = s.findUplink(*c.memory); err != nil {
+		if c.uplink, err = findUplink(s.ns, *c.memory); err != nil {
 			return scene{}, err
 		}
 	}
@@ -89,21 +89,21 @@ func (s *Setup) look(ip netip.Addr) (c scene, err error) {
 		c.owner = &owner
 	}
 	if c.owner != nil {
-		b, isBridge := s.ovs.Bridge(c.owner.Name)
-		c.given = isBridge && b.ExternalIDs[keyUplink] == ""
+		_, isBridge := s.ovs.Bridge(c.owner.Name)
+		c.given = isBridge && (c.memory == nil || !c.memory.own(c.owner.Name))
 	}
 	return c, nil
 }
 
 // findUplink is the remembered uplink as the machine has it now: renamed, or made a port
 // of a bond or a bridge of the kernel, which then is the way outside. nil: it is gone.
-func (s *Setup) findUplink(m memory) (*link.Link, error) {
-	l, ok, err := s.ns.Link(m.Uplink)
+func findUplink(ns *link.NS, m memory) (*link.Link, error) {
+	l, ok, err := ns.Link(m.Uplink)
 	if err != nil {
 		return nil, err
 	}
 	if !ok {
-		links, err := s.ns.Links()
+		links, err := ns.Links()
 		if err != nil {
 			return nil, err
 		}
@@ -116,7 +116,7 @@ func (s *Setup) findUplink(m memory) (*link.Link, error) {
 		l = links[0] // a bond and its ports share a MAC; all lead to the bond
 	}
 	for l.Master != 0 {
-		above, ok, err := s.ns.LinkByIndex(l.Master)
+		above, ok, err := ns.LinkByIndex(l.Master)
 		if err != nil || !ok || above.Type == "openvswitch" {
 			return &l, err
 		}
@@ -125,13 +125,14 @@ func (s *Setup) findUplink(m memory) (*link.Link, error) {
 	return &l, nil
 }
 
-// adopt uses a bridge that somebody else made, and remembers what its local port has.
+// adopt uses a bridge that somebody else made, and remembers what its local port has. One that this
+// package made before somebody gave the address to his own, and has again, is this package's again.
 func (s *Setup) adopt(ctx context.Context, c scene) (Underlay, error) {
 	b, ok := s.ovs.Bridge(c.owner.Name)
 	if !ok || b.DatapathType != ovs.DatapathNetdev {
 		return Underlay{}, fmt.Errorf("the node address %s is on bridge %s of datapath type %q, but tunnels of the userspace datapath need one of type netdev", c.vtep, b.Name, b.DatapathType)
 	}
-	m := memory{Bridge: b.Name, VTEP: c.vtep}
+	m := memory{Bridge: b.Name, VTEP: c.vtep, Uplink: b.ExternalIDs[keyUplink]}
 	if c.memory != nil && c.memory.Bridge == b.Name {
 		m = *c.memory
 		m.VTEP = c.vtep
@@ -145,14 +146,51 @@ func (s *Setup) adopt(ctx context.Context, c scene) (Underlay, error) {
 	if err := s.observe(ctx, m); err != nil {
 		return Underlay{}, err
 	}
-	devices, err := s.withPorts(b.Name)
+	stack, err := s.stackOf(b.Name)
 	if err != nil {
 		return Underlay{}, err
 	}
-	if err := s.merging.observe(devices); err != nil {
+	s.merging.observe(stack)
+	if err := s.leaveBridge(ctx, b.Name, stack); err != nil {
 		return Underlay{}, err
 	}
-	return s.describe(c.vtep, *c.owner, "")
+	return s.describe(c.vtep, *c.owner, m.Uplink)
+}
+
+// leaveBridge is what becomes of the bridge that this package made when the address is on another
+// one: it has nothing of the node's any more, and stays until [Setup.Remove], as it may be what
+// leads outside. Features are off on ports of either: ovs-vswitchd serves both.
+func (s *Setup) leaveBridge(ctx context.Context, given string, stack []link.Link) error {
+	b, ok := s.ovs.Bridge(s.cfg.Bridge)
+	if ok && b.Name != given && b.ExternalIDs[keyUplink] != "" {
+		ports, err := s.stackOf(b.Name)
+		if err != nil {
+			return err
+		}
+		stack = append(stack, ports...)
+		// An older agent reads these, and takes what is missing for damage.
+		if err := s.ovs.SetExternalIDs(ctx, b.Name, map[string]string{keyConfig: link.Config{}.Encode(), keyVTEP: "", keyDevice: ""}); err != nil {
+			return err
+		}
+	}
+	s.merging.resume(stack)
+	return nil
+}
+
+// stackOf is the local port of a bridge, its network devices and what they stand on.
+func (s *Setup) stackOf(bridge string) (all []link.Link, err error) {
+	devices, err := s.withPorts(bridge)
+	if err != nil {
+		return nil, err
+	}
+	for _, device := range devices {
+		stack, err := s.ns.Stack(device)
+		if err != nil && !errors.Is(err, link.ErrNoLink) {
+			return nil, err
+		}
+		all = append(all, stack...)
+	}
+	return all, nil
 }
 
 // stay sees that the uplink is a port of the bridge and has nothing that belongs there,
@@ -328,7 +366,7 @@ func (s *Setup) restore(ctx context.Context, c scene) (changed bool, err error) 
 
 // rebuild makes the bridge, whose record is lost, as it was.
 func (s *Setup) rebuild(ctx context.Context, m memory) error {
-	uplink, err := s.findUplink(m)
+	uplink, err := findUplink(s.ns, m)
 	if err != nil || uplink == nil {
 		return fmt.Errorf("uplink %s of bridge %s: %w", m.Uplink, m.Bridge, errors.Join(err, link.ErrNoLink))
 	}

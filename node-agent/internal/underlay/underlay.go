@@ -4,8 +4,8 @@
 // The kernel datapath sends tunnel packets through the node's IP stack: nothing
 // is to be done. The userspace datapath sends them itself, so the VTEP address must
 // be on the local port of an Open vSwitch bridge that has the uplink. The package
-// moves the address and its routes there, remembers them in the bridge's
-// external_ids and in a copy beside, and puts them back when the local port was made
+// moves the address and its routes there, remembers them in the state directory with a
+// copy in the bridge's external_ids, and puts them back when the local port was made
 // anew: ovs-vswitchd was away, the machine rebooted, the database was lost. What
 // somebody changes while the device stands is followed, never undone: see
 // [scene.decide]. The node keeps its address whatever fails, and while ovs-vswitchd is
@@ -17,7 +17,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"sync"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -37,11 +36,12 @@ type Config struct {
 	Datapath string
 	// Bridge to make for the uplink. Default: [DefaultBridge].
 	Bridge string
-	// StateDir keeps the copy of what the bridge remembers; empty for none.
+	// StateDir keeps what is remembered for the next agent; empty for nothing.
 	StateDir string
 	// BootID tells devices apart that had the same index in two runs of the machine.
 	BootID string
-	// Lender is who gives the uplink the addresses while Open vSwitch is away; nil for nobody.
+	// Lender is who gives the uplink the addresses while Open vSwitch is away; nil for nobody. All
+	// Setups of an agent are given the same, as what it remembers is shared with them.
 	Lender *Lender
 	// Dial connects to the switch that is the bridge of that name; nil: nobody sees whether it forwards.
 	Dial func(ctx context.Context, bridge string) (Switch, error)
@@ -81,16 +81,9 @@ type Setup struct {
 	ns  *link.NS
 	ovs *ovs.Client
 	log *slog.Logger
-	// turn is held by who moves addresses: see [Lender].
-	turn *sync.Mutex
-	// copied is what the copy on disk said, when it was last read or written; unread and unsaved are
-	// why it could not be.
-	copied          *memory
-	unread, unsaved backoff.Trouble
+	*shared
 	// said is what restoring left out, as it was logged last.
 	said string
-	// merging is what the uplink does with packets that it receives.
-	merging *merging
 	// unseen is what was said last of how the bridge forwards, where that is not put right.
 	unseen backoff.Trouble
 }
@@ -98,9 +91,11 @@ type Setup struct {
 // New makes a Setup. ns is the namespace of the node.
 func New(cfg Config, ns *link.NS, client *ovs.Client) *Setup {
 	cfg = cfg.withDefaults()
-	s := &Setup{cfg: cfg, ns: ns, ovs: client, log: cfg.Logger, turn: &sync.Mutex{}, merging: newMerging(cfg, ns)}
+	s := &Setup{cfg: cfg, ns: ns, ovs: client, log: cfg.Logger}
 	if cfg.Lender != nil {
-		s.turn = &cfg.Lender.turn
+		s.shared = cfg.Lender.shared
+	} else {
+		s.shared = newShared(cfg, ns)
 	}
 	return s
 }
@@ -144,28 +139,13 @@ func (s *Setup) nodeIP() (netip.Addr, error) {
 	}
 	ok = ok && src.IsValid() && !l.Loopback
 	if s.cfg.Datapath == ovs.DatapathNetdev {
-		bridges, err := s.ovs.Bridges()
+		m, err := s.instead(l, ok)
 		if err != nil {
 			return netip.Addr{}, fmt.Errorf("node address: %w", err)
 		}
-		for _, b := range bridges {
-			vtep, err := netip.ParseAddr(b.ExternalIDs[keyVTEP])
-			if err != nil {
-				continue
-			}
-			if stale, err := s.leadsNowhere(b, vtep); err != nil {
-				return netip.Addr{}, fmt.Errorf("node address: %w", err)
-			} else if stale && ok {
-				continue
-			}
-			isOther := l.Name != b.Name && l.Name != b.ExternalIDs[keyUplink]
-			if !ok || isOther || has(l, vtep) {
-				return vtep, nil
-			}
+		if m != nil {
+			return m.VTEP, nil
 		}
-	}
-	if copied := s.loadCopy(); !ok && copied != nil && s.cfg.Datapath == ovs.DatapathNetdev {
-		return copied.VTEP, nil // the bridge went with Open vSwitch's database
 	}
 	if !ok {
 		return netip.Addr{}, fmt.Errorf("node address: there is no default route to take it from; set it with --node-ip")
@@ -186,20 +166,34 @@ func (s *Setup) Moved(ip netip.Addr) (now netip.Addr, moved bool) {
 	return src, true
 }
 
-// leadsNowhere reports whether nobody has the address that a bridge of this package
-// remembers, and its uplink is gone: the machine has another network now.
-func (s *Setup) leadsNowhere(b ovs.Bridge, vtep netip.Addr) (bool, error) {
-	if b.ExternalIDs[keyUplink] == "" {
+// instead is the memory of the node's address where that counts and not the device of the default
+// route, l; leads is that there is such a route.
+func (s *Setup) instead(l link.Link, leads bool) (*memory, error) {
+	s.turn.Lock()
+	m, row, err := s.remembered()
+	s.turn.Unlock()
+	if err != nil || m == nil || !leads {
+		return m, err
+	}
+	if away, err := s.leadsNowhere(*m); err != nil || away || !row {
+		return nil, err
+	}
+	if isOther := l.Name != m.Bridge && l.Name != m.Uplink; isOther || has(l, m.VTEP) {
+		return m, nil
+	}
+	return nil, nil
+}
+
+// leadsNowhere reports whether nobody has the address that is remembered of a bridge of this
+// package, and its uplink is gone: the machine has another network now.
+func (s *Setup) leadsNowhere(m memory) (bool, error) {
+	if m.Uplink == "" {
 		return false, nil
 	}
-	if _, owned, err := s.ns.AddressOwner(vtep); owned || err != nil {
+	if _, owned, err := s.ns.AddressOwner(m.VTEP); owned || err != nil {
 		return false, err
 	}
-	m := memory{Bridge: b.Name, Uplink: b.ExternalIDs[keyUplink]}
-	if copied := s.loadCopy(); copied != nil && copied.Uplink == m.Uplink {
-		m.UplinkMAC = copied.UplinkMAC
-	}
-	uplink, err := s.findUplink(m)
+	uplink, err := findUplink(s.ns, m)
 	return uplink == nil, err
 }
 
