@@ -44,6 +44,27 @@ type Config struct {
 	// Network; absent where that is the only one. So are ServiceNetworks.
 	Networks        []netip.Prefix `json:"Networks,omitempty"`
 	ServiceNetworks []netip.Prefix `json:"ServiceNetworks,omitempty"`
+	// Rest is what a newer release has written beside that.
+	Rest Rest `json:"-"`
+}
+
+// configRecord is a configuration without its rest.
+type configRecord Config
+
+var configFields = fieldsOf[Config]()
+
+// MarshalJSON writes the form in etcd.
+func (c Config) MarshalJSON() ([]byte, error) { return c.Rest.written(configRecord(c)) }
+
+// UnmarshalJSON reads the form in etcd.
+func (c *Config) UnmarshalJSON(data []byte) error {
+	var p configRecord
+	if err := json.Unmarshal(data, &p); err != nil {
+		return err
+	}
+	*c = Config(p)
+	c.Rest = configFields.rest(data)
+	return nil
 }
 
 // DefaultConfig is what a controller writes when there is no configuration
@@ -61,7 +82,7 @@ func DefaultConfig() Config {
 // ParseConfig decodes and validates a Config record.
 func ParseConfig(data []byte) (Config, error) {
 	var c Config
-	if err := json.Unmarshal(data, &c); err != nil {
+	if err := c.UnmarshalJSON(data); err != nil {
 		return Config{}, fmt.Errorf("network configuration is not valid JSON of its form: %w", err)
 	}
 	if err := c.Validate(); err != nil {
@@ -136,7 +157,7 @@ func (c Config) AllServiceNetworks() []netip.Prefix {
 // Equal reports whether two configurations say the same.
 func (c Config) Equal(d Config) bool {
 	return c.Name == d.Name && c.Network == d.Network && c.HostSubnetLength == d.HostSubnetLength && c.ServiceNetwork == d.ServiceNetwork &&
-		c.PluginName == d.PluginName && c.VXLANPort == d.VXLANPort &&
+		c.PluginName == d.PluginName && c.VXLANPort == d.VXLANPort && c.Rest == d.Rest &&
 		slices.Equal(c.Networks, d.Networks) && slices.Equal(c.ServiceNetworks, d.ServiceNetworks)
 }
 

@@ -94,7 +94,7 @@ func TestConfigLists(t *testing.T) {
 func TestConfigEqual(t *testing.T) {
 	full := func() Config {
 		c := DefaultConfig()
-		c.VXLANPort, c.Networks, c.ServiceNetworks = 8472, []netip.Prefix{c.Network}, []netip.Prefix{c.ServiceNetwork}
+		c.VXLANPort, c.Networks, c.ServiceNetworks, c.Rest = 8472, []netip.Prefix{c.Network}, []netip.Prefix{c.ServiceNetwork}, `"Color":"red"`
 		return c
 	}
 	if !full().Equal(full()) {

@@ -149,15 +149,13 @@ type Held struct {
 func HeldBeside(held, now Snapshot, first func(namespace string) bool) Held {
 	h := Held{At: held.History.Now, History: held.History}
 	for ip, n := range held.Nodes {
-		is := now.Nodes[ip]
-		if n.Ready() && (n.Host != is.Host || n.Subnet != is.Subnet || n.UID != is.UID || n.Identity != is.Identity || !slices.Equal(n.Subnets, is.Subnets)) {
+		if n.Ready() && !n.SameClaim(now.Nodes[ip]) {
 			h.Nodes = append(h.Nodes, n)
 		}
 	}
 	slices.SortFunc(h.Nodes, func(a, b Node) int { return a.HostIP.Compare(b.HostIP) })
 	for name, n := range held.Namespaces {
-		is := now.Namespaces[name]
-		if n.Effective != nil && (is.Effective == nil || *is.Effective != *n.Effective || is.Change != n.Change) {
+		if n.Effective != nil && !n.SameTenancy(now.Namespaces[name]) {
 			h.Namespaces = append(h.Namespaces, n)
 		}
 	}

@@ -31,13 +31,47 @@ type Node struct {
 	// beginning with HostIP and Subnet; absent where these are the only ones.
 	HostIPs []netip.Addr   `json:"HostIPs,omitempty"`
 	Subnets []netip.Prefix `json:"Subnets,omitempty"`
+	// Rest is what a newer release has written beside that.
+	Rest Rest `json:"-"`
+}
+
+// nodeRecord is a node without its rest.
+type nodeRecord Node
+
+var nodeFields = fieldsOf[Node]()
+
+// MarshalJSON writes the form in etcd.
+func (n Node) MarshalJSON() ([]byte, error) { return n.Rest.written(nodeRecord(n)) }
+
+// UnmarshalJSON reads the form in etcd. Of a record with a field of another form it reads the others: its
+// subnet is not to be given to another node.
+func (n *Node) UnmarshalJSON(data []byte) error {
+	var p nodeRecord
+	err := json.Unmarshal(data, &p)
+	*n = Node(p)
+	if err != nil {
+		return err
+	}
+	n.Rest = nodeFields.rest(data)
+	return nil
 }
 
 // Equal reports whether the records say the same.
 func (n Node) Equal(o Node) bool {
 	status := n.Status == o.Status || n.Status != nil && o.Status != nil && *n.Status == *o.Status
-	return status && n.Host == o.Host && n.HostIP == o.HostIP && n.Subnet == o.Subnet && n.Assign == o.Assign && n.UID == o.UID && n.Identity == o.Identity &&
+	return status && n.Assign == o.Assign && n.Rest == o.Rest && n.SameClaim(o)
+}
+
+// SameClaim reports whether the records say the same of who the node is and where: their [Node.Claim].
+func (n Node) SameClaim(o Node) bool {
+	return n.Host == o.Host && n.HostIP == o.HostIP && n.Subnet == o.Subnet && n.UID == o.UID && n.Identity == o.Identity &&
 		slices.Equal(n.HostIPs, o.HostIPs) && slices.Equal(n.Subnets, o.Subnets)
+}
+
+// Claim is what nodes that hold the record must agree on for it to be put back in an etcd that has lost it:
+// docs/restored-etcd.md. A field belongs to it only when every release that reports what it holds knows it.
+func (n Node) Claim() Node {
+	return Node{Host: n.Host, HostIP: n.HostIP, Subnet: n.Subnet, UID: n.UID, Identity: n.Identity, HostIPs: n.HostIPs, Subnets: n.Subnets}
 }
 
 // PodSubnets are all subnets of a valid node, in the order of the cluster networks.
@@ -85,7 +119,7 @@ func (n Node) ID() string {
 // [Node.Validate].
 func ParseNode(key string, data []byte) (Node, error) {
 	var n Node
-	if err := json.Unmarshal(data, &n); err != nil {
+	if err := n.UnmarshalJSON(data); err != nil {
 		return Node{}, fmt.Errorf("node record %s is not valid JSON of its form: %w", key, err)
 	}
 	addr, err := netip.ParseAddr(key)

@@ -63,6 +63,15 @@ func TestParseNodeRefuses(t *testing.T) {
 	}
 }
 
+// Of a record with a field of another form the others are known: who has a subnet, keeps it.
+func TestNodePartly(t *testing.T) {
+	var n Node
+	err := json.Unmarshal([]byte(`{"Host":"n1","HostIP":"198.18.0.1","Assign":"yes","Subnet":"172.11.0.0/22"}`), &n)
+	if err == nil || n.Subnet != netip.MustParsePrefix("172.11.0.0/22") {
+		t.Errorf("%+v, %v", n, err)
+	}
+}
+
 func TestNodeValidate(t *testing.T) {
 	cfg := DefaultConfig()
 	for name, test := range map[string]struct{ ip, subnet, say string }{
@@ -185,10 +194,7 @@ func FuzzParseNode(f *testing.F) {
 
 // Records are equal that say the same, and every field is looked at.
 func TestNodeEqual(t *testing.T) {
-	whole := Node{
-		Host: "n1", HostIP: netip.MustParseAddr("198.18.0.1"), Subnet: netip.MustParsePrefix("172.11.0.0/22"), Assign: true, Status: &Status{Message: "why"}, UID: "u", Identity: "i",
-		HostIPs: []netip.Addr{netip.MustParseAddr("198.18.0.1")}, Subnets: []netip.Prefix{netip.MustParsePrefix("172.11.0.0/22")},
-	}
+	whole := wholeNode()
 	same := whole
 	same.Status, same.HostIPs, same.Subnets = &Status{Message: "why"}, slices.Clone(whole.HostIPs), slices.Clone(whole.Subnets)
 	if !whole.Equal(same) || !same.Equal(whole) {

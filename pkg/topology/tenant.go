@@ -26,32 +26,34 @@ const (
 // Namespace is the record netnamespaces/<name>: a namespace and its tenant.
 type Namespace struct {
 	// NetName is the namespace's name and the last part of the record's key.
-	NetName string
+	NetName string `json:"NetName"`
 	// NetID is what the record says, confirmed or not; nil where it is absent,
 	// which asks for one. It may be out of range: people write it by hand.
-	NetID *int64
+	NetID *int64 `json:"NetID,omitempty"`
 	// Action and Namespace ask for a change; Namespace is the target of Join.
-	Action    Action
-	Namespace string
+	Action    Action `json:"Action"`
+	Namespace string `json:"Namespace"`
 	// By is who made the request, such as "alice@host", as their program says; empty
 	// where that is not known, or nothing is asked for.
-	By string
+	By string `json:"By,omitempty"`
 	// Effective is the netID that the controller confirmed and that nodes
 	// program; nil as long as it has confirmed none.
-	Effective *netid.ID
+	Effective *netid.ID `json:"Effective,omitempty"`
 	// Change is the change of Effective that is under way.
-	Change Change
+	Change Change `json:"Change,omitzero"`
 	// Status says what became of the last request.
-	Status *Status
+	Status *Status `json:"Status,omitempty"`
 	// UID is that of the Kubernetes Namespace that the record follows; empty for
 	// a record that people or a standalone agent made.
-	UID string
+	UID string `json:"UID,omitempty"`
 	// Declared is the value of the Namespace's network annotation as it was last
 	// applied; empty where there was none.
-	Declared string
+	Declared string `json:"Declared,omitempty"`
 	// Forced says that a change by hand stands over Declared until the annotation
 	// changes.
-	Forced bool
+	Forced bool `json:"Forced,omitempty"`
+	// Rest is what a newer release has written beside that.
+	Rest Rest `json:"-"`
 }
 
 // Annotations of Kubernetes Namespaces.
@@ -63,39 +65,46 @@ const (
 	NetIDAnnotation = "k8s-ovs.io/netid"
 )
 
-// namespaceJSON is the form in etcd: the first k8s-ovs's, with optional fields.
-type namespaceJSON struct {
-	NetName   string    `json:"NetName"`
-	NetID     *int64    `json:"NetID,omitempty"`
-	Action    Action    `json:"Action"`
-	Namespace string    `json:"Namespace"`
-	By        string    `json:"By,omitempty"`
-	Effective *netid.ID `json:"Effective,omitempty"`
-	Change    Change    `json:"Change,omitzero"`
-	Status    *Status   `json:"Status,omitempty"`
-	UID       string    `json:"UID,omitempty"`
-	Declared  string    `json:"Declared,omitempty"`
-	Forced    bool      `json:"Forced,omitempty"`
-}
+// namespaceRecord is a namespace without its rest. What it has in etcd is what the first k8s-ovs had, with
+// optional fields.
+type namespaceRecord Namespace
+
+var namespaceFields = fieldsOf[Namespace]()
 
 // MarshalJSON writes the form in etcd.
-func (n Namespace) MarshalJSON() ([]byte, error) { return json.Marshal(namespaceJSON(n)) }
+func (n Namespace) MarshalJSON() ([]byte, error) { return n.Rest.written(namespaceRecord(n)) }
 
 // UnmarshalJSON reads the form in etcd.
 func (n *Namespace) UnmarshalJSON(data []byte) error {
-	var j namespaceJSON
-	if err := json.Unmarshal(data, &j); err != nil {
+	var p namespaceRecord
+	if err := json.Unmarshal(data, &p); err != nil {
 		return err
 	}
-	*n = Namespace(j)
+	*n = Namespace(p)
+	n.Rest = namespaceFields.rest(data)
 	return nil
+}
+
+// Claim is what nodes that hold the record must agree on for it to be put back in an etcd that has lost it:
+// docs/restored-etcd.md. A field belongs to it only when every release that reports what it holds knows it.
+func (n Namespace) Claim() Namespace {
+	return Namespace{
+		NetName: n.NetName, Effective: n.Effective, Change: n.Change, UID: n.UID, Declared: n.Declared, Forced: n.Forced,
+		Action: n.Action, Namespace: n.Namespace,
+	}
+}
+
+// SameTenancy reports whether the records have the same confirmed netID, and the same change of it under way.
+func (n Namespace) SameTenancy(o Namespace) bool {
+	same := n.Effective == o.Effective || n.Effective != nil && o.Effective != nil && *n.Effective == *o.Effective
+	return same && n.Change == o.Change
 }
 
 // ParseNamespace decodes the record that stands under key (the namespace's
 // name). Its request may still be impossible: see [Namespace.ValidateRequest].
 func ParseNamespace(key string, data []byte) (Namespace, error) {
 	var n Namespace
-	if err := json.Unmarshal(data, &n); err != nil {
+	if err := n.UnmarshalJSON(data); err != nil {
 		return Namespace{}, fmt.Errorf("namespace record %s is not valid JSON of its form: %w", key, err)
 	}
 	if n.NetName != key {

@@ -30,7 +30,7 @@ func TestParseNamespace(t *testing.T) {
 			`{"NetName":"ns","NetID":12,"Action":"join","Namespace":"b","Effective":12}`,
 			Namespace{NetName: "ns", NetID: ptr[int64](12), Action: Join, Namespace: "b", Effective: ptr(netid.ID(12))},
 		},
-		"unknown fields are passed over": {`{"NetName":"ns","Color":"red"}`, Namespace{NetName: "ns"}},
+		"unknown fields are kept": {`{"NetName":"ns","Color":"red"}`, Namespace{NetName: "ns", Rest: `"Color":"red"`}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := ParseNamespace("ns", []byte(test.data))

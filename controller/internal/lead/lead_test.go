@@ -218,6 +218,44 @@ func TestLifeOfANetwork(t *testing.T) {
 	}
 }
 
+// What a newer release has written in a record is there after whatever a leader does with it.
+func TestLeaderKeepsRest(t *testing.T) {
+	e := etcdtest.Start(t)
+	s := ready(t, start(t, e, "one", nil))
+	const rest, want = `,"Color":"red"}`, topology.Rest(`"Color":"red"`)
+	put := func(ns, record string) {
+		e.Put(store.DefaultPrefix+"/k8ssdn/netnamespaces/"+ns, strings.TrimSuffix(record, "}")+rest)
+	}
+	put("first", `{"NetName":"first"}`)
+	put("other", `{"NetName":"other"}`)
+	first, other := settled(t, s, "first"), settled(t, s, "other")
+	ids := fmt.Sprintf(`"NetID":%d,"Effective":%d`, *first.NetID, *first.Effective)
+	put("first", `{"NetName":"first","Action":"join","Namespace":"other",`+ids+`}`)
+	joined := waitNamespace(t, s, "first", "joined", func(n topology.Namespace, ok bool) bool {
+		return ok && n.Action == topology.None && *n.Effective == *other.Effective && !n.Change.UnderWay()
+	})
+	put("other", fmt.Sprintf(`{"NetName":"other","Action":"join","Namespace":"nobody","NetID":%d,"Effective":%d}`, *other.NetID, *other.Effective))
+	refused := waitNamespace(t, s, "other", "refused", func(n topology.Namespace, ok bool) bool { return ok && n.Status.Is(topology.Refused) })
+	for what, n := range map[string]topology.Namespace{"a first netID": first, "a join": joined, "a refusal": refused} {
+		if n.Rest != want {
+			t.Errorf("%s: %+v", what, n)
+		}
+	}
+	for ip, good := range map[string]bool{"198.18.0.1": true, "172.11.0.9": false} {
+		e.Put(store.DefaultPrefix+"/k8ssdn/subnets/"+ip, fmt.Sprintf(`{"Host":"n","HostIP":"%s","Subnet":"","Assign":true`, ip)+rest)
+		eventually(t, "an answer to "+ip, func() bool {
+			n, err := s.Node(ctxOf(t), netip.MustParseAddr(ip))
+			if err != nil || n.Value.Assign || n.Value.Ready() != good {
+				return false
+			}
+			if n.Value.Rest != want {
+				t.Errorf("a node: %+v", n.Value)
+			}
+			return true
+		})
+	}
+}
+
 // Failure 17: refused under one leader, it does not fire under the next.
 func TestRefusedNeverFires(t *testing.T) {
 	e := etcdtest.Start(t)
