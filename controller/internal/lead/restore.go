@@ -215,7 +215,7 @@ func later(a, b time.Time) time.Time {
 func (t *term) writeBack(ctx context.Context, plan restore.Plan) (wrote bool, err error) {
 	for _, n := range plan.Nodes {
 		key := n.HostIP.String()
-		if is, there := t.last.Nodes[n.HostIP]; there && is.Host == n.Host && is.Subnet == n.Subnet && is.ID() == n.ID() && !is.Assign {
+		if is, there := t.last.Nodes[n.HostIP]; there && is.SameClaim(n) && !is.Assign {
 			continue
 		}
 		rev, err := t.writer.PutNode(ctx, key, n, t.last.Revs.Nodes[n.HostIP].Mod)
@@ -247,8 +247,7 @@ func (t *term) writeBack(ctx context.Context, plan restore.Plan) (wrote bool, er
 		return nil
 	}
 	for _, n := range plan.Namespaces {
-		is, there := t.last.Namespaces[n.NetName]
-		if there && is.Effective != nil && *is.Effective == *n.Effective && is.Change == n.Change {
+		if n.SameTenancy(t.last.Namespaces[n.NetName]) {
 			continue
 		}
 		batch = append(batch, store.NamespacePut{Key: n.NetName, Namespace: n, Revision: t.last.Revs.Namespaces[n.NetName].Mod})

@@ -3,11 +3,14 @@ package lead
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/restore"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -402,6 +405,33 @@ func TestManyHoldInKubernetes(t *testing.T) {
 	k.record("red", "has the netID that nodes hold", func(n topology.Namespace, ok bool) bool { return ok && *n.Effective == was })
 	if n, err := k.store.Namespace(ctxOf(t), "ghost"); err == nil {
 		t.Errorf("a namespace that there is not: %+v", n.Value)
+	}
+}
+
+// put is a leader that notes which nodes it writes.
+type put struct {
+	writer
+	nodes []topology.Node
+}
+
+func (p *put) PutNode(_ context.Context, _ string, n topology.Node, _ int64) (int64, error) {
+	p.nodes = append(p.nodes, n)
+	return 1, nil
+}
+
+// TestWriteBack: a node is written when what etcd has of it is not what nodes agreed on, whatever field of that differs.
+func TestWriteBack(t *testing.T) {
+	ip, subnet := netip.MustParseAddr("198.18.0.1"), netip.MustParsePrefix("172.11.0.0/22")
+	won := topology.Node{Host: "n1", HostIP: ip, Subnet: subnet, UID: "u", Identity: "i", HostIPs: []netip.Addr{ip}, Subnets: []netip.Prefix{subnet}}
+	for i := range reflect.TypeFor[topology.Node]().NumField() {
+		is, name := won, reflect.TypeFor[topology.Node]().Field(i).Name
+		reflect.ValueOf(&is).Elem().Field(i).SetZero()
+		p := &put{}
+		term := &term{writer: p, log: slog.New(slog.DiscardHandler)}
+		term.last.Nodes = map[netip.Addr]topology.Node{ip: is}
+		if wrote, err := term.writeBack(ctxOf(t), restore.Plan{Nodes: []topology.Node{won}}); err != nil || wrote == is.SameClaim(won) || wrote != (len(p.nodes) == 1) {
+			t.Errorf("etcd lacks its %s: wrote %v, %v", name, p.nodes, err)
+		}
 	}
 }
 

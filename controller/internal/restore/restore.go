@@ -93,11 +93,14 @@ type claim[T any] struct {
 	votes int
 }
 
-// claims counts who holds what, by the records' names, and keeps of each the one that most
-// hold. A node has one vote for each name: what it says second does not count.
-func claims[T any](lost map[netip.Addr]topology.Held, of func(topology.Held) []T, name func(T) string) map[string]claim[T] {
+// record is a kind of record that nodes hold.
+type record[T any] interface{ Claim() T }
+
+// claims counts who holds what, by the records' names, and keeps of each the claim that most make. A node has
+// one vote for each name: what it says second does not count.
+func claims[T record[T]](m *maker, of func(topology.Held) []T, name func(T) string) map[string]claim[T] {
 	all := map[string]map[string]claim[T]{}
-	for _, h := range lost {
+	for _, h := range m.Lost {
 		voted := map[string]bool{}
 		for _, v := range of(h) {
 			data, err := json.Marshal(v)
@@ -112,19 +115,74 @@ func claims[T any](lost map[netip.Addr]topology.Held, of func(topology.Held) []T
 		}
 	}
 	best := map[string]claim[T]{}
-	for n, by := range all {
-		for _, form := range slices.Sorted(maps.Keys(by)) {
-			if by[form].votes > best[n].votes {
-				best[n] = by[form]
+	for n, forms := range all {
+		best[n] = most(forms, m.half)
+	}
+	return best
+}
+
+// most is the claim that most nodes make, by the forms of one record that they hold. Those of one claim differ
+// in what is beside it, of which the record has what enough of them hold.
+func most[T record[T]](forms map[string]claim[T], enough func(votes int) bool) (best claim[T]) {
+	made := map[string]map[string]claim[T]{} // forms, by claim
+	for form, c := range forms {
+		data, _ := json.Marshal(c.value.Claim()) // it came as JSON
+		if made[string(data)] == nil {
+			made[string(data)] = map[string]claim[T]{}
+		}
+		made[string(data)][form] = c
+	}
+	said := ""
+	for _, text := range slices.Sorted(maps.Keys(made)) {
+		votes := 0
+		for _, c := range made[text] {
+			votes += c.votes
+		}
+		if votes > best.votes {
+			said, best.votes = text, votes
+		}
+	}
+	data, _ := json.Marshal(beside(said, made[said], enough))
+	_ = json.Unmarshal(data, &best.value) // all of it came as JSON
+	return best
+}
+
+// beside has the members of a claim, and those beside it that enough nodes hold so.
+func beside[T any](said string, forms map[string]claim[T], enough func(votes int) bool) map[string]json.RawMessage {
+	members := func(record string) (members map[string]json.RawMessage) {
+		_ = json.Unmarshal([]byte(record), &members) // it was written here
+		return members
+	}
+	votes := map[string]map[string]int{} // by member and value
+	for form, c := range forms {
+		for member, value := range members(form) {
+			if votes[member] == nil {
+				votes[member] = map[string]int{}
+			}
+			votes[member][string(value)] += c.votes
+		}
+	}
+	all := members(said)
+	for member, values := range votes {
+		if _, claimed := all[member]; claimed {
+			continue
+		}
+		for _, value := range slices.Sorted(maps.Keys(values)) {
+			if enough(values[value]) {
+				all[member] = json.RawMessage(value)
 			}
 		}
 	}
-	return best
+	return all
 }
 
 // believed reports whether so many nodes are to be believed whatever they say: several, and more than
 // half of all there are. Those that do not report are asked in vain, and do not agree.
 func (m *maker) believed(votes int) bool { return votes > 1 && 2*votes > m.Known }
+
+// half reports whether so many are to be believed in what a record that is put back has beside its claim: nodes
+// whose release does not know it cannot say so, and those that lie are fewer.
+func (m *maker) half(votes int) bool { return votes > 1 && 2*votes >= m.Known }
 
 func (m *maker) leave(what, why string, args ...any) {
 	m.plan.Left = append(m.plan.Left, what+": "+fmt.Sprintf(why, args...))
@@ -132,7 +190,7 @@ func (m *maker) leave(what, why string, args ...any) {
 
 // nodes puts back nodes that have their subnets, where no other has them.
 func (m *maker) nodes() {
-	held := claims(m.Lost, func(h topology.Held) []topology.Node { return h.Nodes }, func(n topology.Node) string { return n.HostIP.String() })
+	held := claims(m, func(h topology.Held) []topology.Node { return h.Nodes }, func(n topology.Node) string { return n.HostIP.String() })
 	for _, key := range slices.Sorted(maps.Keys(held)) {
 		if c := held[key]; !m.believed(c.votes) {
 			m.plan.Short = max(m.plan.Short, c.votes)
@@ -155,6 +213,9 @@ func (m *maker) nodes() {
 			m.leave(what, "its subnet %s is %s's by now", c.value.Subnet, other)
 		default:
 			c.value.Assign, c.value.Status = false, nil
+			if is := m.Now.Nodes[c.value.HostIP]; is.Host == c.value.Host && is.ID() == c.value.ID() {
+				c.value.Rest = is.Rest.With(c.value.Rest)
+			}
 			taken[c.value.HostIP] = c.value
 			m.plan.Nodes = append(m.plan.Nodes, c.value)
 			continue
@@ -181,9 +242,9 @@ func overlapping(taken map[netip.Addr]topology.Node, n topology.Node) (host stri
 // namespaces puts back namespaces with the netIDs that nodes enforce.
 func (m *maker) namespaces() {
 	name := func(n topology.Namespace) string { return n.NetName }
-	whole := claims(m.Lost, valid, name)
+	whole := claims(m, valid, name)
 	// Where nodes are at different steps of a change, they still agree on what comes of it.
-	settled := claims(m.Lost, func(h topology.Held) (all []topology.Namespace) {
+	settled := claims(m, func(h topology.Held) (all []topology.Namespace) {
 		for _, n := range valid(h) {
 			all = append(all, after(n))
 		}
@@ -227,7 +288,7 @@ func (m *maker) namespaces() {
 			for _, id := range netIDs(n) {
 				given[id] = true
 			}
-			m.plan.Namespaces = append(m.plan.Namespaces, m.record(n))
+			m.plan.Namespaces = append(m.plan.Namespaces, m.put(n))
 		}
 	}
 }
@@ -249,7 +310,7 @@ func valid(h topology.Held) (all []topology.Namespace) {
 // after is a namespace when its change is over, and nothing is asked for.
 func after(n topology.Namespace) topology.Namespace {
 	id := n.Change.Goal(*n.Effective)
-	return topology.Namespace{NetName: n.NetName, Effective: &id, UID: n.UID, Declared: n.Declared, Forced: n.Forced}
+	return topology.Namespace{NetName: n.NetName, Effective: &id, UID: n.UID, Declared: n.Declared, Forced: n.Forced, Rest: n.Rest}
 }
 
 // narrowed is what of a namespace the only node there is may say: its netID. The rest is what etcd and
@@ -262,10 +323,14 @@ func (m *maker) narrowed(n topology.Namespace) topology.Namespace {
 	return topology.Namespace{NetName: n.NetName, Effective: n.Effective, UID: is.UID, Declared: is.Declared, Forced: is.Forced}
 }
 
-// record is what a namespace's is to be. What somebody has asked for since stands.
-func (m *maker) record(n topology.Namespace) topology.Namespace {
-	if is := m.Now.Namespaces[n.NetName]; m.Changed[n.NetName] > m.fork && is.Action != topology.None {
+// put is what a namespace's record is to be. What somebody has asked for since stands.
+func (m *maker) put(n topology.Namespace) topology.Namespace {
+	is := m.Now.Namespaces[n.NetName]
+	if m.Changed[n.NetName] > m.fork && is.Action != topology.None {
 		n.Action, n.Namespace, n.By, n.Forced, n.Status = is.Action, is.Namespace, is.By, is.Forced, is.Status
+	}
+	if is.UID == n.UID {
+		n.Rest = is.Rest.With(n.Rest)
 	}
 	id := int64(*n.Effective)
 	n.NetID = &id

@@ -253,6 +253,87 @@ func TestMakeOneNode(t *testing.T) {
 	}
 }
 
+// forms are n nodes of which the first few are of a release that knows more of the records: they hold with, the
+// others without.
+func forms(n, few int, with, without topology.Held) map[netip.Addr]topology.Held {
+	lost := map[netip.Addr]topology.Held{}
+	for i := range n {
+		h := without
+		if i < few {
+			h = with
+		}
+		h.At = lostAt
+		lost[node(i+1, 0).HostIP] = h
+	}
+	return lost
+}
+
+// TestMakeForms: nodes of several releases hold one record in several forms, and still agree on it. What only
+// some of them know is put back where half of all nodes say so, and what etcd has of it stays.
+func TestMakeForms(t *testing.T) {
+	red, n30 := space("red", 11), node(30, 7)
+	red.Change = topology.Change{Step: topology.StepAccept, NetID: 12}
+	more := func(rest topology.Rest) topology.Held {
+		n, r := n30, red
+		n.Rest, r.Rest, r.By = rest, rest, "alice@desk"
+		return topology.Held{Nodes: []topology.Node{n}, Namespaces: []topology.Namespace{r}}
+	}
+	without := topology.Held{Nodes: []topology.Node{n30}, Namespaces: []topology.Namespace{red}}
+	old := n30
+	old.Subnet, old.Rest = node(30, 9).Subnet, `"A":0,"Z":9`
+	oldRed := space("red", 10)
+	oldRed.Rest = `"A":0,"Z":9`
+	another := old
+	another.UID = "another"
+	for name, tc := range map[string]struct {
+		few  int
+		rest topology.Rest
+		now  topology.Snapshot
+		want topology.Rest
+		by   string
+	}{
+		"half know more":                   {10, `"A":1`, now(nil), `"A":1`, "alice@desk"},
+		"all do":                           {20, `"A":1,"B":[2]`, now(nil), `"A":1,"B":[2]`, "alice@desk"},
+		"fewer do":                         {9, `"A":1`, now(nil), ``, ""},
+		"one does: it may lie":             {1, `"A":1`, now(nil), ``, ""},
+		"half do, and etcd has an old one": {10, `"A":1`, now([]topology.Node{old}, oldRed), `"A":1,"Z":9`, "alice@desk"},
+		"none does, and etcd has one":      {0, ``, now([]topology.Node{old}, oldRed), `"A":0,"Z":9`, ""},
+	} {
+		p := Make(Input{Now: tc.now, Lost: forms(20, tc.few, more(tc.rest), without), Known: 20})
+		if len(p.Nodes) != 1 || len(p.Namespaces) != 1 || len(p.Left) > 0 || p.Short > 0 {
+			t.Errorf("%s: %+v", name, p)
+			continue
+		}
+		n, r := n30, red
+		n.Rest, r.Rest, r.By = tc.want, tc.want, tc.by
+		id := int64(11)
+		r.NetID = &id
+		if !p.Nodes[0].Equal(n) {
+			t.Errorf("%s: node %+v", name, p.Nodes[0])
+		}
+		if diff := cmp.Diff(r, p.Namespaces[0]); diff != "" {
+			t.Errorf("%s: namespace: %s", name, diff)
+		}
+	}
+	// What etcd has of another node at that address is not this one's.
+	p := Make(Input{Now: now([]topology.Node{another}), Lost: forms(20, 0, without, without), Known: 20})
+	if len(p.Nodes) != 1 || p.Nodes[0].Rest != "" {
+		t.Errorf("%+v", p.Nodes)
+	}
+	// Nodes at different steps of a change agree on what comes of it, in several forms too.
+	lost := forms(20, 10, more(`"A":1`), without)
+	sent := red
+	sent.Effective, sent.Change, sent.Rest = &red.Change.NetID, topology.Change{Step: topology.StepSend, NetID: 11}, `"A":1`
+	for i := range 5 {
+		lost[node(i+1, 0).HostIP] = topology.Held{At: lostAt, Namespaces: []topology.Namespace{sent}}
+		lost[node(i+11, 0).HostIP] = topology.Held{At: lostAt, Namespaces: []topology.Namespace{sent}}
+	}
+	p = Make(Input{Now: now(nil), Lost: lost, Known: 20})
+	if len(p.Namespaces) != 1 || *p.Namespaces[0].Effective != 12 || p.Namespaces[0].Change.UnderWay() || p.Namespaces[0].Rest != `"A":1` {
+		t.Errorf("%+v, left %v", p.Namespaces, p.Left)
+	}
+}
+
 // TestMakeShort: how many nodes hold what is left out only because they are too few.
 func TestMakeShort(t *testing.T) {
 	addr := func(i int) netip.Addr { return node(i, 0).HostIP }
