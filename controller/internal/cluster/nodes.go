@@ -193,7 +193,7 @@ func (d *round) node(p placed, gone bool) {
 			return
 		}
 	}
-	if exists && want.Host == rec.Host && want.UID == rec.UID && want.Identity == rec.Identity && want.Subnet == rec.Subnet && want.Assign == rec.Assign {
+	if exists && want.Equal(rec) {
 		return
 	}
 	d.plan.Writes = append(d.plan.Writes, Write{Key: p.address.String(), Node: &want, Revision: revision, Why: why})

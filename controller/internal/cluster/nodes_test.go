@@ -139,3 +139,22 @@ func TestBundleOfAdoptedNode(t *testing.T) {
 		t.Errorf("then %+v", again.Writes)
 	}
 }
+
+// TestNodeWhole: a record is written when any field of it is not as it should be, and with all that it has beside
+// what the Node says.
+func TestNodeWhole(t *testing.T) {
+	s := newScene().node("n1", "", "192.0.2.1").confirmed("n1", "192.0.2.1")
+	ip := netip.MustParseAddr("192.0.2.1")
+	n := s.records.Nodes[ip]
+	n.UID, n.Assign, n.Rest = "u-n1", true, `"Color":"red"`
+	s.records.Nodes[ip] = n
+	want := n
+	want.Status = nil // what was confirmed is so
+	if plan := s.plan(); len(plan.Writes) != 1 || !plan.Writes[0].Node.Equal(want) {
+		t.Errorf("%+v", plan.Writes)
+	}
+	s.records.Nodes[ip] = want
+	if plan := s.plan(); len(plan.Writes) != 0 {
+		t.Errorf("as it should be: %+v", plan.Writes)
+	}
+}
