@@ -6,7 +6,6 @@
 package topology
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -59,11 +58,12 @@ func (c Config) MarshalJSON() ([]byte, error) { return c.Rest.written(configReco
 // UnmarshalJSON reads the form in etcd.
 func (c *Config) UnmarshalJSON(data []byte) error {
 	var p configRecord
-	if err := json.Unmarshal(data, &p); err != nil {
+	rest, err := configFields.read(data, &p)
+	if err != nil {
 		return err
 	}
 	*c = Config(p)
-	c.Rest = configFields.rest(data)
+	c.Rest = rest
 	return nil
 }
 

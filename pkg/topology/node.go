@@ -1,7 +1,6 @@
 package topology
 
 import (
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -47,13 +46,10 @@ func (n Node) MarshalJSON() ([]byte, error) { return n.Rest.written(nodeRecord(n
 // subnet is not to be given to another node.
 func (n *Node) UnmarshalJSON(data []byte) error {
 	var p nodeRecord
-	err := json.Unmarshal(data, &p)
+	rest, err := nodeFields.read(data, &p)
 	*n = Node(p)
-	if err != nil {
-		return err
-	}
-	n.Rest = nodeFields.rest(data)
-	return nil
+	n.Rest = rest
+	return err
 }
 
 // Equal reports whether the records say the same.

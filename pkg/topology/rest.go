@@ -1,7 +1,10 @@
 package topology
 
 import (
+	"bytes"
 	"encoding/json"
+	"io"
+	"maps"
 	"reflect"
 	"strings"
 )
@@ -67,70 +70,21 @@ func (f fields) knows(name string) bool {
 	return false
 }
 
-// rest is what the fields do not have of data, which was read as JSON.
-func (f fields) rest(data []byte) Rest {
-	i := blanks(data, 0)
-	if data[i] != '{' {
-		return "" // null, which is read as nothing
+// read reads JSON into a record of these fields, and is what they do not have of it.
+func (f fields) read(data []byte, record any) (Rest, error) {
+	// Nearly always that is nothing.
+	strict := json.NewDecoder(bytes.NewReader(data))
+	strict.DisallowUnknownFields()
+	if strict.Decode(record) == nil {
+		if _, err := strict.Token(); err == io.EOF {
+			return "", nil
+		}
+	}
+	if err := json.Unmarshal(data, record); err != nil {
+		return "", err
 	}
 	var members map[string]json.RawMessage
-	for i = blanks(data, i+1); data[i] == '"'; i = blanks(data, i) {
-		end := afterString(data, i)
-		value := blanks(data, end) + 1 // after the colon
-		next := afterValue(data, value)
-		// Nearly always the name is a field's, as it stands.
-		if !f[string(data[i+1:end-1])] {
-			var name string
-			_ = json.Unmarshal(data[i:end], &name) // it was read
-			if !f.knows(name) {
-				if members == nil {
-					members = map[string]json.RawMessage{}
-				}
-				members[name] = data[value:next]
-			}
-		}
-		if i = next; data[i] == ',' {
-			i++
-		}
-	}
-	return restOf(members)
-}
-
-// blanks is where the blanks from i on end.
-func blanks(data []byte, i int) int {
-	for data[i] == ' ' || data[i] == '\t' || data[i] == '\n' || data[i] == '\r' {
-		i++
-	}
-	return i
-}
-
-// afterString is where the string ends whose first quote is at i.
-func afterString(data []byte, i int) int {
-	for i++; data[i] != '"'; i++ {
-		if data[i] == '\\' {
-			i++
-		}
-	}
-	return i + 1
-}
-
-// afterValue is the comma or brace after the value of a member that begins at i.
-func afterValue(data []byte, i int) int {
-	for depth := 0; ; i++ {
-		switch data[i] {
-		case '"':
-			i = afterString(data, i) - 1
-		case '{', '[':
-			depth++
-		case ',':
-			if depth == 0 {
-				return i
-			}
-		case '}', ']':
-			if depth == 0 {
-				return i
-			}
-			depth--
-		}
-	}
+	_ = json.Unmarshal(data, &members) // it was read
+	maps.DeleteFunc(members, func(name string, _ json.RawMessage) bool { return f.knows(name) })
+	return restOf(members), nil
 }

@@ -1,7 +1,6 @@
 package topology
 
 import (
-	"encoding/json"
 	"fmt"
 	"math"
 	"strings"
@@ -77,11 +76,12 @@ func (n Namespace) MarshalJSON() ([]byte, error) { return n.Rest.written(namespa
 // UnmarshalJSON reads the form in etcd.
 func (n *Namespace) UnmarshalJSON(data []byte) error {
 	var p namespaceRecord
-	if err := json.Unmarshal(data, &p); err != nil {
+	rest, err := namespaceFields.read(data, &p)
+	if err != nil {
 		return err
 	}
 	*n = Namespace(p)
-	n.Rest = namespaceFields.rest(data)
+	n.Rest = rest
 	return nil
 }
 
