@@ -85,6 +85,21 @@ func (s Snapshot) Tenancy(namespace string) (t Tenancy, ok bool) {
 	return s.Namespaces[namespace].Tenancy()
 }
 
+// Namesake reports whether the Namespace with that UID is not the one that has its name now: it is
+// gone, and who came in it has no tenant in the one that took its name. Where one of both UIDs is
+// not known, as outside of Kubernetes, they are taken for the same. In a single-tenant network no
+// namespace is kept from another.
+func (s Snapshot) Namesake(namespace, uid string) bool {
+	return !s.Config.Single() && s.Namespaces[namespace].isNamesake(uid)
+}
+
+// isNamesake reports whether both UIDs are known and differ.
+func (n Namespace) isNamesake(uid string) bool { return uid != "" && n.UID != "" && n.UID != uid }
+
+// Succeeds reports whether the record may be that of the same namespace as the one before: it is
+// not where both follow Kubernetes Namespaces that are not the same.
+func (n Namespace) Succeeds(before Namespace) bool { return !n.isNamesake(before.UID) }
+
 // Changing reports whether some namespace is changing to id or from it, so that who has it is
 // about to be another.
 func (s Snapshot) Changing(id netid.ID) bool {

@@ -171,6 +171,9 @@ func (n *node) work(ctx context.Context) error {
 	if p.policies != nil {
 		group.Go(func() error { return n.enforce(ctx, p) })
 	}
+	if p.namesakes != nil {
+		group.Go(func() error { return p.namesakes.Run(ctx) })
+	}
 	group.Go(func() error {
 		return n.etcd.identity.Renew(ctx, p.self, n.etcd.store, n.etcd.asking, n.metrics.identity)
 	})

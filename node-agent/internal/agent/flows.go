@@ -55,6 +55,8 @@ type flowParts struct {
 	room     roomMaker
 	// tenants hear that records are in the flows.
 	tenants appliedHearer
+	// namesakes hear it too; nil outside of Kubernetes.
+	namesakes appliedHearer
 	// asking is nil in Kubernetes, where records follow the API server.
 	asking recordAsker
 }
@@ -235,6 +237,9 @@ func (n *flowSide) apply(ctx context.Context, waits bool) error {
 	n.applied = s.Revision
 	n.policies.applied(s, n.fromEtcd)
 	n.tenants.Applied(s)
+	if n.namesakes != nil {
+		n.namesakes.Applied(s)
+	}
 	if n.asking != nil {
 		n.asking.Applied(s)
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/front"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/leftout"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/namesakes"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/packetsock"
@@ -139,10 +140,12 @@ type parts struct {
 	// policies is nil outside of Kubernetes.
 	policies *policies.Table
 	// drops logs what they deny; nil where that is not wanted.
-	drops   *policies.DropLog
-	conn    *connection
-	picture *picture
-	loop    *loop
+	drops *policies.DropLog
+	// namesakes is nil outside of Kubernetes.
+	namesakes *namesakes.Namesakes
+	conn      *connection
+	picture   *picture
+	loop      *loop
 }
 
 func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, runtime runtimeSide, bootID string) (*node, error) {
@@ -282,6 +285,7 @@ func (n *node) newPolicies(p *parts) *policySide {
 	}
 	p.attacher.SetPolicies(p.policies)
 	n.limiter.SetHearer(p.policies)
+	p.namesakes = namesakes.New(n.api, n.cfg.NodeName, p.attacher, n.log)
 	return &policySide{table: p.policies, pods: pods, file: n.policyCopy(), loses: n.ovs.datapath == ovs.DatapathNetdev, log: n.log}
 }
 
@@ -320,6 +324,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		},
 	}
 	if n.api != nil {
+		r.flows.namesakes = p.namesakes
 		r.health.way.events = n.api
 		status.enforces = []string{topology.EnforcesNetworkPolicy, topology.EnforcesClusterNetworkPolicy}
 		status.lacks = func() []string { return policies.Lacks(n.ovs.datapath, p.conn.software) }

@@ -110,8 +110,9 @@ type Flows interface {
 
 // Tenants knows the namespaces.
 type Tenants interface {
-	// WaitKnown returns when the namespace has a confirmed netID, or why it has none.
-	WaitKnown(ctx context.Context, namespace string) error
+	// WaitKnown returns when the namespace has a confirmed netID, or why it has none. The UID is
+	// that of the Kubernetes Namespace; empty outside of Kubernetes.
+	WaitKnown(ctx context.Context, namespace string) (uid string, err error)
 }
 
 // Node is what attachments need to know about the node.
@@ -259,11 +260,13 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	if at, ok := a.find(req.Attachment()); ok {
 		return a.again(node, at, req)
 	}
-	if err := a.tenants.WaitKnown(ctx, req.PodNamespace); err != nil {
+	namespaceUID, err := a.tenants.WaitKnown(ctx, req.PodNamespace)
+	if err != nil {
 		return nil, err
 	}
 	at := Attachment{
 		Attachment: req.Attachment(), Netns: req.Netns, Network: req.NetworkName, Namespace: req.PodNamespace, Pod: req.PodName,
+		UIDs: UIDs{Namespace: namespaceUID, Pod: req.PodUID},
 	}
 	arrived, err := a.expect(at)
 	if err != nil {
@@ -459,7 +462,7 @@ func (a *Attacher) attached(node Node, at Attachment) desired.Attached {
 	queue := a.queues
 	a.mu.Unlock()
 	return desired.Attached{
-		Port: at.Port, Namespace: at.Namespace, MAC: at.MAC, Addresses: at.Addresses,
+		Port: at.Port, Namespace: at.Namespace, NamespaceUID: at.UIDs.Namespace, MAC: at.MAC, Addresses: at.Addresses,
 		Meter: shaping.Meter(at.Limits.Egress, node.MTU.Device), Queue: queue(at), Policy: a.policies.Selection(at),
 	}
 }

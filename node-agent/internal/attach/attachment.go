@@ -27,6 +27,8 @@ type Attachment struct {
 	Network string
 	// Namespace and Pod are the pod's names.
 	Namespace, Pod string
+	// UIDs are those of both, which their names do not say.
+	UIDs UIDs
 	// Addresses are one or two, in the order of the node's subnets; none where nothing is
 	// known of the attachment but its key.
 	Addresses []netip.Addr
@@ -47,6 +49,11 @@ type Attachment struct {
 	// missed is in how many looks one after the other neither its device nor its sandbox was there.
 	missed int
 }
+
+// UIDs tell a Kubernetes Namespace and a pod from others that have their names before or after
+// them. Each is empty where it is not known: outside of Kubernetes, where the runtime does not
+// say, and of what an earlier release attached.
+type UIDs struct{ Namespace, Pod string }
 
 // HostIfPrefix begins the name of every host's end, so that the firewall can
 // tell them from other devices.
@@ -77,7 +84,7 @@ func (a Attachment) wants(node Node) uint32 { return bridge.PodOfport(node.Subne
 func (a Attachment) lease() ipam.Lease {
 	return ipam.Lease{
 		Addresses: a.Addresses, MAC: cniapi.MAC(a.MAC), ContainerID: a.ContainerID, IfName: a.IfName, PodNamespace: a.Namespace, PodName: a.Pod,
-		Netns: a.Netns, NetworkName: a.Network, Limits: a.Limits,
+		PodUID: a.UIDs.Pod, NamespaceUID: a.UIDs.Namespace, Netns: a.Netns, NetworkName: a.Network, Limits: a.Limits,
 	}
 }
 
@@ -85,6 +92,7 @@ func (a Attachment) lease() ipam.Lease {
 func fromLease(node Node, l ipam.Lease) Attachment {
 	a := Attachment{
 		Attachment: l.Attachment(), Netns: l.Netns, Network: l.NetworkName, Namespace: l.PodNamespace, Pod: l.PodName,
+		UIDs:      UIDs{Namespace: l.NamespaceUID, Pod: l.PodUID},
 		Addresses: l.Addresses, MAC: net.HardwareAddr(l.MAC), Limits: l.Limits,
 	}
 	a.Port = a.wants(node)
@@ -101,6 +109,9 @@ const (
 	keyNetwork   = "k8s-ovs-network"
 	keyNamespace = "k8s-ovs-namespace"
 	keyPod       = "k8s-ovs-pod"
+	keyPodUID    = "k8s-ovs-pod-uid"
+	// keyNamespaceUID is as of ADD: the lease has what became known later.
+	keyNamespaceUID = "k8s-ovs-namespace-uid"
 	// keyAddress is the first address, keyAddresses all of them, with spaces, where
 	// there are two.
 	keyAddress   = "k8s-ovs-address"
@@ -120,8 +131,10 @@ func (a Attachment) externalIDs() map[string]string {
 	if list := topology.Listed(a.Addresses); list != nil {
 		ids[keyAddresses] = strings.Trim(fmt.Sprint(list), "[]")
 	}
-	if a.Network != "" {
-		ids[keyNetwork] = a.Network
+	for key, value := range map[string]string{keyNetwork: a.Network, keyPodUID: a.UIDs.Pod, keyNamespaceUID: a.UIDs.Namespace} {
+		if value != "" {
+			ids[key] = value
+		}
 	}
 	if l := encodeLimits(a.Limits); l != "" {
 		ids[keyLimits] = l
@@ -150,6 +163,7 @@ func fromExternalIDs(ids map[string]string, port uint32) (a Attachment, ok bool,
 	a = Attachment{
 		Attachment: cniapi.Attachment{ContainerID: ids[keyContainer], IfName: ids[keyIfName]},
 		Netns:      ids[keyNetns], Network: ids[keyNetwork], Namespace: ids[keyNamespace], Pod: ids[keyPod], Port: port,
+		UIDs: UIDs{Namespace: ids[keyNamespaceUID], Pod: ids[keyPodUID]},
 	}
 	if a.Addresses, err = decodeAddresses(ids[keyAddress], ids[keyAddresses]); err != nil {
 		return a, true, fmt.Errorf("attachment %s: addresses in its external_ids: %w", a.Attachment, err)

@@ -95,6 +95,7 @@ func (a *Attacher) checkPort(ctx context.Context, node Node, at Attachment) ([]s
 		diff = append(diff, fmt.Sprintf("port %s has number %d, not %d", p.Name, p.Ofport, at.Port))
 	}
 	want := at.externalIDs()
+	delete(want, keyNamespaceUID) // the lease may know better
 	for _, key := range slices.Sorted(maps.Keys(want)) {
 		if p.ExternalIDs[key] != want[key] {
 			diff = append(diff, fmt.Sprintf("port %s: external_ids:%s is %q, not %q", p.Name, key, p.ExternalIDs[key], want[key]))

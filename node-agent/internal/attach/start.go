@@ -97,7 +97,7 @@ func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attach
 			continue
 		}
 		if known, ok := list[at.Attachment]; ok {
-			known.MAC = at.MAC // whatever somebody wrote into the database
+			known.MAC, known.UIDs = at.MAC, at.UIDs // whatever somebody wrote into the database
 			if unread[at.Attachment] {
 				known.Limits = at.Limits
 			}

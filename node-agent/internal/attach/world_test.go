@@ -45,6 +45,8 @@ type world struct {
 	// renumber makes Open vSwitch give other port numbers than asked for.
 	renumber bool
 	unknown  map[string]bool
+	// namespaceUID is that of all namespaces; empty as outside of Kubernetes.
+	namespaceUID string
 	// asked are the limits of each pod.
 	asked map[string]limits.Limits
 	// gone are sandboxes that are not there any more, by path.
@@ -483,11 +485,11 @@ func (w *world) Check(_ context.Context, port uint32) ([]string, error) {
 	return nil, nil
 }
 
-func (w *world) WaitKnown(_ context.Context, namespace string) error {
+func (w *world) WaitKnown(_ context.Context, namespace string) (string, error) {
 	if w.unknown[namespace] {
-		return cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID", namespace)
+		return "", cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID", namespace)
 	}
-	return nil
+	return w.namespaceUID, nil
 }
 
 // finished removes what is left of pods that were detached.

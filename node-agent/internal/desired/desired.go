@@ -24,7 +24,10 @@ type Attached struct {
 	// Port is who it is: the number of its port of the bridge.
 	Port      uint32
 	Namespace string
-	MAC       net.HardwareAddr
+	// NamespaceUID is that of the Kubernetes Namespace that it came in; empty where that is
+	// not known.
+	NamespaceUID string
+	MAC          net.HardwareAddr
 	// Addresses are one or two, of different families.
 	Addresses []netip.Addr
 	// Meter is the rate above which what the pod sends is dropped: the last resort
@@ -38,7 +41,7 @@ type Attached struct {
 
 // Equal reports whether flows of both would be the same.
 func (a Attached) Equal(b Attached) bool {
-	return a.Port == b.Port && a.Namespace == b.Namespace && bytes.Equal(a.MAC, b.MAC) && slices.Equal(a.Addresses, b.Addresses) &&
+	return a.Port == b.Port && a.Namespace == b.Namespace && a.NamespaceUID == b.NamespaceUID && bytes.Equal(a.MAC, b.MAC) && slices.Equal(a.Addresses, b.Addresses) &&
 		a.Meter == b.Meter && a.Queue == b.Queue && a.Policy == b.Policy
 }
 

@@ -5,6 +5,7 @@ package ipam
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,6 +33,10 @@ type Lease struct {
 	MAC          cniapi.MAC   `json:"mac,omitempty"`
 	PodNamespace string       `json:"podNamespace,omitempty"`
 	PodName      string       `json:"podName,omitempty"`
+	// PodUID and NamespaceUID tell both from others of the same names; empty where they are
+	// not known.
+	PodUID       string `json:"podUID,omitempty"`
+	NamespaceUID string `json:"namespaceUID,omitempty"`
 	// Netns is the sandbox's path, NetworkName the CNI network's name and Limits the
 	// pod's at first: with them a lease is enough to make the attachment's port anew.
 	Netns       string        `json:"netns,omitempty"`
@@ -153,7 +158,7 @@ func WithReuse(reusable func(netip.Addr) bool) Option {
 //     kept, so that the new pods do not get the addresses of the old ones.)
 //   - Otherwise the leases of both hold; where they contradict each other, live
 //     wins, but for what only the file knows: since when it is, its MAC, its limits at
-//     first, and that it is leaving. A lease that only the file has stays: the attachment may exist though
+//     first, its Namespace's UID, and that it is leaving. A lease that only the file has stays: the attachment may exist though
 //     OVSDB lost it. The runtime's DEL or GC releases it.
 //
 // There are one or two subnets, of IPv4 first; the pool's file is of the first. Open fails if
@@ -340,6 +345,26 @@ func (p *Pool) ReleaseAll(as ...cniapi.Attachment) (released int) {
 	return released
 }
 
+// SetNamespaceUIDs writes down in which Kubernetes Namespaces attachments are, by their UIDs. One
+// without a lease is no error. As with [Pool.Release], what cannot be written now is written later.
+func (p *Pool) SetNamespaceUIDs(uids map[cniapi.Attachment]string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	changed := false
+	for a, uid := range uids {
+		if l, ok := p.byKey[a]; ok && l.NamespaceUID != uid {
+			l.NamespaceUID, changed = uid, true
+			p.put(l)
+		}
+	}
+	if !changed {
+		return
+	}
+	if err := p.save(); err != nil {
+		p.log.Error("the Namespaces of pods are known, but not on disk", "count", len(uids), "error", err)
+	}
+}
+
 // Lookup returns the lease of an attachment.
 func (p *Pool) Lookup(a cniapi.Attachment) (Lease, bool) {
 	p.mu.Lock()
@@ -470,6 +495,8 @@ func (p *Pool) admitStored(stored []Lease) {
 	for _, l := range stored {
 		if have, ok := p.byKey[l.Attachment()]; ok && have.first() == l.first() {
 			have.Since, have.MAC, have.Limits, have.Leaving = l.Since, l.MAC, l.Limits, l.Leaving
+			// A lease that an earlier release wrote down has neither.
+			have.PodUID, have.NamespaceUID = cmp.Or(l.PodUID, have.PodUID), cmp.Or(l.NamespaceUID, have.NamespaceUID)
 			p.put(have)
 			continue
 		}

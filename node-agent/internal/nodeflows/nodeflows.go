@@ -142,8 +142,8 @@ func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) (problems [
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.records = &s
-	if changed, ok := t.moved(); ok {
-		err = t.follow(ctx, changed)
+	if namespaces, ports, ok := t.moved(); ok {
+		err = t.follow(ctx, namespaces, ports)
 	} else {
 		err = t.refresh(ctx)
 	}
@@ -157,12 +157,13 @@ func (t *Table) SetRecords(ctx context.Context, s topology.Snapshot) (problems [
 	return problems, changed, nil
 }
 
-// moved are the namespaces whose flows follow from the records otherwise than from those of the
-// model; ok is false where more than these may have changed, or something was not brought in.
-func (t *Table) moved() (namespaces []string, ok bool) {
+// moved are the namespaces and the ports of pods whose flows follow from the records otherwise than
+// from those of the model; ok is false where more than these may have changed, or something was not
+// brought in.
+func (t *Table) moved() (namespaces []string, ports []uint32, ok bool) {
 	was, now := t.modelled, t.records
 	if was == nil || t.stale || t.failed || len(t.waiting) > 0 || !was.Config.Equal(now.Config) || !maps.EqualFunc(was.Nodes, now.Nodes, topology.Node.Equal) {
-		return nil, false
+		return nil, nil, false
 	}
 	for n := range t.tenants.slots {
 		before, had := was.Tenancy(n)
@@ -170,13 +171,19 @@ func (t *Table) moved() (namespaces []string, ok bool) {
 			namespaces = append(namespaces, n)
 		}
 	}
-	return namespaces, true
+	for port, a := range t.attached {
+		if was.Namesake(a.Namespace, a.NamespaceUID) != now.Namesake(a.Namespace, a.NamespaceUID) {
+			ports = append(ports, port)
+		}
+	}
+	return namespaces, ports, true
 }
 
-// follow brings in the records where all that they change is the netIDs of some namespaces.
-func (t *Table) follow(ctx context.Context, namespaces []string) error {
+// follow brings in the records where all that they change is the netIDs of some namespaces, and
+// which pods are of them.
+func (t *Table) follow(ctx context.Context, namespaces []string, ports []uint32) error {
 	t.modelled = t.records
-	c := t.want(nil, namespaces)
+	c := t.want(ports, namespaces)
 	c.Set(t.own()) // so that the store looks at what else is behind
 	return t.give(ctx, c)
 }
@@ -253,10 +260,11 @@ func podOwner(port uint32) flowstore.Owner {
 	return flowstore.Owner{Kind: KindPod, Name: strconv.FormatUint(uint64(port), 10)}
 }
 
-// pod is what the pod with that port wants: nothing where there is none.
+// pod is what the pod with that port wants: nothing where there is none, and where its Namespace
+// is gone and another has the name, whose netID is not the pod's.
 func (t *Table) pod(port uint32) (w flowstore.Want) {
 	a, ok := t.attached[port]
-	if !ok {
+	if !ok || t.records.Namesake(a.Namespace, a.NamespaceUID) {
 		return w
 	}
 	p := desired.Pod(t.tenants.slots, a)
@@ -379,6 +387,7 @@ func (t *Table) Check(ctx context.Context, port uint32) ([]string, error) {
 	t.mu.Lock()
 	a, ok := t.attached[port]
 	known := t.model != nil
+	outlived := known && ok && t.records.Namesake(a.Namespace, a.NamespaceUID)
 	t.mu.Unlock()
 	switch {
 	case !known:
@@ -387,6 +396,8 @@ func (t *Table) Check(ctx context.Context, port uint32) ([]string, error) {
 		return nil, flowstore.ErrDisconnected
 	case !ok:
 		return []string{fmt.Sprintf("no pod is attached at port %d", port)}, nil
+	case outlived:
+		return []string{fmt.Sprintf("it came in a Namespace %s (UID %s) that is gone, and another one has that name: it has no network, as it is not that one's; delete the pod", a.Namespace, a.NamespaceUID)}, nil
 	}
 	return t.store.Check(ctx, podOwner(port), flowstore.Owner{Kind: KindTenant, Name: a.Namespace})
 }

@@ -5,6 +5,7 @@
 package records
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,7 +19,9 @@ import (
 
 // Carry returns next with the confirmed netIDs of prev kept for namespaces
 // whose record lost its confirmation: someone wrote it by hand, and the
-// controller has not looked at it yet. A namespace without a record keeps nothing.
+// controller has not looked at it yet. A namespace without a record keeps nothing, and
+// neither does one whose record is of another Namespace with the same name: that its
+// predecessor's was deleted in between may not have been told.
 func Carry(prev, next topology.Snapshot) topology.Snapshot {
 	if prev.Config.Name != next.Config.Name {
 		return next
@@ -35,8 +38,8 @@ func Carry(prev, next topology.Snapshot) topology.Snapshot {
 	}
 	for name, rec := range next.Namespaces {
 		old, known := prev.Namespaces[name]
-		if rec.Effective == nil && known && old.Effective != nil {
-			rec.Effective, rec.Change = old.Effective, old.Change
+		if rec.Effective == nil && known && old.Effective != nil && rec.Succeeds(old) {
+			rec.Effective, rec.Change, rec.UID = old.Effective, old.Change, cmp.Or(rec.UID, old.UID)
 			keep(name, rec)
 		}
 	}

@@ -61,6 +61,18 @@ func TestCarry(t *testing.T) {
 	if got := Carry(snapshot(changing), snapshot(topology.Namespace{NetName: "a", NetID: raw(99)})).Namespaces["a"].Change; got != changing.Change {
 		t.Errorf("the change became %+v", got)
 	}
+	// A namesake's record has nothing of the one before, also where somebody wrote that by hand
+	// meanwhile.
+	one, written, namesake := topology.Namespace{NetName: "a", UID: "A", Effective: id(10)}, topology.Namespace{NetName: "a"}, topology.Namespace{NetName: "a", UID: "B"}
+	if got := Carry(snapshot(one), snapshot(namesake)).Namespaces["a"].Effective; got != nil {
+		t.Errorf("a namesake got netID %d of the one before", *got)
+	}
+	if got := Carry(Carry(snapshot(one), snapshot(written)), snapshot(namesake)).Namespaces["a"].Effective; got != nil {
+		t.Errorf("a namesake got netID %d of the one before that was written by hand", *got)
+	}
+	if got := Carry(snapshot(one), snapshot(topology.Namespace{NetName: "a", UID: "A"})).Namespaces["a"].Effective; got == nil || *got != 10 {
+		t.Error("the same one lost its netID")
+	}
 	// What is handed out is not changed.
 	next := snapshot(topology.Namespace{NetName: "a", NetID: raw(99)})
 	Carry(old, next)

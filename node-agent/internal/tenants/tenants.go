@@ -50,22 +50,24 @@ func (t *Tenants) Applied(s topology.Snapshot) {
 	t.changed = make(chan struct{})
 }
 
-func (t *Tenants) known(namespace string) (ok bool, changed <-chan struct{}) {
+func (t *Tenants) known(namespace string) (uid string, ok bool, changed <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.records != nil {
 		_, ok = t.records.NetID(namespace)
+		uid = t.records.Namespaces[namespace].UID
 	}
-	return ok, t.changed
+	return uid, ok, t.changed
 }
 
 // WaitKnown returns when the namespace has a confirmed netID that flows can be
-// made with. It asks for one where there is no record and records do not come by
+// made with, and the UID of the Kubernetes Namespace whose it is, which is empty where
+// there is none. It asks for a netID where there is no record and records do not come by
 // themselves.
-func (t *Tenants) WaitKnown(ctx context.Context, namespace string) error {
-	ok, changed := t.known(namespace)
+func (t *Tenants) WaitKnown(ctx context.Context, namespace string) (uid string, err error) {
+	uid, ok, changed := t.known(namespace)
 	if ok {
-		return nil
+		return uid, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, tenantWait)
 	defer cancel()
@@ -76,16 +78,16 @@ func (t *Tenants) WaitKnown(ctx context.Context, namespace string) error {
 	for {
 		select {
 		case <-changed:
-			if ok, changed = t.known(namespace); ok {
-				return nil
+			if uid, ok, changed = t.known(namespace); ok {
+				return uid, nil
 			}
 		case err := <-asked:
 			if err != nil && !errors.Is(err, context.Canceled) {
-				return cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID yet, and none could be asked for: %w", namespace, err)
+				return "", cniapi.Errorf(cniapi.CodeTryAgain, "namespace %s has no netID yet, and none could be asked for: %w", namespace, err)
 			}
 			asked = nil
 		case <-ctx.Done():
-			return t.unknown(namespace)
+			return "", t.unknown(namespace)
 		}
 	}
 }

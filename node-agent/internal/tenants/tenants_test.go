@@ -3,6 +3,7 @@ package tenants
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -28,7 +29,7 @@ func withNamespaces(names ...string) topology.Snapshot {
 	s := topology.Snapshot{Config: topology.DefaultConfig(), Namespaces: map[string]topology.Namespace{}}
 	for i, n := range names {
 		id := netid.ID(10 + i)
-		s.Namespaces[n] = topology.Namespace{NetName: n, Effective: &id}
+		s.Namespaces[n] = topology.Namespace{NetName: n, UID: "uid of " + n, Effective: &id}
 	}
 	return s
 }
@@ -38,16 +39,19 @@ func TestWaitKnown(t *testing.T) {
 	a := &asker{asked: make(chan string, 10)}
 	w := New(a, slog.New(slog.DiscardHandler))
 	w.Applied(withNamespaces("a"))
-	if err := w.WaitKnown(ctx, "a"); err != nil || len(a.asked) != 0 {
+	if _, err := w.WaitKnown(ctx, "a"); err != nil || len(a.asked) != 0 {
 		t.Fatalf("known namespace: %v, %d asked", err, len(a.asked))
 	}
 	// One that is not known is asked for, and waited for, without holding up others.
 	done := make(chan error, 1)
-	go func() { done <- w.WaitKnown(ctx, "b") }()
+	go func() {
+		_, err := w.WaitKnown(ctx, "b")
+		done <- err
+	}()
 	if got := <-a.asked; got != "b" {
 		t.Fatalf("asked for %s", got)
 	}
-	if err := w.WaitKnown(ctx, "a"); err != nil {
+	if _, err := w.WaitKnown(ctx, "a"); err != nil {
 		t.Fatal(err)
 	}
 	unconfirmed := withNamespaces("a")
@@ -67,14 +71,14 @@ func TestWaitKnown(t *testing.T) {
 func TestWaitKnownFails(t *testing.T) {
 	a := &asker{asked: make(chan string, 10), err: errors.New("etcd is away")}
 	w := New(a, slog.New(slog.DiscardHandler))
-	err := w.WaitKnown(t.Context(), "b")
+	_, err := w.WaitKnown(t.Context(), "b")
 	if cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), "etcd is away") {
 		t.Errorf("cannot ask: %v", err)
 	}
 	a.err = nil
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() { <-a.asked; <-a.asked; cancel() }()
-	err = w.WaitKnown(ctx, "b")
+	_, err = w.WaitKnown(ctx, "b")
 	if cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), "controller") {
 		t.Errorf("no answer: %v", err)
 	}
@@ -85,7 +89,13 @@ func TestWaitKnownFails(t *testing.T) {
 func TestWaitKnownInKubernetes(t *testing.T) {
 	w := New(nil, slog.New(slog.DiscardHandler))
 	done := make(chan error, 1)
-	go func() { done <- w.WaitKnown(t.Context(), "b") }()
+	go func() {
+		uid, err := w.WaitKnown(t.Context(), "b")
+		if err == nil && uid != "uid of b" {
+			err = fmt.Errorf("UID %q", uid)
+		}
+		done <- err
+	}()
 	w.Applied(withNamespaces("a", "b"))
 	if err := <-done; err != nil {
 		t.Fatal(err)
@@ -102,7 +112,7 @@ func TestWaitKnownInKubernetes(t *testing.T) {
 		s := withNamespaces("a")
 		s.Namespaces["c"] = topology.Namespace{NetName: "c", Status: tc.status}
 		w.Applied(s)
-		err := w.WaitKnown(over, "c")
+		_, err := w.WaitKnown(over, "c")
 		if cniapi.AsError(err).Code != cniapi.CodeTryAgain || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("error %v, want one that says %q", err, tc.want)
 		}
@@ -116,7 +126,7 @@ func TestWaitKnownSingle(t *testing.T) {
 	s := withNamespaces()
 	s.Config.PluginName = topology.SingleTenant
 	w.Applied(s)
-	if err := w.WaitKnown(t.Context(), "whatever"); err != nil || len(a.asked) != 0 {
+	if _, err := w.WaitKnown(t.Context(), "whatever"); err != nil || len(a.asked) != 0 {
 		t.Errorf("%v, %d asked", err, len(a.asked))
 	}
 }
