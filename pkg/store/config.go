@@ -82,11 +82,13 @@ func (c Config) validateEndpoint(e string) error {
 // handshake, since CAs and certificates are renewed while we run.
 type handshakes struct {
 	credentials.TransportCredentials
-	cfg Config
+	cfg    Config
+	health *health
 }
 
 func (h handshakes) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	t, err := h.cfg.tls()
+	h.health.handshake(err)
 	if err != nil {
 		return nil, nil, err
 	}

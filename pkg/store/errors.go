@@ -28,6 +28,9 @@ var (
 	ErrUnavailable = errors.New("etcd is unavailable")
 	// ErrDenied: etcd refused the user or the certificate.
 	ErrDenied = errors.New("etcd refuses access")
+	// ErrCredentials: no connection can be begun, as the certificates or the key are missing or
+	// cannot be read.
+	ErrCredentials = errors.New("etcd cannot be reached with the certificates and the key that there are")
 
 	errClosed = errors.New("the store is closed")
 )

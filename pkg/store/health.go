@@ -8,6 +8,14 @@ type health struct {
 	err       error         // of the last call, nil when it was answered
 	followers map[int]error // by follower; nil error: in step
 	next      int
+	unusable  error // why the last handshake could not be begun, nil when it could
+}
+
+// handshake notes whether certificates and key could be read for a new connection.
+func (h *health) handshake(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.unusable = err
 }
 
 func (h *health) contact() {
@@ -46,19 +54,27 @@ func (h *health) leave(id int) {
 	delete(h.followers, id)
 }
 
+// why is err, or what keeps connections from being begun; mu is held.
+func (s *Store) why(err error) error {
+	if err == nil || s.health.unusable == nil {
+		return err
+	}
+	return &Error{Op: "connect to etcd", Kind: ErrCredentials, Endpoints: s.cfg.Endpoints, Cause: s.health.unusable}
+}
+
 // Healthy is nil while every watch is in step with etcd; without watches, while
 // the last call was answered. Else it says what is wrong, with the endpoints
-// where etcd is.
+// where etcd is: ErrCredentials where it is what this side connects with.
 func (s *Store) Healthy() error {
 	s.health.mu.Lock()
 	defer s.health.mu.Unlock()
 	for _, err := range s.health.followers {
 		if err != nil {
-			return err
+			return s.why(err)
 		}
 	}
 	if len(s.health.followers) > 0 {
 		return nil
 	}
-	return s.health.err
+	return s.why(s.health.err)
 }

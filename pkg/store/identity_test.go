@@ -1,8 +1,11 @@
 package store
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -74,4 +77,37 @@ func TestFilesRenewed(t *testing.T) {
 	if _, err := c.Config(ctxOf(t)); err == nil {
 		t.Fatal("an etcd whose CA is trusted no more is taken")
 	}
+}
+
+// TestFilesGone: where certificates and key are gone when a connection is lost, the store says
+// that it is them, and is well again when they are there again.
+func TestFilesGone(t *testing.T) {
+	e, s := secured(t)
+	if _, err := s.PutConfig(ctxOf(t), topology.DefaultConfig()); err != nil {
+		t.Fatal(err)
+	}
+	path := e.BundleFile(pki.RootUser, time.Hour)
+	c := openFile(t, e, path)
+	snapshots := c.Watch(t.Context())
+	<-snapshots
+	go func() {
+		for range snapshots {
+		}
+	}()
+	if err := os.Rename(path, path+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Healthy(); err != nil {
+		t.Errorf("while the connection stands: %v", err)
+	}
+	e.Stop()
+	e.Restart()
+	eventually(t, "it says what is missing", func() bool {
+		err := c.Healthy()
+		return errors.Is(err, ErrCredentials) && errors.Is(err, fs.ErrNotExist) && strings.Contains(err.Error(), path)
+	})
+	if err := os.Rename(path+".away", path); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is in step again", func() bool { return c.Healthy() == nil })
 }

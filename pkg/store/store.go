@@ -138,7 +138,7 @@ func Open(cfg Config) (*Store, error) {
 	}
 	if tlsConfig != nil {
 		// The library's own would keep the files as they are now.
-		s.ccfg.DialOptions = append(s.ccfg.DialOptions, grpc.WithTransportCredentials(handshakes{credentials.NewTLS(tlsConfig), cfg}))
+		s.ccfg.DialOptions = append(s.ccfg.DialOptions, grpc.WithTransportCredentials(handshakes{credentials.NewTLS(tlsConfig), cfg, &s.health}))
 	}
 	if cfg.Username == "" {
 		if _, err := s.connect(); err != nil {
