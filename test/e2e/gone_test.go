@@ -83,6 +83,40 @@ func TestAddressesLost(t *testing.T) {
 	}
 }
 
+// TestStateWiped: all files of the agent's state are deleted while it runs, and the bundle that the
+// node was given is not kept either; then its connection to etcd is lost. Nobody loses a packet, the
+// node comes to etcd again, and the files are back.
+func TestStateWiped(t *testing.T) {
+	l := up(t, netlab.Options{Nodes: 1})
+	ctx := t.Context()
+	l.pods(map[string][]string{"n1": {"red/a", "red/b"}})
+	run := l.run(probe.Exactly(everybody))
+	l.traffic(run, 20)
+	files, err := filepath.Glob(filepath.Join(l.StateDir("n1"), "*"))
+	l.must(err)
+	l.must(l.LoseBundle("n1"))
+	for _, file := range files {
+		l.must(os.RemoveAll(file))
+	}
+	l.must(l.Controller().Kill())
+	l.must(l.StartController(ctx))
+	l.eventually("a pod of a new namespace", 60*time.Second, func() error {
+		_, err := l.AddPod(ctx, "n1", "new", "a", netlab.PodOptions{})
+		return err
+	})
+	l.eventually("the files are back", 60*time.Second, func() error {
+		for _, file := range files {
+			if _, err := os.Stat(file); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err := run.Stop().Err(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestReboot: a node boots again, with all that was on its disk and no pod. Ports and leases of
 // the boot before are reclaimed and nothing answers at their addresses; the runtime is not
 // told that pods can have a network before they can.

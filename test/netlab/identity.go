@@ -73,6 +73,10 @@ func (l *Lab) GiveBundle(ctx context.Context, node string, args ...string) error
 	return err
 }
 
+// LoseBundle takes the file away that a node was given its bundle in, which it does not need any
+// more once it has started.
+func (l *Lab) LoseBundle(node string) error { return os.Remove(l.nodeBundle(node)) }
+
 // ensureBundle gives a node its first bundle.
 func (l *Lab) ensureBundle(ctx context.Context, node string, o Options) error {
 	if _, err := os.Stat(l.nodeBundle(node)); o.Insecure || err == nil {

@@ -66,6 +66,8 @@ type etcd struct {
 	written  map[netip.Addr]topology.NodeMTU
 	status   topology.NodeStatus
 	open     bool
+	// unhealthy is why there is no connection.
+	unhealthy error
 }
 
 // watch is what a new agent sees: all there is, and then what changes.
@@ -127,7 +129,13 @@ func (e *etcd) putMTU(_ context.Context, m topology.NodeMTU) (int64, error) {
 }
 
 func (e *etcd) Endpoints() []string { return []string{"https://192.0.2.1:2379"} }
-func (e *etcd) Healthy() error      { return nil }
+
+// Healthy implements etcdState.
+func (e *etcd) Healthy() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.unhealthy
+}
 
 // Set implements statusRecord.
 func (e *etcd) Set(s topology.NodeStatus) {
@@ -320,6 +328,7 @@ type (
 		why   error
 		looks int // at the socket
 		place error
+		gone  error // of the state directory
 	}
 	noRoutes struct{ peers.Routes }
 )
@@ -399,6 +408,19 @@ func (f *fakeConf) Keep() error {
 	defer f.mu.Unlock()
 	f.looks++
 	return nil
+}
+
+// Look is that at the state directory.
+func (f *fakeConf) Look() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.gone
+}
+
+func (f *fakeConf) setGone(why error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gone = why
 }
 
 func (f *fakeConf) kept() int {
@@ -571,7 +593,7 @@ func (l *lab) build() {
 			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, restore: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
 		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
-		runtime: &runtimeWay{conf: l.conf, socket: l.conf},
+		runtime: &runtimeWay{conf: l.conf, socket: l.conf, state: l.conf},
 		report:  &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m},
 	}
 	ready.open(pods)

@@ -2,11 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -38,8 +40,12 @@ func (n *ownRecord) place(_ context.Context, p *pass) error {
 	if n.records == nil {
 		return fmt.Errorf("no records yet from etcd at %v", n.etcd.Endpoints())
 	}
-	if err := n.identity.LockedOut(n.etcd.Healthy(), n.self); err != nil {
+	health := n.etcd.Healthy()
+	if err := n.identity.LockedOut(health, n.self); err != nil {
 		return err
+	}
+	if errors.Is(health, store.ErrCredentials) {
+		return fmt.Errorf("this node does not follow the records, and pods keep their network as it was: put the file back: %w", health)
 	}
 	me, ok := n.records.Nodes[n.self]
 	if n.asking != nil && n.fromEtcd {

@@ -4,12 +4,25 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/statefile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniplugins"
 )
+
+// stateDir is the directory that the agent keeps its state in.
+type stateDir string
+
+// Look returns an error where only a new start brings it back.
+func (d stateDir) Look() error {
+	if err := statefile.Look(string(d)); err != nil {
+		return fmt.Errorf("the agent's state directory: %w", err)
+	}
+	return nil
+}
 
 // runtimeSide is what the container runtime reaches the agent by.
 type runtimeSide struct {
@@ -20,8 +33,8 @@ type runtimeSide struct {
 }
 
 // way is what a pass looks at.
-func (r runtimeSide) way() *runtimeWay {
-	w := &runtimeWay{conf: r.conf, socket: r.socket}
+func (r runtimeSide) way(state string) *runtimeWay {
+	w := &runtimeWay{conf: r.conf, socket: r.socket, state: stateDir(state)}
 	if r.plugins != nil {
 		w.plugins = r.plugins
 	}
@@ -39,12 +52,14 @@ type runtimeWay struct {
 	}
 	// socket puts back the socket that the plugin calls; [cniserver.Server] does.
 	socket interface{ Keep() error }
+	// state is the state directory, without which no pod can come either; [stateDir] looks.
+	state interface{ Look() error }
 
 	looked bool
 	why    error
 }
 
-// look puts back what somebody took away, and says why pods do not come to the agent. It ends the agent where only a new start of its
+// look puts back what somebody took away, the state directory too, and says why pods do not come to the agent. It ends the agent where only a new start of its
 // container helps.
 func (w *runtimeWay) look(_ context.Context, p *pass) error {
 	if p.full || w.why != nil || !w.looked {
@@ -65,5 +80,5 @@ func (w *runtimeWay) mend() error {
 	if w.plugins != nil {
 		plugins = detached.Explain(w.plugins.Dir(), w.plugins.Ensure())
 	}
-	return cmp.Or(socket, plugins, conf)
+	return cmp.Or(w.state.Look(), socket, plugins, conf)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
+	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 )
 
 // Another CNI configuration comes before ours while the node is ready: the node says so within a pass, in its status too, and is
@@ -78,7 +79,7 @@ func TestLoopRuntimeWithoutSwitch(t *testing.T) {
 // A folder that was deleted under the agent's mount is only there again in a new container, be it found by a look or by a file that
 // cannot be written.
 func TestLoopDetached(t *testing.T) {
-	for name, remove := range map[string]func(c *fakeConf, why error){"a look": (*fakeConf).set, "a file": (*fakeConf).setPlace} {
+	for name, remove := range map[string]func(c *fakeConf, why error){"a look": (*fakeConf).set, "a file": (*fakeConf).setPlace, "the state directory": (*fakeConf).setGone} {
 		t.Run(name, func(t *testing.T) {
 			scripted(t, func(t *testing.T, l *lab) {
 				revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
@@ -99,4 +100,30 @@ func TestLoopDetached(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A node that does not come to etcd for want of its own certificate is not ready, and says so; etcd
+// that is away is no reason.
+func TestLoopWithoutCredentials(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
+		l.start()
+		l.isReady(revision)
+		for _, kind := range []error{store.ErrUnavailable, store.ErrCredentials, nil} {
+			var why error
+			if kind != nil {
+				why = &store.Error{Op: "connect to etcd", Kind: kind, Cause: errors.New("open /state/identity.pem: no such file")}
+			}
+			l.etcd.mu.Lock()
+			l.etcd.unhealthy = why
+			l.etcd.mu.Unlock()
+			time.Sleep(resyncEvery + lastPause)
+			if kind == store.ErrCredentials {
+				l.notReady("identity.pem")
+			} else {
+				l.isReady(revision)
+			}
+		}
+		l.stop()
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/statefile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
 )
 
@@ -62,12 +63,16 @@ func (f *File) Ensure() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if bytes.Equal(have, f.cfg.Contents) {
+	same := bytes.Equal(have, f.cfg.Contents)
+	if same && !statefile.Missing(f.boot) {
 		return false, nil
 	}
 	// The boot first: a file whose boot is not noted would go at the next start.
-	if err := atomicfile.Write(f.boot, []byte(f.cfg.BootID), 0o600); err != nil {
+	if err := statefile.Write(f.boot, []byte(f.cfg.BootID)); err != nil {
 		return false, fmt.Errorf("note the boot of CNI configuration %s: %w", f.path, err)
+	}
+	if same {
+		return false, nil
 	}
 	if err := os.MkdirAll(f.cfg.Dir, 0o755); err != nil {
 		return false, fmt.Errorf("CNI configuration %s: %w", f.path, err)

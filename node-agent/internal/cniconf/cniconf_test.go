@@ -95,6 +95,14 @@ func TestForget(t *testing.T) {
 		t.Fatal(err)
 	}
 	forget("the state is lost", rebooted, true)
+	// While the agent runs, it notes the boot again.
+	running := New(rebooted)
+	ensure(t, running, true)
+	if err := os.RemoveAll(cfg.StateDir); err != nil {
+		t.Fatal(err)
+	}
+	ensure(t, running, false)
+	forget("the state was lost and the agent restarts", rebooted, false)
 }
 
 func TestForeignStays(t *testing.T) {

@@ -283,6 +283,9 @@ func (a *Access) moved(place kube.EtcdAccess, used Way) error {
 
 // held is the bundle on disk, if it is this node's: a disk may be copied to another one.
 func (a *Access) held() (pki.Bundle, bool) {
+	if _, err := a.file.Restore(); err != nil {
+		a.log.Warn("the node's certificate was gone from the state directory", "error", err)
+	}
 	b, held, err := a.file.Load()
 	switch {
 	case err != nil:

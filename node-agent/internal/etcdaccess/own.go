@@ -155,6 +155,7 @@ func (o Own) Who() (user, issuer string) {
 	if o.file == nil {
 		return "", ""
 	}
+	_, _ = o.file.Restore() // the Renewer says what keeps it from being written
 	b, held, err := o.file.Load()
 	if err != nil || !held {
 		return "", ""

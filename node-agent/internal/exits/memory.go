@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/statefile"
 )
 
 // Seen is what a node remembers of its way to the outside, so that what is wrong can be
@@ -60,7 +60,7 @@ func (f File) Load() (s Seen, err error) {
 func (f File) Save(s Seen) error {
 	data, err := json.Marshal(s)
 	if err == nil {
-		err = atomicfile.Write(f.path, data, 0o600)
+		err = statefile.Write(f.path, data)
 	}
 	if err != nil {
 		return fmt.Errorf("write what the node remembers of its way to the outside: %w", err)

@@ -13,18 +13,29 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/statefile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 )
 
 // File is the node's bundle on disk, and beside it the key of the next one while its
-// certificate is asked for.
-type File struct{ path, next string }
+// certificate is asked for. Copies of a File are of the same one.
+type File struct {
+	path, next string
+	last       *last
+}
+
+// last is the bundle that was read or written last: who empties the state directory would take
+// the node's way to etcd away for good.
+type last struct {
+	mu     sync.Mutex
+	bundle *pki.Bundle
+}
 
 // NewFile names the bundle in the agent's state directory.
 func NewFile(stateDir string) File {
-	return File{filepath.Join(stateDir, "identity.pem"), filepath.Join(stateDir, "identity-next.key")}
+	return File{filepath.Join(stateDir, "identity.pem"), filepath.Join(stateDir, "identity-next.key"), &last{}}
 }
 
 // Path is where it is. It serves as CA file, certificate file and key file at once.
@@ -32,6 +43,12 @@ func (f File) Path() string { return f.path }
 
 // Load reads the bundle; held is false where there is none.
 func (f File) Load() (b pki.Bundle, held bool, err error) {
+	f.last.mu.Lock()
+	defer f.last.mu.Unlock()
+	return f.load()
+}
+
+func (f File) load() (b pki.Bundle, held bool, err error) {
 	data, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return pki.Bundle{}, false, nil
@@ -42,18 +59,37 @@ func (f File) Load() (b pki.Bundle, held bool, err error) {
 	if err != nil {
 		return pki.Bundle{}, false, fmt.Errorf("the node's identity in %s: %w", f.path, err)
 	}
+	f.last.bundle = &b
 	return b, true, nil
+}
+
+// Restore writes the bundle that was read or written last where somebody deleted it since, and
+// reports whether it had to.
+func (f File) Restore() (bool, error) {
+	f.last.mu.Lock()
+	defer f.last.mu.Unlock()
+	if f.last.bundle == nil || !statefile.Missing(f.path) {
+		return false, nil
+	}
+	return true, f.save(*f.last.bundle)
 }
 
 // Save replaces the bundle. Only root may read it: it holds a private key.
 func (f File) Save(b pki.Bundle) error {
+	f.last.mu.Lock()
+	defer f.last.mu.Unlock()
+	return f.save(b)
+}
+
+func (f File) save(b pki.Bundle) error {
 	data, err := b.Encode()
 	if err == nil {
-		err = atomicfile.Write(f.path, data, 0o600)
+		err = statefile.Write(f.path, data)
 	}
 	if err != nil {
 		return fmt.Errorf("write the node's identity to %s: %w", f.path, err)
 	}
+	f.last.bundle = &b
 	return nil
 }
 
@@ -84,7 +120,7 @@ func (f File) nextKey() (crypto.Signer, []byte, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := atomicfile.Write(f.next, keyPEM, 0o600); err != nil {
+	if err := statefile.Write(f.next, keyPEM); err != nil {
 		return nil, nil, fmt.Errorf("the key of the node's next identity: %w", err)
 	}
 	return key, keyPEM, nil

@@ -1,10 +1,12 @@
 package identity
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -111,6 +113,37 @@ func TestRenew(t *testing.T) {
 			t.Errorf("%d certificates, want no more than asked for", n)
 		}
 	})
+}
+
+// TestDeleted: a bundle that somebody deletes, with its directory too, is put back, also where the
+// one that somebody gave is not there any more, and is renewed as ever. One by which nothing was
+// reached yet is not made up.
+func TestDeleted(t *testing.T) {
+	renewing(t, 24*time.Hour, func(t *testing.T, _ *Renewer, s *signer, f File) {
+		before, _, _ := f.Load()
+		for _, gone := range []string{f.Path(), filepath.Dir(f.Path())} {
+			if err := os.RemoveAll(gone); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(lookEvery)
+			synctest.Wait()
+			b, held, err := f.Load()
+			if err != nil || !held || !bytes.Equal(b.Pair.CertPEM, before.Pair.CertPEM) || s.count() != 1 {
+				t.Errorf("%s was deleted: there is a bundle: %t, %v; %d certificates were asked for", gone, held, err, s.count())
+			}
+			if info, err := os.Stat(f.Path()); err != nil || info.Mode().Perm() != 0o600 {
+				t.Errorf("%v, %v", info, err)
+			}
+		}
+		time.Sleep(14 * time.Hour)
+		if n := s.count(); n != 2 {
+			t.Errorf("%d certificates after 14 h, want two", n)
+		}
+	})
+	none := NewFile(t.TempDir())
+	if put, err := none.Restore(); put || err != nil {
+		t.Errorf("restored %t, %v", put, err)
+	}
 }
 
 // TestRenewFails: who signs is away, and comes back.

@@ -27,8 +27,9 @@ const (
 	lastRetry  = 5 * time.Minute
 	// attemptTimeout bounds one attempt: a leader may have to be elected first.
 	attemptTimeout = time.Minute
-	// lookEvery is how often the clock is looked at: it may be set, and the machine sleep.
-	lookEvery = time.Minute
+	// lookEvery is how often the clock is looked at, which may be set, while the machine may
+	// sleep, and the file, which somebody may delete.
+	lookEvery = 15 * time.Second
 )
 
 // ErrRefused: there will be no answer but this to the request; the next one is made with
@@ -89,7 +90,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 
 // Renewer renews the bundle on disk. The store reads it at each new connection.
 type Renewer struct {
-	// File is the bundle, which must be there.
+	// File is the bundle, which must be there, or have been there when it was loaded.
 	File    File
 	Issuer  Issuer
 	Metrics *Metrics
@@ -121,7 +122,7 @@ func (r *Renewer) Run(ctx context.Context) error {
 	pauses, trouble := backoff.Pauses{First: firstRetry, Last: lastRetry}, backoff.Trouble{}
 	asked := false
 	for {
-		b, held, err := r.File.Load()
+		b, held, err := r.load()
 		pause := lookEvery
 		if held {
 			r.Metrics.expiry.Set(float64(b.Pair.Cert.NotAfter.Unix()))
@@ -143,7 +144,10 @@ func (r *Renewer) Run(ctx context.Context) error {
 			if trouble.News(err) {
 				r.complain(b, held, err)
 			}
-			pause = pauses.Next()
+			// A file is looked for as often as ever, however often it was in vain.
+			if pause = pauses.Next(); !held {
+				pause = min(pause, lookEvery)
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -153,6 +157,18 @@ func (r *Renewer) Run(ctx context.Context) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// load reads the bundle, and puts back one that somebody deleted.
+func (r *Renewer) load() (b pki.Bundle, held bool, err error) {
+	restored, err := r.File.Restore()
+	if err != nil {
+		return pki.Bundle{}, false, err
+	}
+	if restored {
+		r.Logger.Warn("the node's identity was gone from the state directory: it is back", "path", r.File.Path())
+	}
+	return r.File.Load()
 }
 
 func (r *Renewer) renew(ctx context.Context, b pki.Bundle) error {
@@ -170,7 +186,7 @@ func (r *Renewer) renew(ctx context.Context, b pki.Bundle) error {
 
 func (r *Renewer) complain(b pki.Bundle, held bool, err error) {
 	if !held {
-		r.Logger.Error("the node's identity cannot be read: put a new bundle in place; trying again", "path", r.File.Path(), "error", err)
+		r.Logger.Error("the node's identity cannot be read, or was gone and cannot be written: put a new bundle in place; trying again", "path", r.File.Path(), "error", err)
 		return
 	}
 	r.Logger.Error("the certificate for etcd was not renewed; trying again", "user", b.User(), "until", b.Pair.Cert.NotAfter, "error", err)

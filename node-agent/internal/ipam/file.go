@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/statefile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -118,8 +118,8 @@ func encode(h header, freed iter.Seq[netip.Addr], leases iter.Seq[[]byte]) ([]by
 // A file that the crash left torn does not parse and is void as well.
 type stateFile struct {
 	path string
-	// replace is [atomicfile.Replace]; a field, so that a test can stop in front of it.
-	replace func(path string, data []byte, mode fs.FileMode) error
+	// replace is [statefile.Replace]; a field, so that a test can stop in front of it.
+	replace func(path string, data []byte) error
 }
 
 // fewBytes and fewFiles are how little room of a file system makes it worth to try
@@ -145,7 +145,7 @@ func (f stateFile) there() bool {
 }
 
 func newStateFile(dir string) stateFile {
-	return stateFile{path: filepath.Join(dir, fileName), replace: atomicfile.Replace}
+	return stateFile{path: filepath.Join(dir, fileName), replace: statefile.Replace}
 }
 
 func (f stateFile) read() (state, error) {
@@ -167,13 +167,7 @@ func (f stateFile) read() (state, error) {
 }
 
 func (f stateFile) write(data []byte) error {
-	err := f.replace(f.path, data, 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(f.path), 0o700); err == nil {
-			err = f.replace(f.path, data, 0o600)
-		}
-	}
-	if err != nil {
+	if err := f.replace(f.path, data); err != nil {
 		return fmt.Errorf("address pool: %w", err)
 	}
 	return nil

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -169,7 +168,7 @@ func TestStopBeforeWrite(t *testing.T) {
 	p := open(t, dir, small, "b")
 	allocate(t, p, 0)
 	stopped := errors.New("stopped here")
-	p.file.replace = func(string, []byte, fs.FileMode) error { return stopped }
+	p.file.replace = func(string, []byte) error { return stopped }
 	before := p.Leases()
 	for range 2 {
 		if _, err := p.Allocate(pod(1)); !errors.Is(err, stopped) || !strings.Contains(err.Error(), "172.11.4.3 cannot be leased to c1/eth0") {

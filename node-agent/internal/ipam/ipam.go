@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
@@ -81,13 +82,16 @@ func (e *TakenError) Error() string {
 }
 
 // StorageError says that the pool's file cannot be written: the disk is full, or read
-// only. It passes when that does.
+// only, which passes when that does, or the folder was deleted: see package detached.
 type StorageError struct {
 	Path  string
 	Cause error
 }
 
 func (e *StorageError) Error() string {
+	if errors.Is(e.Cause, detached.Err) {
+		return fmt.Sprintf("the leases of addresses cannot be written to %s: %v", e.Path, e.Cause)
+	}
 	return fmt.Sprintf("the leases of addresses cannot be written to %s: %v; free some space there", e.Path, e.Cause)
 }
 

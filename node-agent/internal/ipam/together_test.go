@@ -3,7 +3,6 @@ package ipam
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"strings"
 	"sync"
 	"testing"
@@ -20,7 +19,7 @@ func TestTogether(t *testing.T) {
 	before, writes := p.Leases(), 0
 	replace := p.file.replace
 	full := errors.New("full")
-	p.file.replace = func(string, []byte, fs.FileMode) error {
+	p.file.replace = func(string, []byte) error {
 		writes++
 		return full
 	}
@@ -37,9 +36,9 @@ func TestTogether(t *testing.T) {
 	if diff := cmp.Diff(before, p.Leases(), cmpOpts); diff != "" || writes != 1 {
 		t.Errorf("%d writes, leases (-want +got):\n%s", writes, diff)
 	}
-	p.file.replace = func(path string, data []byte, mode fs.FileMode) error {
+	p.file.replace = func(path string, data []byte) error {
 		writes++
-		return replace(path, data, mode)
+		return replace(path, data)
 	}
 	got := map[string]bool{}
 	for i, done := range p.allocate(context.Background(), wants) {
@@ -89,7 +88,7 @@ func TestLeave(t *testing.T) {
 		}
 	}
 	full := errors.New("full")
-	p.file.replace = func(string, []byte, fs.FileMode) error { return full }
+	p.file.replace = func(string, []byte) error { return full }
 	if err := p.Leave(pod(1).Attachment()); !errors.Is(err, full) {
 		t.Errorf("on a full disk: %v", err)
 	}

@@ -13,7 +13,7 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/statefile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -104,7 +104,7 @@ func (f File[T]) Save(v T) error {
 	if err != nil {
 		return fmt.Errorf("encode the copy of %s: %w", f.what, err)
 	}
-	if err := atomicfile.Write(f.path, data, 0o600); err != nil {
+	if err := statefile.Write(f.path, data); err != nil {
 		return fmt.Errorf("write the copy of %s: %w", f.what, err)
 	}
 	return nil

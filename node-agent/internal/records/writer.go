@@ -1,12 +1,23 @@
 package records
 
-import "log/slog"
+import (
+	"log/slog"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/statefile"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+)
+
+// lookEvery is how often a Writer looks whether somebody deleted the copy.
+const lookEvery = 5 * time.Second
 
 // Writer keeps a copy on disk while whoever holds the records goes on:
 // a write takes some 14 ms for 5,000, and a disk that is slow or hangs any time. It writes the newest,
-// and passes over those that came meanwhile.
+// and passes over those that came meanwhile. A copy that somebody
+// deletes, or that could not be written, it writes again.
 type Writer[T any] struct {
 	save   func(T) error
+	gone   func() bool
 	what   string
 	log    *slog.Logger
 	newest chan T
@@ -14,10 +25,12 @@ type Writer[T any] struct {
 }
 
 // NewWriter starts writing to f. [Writer.Close] ends it.
-func NewWriter[T any](f File[T], log *slog.Logger) *Writer[T] { return newWriter(f.Save, f.what, log) }
+func NewWriter[T any](f File[T], log *slog.Logger) *Writer[T] {
+	return newWriter(f.Save, func() bool { return statefile.Missing(f.path) }, f.what, log)
+}
 
-func newWriter[T any](save func(T) error, what string, log *slog.Logger) *Writer[T] {
-	w := &Writer[T]{save: save, what: what, log: log, newest: make(chan T, 1), ended: make(chan struct{})}
+func newWriter[T any](save func(T) error, gone func() bool, what string, log *slog.Logger) *Writer[T] {
+	w := &Writer[T]{save: save, gone: gone, what: what, log: log, newest: make(chan T, 1), ended: make(chan struct{})}
 	go w.run()
 	return w
 }
@@ -40,9 +53,34 @@ func (w *Writer[T]) Close() {
 
 func (w *Writer[T]) run() {
 	defer close(w.ended)
-	for v := range w.newest {
-		if err := w.save(v); err != nil {
-			w.log.Error("the copy of "+w.what+" is out of date: a start without etcd would use the old one", "error", err)
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	var newest *T // that is to be there
+	var trouble backoff.Trouble
+	failed := false
+	write := func() {
+		err := w.save(*newest)
+		if failed = err != nil; trouble.News(err) {
+			w.log.Error("the copy of "+w.what+" is out of date, or gone: a start without etcd would use the old one, or have none; trying again", "error", err)
+		}
+	}
+	for {
+		select {
+		case v, open := <-w.newest:
+			if !open {
+				return
+			}
+			newest = &v
+			write()
+		case <-look.C:
+			switch {
+			case newest == nil:
+			case failed:
+				write()
+			case w.gone():
+				w.log.Warn("the copy of " + w.what + " was gone from the state directory: it is written again")
+				write()
+			}
 		}
 	}
 }

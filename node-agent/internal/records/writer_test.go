@@ -6,10 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -34,6 +37,8 @@ func (d *disk) save(s topology.Snapshot) error {
 	return d.err
 }
 
+func (*disk) gone() bool { return false }
+
 func at(revision int64) topology.Snapshot { return topology.Snapshot{Revision: revision} }
 
 // A disk that hangs keeps nobody waiting; of what came meanwhile the newest is written, and before the
@@ -41,7 +46,7 @@ func at(revision int64) topology.Snapshot { return topology.Snapshot{Revision: r
 func TestWriterKeepsTheNewest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := &disk{writing: make(chan struct{})}
-		w := newWriter(d.save, "the records", slog.New(slog.DiscardHandler))
+		w := newWriter(d.save, d.gone, "the records", slog.New(slog.DiscardHandler))
 		w.Keep(at(1))
 		synctest.Wait()
 		for r := range int64(5) {
@@ -65,12 +70,51 @@ func TestWriterFails(t *testing.T) {
 	var said bytes.Buffer
 	d := &disk{writing: make(chan struct{}), err: errors.New("no space left on device")}
 	close(d.writing)
-	w := newWriter(d.save, "the records", slog.New(slog.NewTextHandler(&said, nil)))
+	w := newWriter(d.save, d.gone, "the records", slog.New(slog.NewTextHandler(&said, nil)))
 	w.Keep(at(1))
 	w.Close()
 	if text := said.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "no space left on device") {
 		t.Errorf("said %q", text)
 	}
+}
+
+// A copy that somebody deletes is written again, though there is nothing new, and so is one that
+// could not be written.
+func TestWriterPutsBack(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	synctest.Test(t, func(t *testing.T) {
+		f := NewFile(dir)
+		w := NewWriter(f, slog.New(slog.DiscardHandler))
+		expect := func(when string, want bool) {
+			t.Helper()
+			time.Sleep(lookEvery)
+			synctest.Wait()
+			if _, ok, err := f.Load(); ok != want || err != nil {
+				t.Errorf("%s: a copy is there: %t, %v", when, ok, err)
+			}
+		}
+		expect("at first", false)
+		w.Keep(large(1))
+		expect("kept", true)
+		for _, gone := range []string{f.path, dir} {
+			if err := os.RemoveAll(gone); err != nil {
+				t.Fatal(err)
+			}
+			expect(gone+" is gone", true)
+		}
+		// Nothing can be written into what is no directory.
+		if err := errors.Join(os.RemoveAll(dir), os.WriteFile(dir, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(lookEvery)
+		w.Keep(large(2))
+		synctest.Wait()
+		if err := os.Remove(dir); err != nil {
+			t.Fatal(err)
+		}
+		expect("the way is clear again", true)
+		w.Close()
+	})
 }
 
 // The copy is whole at the end, whatever was under way.

@@ -1,0 +1,65 @@
+package statefile
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
+)
+
+// A directory that somebody deleted is made anew; only one that was deleted under its mount is
+// not to be had again.
+func TestDirectoryDeleted(t *testing.T) {
+	base := t.TempDir()
+	source, mounted := filepath.Join(base, "source"), filepath.Join(base, "mounted")
+	for _, dir := range []string{source, mounted} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mount(source, mounted, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(mounted, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	ways := map[string]func(dir string) error{
+		"look":    Look,
+		"write":   func(dir string) error { return Write(filepath.Join(dir, "file"), []byte("data")) },
+		"replace": func(dir string) error { return Replace(filepath.Join(dir, "file"), []byte("data")) },
+	}
+	for name, way := range ways {
+		missing := filepath.Join(base, "missing")
+		for _, dir := range []string{missing, mounted} {
+			if err := way(dir); err != nil {
+				t.Errorf("%s in %s: %v", name, dir, err)
+			}
+		}
+		if err := os.RemoveAll(missing); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if info, err := os.Stat(filepath.Join(mounted, "file")); err != nil || info.Mode() != 0o600 || Missing(filepath.Join(mounted, "file")) {
+		t.Errorf("the file: %v, %v", info, err)
+	}
+	if err := os.RemoveAll(source); err != nil {
+		t.Fatal(err)
+	}
+	for _, then := range []string{"deleted", "made anew"} {
+		for name, way := range ways {
+			if err := way(mounted); !errors.Is(err, detached.Err) {
+				t.Errorf("%s, %s: %v", then, name, err)
+			}
+		}
+		if !Missing(filepath.Join(mounted, "file")) {
+			t.Error("the file is there")
+		}
+		_ = os.Mkdir(source, 0o700)
+	}
+}
