@@ -378,16 +378,16 @@ func (t *Table) Load(all []attach.Attachment) {
 	}
 	now := t.cfg.Now()
 	for _, at := range all {
-		p, ok := podOf(at, "")
+		p, ok := podOf(at, at.UIDs.Pod)
 		if !ok {
 			continue
 		}
 		before, known := t.copied[p.Address]
-		known = known && before.Namespace == p.Namespace && before.Name == p.Name
+		known = known && before.Namespace == p.Namespace && before.Name == p.Name && cmp.Or(p.UID, before.UID) == cmp.Or(before.UID, p.UID)
 		// A copy lacks those that came just before it was to be made.
 		one := &pod{Pod: p, tracked: before.Selected && known || !known && len(t.copied) > 0}
 		if known {
-			one.UID, one.labels, one.labelled = before.UID, before.Labels, before.Labelled
+			one.UID, one.labels, one.labelled = cmp.Or(one.UID, before.UID), before.Labels, before.Labelled
 		}
 		one.loaded = true
 		t.enter(one, now)

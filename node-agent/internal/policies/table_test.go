@@ -743,3 +743,24 @@ func TestPublished(t *testing.T) {
 		}
 	})
 }
+
+// A pod that was attached before the agent started is told from a namesake by its UID, without a
+// copy too, and by a copy that is of another one: the labels are not its own.
+func TestStartBesideNamesake(t *testing.T) {
+	namesake := Copy{Pods: []CopiedPod{{Namespace: "shop", Name: "web-1", UID: "u-new", Address: web1, Labels: app("web"), Labelled: true}}}
+	for name, c := range map[string]Copy{"no copy": {}, "a copy of the namesake": namesake} {
+		t.Run(name, func(t *testing.T) {
+			inTime(t, c, func(w *world) {
+				at := attachment(web1, "web-1")
+				at.UIDs.Pod = "u-old"
+				w.table.Load([]attach.Attachment{at})
+				w.table.Shown(map[kube.PodKey]kube.Pod{{Namespace: "shop", Name: "web-1"}: {PodKey: kube.PodKey{Namespace: "shop", Name: "web-1"}, UID: "u-new", Labels: app("web")}})
+				w.table.mu.Lock()
+				defer w.table.mu.Unlock()
+				if one := w.table.pods[web1]; one.UID != "u-old" || one.labelled {
+					t.Errorf("it is %q, with labels %v", one.UID, one.labels)
+				}
+			})
+		})
+	}
+}
