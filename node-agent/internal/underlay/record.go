@@ -10,7 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/atomicfile"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/statefile"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
@@ -110,7 +110,7 @@ func (r *record[T]) write() {
 			panic("underlay: " + failed.Error()) // what is remembered always encodes
 		}
 		if err != nil || !bytes.Equal(has, data) {
-			err = atomicfile.Write(r.path, data, 0o600)
+			err = statefile.Write(r.path, data)
 		}
 	}
 	if err == nil {
