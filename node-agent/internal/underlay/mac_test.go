@@ -24,8 +24,8 @@ func TestUplinkMACChanges(t *testing.T) {
 	n.again(state, "1")
 	ip(t, n.name, "addr add 2001:db8::1/64 dev eth0 nodad")
 	n.ensure(true)
-	if got := n.pings(3, "203.0.113.1"); got < 2 { // the wire knows the node now
-		t.Fatalf("%d answers to 3 packets", got)
+	if got := n.reaches("203.0.113.1"); got != 5 {
+		t.Fatalf("%d answers to 5 packets", got)
 	}
 	before := n.state4()
 	ip(t, n.name, "link set eth0 address 02:00:00:00:01:02")
