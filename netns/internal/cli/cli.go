@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/k8s-ovs/k8s-ovs/netns/internal/act"
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/view"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube/access"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -99,15 +100,19 @@ func run(ctx context.Context, args []string, io IO, open func(store.Config) (rec
 	case err == nil:
 		return ExitDone
 	case !p.running || errors.As(err, &usage):
-		fmt.Fprintf(io.Err, "netns: %v\n\nSee '%s --help'.\n", err, cmd.CommandPath())
+		// Its lines are of the command line, and of cobra that proposes what was meant.
+		for _, line := range strings.Split("netns: "+err.Error(), "\n") {
+			_ = view.WriteLine(io.Err, strings.ReplaceAll(line, "\t", "  "))
+		}
+		fmt.Fprintf(io.Err, "\nSee '%s --help'.\n", cmd.CommandPath())
 		return ExitUsage
 	case errors.Is(err, context.Canceled):
 		fmt.Fprintln(io.Err, "netns: interrupted")
 		return ExitFailed
 	}
-	fmt.Fprintf(io.Err, "netns: %v\n", err)
+	_ = view.WriteLine(io.Err, "netns: "+err.Error())
 	if hint := p.hint(err, args, os.Getenv("KUBECONFIG")); hint != "" {
-		fmt.Fprintf(io.Err, "hint: %s\n", hint)
+		_ = view.WriteLine(io.Err, "hint: "+hint)
 	}
 	if errors.Is(err, act.ErrTimeout) {
 		return ExitTimeout
@@ -280,7 +285,7 @@ type usageError struct{ error }
 
 // note tells the operator something that is no part of the output.
 func (p *program) note(format string, args ...any) {
-	fmt.Fprintf(p.io.Err, "note: "+format+"\n", args...)
+	_ = view.WriteLine(p.io.Err, "note: "+fmt.Sprintf(format, args...)) // nobody is left to tell
 }
 
 // must is for errors that only a mistake in this package can cause.

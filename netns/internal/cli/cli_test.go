@@ -346,6 +346,27 @@ func TestHint(t *testing.T) {
 	}
 }
 
+// TestHostileText: what a record says of itself in an error, a note or the line of progress does
+// not rule the operator's terminal.
+func TestHostileText(t *testing.T) {
+	const hostile = "\x1b[2J\nn2 \u009b8m"
+	var stderr bytes.Buffer
+	run(t.Context(), []string{"list"}, IO{Out: io.Discard, Err: &stderr}, func(store.Config) (records, error) { return nil, errors.New(hostile) })
+	run(t.Context(), []string{"list", hostile}, IO{Out: io.Discard, Err: &stderr}, nil)
+	(&program{io: IO{Err: &stderr}}).note("%s", hostile)
+	p := progress{w: &stderr}
+	p.show(hostile)
+	if strings.Contains(stderr.String(), "\x1b") || strings.Contains(stderr.String(), "\u009b") || strings.Contains(stderr.String(), "\nn2") {
+		t.Errorf("control characters are printed: %q", &stderr)
+	}
+	stderr.Reset()
+	p.rewrite = true
+	p.show(hostile)
+	if want := eraseLine + "\uFFFD[2J n2 \uFFFD8m"; stderr.String() != want {
+		t.Errorf("progress is %q, want %q", &stderr, want)
+	}
+}
+
 // TestGlobalAsks: before a namespace is opened to all, netns says to whom, and asks
 // whoever can answer.
 func TestGlobalAsks(t *testing.T) {
@@ -391,7 +412,7 @@ func TestUsage(t *testing.T) {
 		args []string
 		want string
 	}{
-		{[]string{"joim", "a", "b"}, "unknown command \"joim\" for \"netns\"\n\nDid you mean this?\n\tjoin"},
+		{[]string{"joim", "a", "b"}, "unknown command \"joim\" for \"netns\"\n\nDid you mean this?\n  join"},
 		{[]string{"join", "a"}, "join needs NAMESPACE and TARGET; TARGET is missing"},
 		{[]string{"join"}, "NAMESPACE is missing"},
 		{[]string{"isolate", "a", "b"}, `isolate takes NAMESPACE only, but was also given "b"`},

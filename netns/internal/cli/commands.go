@@ -338,7 +338,7 @@ func (p *program) confirm(ctx context.Context, planned plan.Plan, yes bool) erro
 	if yes || p.io.In == nil {
 		return nil
 	}
-	fmt.Fprintf(p.io.Err, "Make %s global? [y/N] ", name)
+	fmt.Fprintf(p.io.Err, "Make %s global? [y/N] ", view.Printable(name))
 	// A read of a terminal cannot be interrupted: after Ctrl-C it ends with the program.
 	typed := make(chan string, 1)
 	go func() {

@@ -65,7 +65,7 @@ func (p *program) completeNamespaces(count int) cobra.CompletionFunc {
 			if slices.Contains(args, row.Namespace) {
 				continue
 			}
-			found = append(found, cobra.CompletionWithDesc(row.Namespace, describe(row)))
+			found = append(found, cobra.CompletionWithDesc(view.Printable(row.Namespace), view.Printable(describe(row))))
 		}
 		return found, cobra.ShellCompDirectiveNoFileComp
 	}

@@ -7,6 +7,7 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/k8s-ovs/k8s-ovs/netns/internal/view"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
 
@@ -47,10 +48,10 @@ const eraseLine = "\r\x1b[K"
 
 func (p *progress) show(text string) {
 	if !p.rewrite {
-		fmt.Fprintln(p.w, text)
+		_ = view.WriteLine(p.w, text)
 		return
 	}
-	fmt.Fprint(p.w, eraseLine+text)
+	fmt.Fprint(p.w, eraseLine+view.Printable(text))
 	p.shown = true
 }
 

@@ -120,52 +120,50 @@ func (o Outcome) String() string {
 
 // WriteConfirmation writes what `netns nodes confirm` did for people.
 func WriteConfirmation(w io.Writer, c Confirmation) error {
-	_, err := fmt.Fprintln(w, c.Message)
-	return err
+	return WriteLine(w, c.Message)
 }
 
 // WriteResult writes the result of an action for people.
 func WriteResult(w io.Writer, r Result) error {
-	var b strings.Builder
-	fmt.Fprintln(&b, r.Message)
+	lines := []string{r.Message}
 	for _, note := range r.Notes {
-		fmt.Fprintf(&b, "note: %s\n", note)
+		lines = append(lines, "note: "+note)
 	}
 	if r.Result == WouldChange {
-		r.reach(&b, "newly reachable, in both directions:", r.Gains)
-		r.reach(&b, "no longer reachable, in both directions:", r.Loses)
+		lines = append(lines, r.reach("newly reachable, in both directions:", r.Gains)...)
+		lines = append(lines, r.reach("no longer reachable, in both directions:", r.Loses)...)
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	for _, line := range lines {
+		if err := WriteLine(w, line); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // WriteOpened says whom a namespace that becomes global opens itself to.
 func WriteOpened(w io.Writer, namespace string, gains []string) error {
-	var b strings.Builder
 	if len(gains) == 0 {
-		fmt.Fprintf(&b, "%s becomes global: it reaches no namespace that it does not reach now; every namespace that comes later will reach it\n", namespace)
-	} else {
-		fmt.Fprintf(&b, "%s becomes global: it and %s newly reach each other, and so does every namespace that comes later\n", namespace, names(gains, spelled))
+		return WriteLine(w, namespace+" becomes global: it reaches no namespace that it does not reach now; every namespace that comes later will reach it")
 	}
-	_, err := io.WriteString(w, b.String())
-	return err
+	return WriteLine(w, fmt.Sprintf("%s becomes global: it and %s newly reach each other, and so does every namespace that comes later", namespace, names(gains, spelled)))
 }
 
 // reach lists one side of a dry run, a pair of namespaces a line; a long list
 // is cut, as -o json has it whole.
-func (r Result) reach(b *strings.Builder, title string, others []string) {
-	fmt.Fprintln(b, title)
+func (r Result) reach(title string, others []string) []string {
 	if len(others) == 0 {
-		fmt.Fprintln(b, "  none")
-		return
+		return []string{title, "  none"}
 	}
+	lines := []string{title}
 	shown := others[:min(len(others), spelled)]
 	for _, other := range shown {
-		fmt.Fprintf(b, "  %s <-> %s\n", r.Namespace, other)
+		lines = append(lines, fmt.Sprintf("  %s <-> %s", r.Namespace, other))
 	}
 	if more := len(others) - len(shown); more > 0 {
-		fmt.Fprintf(b, "  and %d more (%d in all; -o json lists them)\n", more, len(others))
+		lines = append(lines, fmt.Sprintf("  and %d more (%d in all; -o json lists them)", more, len(others)))
 	}
+	return lines
 }
 
 // String is the progress in words: "2/2 nodes", "1/2 nodes, missing on n2".
@@ -228,12 +226,12 @@ func state(s, message string) string {
 	return s + ": " + strings.Join(strings.Fields(message), " ")
 }
 
-// write aligns the columns of a table; empty cells show none.
+// write aligns the columns of a table; empty cells show none, and all are [Printable].
 func write(w io.Writer, table [][]string) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 3, ' ', 0)
 	for _, row := range table {
 		for i, cell := range row {
-			if cell == "" {
+			if row[i] = Printable(cell); cell == "" {
 				row[i] = none
 			}
 		}
