@@ -44,11 +44,17 @@ type Node struct {
 	// Addresses are its InternalIPs, IPv4 only, in their order.
 	Addresses []netip.Addr
 	// Every is all addresses that it has by its status, of both families, inside of the
-	// cluster and out.
-	Every []netip.Addr
+	// cluster and out: InternalIPs first, and [MaxNodeAddresses] at most. MoreAddresses is how
+	// many there are beyond these. Its kubelet says what they are, and nothing is believed of
+	// them here.
+	Every         []netip.Addr
+	MoreAddresses int
 	// PodCIDR is its IPv4 spec.podCIDR; not valid where there is none.
 	PodCIDR netip.Prefix
 }
+
+// MaxNodeAddresses is how many addresses of a Node count: a kubelet may report any number.
+const MaxNodeAddresses = 16
 
 // serviceRetry is the pause between attempts to read default/kubernetes, which
 // the API server itself makes when it starts.
@@ -181,16 +187,7 @@ func toNamespace(n *corev1.Namespace) (string, Namespace) {
 
 func toNode(n *corev1.Node) (string, Node) {
 	out := Node{Name: n.Name, UID: string(n.UID), Created: n.CreationTimestamp.Time}
-	for _, a := range n.Status.Addresses {
-		ip, err := netip.ParseAddr(a.Address)
-		if err != nil {
-			continue // a name
-		}
-		out.Every = append(out.Every, ip)
-		if a.Type == corev1.NodeInternalIP && tunnel.CheckVTEP(ip) == nil {
-			out.Addresses = append(out.Addresses, ip)
-		}
-	}
+	out.addresses(n.Status.Addresses)
 	cidrs := n.Spec.PodCIDRs
 	if len(cidrs) == 0 {
 		cidrs = []string{n.Spec.PodCIDR}
@@ -202,4 +199,26 @@ func toNode(n *corev1.Node) (string, Node) {
 		}
 	}
 	return n.Name, out
+}
+
+// addresses takes in those of a status.
+func (n *Node) addresses(all []corev1.NodeAddress) {
+	seen := map[netip.Addr]bool{}
+	for _, internal := range []bool{true, false} {
+		for _, a := range all {
+			ip, err := netip.ParseAddr(a.Address)
+			if err != nil || (a.Type == corev1.NodeInternalIP) != internal || seen[ip] {
+				continue // a name, or of the other round
+			}
+			seen[ip] = true
+			if len(n.Every) == MaxNodeAddresses {
+				n.MoreAddresses++
+				continue
+			}
+			n.Every = append(n.Every, ip)
+			if internal && tunnel.CheckVTEP(ip) == nil {
+				n.Addresses = append(n.Addresses, ip)
+			}
+		}
+	}
 }

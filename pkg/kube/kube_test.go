@@ -80,6 +80,23 @@ func TestWatchCluster(t *testing.T) {
 	}
 }
 
+// TestManyAddresses: a kubelet may report any number of addresses; InternalIPs come before others.
+func TestManyAddresses(t *testing.T) {
+	node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}
+	for i := range 20000 {
+		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeExternalIP, Address: netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}).String()})
+	}
+	own := netip.MustParseAddr("192.0.2.1")
+	for range 2 { // the same address twice is one
+		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: own.String()})
+	}
+	client, _ := kubetest.New(t, node)
+	got := taken(t, client.WatchNodeLabels(t.Context()))["n1"].Node
+	if len(got.Every) != kube.MaxNodeAddresses || got.Every[0] != own || len(got.Addresses) != 1 || got.Addresses[0] != own || got.MoreAddresses != 20001-kube.MaxNodeAddresses {
+		t.Errorf("%d addresses, %d more, the first %s, InternalIPs %s", len(got.Every), got.MoreAddresses, got.Every[0], got.Addresses)
+	}
+}
+
 // secret is a Secret of kube-system.
 func secret(name string, data map[string][]byte) *corev1.Secret {
 	return &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name}, Data: data}

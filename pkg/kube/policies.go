@@ -3,7 +3,6 @@ package kube
 import (
 	"cmp"
 	"context"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -64,17 +63,17 @@ func (c *Client) WatchNamespaceLabels(ctx context.Context) *Changes[string, map[
 		})
 }
 
-// NodeLabels are the labels of a node, and all addresses that it has by its status.
+// NodeLabels are the labels of a node, and what its status says of it.
 type NodeLabels struct {
-	Labels    map[string]string
-	Addresses []netip.Addr
+	Labels map[string]string
+	Node   Node
 }
 
 // WatchNodeLabels tells the labels and addresses of all nodes, by name. It ends with ctx.
 func (c *Client) WatchNodeLabels(ctx context.Context) *Changes[string, NodeLabels] {
 	return watchChanges(func(n *corev1.Node) (string, NodeLabels) {
 		name, node := toNode(n)
-		return name, NodeLabels{Labels: n.Labels, Addresses: node.Every}
+		return name, NodeLabels{Labels: n.Labels, Node: node}
 	}, func(t *table[*corev1.Node, string, NodeLabels]) {
 		follow(ctx, c, "labels of nodes", c.api.Core.Nodes(), &corev1.Node{}, metav1.ListOptions{}, t)
 	})

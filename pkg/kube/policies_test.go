@@ -106,8 +106,11 @@ func TestWatchPodPorts(t *testing.T) {
 		t.Errorf("namespaces (-want +got):\n%s", diff)
 	}
 	nodes := taken(t, client.WatchNodeLabels(t.Context()))
-	wantNodes := map[string]*kube.NodeLabels{"n1": {Labels: map[string]string{"zone": "b"}, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("203.0.113.7")}}}
-	if diff := cmp.Diff(wantNodes, nodes, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+	own := netip.MustParseAddr("192.0.2.1")
+	wantNodes := map[string]*kube.NodeLabels{"n1": {Labels: map[string]string{"zone": "b"}, Node: kube.Node{
+		Name: "n1", Addresses: []netip.Addr{own}, Every: []netip.Addr{own, netip.MustParseAddr("203.0.113.7")},
+	}}}
+	if diff := cmp.Diff(wantNodes, nodes, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Errorf("nodes (-want +got):\n%s", diff)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/nodeaddr"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -38,9 +39,10 @@ const Unguarded = "NotGuarded"
 // Network is what the policies need to know. Its maps are not changed.
 type Network struct {
 	Config topology.Config
-	// Nodes are the API server's, Records the hosts of the overlay, Nodes or not.
-	Nodes   map[string]kube.Node
-	Records map[netip.Addr]topology.Node
+	// Addresses are those of the API server's Nodes, by their names, as far as they are taken
+	// for theirs; Records are the hosts of the overlay, Nodes or not.
+	Addresses map[string]nodeaddr.Addresses
+	Records   map[netip.Addr]topology.Node
 }
 
 // data is what the ConfigMap is to say.
@@ -49,9 +51,9 @@ func (n Network) data() map[string]string {
 	for a, r := range n.Records {
 		data[key(a)] = r.Host
 	}
-	for _, n := range n.Nodes {
-		for _, a := range n.Every {
-			data[key(a)] = n.Name
+	for name, n := range n.Addresses {
+		for _, a := range n.Own {
+			data[key(a)] = name
 		}
 	}
 	return data

@@ -15,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/nodeaddr"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -25,9 +26,9 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 // are no Nodes.
 func TestAddresses(t *testing.T) {
 	cfg := topology.DefaultConfig()
-	nodes := map[string]kube.Node{
-		"n1": {Name: "n1", Addresses: []netip.Addr{addr("192.0.2.1")}, Every: []netip.Addr{addr("192.0.2.1"), addr("203.0.113.7"), addr("2001:db8::1")}},
-		"n2": {Name: "n2", Every: []netip.Addr{addr("::ffff:192.0.2.2")}},
+	nodes := map[string]nodeaddr.Addresses{
+		"n1": {Own: []netip.Addr{addr("192.0.2.1"), addr("203.0.113.7"), addr("2001:db8::1")}},
+		"n2": {Own: []netip.Addr{addr("::ffff:192.0.2.2")}},
 	}
 	records := map[netip.Addr]topology.Node{addr("192.0.2.1"): {Host: "n1"}, addr("192.0.2.9"): {Host: "balancer"}}
 	want := map[string]string{
@@ -132,7 +133,7 @@ func TestKeep(t *testing.T) {
 		time.Sleep(keepEvery)
 		expect("put back", one)
 		s.change(func() { s.err = errors.New("away") })
-		network.Nodes = map[string]kube.Node{"n1": {Name: "n1", Every: []netip.Addr{addr("192.0.2.1")}}}
+		network.Addresses = map[string]nodeaddr.Addresses{"n1": {Own: []netip.Addr{addr("192.0.2.1")}}}
 		two := network.data()
 		k.Set(network)
 		expect("away", one)

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/nodeaddr"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -73,6 +74,7 @@ const (
 	NetworkRefused     = "NetworkRefused"
 	NodeRefused        = "NodeRefused"
 	NodeAddressWaiting = "NodeAddressWaiting"
+	NodeAddressRefused = "NodeAddressRefused"
 	SubnetRefused      = "SubnetRefused"
 	SubnetWaiting      = "SubnetWaiting"
 	ConfigRefused      = "NetworkConfigurationRefused"
@@ -89,6 +91,8 @@ type Plan struct {
 	// Annotations and Asks are all that is wanted now, whether wanted before or not.
 	Annotations []Annotation
 	Asks        []Ask
+	// Addresses are what Nodes are taken to have, by their names.
+	Addresses map[string]nodeaddr.Addresses
 	// Events that were not in the plan before.
 	Events []Event
 	// Refused counts the namespaces whose annotation cannot be followed.
@@ -101,8 +105,14 @@ type Plan struct {
 // long it has not heard of agents whose Node claims another address.
 type Planner struct {
 	source SubnetSource
-	said   map[kube.ObjectRef]string
+	said   map[topic]string
 	silent map[string]quiet // by UID of the Node
+}
+
+// topic is what one message at a time is told about.
+type topic struct {
+	object kube.ObjectRef
+	reason string
 }
 
 // quiet is since when the agent at ip has not reported, and when that was last seen.
@@ -113,7 +123,7 @@ type quiet struct {
 
 // New starts a term.
 func New(source SubnetSource) *Planner {
-	return &Planner{source: source, said: map[kube.ObjectRef]string{}, silent: map[string]quiet{}}
+	return &Planner{source: source, said: map[topic]string{}, silent: map[string]quiet{}}
 }
 
 // State is what a plan is made of.
@@ -152,23 +162,25 @@ type round struct {
 	reporting map[netip.Addr]bool
 	now       time.Time
 	plan      Plan
-	said      map[kube.ObjectRef]string
+	said      map[topic]string
 	quiet     map[string]quiet
 }
 
 // Plan says what should be done.
 func (p *Planner) Plan(s State, now time.Time) Plan {
-	d := &round{planner: p, cluster: s.Cluster, records: s.Records, empty: s.Empty, reporting: s.Reporting, now: now, said: map[kube.ObjectRef]string{}, quiet: map[string]quiet{}}
+	d := &round{planner: p, cluster: s.Cluster, records: s.Records, empty: s.Empty, reporting: s.Reporting, now: now, said: map[topic]string{}, quiet: map[string]quiet{}}
 	d.namespaces()
 	d.nodes()
+	d.addresses()
 	p.said, p.silent = d.said, d.quiet
 	return d.plan
 }
 
 // refuse tells people about an object what cannot be, once for each message.
 func (d *round) refuse(object kube.ObjectRef, reason, message string) {
-	d.said[object] = message
-	if d.planner.said[object] != message {
+	about := topic{object, reason}
+	d.said[about] = message
+	if d.planner.said[about] != message {
 		d.plan.Events = append(d.plan.Events, Event{Object: object, Warning: true, Reason: reason, Message: message})
 	}
 }

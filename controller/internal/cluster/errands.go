@@ -51,6 +51,9 @@ func NewErrands(api API, log *slog.Logger) *Errands {
 // and sends its Events.
 func (e *Errands) Set(p Plan) {
 	for _, ev := range p.Events {
+		if ev.Object.Kind == "Node" && ev.Warning {
+			e.log.Warn("something about a node is refused", "node", ev.Object.Name, "reason", ev.Reason, "error", ev.Message)
+		}
 		e.api.Event(ev.Object, ev.Warning, ev.Reason, ev.Message)
 	}
 	e.mu.Lock()

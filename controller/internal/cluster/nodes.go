@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/nodeaddr"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -41,6 +42,16 @@ func (d *round) nodes() {
 	gone := d.staleNodes(r)
 	for _, p := range all {
 		d.node(p, gone[p.address])
+	}
+}
+
+// addresses plans what Nodes are taken to have, and has those told whose addresses are passed over.
+func (d *round) addresses() {
+	d.plan.Addresses = nodeaddr.Of(d.records.Config, d.cluster.Nodes, d.records.Nodes)
+	for _, n := range byAge(d.cluster.Nodes, nodeAge) {
+		if complaint := d.plan.Addresses[n.Name].Complaint(); complaint != "" {
+			d.refuse(NodeRef(n.Name), NodeAddressRefused, complaint)
+		}
 	}
 }
 

@@ -110,6 +110,34 @@ func TestPlaces(t *testing.T) {
 	}
 }
 
+// TestAddressesRefused: what a kubelet reports that cannot be its node's is told on its Node, once,
+// beside what else is told of the Node.
+func TestAddressesRefused(t *testing.T) {
+	s := newScene().node("n1", "", "192.0.2.1").node("n2", "", "172.11.0.5")
+	for name, n := range s.cluster.Nodes {
+		n.Every = n.Addresses
+		s.cluster.Nodes[name] = n
+	}
+	p := New(FromRecords)
+	plan := p.Plan(s.state(), now)
+	var said []string
+	for _, e := range plan.Events {
+		said = append(said, e.Object.Name+" "+e.Reason)
+		if e.Reason == NodeAddressRefused && !strings.Contains(e.Message, "172.11.0.5 is inside the pod network") {
+			t.Errorf("Event: %s", e.Message)
+		}
+	}
+	if diff := cmp.Diff([]string{"n2 NodeRefused", "n2 NodeAddressRefused"}, said); diff != "" {
+		t.Errorf("Events (-want +got)\n%s", diff)
+	}
+	if own := plan.Addresses; len(own["n1"].Own) != 1 || len(own["n2"].Own) != 0 {
+		t.Errorf("addresses %+v", own)
+	}
+	if again := p.Plan(s.state(), now).Events; len(again) != 0 {
+		t.Errorf("told again: %+v", again)
+	}
+}
+
 func (s *scene) unreadable(ip string) *scene {
 	s.records.Invalid["subnets/"+ip] = "not JSON"
 	return s

@@ -181,7 +181,7 @@ func (t *term) actCluster(ctx context.Context) (wrote, all bool, err error) {
 	}
 	plan := f.planner.Plan(state, t.c.cfg.Now())
 	f.errands.Set(plan)
-	f.guards.Set(admission.Network{Config: t.last.Config, Nodes: now.Nodes, Records: t.last.Nodes})
+	f.guards.Set(admission.Network{Config: t.last.Config, Addresses: plan.Addresses, Records: t.last.Nodes})
 	t.c.cfg.Metrics.follows(now, plan)
 	if !plan.Again.IsZero() {
 		select {

@@ -227,7 +227,7 @@ func (t *term) take(r store.Records) (fresh bool, err error) {
 	t.last, t.seen = r, t.c.cfg.Now()
 	t.c.observe(r)
 	if t.follower != nil {
-		t.follower.policies.SetNodes(r.Nodes)
+		t.follower.policies.SetNodes(r.Config, r.Nodes)
 	}
 	return true, nil
 }

@@ -85,7 +85,7 @@ func (l *lab) start(make func() *Keeper) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { k.Run(ctx) })
-	k.SetNodes(l.nodes)
+	k.SetNodes(topology.DefaultConfig(), l.nodes)
 	var once sync.Once
 	stop := func() {
 		once.Do(func() {

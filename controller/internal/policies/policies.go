@@ -93,7 +93,8 @@ type Keeper struct {
 	// settled is that the records were once in step.
 	settled atomic.Bool
 
-	mu      sync.Mutex // guards subnets
+	mu      sync.Mutex // guards network and subnets
+	network topology.Config
 	subnets map[netip.Addr]topology.Node
 
 	// What follows belongs to Run.
@@ -124,11 +125,12 @@ func New(cfg Config) *Keeper {
 	}
 }
 
-// SetNodes takes in the nodes' records: only addresses in a node's own subnets count.
-func (k *Keeper) SetNodes(nodes map[netip.Addr]topology.Node) {
+// SetNodes takes in the network's configuration and the nodes' records: only addresses in a node's
+// own subnets are its pods', and none of another node's is its own.
+func (k *Keeper) SetNodes(network topology.Config, nodes map[netip.Addr]topology.Node) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.subnets = nodes
+	k.network, k.subnets = network, nodes
 	select {
 	case k.wake <- struct{}{}:
 	default:
@@ -306,9 +308,10 @@ func (k *Keeper) follow(ctx context.Context, w *watches, needed, ports, hosts bo
 
 func (k *Keeper) takeSubnets() {
 	k.mu.Lock()
-	subnets := k.subnets
+	network, subnets := k.network, k.subnets
 	k.mu.Unlock()
 	k.state.setSubnets(subnets)
+	k.state.setNetwork(network, subnets)
 	k.known.subnets = true
 }
 

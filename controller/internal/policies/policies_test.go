@@ -244,7 +244,7 @@ func (w *world) nothingNew(t *testing.T, before, now, after map[netip.Addr]polic
 		addresses = append(addresses, p.at)
 	}
 	for _, h := range w.hosts {
-		addresses = append(addresses, h.Addresses...)
+		addresses = append(addresses, h.Node.Every...)
 	}
 	for ip := range w.nodes {
 		for _, from := range addresses {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/controller/internal/nodeaddr"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -37,7 +38,13 @@ type state struct {
 	nodeSets     int // how many of sets are of nodes
 
 	spaces map[string]map[string]string // labels of namespaces
-	hosts  map[string]bool              // nodes whose labels the index has
+	// hosts are the API server's nodes. Whose an address is follows from all of them, and from
+	// network and records; hostsChanged is that the index does not have it yet.
+	hosts        map[string]kube.NodeLabels
+	network      topology.Config
+	records      map[netip.Addr]topology.Node
+	hostsChanged bool
+
 	labels map[kube.PodKey]kube.PodLabels
 	ports  map[kube.PodKey]kube.PodPorts
 	// manyPorts are pods with more named ports than count.
@@ -93,7 +100,7 @@ type namedSet struct {
 func newState() *state {
 	return &state{
 		index: policy.NewIndex(), policies: map[policy.Key]kube.NetworkPolicy{}, namespaces: map[string]*space{}, heard: map[string]bool{}, cluster: map[string]clusterPolicy{},
-		portNames: map[string]*named{}, spaces: map[string]map[string]string{}, hosts: map[string]bool{},
+		portNames: map[string]*named{}, spaces: map[string]map[string]string{}, hosts: map[string]kube.NodeLabels{},
 		sets: map[policy.Set]*namedSet{}, byHash: map[string]policy.Set{}, labels: map[kube.PodKey]kube.PodLabels{}, ports: map[kube.PodKey]kube.PodPorts{},
 		places: map[netip.Addr]place{}, nodes: map[netip.Addr]*node{}, addresses: map[kube.PodKey]map[netip.Addr]claim{},
 		left: map[store.PolicyKey]map[netip.Addr]topology.SetChunk{}, touched: map[store.PolicyKey]bool{},
@@ -257,13 +264,33 @@ func (s *state) setNamespace(name string, labels *map[string]string) {
 
 // setHost takes in a node's labels and addresses; nil where it is gone.
 func (s *state) setHost(name string, n *kube.NodeLabels) {
+	s.hostsChanged = true
 	if n == nil {
 		delete(s.hosts, name)
 		s.index.DeleteNode(name)
 		return
 	}
-	s.hosts[name] = true
-	s.index.SetNode(name, n.Labels, n.Addresses)
+	s.hosts[name] = *n
+}
+
+// setNetwork takes in what is not a node's: the networks, and the addresses that records have.
+func (s *state) setNetwork(network topology.Config, records map[netip.Addr]topology.Node) {
+	s.network, s.records, s.hostsChanged = network, records, true
+}
+
+// placeHosts has the nodes in sets by the addresses that are taken for theirs.
+func (s *state) placeHosts() {
+	if !s.hostsChanged {
+		return
+	}
+	s.hostsChanged = false
+	nodes := make(map[string]kube.Node, len(s.hosts))
+	for name, host := range s.hosts {
+		nodes[name] = host.Node
+	}
+	for name, have := range nodeaddr.Of(s.network, nodes, s.records) {
+		s.index.SetNode(name, s.hosts[name].Labels, have.Own)
+	}
 }
 
 // setLabels takes in a pod's labels; nil where it is gone.
@@ -293,7 +320,7 @@ func (s *state) setPorts(key kube.PodKey, ports *kube.PodPorts) {
 // forget drops what is known of pods and namespaces, when it is not needed any more.
 func (s *state) forget() {
 	s.labels, s.ports, s.manyPorts = map[kube.PodKey]kube.PodLabels{}, map[kube.PodKey]kube.PodPorts{}, map[kube.PodKey]bool{}
-	s.spaces, s.hosts = map[string]map[string]string{}, map[string]bool{}
+	s.spaces, s.hosts = map[string]map[string]string{}, map[string]kube.NodeLabels{}
 	s.index = policy.NewIndex()
 }
 
@@ -399,6 +426,7 @@ func (s *state) expire(now time.Time) (dropped []string, again time.Time) {
 
 // take returns the records that may have to be other than they are, and forgets them.
 func (s *state) take() map[store.PolicyKey]bool {
+	s.placeHosts()
 	for _, c := range s.index.Changed() {
 		if n := s.sets[c.Set]; n != nil {
 			s.touched[store.ChunkKey(n.hash, c.Base)] = true
