@@ -3,6 +3,7 @@ package mtu
 import (
 	"math"
 	"net/netip"
+	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -22,6 +23,13 @@ type View struct {
 	Self netip.Addr
 	// Records are those of all nodes, perhaps out of date.
 	Records topology.MTUs
+	// Floor is the least that another node's record may say, bytes: of one that carries or
+	// receives less nothing is sent less for.
+	Floor int
+	// Arrives is the largest packet that can come to this node at all, bytes, by what its devices
+	// are; 0 where that is not known. Nothing larger is received, whatever others say that they
+	// send.
+	Arrives int
 	// Confirmed says that Records have all that this node has ever written: none of
 	// its writes is under way, or may yet come to pass.
 	Confirmed bool
@@ -31,11 +39,34 @@ type View struct {
 func (v View) Cluster(own int) int {
 	t := own
 	for ip, r := range v.Records.Nodes {
-		if ip != v.Self {
+		if ip != v.Self && v.counts(r) {
 			t = min(t, r.Carries)
 		}
 	}
 	return t
+}
+
+// counts reports whether others send less for a node with this record.
+func (v View) counts(r topology.NodeMTU) bool { return r.Carries >= v.Floor && r.Receives >= v.Floor }
+
+// Ignored are the other nodes whose records do not count, in order.
+func (v View) Ignored() []netip.Addr {
+	var out []netip.Addr
+	for ip, r := range v.Records.Nodes {
+		if ip != v.Self && !v.counts(r) {
+			out = append(out, ip)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
+
+// arriving is how much may come of packets that another node says it sends.
+func (v View) arriving(sends int) int {
+	if v.Arrives == 0 {
+		return sends
+	}
+	return min(sends, v.Arrives)
 }
 
 // Agree is the next step of a node that carries own and has set has: what to set
@@ -51,8 +82,11 @@ func (v View) Agree(own int, has Values) (set, write Values) {
 	t := v.Cluster(own)
 	want := Values{Receives: t, Sends: t}
 	for ip, r := range v.Records.Nodes {
-		if ip != v.Self {
-			want.Receives = max(want.Receives, r.Sends)
+		if ip == v.Self {
+			continue
+		}
+		want.Receives = max(want.Receives, v.arriving(r.Sends))
+		if v.counts(r) {
 			want.Sends = min(want.Sends, r.Receives)
 		}
 	}

@@ -24,6 +24,8 @@ type world struct {
 type simulated struct {
 	ip      netip.Addr
 	carries int
+	// arrives is the largest that can come to it at all; 0 where it does not know, and all comes.
+	arrives int
 	has     Values
 	seen    int
 	// wrote is the revision of the last write, if known.
@@ -44,11 +46,15 @@ func newWorld(t *testing.T, random *rand.Rand) *world {
 }
 
 func (w *world) join(carries int) {
-	n := &simulated{ip: netip.AddrFrom4([4]byte{192, 0, 2, byte(len(w.nodes) + 1)}), carries: carries, has: Nothing}
+	n := &simulated{ip: netip.AddrFrom4([4]byte{192, 0, 2, byte(len(w.nodes) + 1)}), carries: carries, arrives: w.link(carries), has: Nothing}
 	n.seen = len(w.history) - 1
 	w.nodes = append(w.nodes, n)
 	w.tell(n, "joins, carries %d", carries)
 }
+
+// link is what can arrive at a node that carries so much: a link of just that, a larger one
+// behind which a path or the configuration is in the way, or one that is not known.
+func (w *world) link(carries int) int { return []int{carries, 8950, 0}[w.random.IntN(3)] }
 
 func (w *world) tell(n *simulated, format string, args ...any) {
 	w.story = append(w.story, fmt.Sprintf("%s ", n.ip)+fmt.Sprintf(format, args...))
@@ -58,7 +64,7 @@ func (w *world) tell(n *simulated, format string, args ...any) {
 func (w *world) act(n *simulated) {
 	view := View{
 		Self: n.ip, Records: topology.MTUs{Revision: int64(n.seen), Nodes: w.history[n.seen]},
-		Confirmed: n.known && !n.waiting && n.seen >= n.wrote,
+		Floor: topology.FloorMTU, Arrives: n.arrives, Confirmed: n.known && !n.waiting && n.seen >= n.wrote,
 	}
 	set, write := view.Agree(n.carries, n.has)
 	if set != n.has {
@@ -101,7 +107,11 @@ func (w *world) restart(n *simulated) {
 func (w *world) check() {
 	for _, a := range w.nodes {
 		for _, b := range w.nodes {
-			if a.has.Sends > b.has.Receives {
+			comes := a.has.Sends
+			if a != b && b.arrives > 0 {
+				comes = min(comes, b.arrives) // what is larger ends on the way
+			}
+			if comes > b.has.Receives {
 				for _, s := range w.story {
 					w.t.Log(s)
 				}
@@ -116,7 +126,9 @@ func (w *world) step() {
 	switch p := w.random.IntN(100); {
 	case p < 4:
 		n.carries = []int{1280, 1350, 1400, 1450, 8950}[w.random.IntN(5)]
-		w.tell(n, "carries %d", n.carries)
+		n.arrives = w.link(n.carries)
+		w.tell(n, "carries %d, and %d arrive", n.carries, n.arrives)
+		w.act(n) // it is the agent that sees its link change
 	case p < 5 && len(w.nodes) < 6:
 		w.join(1450)
 	case p < 6:
@@ -217,5 +229,86 @@ func TestAgreeAlone(t *testing.T) {
 	}
 	if set, _ := view.Agree(8950, at); set != (Values{8950, 1450}) {
 		t.Errorf("link grows: %v", set)
+	}
+}
+
+// TestAgreeWithLies: one node's record, whatever it says, makes no other node send less than the
+// floor, nor receive more than can arrive. An honest one counts, also of an older agent.
+func TestAgreeWithLies(t *testing.T) {
+	ip := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, last}) }
+	at := Values{1450, 1450}
+	for name, test := range map[string]struct {
+		third     topology.NodeMTU
+		set       Values
+		ignored   int
+		floor, up int
+	}{
+		"honest, and smaller":           {topology.NodeMTU{Carries: 1400, Receives: 1450, Sends: 1400}, Values{1450, 1400}, 0, topology.FloorMTU, 1450},
+		"the least that counts":         {topology.NodeMTU{Carries: 1210, Receives: 1450, Sends: 1210}, Values{1450, 1210}, 0, topology.FloorMTU, 1450},
+		"carries nothing":               {topology.NodeMTU{Carries: 576, Receives: 576, Sends: 576}, at, 1, topology.FloorMTU, 1450},
+		"receives nothing":              {topology.NodeMTU{Carries: 1450, Receives: 576, Sends: 1450}, at, 1, topology.FloorMTU, 1450},
+		"sends all there can be":        {topology.NodeMTU{Carries: 65535, Receives: 65535, Sends: 65535}, at, 0, topology.FloorMTU, 1450},
+		"carries nothing, sends all":    {topology.NodeMTU{Carries: 576, Receives: 576, Sends: 65535}, at, 1, topology.FloorMTU, 1450},
+		"sends what may arrive":         {topology.NodeMTU{Carries: 1450, Receives: 1450, Sends: 8950}, Values{8950, 1450}, 0, topology.FloorMTU, 8950},
+		"small, as the operator has it": {topology.NodeMTU{Carries: 1000, Receives: 1450, Sends: 1000}, Values{1450, 1000}, 0, 1000, 1450},
+	} {
+		test.third.HostIP = ip(3)
+		v := View{Self: ip(1), Floor: test.floor, Arrives: test.up, Confirmed: true, Records: topology.MTUs{Nodes: map[netip.Addr]topology.NodeMTU{
+			ip(1): {HostIP: ip(1), Carries: 1450, Receives: 1450, Sends: 1450}, ip(2): {HostIP: ip(2), Carries: 1450, Receives: 1450, Sends: 1450}, ip(3): test.third,
+		}}}
+		if set, _ := v.Agree(1450, at); set != test.set {
+			t.Errorf("%s: sets %v, want %v", name, set, test.set)
+		}
+		if ignored := v.Ignored(); len(ignored) != test.ignored || test.ignored > 0 && ignored[0] != ip(3) {
+			t.Errorf("%s: ignores %v", name, ignored)
+		}
+	}
+}
+
+// TestNarrowPath: a peer that answers small probes alone, or to which only a small route is left,
+// makes nobody send less than the floor; what is too large for it is known.
+func TestNarrowPath(t *testing.T) {
+	a, b := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
+	node := func(link int, paths ...Path) Node {
+		return Node{Overhead: 50, Link: "eth0", LinkMTU: link, Policy: Clamp, Floor: topology.FloorMTU, Paths: paths}
+	}
+	for name, test := range map[string]struct {
+		node   Node
+		want   int
+		narrow int
+	}{
+		"small probes alone":     {node(1500, Path{Peer: a, MTU: 1500, Overhead: 50, Measured: 626}, Path{Peer: b, MTU: 1500, Overhead: 50}), 1450, 1},
+		"a small route":          {node(1500, Path{Peer: a, MTU: 600, Overhead: 50}, Path{Peer: b, MTU: 1400, Overhead: 50}), 1350, 1},
+		"the least that counts":  {node(1500, Path{Peer: a, MTU: 1500, Overhead: 50, Measured: 1260}), 1210, 0},
+		"a small link":           {node(1000, Path{Peer: a, MTU: 1000, Overhead: 50}), 950, 0},
+		"routes alone are small": {node(0, Path{Peer: a, MTU: 1000, Overhead: 50}), 950, 0},
+	} {
+		c := test.node.Capacity()
+		if c.Carries != test.want || len(c.TooNarrow) != test.narrow {
+			t.Errorf("%s: carries %d by %s, too narrow %v; want %d, %d peers", name, c.Carries, c.Limit, c.TooNarrow, test.want, test.narrow)
+		}
+		if takes := c.Paths[a]; test.narrow > 0 && takes != 576 && takes != 550 {
+			t.Errorf("%s: the path takes %d", name, takes)
+		}
+	}
+}
+
+// TestArrives: what can come is by devices alone.
+func TestArrives(t *testing.T) {
+	path := func(mtu, overhead int) Path {
+		return Path{Peer: netip.MustParseAddr("192.0.2.2"), MTU: mtu, Overhead: overhead, Measured: 1300}
+	}
+	for name, test := range map[string]struct {
+		node Node
+		want int
+	}{
+		"a link":                                  {Node{Overhead: 50, LinkMTU: 1500, Configured: 1000, Paths: []Path{path(1400, 50)}}, 1450},
+		"another device is larger":                {Node{Overhead: 50, LinkMTU: 1500, Paths: []Path{path(9000, 50)}}, 8950},
+		"a tunnel that adds less":                 {Node{Overhead: 70, LinkMTU: 1500, Paths: []Path{path(1500, 50)}}, 1450},
+		"routes alone, on whatever they stand on": {Node{Overhead: 50, Paths: []Path{path(1400, 50)}}, 0},
+	} {
+		if got := test.node.Arrives(); got != test.want {
+			t.Errorf("%s: %d, want %d", name, got, test.want)
+		}
 	}
 }

@@ -50,6 +50,9 @@ type Node struct {
 	LinkMTU int
 	Paths   []Path
 	Policy  Policy
+	// Floor is the least MTU of pods that the path to one peer brings about, bytes: that peer may
+	// be who makes it small, by what it answers. It is told what is too large for it instead.
+	Floor int
 }
 
 // Capacity is what the paths of a node carry. Sizes are bytes of a pod's IP packet.
@@ -62,8 +65,9 @@ type Capacity struct {
 	// Paths are what the path to each peer takes, by whichever tunnel takes the least,
 	// measurements included also where they only are to be reported.
 	Paths map[netip.Addr]int
-	// BlackHoles are the peers whose path loses what it should take, in order.
-	BlackHoles []netip.Addr
+	// BlackHoles are the peers whose path loses what it should take, in order; TooNarrow those
+	// whose path takes less than the floor, and does not count.
+	BlackHoles, TooNarrow []netip.Addr
 }
 
 // Capacity is what n's paths carry. It is zero where nothing is known of any link.
@@ -78,8 +82,12 @@ func (n Node) Capacity() Capacity {
 	// In order, so that of equals always the same is named.
 	paths := slices.SortedFunc(slices.Values(n.Paths), func(a, b Path) int { return a.Peer.Compare(b.Peer) })
 	for _, p := range paths {
-		least(p.MTU-p.Overhead, fmt.Sprintf("the route to %s by %s", p.Peer, p.Link))
 		c.takes(p.Peer, p.MTU-p.Overhead)
+		if n.tooNarrow(p.MTU - p.Overhead) {
+			c.tooNarrow(p.Peer)
+			continue
+		}
+		least(p.MTU-p.Overhead, fmt.Sprintf("the route to %s by %s", p.Peer, p.Link))
 	}
 	for _, p := range paths {
 		if p.Measured == 0 || p.Measured >= p.MTU {
@@ -89,13 +97,29 @@ func (n Node) Capacity() Capacity {
 			c.BlackHoles = append(c.BlackHoles, p.Peer)
 		}
 		c.takes(p.Peer, p.Measured-p.Overhead)
-		if n.Policy != Report {
+		switch {
+		case n.Policy == Report:
+		case n.tooNarrow(p.Measured - p.Overhead):
+			c.tooNarrow(p.Peer)
+		default:
 			least(p.Measured-p.Overhead, fmt.Sprintf("the path to %s (black hole)", p.Peer))
 		}
 	}
 	c.Clamped = n.Configured > c.Carries && c.Carries > 0
 	least(n.Configured, "--mtu")
 	return c
+}
+
+// tooNarrow reports whether a path that takes size of a pod's packet does not count. Where only
+// routes are known they count as they are.
+func (n Node) tooNarrow(size int) bool {
+	return n.LinkMTU-n.Overhead >= n.Floor && size < n.Floor
+}
+
+func (c *Capacity) tooNarrow(peer netip.Addr) {
+	if !slices.Contains(c.TooNarrow, peer) {
+		c.TooNarrow = append(c.TooNarrow, peer)
+	}
 }
 
 // takes says that a path to peer takes no more than size.
@@ -127,4 +151,18 @@ func (n Node) Needs(p Path) int {
 		needs = min(needs, n.Configured+p.Overhead)
 	}
 	return cmp.Or(needs, p.MTU)
+}
+
+// Arrives is the largest packet of a pod that can come to n at all, bytes: no device that a tunnel
+// leaves by, or its address stands on, takes a larger one. 0 where only routes are known, whose
+// MTU is not the device's.
+func (n Node) Arrives() int {
+	if n.LinkMTU == 0 {
+		return 0
+	}
+	size, overhead := n.LinkMTU, n.Overhead
+	for _, p := range n.Paths {
+		size, overhead = max(size, p.MTU), min(overhead, p.Overhead)
+	}
+	return size - overhead
 }

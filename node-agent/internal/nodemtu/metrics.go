@@ -4,8 +4,8 @@ import "github.com/prometheus/client_golang/prometheus"
 
 // Metrics are the MTU of pods and what the node's paths carry, bytes of a pod's packet.
 type Metrics struct {
-	mtu, carries, cluster, blackHoles, holdsBack prometheus.Gauge
-	narrow                                       *prometheus.GaugeVec
+	mtu, carries, cluster, blackHoles, holdsBack, ignored prometheus.Gauge
+	narrow                                                *prometheus.GaugeVec
 }
 
 // NewMetrics registers them.
@@ -19,10 +19,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		cluster:    gauge("cluster_mtu_bytes", "Least of what the nodes carry: the MTU of pods, once all have it."),
 		blackHoles: gauge("mtu_black_holes", "Paths to other nodes that lose large packets and do not say so."),
 		holdsBack:  gauge("mtu_holds_cluster_back", "1 when no node carries less than this one, and most carry more."),
+		ignored:    gauge("mtu_records_ignored", "Nodes whose MTU record does not count, as it says less than pods need."),
 		narrow: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "k8s_ovs", Name: "path_mtu_bytes", Help: "Packets of pods that the path to a node carries, only where its route or a measurement says less than the link.",
 		}, []string{"peer"}),
 	}
-	reg.MustRegister(m.mtu, m.carries, m.cluster, m.blackHoles, m.holdsBack, m.narrow)
+	reg.MustRegister(m.mtu, m.carries, m.cluster, m.blackHoles, m.holdsBack, m.ignored, m.narrow)
 	return m
 }

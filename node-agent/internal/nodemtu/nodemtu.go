@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 
@@ -95,6 +96,10 @@ type MTU struct {
 	stale   bool
 
 	capacity mtu.Capacity
+	// arrives is the largest packet that can come at all; 0 where that is not known.
+	arrives int
+	// ignored are the nodes whose records do not count, as told last.
+	ignored []netip.Addr
 	// view is what all nodes have written; seen is false before there is any.
 	view topology.MTUs
 	seen bool
@@ -139,7 +144,15 @@ func (n *MTU) Measured() <-chan struct{} {
 }
 
 func (n *MTU) mtuView() mtu.View {
-	return mtu.View{Self: n.cfg.Self, Records: n.view, Confirmed: n.writer.confirmed(n.view.Revision)}
+	return mtu.View{Self: n.cfg.Self, Records: n.view, Floor: n.floor(), Arrives: n.arrives, Confirmed: n.writer.confirmed(n.view.Revision)}
+}
+
+// floor is the least MTU of pods that counts, bytes: an operator who asked for less means it.
+func (n *MTU) floor() int {
+	if n.cfg.Configured > 0 {
+		return min(topology.FloorMTU, n.cfg.Configured)
+	}
+	return topology.FloorMTU
 }
 
 // next is the next step towards the cluster's MTU: what to set, and then to write.
@@ -281,8 +294,9 @@ func (n *MTU) measure(under underlay.Underlay, records *topology.Snapshot) error
 		n.paths, n.records, n.stale = n.findPaths(records), records, false
 	}
 	node := mtu.Node{
-		Overhead: n.cfg.Tunnels.Overhead(), Configured: n.cfg.Configured, Link: under.Narrowest, LinkMTU: under.MTU, Paths: n.paths, Policy: n.cfg.Policy,
+		Overhead: n.cfg.Tunnels.Overhead(), Configured: n.cfg.Configured, Link: under.Narrowest, LinkMTU: under.MTU, Paths: n.paths, Policy: n.cfg.Policy, Floor: n.floor(),
 	}
+	n.arrives = node.Arrives()
 	if node.LinkMTU == 0 && len(node.Paths) == 0 {
 		node.Link, node.LinkMTU = "Ethernet", ethernetMTU
 	}
@@ -300,8 +314,11 @@ func (n *MTU) measure(under underlay.Underlay, records *topology.Snapshot) error
 	now := node.Capacity()
 	n.tellCapacity(n.capacity, now)
 	n.capacity = now
-	if now.Carries < topology.MinMTU {
+	switch {
+	case now.Carries < topology.MinMTU:
 		return fmt.Errorf("%s leaves pods packets of %d bytes, and they need %d: raise its MTU (ip link set dev DEVICE mtu BYTES)", now.Limit, now.Carries, topology.MinMTU)
+	case now.Carries < n.floor():
+		return fmt.Errorf("%s leaves pods packets of %d bytes, and other nodes send less than %d for nobody: raise its MTU (ip link set dev DEVICE mtu BYTES), or give the agents of all nodes --mtu %d", now.Limit, now.Carries, n.floor(), now.Carries)
 	}
 	return nil
 }
@@ -350,6 +367,12 @@ func (n *MTU) tellCapacity(was, now mtu.Capacity) {
 	for _, peer := range was.BlackHoles {
 		before[peer] = was.Paths[peer]
 	}
+	for _, peer := range now.TooNarrow {
+		if !slices.Contains(was.TooNarrow, peer) {
+			n.cfg.Logger.Warn("the path to a node carries less than pods need: they send no less for it, and are told what is too large for that node alone. Mend the path, or give the agents of all nodes --mtu",
+				"node", peer, "carries", now.Paths[peer], "least", n.floor())
+		}
+	}
 	for _, peer := range now.BlackHoles {
 		if before[peer] != now.Paths[peer] {
 			n.cfg.Logger.Warn("the path to a node loses large packets and does not say so: a black hole", "node", peer, "carries", now.Paths[peer], "policy", n.cfg.Policy)
@@ -361,6 +384,19 @@ func (n *MTU) tellCapacity(was, now mtu.Capacity) {
 	}
 }
 
+// tellIgnored says once which nodes' records do not count.
+func (n *MTU) tellIgnored() {
+	now := n.mtuView().Ignored()
+	for _, ip := range now {
+		if r := n.view.Nodes[ip]; !slices.Contains(n.ignored, ip) {
+			n.cfg.Logger.Warn("the MTU record of a node does not count: pods would have less than they need. Raise the MTU of that node's underlay, or give the agents of all nodes --mtu",
+				"node", ip, "carries", r.Carries, "receives", r.Receives, "least", n.floor())
+		}
+	}
+	n.ignored = now
+	n.cfg.Metrics.ignored.Set(float64(len(now)))
+}
+
 // observe shows how the node stands to the others.
 func (n *MTU) observe() {
 	m := n.cfg.Metrics
@@ -368,6 +404,7 @@ func (n *MTU) observe() {
 	m.carries.Set(float64(n.capacity.Carries))
 	m.cluster.Set(float64(n.mtuView().Cluster(n.capacity.Carries)))
 	m.blackHoles.Set(float64(len(n.capacity.BlackHoles)))
+	n.tellIgnored()
 	m.holdsBack.Set(0)
 	if n.view.HoldsBack(n.cfg.Self) {
 		m.holdsBack.Set(1)

@@ -109,6 +109,25 @@ func TestWantFromCopy(t *testing.T) {
 	}
 }
 
+// TestFloor: a node whose own link is too small for pods says so, and how it may be; the record of
+// another that says so does not count, and is named.
+func TestFloor(t *testing.T) {
+	s := &stack{mtu: 1250, paths: map[netip.Addr]int{peerB: 1250, peerC: 1250}}
+	m, said := of(s, nowhere)
+	if _, err := m.Want(s.under(), twoPeers(), false); err == nil || !strings.Contains(err.Error(), "eth0 leaves pods packets of 1200 bytes") || !strings.Contains(err.Error(), "--mtu 1200") {
+		t.Errorf("a link that is too small: %v", err)
+	}
+	m.cfg.Configured = 1200 // as the error says
+	wants(t, m, s, twoPeers(), false, mtu.Values{Receives: 1200, Sends: 1200})
+	for range 2 {
+		m.See(topology.MTUs{Revision: 5, Nodes: map[netip.Addr]topology.NodeMTU{peerB: {HostIP: peerB, Carries: 576, Receives: 576, Sends: 576}}})
+		m.observe()
+	}
+	if n := strings.Count(said.String(), "does not count"); n != 1 || !strings.Contains(said.String(), "node="+peerB.String()) {
+		t.Errorf("said %d times: %s", n, said)
+	}
+}
+
 // What an earlier agent has set is read back, and kept while the others' records are not seen.
 func TestWantReadsBack(t *testing.T) {
 	s := &stack{mtu: 1500, port: ovs.Port{Name: bridge.GatewayPort, MTURequest: 1400}, route: 1300}
@@ -179,8 +198,10 @@ func TestMeasure(t *testing.T) {
 	if !strings.Contains(said.String(), "a black hole") {
 		t.Errorf("said %q", said)
 	}
+	// A path that takes less than pods need is that peer's trouble alone.
 	s.holes = map[netip.Addr]int{peerB: 500}
-	if _, err := m.Want(s.under(), r, false); err == nil || !strings.Contains(err.Error(), "ip link set dev") {
-		t.Errorf("too small for pods: %v", err)
+	wants(t, m, s, r, false, mtu.Values{Receives: 1250, Sends: 1250})
+	if n := strings.Count(said.String(), "the path to a node carries less than pods need"); n != 1 {
+		t.Errorf("said %d times: %s", n, said)
 	}
 }
