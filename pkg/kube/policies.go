@@ -82,8 +82,9 @@ func (c *Client) WatchNodeLabels(ctx context.Context) *Changes[string, NodeLabel
 // PodLabels are the labels of a pod.
 type PodLabels struct {
 	UID string
-	// Mirrors is as in [Pod].
+	// Mirrors is as in [Pod]. Mirror is that its node made it, whatever that says of a static pod.
 	Mirrors string
+	Mirror  bool
 	// Node is the name of the node that the pod is bound to; of no node before that.
 	Node   string
 	Labels map[string]string
@@ -97,7 +98,8 @@ func (p PodLabels) Is(uid string) bool { return Pod{UID: p.UID, Mirrors: p.Mirro
 // ends with ctx.
 func (c *Client) WatchPodLabels(ctx context.Context) *Changes[PodKey, PodLabels] {
 	return watchChanges(func(p *corev1.Pod) (PodKey, PodLabels) {
-		return PodKey{p.Namespace, p.Name}, PodLabels{UID: string(p.UID), Mirrors: p.Annotations[corev1.MirrorPodAnnotationKey], Node: p.Spec.NodeName, Labels: p.Labels}
+		mirrors, mirror := p.Annotations[corev1.MirrorPodAnnotationKey]
+		return PodKey{p.Namespace, p.Name}, PodLabels{UID: string(p.UID), Mirrors: mirrors, Mirror: mirror, Node: p.Spec.NodeName, Labels: p.Labels}
 	}, func(t *table[*corev1.Pod, PodKey, PodLabels]) {
 		if c.mayList(ctx, "what NetworkPolicies select is not known", func(ctx context.Context) error {
 			_, err := c.api.Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{Limit: 1})

@@ -95,7 +95,7 @@ func TestWatchPodPorts(t *testing.T) {
 		t.Errorf("ports (-want +got):\n%s", diff)
 	}
 	labels := taken(t, client.WatchPodLabels(t.Context()))
-	if diff := cmp.Diff(map[kube.PodKey]*kube.PodLabels{key: {UID: "u", Mirrors: "static", Node: "n1", Labels: map[string]string{"app": "web"}}}, labels); diff != "" {
+	if diff := cmp.Diff(map[kube.PodKey]*kube.PodLabels{key: {UID: "u", Mirrors: "static", Mirror: true, Node: "n1", Labels: map[string]string{"app": "web"}}}, labels); diff != "" {
 		t.Errorf("labels (-want +got):\n%s", diff)
 	}
 	if l := labels[key]; !l.Is("u") || !l.Is("static") || !l.Is("") || l.Is("other") {

@@ -64,6 +64,14 @@ const (
 	NetIDAnnotation = "k8s-ovs.io/netid"
 )
 
+// StaticPodsLabel, where a Kubernetes Namespace has it with the value [StaticPodsAllowed], says that
+// any node may make pods there, as kubelets do for static pods, and that those are chosen by their
+// labels. Admins write it; manifests/policy reads it too.
+const (
+	StaticPodsLabel   = "k8s-ovs.io/static-pods"
+	StaticPodsAllowed = "allowed"
+)
+
 // namespaceRecord is a namespace without its rest. What it has in etcd is what the first k8s-ovs had, with
 // optional fields.
 type namespaceRecord Namespace

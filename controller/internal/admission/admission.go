@@ -30,7 +30,7 @@ const (
 // Policies are those that must be in force, and their bindings, which have the same names.
 var Policies = []string{
 	"k8s-ovs-controller", "k8s-ovs-definitions", "k8s-ovs-endpoints", "k8s-ovs-endpointslices", "k8s-ovs-external-ips",
-	"k8s-ovs-load-balancer-status", "k8s-ovs-managed-endpointslices", "k8s-ovs-networks",
+	"k8s-ovs-load-balancer-status", "k8s-ovs-managed-endpointslices", "k8s-ovs-networks", "k8s-ovs-static-pods",
 }
 
 // Unguarded is the reason of the Event.
@@ -194,7 +194,7 @@ func (k *Keeper) look(ctx context.Context) {
 	}
 	k.cfg.Absent(len(absent))
 	said := strings.Join(absent, "; ")
-	message := "endpoints by hand, external addresses or who joins a network are not guarded, so tenants may reach each other: " + said + ": apply the manifests again (Kubernetes 1.30 and newer)"
+	message := "endpoints by hand, external addresses, who joins a network or what pods nodes make are not guarded, so tenants may reach each other: " + said + ": apply the manifests again (Kubernetes 1.30 and newer)"
 	switch {
 	case said == "" && k.absent != "":
 		k.cfg.Logger.Info("all policies of the API server are in force again")

@@ -122,6 +122,7 @@ func (s *state) unplace(a netip.Addr, p claim) {
 	key := kube.PodKey{Namespace: p.Namespace, Name: p.Name}
 	if delete(s.addresses[key], a); len(s.addresses[key]) == 0 {
 		delete(s.addresses, key)
+		delete(s.static, key)
 	}
 	s.index.DeletePod(a)
 }
@@ -132,12 +133,34 @@ func (s *state) placeAll(key kube.PodKey) {
 	}
 }
 
+// takesStatic reports whether, by a namespace's labels, static pods of it are in sets.
+func takesStatic(namespace map[string]string) bool {
+	return namespace[topology.StaticPodsLabel] == topology.StaticPodsAllowed
+}
+
+// placeStatic has the static pods of a namespace in sets, or in none.
+func (s *state) placeStatic(namespace string) {
+	for key, labels := range s.labels {
+		if key.Namespace == namespace && labels.Mirror {
+			s.placeAll(key)
+		}
+	}
+}
+
 // place tells the index of who has an address. A pod whose labels are not known, or are those
 // of a namesake, is in no set; nor is one that the API server has bound to another node: whoever
-// has stolen a node could give its own addresses to pods that policies let in.
+// has stolen a node could give its own addresses to pods that policies let in. He could make such
+// pods, too, in any namespace and with any labels: what its node made itself, as the image of a
+// static pod, is in no set where the namespace's label does not say otherwise.
 func (s *state) place(a netip.Addr, p claim) {
 	key := kube.PodKey{Namespace: p.Namespace, Name: p.Name}
 	labels, known := s.labels[key]
+	delete(s.static, key)
+	if known && labels.Mirror && !takesStatic(s.spaces[p.Namespace]) {
+		s.static[key] = true
+		s.index.DeletePod(a)
+		return
+	}
 	if !known || !labels.Is(p.UID) || labels.Node != p.node {
 		s.index.DeletePod(a)
 		return

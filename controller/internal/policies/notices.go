@@ -9,6 +9,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Reasons of Events about a NetworkPolicy or a ClusterNetworkPolicy.
@@ -22,6 +23,8 @@ const (
 	Understood  = "PolicyUnderstood"
 	// PortsNotHonoured, of a pod: it has more named ports than count.
 	PortsNotHonoured = "NamedPortsNotHonoured"
+	// StaticPodPassedOver, of a pod: its node made it, so that it is in no set.
+	StaticPodPassedOver = "StaticPodPassedOver"
 )
 
 const (
@@ -81,6 +84,11 @@ func (s *state) notices(nodes lacking) []notice {
 		pod := kube.ObjectRef{Kind: "Pod", Namespace: key.Namespace, Name: key.Name, UID: ports.UID}
 		all = append(all, notice{object: pod, reason: PortsNotHonoured, message: fmt.Sprintf(
 			"it has %d named ports. For each set of pods that policies name %d of those count that they name, the first by name: by the others' names nothing is allowed, and nothing denied", len(ports.Ports), maxPodPorts)})
+	}
+	for _, key := range slices.SortedFunc(maps.Keys(s.static), kube.PodKey.Compare) {
+		pod := kube.ObjectRef{Kind: "Pod", Namespace: key.Namespace, Name: key.Name, UID: s.labels[key].UID}
+		all = append(all, notice{object: pod, reason: StaticPodPassedOver, message: "rules of policies that choose their peers by labels neither allow nor deny it, as its node made it: it is a static pod. " +
+			"An admin who trusts all nodes with that labels the namespace " + topology.StaticPodsLabel + "=" + topology.StaticPodsAllowed})
 	}
 	return all
 }

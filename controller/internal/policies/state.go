@@ -49,6 +49,8 @@ type state struct {
 	ports  map[kube.PodKey]kube.PodPorts
 	// manyPorts are pods with more named ports than count.
 	manyPorts map[kube.PodKey]bool
+	// static are pods that nodes made themselves, and that are in no set for that.
+	static map[kube.PodKey]bool
 
 	places    map[netip.Addr]place // of nodes by their addresses
 	nodes     map[netip.Addr]*node
@@ -104,7 +106,7 @@ func newState() *state {
 		sets: map[policy.Set]*namedSet{}, byHash: map[string]policy.Set{}, labels: map[kube.PodKey]kube.PodLabels{}, ports: map[kube.PodKey]kube.PodPorts{},
 		places: map[netip.Addr]place{}, nodes: map[netip.Addr]*node{}, addresses: map[kube.PodKey]map[netip.Addr]claim{},
 		left: map[store.PolicyKey]map[netip.Addr]topology.SetChunk{}, touched: map[store.PolicyKey]bool{},
-		refused: map[store.PolicyKey]int{}, manyPorts: map[kube.PodKey]bool{},
+		refused: map[store.PolicyKey]int{}, manyPorts: map[kube.PodKey]bool{}, static: map[kube.PodKey]bool{},
 	}
 }
 
@@ -256,10 +258,15 @@ func (s *state) setNamespace(name string, labels *map[string]string) {
 	if labels == nil {
 		delete(s.spaces, name)
 		s.index.DeleteNamespace(name)
+		s.placeStatic(name)
 		return
 	}
+	before := takesStatic(s.spaces[name])
 	s.spaces[name] = *labels
 	s.index.SetNamespace(name, *labels)
+	if takesStatic(*labels) != before {
+		s.placeStatic(name)
+	}
 }
 
 // setHost takes in a node's labels and addresses; nil where it is gone.
@@ -321,6 +328,7 @@ func (s *state) setPorts(key kube.PodKey, ports *kube.PodPorts) {
 func (s *state) forget() {
 	s.labels, s.ports, s.manyPorts = map[kube.PodKey]kube.PodLabels{}, map[kube.PodKey]kube.PodPorts{}, map[kube.PodKey]bool{}
 	s.spaces, s.hosts = map[string]map[string]string{}, map[string]kube.NodeLabels{}
+	s.static = map[kube.PodKey]bool{}
 	s.index = policy.NewIndex()
 }
 
