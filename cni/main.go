@@ -7,7 +7,6 @@ import (
 	"os"
 
 	"github.com/containernetworking/cni/pkg/skel"
-	cniversion "github.com/containernetworking/cni/pkg/version"
 
 	"github.com/k8s-ovs/k8s-ovs/cni/internal/install"
 	"github.com/k8s-ovs/k8s-ovs/cni/internal/plugin"
@@ -23,12 +22,5 @@ func main() {
 		_ = err.Print() // as skel does; there is nobody else to tell
 		os.Exit(1)
 	}
-	p := plugin.New(os.Stdout)
-	skel.PluginMainFuncs(skel.CNIFuncs{
-		Add:    p.Add,
-		Del:    p.Del,
-		Check:  p.Check,
-		GC:     p.GC,
-		Status: p.Status,
-	}, cniversion.All, "CNI plugin k8s-ovs "+version.String())
+	skel.PluginMainFuncs(plugin.New(os.Stdout).Commands(), plugin.Versions(), "CNI plugin k8s-ovs "+version.String())
 }

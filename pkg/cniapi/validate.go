@@ -2,6 +2,7 @@ package cniapi
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -121,9 +122,8 @@ func (r Request) validatePrevResult() error {
 // validateValidAttachments refuses a list that is absent or has gaps: what is
 // not in it is taken down, so a mistake here must not pass for "none".
 func (r Request) validateValidAttachments() error {
-	if r.ValidAttachments == nil {
-		return Errorf(CodeInvalidConfig, "cni.dev/valid-attachments is missing").
-			WithDetails("GC removes every attachment that is not in this list; an empty list must be written as []")
+	if _, err := r.Spared(); err != nil {
+		return err
 	}
 	for i, a := range r.ValidAttachments {
 		if a.ContainerID == "" || a.IfName == "" {
@@ -131,6 +131,28 @@ func (r Request) validateValidAttachments() error {
 		}
 	}
 	return nil
+}
+
+// Spared are the attachments that GC leaves. A request without the list is refused here too, by whoever takes down what
+// is not in it: what comes without one is no GC, whoever let it through, and would take down all pods of the node.
+func (r Request) Spared() (map[Attachment]bool, error) {
+	if r.ValidAttachments == nil {
+		return nil, Errorf(CodeInvalidConfig, "cni.dev/valid-attachments is missing").
+			WithDetails("GC removes every attachment that is not in this list; an empty list must be written as []")
+	}
+	spared := map[Attachment]bool{}
+	for _, a := range r.ValidAttachments {
+		spared[a] = true
+	}
+	return spared, nil
+}
+
+// Sparing is the request with more attachments in its list; one without a list stays without.
+func (r Request) Sparing(more []Attachment) Request {
+	if r.ValidAttachments != nil {
+		r.ValidAttachments = append(slices.Clone(r.ValidAttachments), more...)
+	}
+	return r
 }
 
 func (b *Bandwidth) validate() error {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // valid has one good request of each command; tests break one field of it.
@@ -145,5 +147,26 @@ func TestDelNeedsOnlyTheKey(t *testing.T) {
 	req := Request{Version: Version, Command: Del, ContainerID: "a", IfName: "eth0"}
 	if err := req.Validate(); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestSpared: only a list says what GC leaves; an empty one is a list.
+func TestSpared(t *testing.T) {
+	a, b := Attachment{"a", "eth0"}, Attachment{"b", "eth0"}
+	for _, tc := range []struct {
+		name   string
+		req    Request
+		want   map[Attachment]bool
+		refuse bool
+	}{
+		{"none", Request{}, nil, true},
+		{"none, and one that is being made", Request{}.Sparing([]Attachment{b}), nil, true},
+		{"empty", Request{ValidAttachments: []Attachment{}}, map[Attachment]bool{}, false},
+		{"one", Request{ValidAttachments: []Attachment{a}}.Sparing([]Attachment{b}), map[Attachment]bool{a: true, b: true}, false},
+	} {
+		got, err := tc.req.Spared()
+		if diff := cmp.Diff(tc.want, got); diff != "" || (err != nil) != tc.refuse {
+			t.Errorf("%s: error %v (-want +got):\n%s", tc.name, err, diff)
+		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
+	"github.com/containernetworking/cni/pkg/version"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
@@ -27,6 +28,17 @@ type Plugin struct {
 
 // New makes a plugin that prints results to stdout.
 func New(stdout io.Writer) *Plugin { return &Plugin{stdout: stdout} }
+
+// Versions of the specification that the plugin implements, and so promises to a runtime. They are not the library's own
+// list, which grows with the library: a runtime would then send what nobody here carries out.
+func Versions() version.PluginInfo {
+	return version.PluginSupports("0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+}
+
+// Commands are all that a runtime may send. To skel one without a function is a success.
+func (p *Plugin) Commands() skel.CNIFuncs {
+	return skel.CNIFuncs{Add: p.Add, Del: p.Del, Check: p.Check, GC: p.GC, Status: p.Status}
+}
 
 // PrepareEnvironment is called before skel, for two things that skel does
 // otherwise.

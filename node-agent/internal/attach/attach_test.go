@@ -271,6 +271,10 @@ func TestGC(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	// Not even who passed by Validate takes all pods down.
+	if err := a.GC(ctx, cniapi.Request{NetworkName: "net"}); cniapi.AsError(err).Code != cniapi.CodeInvalidConfig || len(a.List()) != 4 {
+		t.Fatalf("GC without a list: %v; %d pods are left, want all 4", err, len(a.List()))
+	}
 	if err := a.GC(ctx, cniapi.Request{NetworkName: "net", ValidAttachments: []cniapi.Attachment{{ContainerID: "c2", IfName: "eth0"}}}); err != nil {
 		t.Fatal(err)
 	}

@@ -60,9 +60,9 @@ func (b Bare) Del(ctx context.Context, key cniapi.Attachment) error {
 // GC detaches everything of the network that the runtime no longer lists; the caller has a
 // [Bare.Hold].
 func (b Bare) GC(ctx context.Context, req cniapi.Request) error {
-	valid := map[cniapi.Attachment]bool{}
-	for _, v := range req.ValidAttachments {
-		valid[v] = true
+	spared, err := req.Spared()
+	if err != nil {
+		return err
 	}
 	ports, err := b.ports.Ports(b.bridge)
 	if err != nil {
@@ -71,7 +71,7 @@ func (b Bare) GC(ctx context.Context, req cniapi.Request) error {
 	var errs []error
 	for _, p := range ports {
 		at, ours, err := fromExternalIDs(p.ExternalIDs, p.Ofport)
-		if !ours || err != nil || valid[at.Attachment] || at.Network != req.NetworkName {
+		if !ours || err != nil || spared[at.Attachment] || at.Network != req.NetworkName {
 			continue
 		}
 		if err := b.disconnect(ctx, at); err != nil {

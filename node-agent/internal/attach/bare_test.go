@@ -34,6 +34,9 @@ func TestDelWithoutNode(t *testing.T) {
 			t.Errorf("one that never was: %v", err)
 		}
 	}
+	if err := bare.GC(ctx, cniapi.Request{NetworkName: "net"}); cniapi.AsError(err).Code != cniapi.CodeInvalidConfig || len(w.links) != 3 || len(w.ports) != 3 {
+		t.Fatalf("GC without a list: %v; left: links %v, ports %v; want all of them", err, w.links, w.ports)
+	}
 	gc := cniapi.Request{NetworkName: "net", ValidAttachments: []cniapi.Attachment{request(2).Attachment(), request(4).Attachment()}}
 	if err := bare.GC(ctx, gc); err != nil {
 		t.Fatal(err)

@@ -83,7 +83,7 @@ func TestClosingKeepsNobody(t *testing.T) {
 		if err := errors.Join(a.Del(ctx, request(2)), a.Del(ctx, request(3)), a.Del(ctx, request(3))); err != nil {
 			t.Error(err)
 		}
-		if err := a.GC(ctx, cniapi.Request{NetworkName: "net"}); err != nil || len(w.links) > 0 {
+		if err := a.GC(ctx, cniapi.Request{NetworkName: "net", ValidAttachments: []cniapi.Attachment{}}); err != nil || len(w.links) > 0 {
 			t.Errorf("%v, %v", err, w.links)
 		}
 		if took := time.Since(began); took != 4*calm {
@@ -355,10 +355,10 @@ func TestGCOfOneNetwork(t *testing.T) {
 		}
 	}
 	w.stays = stays
-	if err := a.GC(ctx, cniapi.Request{NetworkName: "another"}); err != nil {
+	if err := a.GC(ctx, cniapi.Request{NetworkName: "another", ValidAttachments: []cniapi.Attachment{}}); err != nil {
 		t.Errorf("of another network: %v", err)
 	}
-	if err := a.GC(ctx, cniapi.Request{NetworkName: "net"}); err == nil || !strings.Contains(err.Error(), "busy") {
+	if err := a.GC(ctx, cniapi.Request{NetworkName: "net", ValidAttachments: []cniapi.Attachment{}}); err == nil || !strings.Contains(err.Error(), "busy") {
 		t.Errorf("of theirs: %v", err)
 	}
 }

@@ -111,6 +111,10 @@ func (a *Attacher) disconnect(ctx context.Context, pool *ipam.Pool, at Attachmen
 
 // GC detaches everything of the network that the runtime no longer lists.
 func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
+	spared, err := req.Spared()
+	if err != nil {
+		return err
+	}
 	release := a.bare.Hold()
 	node, pool, err := a.known()
 	if err != nil {
@@ -118,13 +122,9 @@ func (a *Attacher) GC(ctx context.Context, req cniapi.Request) error {
 		return a.bare.GC(ctx, req)
 	}
 	release()
-	valid := map[cniapi.Attachment]bool{}
-	for _, v := range req.ValidAttachments {
-		valid[v] = true
-	}
 	var errs []error
 	drop := func(at Attachment) {
-		if valid[at.Attachment] || at.Network != req.NetworkName {
+		if spared[at.Attachment] || at.Network != req.NetworkName {
 			return
 		}
 		end, err := a.turns.take(ctx, at.Attachment)

@@ -326,7 +326,7 @@ func TestComeAndGoAtOnce(t *testing.T) {
 					t.Error(err)
 				}
 				if round%5 == n {
-					if err := a.GC(ctx, cniapi.Request{NetworkName: "another"}); err != nil {
+					if err := a.GC(ctx, cniapi.Request{NetworkName: "another", ValidAttachments: []cniapi.Attachment{}}); err != nil {
 						t.Error(err)
 					}
 				}

@@ -253,9 +253,6 @@ func (s *Server) run(ctx context.Context, req cniapi.Request) (*cniapi.Result, *
 		return nil, cniapi.AsError(err)
 	}
 	defer done()
-	if req.Command == cniapi.GC {
-		req.ValidAttachments = append(req.ValidAttachments, adding...)
-	}
 	var result *cniapi.Result
 	e := s.call(ctx, req, func() (err error) {
 		switch req.Command {
@@ -268,9 +265,10 @@ func (s *Server) run(ctx context.Context, req cniapi.Request) (*cniapi.Result, *
 			return s.cfg.Attacher.Del(ctx, req)
 		case cniapi.Check:
 			return s.cfg.Attacher.Check(ctx, req)
-		default: // Validate lets no other command through.
-			return s.cfg.Attacher.GC(ctx, req)
+		case cniapi.GC:
+			return s.cfg.Attacher.GC(ctx, req.Sparing(adding))
 		}
+		return cniapi.Errorf(cniapi.CodeInternal, "%s is a command that the agent's server does not carry out; nothing was changed", req.Command)
 	})
 	if e != nil {
 		return nil, e

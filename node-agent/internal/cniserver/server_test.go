@@ -367,6 +367,21 @@ func TestGCSparesWhatIsBeingMade(t *testing.T) {
 	}
 }
 
+// TestUnknownCommand: a command that Validate lets through and the server does not know asks for nothing.
+func TestUnknownCommand(t *testing.T) {
+	a := &attacher{}
+	s := serve(t, Config{Attacher: a})
+	for _, cmd := range []cniapi.Command{"FREEZE", "", "gc"} {
+		res, e := s.server.run(t.Context(), cniapi.Request{Version: cniapi.Version, Command: cmd, NetworkName: "k8s-ovs"})
+		if res != nil || e == nil || e.Code != cniapi.CodeInternal {
+			t.Errorf("%q: result %v, error %v; want an error with code %d", cmd, res, e, cniapi.CodeInternal)
+		}
+	}
+	if got := a.requests(); len(got) != 0 {
+		t.Errorf("the attacher was asked for %v", got)
+	}
+}
+
 // asError avoids the error that holds a nil *cniapi.Error.
 func asError(e *cniapi.Error) error {
 	if e == nil {

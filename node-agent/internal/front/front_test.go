@@ -56,7 +56,7 @@ func TestFront(t *testing.T) {
 		_, add := f.Add(ctx, cniapi.Request{Command: cniapi.Add})
 		for name, err := range map[string]error{
 			"ADD": add, "CHECK": f.Check(ctx, cniapi.Request{}), "STATUS": f.Status(ctx), "DEL": f.Del(ctx, cniapi.Request{ContainerID: "c1", IfName: "eth0"}),
-			"GC": f.GC(ctx, cniapi.Request{NetworkName: "net"}),
+			"GC": f.GC(ctx, cniapi.Request{NetworkName: "net", ValidAttachments: []cniapi.Attachment{}}),
 		} {
 			var code uint
 			if e := cniapi.AsError(err); e != nil {
