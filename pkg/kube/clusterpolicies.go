@@ -67,7 +67,8 @@ type Honoured struct {
 	// Generation is that of the spec that it is about.
 	Generation int64
 	// Reason is a word, and Message says more.
-	Reason, Message string
+	Reason  EventReason
+	Message string
 	// OK is that all of it is honoured.
 	OK bool
 }
@@ -177,7 +178,7 @@ func toClusterPolicy(u *unstructured.Unstructured) (string, ClusterNetworkPolicy
 		out.Problem = err.Error()
 	}
 	if told := meta.FindStatusCondition(object.Status.Conditions, honoured); told != nil {
-		out.Told = Honoured{Generation: told.ObservedGeneration, Reason: told.Reason, Message: told.Message, OK: told.Status == metav1.ConditionTrue}
+		out.Told = Honoured{Generation: told.ObservedGeneration, Reason: EventReason(told.Reason), Message: told.Message, OK: told.Status == metav1.ConditionTrue}
 		out.toldAt = told.LastTransitionTime.UTC()
 	}
 	return u.GetName(), out
@@ -199,7 +200,7 @@ func (c *Client) TellHonoured(ctx context.Context, p ClusterNetworkPolicy, say H
 		"apiVersion": clusterPolicyGroup + "/" + p.Version, "kind": clusterPolicyKind,
 		"metadata": map[string]any{"name": p.Name, "uid": p.UID},
 		"status": map[string]any{"conditions": []any{map[string]any{
-			"type": honoured, "status": string(status), "reason": say.Reason, "message": say.Message,
+			"type": honoured, "status": string(status), "reason": string(say.Reason), "message": say.Message,
 			"observedGeneration": say.Generation, "lastTransitionTime": since.UTC().Format(time.RFC3339),
 		}}},
 	}}

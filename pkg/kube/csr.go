@@ -100,7 +100,7 @@ func (c *Client) WatchSigningRequests(ctx context.Context, signer string) <-chan
 }
 
 // Sign approves the request r and gives it its certificate. ErrNotFound, ErrChanged.
-func (c *Client) Sign(ctx context.Context, r SigningRequest, certPEM []byte, reason, message string) error {
+func (c *Client) Sign(ctx context.Context, r SigningRequest, certPEM []byte, reason EventReason, message string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	o, err := c.judge(ctx, r, certificatesv1.CertificateApproved, reason, message)
@@ -115,7 +115,7 @@ func (c *Client) Sign(ctx context.Context, r SigningRequest, certPEM []byte, rea
 }
 
 // Deny refuses the request r for good. ErrNotFound, ErrChanged.
-func (c *Client) Deny(ctx context.Context, r SigningRequest, reason, message string) error {
+func (c *Client) Deny(ctx context.Context, r SigningRequest, reason EventReason, message string) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	_, err := c.judge(ctx, r, certificatesv1.CertificateDenied, reason, message)
@@ -124,7 +124,7 @@ func (c *Client) Deny(ctx context.Context, r SigningRequest, reason, message str
 
 // judge approves or denies what is still the request r; one that was approved, by us
 // before we went away or by a person, stays so.
-func (c *Client) judge(ctx context.Context, r SigningRequest, verdict certificatesv1.RequestConditionType, reason, message string) (*certificatesv1.CertificateSigningRequest, error) {
+func (c *Client) judge(ctx context.Context, r SigningRequest, verdict certificatesv1.RequestConditionType, reason EventReason, message string) (*certificatesv1.CertificateSigningRequest, error) {
 	api := c.api.Certificates.CertificateSigningRequests()
 	o, err := api.Get(ctx, r.Name, metav1.GetOptions{})
 	if err != nil {
@@ -144,7 +144,7 @@ func (c *Client) judge(ctx context.Context, r SigningRequest, verdict certificat
 	}
 	now := metav1.Now()
 	o.Status.Conditions = append(o.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: verdict, Status: corev1.ConditionTrue, Reason: reason, Message: message, LastUpdateTime: now, LastTransitionTime: now,
+		Type: verdict, Status: corev1.ConditionTrue, Reason: string(reason), Message: message, LastUpdateTime: now, LastTransitionTime: now,
 	})
 	fresh, err := api.UpdateApproval(ctx, r.Name, o, metav1.UpdateOptions{})
 	if err != nil {
@@ -154,10 +154,10 @@ func (c *Client) judge(ctx context.Context, r SigningRequest, verdict certificat
 }
 
 // fail ends a request that others approved and that we do not sign.
-func (c *Client) fail(ctx context.Context, o *certificatesv1.CertificateSigningRequest, reason, message string) (*certificatesv1.CertificateSigningRequest, error) {
+func (c *Client) fail(ctx context.Context, o *certificatesv1.CertificateSigningRequest, reason EventReason, message string) (*certificatesv1.CertificateSigningRequest, error) {
 	now := metav1.Now()
 	o.Status.Conditions = append(o.Status.Conditions, certificatesv1.CertificateSigningRequestCondition{
-		Type: certificatesv1.CertificateFailed, Status: corev1.ConditionTrue, Reason: reason, Message: message, LastUpdateTime: now, LastTransitionTime: now,
+		Type: certificatesv1.CertificateFailed, Status: corev1.ConditionTrue, Reason: string(reason), Message: message, LastUpdateTime: now, LastTransitionTime: now,
 	})
 	fresh, err := c.api.Certificates.CertificateSigningRequests().UpdateStatus(ctx, o, metav1.UpdateOptions{})
 	if err != nil {

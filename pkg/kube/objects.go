@@ -75,9 +75,12 @@ func (c *Client) DaemonSetWants(ctx context.Context, namespace, name, node strin
 // ObjectRef names the object that an Event is about. An empty APIVersion is v1.
 type ObjectRef struct{ APIVersion, Kind, Namespace, Name, UID string }
 
+// EventReason is the reason of an Event, or of a condition, as docs/metrics.md explains it: a test finds all by this type.
+type EventReason string
+
 // Event sends an Event. It does not wait; equal ones are sent as one with a count,
 // and floods of one reason are cut off.
-func (c *Client) Event(ref ObjectRef, warning bool, reason, message string) {
+func (c *Client) Event(ref ObjectRef, warning bool, reason EventReason, message string) {
 	kind := corev1.EventTypeNormal
 	if warning {
 		kind = corev1.EventTypeWarning
@@ -85,7 +88,7 @@ func (c *Client) Event(ref ObjectRef, warning bool, reason, message string) {
 	object := &corev1.ObjectReference{
 		Kind: ref.Kind, APIVersion: cmp.Or(ref.APIVersion, "v1"), Namespace: ref.Namespace, Name: ref.Name, UID: types.UID(ref.UID),
 	}
-	c.eventRecorder().Event(object, kind, reason, message)
+	c.eventRecorder().Event(object, kind, string(reason), message)
 }
 
 // floodOf is what makes Events one flood: of the same object, and, unlike what client-go has, for

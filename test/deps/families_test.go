@@ -1,17 +1,10 @@
 package deps
 
 import (
-	"encoding/json"
-	"errors"
-	"go/ast"
-	"go/importer"
-	"go/parser"
 	"go/token"
 	"go/types"
-	"io"
 	"maps"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -32,66 +25,26 @@ var ofOneFamily = map[string][]string{
 	module + "pkg/link":     {"SandboxSpec.Address", "SandboxSpec.Gateway"},
 }
 
-// typed is a package as the compiler sees it.
-type typed struct {
-	ImportPath, Dir, Export string
-	GoFiles                 []string
-}
-
 // usesOfOneFamily are the names of [ofOneFamily] in each file of the product.
 func usesOfOneFamily(t *testing.T) map[string][]string {
 	t.Helper()
-	cmd := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Dir,Export,GoFiles", module+"cni", module+"node-agent/...", module+"controller/...", module+"netns", module+"pkg/...")
-	cmd.Stderr = os.Stderr
-	out, err := cmd.Output()
-	if err != nil {
-		t.Fatalf("go list: %v", err)
-	}
-	var ours []typed
-	exports := map[string]string{}
-	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
-		var p typed
-		if err := d.Decode(&p); errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatalf("go list output: %v", err)
-		}
-		exports[p.ImportPath] = p.Export
-		if strings.HasPrefix(p.ImportPath, module) {
-			ours = append(ours, p)
-		}
-	}
-	files := token.NewFileSet()
-	compiled := importer.ForCompiler(files, "gc", func(path string) (io.ReadCloser, error) { return os.Open(exports[path]) })
 	uses := map[string][]string{}
-	for _, p := range ours {
-		var parsed []*ast.File
-		for _, name := range p.GoFiles {
-			f, err := parser.ParseFile(files, filepath.Join(p.Dir, name), nil, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			parsed = append(parsed, f)
-		}
-		info := &types.Info{Uses: map[*ast.Ident]types.Object{}, Selections: map[*ast.SelectorExpr]*types.Selection{}}
-		if _, err := (&types.Config{Importer: compiled}).Check(p.ImportPath, files, parsed, info); err != nil {
-			t.Fatal(err)
-		}
+	check(t, func(p checked) {
 		note := func(at token.Pos, name string, o types.Object) {
 			if o.Pkg() == nil || !slices.Contains(ofOneFamily[o.Pkg().Path()], name) {
 				return
 			}
-			file := strings.TrimPrefix(p.ImportPath, module) + "/" + filepath.Base(files.Position(at).Filename)
+			file := p.path + "/" + filepath.Base(p.files.Position(at).Filename)
 			if !slices.Contains(uses[file], name) {
 				uses[file] = append(uses[file], name)
 			}
 		}
-		for id, o := range info.Uses {
+		for id, o := range p.Uses {
 			if o.Pkg() != nil && o.Parent() == o.Pkg().Scope() {
 				note(id.Pos(), o.Name(), o)
 			}
 		}
-		for at, s := range info.Selections {
+		for at, s := range p.Selections {
 			recv := s.Recv()
 			if ptr, ok := recv.(*types.Pointer); ok {
 				recv = ptr.Elem()
@@ -100,7 +53,7 @@ func usesOfOneFamily(t *testing.T) map[string][]string {
 				note(at.Pos(), named.Obj().Name()+"."+s.Obj().Name(), s.Obj())
 			}
 		}
-	}
+	})
 	return uses
 }
 

@@ -68,7 +68,7 @@ func key(a netip.Addr) string {
 type API interface {
 	PutConfigMap(ctx context.Context, ref string, data map[string]string) (wrote bool, err error)
 	PolicyAbsent(ctx context.Context, name string) (why string, err error)
-	Event(object kube.ObjectRef, warning bool, reason, message string)
+	Event(object kube.ObjectRef, warning bool, reason kube.EventReason, message string)
 }
 
 const (

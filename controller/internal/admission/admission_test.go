@@ -76,10 +76,10 @@ func (s *server) PolicyAbsent(_ context.Context, name string) (string, error) {
 	return s.absent[name], s.err
 }
 
-func (s *server) Event(object kube.ObjectRef, warning bool, reason, message string) {
+func (s *server) Event(object kube.ObjectRef, warning bool, reason kube.EventReason, message string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.events = append(s.events, object.Name+" "+reason+" "+message)
+	s.events = append(s.events, object.Name+" "+string(reason)+" "+message)
 }
 
 // change is what somebody does on the server.

@@ -61,9 +61,10 @@ type Ask struct{ Namespace, UID string }
 
 // Event is something to tell people about an object.
 type Event struct {
-	Object          kube.ObjectRef
-	Warning         bool
-	Reason, Message string
+	Object  kube.ObjectRef
+	Warning bool
+	Reason  kube.EventReason
+	Message string
 }
 
 // Reasons of Events.
@@ -112,7 +113,7 @@ type Planner struct {
 // topic is what one message at a time is told about.
 type topic struct {
 	object kube.ObjectRef
-	reason string
+	reason kube.EventReason
 }
 
 // quiet is since when the agent at ip has not reported, and when that was last seen.
@@ -177,7 +178,7 @@ func (p *Planner) Plan(s State, now time.Time) Plan {
 }
 
 // refuse tells people about an object what cannot be, once for each message.
-func (d *round) refuse(object kube.ObjectRef, reason, message string) {
+func (d *round) refuse(object kube.ObjectRef, reason kube.EventReason, message string) {
 	about := topic{object, reason}
 	d.said[about] = message
 	if d.planner.said[about] != message {

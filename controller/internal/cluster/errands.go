@@ -16,7 +16,7 @@ import (
 type API interface {
 	HasPods(ctx context.Context, namespace string) (bool, error)
 	Annotate(ctx context.Context, namespace, uid, key, value string) error
-	Event(object kube.ObjectRef, warning bool, reason, message string)
+	Event(object kube.ObjectRef, warning bool, reason kube.EventReason, message string)
 }
 
 const (

@@ -88,7 +88,7 @@ func TestPlaces(t *testing.T) {
 				t.Fatalf("events %+v, want %q", plan.Events, test.says)
 			}
 			for i, e := range plan.Events {
-				if reason, message, _ := strings.Cut(test.says[i], " "); e.Reason != reason || !strings.Contains(e.Message, message) || !e.Warning {
+				if reason, message, _ := strings.Cut(test.says[i], " "); string(e.Reason) != reason || !strings.Contains(e.Message, message) || !e.Warning {
 					t.Errorf("event %+v, want %q", e, test.says[i])
 				}
 			}
@@ -122,7 +122,7 @@ func TestAddressesRefused(t *testing.T) {
 	plan := p.Plan(s.state(), now)
 	var said []string
 	for _, e := range plan.Events {
-		said = append(said, e.Object.Name+" "+e.Reason)
+		said = append(said, e.Object.Name+" "+string(e.Reason))
 		if e.Reason == NodeAddressRefused && !strings.Contains(e.Message, "172.11.0.5 is inside the pod network") {
 			t.Errorf("Event: %s", e.Message)
 		}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
@@ -76,12 +77,16 @@ type instance struct {
 // newInstance makes one, with its metrics.
 func newInstance(cfg Config, client *kube.Client, log *slog.Logger) *instance {
 	i := &instance{cfg: cfg, client: client, log: log, registry: diag.NewRegistry("k8s-ovs-controller")}
-	i.identities = prometheus.NewGauge(prometheus.GaugeOpts{
+	i.identities = enforced(i.registry)
+	return i
+}
+
+// enforced is the metric of whether clients of etcd have identities.
+func enforced(reg prometheus.Registerer) prometheus.Gauge {
+	return promauto.With(reg).NewGauge(prometheus.GaugeOpts{
 		Namespace: "k8s_ovs", Subsystem: "controller", Name: "identities_enforced",
 		Help: "1 where each client of the embedded etcd has a user of its own with no more rights than it needs, 0 where all have all rights; of an external etcd 0.",
 	})
-	i.registry.MustRegister(i.identities)
-	return i
 }
 
 func (i *instance) ready() error {

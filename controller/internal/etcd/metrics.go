@@ -1,6 +1,9 @@
 package etcd
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
 
 // Metrics are those of the etcd in the controller.
 type Metrics struct {
@@ -11,15 +14,15 @@ type Metrics struct {
 
 // NewMetrics registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	register := promauto.With(reg)
 	const namespace, subsystem = "k8s_ovs", "controller_etcd"
 	m := &Metrics{
-		refused: prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: "refused_total",
+		refused: register.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: "refused_total",
 			Help: "Requests of nodes that asked more of the etcd in the controller than agents do."}),
-		cut: prometheus.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: "history_cut_total",
+		cut: register.NewCounter(prometheus.CounterOpts{Namespace: namespace, Subsystem: subsystem, Name: "history_cut_total",
 			Help: "Times that the history of the records was cut short to make room."}),
-		size: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: "database_bytes",
+		size: register.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: "database_bytes",
 			Help: "Size of the database of the etcd in the controller, with its history."}),
 	}
-	reg.MustRegister(m.refused, m.cut, m.size)
 	return m
 }

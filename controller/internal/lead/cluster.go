@@ -262,7 +262,7 @@ func (f *follower) tellTenant(w tenant.Write) {
 		return
 	}
 	object := cluster.NamespaceRef(w.Key, w.Namespace.UID)
-	reasons := map[topology.Action]string{topology.Join: cluster.NetworkJoined, topology.Isolate: cluster.NetworkIsolated, topology.MakeGlobal: cluster.NetworkGlobal}
+	reasons := map[topology.Action]kube.EventReason{topology.Join: cluster.NetworkJoined, topology.Isolate: cluster.NetworkIsolated, topology.MakeGlobal: cluster.NetworkGlobal}
 	switch {
 	case w.Outcome == tenant.Refused, w.Outcome == tenant.Waiting:
 		f.cluster.API.Event(object, true, cluster.NetworkRefused, w.Message+askedBy(w.By))

@@ -2,6 +2,7 @@ package lead
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/policies"
@@ -41,37 +42,37 @@ type Metrics struct {
 
 // NewMetrics registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	register := promauto.With(reg)
 	const ns, sub = "k8s_ovs", "controller"
 	opts := func(name, help string) prometheus.Opts {
 		return prometheus.Opts{Namespace: ns, Subsystem: sub, Name: name, Help: help}
 	}
 	m := &Metrics{
-		leader:     prometheus.NewGauge(prometheus.GaugeOpts(opts("leader", "1 while this controller leads."))),
-		terms:      prometheus.NewCounter(prometheus.CounterOpts(opts("terms_total", "How often this controller was elected."))),
-		requests:   prometheus.NewCounterVec(prometheus.CounterOpts(opts("namespace_requests_total", "Namespace records answered, by action (netid: one without) and outcome.")), []string{"action", "outcome"}),
-		subnetReqs: prometheus.NewCounterVec(prometheus.CounterOpts(opts("subnet_requests_total", "Node records answered, by outcome.")), []string{"outcome"}),
-		conflicts:  prometheus.NewCounter(prometheus.CounterOpts(opts("write_conflicts_total", "Writes that someone else was quicker than, and that were planned anew."))),
-		records:    prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("records", "Records in etcd, by kind.")), []string{"kind"}),
-		netIDs:     prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("netids", "NetIDs of tenants, by state: in_use, or freed and given out last.")), []string{"state"}),
-		subnets:    prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("subnets", "Node subnets of the pod network, by state: in_use or free.")), []string{"state"}),
-		write: prometheus.NewHistogram(prometheus.HistogramOpts{
+		leader:     register.NewGauge(prometheus.GaugeOpts(opts("leader", "1 while this controller leads."))),
+		terms:      register.NewCounter(prometheus.CounterOpts(opts("terms_total", "How often this controller was elected."))),
+		requests:   register.NewCounterVec(prometheus.CounterOpts(opts("namespace_requests_total", "Namespace records answered, by action (netid: one without) and outcome.")), []string{"action", "outcome"}),
+		subnetReqs: register.NewCounterVec(prometheus.CounterOpts(opts("subnet_requests_total", "Node records answered, by outcome.")), []string{"outcome"}),
+		conflicts:  register.NewCounter(prometheus.CounterOpts(opts("write_conflicts_total", "Writes that someone else was quicker than, and that were planned anew."))),
+		records:    register.NewGaugeVec(prometheus.GaugeOpts(opts("records", "Records in etcd, by kind.")), []string{"kind"}),
+		netIDs:     register.NewGaugeVec(prometheus.GaugeOpts(opts("netids", "NetIDs of tenants, by state: in_use, or freed and given out last.")), []string{"state"}),
+		subnets:    register.NewGaugeVec(prometheus.GaugeOpts(opts("subnets", "Node subnets of the pod network, by state: in_use or free.")), []string{"state"}),
+		write: register.NewHistogram(prometheus.HistogramOpts{
 			Namespace: ns, Subsystem: sub, Name: "request_seconds", Help: "Time from seeing a request to having written its answer.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
 	}
-	m.cluster = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("kubernetes_objects", "Kubernetes objects that the records follow, by kind.")), []string{"kind"})
-	m.refused = prometheus.NewGauge(prometheus.GaugeOpts(opts("refused_annotations", "Namespaces whose network annotation cannot be followed.")))
-	m.notEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "networkpolicies_not_enforced", Help: "NetworkPolicies that some live node does not enforce; the leader's."})
-	m.clusterNotEnforced = prometheus.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "clusternetworkpolicies_not_enforced", Help: "ClusterNetworkPolicies that some live node does not enforce; the leader's."})
-	m.policies = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("policy_objects", "NetworkPolicies, ClusterNetworkPolicies, the sets of addresses that they name, and the records of all in etcd, by kind.")), []string{"kind"})
-	m.policyWrites = prometheus.NewCounter(prometheus.CounterOpts(opts("policy_writes_total", "Records of NetworkPolicies and their sets that were written.")))
-	m.absent = prometheus.NewGauge(prometheus.GaugeOpts(opts("policies_absent", "Admission policies of k8s-ovs that are not in force: while it is not 0, tenants may reach each other by endpoints written by hand.")))
-	m.users = prometheus.NewGauge(prometheus.GaugeOpts(opts("node_users", "Nodes that have a user of their own in etcd, kept by this leader.")))
-	m.changes = prometheus.NewGaugeVec(prometheus.GaugeOpts(opts("tenant_changes_waiting", "Changes of a namespace's netID that wait until this node has their step in its flows.")), []string{"node"})
-	m.without = prometheus.NewCounterVec(prometheus.CounterOpts(opts("tenant_changes_without_total", "Steps of such changes that went on without this node, as it took too long: packets of the namespace from and to its pods there may have been lost.")), []string{"node"})
-	m.lost = prometheus.NewGauge(prometheus.GaugeOpts(opts("nodes_hold_lost_records", "Nodes that hold records which etcd has lost, as it does when it is restored from a backup.")))
-	m.restored = prometheus.NewCounter(prometheus.CounterOpts(opts("restorations_total", "How often etcd had gone back to older records, and what nodes held was put back.")))
-	reg.MustRegister(m.lost, m.restored, m.changes, m.without, m.users, m.leader, m.terms, m.requests, m.subnetReqs, m.conflicts, m.records, m.netIDs, m.subnets, m.write, m.cluster, m.refused, m.notEnforced, m.clusterNotEnforced, m.policies, m.policyWrites, m.absent)
+	m.cluster = register.NewGaugeVec(prometheus.GaugeOpts(opts("kubernetes_objects", "Kubernetes objects that the records follow, by kind.")), []string{"kind"})
+	m.refused = register.NewGauge(prometheus.GaugeOpts(opts("refused_annotations", "Namespaces whose network annotation cannot be followed.")))
+	m.notEnforced = register.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "networkpolicies_not_enforced", Help: "NetworkPolicies that some live node does not enforce; the leader's."})
+	m.clusterNotEnforced = register.NewGauge(prometheus.GaugeOpts{Namespace: ns, Name: "clusternetworkpolicies_not_enforced", Help: "ClusterNetworkPolicies that some live node does not enforce; the leader's."})
+	m.policies = register.NewGaugeVec(prometheus.GaugeOpts(opts("policy_objects", "NetworkPolicies, ClusterNetworkPolicies, the sets of addresses that they name, and the records of all in etcd, by kind.")), []string{"kind"})
+	m.policyWrites = register.NewCounter(prometheus.CounterOpts(opts("policy_writes_total", "Records of NetworkPolicies and their sets that were written.")))
+	m.absent = register.NewGauge(prometheus.GaugeOpts(opts("policies_absent", "Admission policies of k8s-ovs that are not in force: while it is not 0, tenants may reach each other by endpoints written by hand.")))
+	m.users = register.NewGauge(prometheus.GaugeOpts(opts("node_users", "Nodes that have a user of their own in etcd, kept by this leader.")))
+	m.changes = register.NewGaugeVec(prometheus.GaugeOpts(opts("tenant_changes_waiting", "Changes of a namespace's netID that wait until this node has their step in its flows.")), []string{"node"})
+	m.without = register.NewCounterVec(prometheus.CounterOpts(opts("tenant_changes_without_total", "Steps of such changes that went on without this node, as it took too long: packets of the namespace from and to its pods there may have been lost.")), []string{"node"})
+	m.lost = register.NewGauge(prometheus.GaugeOpts(opts("nodes_hold_lost_records", "Nodes that hold records which etcd has lost, as it does when it is restored from a backup.")))
+	m.restored = register.NewCounter(prometheus.CounterOpts(opts("restorations_total", "How often etcd had gone back to older records, and what nodes held was put back.")))
 	return m
 }
 

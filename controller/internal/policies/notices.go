@@ -41,8 +41,9 @@ const (
 
 // notice is something to tell people of a policy.
 type notice struct {
-	object          kube.ObjectRef
-	reason, message string
+	object  kube.ObjectRef
+	reason  kube.EventReason
+	message string
 	// nodes are those that the message is about, remedy is what is to be done there.
 	nodes, remedy string
 }

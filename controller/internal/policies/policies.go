@@ -53,7 +53,7 @@ type API interface {
 	WatchPodPorts(ctx context.Context) *kube.Changes[kube.PodKey, kube.PodPorts]
 	WatchNodeLabels(ctx context.Context) *kube.Changes[string, kube.NodeLabels]
 	TellHonoured(ctx context.Context, p kube.ClusterNetworkPolicy, say kube.Honoured) error
-	Event(object kube.ObjectRef, warning bool, reason, message string)
+	Event(object kube.ObjectRef, warning bool, reason kube.EventReason, message string)
 }
 
 // Nodes is what a Keeper needs of [store.Store].

@@ -680,7 +680,7 @@ func TestNotices(t *testing.T) {
 			if e.object.APIVersion != "networking.k8s.io/v1" || e.object.Kind != "NetworkPolicy" {
 				t.Errorf("notice %+v", e)
 			}
-			got = append(got, e.object.Name+" "+e.reason)
+			got = append(got, e.object.Name+" "+string(e.reason))
 		}
 		if diff := cmp.Diff(step.want, got); diff != "" {
 			t.Errorf("step %d (-want +got):\n%s", i, diff)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/cluster"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
@@ -32,9 +33,9 @@ const (
 // API is what the signer needs of [kube.Client].
 type API interface {
 	WatchSigningRequests(ctx context.Context, signer string) <-chan map[string]kube.SigningRequest
-	Sign(ctx context.Context, r kube.SigningRequest, certPEM []byte, reason, message string) error
-	Deny(ctx context.Context, r kube.SigningRequest, reason, message string) error
-	Event(object kube.ObjectRef, warning bool, reason, message string)
+	Sign(ctx context.Context, r kube.SigningRequest, certPEM []byte, reason kube.EventReason, message string) error
+	Deny(ctx context.Context, r kube.SigningRequest, reason kube.EventReason, message string) error
+	Event(object kube.ObjectRef, warning bool, reason kube.EventReason, message string)
 }
 
 // Records tells of the records; [store.Store] does.
@@ -61,14 +62,14 @@ type Metrics struct{ answered *prometheus.CounterVec }
 
 // NewMetrics registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
-	m := &Metrics{prometheus.NewCounterVec(prometheus.CounterOpts{
+	register := promauto.With(reg)
+	m := &Metrics{register.NewCounterVec(prometheus.CounterOpts{
 		Namespace: "k8s_ovs", Name: "certificates_signed_total",
 		Help: "Requests of agents for a certificate, by outcome: signed, denied, or failed (tried again).",
 	}, []string{"outcome"})}
 	for _, outcome := range []string{"signed", "denied", "failed"} {
 		m.answered.WithLabelValues(outcome)
 	}
-	reg.MustRegister(m.answered)
 	return m
 }
 

@@ -96,7 +96,7 @@ type Config struct {
 	// it. It may be called again.
 	Tidy func(ctx context.Context) error
 	// Event tells people; Pod is what about, and no Events are sent where it has no name.
-	Event  func(object kube.ObjectRef, warning bool, reason, message string)
+	Event  func(object kube.ObjectRef, warning bool, reason kube.EventReason, message string)
 	Pod    kube.ObjectRef
 	Logger *slog.Logger
 	// Now is the clock; time.Now when nil.
@@ -181,7 +181,7 @@ func (e *Ending) remind(waits []string) {
 	e.tell(slog.LevelWarn, reasonWaits, text)
 }
 
-func (e *Ending) tell(level slog.Level, reason, text string) {
+func (e *Ending) tell(level slog.Level, reason kube.EventReason, text string) {
 	e.cfg.Logger.Log(context.Background(), level, text)
 	if e.cfg.Pod.Name != "" {
 		e.cfg.Event(e.cfg.Pod, level > slog.LevelInfo, reason, text)

@@ -89,8 +89,8 @@ func (e *etcd) start(ctx context.Context) (ended chan struct{}) {
 	ended = make(chan struct{})
 	ending := New(Config{
 		Users: e, Tidy: e.tidy, Pod: kube.ObjectRef{Name: "c"}, Logger: slog.New(slog.DiscardHandler),
-		Event: func(_ kube.ObjectRef, _ bool, reason, message string) {
-			e.set(func() { e.events = append(e.events, reason+": "+message) })
+		Event: func(_ kube.ObjectRef, _ bool, reason kube.EventReason, message string) {
+			e.set(func() { e.events = append(e.events, string(reason)+": "+message) })
 		},
 	})
 	go func() { defer close(ended); ending.Run(ctx) }()

@@ -77,7 +77,7 @@ func Run(ctx context.Context, cfg Config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	reg.MustRegister(podlimits.NewCollector(n.limitSources), crashnews.NewCollector(cfg.OVSRunDir))
+	reg.MustRegister(collectors(n.limitSources, cfg.OVSRunDir)...)
 	server := diag.NewServer(n.diagnostics(reg))
 	if err := server.Listen(); err != nil {
 		return err

@@ -55,7 +55,7 @@ func TestUplinkDown(t *testing.T) {
 			if c.device != nil {
 				u.devices["eth0"] = *c.device
 			}
-			h := &health{picture: &picture{under: under}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u, database: u}
+			h := &health{picture: &picture{under: under}, exits: u, way: wayOut{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, links: u, database: u}
 			err := h.unwell(t.Context(), &pass{full: true, me: labSelf})
 			if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
 				t.Errorf("%s, address on %s: %v, want %q", name, under.Link, err, c.why)
@@ -67,7 +67,7 @@ func TestUplinkDown(t *testing.T) {
 // A packet is sent out at first, in every full pass, and in every pass while none gets out.
 func TestWayOutIsTried(t *testing.T) {
 	u := &uplinks{devices: map[string]link.Link{"eth0": {Up: true, Carrier: true}}}
-	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, way: wayOut{closed: gauge("closed", "")}, links: u, database: u}
+	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, way: wayOut{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, links: u, database: u}
 	closed := errors.New("a firewall drops them")
 	for i, s := range []struct {
 		full   bool
@@ -88,8 +88,8 @@ func TestWayOutIsTried(t *testing.T) {
 // nodeEvents stands in for the API server.
 type nodeEvents []string
 
-func (e *nodeEvents) Event(ref kube.ObjectRef, _ bool, reason, message string) {
-	*e = append(*e, ref.Kind+" "+ref.Name+": "+reason+": "+message)
+func (e *nodeEvents) Event(ref kube.ObjectRef, _ bool, reason kube.EventReason, message string) {
+	*e = append(*e, ref.Kind+" "+ref.Name+": "+string(reason)+": "+message)
 }
 
 func valueOf(t *testing.T, gauge prometheus.Gauge) float64 {
@@ -118,7 +118,7 @@ func TestExitCheck(t *testing.T) {
 	} {
 		u := &uplinks{devices: map[string]link.Link{"eth0": {Up: true, Carrier: true}}, closed: closed}
 		var said nodeEvents
-		log, gauge := &bytes.Buffer{}, gauge("closed", "")
+		log, gauge := &bytes.Buffer{}, prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})
 		h := &health{
 			picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, links: u, database: u,
 			way: wayOut{policy: policy, node: "n1", closed: gauge, events: &said, log: slog.New(slog.NewTextHandler(log, nil))},

@@ -5,14 +5,17 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashnews"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/policies"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/services"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
@@ -68,24 +71,28 @@ type serviceMetrics struct {
 	serviceRepairs prometheus.Counter
 }
 
-func counter(name, help string) prometheus.Counter {
-	return prometheus.NewCounter(prometheus.CounterOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+// register makes metrics of k8s_ovs, which are shown from then on.
+type register struct{ promauto.Factory }
+
+func (r register) counter(name, help string) prometheus.Counter {
+	return r.NewCounter(prometheus.CounterOpts{Namespace: "k8s_ovs", Name: name, Help: help})
 }
 
-func gauge(name, help string) prometheus.Gauge {
-	return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+func (r register) gauge(name, help string) prometheus.Gauge {
+	return r.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
+	r := register{promauto.With(reg)}
 	m := &metrics{
-		flowMetrics: newFlowMetrics(), nodeMetrics: newNodeMetrics(), serviceMetrics: newServiceMetrics(),
-		tooLarge: counter("fragmentation_needed_total", "Senders told that a packet is too large for its path."),
-		missed:   counter("datapath_missed_packets_total", "Packets lost because they came faster than ovs-vswitchd of the userspace datapath took them."),
-		cni: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		flowMetrics: newFlowMetrics(r), nodeMetrics: newNodeMetrics(r), serviceMetrics: newServiceMetrics(r),
+		tooLarge: r.counter("fragmentation_needed_total", "Senders told that a packet is too large for its path."),
+		missed:   r.counter("datapath_missed_packets_total", "Packets lost because they came faster than ovs-vswitchd of the userspace datapath took them."),
+		cni: r.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "cni_seconds", Help: "Time of CNI requests in the agent, by command and CNI error code (0 is success).",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}, []string{"command", "code"}),
-		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		steps: r.NewHistogramVec(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "attach_step_seconds", Help: "Time of each step of attaching and detaching a pod.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 16),
 		}, []string{"step"}),
@@ -101,54 +108,57 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	for _, r := range hostnet.Reasons() {
 		m.drops.WithLabelValues(string(r))
 	}
-	reg.MustRegister(m.commits, m.changes, m.repairs, m.portRepairs, m.hostRepairs, m.reconnects, m.drops, m.tooLarge, m.missed, m.cni, m.steps, m.pods, m.flows, m.peers, m.problems, m.revision, m.older, m.ready, m.closed,
-		m.services, m.endpoints, m.leftOut, m.serviceFlows, m.programming, m.serviceRepairs)
 	return m
 }
 
-func newFlowMetrics() flowMetrics {
+// collectors show what is read when somebody asks: limits of pods, and crashes of daemons whose records are below dir.
+func collectors(limits func() (podlimits.Counted, podlimits.MeterDrops), dir string) []prometheus.Collector {
+	return []prometheus.Collector{podlimits.NewCollector(limits), crashnews.NewCollector(dir)}
+}
+
+func newFlowMetrics(r register) flowMetrics {
 	return flowMetrics{
-		commits: prometheus.NewHistogram(prometheus.HistogramOpts{
+		commits: r.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "flow_commit_seconds", Help: "Time of one atomic bundle of flow changes.",
 			Buckets: prometheus.ExponentialBuckets(0.0001, 2, 14),
 		}),
-		changes:     counter("flow_changes_total", "Flows added or removed."),
-		repairs:     counter("flow_repairs_total", "Flows put right that somebody else had changed."),
-		portRepairs: counter("port_repairs_total", "Pod ports put back that somebody else had removed."),
-		hostRepairs: counter("host_repairs_total", "Times that the host's addresses, routes or firewall rules had to be put right."),
-		reconnects:  counter("ovs_reconnects_total", "Connections made to ovs-vswitchd."),
-		drops: prometheus.NewCounterVec(prometheus.CounterOpts{
+		changes:     r.counter("flow_changes_total", "Flows added or removed."),
+		repairs:     r.counter("flow_repairs_total", "Flows put right that somebody else had changed."),
+		portRepairs: r.counter("port_repairs_total", "Pod ports put back that somebody else had removed."),
+		hostRepairs: r.counter("host_repairs_total", "Times that the host's addresses, routes or firewall rules had to be put right."),
+		reconnects:  r.counter("ovs_reconnects_total", "Connections made to ovs-vswitchd."),
+		drops: r.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "k8s_ovs", Name: "drops_total", Help: "Packets dropped by the pipeline and by the node's firewall, by reason; PIPELINE.md explains them.",
 		}, []string{"reason"}),
 	}
 }
 
-func newNodeMetrics() nodeMetrics {
+func newNodeMetrics(r register) nodeMetrics {
 	return nodeMetrics{
-		pods:     gauge("pods", "Pods attached on this node."),
-		flows:    gauge("flows", "Flows in the bridge."),
-		peers:    gauge("peers", "Other nodes that this one exchanges packets with."),
-		problems: gauge("record_problems", "Records that this node leaves out because they are not valid."),
-		older:    gauge("etcd_older", "1 while etcd has older records than this node, as it does when it is restored from a backup: the node takes no new ones."),
-		revision: gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
-		ready:    gauge("ready", "1 when pods can be attached."),
-		closed:   gauge("outside_closed", "1 when the check of the way to the outside finds it closed (--exit-check)."),
+		pods:     r.gauge("pods", "Pods attached on this node."),
+		flows:    r.gauge("flows", "Flows in the bridge."),
+		peers:    r.gauge("peers", "Other nodes that this one exchanges packets with."),
+		problems: r.gauge("record_problems", "Records that this node leaves out because they are not valid."),
+		older:    r.gauge("etcd_older", "1 while etcd has older records than this node, as it does when it is restored from a backup: the node takes no new ones."),
+		revision: r.gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
+		ready:    r.gauge("ready", "1 when pods can be attached."),
+		closed:   r.gauge("outside_closed", "1 when the check of the way to the outside finds it closed (--exit-check)."),
 	}
 }
 
-func newServiceMetrics() serviceMetrics {
+func newServiceMetrics(r register) serviceMetrics {
 	return serviceMetrics{
-		services:  gauge("services", "Services that the bridge serves to this node's pods."),
-		endpoints: gauge("service_endpoints", "Distinct endpoints of these services."),
-		leftOut: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		services:  r.gauge("services", "Services that the bridge serves to this node's pods."),
+		endpoints: r.gauge("service_endpoints", "Distinct endpoints of these services."),
+		leftOut: r.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "k8s_ovs", Name: "service_endpoints_left_out", Help: "Endpoints that services name and that no pod is sent to, by reason; docs/kubernetes.md explains them.",
 		}, []string{"reason"}),
-		serviceFlows: gauge("service_flows", "Flows of services in the bridge; each port of a service with endpoints has a group besides."),
-		programming: prometheus.NewHistogram(prometheus.HistogramOpts{
+		serviceFlows: r.gauge("service_flows", "Flows of services in the bridge; each port of a service with endpoints has a group besides."),
+		programming: r.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "service_programming_seconds", Help: "Time to bring one batch of news of services into the flows.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14),
 		}),
-		serviceRepairs: counter("service_repairs_total", "Flows and groups of services put right that somebody else had changed."),
+		serviceRepairs: r.counter("service_repairs_total", "Flows and groups of services put right that somebody else had changed."),
 	}
 }
 

@@ -42,7 +42,7 @@ type readiness struct {
 
 // eventSink takes Events; [kube.Client] is one.
 type eventSink interface {
-	Event(ref kube.ObjectRef, warning bool, reason, message string)
+	Event(ref kube.ObjectRef, warning bool, reason kube.EventReason, message string)
 }
 
 // is nil when pods can be attached, else what is missing.

@@ -22,9 +22,9 @@ type eventsOfNode struct {
 	told  []string
 }
 
-func (e *eventsOfNode) Event(ref kube.ObjectRef, warning bool, reason, message string) {
+func (e *eventsOfNode) Event(ref kube.ObjectRef, warning bool, reason kube.EventReason, message string) {
 	if ref.Kind == "Node" && ref.Name == "n1" && warning == (reason == "NetworkNotReady") {
-		e.told = append(e.told, time.Since(e.begun).String()+" "+reason+": "+message)
+		e.told = append(e.told, time.Since(e.begun).String()+" "+string(reason)+": "+message)
 	}
 }
 

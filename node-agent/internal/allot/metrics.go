@@ -2,6 +2,7 @@ package allot
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
@@ -19,11 +20,12 @@ type Metrics struct {
 
 // NewMetrics registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	register := promauto.With(reg)
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
-		return prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "k8s_ovs", Name: name, Help: help}, labels)
+		return register.NewCounterVec(prometheus.CounterOpts{Namespace: "k8s_ovs", Name: name, Help: help}, labels)
 	}
 	gauge := func(name, help string) *prometheus.GaugeVec {
-		return prometheus.NewGaugeVec(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help}, []string{"limit"})
+		return register.NewGaugeVec(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help}, []string{"limit"})
 	}
 	m := &Metrics{
 		refused:    counter("connections_refused_total", "New connections refused because a namespace asked for more than it may; limit is service-connections, node-connections, or policy (of a pod that policies select).", "namespace", "limit"),
@@ -33,7 +35,6 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		untold:     counter("fragmentation_needed_untold_total", "Packets too large for their path whose sender was not told, as its namespace had more than 100 a second.", "namespace"),
 		lastUntold: map[string]uint64{}, lastJudged: map[string]uint64{},
 	}
-	reg.MustRegister(m.refused, m.used, m.size, m.heldN, m.untold)
 	return m
 }
 

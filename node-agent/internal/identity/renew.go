@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
@@ -76,15 +77,15 @@ type Metrics struct {
 
 // NewMetrics registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	register := promauto.With(reg)
 	m := &Metrics{
-		expiry: prometheus.NewGauge(prometheus.GaugeOpts{
+		expiry: register.NewGauge(prometheus.GaugeOpts{
 			Namespace: "k8s_ovs", Name: "certificate_expiry_seconds", Help: "When the agent's certificate for etcd ends, in seconds since 1970; 0 where it has none.",
 		}),
-		renewals: prometheus.NewCounterVec(prometheus.CounterOpts{
+		renewals: register.NewCounterVec(prometheus.CounterOpts{
 			Namespace: "k8s_ovs", Name: "certificate_renewals_total", Help: "Attempts to renew the agent's certificate for etcd, by outcome: renewed or failed.",
 		}, []string{"outcome"}),
 	}
-	reg.MustRegister(m.expiry, m.renewals)
 	return m
 }
 

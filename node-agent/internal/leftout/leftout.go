@@ -28,7 +28,7 @@ type Sayer struct {
 
 // Events takes Events; [kube.Client] does.
 type Events interface {
-	Event(ref kube.ObjectRef, warning bool, reason, message string)
+	Event(ref kube.ObjectRef, warning bool, reason kube.EventReason, message string)
 }
 
 // Say implements services.Config.LeftOut.

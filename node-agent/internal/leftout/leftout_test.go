@@ -17,7 +17,7 @@ import (
 // told hears Events.
 type told struct{ events *[]string }
 
-func (t told) Event(ref kube.ObjectRef, warning bool, reason, message string) {
+func (t told) Event(ref kube.ObjectRef, warning bool, reason kube.EventReason, message string) {
 	*t.events = append(*t.events, fmt.Sprint(ref, warning, reason, message))
 }
 

@@ -1,6 +1,9 @@
 package nodemtu
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
 
 // Metrics are the MTU of pods and what the node's paths carry, bytes of a pod's packet.
 type Metrics struct {
@@ -10,8 +13,9 @@ type Metrics struct {
 
 // NewMetrics registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	register := promauto.With(reg)
 	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+		return register.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
 	}
 	m := &Metrics{
 		mtu:        gauge("pod_mtu_bytes", "MTU that pods get."),
@@ -20,10 +24,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		blackHoles: gauge("mtu_black_holes", "Paths to other nodes that lose large packets and do not say so."),
 		holdsBack:  gauge("mtu_holds_cluster_back", "1 when no node carries less than this one, and most carry more."),
 		ignored:    gauge("mtu_records_ignored", "Nodes whose MTU record does not count, as it says less than pods need."),
-		narrow: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		narrow: register.NewGaugeVec(prometheus.GaugeOpts{
 			Namespace: "k8s_ovs", Name: "path_mtu_bytes", Help: "Packets of pods that the path to a node carries, only where its route or a measurement says less than the link.",
 		}, []string{"peer"}),
 	}
-	reg.MustRegister(m.mtu, m.carries, m.cluster, m.blackHoles, m.holdsBack, m.ignored, m.narrow)
 	return m
 }

@@ -69,6 +69,8 @@ const (
 	PolicyIngress
 	PolicyEgress
 	PolicyState
+	// endOfReasons is behind the last: a new one is before it, with a name below and a line in PIPELINE.md.
+	endOfReasons
 )
 
 var reasonNames = map[Reason]string{
@@ -82,7 +84,7 @@ var reasonNames = map[Reason]string{
 // Reasons are all reasons, in order.
 func Reasons() []Reason {
 	out := make([]Reason, 0, len(reasonNames))
-	for r := UnknownPeer; r <= PolicyState; r++ {
+	for r := UnknownPeer; r < endOfReasons; r++ {
 		out = append(out, r)
 	}
 	return out

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -273,6 +274,25 @@ func TestDropsHaveReasons(t *testing.T) {
 		if !used[r] && r != TooLarge {
 			t.Errorf("no flow drops for reason %s", r)
 		}
+	}
+}
+
+// TestReasons: each has a name, which is explained, and all are counted from the agent's start.
+func TestReasons(t *testing.T) {
+	text, err := os.ReadFile("PIPELINE.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range Reasons() {
+		if reasonNames[r] == "" {
+			t.Errorf("%s has no name", r)
+		}
+		if !regexp.MustCompile("(?m)^\\| [^|]*`" + regexp.QuoteMeta(r.String()) + "`").Match(text) {
+			t.Errorf("PIPELINE.md does not explain reason %s", r)
+		}
+	}
+	if len(reasonNames) != len(Reasons()) {
+		t.Errorf("%d reasons have names and %d are counted: one is behind endOfReasons", len(reasonNames), len(Reasons()))
 	}
 }
 

@@ -49,7 +49,7 @@ const refusedReason = "BandwidthRefused"
 type Source interface {
 	WatchPods(ctx context.Context, nodeName string) <-chan map[kube.PodKey]kube.Pod
 	Pod(ctx context.Context, nodeName string, key kube.PodKey) (kube.Pod, error)
-	Event(ref kube.ObjectRef, warning bool, reason, message string)
+	Event(ref kube.ObjectRef, warning bool, reason kube.EventReason, message string)
 }
 
 // Pods are the pods of the node; [attach.Attacher] is them.

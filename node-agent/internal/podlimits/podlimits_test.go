@@ -65,10 +65,10 @@ func (a *podAPI) Pod(_ context.Context, _ string, key kube.PodKey) (kube.Pod, er
 	return kube.Pod{}, kube.ErrNotFound
 }
 
-func (a *podAPI) Event(ref kube.ObjectRef, _ bool, reason, message string) {
+func (a *podAPI) Event(ref kube.ObjectRef, _ bool, reason kube.EventReason, message string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.events = append(a.events, reason+" "+ref.Name+" "+message)
+	a.events = append(a.events, string(reason)+" "+ref.Name+" "+message)
 }
 
 func (a *podAPI) sent() []string {

@@ -1,6 +1,9 @@
 package policies
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+)
 
 // Metrics are what policies come to on the node.
 type Metrics struct {
@@ -10,8 +13,9 @@ type Metrics struct {
 
 // NewMetrics registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	register := promauto.With(reg)
 	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+		return register.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
 	}
 	m := &Metrics{
 		rules: gauge("policy_rules", "NetworkPolicies and ClusterNetworkPolicies that are about pods of this node."),
@@ -19,12 +23,11 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		pods:  gauge("policy_selected_pods", "Pods of this node that policies isolate, or ClusterNetworkPolicies are about."),
 		flows: gauge("policy_flows", "Flows of policies' rules in the bridge."),
 		late:  gauge("policy_late_sets", "Sets that are needed and not whole yet: what they allow is closed until then."),
-		eventToFlows: prometheus.NewHistogram(prometheus.HistogramOpts{
+		eventToFlows: register.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "k8s_ovs", Name: "policy_event_to_flows_seconds", Help: "Time from news of the records of policies to flows in the bridge.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16),
 		}),
 	}
-	reg.MustRegister(m.rules, m.sets, m.pods, m.flows, m.late, m.eventToFlows)
 	return m
 }
 
