@@ -298,3 +298,19 @@ func BenchmarkNamedPorts(b *testing.B) {
 		}
 	}
 }
+
+// TestNodesOwn: policies know a node by the addresses that topology says it has in IPv4, with a second subnet or without.
+func TestNodesOwn(t *testing.T) {
+	n := topology.Node{HostIP: netip.MustParseAddr("198.18.0.1"), Subnet: netip.MustParsePrefix("172.11.4.0/22")}
+	want := []netip.Addr{n.Gateways()[0], n.Forwarders()[0]}
+	both := n
+	both.Subnets = []netip.Prefix{n.Subnet, netip.MustParsePrefix("fd00:1:2:3::/64")}
+	for _, n := range []topology.Node{n, both} {
+		if got := inNetwork(n); !slices.Equal(got, want) {
+			t.Errorf("subnets %v: %v, want %v", n.PodSubnets(), got, want)
+		}
+	}
+	if got := inNetwork(topology.Node{}); len(got) > 0 {
+		t.Errorf("without a subnet: %v", got)
+	}
+}

@@ -167,17 +167,10 @@ func ownAddresses(n topology.Node) []netip.Addr {
 	return sorted([]netip.Addr{n.HostIP, n.Gateway()}, netip.Addr.Compare)
 }
 
-// inNetwork are the addresses of a node in the cluster network: the first and the last of
-// its subnet, which no pod ever has.
+// inNetwork are the addresses of a node in the cluster network, which no pod ever has. Policies
+// are about those of IPv4.
 func inNetwork(n topology.Node) []netip.Addr {
-	if !n.Ready() {
-		return nil
-	}
-	last := n.Subnet.Masked().Addr().As4()
-	for bit := n.Subnet.Bits(); bit < 32; bit++ {
-		last[bit/8] |= 0x80 >> (bit % 8)
-	}
-	return []netip.Addr{n.Gateway(), netip.AddrFrom4(last)}
+	return slices.DeleteFunc(slices.Concat(n.Gateways(), n.Forwarders()), func(a netip.Addr) bool { return !a.Is4() })
 }
 
 // adder takes an Allow without its name, and that of its peers.

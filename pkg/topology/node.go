@@ -89,17 +89,41 @@ func (n Node) WithSubnet(p netip.Prefix) Node {
 }
 
 // Gateways are the node's own addresses in its subnets, in their order: [Node.Gateway],
-// and in a second one the address that belongs to it.
-func (n Node) Gateways() []netip.Addr {
+// and in a second one the address that belongs to it. No pod has one of them.
+func (n Node) Gateways() []netip.Addr { return n.inEach(GatewayOf) }
+
+// Forwarders are the addresses under which pods see what the node forwards and masquerades, in the order of its
+// subnets: [ForwarderOf] the first, and in a second one the address that belongs to it. No pod has one of them.
+func (n Node) Forwarders() []netip.Addr { return n.inEach(ForwarderOf) }
+
+// inEach is an address of the first subnet, and those that belong to it in others.
+func (n Node) inEach(of func(netip.Prefix) netip.Addr) []netip.Addr {
 	subnets := n.PodSubnets()
 	if len(subnets) == 0 {
 		return nil
 	}
-	gateways := []netip.Addr{n.Gateway()}
+	addresses := []netip.Addr{of(subnets[0])}
 	for _, s := range subnets[1:] {
-		gateways = append(gateways, Twin(s, n.Gateway()))
+		addresses = append(addresses, Twin(s, addresses[0]))
 	}
-	return gateways
+	return addresses
+}
+
+// GatewayOf is the first address of a node's first subnet, which is of IPv4.
+func GatewayOf(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
+
+// ForwarderOf is the last address of a node's first subnet, which is of IPv4.
+func ForwarderOf(subnet netip.Prefix) netip.Addr {
+	first := subnet.Masked().Addr()
+	return WithLow32(first, Low32(first)|^uint32(0)>>subnet.Bits())
+}
+
+// IsGateway reports whether an address of a cluster network is one of some node's [Node.Gateways], where node subnets of
+// IPv4 have so many bits: its low 32 bits are those of the node's address in IPv4, whichever family it is of.
+func IsGateway(a netip.Addr, bits int) bool {
+	four := WithLow32(netip.IPv4Unspecified(), Low32(a))
+	subnet, err := four.Prefix(bits)
+	return err == nil && GatewayOf(subnet) == four
 }
 
 // ID is what the node's identity carries beside its name: see docs/identities.md.
@@ -143,7 +167,7 @@ func (n Node) Gateway() netip.Addr {
 	if !n.Ready() {
 		return netip.Addr{}
 	}
-	return n.Subnet.Masked().Addr().Next()
+	return GatewayOf(n.Subnet)
 }
 
 // Validate says whether the node can take part in network c: its address

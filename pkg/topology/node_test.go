@@ -162,6 +162,49 @@ func TestNodeSubnets(t *testing.T) {
 	}
 }
 
+// TestOwnAddresses: what a node has of its own in its subnets is the same in both families: the addresses of IPv6 belong to
+// those of IPv4, and whoever sees one of either knows it, wherever its node's subnet lies.
+func TestOwnAddresses(t *testing.T) {
+	p, a := netip.MustParsePrefix, netip.MustParseAddr
+	for _, test := range []struct {
+		subnet, second      string
+		gateways, forwarder []netip.Addr
+	}{
+		{"172.11.0.0/22", "fd00:1:2:3::/64", []netip.Addr{a("172.11.0.1"), a("fd00:1:2:3::ac0b:1")}, []netip.Addr{a("172.11.3.255"), a("fd00:1:2:3::ac0b:3ff")}},
+		{"172.11.252.0/22", "fd00:1:2:4::/64", []netip.Addr{a("172.11.252.1"), a("fd00:1:2:4::ac0b:fc01")}, []netip.Addr{a("172.11.255.255"), a("fd00:1:2:4::ac0b:ffff")}},
+		{"10.128.2.0/23", "", []netip.Addr{a("10.128.2.1")}, []netip.Addr{a("10.128.3.255")}},
+		{"10.0.0.4/30", "fd00::/96", []netip.Addr{a("10.0.0.5"), a("fd00::a00:5")}, []netip.Addr{a("10.0.0.7"), a("fd00::a00:7")}},
+	} {
+		n := Node{Host: "n1", HostIP: a("198.18.0.1"), Subnet: p(test.subnet)}
+		if test.second != "" {
+			n.Subnets = []netip.Prefix{n.Subnet, p(test.second)}
+		}
+		if diff := cmp.Diff(test.gateways, n.Gateways(), byValue); diff != "" {
+			t.Errorf("%s: gateways (-want +got):\n%s", test.subnet, diff)
+		}
+		if diff := cmp.Diff(test.forwarder, n.Forwarders(), byValue); diff != "" {
+			t.Errorf("%s: forwarders (-want +got):\n%s", test.subnet, diff)
+		}
+		for i, subnet := range n.PodSubnets() {
+			gateway, forwarder := n.Gateways()[i], n.Forwarders()[i]
+			if !subnet.Contains(gateway) || !subnet.Contains(forwarder) {
+				t.Errorf("%s and %s are not in %s", gateway, forwarder, subnet)
+			}
+			for addr, want := range map[netip.Addr]bool{gateway: true, forwarder: false, gateway.Next(): false, gateway.Prev(): false} {
+				if got := IsGateway(addr, n.Subnet.Bits()); got != want {
+					t.Errorf("%s is a gateway: %t, want %t", addr, got, want)
+				}
+			}
+		}
+		if n.Gateway() != n.Gateways()[0] || n.Gateway() != GatewayOf(n.Subnet) || n.Forwarders()[0] != ForwarderOf(n.Subnet) {
+			t.Errorf("%s: the first are %v and %v", test.subnet, n.Gateways(), n.Forwarders())
+		}
+	}
+	if n := (Node{}); n.Gateways() != nil || n.Forwarders() != nil {
+		t.Errorf("without a subnet: %v, %v", n.Gateways(), n.Forwarders())
+	}
+}
+
 func FuzzParseNode(f *testing.F) {
 	f.Add("198.18.0.1", []byte(goodNode))
 	f.Add("::1", []byte(`{"HostIP":"::1","Subnet":"::/0","Status":{"Message":"x","Time":"2026-01-01T00:00:00Z"}}`))

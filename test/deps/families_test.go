@@ -20,7 +20,7 @@ var ofOneFamily = map[string][]string{
 	"golang.org/x/sys/unix": {"AF_INET", "ETH_P_IP", "IPPROTO_IP", "SockaddrInet4", "ICMP_FILTER"},
 	"sigs.k8s.io/knftables": {"IPv4Family"},
 	module + "pkg/openflow": {"IP", "ARP", "IPv4Src", "IPv4Dst", "TunnelSrc", "TunnelDst", "CTNWSrc", "CTNWDst", "CTNWSrcMasked", "CTNWDstMasked", "EtherTypeIPv4"},
-	module + "pkg/topology": {"IPv4", "ChunkOf", "NextHop", "Config.Network", "Config.ServiceNetwork", "Config.NodeBits", "Node.Subnet", "Node.Gateway", "NodeStatus.Subnet", "NodePod.Address"},
+	module + "pkg/topology": {"IPv4", "ChunkOf", "NextHop", "Config.Network", "Config.ServiceNetwork", "Config.NodeBits", "Node.Subnet", "Node.Gateway", "GatewayOf", "ForwarderOf", "NodeStatus.Subnet", "NodePod.Address"},
 	module + "pkg/tunnel":   {"IPv4"},
 	module + "pkg/link":     {"SandboxSpec.Address", "SandboxSpec.Gateway"},
 }

@@ -11,6 +11,7 @@ import (
 	"sigs.k8s.io/knftables"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // chain is a chain of the table with its rules: a base chain, unless it has no hook.
@@ -159,14 +160,14 @@ func postrouting(s Spec, in, out, notOut string) chain {
 		{[]any{"ip saddr", s.NodeSubnet.String(), notOut, "counter masquerade fully-random"}, "pods leave with the node's address"},
 		{[]any{out, "fib saddr type local counter snat to", s.Gateway.String()}, "the node itself is its gateway's address to pods, and none other"},
 		{[]any{in, out, "ct status dnat ip saddr", s.NodeSubnet.String(), "ip daddr", s.NodeSubnet.String(), "jump hairpin"}, "perhaps to itself"},
-		{[]any{out, "ct status dnat", fmt.Sprintf("meta mark and %#x != 0x0", masqueradeMarks), unmark, "counter snat to", pipeline.Forwarder(s.NodeSubnet).String()},
+		{[]any{out, "ct status dnat", fmt.Sprintf("meta mark and %#x != 0x0", masqueradeMarks), unmark, "counter snat to", topology.ForwarderOf(s.NodeSubnet).String()},
 			"what kube-proxy and portmap want masqueraded is not the node"},
 	}}
 	if s.ServiceProxy != pipeline.NoServices {
 		// Ports of the node are for everybody, so pods use them as the node. What
 		// kube-proxy sends on from a service's address keeps the pod's, and its tenant.
 		c.rules = append(c.rules, rule{
-			[]any{in, out, "ct status dnat ct original ip daddr !=", s.ServiceNetwork.String(), "counter snat to", pipeline.Forwarder(s.NodeSubnet).String()}, "pod to pod through a port of the node",
+			[]any{in, out, "ct status dnat ct original ip daddr !=", s.ServiceNetwork.String(), "counter snat to", topology.ForwarderOf(s.NodeSubnet).String()}, "pod to pod through a port of the node",
 		})
 	}
 	return c

@@ -158,7 +158,7 @@ func (m Model) Fixed() []of.Flow {
 	flows = append(flows,
 		flow(TableSource, 100, to(TableARP), nil, of.ARP(), of.InPort(tun0), of.ARPOp(arpRequest)),
 		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(net4.Gateway))),
-		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(Forwarder(net4.Subnet)))),
+		flow(TableSource, 90, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0), of.IPv4Src(host(topology.ForwarderOf(net4.Subnet)))),
 		drop(TableSource, 80, HostForged, anyIP, of.InPort(tun0), of.IPv4Src(net4.Cluster)),
 		flow(TableSource, 70, to(TableRoute), sender(netid.Global), anyIP, of.InPort(tun0)),
 		drop(TableSource, 10, IPv6, of.IPv6()),
@@ -180,7 +180,7 @@ func (m Model) Fixed() []of.Flow {
 		flow(TableRoute, 100, to(TableHost), nil, anyIP),
 
 		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(net4.Gateway))),
-		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(Forwarder(net4.Subnet)))),
+		flow(TableDeliver, 200, to(TableHost), nil, anyIP, of.IPv4Dst(host(topology.ForwarderOf(net4.Subnet)))),
 		drop(TableDeliver, 0, NoPod),
 
 		drop(TableAdmit, 0, OtherTenant))

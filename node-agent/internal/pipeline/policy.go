@@ -5,6 +5,7 @@ import (
 	"net/netip"
 
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // PodPolicy is what policies say of a pod. Of one with the zero value they say nothing:
@@ -75,7 +76,7 @@ func (m Model) fixedPolicy() []of.Flow {
 			regPolicy.mark(policyJudged), judge(),
 		}, ip, translated, regPolicy.has(policySelected, policyJudged)))
 	}
-	for _, a := range []netip.Addr{net4.Gateway, Forwarder(net4.Subnet)} {
+	for _, a := range []netip.Addr{net4.Gateway, topology.ForwarderOf(net4.Subnet)} {
 		mask := net4.everySubnet()
 		for _, end := range []of.Field{of.CTNWSrcMasked(a, mask), of.CTNWDstMasked(a, mask)} {
 			flows = append(flows, flow(TableJudge, 55, to(TableEgressAdmin), []of.Action{regPolicy.mark(policyNode)}, ip, valid, end))
@@ -148,12 +149,6 @@ func judge() of.Action {
 // commit makes a connection known that was judged.
 func commit(next uint8) of.Action {
 	return of.CT(of.CTSpec{Commit: true, Zone: ZonePolicy, Table: to(next), Actions: []of.Action{of.SetField(of.CTMark(known, known))}})
-}
-
-// Forwarder is the address under which pods see what their node forwards and masquerades: the
-// last of its IPv4 subnet, which no pod has.
-func Forwarder(subnet netip.Prefix) netip.Addr {
-	return fromNumber(object(subnet.Masked().Addr()) | ^uint32(0)>>subnet.Bits())
 }
 
 // everySubnet masks what an address of the node's subnet has in common with those in the same

@@ -13,6 +13,7 @@ import (
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // policyModel is a node with the subjects of random policies as pods, of one tenant.
@@ -111,7 +112,7 @@ func connection(m Model, p policy.Packet, back bool) (packet string, known bool)
 		in = fmt.Sprintf("in_port=%d,dl_src=%s,dl_dst=0a:58:ac:0b:00:01", m.Pods[local].Port, m.Pods[local].MAC)
 	case m.Peers[0].Prefixes[0].Contains(from):
 		in = "in_port=1,tun_id=300924,tun_src=198.18.0.2,tun_dst=198.18.0.1"
-	case net.Cluster.Contains(from) && from != net.Gateway && from != Forwarder(net.Subnet):
+	case net.Cluster.Contains(from) && from != net.Gateway && from != topology.ForwarderOf(net.Subnet):
 		return "", false
 	default:
 		in = "in_port=2"

@@ -205,7 +205,7 @@ func (t *Table) who(a netip.Addr) string {
 		return one.key().String()
 	}
 	for _, n := range t.nodes.list {
-		if a == n.HostIP || a == n.Gateway() || a == pipeline.Forwarder(n.Subnet) {
+		if a == n.HostIP || slices.Contains(n.Gateways(), a) || slices.Contains(n.Forwarders(), a) {
 			return "node " + n.Host
 		}
 	}

@@ -17,6 +17,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // logged is a log of what policies deny, and what it has written.
@@ -187,4 +189,21 @@ func TestDropLogWithoutMeters(t *testing.T) {
 		l.tell(w.t.Context())
 		l.expect("again")
 	})
+}
+
+// TestNamesNodes: a node is known by each of its addresses, of either family.
+func TestNamesNodes(t *testing.T) {
+	n := topology.Node{Host: "n1", HostIP: netip.MustParseAddr("198.18.0.1"), Subnet: netip.MustParsePrefix("172.11.4.0/22")}
+	n.Subnets = []netip.Prefix{n.Subnet, netip.MustParsePrefix("fd00:1:2:3::/64")}
+	table := &Table{nodes: nodes{list: []topology.Node{n}}}
+	for _, a := range []string{"198.18.0.1", "172.11.4.1", "172.11.7.255", "fd00:1:2:3::ac0b:401", "fd00:1:2:3::ac0b:7ff"} {
+		if got := table.who(netip.MustParseAddr(a)); got != "node n1" {
+			t.Errorf("%s is %q, want node n1", a, got)
+		}
+	}
+	for _, a := range []string{"172.11.4.2", "fd00:1:2:3::ac0b:402", "fd00:1:2:3::1"} {
+		if got := table.who(netip.MustParseAddr(a)); got != a {
+			t.Errorf("%s is %q", a, got)
+		}
+	}
 }

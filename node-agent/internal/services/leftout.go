@@ -5,8 +5,8 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Who wrote an endpoint cannot be told from it: labels and targetRef are the author's
@@ -42,23 +42,13 @@ func (t *Table) refuses(p service.Protocol, e service.Endpoint) service.Reason {
 	switch {
 	case net.Services.Contains(e.Address):
 		return service.InServiceNetwork
-	case isGateway(net, e.Address):
+	case net.Cluster.Contains(e.Address) && topology.IsGateway(e.Address, t.view.Of(netip.IPv4Unspecified()).Subnet.Bits()):
 		return service.IsGateway
 	// A node takes these at all its addresses, of which a record names one.
 	case p == service.UDP && !net.Cluster.Contains(e.Address) && t.cfg.TunnelPorts != nil && slices.Contains(t.cfg.TunnelPorts(), e.Port):
 		return service.IsTunnel
 	}
 	return ""
-}
-
-// isGateway reports whether an address is the first of a node's subnet, which is
-// the node's own.
-func isGateway(net pipeline.Net, a netip.Addr) bool {
-	if !net.Cluster.Contains(a) {
-		return false
-	}
-	subnet, err := a.Prefix(net.Subnet.Bits())
-	return err == nil && subnet.Addr().Next() == a
 }
 
 // note keeps what of a service is left out, and tells when that changed.

@@ -10,7 +10,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // TestLeftOut: what a service names that leads somewhere by the node's doing is not in
@@ -80,5 +82,28 @@ func TestLeftOut(t *testing.T) {
 	}
 	if diff := cmp.Diff(map[service.Reason]int{}, table.LeftOut(), cmpopts.EquateEmpty()); diff != "" || len(told) != 2 {
 		t.Errorf("the service is gone: told %q (-want +got)\n%s", told, diff)
+	}
+}
+
+// TestGatewaysOfBothFamilies: no node's own address is an endpoint, whichever node's it is and of whichever family.
+func TestGatewaysOfBothFamilies(t *testing.T) {
+	me := topology.Node{Subnet: netip.MustParsePrefix("172.11.0.0/22"), Subnets: []netip.Prefix{netip.MustParsePrefix("172.11.0.0/22"), netip.MustParsePrefix("fd00:1:2:3::/64")}}
+	other := topology.Node{Subnet: netip.MustParsePrefix("172.11.8.0/22"), Subnets: []netip.Prefix{netip.MustParsePrefix("172.11.8.0/22"), netip.MustParsePrefix("fd00:1:2:4::/64")}}
+	table := &Table{}
+	for i, cluster := range []string{"172.11.0.0/16", "fd00:1:2::/48"} {
+		table.view.Nets = append(table.view.Nets, pipeline.Net{Cluster: netip.MustParsePrefix(cluster), Subnet: me.PodSubnets()[i], Gateway: me.Gateways()[i]})
+	}
+	for _, n := range []topology.Node{me, other} {
+		for _, a := range n.Gateways() {
+			if got := table.refuses(service.TCP, service.Endpoint{Address: a, Port: 80}); got != service.IsGateway {
+				t.Errorf("%s is left out for %q, want %q", a, got, service.IsGateway)
+			}
+			if got := table.refuses(service.TCP, service.Endpoint{Address: a.Next(), Port: 80}); got != "" {
+				t.Errorf("%s is left out for %q", a.Next(), got)
+			}
+		}
+	}
+	if got := table.refuses(service.TCP, service.Endpoint{Address: netip.MustParseAddr("203.0.113.1"), Port: 80}); got != "" {
+		t.Errorf("an address outside is left out for %q", got)
 	}
 }
