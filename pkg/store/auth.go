@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -56,16 +55,6 @@ func CommonRoles(prefix, name string) map[string][]Permission {
 		OperatorRole:   {below(k.kind(name, kindNamespaces), true), below(k.kind(name, kindNodes), true)},
 		ControllerRole: {below(prefix+"/", true)},
 	}
-}
-
-// NodePermissions are those of the node with address ip, beside reading.
-func NodePermissions(prefix, name string, ip netip.Addr) []Permission {
-	k := keyspace{prefix}
-	var all []Permission
-	for _, key := range []string{k.limits(name, ip), k.mtu(name, ip), k.pods(name, ip), k.request(name, ip), k.status(name, ip)} {
-		all = append(all, Permission{From: key, Write: true})
-	}
-	return all
 }
 
 func below(prefix string, write bool) Permission {

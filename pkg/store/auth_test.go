@@ -174,7 +174,7 @@ func TestWritesWhileUsersChange(t *testing.T) {
 			s := as(t, e, pki.NodeUser("n1", "id"))
 			for writing.Err() == nil {
 				_, err := call(ctx, s, "write", func(ctx context.Context, c *clientv3.Client) (*clientv3.PutResponse, error) {
-					return c.Put(ctx, s.keys.mtu("k8ssdn", netip.MustParseAddr("192.0.2.1")), "x")
+					return c.Put(ctx, s.keys.ofNode("k8ssdn", kindMTU, netip.MustParseAddr("192.0.2.1")), "x")
 				})
 				if err != nil {
 					t.Errorf("a write: %v", err)

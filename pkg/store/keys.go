@@ -47,26 +47,9 @@ func (k keyspace) node(name string, ip netip.Addr) string {
 	return k.kind(name, kindNodes) + ip.String()
 }
 
-func (k keyspace) status(name string, ip netip.Addr) string {
-	return k.kind(name, kindStatus) + ip.String()
-}
-
-func (k keyspace) limits(name string, ip netip.Addr) string {
-	return k.kind(name, kindLimits) + ip.String()
-}
-
-func (k keyspace) mtu(name string, ip netip.Addr) string { return k.kind(name, kindMTU) + ip.String() }
-
-func (k keyspace) request(name string, ip netip.Addr) string {
-	return k.kind(name, kindRequests) + ip.String()
-}
-
-func (k keyspace) certificate(name string, ip netip.Addr) string {
-	return k.kind(name, kindCerts) + ip.String()
-}
-
-func (k keyspace) pods(name string, ip netip.Addr) string {
-	return k.kind(name, kindPods) + ip.String()
+// ofNode is the record of a kind that the node with address ip has: see nodeKinds.
+func (k keyspace) ofNode(name, kind string, ip netip.Addr) string {
+	return k.kind(name, kind) + ip.String()
 }
 
 func (k keyspace) historyTerms(name string) string { return k.kind(name, kindHistory) + historyTerms }

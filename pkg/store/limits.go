@@ -35,5 +35,5 @@ type LimitsPublisher = Publisher[topology.NodeLimits]
 // [Store.StatusPublisher] does. Nobody watches these records, so that they may be
 // written often.
 func (s *Store) LimitsPublisher(name string, ttl time.Duration) *LimitsPublisher {
-	return newPublisher(s, "what the node's limits do", ttl, func(l topology.NodeLimits) string { return s.keys.limits(name, l.HostIP) }, nil)
+	return newPublisher(s, "what the node's limits do", ttl, func(l topology.NodeLimits) string { return s.keys.ofNode(name, kindLimits, l.HostIP) }, nil)
 }

@@ -6,8 +6,6 @@ import (
 	"maps"
 	"net/netip"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -19,7 +17,7 @@ func (s *Store) PutNodeMTU(ctx context.Context, m topology.NodeMTU) (rev int64, 
 	if err != nil {
 		return 0, err
 	}
-	op, key := "write the MTU of node "+m.Host, s.keys.mtu(cfg.Value.Name, m.HostIP)
+	op, key := "write the MTU of node "+m.Host, s.keys.ofNode(cfg.Value.Name, kindMTU, m.HostIP)
 	return retryConflict(ctx, op, func() (int64, error) {
 		k, _, _, err := s.get(ctx, op, key)
 		if err != nil {
@@ -36,7 +34,7 @@ func (s *Store) DeleteNodeMTU(ctx context.Context, ip netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	err = s.remove(ctx, "delete the MTU of node "+ip.String(), s.keys.mtu(cfg.Value.Name, ip))
+	err = s.remove(ctx, "delete the MTU of node "+ip.String(), s.keys.ofNode(cfg.Value.Name, kindMTU, ip))
 	if errors.Is(err, ErrNotFound) {
 		return nil
 	}
@@ -116,29 +114,3 @@ func (m *mtuSink) reset(l listing)                  { m.set = newMTUSet(m.keys, 
 func (m *mtuSink) put(kind string, k kv)            { m.set.put(kind, k) }
 func (m *mtuSink) remove(kind, key string, _ int64) { m.set.remove(kind, key) }
 func (m *mtuSink) emit(revision int64)              { m.out.send(m.set.snapshot(revision)) }
-
-// DropMTUs deletes the MTU records, and the certificates, of nodes that have no record any
-// more, and returns which. ErrConflict where one changed meanwhile, ErrDeposed.
-func (l *Leadership) DropMTUs(ctx context.Context) (dropped []string, err error) {
-	kinds := []string{kindNodes, kindMTU, kindCerts}
-	all, err := l.store.list(ctx, kinds...)
-	if err != nil {
-		return nil, err
-	}
-	set := newMTUSet(l.store.keys, all)
-	for i, kind := range kinds[1:] {
-		for _, k := range all.kinds[i+1] {
-			node := l.store.keys.last(k.key, l.name, kind)
-			if set.nodes[node] {
-				continue
-			}
-			if _, err := l.transact(ctx, "delete what node "+node+" left", k.key, k.rev.Mod, clientv3.OpDelete(k.key)); err != nil {
-				return dropped, err
-			}
-			if kind == kindMTU {
-				dropped = append(dropped, node)
-			}
-		}
-	}
-	return dropped, nil
-}

@@ -82,7 +82,7 @@ type PodsPublisher = Publisher[topology.NodePods]
 // PodsPublisher starts to publish in the network called name, as [Store.StatusPublisher]
 // does. wrote hears what was written at which revision, before the next is written.
 func (s *Store) PodsPublisher(name string, ttl time.Duration, wrote func(topology.NodePods, int64)) *PodsPublisher {
-	return newPublisher(s, "the addresses of the node's pods", ttl, func(p topology.NodePods) string { return s.keys.pods(name, p.HostIP) }, wrote)
+	return newPublisher(s, "the addresses of the node's pods", ttl, func(p topology.NodePods) string { return s.keys.ofNode(name, kindPods, p.HostIP) }, wrote)
 }
 
 // PolicyFollower follows what one node needs of the records of policies.

@@ -93,7 +93,7 @@ func (s *Store) PutRequest(ctx context.Context, r topology.Request) error {
 	if err != nil {
 		return err
 	}
-	op, key := "ask as node "+r.Host, s.keys.request(cfg.Value.Name, r.HostIP)
+	op, key := "ask as node "+r.Host, s.keys.ofNode(cfg.Value.Name, kindRequests, r.HostIP)
 	_, err = retryConflict(ctx, op, func() (int64, error) {
 		k, ok, _, err := s.get(ctx, op, key)
 		switch {
@@ -118,7 +118,7 @@ func parseCertificate(data []byte) (c topology.Certificate, err error) {
 // returns it. cond is asked after every change while there is an answer that parses. Errors:
 // that of ctx, ErrDenied, ErrNoConfig; while etcd is away it keeps trying.
 func (s *Store) WaitCertificate(ctx context.Context, ip netip.Addr, cond func(topology.Certificate) bool) (topology.Certificate, error) {
-	k, err := s.waitKey(ctx, func(name string) string { return s.keys.certificate(name, ip) }, func(k kv, ok bool) bool {
+	k, err := s.waitKey(ctx, func(name string) string { return s.keys.ofNode(name, kindCerts, ip) }, func(k kv, ok bool) bool {
 		c, err := parseCertificate(k.value)
 		return ok && err == nil && cond(c)
 	})
@@ -131,7 +131,7 @@ func (s *Store) WaitCertificate(ctx context.Context, ip netip.Addr, cond func(to
 // PutCertificate answers the node with address ip, if the answer still is at rev (0: there
 // is none). ErrConflict, ErrDeposed.
 func (l *Leadership) PutCertificate(ctx context.Context, ip netip.Addr, c topology.Certificate, rev int64) (int64, error) {
-	return l.put(ctx, "write the certificate of node "+ip.String(), l.store.keys.certificate(l.name, ip), rev, c)
+	return l.put(ctx, "write the certificate of node "+ip.String(), l.store.keys.ofNode(l.name, kindCerts, ip), rev, c)
 }
 
 // DropRequest takes the request below requests/ whose key ends in key away.

@@ -43,5 +43,5 @@ type StatusPublisher = Publisher[topology.NodeStatus]
 // is DefaultStatusTTL; etcd grants whole seconds and not less than two. Nothing is
 // written before the first Set.
 func (s *Store) StatusPublisher(name string, ttl time.Duration) *StatusPublisher {
-	return newPublisher(s, "the node's status", ttl, func(st topology.NodeStatus) string { return s.keys.status(name, st.HostIP) }, nil)
+	return newPublisher(s, "the node's status", ttl, func(st topology.NodeStatus) string { return s.keys.ofNode(name, kindStatus, st.HostIP) }, nil)
 }

@@ -27,7 +27,7 @@ type writer interface {
 	DeleteNamespace(ctx context.Context, key string, rev int64) (int64, error)
 	DeleteNode(ctx context.Context, key string, rev int64) (int64, error)
 	PutReleased(ctx context.Context, r store.Released, rev int64) (int64, error)
-	DropMTUs(ctx context.Context) (dropped []string, err error)
+	DropLeft(ctx context.Context) (dropped []string, err error)
 	PutCertificate(ctx context.Context, ip netip.Addr, c topology.Certificate, rev int64) (int64, error)
 	DropRequest(ctx context.Context, key string) error
 	PutConfig(ctx context.Context, cfg topology.Config, rev int64) (int64, error)
@@ -263,7 +263,7 @@ func (t *term) actRecords(ctx context.Context) error {
 	if err := errors.Join(err, nodeErr, t.actIdentities(ctx)); err != nil {
 		return err
 	}
-	if err := t.dropMTUs(ctx); err != nil {
+	if err := t.dropLeft(ctx); err != nil {
 		return err
 	}
 	if !allIDs || !allSubnets {

@@ -6,20 +6,19 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 )
 
-// dropMTUs deletes the MTU records of nodes that went: agents, whose they are,
-// leave them behind, since pods run on without their agent. It looks when a node went,
-// and when a term begins. One of a node that went before it was seen stays until then:
-// it counts for nobody.
-func (t *term) dropMTUs(ctx context.Context) error {
+// dropLeft deletes the records that nodes which went have left: see [store.Leadership.DropLeft]. Some are their agents',
+// which leave them behind, since pods run on without their agent. It looks when a node went, and when a term begins. One of
+// a node that went before it was seen stays until then: it counts for nobody.
+func (t *term) dropLeft(ctx context.Context) error {
 	present := nodeKeys(t.last)
 	gone := t.nodes == nil
 	for key := range t.nodes {
 		gone = gone || !present[key]
 	}
 	if gone {
-		dropped, err := t.writer.DropMTUs(ctx)
+		dropped, err := t.writer.DropLeft(ctx)
 		for _, key := range dropped {
-			t.log.Info("a node went, and its MTU does not count any more", "node", key)
+			t.log.Info("a node went, and what it left was deleted", "key", key)
 		}
 		if err != nil {
 			return err
