@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -323,6 +324,89 @@ func TestFairnessOutside(t *testing.T) {
 			t.Errorf("%s: %v connections of the other tenant were refused", tc.name, n)
 		}
 	}
+}
+
+// TestFairnessPorts: what one tenant's pods ask of one address outside leaves ports to there for another
+// tenant's connections. All leave with the node's address.
+func TestFairnessPorts(t *testing.T) {
+	long(t)
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a", "red/b", "blue/a"}})
+	l.waitTableSize("n1", "node-connections", 0)
+	resolver := netip.AddrPortFrom(netlab.Outside, 53)
+	l.answersQuestions(resolver)
+	if answered := l.questions("blue/a", resolver); answered != asks {
+		t.Fatalf("%d of %d questions are answered without a flood", answered, asks)
+	}
+	a := l.floodConnections(wire.ProtoUDP, resolver, "red/a", "red/b")
+	// As the ports are random, some are asked for twice.
+	l.eventually("more was asked for than there are ports", time.Minute, func() error {
+		if n := a.sent.Load(); n < 100_000 {
+			return fmt.Errorf("%d packets sent", n)
+		}
+		return nil
+	})
+	answered, used := l.questions("blue/a", resolver), l.nodeTable("n1")
+	a.stop()
+	t.Logf("%d packets sent, %d entries used, %d of %d questions of the other tenant answered", a.sent.Load(), used, answered, asks)
+	l.attack(attacks.Tenant, "UDP flood of one address outside: another tenant's questions to there", func() (tried, delivered int) { return asks, asks - answered })
+	if used > 45_000 {
+		t.Errorf("%d entries are used", used)
+	}
+	l.eventually("the metric tells of it", 30*time.Second, func() error {
+		if n := l.refusedConnections("n1", "red", "node-ports"); n == 0 {
+			return fmt.Errorf("%v refused", n)
+		}
+		return nil
+	})
+	if n := l.refusedConnections("n1", "blue", "node-ports"); n != 0 {
+		t.Errorf("%v connections of the other tenant were refused", n)
+	}
+}
+
+// question is what is answered, and not what a flood sends.
+const question = "who?"
+
+// answersQuestions has the outside answer questions at an address.
+func (l *lab) answersQuestions(at netip.AddrPort) {
+	l.t.Helper()
+	c, err := ns.ListenUDP(ns.Path(l.UnderlayNetns()), at.String())
+	l.must(err)
+	l.t.Cleanup(func() { _ = c.Close() })
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, from, err := c.ReadFromUDPAddrPort(buf)
+			if err != nil {
+				return
+			}
+			if string(buf[:n]) == question {
+				_, _ = c.WriteToUDPAddrPort(buf[:n], from)
+			}
+		}
+	}()
+}
+
+// questions asks that address, each time from another port, and returns how many questions were
+// answered. Like a resolver it asks again where there is no answer: what was lost on a busy machine is not the
+// flood's doing.
+func (l *lab) questions(from string, to netip.AddrPort) (answered int) {
+	l.t.Helper()
+	for range asks {
+		var c net.Conn
+		l.must(ns.DoPath(l.get(from).Sandbox(), func() (err error) { c, err = net.Dial("udp4", to.String()); return err }))
+		for range 3 {
+			_, err := c.Write([]byte(question))
+			l.must(err)
+			_ = c.SetReadDeadline(time.Now().Add(time.Second))
+			if _, err := c.Read(make([]byte, 100)); err == nil {
+				answered++
+				break
+			}
+		}
+		_ = c.Close()
+	}
+	return answered
 }
 
 // TestFairnessAddresses: a namespace cannot take all addresses of a node where the

@@ -60,6 +60,8 @@ type Gate interface {
 type Kernel interface {
 	Fill() (used, size uint64, err error)
 	BySource(from netip.Prefix) (map[netip.Addr]uint64, error)
+	// Outgoing calls each for every connection whose source is translated.
+	Outgoing(each func(from netip.Addr, protocol uint8, to netip.AddrPort)) error
 }
 
 // Userspace has the userspace datapath's connection table; [ovs.Client] is one.
@@ -91,7 +93,9 @@ type Allotment struct {
 	cfg Config
 	// services are connections through the bridge, through those through the node.
 	services, through *tableUse
-	looks             int
+	// ports are those by which connections through the node leave.
+	ports portsUse
+	looks int
 	// passages are as last set, found as they were at the last look.
 	passages, found map[string]hostnet.Passage
 	holds           map[string]uint64
@@ -113,7 +117,7 @@ type tableUse struct {
 
 // New returns an allotment that has not looked yet.
 func New(cfg Config) *Allotment {
-	a := &Allotment{cfg: cfg, looks: calmLooks - 1, failed: map[string]*backoff.Trouble{}}
+	a := &Allotment{cfg: cfg, looks: calmLooks - 1, failed: map[string]*backoff.Trouble{}, ports: portsUse{last: map[string]uint64{}, said: map[string]time.Time{}}}
 	a.services = cfg.newTableUse("service-connections", "service-connection-rate", cfg.ServiceConnections)
 	a.through = cfg.newTableUse("node-connections", "node-connection-rate", cfg.NodeConnections)
 	return a
@@ -268,12 +272,13 @@ func (a *Allotment) throughNode(ctx context.Context, t fairness.Table) error {
 		return a.cfg.Gate.Remove(ctx)
 	}
 	held := a.through.judge.Held()
-	if a.due(t) {
+	if a.due(t) || a.ports.Matters(t) {
 		asked, err := a.cfg.Gate.Asked(ctx)
 		if err != nil {
 			return err
 		}
 		held = a.through.next(t, asked, a.holds)
+		a.say("the limit of connections to one destination", a.countPorts(t, asked))
 	}
 	want := map[string]hostnet.Passage{}
 	all := a.cfg.NodeConnections.Ceiling(t.Size)
@@ -284,6 +289,7 @@ func (a *Allotment) throughNode(ctx context.Context, t fairness.Table) error {
 			if h, less := held[at.Namespace]; less {
 				p.Allowance = h
 			}
+			p.Crowded = a.ports.Taken(at.Namespace)
 		}
 		p.Addresses = append(p.Addresses, at.Addresses...)
 		want[at.Namespace] = p
@@ -300,7 +306,7 @@ func (a *Allotment) throughNode(ctx context.Context, t fairness.Table) error {
 }
 
 // urgent is whether what pods may through the node must be written now: at once where a
-// namespace may more or less than before, and when pods have stopped coming and going, which
+// namespace may more or less than before, or has its part of some ports, and when pods have stopped coming and going, which
 // must not wait for the firewall.
 func (a *Allotment) urgent(want map[string]hostnet.Passage) bool {
 	settled := maps.EqualFunc(want, a.found, hostnet.Passage.Equal)
@@ -309,7 +315,7 @@ func (a *Allotment) urgent(want map[string]hostnet.Passage) bool {
 		return true
 	}
 	for namespace, p := range want {
-		if was, known := a.passages[namespace]; known && was.Allowance != p.Allowance {
+		if was, known := a.passages[namespace]; known && (was.Allowance != p.Allowance || len(was.Crowded)+len(p.Crowded) > 0 && !was.Equal(p)) {
 			return true
 		}
 	}

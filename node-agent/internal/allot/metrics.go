@@ -28,7 +28,7 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 		return register.NewGaugeVec(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help}, []string{"limit"})
 	}
 	m := &Metrics{
-		refused:    counter("connections_refused_total", "New connections refused because a namespace asked for more than it may; limit is service-connections, node-connections, or policy (of a pod that policies select).", "namespace", "limit"),
+		refused:    counter("connections_refused_total", "New connections refused because a namespace asked for more than it may; limit is service-connections, node-connections, node-ports (it has its part of the ports to that destination), or policy (of a pod that policies select).", "namespace", "limit"),
 		used:       gauge("connections", "Entries of the connection table that a limit guards."),
 		size:       gauge("connections_size", "Entries that this table has room for."),
 		heldN:      gauge("connections_held_namespaces", "Namespaces that may make fewer new connections than others, because the table is short."),

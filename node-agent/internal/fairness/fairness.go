@@ -19,9 +19,12 @@ type Allowance struct{ Rate, Burst uint32 }
 // Table is a connection table: entries that it has room for and that it has.
 type Table struct{ Size, Used uint64 }
 
-// Asked are the connections that a namespace has asked for so far, and those of them that
-// were refused.
-type Asked struct{ All, Refused uint64 }
+// Asked are the connections that a namespace has asked for so far, those of them that were
+// refused for how many there were, and those for where they went, see [Ports].
+type Asked struct{ All, Refused, Crowded uint64 }
+
+// made are those that were not refused.
+func (a Asked) made() uint64 { return a.All - min(a.All, a.Refused+a.Crowded) }
 
 // At rest every namespace may fill a sixteenth of the table in a second, and as much at
 // once, so that one alone cannot fill it between two looks. From half on, those who ask
@@ -143,11 +146,11 @@ func (j *Judge) demand(now time.Time, t Table, asked map[string]Asked) map[strin
 		made := 0.0
 		for namespace, n := range asked {
 			last := j.seen[namespace]
-			if last.All > n.All || last.Refused > n.Refused {
+			if last.All > n.All || last.Refused > n.Refused || last.Crowded > n.Crowded {
 				last = Asked{} // counted anew
 			}
 			demand[namespace] = float64(n.All-last.All) / passed
-			made += float64(n.All-n.Refused) - float64(last.All-last.Refused)
+			made += float64(n.made()) - float64(last.made())
 		}
 		freed := max(0, (made-(float64(t.Used)-float64(j.used)))/passed)
 		j.freed = memory*j.freed + (1-memory)*freed

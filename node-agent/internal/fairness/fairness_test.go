@@ -51,7 +51,7 @@ func (w *world) run(d time.Duration, rates map[string]float64) {
 			got := min(want, int(tokens), int(w.table.Size-w.used()))
 			w.tokens[namespace] = tokens - float64(got)
 			n := w.asked[namespace]
-			w.asked[namespace] = Asked{n.All + uint64(want), n.Refused + uint64(want-got)}
+			w.asked[namespace] = Asked{All: n.All + uint64(want), Refused: n.Refused + uint64(want-got)}
 			w.refused[namespace] += want - got
 			w.entries[namespace] = append(w.entries[namespace], got)
 		}

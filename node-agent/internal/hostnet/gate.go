@@ -1,13 +1,16 @@
 package hostnet
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/knftables"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
@@ -19,8 +22,16 @@ const (
 	gateTable = "k8s-ovs-fair"
 	gateMap   = "tenants"
 	gateChain = "prerouting"
+	gateLeave = "postrouting"
+	// beforeSources is before the first who translates the source of a connection, see beforeOthers.
+	beforeSources knftables.BaseChainPriority = "95"
 	// The names of what a namespace has begin with these.
 	gateTenant, gateAsked, gateRefused = "t-", "asked-", "refused-"
+	// gateCrowded begins the names of a namespace's chain for where it may make no more, and of its counter.
+	gateCrowded = "crowded-"
+	// gatePorts and gatePortless are what pods may make no more connections to, of protocols with ports
+	// and without.
+	gatePorts, gatePortless = "ports", "portless"
 )
 
 // Gate bounds the new connections that the pods of each namespace make through the node:
@@ -38,11 +49,13 @@ type Passage struct {
 	Allowance fairness.Allowance
 	// Addresses are those of its pods here.
 	Addresses []netip.Addr
+	// Crowded are destinations to which it may make no more connections, in order.
+	Crowded []fairness.Destination
 }
 
 // Equal compares all of two passages, whatever the order of their addresses.
 func (p Passage) Equal(q Passage) bool {
-	return p.Allowance == q.Allowance && slices.Equal(slices.SortedFunc(slices.Values(p.Addresses), netip.Addr.Compare), slices.SortedFunc(slices.Values(q.Addresses), netip.Addr.Compare))
+	return p.Allowance == q.Allowance && slices.Equal(p.Crowded, q.Crowded) && slices.Equal(slices.SortedFunc(slices.Values(p.Addresses), netip.Addr.Compare), slices.SortedFunc(slices.Values(q.Addresses), netip.Addr.Compare))
 }
 
 // NewGate makes a Gate for the node's namespace.
@@ -61,7 +74,7 @@ func NewGate(ns *link.NS) (*Gate, error) {
 // Set makes want, by namespace, what pods behind the gateway device may, and others what
 // all pods may together that are of none of them. It writes only what differs.
 func (g *Gate) Set(ctx context.Context, device string, others fairness.Allowance, want map[string]Passage) error {
-	base := gateRules(device, others)
+	base := slices.Concat(gateRules(device, others), crowdRules)
 	return g.run("writing", func() error {
 		have, ok, err := g.read(ctx, base)
 		if err != nil {
@@ -77,8 +90,10 @@ func (g *Gate) Set(ctx context.Context, device string, others fairness.Allowance
 		for _, namespace := range slices.Sorted(maps.Keys(have.rates)) {
 			if _, stays := want[namespace]; !stays {
 				tx.Delete(&knftables.Chain{Name: gateTenant + namespace})
-				tx.Delete(&knftables.Counter{Name: gateAsked + namespace})
-				tx.Delete(&knftables.Counter{Name: gateRefused + namespace})
+				tx.Delete(&knftables.Chain{Name: gateCrowded + namespace})
+				for _, counter := range []string{gateAsked, gateRefused, gateCrowded} {
+					tx.Delete(&knftables.Counter{Name: counter + namespace})
+				}
 			}
 		}
 		if tx.NumOperations() == 0 {
@@ -105,6 +120,10 @@ func (g *Gate) tenants(tx *knftables.Transaction, have gateState, want map[strin
 			tx.Add(&chain)
 			tx.Add(&knftables.Counter{Name: asked})
 			tx.Add(&knftables.Counter{Name: refused})
+			crowded := gateCrowded + namespace
+			tx.Add(&knftables.Chain{Name: crowded})
+			tx.Add(&knftables.Counter{Name: crowded})
+			tx.Add(&knftables.Rule{Chain: crowded, Comment: knftables.PtrTo(hasItsPart), Rule: knftables.Concat(fmt.Sprintf("counter name %q", crowded), "drop")})
 		}
 		tx.Add(&knftables.Rule{
 			Chain: chain.Name, Comment: knftables.PtrTo(rateText(a)),
@@ -113,24 +132,56 @@ func (g *Gate) tenants(tx *knftables.Transaction, have gateState, want map[strin
 	}
 }
 
-// elements makes the pods' addresses those of their namespaces.
+// elements makes the pods' addresses those of their namespaces, and says where they may make no more
+// connections.
 func (g *Gate) elements(tx *knftables.Transaction, have gateState, want map[string]Passage) {
-	owners := map[netip.Addr]string{}
+	verdicts := map[gateKey]string{}
 	for namespace, p := range want {
 		for _, a := range p.Addresses {
-			owners[a] = "goto " + gateTenant + namespace
+			verdicts[gateKey{gateMap, a.String()}] = "goto " + gateTenant + namespace
+			for _, d := range p.Crowded {
+				verdicts[crowdKey(a, d)] = "goto " + gateCrowded + namespace
+			}
 		}
 	}
-	for _, a := range slices.SortedFunc(maps.Keys(have.owners), netip.Addr.Compare) {
-		if have.owners[a] != owners[a] {
-			tx.Delete(&knftables.Element{Map: gateMap, Key: []string{a.String()}})
+	for _, k := range slices.SortedFunc(maps.Keys(have.verdicts), gateKey.compare) {
+		if have.verdicts[k] != verdicts[k] {
+			tx.Delete(&knftables.Element{Map: k.of, Key: strings.Split(k.key, concatenated)})
 		}
 	}
-	for _, a := range slices.SortedFunc(maps.Keys(owners), netip.Addr.Compare) {
-		if have.owners[a] != owners[a] {
-			tx.Add(&knftables.Element{Map: gateMap, Key: []string{a.String()}, Value: []string{owners[a]}})
+	for _, k := range slices.SortedFunc(maps.Keys(verdicts), gateKey.compare) {
+		if have.verdicts[k] != verdicts[k] {
+			tx.Add(&knftables.Element{Map: k.of, Key: strings.Split(k.key, concatenated), Value: []string{verdicts[k]}})
 		}
 	}
+}
+
+// gateKey is a key of a map of the table.
+type gateKey struct{ of, key string }
+
+// concatenated is between the parts of a key.
+const concatenated = " . "
+
+func (k gateKey) compare(l gateKey) int {
+	return cmp.Or(strings.Compare(k.of, l.of), strings.Compare(k.key, l.key))
+}
+
+// protocolNumbers are what keys are written with, by what nft makes of them where it has names. Those of
+// others without ports have but one connection between two addresses.
+var protocolNumbers = map[string]string{
+	"icmp": protocolNumber(unix.IPPROTO_ICMP), "tcp": protocolNumber(unix.IPPROTO_TCP), "udp": protocolNumber(unix.IPPROTO_UDP),
+	"sctp": protocolNumber(unix.IPPROTO_SCTP), "dccp": protocolNumber(unix.IPPROTO_DCCP), "udplite": protocolNumber(unix.IPPROTO_UDPLITE),
+}
+
+func protocolNumber(p uint8) string { return strconv.Itoa(int(p)) }
+
+// crowdKey is that of a pod's connections to a destination.
+func crowdKey(pod netip.Addr, d fairness.Destination) gateKey {
+	parts := []string{pod.String(), d.To.Addr().String(), protocolNumber(d.Protocol)}
+	if d.To.Port() == 0 {
+		return gateKey{gatePortless, strings.Join(parts, concatenated)}
+	}
+	return gateKey{gatePorts, strings.Join(append(parts, fmt.Sprint(d.To.Port())), concatenated)}
 }
 
 // Asked are the new connections that each namespace has asked for so far.
@@ -142,15 +193,16 @@ func (g *Gate) Asked(ctx context.Context) (asked map[string]fairness.Asked, err 
 			return err
 		}
 		for _, c := range counters {
-			if namespace, ok := strings.CutPrefix(c.Name, gateAsked); ok {
-				a := asked[namespace]
-				a.All = *c.Packets
-				asked[namespace] = a
-			}
-			if namespace, ok := strings.CutPrefix(c.Name, gateRefused); ok {
-				a := asked[namespace]
-				a.Refused = *c.Packets
-				asked[namespace] = a
+			for prefix, count := range map[string]func(*fairness.Asked){
+				gateAsked:   func(a *fairness.Asked) { a.All = *c.Packets },
+				gateRefused: func(a *fairness.Asked) { a.Refused = *c.Packets },
+				gateCrowded: func(a *fairness.Asked) { a.Crowded = *c.Packets },
+			} {
+				if namespace, ok := strings.CutPrefix(c.Name, prefix); ok {
+					a := asked[namespace]
+					count(&a)
+					asked[namespace] = a
+				}
 			}
 		}
 		return nil
@@ -180,11 +232,10 @@ func (g *Gate) run(doing string, fn func() error) error {
 	return nil
 }
 
-// gateState is what the table has: what each namespace may, as text, and whose each
-// address is.
+// gateState is what the table has: what each namespace may, as text, and what its maps say.
 type gateState struct {
-	rates  map[string]string
-	owners map[netip.Addr]string
+	rates    map[string]string
+	verdicts map[gateKey]string
 }
 
 // read is the table's state; ok is false where it is not as beginGate makes it.
@@ -196,33 +247,43 @@ func (g *Gate) read(ctx context.Context, base []rule) (s gateState, ok bool, err
 	if err != nil {
 		return gateState{}, false, err
 	}
-	s = gateState{rates: map[string]string{}, owners: map[netip.Addr]string{}}
+	s = gateState{rates: map[string]string{}, verdicts: map[gateKey]string{}}
+	crowded := map[string]int{}
 	for _, r := range rules {
 		namespace, tenant := strings.CutPrefix(r.Chain, gateTenant)
+		full, crowd := strings.CutPrefix(r.Chain, gateCrowded)
 		switch {
-		case r.Comment == nil || tenant && s.rates[namespace] != "":
+		case r.Comment == nil || tenant && s.rates[namespace] != "" || crowd && *r.Comment != hasItsPart:
 			return gateState{}, false, nil
 		case tenant:
 			s.rates[namespace] = *r.Comment
+		case crowd:
+			crowded[full]++
 		case len(base) == 0 || *r.Comment != base[0].purpose:
 			return gateState{}, false, nil
 		default:
 			base = base[1:]
 		}
 	}
-	if len(base) > 0 {
+	for namespace := range s.rates {
+		if crowded[namespace] != 1 {
+			return gateState{}, false, nil
+		}
+	}
+	if len(base) > 0 || len(crowded) != len(s.rates) {
 		return gateState{}, false, nil
 	}
-	elements, err := g.nft.ListElements(ctx, "map", gateMap)
-	if err != nil {
-		return gateState{}, false, err
-	}
-	for _, e := range elements {
-		a, err := netip.ParseAddr(e.Key[0])
+	for _, name := range []string{gateMap, gatePorts, gatePortless} {
+		elements, err := g.nft.ListElements(ctx, "map", name)
 		if err != nil {
 			return gateState{}, false, err
 		}
-		s.owners[a] = e.Value[0]
+		for _, e := range elements {
+			if len(e.Key) > 2 {
+				e.Key[2] = cmp.Or(protocolNumbers[e.Key[2]], e.Key[2])
+			}
+			s.verdicts[gateKey{name, strings.Join(e.Key, concatenated)}] = e.Value[0]
+		}
 	}
 	return s, true, nil
 }
@@ -231,26 +292,44 @@ func (g *Gate) read(ctx context.Context, base []rule) (s gateState, ok bool, err
 // passes: of one that nobody answers each packet is "new". A pod that is new is bounded
 // with all others of which that is so.
 func gateRules(device string, others fairness.Allowance) []rule {
-	fresh := fmt.Sprintf("iifname %q ct state new ct status & confirmed == 0", device)
+	fresh := fmt.Sprintf("iifname %q ", device) + unconfirmed
 	return []rule{
 		{[]any{fresh, "ip saddr vmap", "@" + gateMap}, "new connections of pods by " + device},
 		{[]any{fresh, limitOver(others), "drop"}, fmt.Sprintf("others by %s: %s", device, rateText(others))},
 	}
 }
 
-// beginGate makes the table without any namespace, whatever it was. Its chain is behind
-// connection tracking and before all translation.
+// hasItsPart is why a namespace may make no more connections to a destination.
+const hasItsPart = "has its part of the ports to there"
+
+// crowdRules refuse new connections of pods to where their namespace has its part of the ports, whoever
+// translated them to there.
+var crowdRules = []rule{
+	{[]any{unconfirmed, "ip saddr . ip daddr . meta l4proto . th dport vmap", "@" + gatePorts}, "connections to crowded ports"},
+	{[]any{unconfirmed, "ip saddr . ip daddr . meta l4proto vmap", "@" + gatePortless}, "connections to crowded addresses"},
+}
+
+// unconfirmed matches the first packet of a connection.
+const unconfirmed = "ct state new ct status & confirmed == 0"
+
+// beginGate makes the table without any namespace, whatever it was. Its first chain is behind
+// connection tracking and before all translation, its second before any of sources.
 func beginGate(tx *knftables.Transaction, base []rule) {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
 	tx.Add(&knftables.Map{Name: gateMap, Type: "ipv4_addr : verdict"})
-	tx.Add(&knftables.Chain{
-		Name: gateChain, Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(knftables.PreroutingHook),
-		Priority: knftables.PtrTo(knftables.ManglePriority + "-5"),
-	})
-	for _, r := range base {
-		tx.Add(&knftables.Rule{Chain: gateChain, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(r.purpose)})
+	tx.Add(&knftables.Map{Name: gatePorts, Type: "ipv4_addr . ipv4_addr . inet_proto . inet_service : verdict"})
+	tx.Add(&knftables.Map{Name: gatePortless, Type: "ipv4_addr . ipv4_addr . inet_proto : verdict"})
+	crowd := len(base) - len(crowdRules)
+	for _, c := range []chain{
+		{name: gateChain, hook: knftables.PreroutingHook, priority: knftables.ManglePriority + "-5", rules: base[:crowd]},
+		{name: gateLeave, hook: knftables.PostroutingHook, priority: beforeSources, rules: base[crowd:]},
+	} {
+		tx.Add(&knftables.Chain{Name: c.name, Type: knftables.PtrTo(knftables.FilterType), Hook: &c.hook, Priority: &c.priority})
+		for _, r := range c.rules {
+			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(r.purpose)})
+		}
 	}
 }
 

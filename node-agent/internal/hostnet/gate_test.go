@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 )
@@ -29,8 +30,8 @@ func TestGate(t *testing.T) {
 	others := fairness.Allowance{Rate: 1, Burst: 3}
 	little := fairness.Allowance{Rate: 1, Burst: 2}
 	want := map[string]Passage{
-		"red":  {little, []netip.Addr{five, six}},
-		"blue": {fairness.Allowance{Rate: 1000, Burst: 1000}, []netip.Addr{seven}},
+		"red":  {Allowance: little, Addresses: []netip.Addr{five, six}},
+		"blue": {Allowance: fairness.Allowance{Rate: 1000, Burst: 1000}, Addresses: []netip.Addr{seven}},
 	}
 	l.ok(gate.Set(ctx, "tun0", others, want))
 	passed := 0
@@ -62,7 +63,7 @@ func TestGate(t *testing.T) {
 	again := list()
 
 	// A namespace may less, another's only pod goes to it.
-	want["red"] = Passage{fairness.Allowance{Rate: 5, Burst: 7}, []netip.Addr{five, seven}}
+	want["red"] = Passage{Allowance: fairness.Allowance{Rate: 5, Burst: 7}, Addresses: []netip.Addr{five, seven}}
 	delete(want, "blue")
 	l.ok(gate.Set(ctx, "tun0", others, want))
 	out := list()
@@ -96,4 +97,83 @@ func TestGate(t *testing.T) {
 		t.Errorf("without a table %v are counted", none)
 	}
 	l.ok(gate.Set(ctx, "tun0", others, want))
+}
+
+// A namespace that has its part of the ports to a destination makes no more connections to there, also by
+// a service, and goes on with all others; nobody else is held back. What is there already is not
+// written again.
+func TestGateCrowded(t *testing.T) {
+	l := newLab(t)
+	l.ensure(true)
+	l.ip(l.pods, "addr add 172.11.0.7/32 dev eth0")
+	l.run(l.node, "nft", "add table ip lab; add chain ip lab pre { type nat hook prerouting priority -100; }; add rule ip lab pre ip daddr 10.96.0.9 udp dport 5 dnat to 198.18.0.1:53")
+	gate, err := NewGate(l.ns)
+	l.ok(err)
+	ctx := t.Context()
+	many := fairness.Allowance{Rate: 10000, Burst: 10000}
+	at := func(to string, protocol uint8) fairness.Destination {
+		return fairness.Destination{To: netip.MustParseAddrPort(to), Protocol: protocol}
+	}
+	want := map[string]Passage{
+		"red": {
+			Allowance: many, Addresses: []netip.Addr{netip.MustParseAddr("172.11.0.5"), netip.MustParseAddr("172.11.0.6")},
+			Crowded: []fairness.Destination{at("198.18.0.1:0", unix.IPPROTO_ICMP), at("198.18.0.1:53", unix.IPPROTO_TCP), at("198.18.0.1:53", unix.IPPROTO_UDP)},
+		},
+		"blue": {Allowance: many, Addresses: []netip.Addr{netip.MustParseAddr("172.11.0.7")}},
+	}
+	l.ok(gate.Set(ctx, "tun0", many, want))
+	list := func() string { return l.run(l.node, "nft", "-a", "-s", "list", "table", "ip", gateTable) }
+	before := list()
+	l.ok(gate.Set(ctx, "tun0", many, want))
+	if after := list(); after != before {
+		t.Errorf("the table was written though nothing differed:\n%s\n%s", before, after)
+	}
+
+	l.up()
+	outside := l.sniff(l.outside, "eth0")
+	port := 2000
+	sent := func(from, to string, arrives int) bool {
+		port++
+		l.udp(l.pods, fmt.Sprint(from, ":", port), to, port-1900)
+		l.udp(l.pods, "172.11.0.7:1999", "198.18.0.1:99", 1)
+		return outside.until(udpTo(99), func(p []byte) bool { return udpTo(arrives)(p) && len(p) == 28+port-1900 })
+	}
+	for _, tc := range []struct {
+		from, to string
+		arrives  int
+		want     bool
+	}{
+		{"172.11.0.5", "198.18.0.1:53", 53, false},
+		{"172.11.0.6", "198.18.0.1:53", 53, false},
+		{"172.11.0.6", "10.96.0.9:5", 53, false},
+		{"172.11.0.6", "198.18.0.1:54", 54, true},
+		{"172.11.0.7", "198.18.0.1:53", 53, true},
+		{"172.11.0.7", "10.96.0.9:5", 53, true},
+	} {
+		if got := sent(tc.from, tc.to, tc.arrives); got != tc.want {
+			t.Errorf("a datagram from %s to %s arrives: %t, want %t", tc.from, tc.to, got, tc.want)
+		}
+	}
+	ping := func(from string) bool {
+		return exec.Command("ip", "netns", "exec", l.pods, "ping", "-q", "-c1", "-W1", "-I", from, "198.18.0.1").Run() == nil
+	}
+	if ping("172.11.0.5") || !ping("172.11.0.7") {
+		t.Error("not just pings of the namespace that has its part are refused")
+	}
+	asked, err := gate.Asked(ctx)
+	l.ok(err)
+	if n := asked["red"].Crowded; n < 4 || asked["blue"].Crowded != 0 {
+		t.Errorf("counted are %+v", asked)
+	}
+
+	want["red"] = Passage{Allowance: many, Addresses: want["red"].Addresses[:1]}
+	l.ok(gate.Set(ctx, "tun0", many, want))
+	if !sent("172.11.0.5", "198.18.0.1:53", 53) || !ping("172.11.0.5") {
+		t.Error("it is refused though it has its part no more")
+	}
+	delete(want, "red")
+	l.ok(gate.Set(ctx, "tun0", many, want))
+	if out := list(); strings.Contains(out, "red") {
+		t.Errorf("a namespace that is gone is still in\n%s", out)
+	}
 }
