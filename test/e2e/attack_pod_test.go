@@ -260,6 +260,59 @@ func TestAttackPodNode(t *testing.T) {
 	})
 }
 
+// TestAttackPodErrors: what a pod says of packets that came to another tenant's pod gets nowhere. A server
+// outside would believe it, as all pods leave with the node's address; so would the node.
+func TestAttackPodErrors(t *testing.T) {
+	o := upOdd(t)
+	me, gateway, from, victim := o.mac("red/a"), o.gatewayMAC("red/a"), o.get("red/a"), o.get("blue/a")
+	o.ears.fence("red/a", "red/b")
+	server := netip.AddrPortFrom(netlab.Outside, 443)
+	o.answersQuestions(server)
+	outside := o.open(ns.Path(o.UnderlayNetns()), "n1")
+	about := func(port uint16) []byte {
+		return wire.IPv4(server.Addr(), victim.IP, wire.ProtoUDP, wire.UDP(server.Port(), port, []byte(question)))
+	}
+	var c net.Conn
+	o.must(ns.DoPath(victim.Sandbox(), func() (err error) { c, err = net.Dial("udp4", server.String()); return err }))
+	defer func() { _ = c.Close() }()
+	_, err := c.Write([]byte(question))
+	o.must(err)
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	_, err = c.Read(make([]byte, 100))
+	o.must(err)
+	port := netip.MustParseAddrPort(c.LocalAddr().String()).Port()
+	o.attack(attacks.Pod, "ICMP errors to the outside about another tenant's connection", func() (tried, told int) {
+		for _, to := range []netip.Addr{server.Addr(), o.vtep("n1"), from.Gateway} {
+			for code := range uint8(4) {
+				o.must(o.ears.ports["red/a"].Send(wire.Ethernet(gateway, me, wire.TypeIPv4, wire.IPv4(from.IP, to, wire.ProtoICMP, wire.Unreachable(code, about(port))))))
+				tried++
+			}
+		}
+		o.reachesNode()
+		o.reachesOutside("red/a")
+		for _, f := range outside.Frames() {
+			if len(f) > 35 && f[23] == wire.ProtoICMP && f[34] == 3 {
+				told++
+			}
+		}
+		return tried, told
+	})
+	o.eventually("what was dropped is counted", 30*time.Second, func() error {
+		if o.metric("n1", `k8s_ovs_drops_total{reason="forged-error"}`) == 0 {
+			return fmt.Errorf("none is counted")
+		}
+		return nil
+	})
+}
+
+// reachesOutside waits until the outside has taken what a pod sent it before: it answers a ping.
+func (o *odd) reachesOutside(pod string) {
+	o.t.Helper()
+	if out, err := o.PodExec(o.t.Context(), o.get(pod), "ping", "-c1", "-W5", netlab.Outside.String()); err != nil {
+		o.t.Fatalf("%s does not reach the outside: %v\n%s", pod, err, out)
+	}
+}
+
 // reachesNode waits until n1 has taken what red/a sent it before: it answers a ping.
 func (o *odd) reachesNode() {
 	o.t.Helper()

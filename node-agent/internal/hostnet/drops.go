@@ -17,10 +17,12 @@ const (
 	ForgedTunnel Reason = "forged-tunnel"
 	// ForgedProbe is one to the port of probes.
 	ForgedProbe Reason = "forged-probe"
+	// ForgedError is an ICMP error of a pod about a packet that did not come to it.
+	ForgedError Reason = "forged-error"
 )
 
 // Reasons are all of them.
-func Reasons() []Reason { return []Reason{ForgedTunnel, ForgedProbe} }
+func Reasons() []Reason { return []Reason{ForgedTunnel, ForgedProbe, ForgedError} }
 
 // Dropped is how many packets were dropped since it was last asked, by reason. Where
 // there is no table there are none.

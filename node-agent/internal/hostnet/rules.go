@@ -2,7 +2,6 @@ package hostnet
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -96,7 +95,8 @@ func chains(s Spec) []chain {
 	raw.rules = append(raw.rules, guard.came...)
 	forward.rules = append(guard.pods, forward.rules...)
 	input.rules = append(guard.toNode, input.rules...)
-	return []chain{
+	input.rules, forward.rules = append(input.rules, errorsOf(in)), append(forward.rules, errorsOf(in))
+	return append(connectionErrors(s), []chain{
 		{name: uplink, rules: append(lent(s), rule{[]any{"counter drop"}, "only the switch takes it"})},
 		{name: uplinkUntracked, rules: append(lent(s), rule{[]any{"notrack"}, "the switch has yet to take it"})},
 		raw,
@@ -108,7 +108,7 @@ func chains(s Spec) []chain {
 		refusals(s, in),
 		hairpin(s),
 		postrouting(s, in, out, notOut),
-	}
+	}...)
 }
 
 // uplink and uplinkUntracked are the chains of what comes in by the uplink of the userspace datapath.
@@ -125,13 +125,11 @@ func lent(s Spec) []rule {
 }
 
 // hairpin gives a pod that asks itself by a service the gateway's address: nobody keeps a pod from
-// its node, nor from itself. To nftables two addresses of a packet are the same when each bit of one
-// is that of the other.
+// its node, nor from itself.
 func hairpin(s Spec) chain {
 	c := chain{name: "hairpin"}
-	for bit := range 32 - s.NodeSubnet.Bits() {
-		b := netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, 1<<bit)))
-		c.rules = append(c.rules, rule{[]any{fmt.Sprintf("ip saddr & %s . ip daddr & %s != { 0.0.0.0 . 0.0.0.0, %s . %s } return", b, b, b, b)}, "another pod"})
+	for _, b := range bitsOf(s.NodeSubnet) {
+		c.rules = append(c.rules, rule{[]any{differ("ip saddr", "ip daddr", b), "return"}, "another pod"})
 	}
 	c.rules = append(c.rules, rule{[]any{unmark, "counter snat to", s.Gateway.String()}, "a pod that asks itself"})
 	return c

@@ -91,7 +91,7 @@ func TestTranslatedIsForged(t *testing.T) {
 	} {
 		before, err := l.net.Dropped(t.Context())
 		l.ok(err)
-		if diff := cmp.Diff(map[Reason]uint64{ForgedTunnel: 0, ForgedProbe: 0}, before); diff != "" {
+		if diff := cmp.Diff(map[Reason]uint64{ForgedTunnel: 0, ForgedProbe: 0, ForgedError: 0}, before); diff != "" {
 			t.Errorf("%s: dropped before (-want +got):\n%s", guarded.port, diff)
 		}
 		for _, size := range []int{100, 4000} { // the larger one in fragments
@@ -118,7 +118,7 @@ func TestTranslatedIsForged(t *testing.T) {
 		}
 		dropped, err := l.net.Dropped(t.Context())
 		l.ok(err)
-		want := map[Reason]uint64{ForgedTunnel: 0, ForgedProbe: 0}
+		want := map[Reason]uint64{ForgedTunnel: 0, ForgedProbe: 0, ForgedError: 0}
 		want[guarded.reason] = 12
 		if diff := cmp.Diff(want, dropped); diff != "" {
 			t.Errorf("%s: dropped (-want +got):\n%s", guarded.port, diff)

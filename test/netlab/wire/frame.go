@@ -133,6 +133,14 @@ func Tag(frame []byte, vid uint16) []byte {
 	return append(b, frame[12:]...)
 }
 
+// Unreachable is the ICMP message that the packet that it is about did not get to a port, or to what another
+// code says (RFC 792).
+func Unreachable(code uint8, about []byte) []byte {
+	b := append([]byte{3, code, 0, 0, 0, 0, 0, 0}, about[:28]...)
+	binary.BigEndian.PutUint16(b[2:], checksum(b))
+	return b
+}
+
 // Redirect is the ICMP message that to gets somewhere by another gateway, about a
 // packet that its receiver sent (RFC 792).
 func Redirect(gateway netip.Addr, about []byte) []byte {
