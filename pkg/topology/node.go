@@ -234,6 +234,8 @@ type NodeStatus struct {
 	Pods int `json:"Pods"`
 	// Message is empty, or what keeps the node from applying newer records.
 	Message string `json:"Message,omitempty"`
+	// Warning is empty, or what people should know of a node that is ready.
+	Warning string `json:"Warning,omitempty"`
 	// Identity is the user of etcd that the agent writes as; empty where it has none
 	// of its own.
 	Identity string `json:"Identity,omitempty"`

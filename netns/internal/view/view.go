@@ -5,6 +5,7 @@
 package view
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -272,7 +273,7 @@ func nodeRow(host string, addr netip.Addr, status topology.NodeStatus, live bool
 	row := Node{Node: host, Address: addr.String(), Live: live}
 	if live {
 		row.Datapath, row.MTU, row.Pods, row.VXLANPort = status.Datapath, status.MTU, status.Pods, status.VXLANPort
-		row.Version, row.AppliedRevision, row.Message = status.Version, status.Revision, status.Message
+		row.Version, row.AppliedRevision, row.Message = status.Version, status.Revision, cmp.Or(status.Message, status.Warning)
 	}
 	return row
 }

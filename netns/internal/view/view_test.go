@@ -376,3 +376,19 @@ func TestWriteErrors(t *testing.T) {
 		}
 	}
 }
+
+// A node with a warning is ready all the same, and one that is not ready says why rather than what is besides.
+func TestNodeWarnings(t *testing.T) {
+	a := netip.MustParseAddr("192.0.2.1")
+	subnet := netip.MustParsePrefix("172.11.0.0/22")
+	s := topology.Snapshot{Nodes: map[netip.Addr]topology.Node{a: {Host: "n1", HostIP: a, Subnet: subnet}}}
+	for _, tc := range []struct{ message, warning, state, shown string }{
+		{"", "the flow cache is full", Ready, "the flow cache is full"},
+		{"the uplink is down", "the flow cache is full", NotReady, "the uplink is down"},
+	} {
+		rows := Nodes(s, Statuses{a: {Host: "n1", HostIP: a, Message: tc.message, Warning: tc.warning}}, topology.MTUs{}, 0)
+		if len(rows) != 1 || rows[0].State != tc.state || rows[0].Message != tc.shown {
+			t.Errorf("%q and %q are shown as %+v", tc.message, tc.warning, rows)
+		}
+	}
+}

@@ -23,6 +23,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashes"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashnews"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowcache"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
@@ -165,6 +166,7 @@ func (n *node) work(ctx context.Context) error {
 	group.Go(func() error { return n.limiter.Run(ctx, p.attacher) })
 	group.Go(func() error { return n.limitsPublisher(p).Run(ctx) })
 	group.Go(func() error { return n.allotment(p).Run(ctx) })
+	group.Go(func() error { return p.cache.Run(ctx) })
 	if n.etcd.asking != nil {
 		group.Go(func() error { return n.etcd.asking.Run(ctx) })
 	}
@@ -193,6 +195,17 @@ func (n *node) allotment(p *parts) *allot.Allotment {
 	return allot.New(allot.Config{
 		Table: p.table, Gate: n.firewall.gate, Kernel: conntrack.In(n.host), Userspace: n.ovs.client, Pods: p.attacher, Datapath: n.ovs.datapath,
 		ServiceConnections: n.cfg.ServiceConnections, NodeConnections: n.cfg.NodeConnections, Metrics: n.metrics.fair, Logger: n.log,
+	})
+}
+
+func (n *node) flowCache(p *parts) *flowcache.Watch {
+	return flowcache.New(flowcache.Config{
+		Switch: n.ovs.client, Datapath: n.ovs.datapath, Pods: p.attacher, Metrics: n.metrics.cache, Logger: n.log,
+		Tell: func(why string) {
+			if n.api != nil {
+				n.api.Event(kube.ObjectRef{Kind: "Node", Name: n.cfg.NodeName, UID: n.cfg.NodeName}, true, "FlowCacheFull", why)
+			}
+		},
 	})
 }
 

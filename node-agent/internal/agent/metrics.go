@@ -10,6 +10,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashnews"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowcache"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/identity"
@@ -33,6 +34,7 @@ type metrics struct {
 	steps    *prometheus.HistogramVec
 	mtu      *nodemtu.Metrics
 	fair     *allot.Metrics
+	cache    *flowcache.Metrics
 	sharing  *sharing.Metrics
 	identity *identity.Metrics
 	policies *policies.Metrics
@@ -98,6 +100,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		}, []string{"step"}),
 		mtu:      nodemtu.NewMetrics(reg),
 		fair:     allot.NewMetrics(reg),
+		cache:    flowcache.NewMetrics(reg),
 		sharing:  sharing.NewMetrics(reg),
 		identity: identity.NewMetrics(reg),
 		policies: policies.NewMetrics(reg),

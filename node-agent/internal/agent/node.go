@@ -16,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/etcdaccess"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowcache"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/front"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
@@ -146,6 +147,7 @@ type parts struct {
 	conn      *connection
 	picture   *picture
 	loop      *loop
+	cache     *flowcache.Watch
 }
 
 func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, runtime runtimeSide, bootID string) (*node, error) {
@@ -246,6 +248,7 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	p.attacher = attach.New(n.ovs.bare, p.table, n.etcd.tenants, n.limiter)
 	p.attacher.SetMaxPods(n.cfg.MaxPods)
 	p.attacher.SetObserver(n.metrics)
+	p.cache = n.flowCache(p)
 	p.loop = n.newLoop(p, n.newPolicies(p))
 	n.parts.Store(p)
 	n.ready.open(p.attacher)
@@ -297,7 +300,8 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 	})
 	status := &ownStatus{
 		picture: p.picture, readiness: n.ready, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher,
-		open: func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) },
+		open:  func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) },
+		warns: p.cache.Why,
 	}
 	r := &rooms{
 		record: &ownRecord{picture: p.picture, etcd: n.etcd.store, identity: n.etcd.identity, inCluster: n.api != nil, attached: p.attacher},

@@ -27,6 +27,8 @@ type ownStatus struct {
 	// lacks is what of policies the newest switch does not know; nil where there are none.
 	lacks    func() []string
 	attached interface{ List() []attach.Attachment }
+	// warns is what people should know of a node that is ready; nil where nobody says.
+	warns func() string
 	// open opens the record of the node's status in a network of that name.
 	open func(network string) statusRecord
 	to   statusRecord // nil before the first
@@ -77,6 +79,9 @@ func (n *ownStatus) publish() {
 	st.MTU = n.podMTU
 	if why := n.readiness.is(); why != nil {
 		st.Message = why.Error()
+	}
+	if n.warns != nil {
+		st.Warning = n.warns()
 	}
 	if st.Held = n.held(); st.Held != nil {
 		// Nothing that is written now is in the flows.

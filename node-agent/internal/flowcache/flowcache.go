@@ -1,0 +1,159 @@
+// Package flowcache watches how full the switch's cache of flows is, which all pods of a node share, and tells
+// when it stays full, and who fills it.
+//
+// It changes nothing: Open vSwitch has no bound for one port's part.
+package flowcache
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+)
+
+const (
+	// lookEvery is how often the cache is looked at.
+	lookEvery = 10 * time.Second
+	// A cache that has nine tenths of the flows that it may have, in as many looks one after the other, is full:
+	// Open vSwitch lets it have more within seconds where it can.
+	fullPart  = 0.9
+	fullLooks = 3
+	// listMost is how many flows are listed at most: ovs-vswitchd does nothing else meanwhile.
+	listMost = 30_000
+	// namedPorts is how many ports are named.
+	namedPorts = 3
+	// lookTimeout bounds one look.
+	lookTimeout = 5 * time.Second
+)
+
+// Switch has the cache; [ovs.Client] is one.
+type Switch interface {
+	FlowCache(ctx context.Context, datapath string) (ovs.FlowCache, error)
+	FlowsByPort(ctx context.Context, datapath string) (map[string]uint64, error)
+}
+
+// Pods are what is attached; [attach.Attacher] is them.
+type Pods interface{ List() []attach.Attachment }
+
+// Config is whose cache is watched, and who is told.
+type Config struct {
+	Switch   Switch
+	Datapath string
+	Pods     Pods
+	// Tell tells people that the cache is full.
+	Tell    func(why string)
+	Metrics *Metrics
+	Logger  *slog.Logger
+}
+
+// Metrics are about the cache.
+type Metrics struct{ flows, limit prometheus.Gauge }
+
+// NewMetrics registers them.
+func NewMetrics(reg prometheus.Registerer) *Metrics {
+	gauge := func(name, help string) prometheus.Gauge {
+		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+	}
+	m := &Metrics{
+		flows: gauge("datapath_flows", "Flows in the switch's cache, which all pods of the node share; without one, each packet goes through ovs-vswitchd."),
+		limit: gauge("datapath_flows_limit", "Flows that Open vSwitch lets the cache have now: other_config:flow-limit at most, fewer while it cannot look after so many."),
+	}
+	reg.MustRegister(m.flows, m.limit)
+	return m
+}
+
+// Watch watches the cache. Its Run belongs to one goroutine.
+type Watch struct {
+	cfg   Config
+	looks int
+	why   atomic.Pointer[string]
+	// lost is that the last look failed.
+	lost bool
+}
+
+// New returns a watch that has not looked yet.
+func New(cfg Config) *Watch { return &Watch{cfg: cfg} }
+
+// Why says that the cache is full, and what helps; it is empty where it is not. It may be called at any time.
+func (w *Watch) Why() string {
+	if why := w.why.Load(); why != nil {
+		return *why
+	}
+	return ""
+}
+
+// Run looks at the cache until ctx ends.
+func (w *Watch) Run(ctx context.Context) error {
+	tick := time.NewTicker(lookEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			w.look(ctx)
+		}
+	}
+}
+
+// look asks once, and tells what is new.
+func (w *Watch) look(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	c, err := w.cfg.Switch.FlowCache(ctx, w.cfg.Datapath)
+	if err != nil {
+		if !w.lost {
+			w.cfg.Logger.Warn("how full the switch's flow cache is cannot be seen", "error", err)
+		}
+		w.lost = true
+		return
+	}
+	w.lost = false
+	w.cfg.Metrics.flows.Set(float64(c.Flows))
+	w.cfg.Metrics.limit.Set(float64(c.Limit))
+	if float64(c.Flows) < fullPart*float64(c.Limit) {
+		if w.looks = 0; w.why.Swap(nil) != nil {
+			w.cfg.Logger.Info("the switch's flow cache has room again", "flows", c.Flows, "limit", c.Limit)
+		}
+		return
+	}
+	if w.looks++; w.looks < fullLooks || w.why.Load() != nil {
+		return
+	}
+	why := fmt.Sprintf("the switch's flow cache is full (%d of %d flows), so that packets of all pods' new connections go through ovs-vswitchd one by one: %s; "+
+		"stop or move the pod that makes so many, or, where the limit is Open vSwitch's other_config:flow-limit, raise that", c.Flows, c.Limit, w.who(ctx, c))
+	w.why.Store(&why)
+	w.cfg.Logger.Warn(why)
+	w.cfg.Tell(why)
+}
+
+// who names the ports with the most flows.
+func (w *Watch) who(ctx context.Context, c ovs.FlowCache) string {
+	if c.Flows > listMost {
+		return fmt.Sprintf("there are more flows than are listed (%d), `ovs-appctl dpctl/dump-flows --names` tells where they come from", listMost)
+	}
+	counts, err := w.cfg.Switch.FlowsByPort(ctx, w.cfg.Datapath)
+	if err != nil {
+		return fmt.Sprintf("where they come from cannot be seen (%v)", err)
+	}
+	pods := map[string]string{}
+	for _, at := range w.cfg.Pods.List() {
+		pods[at.HostIf()] = " of pod " + at.Namespace + "/" + at.Pod
+	}
+	ports := slices.SortedFunc(maps.Keys(counts), func(a, b string) int { return cmp.Or(cmp.Compare(counts[b], counts[a]), cmp.Compare(a, b)) })
+	var said []string
+	for _, port := range ports[:min(len(ports), namedPorts)] {
+		said = append(said, fmt.Sprintf("%d from port %s%s", counts[port], port, pods[port]))
+	}
+	return "most are " + strings.Join(said, ", ")
+}
