@@ -30,15 +30,11 @@ type Classes struct {
 
 // NewClasses makes Classes for the node's namespace.
 func NewClasses(ns *link.NS) (*Classes, error) {
-	c := &Classes{ns: ns}
-	err := ns.Do(func() (err error) {
-		c.nft, err = knftables.New(family, classTable)
-		return err
-	})
+	nft, err := openTable(ns, family, classTable)
 	if err != nil {
-		return nil, fmt.Errorf("nftables cannot be used: %w", err)
+		return nil, err
 	}
-	return c, nil
+	return &Classes{ns: ns, nft: nft}, nil
 }
 
 // Set makes the classes those given, by the pod's address, for what comes from the

@@ -52,15 +52,11 @@ type Exit struct {
 
 // NewExit makes an Exit for the node's namespace.
 func NewExit(ns *link.NS) (*Exit, error) {
-	e := &Exit{ns: ns}
-	err := ns.Do(func() (err error) {
-		e.nft, err = knftables.New(family, exitTable)
-		return err
-	})
+	nft, err := openTable(ns, family, exitTable)
 	if err != nil {
-		return nil, fmt.Errorf("nftables cannot be used: %w", err)
+		return nil, err
 	}
-	return e, nil
+	return &Exit{ns: ns, nft: nft}, nil
 }
 
 // Passed reads the counters. It makes the table where it is not there, or for another way.

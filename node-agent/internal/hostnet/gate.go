@@ -60,15 +60,11 @@ func (p Passage) Equal(q Passage) bool {
 
 // NewGate makes a Gate for the node's namespace.
 func NewGate(ns *link.NS) (*Gate, error) {
-	g := &Gate{ns: ns}
-	err := ns.Do(func() (err error) {
-		g.nft, err = knftables.New(family, gateTable)
-		return err
-	})
+	nft, err := openTable(ns, family, gateTable)
 	if err != nil {
-		return nil, fmt.Errorf("nftables cannot be used: %w", err)
+		return nil, err
 	}
-	return g, nil
+	return &Gate{ns: ns, nft: nft}, nil
 }
 
 // Set makes want, by namespace, what pods behind the gateway device may, and others what

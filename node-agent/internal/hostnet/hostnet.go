@@ -79,15 +79,11 @@ type Net struct {
 
 // New makes a Net for the node's namespace. It fails where nftables cannot be used.
 func New(ns *link.NS) (*Net, error) {
-	n := &Net{ns: ns}
-	err := ns.Do(func() (err error) {
-		n.nft, err = knftables.New(family, table)
-		return err
-	})
+	nft, err := openTable(ns, family, table)
 	if err != nil {
-		return nil, fmt.Errorf("nftables cannot be used: %w; the package nftables has the program nft, and the kernel needs nf_tables", err)
+		return nil, fmt.Errorf("%w; the package nftables has the program nft, and the kernel needs nf_tables", err)
 	}
-	return n, nil
+	return &Net{ns: ns, nft: nft}, nil
 }
 
 // Ensure compares the node's side with spec, mends what differs, and reports

@@ -61,15 +61,11 @@ type judgeState struct {
 
 // NewJudge makes a Judge for the node's namespace.
 func NewJudge(ns *link.NS) (*Judge, error) {
-	j := &Judge{ns: ns}
-	err := ns.Do(func() (err error) {
-		j.nft, err = knftables.New(family, judgeTable)
-		return err
-	})
+	nft, err := openTable(ns, family, judgeTable)
 	if err != nil {
-		return nil, fmt.Errorf("nftables cannot be used: %w", err)
+		return nil, err
 	}
-	return j, nil
+	return &Judge{ns: ns, nft: nft}, nil
 }
 
 // Set makes want what pods may send, at once. Where nobody is to be judged there is no table. It
