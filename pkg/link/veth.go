@@ -90,8 +90,8 @@ func (n *NS) vethError(hostName string, sandbox *NS, peer string, err error) err
 //   - forwarding 0 and rp_filter 1: nothing routed, and nothing from an address
 //     whose way back is another device, which is every address
 //
-// See ip-sysctl.rst of the kernel. What a device's settings cannot exclude, the
-// node's firewall drops (hostnet).
+// See ip-sysctl.rst of the kernel. What a device's settings cannot exclude, and what comes
+// while somebody has changed them, the node's firewall drops (hostnet).
 func (n *NS) Quiet(name string) error {
 	_, err := n.EnsureQuiet(name)
 	return err

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -360,5 +361,41 @@ func TestAttackPodReflection(t *testing.T) {
 		}
 		o.ears.fence("red/b", "red/a")
 		return len(forged), o.ears.delivered(forged)
+	})
+}
+
+// TestAttackPodIPv6: a pod is no router to its node, and nobody whom it answers, also when its host
+// end has got IPv6 while the agent is away: every `sysctl --system` may give it that.
+func TestAttackPodIPv6(t *testing.T) {
+	o := upOdd(t)
+	me, from := o.mac("red/a"), netip.MustParseAddr("fe80::5")
+	hostIf := o.get("red/a").HostInterface
+	o.must(o.Agent("n1").Kill())
+	o.node("n1", "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+	o.node("n1", "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=0")
+	o.eventually("the host end has IPv6", patience, func() error {
+		if out := o.node("n1", "ip", "-6", "addr", "show", "dev", hostIf, "scope", "link", "-tentative"); !strings.Contains(out, "fe80::") {
+			return fmt.Errorf("no address: %q", out)
+		}
+		return nil
+	})
+	o.attack(attacks.Pod, "router advertisements and echo requests by IPv6, the node's IPv6 switched on", func() (tried, delivered int) {
+		const mark = "by IPv6, to whoever answers"
+		for _, message := range [][]byte{wire.RouterAdvertisement(netip.MustParsePrefix("2001:db8::/64")), wire.EchoV6(mark)} {
+			o.must(o.ears.ports["red/a"].Send(wire.Ethernet(wire.AllNodesMAC, me, wire.TypeIPv6, wire.ICMPv6(from, wire.AllNodes, message))))
+			tried++
+		}
+		o.ears.fence("red/a", "red/b")
+		if routes := o.node("n1", "ip", "-6", "route", "show", "default"); routes != "" {
+			t.Logf("the node believes the pod: %s", routes)
+			delivered++
+		}
+		for name, p := range o.ears.ports {
+			if p.Saw(mark) {
+				t.Logf("%s has heard of it", name)
+				delivered++
+			}
+		}
+		return tried, min(delivered, tried)
 	})
 }

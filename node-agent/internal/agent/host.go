@@ -244,7 +244,7 @@ func (n *hostSide) hostSpec(p *pass) (hostnet.Spec, error) {
 		Device: bridge.GatewayPort, Gateway: p.me.Gateway(), NodeSubnet: p.me.Subnet, ClusterNetwork: n.records.Config.Network,
 		ServiceProxy: n.settings.serviceProxy, ServiceNetwork: n.records.Config.ServiceNetwork,
 		Outside:     n.outside(n.under),
-		TunnelPorts: n.tunnelList().UDPPorts(), OtherTunnelPorts: n.guarded(), ProbePort: n.settings.probePort, SwitchDevices: devices, SwitchBridges: bridges, NodeAddress: n.self,
+		TunnelPorts: n.tunnelList().UDPPorts(), OtherTunnelPorts: n.guarded(), ProbePort: n.settings.probePort, SwitchDevices: devices, SwitchBridges: bridges, HostEnds: attach.HostIfPrefix + "*", NodeAddress: n.self,
 	}
 	if p.mtu.Sends < p.mtu.Receives {
 		spec.RouteMTU = p.mtu.Sends

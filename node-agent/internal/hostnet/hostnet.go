@@ -2,8 +2,8 @@
 // address, routes and settings, and the firewall rules by which pods reach the
 // outside and nobody gets past the switch.
 //
-// It owns the nftables table "ip k8s-ovs", those whose names begin with "k8s-ovs-" and
-// nothing else in the firewall, and of the network configuration only what belongs to
+// It owns the nftables tables "ip k8s-ovs" and "ip6 k8s-ovs", those whose names begin with
+// "k8s-ovs-" and nothing else in the firewall, and of the network configuration only what belongs to
 // the gateway device.
 package hostnet
 
@@ -24,10 +24,10 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
-// family is that of the firewall's tables. What comes by IPv6 is no pod's.
+// family is that of the firewall's tables of pods' packets. By IPv6 there are none: see [Net.ensureHostEnds].
 const family = knftables.IPv4Family
 
-// table is the name of the firewall table.
+// table is the name of the firewall table, and of its sibling for IPv6.
 const table = "k8s-ovs"
 
 // Spec is what the node's side should be.
@@ -59,6 +59,9 @@ type Spec struct {
 	// or prefixes followed by "*". Needed with the userspace datapath, harmless
 	// with the kernel's: pods' host ends and the uplink.
 	SwitchDevices []string
+	// HostEnds are the devices of the node that lead to pods: a prefix followed by "*". The
+	// node itself has no IPv6 there. Empty: there are none.
+	HostEnds string
 	// SwitchBridges are bridges of the kernel that are the uplink of the userspace
 	// datapath: as SwitchDevices, but their ports' packets come to the node's hooks
 	// before the switch has seen them, where br_netfilter is in use.
@@ -73,6 +76,8 @@ type Spec struct {
 type Net struct {
 	ns  *link.NS
 	nft knftables.Interface
+	// nft6 is nil until it is needed.
+	nft6 knftables.Interface
 	// counted is what the table's counters said last.
 	counted map[Reason]uint64
 }
@@ -95,34 +100,41 @@ func (n *Net) Ensure(ctx context.Context, spec Spec) (changed bool, err error) {
 	if err := spec.validate(); err != nil {
 		return false, err
 	}
-	rules, err := n.ensureRules(ctx, chains(spec))
+	rules, err := n.ensureRules(ctx, n.nft, chains(spec), Reasons()...)
 	if err != nil {
 		return rules, err
+	}
+	if rules {
+		n.counted = nil
+	}
+	ends, err := n.ensureHostEnds(ctx, spec)
+	if err != nil {
+		return rules || ends, err
 	}
 	device, err := n.ensureDevice(spec)
 	if err != nil {
 		err = fmt.Errorf("host network: %w", err)
 	}
-	return rules || device, err
+	return rules || ends || device, err
 }
 
-// ensureRules replaces the table in one transaction where it is not as wanted.
-func (n *Net) ensureRules(ctx context.Context, want []chain) (changed bool, err error) {
+// ensureRules replaces a table in one transaction where it is not as wanted.
+func (n *Net) ensureRules(ctx context.Context, nft knftables.Interface, want []chain, counters ...Reason) (changed bool, err error) {
 	err = n.ns.Do(func() error {
-		have, err := n.nft.ListRules(ctx, "")
+		have, err := nft.ListRules(ctx, "")
 		if err != nil && !knftables.IsNotFound(err) {
 			return fmt.Errorf("firewall table %s: listing: %w", table, err)
 		}
 		if err == nil && matches(have, comments(want)) {
 			return nil
 		}
-		tx := n.nft.NewTransaction()
-		replace(tx, want)
-		if err := n.nft.Run(ctx, tx); err != nil {
+		tx := nft.NewTransaction()
+		replace(tx, want, counters...)
+		if err := nft.Run(ctx, tx); err != nil {
 			return fmt.Errorf("firewall table %s: writing: %w", table, err)
 		}
 		faultpoint.Here("firewall", table)
-		changed, n.counted = true, nil
+		changed = true
 		return nil
 	})
 	return changed, err
@@ -235,15 +247,21 @@ func (n *Net) forwards(device string) (bool, error) {
 	return n.ns.EnsureSysctl("net/ipv4/conf/"+device+"/forwarding", "1")
 }
 
-// Cleanup removes the firewall table. It is for uninstalling; the device goes with
+// Cleanup removes the firewall tables. It is for uninstalling; the device goes with
 // its bridge. ip_forward stays: others may need it.
 func (n *Net) Cleanup(ctx context.Context) error {
-	err := n.ns.Do(func() error {
-		tx := n.nft.NewTransaction()
-		tx.Add(&knftables.Table{})
-		tx.Delete(&knftables.Table{})
-		return n.nft.Run(ctx, tx)
-	})
+	nft6, err := n.ipv6()
+	for _, nft := range []knftables.Interface{n.nft, nft6} {
+		if nft == nil {
+			continue
+		}
+		err = errors.Join(err, n.ns.Do(func() error {
+			tx := nft.NewTransaction()
+			tx.Add(&knftables.Table{})
+			tx.Delete(&knftables.Table{})
+			return nft.Run(ctx, tx)
+		}))
+	}
 	if err != nil {
 		return fmt.Errorf("firewall table %s: deleting: %w", table, err)
 	}

@@ -61,6 +61,7 @@ func newLab(t testing.TB) *lab {
 	l.spec = Spec{
 		Device: "tun0", Gateway: netip.MustParseAddr("172.11.0.1"), NodeSubnet: netip.MustParsePrefix("172.11.0.0/22"),
 		ClusterNetwork: netip.MustParsePrefix("172.11.0.0/16"), TunnelPorts: []tunnel.Port{4789}, SwitchDevices: []string{"ovs*", "uplink0"},
+		HostEnds: "kov*",
 	}
 	return l
 }
@@ -249,5 +250,6 @@ func (l *lab) send(name, src, dst string, size int) {
 }
 
 func (l *lab) rules(name string) string {
-	return strings.TrimSpace(l.run(name, "nft", "list", "ruleset"))
+	// A table that is made anew goes behind the others; of one family they are few.
+	return strings.TrimSpace(l.run(name, "nft", "list ruleset ip; list ruleset ip6; list ruleset inet"))
 }

@@ -196,11 +196,11 @@ func comments(cs []chain) map[string][]string {
 
 // replace is the transaction that makes the table what cs says, whatever it was.
 // Connections that are being translated stay: their state is in conntrack.
-func replace(tx *knftables.Transaction, cs []chain) {
+func replace(tx *knftables.Transaction, cs []chain, counters ...Reason) {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
-	for _, r := range Reasons() {
+	for _, r := range counters {
 		tx.Add(&knftables.Counter{Name: string(r)})
 	}
 	texts := comments(cs)
