@@ -41,6 +41,8 @@ type Kernel interface {
 	// Mend puts right what others changed of the host's ends, and returns which it mended
 	// and which are gone.
 	Mend(wires []Wire) (mended, gone []string, err error)
+	// Name gives host's ends back their names that somebody changed, and returns which.
+	Name(wires []Wire) (named []string, err error)
 	// Apart reports whether another device of the sandbox has the default route.
 	Apart(w Wire) (bool, error)
 	// Leave takes out of the sandbox what does not go with the device; a sandbox that is

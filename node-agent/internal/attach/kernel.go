@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
@@ -115,49 +114,6 @@ func (k Netlink) SetMTU(w Wire) error {
 	return k.Shape(w)
 }
 
-// Mend puts right what others changed of the host's ends: up, their MTU, and the settings
-// that keep the node's own stack away. It returns which it mended, and which are gone.
-func (k Netlink) Mend(wires []Wire) (mended, gone []string, err error) {
-	links, err := k.Host.Links()
-	if err != nil {
-		return nil, nil, err
-	}
-	have := make(map[string]link.Link, len(links))
-	for _, l := range links {
-		have[l.Name] = l
-	}
-	var errs []error
-	var there []string
-	for _, w := range wires {
-		l, ok := have[w.HostIf]
-		if !ok {
-			gone = append(gone, w.HostIf)
-			continue
-		}
-		there = append(there, w.HostIf)
-		up, upErr := l.Up, error(nil)
-		if !up {
-			_, upErr = k.Host.SetUp(w.HostIf)
-		}
-		sized, mtuErr := l.MTU == w.MTU, error(nil)
-		if !sized {
-			_, mtuErr = k.Host.SetMTU(w.HostIf, w.MTU)
-		}
-		if err := errors.Join(upErr, mtuErr); err != nil {
-			errs = append(errs, err)
-		} else if !up || !sized {
-			mended = append(mended, w.HostIf)
-		}
-	}
-	loud, err := k.Host.EnsureQuiet(there...)
-	for _, name := range loud {
-		if !slices.Contains(mended, name) {
-			mended = append(mended, name)
-		}
-	}
-	return mended, gone, errors.Join(append(errs, err)...)
-}
-
 // Shape makes the limits what w says.
 func (k Netlink) Shape(w Wire) error { return k.Shaper.Apply(w.shaping(), w.Limits) }
 
@@ -214,6 +170,14 @@ func (k Netlink) Differences(w Wire) ([]string, error) {
 		diff = append(diff, fmt.Sprintf("%s is down", w.HostIf))
 	case host.MTU != w.MTU:
 		diff = append(diff, fmt.Sprintf("%s has MTU %d, not %d", w.HostIf, host.MTU, w.MTU))
+	case host.Master != 0:
+		master, ok, err := k.Host.LinkByIndex(host.Master)
+		if err != nil {
+			return nil, err
+		}
+		if ok && takesFrames(master) {
+			diff = append(diff, fmt.Sprintf("%s is a port of %s, beside the switch", w.HostIf, master.Name))
+		}
 	}
 	err = k.in(w, func(sandbox *link.NS) error {
 		inside, err := sandbox.CheckSandbox(w.sandbox())

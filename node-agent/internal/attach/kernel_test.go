@@ -295,8 +295,8 @@ func TestMend(t *testing.T) {
 			return err
 		}
 	}
-	ip := func(args string) func() error {
-		return func() error { return ns.IP(t.Context(), node, args) }
+	ip := func(args ...string) func() error {
+		return func() error { return ns.IP(t.Context(), node, args...) }
 	}
 	for when, tt := range map[string]struct {
 		do   func() error
@@ -307,6 +307,9 @@ func TestMend(t *testing.T) {
 		"forwarding": {sysctl(c+"/forwarding", "1"), []string{c}},
 		"all":        {sysctl("all/forwarding", "1"), []string{a, b, c}},
 		"ARP":        {sysctl(a+"/arp_ignore", "0"), []string{a}},
+		"a bridge":   {ip("link add host0 type bridge", "link set "+a+" master host0", "link set "+c+" master host0"), []string{a, c}},
+		"a name":     {ip("link set "+b+" down", "link set "+b+" name foo", "link set foo up"), []string{b}},
+		"all names":  {ip("link set "+a+" down", "link set "+a+" name foo", "link set "+c+" down", "link set "+c+" name bar"), []string{a, c}},
 	} {
 		if err := tt.do(); err != nil {
 			t.Fatal(err)
@@ -318,6 +321,18 @@ func TestMend(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("deleted", nil, []string{b})
+	// A pod's own device may say what it likes of its other end: a device of the node's that leads to
+	// another sandbox is not taken for it.
+	forger, other := filepath.Base(wires[1].Netns), space(t)
+	for _, in := range [][2]string{
+		{node, "link add other0 index 7777 type veth peer name eth0 index 4242 netns " + other},
+		{forger, "link add eth0 index 4242 type veth peer name x0 index 7777"},
+	} {
+		if err := ns.IP(t.Context(), in[0], in[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check("forged", nil, []string{b})
 }
 
 // TestForeignSandbox: a path that leads to the node itself is the caller's mistake; one

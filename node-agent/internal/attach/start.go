@@ -26,6 +26,9 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	if err != nil {
 		return nil, err
 	}
+	if err := a.name(ports); err != nil {
+		return nil, err
+	}
 	list, unread := map[cniapi.Attachment]Attachment{}, map[cniapi.Attachment]bool{}
 	var leases []ipam.Lease
 	for _, p := range ports {
@@ -82,6 +85,22 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 		a.leaving.put(at)
 	}
 	return attached, nil
+}
+
+// name gives the pods' devices on the node their names back that somebody changed while the agent was
+// away: a pod whose device has another name would count as gone, and its address be another's.
+func (a *Attacher) name(ports []ovs.Port) error {
+	var wires []Wire
+	for _, p := range ports {
+		if at, ours, err := fromExternalIDs(p.ExternalIDs, p.Ofport); ours && err == nil {
+			wires = append(wires, Wire{HostIf: p.Name, Netns: at.Netns, IfName: at.IfName})
+		}
+	}
+	named, err := a.kernel.Name(wires)
+	if len(named) > 0 {
+		a.log.Warn("somebody had renamed the node's ends of pods' devices: put right", "devices", named)
+	}
+	return err
 }
 
 // fromLeases adds the attachments that only the pool remembers: the database of
@@ -183,10 +202,80 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 		return int(mended.Load()), err
 	}
 	wires, err := a.mendWires(ctx)
-	if err := errors.Join(err, a.collect(ctx, node, ports)); err != nil {
-		return int(mended.Load()) + wires, err
+	again, againErr := a.plugAgain(ctx, node)
+	did := int(mended.Load()) + wires + again
+	if err := errors.Join(err, againErr, a.collect(ctx, node, ports)); err != nil {
+		return did, err
 	}
-	return int(mended.Load()) + wires + a.reshape(ctx), nil
+	return did + a.reshape(ctx), nil
+}
+
+// plugAgain makes ports anew that Open vSwitch has refused, though their devices are there: it tries
+// again by itself only when a device changes. It comes after the devices were put right.
+func (a *Attacher) plugAgain(ctx context.Context, node Node) (int, error) {
+	ports, err := a.ports.Ports(node.Bridge)
+	if err != nil {
+		return 0, err
+	}
+	refused := map[string]string{}
+	for _, p := range ports {
+		if p.Ofport == 0 && p.Error != "" {
+			refused[p.Name] = p.Error
+		}
+	}
+	var keys []cniapi.Attachment
+	for _, at := range a.List() {
+		if refused[at.HostIf()] != "" {
+			keys = append(keys, at.Attachment)
+		}
+	}
+	var mended atomic.Int32
+	err = a.each(ctx, keys, func(ctx context.Context, node Node, at Attachment) error {
+		if exists, err := a.kernel.Exists(at.HostIf()); err != nil || !exists {
+			return err // see remake
+		}
+		err := a.replug(ctx, node, at)
+		var again *ovs.PortError
+		if errors.As(err, &again) {
+			a.complain(at, err)
+			return nil
+		}
+		if err == nil {
+			a.log.Warn("Open vSwitch had refused a pod's port: made anew", "tenant", at.Namespace, "pod", at.Pod, "device", at.HostIf(), "why", refused[at.HostIf()])
+			mended.Add(1)
+		}
+		return err
+	})
+	return int(mended.Load()), err
+}
+
+// complain says once why one pod has no network, which is no reason to keep others from theirs.
+func (a *Attacher) complain(at Attachment, why error) {
+	if at.complaint == why.Error() {
+		return
+	}
+	at.complaint = why.Error()
+	a.put(at)
+	a.log.Warn("a pod has no network, and it cannot be put right: delete the pod, so that it is made anew",
+		"tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "device", at.HostIf(), "sandbox", at.Netns, "error", why)
+}
+
+// replug makes the port of at anew, and follows its number.
+func (a *Attacher) replug(ctx context.Context, node Node, at Attachment) error {
+	if err := a.ports.DeletePort(ctx, node.Bridge, at.HostIf()); err != nil {
+		return err
+	}
+	if err := a.ports.Sync(ctx); err != nil {
+		return err
+	}
+	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
+		return err
+	}
+	port, err := a.ports.WaitOfport(ctx, at.HostIf())
+	if err != nil {
+		return err
+	}
+	return a.renumber(ctx, node, at, port)
 }
 
 // mendWires puts back what somebody changed of the node's ends of pods' wires, and makes
@@ -257,29 +346,16 @@ func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, 
 	}
 	at.missed = 0
 	if err != nil {
-		a.log.Debug("a pod's device is gone and cannot be made anew", "tenant", at.Namespace, "pod", at.Pod, "sandbox", at.Netns, "error", err)
+		a.complain(at, fmt.Errorf("its device is gone, and another is not to be made: %w", err))
 		return false, nil
 	}
 	if _, err := a.configure(w); err != nil {
 		return true, errors.Join(err, a.kernel.Delete(w.HostIf))
 	}
+	a.log.Warn("somebody had deleted a pod's device: made anew", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "sandbox", at.Netns)
 	// The userspace datapath goes on with the device that is gone until its port is
 	// another one.
-	if err := a.ports.DeletePort(ctx, node.Bridge, w.HostIf); err != nil {
-		return true, err
-	}
-	if err := a.ports.Sync(ctx); err != nil {
-		return true, err
-	}
-	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
-		return true, err
-	}
-	a.log.Warn("somebody had deleted a pod's device: made anew", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "sandbox", at.Netns)
-	port, err := a.ports.WaitOfport(ctx, at.HostIf())
-	if err != nil {
-		return true, err
-	}
-	return true, a.renumber(ctx, node, at, port)
+	return true, a.replug(ctx, node, at)
 }
 
 // collect removes ports of pods that were detached while the database did not answer:
@@ -335,7 +411,7 @@ func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, have ma
 // renumber makes port the number of at. Where the flows do not get there at is listed at the
 // number that they have, so that the next repair finds it.
 func (a *Attacher) renumber(ctx context.Context, node Node, at Attachment, port uint32) error {
-	at.Port = port
+	at.Port, at.complaint = port, ""
 	if err := a.tell(ctx, &at, a.attached(node, at)); err != nil {
 		return err
 	}

@@ -51,6 +51,10 @@ type world struct {
 	asked map[string]limits.Limits
 	// gone are sandboxes that are not there any more, by path.
 	gone map[string]bool
+	// renamed are the host's ends that somebody gave another name, refused why Open vSwitch takes no
+	// port of that name.
+	renamed map[string]Wire
+	refused map[string]string
 	// making runs before a pair is made.
 	making func()
 	// deleting runs before a port is deleted.
@@ -74,6 +78,7 @@ var errInjected = errors.New("injected")
 
 func newWorld() *world {
 	return &world{
+		renamed: map[string]Wire{}, refused: map[string]string{},
 		links: map[string]Wire{}, shapes: map[string]limits.Limits{}, shapedFor: map[string]int{}, ports: map[string]ovs.Port{}, open: map[string]ovs.Port{}, flows: map[uint32]desired.Attached{},
 		unknown: map[string]bool{}, asked: map[string]limits.Limits{}, stuck: map[string]error{},
 	}
@@ -117,7 +122,21 @@ func (w *world) Configure(x Wire) (apart bool, err error) {
 	return false, nil
 }
 
+func (w *world) Name(wires []Wire) (named []string, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, x := range wires {
+		if l, ok := w.renamed[x.HostIf]; ok {
+			w.links[x.HostIf] = l
+			delete(w.renamed, x.HostIf)
+			named = append(named, x.HostIf)
+		}
+	}
+	return named, nil
+}
+
 func (w *world) Mend(wires []Wire) (mended, gone []string, err error) {
+	mended, _ = w.Name(wires)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, x := range wires {
@@ -125,7 +144,7 @@ func (w *world) Mend(wires []Wire) (mended, gone []string, err error) {
 			gone = append(gone, x.HostIf)
 		}
 	}
-	return nil, gone, nil
+	return mended, gone, nil
 }
 
 func (w *world) Sync(ctx context.Context) error { return w.WaitApplied(ctx, 0) }
@@ -329,7 +348,11 @@ func (w *world) AddPort(_ context.Context, bridge string, spec ovs.PortSpec) err
 	if w.renumber {
 		number += 1000
 	}
-	w.ports[spec.Name] = ovs.Port{Bridge: bridge, Name: spec.Name, Ofport: number, ExternalIDs: spec.ExternalIDs, QoS: &ovs.QoS{Type: spec.SharedQoS}}
+	why := w.refused[spec.Name]
+	if why != "" {
+		number = 0
+	}
+	w.ports[spec.Name] = ovs.Port{Bridge: bridge, Name: spec.Name, Ofport: number, Error: why, ExternalIDs: spec.ExternalIDs, QoS: &ovs.QoS{Type: spec.SharedQoS}}
 	return nil
 }
 
@@ -367,6 +390,9 @@ func (w *world) WaitOfport(_ context.Context, name string) (uint32, error) {
 		return 0, err
 	}
 	defer leave()
+	if p := w.ports[name]; p.Ofport == 0 && p.Error != "" {
+		return 0, &ovs.PortError{Port: name, Text: p.Error}
+	}
 	return w.ports[name].Ofport, nil
 }
 

@@ -1,0 +1,119 @@
+package attach
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+)
+
+// Mend puts right what others changed of the host's ends: their names, what they are ports of, up,
+// their MTU, and the settings that keep the node's own stack away. It returns which it mended, and
+// which are gone.
+func (k Netlink) Mend(wires []Wire) (mended, gone []string, err error) {
+	have, foreign, err := k.ends()
+	if err != nil {
+		return nil, nil, err
+	}
+	var errs []error
+	lost := slices.DeleteFunc(slices.Clone(wires), func(w Wire) bool { return have[w.HostIf].Name != "" })
+	if len(lost) > 0 {
+		mended, err = k.Name(lost)
+		errs = append(errs, err)
+	}
+	if len(mended) > 0 {
+		if have, foreign, err = k.ends(); err != nil {
+			return mended, nil, errors.Join(append(errs, err)...)
+		}
+	}
+	var there []string
+	for _, w := range wires {
+		l, ok := have[w.HostIf]
+		if !ok {
+			gone = append(gone, w.HostIf)
+			continue
+		}
+		there = append(there, w.HostIf)
+		did, err := k.mend(w, l, foreign[l.Master])
+		errs = append(errs, err)
+		if did && err == nil && !slices.Contains(mended, w.HostIf) {
+			mended = append(mended, w.HostIf)
+		}
+	}
+	loud, err := k.Host.EnsureQuiet(there...)
+	for _, name := range loud {
+		if !slices.Contains(mended, name) {
+			mended = append(mended, name)
+		}
+	}
+	return mended, gone, errors.Join(append(errs, err)...)
+}
+
+// ends are the node's devices by name, and which of them, by index, take frames of their ports.
+func (k Netlink) ends() (have map[string]link.Link, foreign map[int]bool, err error) {
+	links, err := k.Host.Links()
+	have, foreign = make(map[string]link.Link, len(links)), map[int]bool{}
+	for _, l := range links {
+		have[l.Name], foreign[l.Index] = l, takesFrames(l)
+	}
+	return have, foreign, err
+}
+
+// takesFrames reports whether master, which a host's end is a port of, takes its frames past the
+// switch: a bridge of the kernel hands them to its other ports, beside all flows. With the kernel's
+// datapath host's ends are ports of the datapath's own device.
+func takesFrames(master link.Link) bool { return master.Type != "openvswitch" }
+
+// mend puts right one end that is there, and reports whether something was wrong.
+func (k Netlink) mend(w Wire, l link.Link, enslaved bool) (did bool, err error) {
+	var errs []error
+	if l.Master != 0 && enslaved {
+		did, errs = true, append(errs, k.Host.Free(w.HostIf))
+	}
+	if l.MTU != w.MTU {
+		_, err := k.Host.SetMTU(w.HostIf, w.MTU)
+		did, errs = true, append(errs, err)
+	}
+	if !l.Up {
+		_, err := k.Host.SetUp(w.HostIf)
+		did, errs = true, append(errs, err)
+	}
+	return did, errors.Join(errs...)
+}
+
+// Name gives the host's ends back their names that somebody changed, and returns which. A sandbox
+// that is gone, or has no device of that name any more, has none.
+func (k Netlink) Name(wires []Wire) (named []string, err error) {
+	have, _, err := k.ends()
+	errs := []error{err}
+	for _, w := range wires {
+		if _, there := have[w.HostIf]; there || err != nil {
+			continue
+		}
+		did, err := k.rename(w)
+		if did {
+			named = append(named, w.HostIf)
+		}
+		errs = append(errs, err)
+	}
+	return named, errors.Join(errs...)
+}
+
+func (k Netlink) rename(w Wire) (did bool, err error) {
+	sandbox, err := link.Open(w.Netns)
+	if err != nil {
+		return false, nil // the pod is gone, or whoever makes its device anew says what is wrong
+	}
+	defer sandbox.Close()
+	end, ok, err := k.Host.HostEnd(sandbox, w.IfName)
+	// A pod that renames its devices gets no other end for its own.
+	if err != nil || !ok || strings.HasPrefix(end.Name, HostIfPrefix) {
+		return false, err
+	}
+	if err := k.Host.Rename(end, w.HostIf); err != nil {
+		return false, fmt.Errorf("somebody had renamed the node's end of a pod's device: %w; while it has another name it is no port of the switch", err)
+	}
+	return true, nil
+}

@@ -1,0 +1,68 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// HostEnd is the device of n that is the other end of the sandbox's veth device peerName, whatever
+// its name; ok is false where there is none. The sandbox is only asked where to look: that the two
+// are a pair is what the kernel says of the device in n, which nobody in a sandbox can forge.
+func (n *NS) HostEnd(sandbox *NS, peerName string) (l Link, ok bool, err error) {
+	inside, err := sandbox.nl.LinkByName(peerName)
+	if notFound(err) {
+		return Link{}, false, nil
+	}
+	if err != nil {
+		return Link{}, false, fmt.Errorf("network device %s of sandbox %s: %w", peerName, sandbox.path, err)
+	}
+	// A sandbox without a number has no pair with n.
+	id, err := n.nl.GetNetNsIdByFd(int(sandbox.file.Fd()))
+	if err != nil || id < 0 {
+		if err != nil {
+			err = fmt.Errorf("number of sandbox %s: %w", sandbox.path, err)
+		}
+		return Link{}, false, err
+	}
+	raw, err := n.nl.LinkByIndex(inside.Attrs().ParentIndex)
+	if notFound(err) {
+		return Link{}, false, nil
+	}
+	if err != nil {
+		return Link{}, false, fmt.Errorf("other end of %s in sandbox %s: %w", peerName, sandbox.path, err)
+	}
+	end := raw.Attrs()
+	if raw.Type() != "veth" || end.NetNsID != id || end.ParentIndex != inside.Attrs().Index {
+		return Link{}, false, nil
+	}
+	return linkOf(raw), true, nil
+}
+
+// Rename gives the device another name. It may be down afterwards: before Linux 6.2 only a
+// device that is down takes another name.
+func (n *NS) Rename(l Link, name string) error {
+	err := n.nl.LinkSetName(byIndex(l), name)
+	if errors.Is(err, unix.EBUSY) {
+		if err = n.nl.LinkSetDown(byIndex(l)); err == nil {
+			err = n.nl.LinkSetName(byIndex(l), name)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("renaming %s to %s: %w", l.Name, name, err)
+	}
+	return nil
+}
+
+// Free takes the device out of what it is a port of; one that is no port is no error.
+func (n *NS) Free(name string) error {
+	l, err := n.Existing(name)
+	if err != nil || l.Master == 0 {
+		return err
+	}
+	if err := n.nl.LinkSetNoMaster(byIndex(l)); err != nil {
+		return fmt.Errorf("taking %s out of device %d, which it is a port of: %w", name, l.Master, err)
+	}
+	return nil
+}
