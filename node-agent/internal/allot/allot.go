@@ -264,7 +264,7 @@ func (a *Allotment) countJudged(ctx context.Context) error {
 }
 
 // due is whether it matters now who asks for connections.
-func (a *Allotment) due(t fairness.Table) bool { return a.looks%calmLooks == 0 || t.Used >= t.Size/4 }
+func (a *Allotment) due(t fairness.Table) bool { return a.looks%calmLooks == 0 || t.Filling() }
 
 // throughNode allots the connections through the node.
 func (a *Allotment) throughNode(ctx context.Context, t fairness.Table) error {

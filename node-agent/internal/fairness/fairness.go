@@ -16,7 +16,8 @@ import (
 // after a pause.
 type Allowance struct{ Rate, Burst uint32 }
 
-// Table is a connection table: entries that it has room for and that it has.
+// Table is a connection table: entries that it has room for and that it has. Size 0 is that it has
+// no limit, as with the kernel's net.netfilter.nf_conntrack_max: it is never short.
 type Table struct{ Size, Used uint64 }
 
 // Asked are the connections that a namespace has asked for so far, those of them that were
@@ -40,6 +41,8 @@ const (
 	quietPart  = 2000
 	leastQuiet = 50
 	leastBurst = 100
+	// unlimited is the most with a table that has no limit: more than a node can make.
+	unlimited = 1 << 20
 	// heldBurst is the least that who is held back may at once. Each change of a meter
 	// gives it anew, so it is small.
 	heldBurst = 10
@@ -96,17 +99,23 @@ func (r *Rate) Type() string { return "rate" }
 // Ceiling is what every namespace may at rest, with a table of that size.
 func (r Rate) Ceiling(size uint64) Allowance {
 	n := uint32(min(max(size/ceilingPart, leastBurst), 1<<30))
-	if r != Auto {
+	switch {
+	case r != Auto:
 		n = uint32(r)
+	case size == 0:
+		n = unlimited
 	}
 	return Allowance{Rate: n, Burst: n}
 }
 
 // Short reports whether the table is so full that it matters who holds what.
-func (t Table) Short() bool { return t.Used >= t.Size/2 }
+func (t Table) Short() bool { return t.Size > 0 && t.Used >= t.Size/2 }
+
+// Filling reports whether it may be short before long.
+func (t Table) Filling() bool { return t.Size > 0 && t.Used >= t.Size/4 }
 
 // relaxed reports whether there is room for all.
-func (t Table) relaxed() bool { return t.Used < t.Size*3/8 }
+func (t Table) relaxed() bool { return t.Size == 0 || t.Used < t.Size*3/8 }
 
 // Judge holds back those who ask for most. The zero value holds nobody back yet.
 type Judge struct {

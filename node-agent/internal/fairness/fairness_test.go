@@ -182,3 +182,32 @@ func TestRate(t *testing.T) {
 		}
 	}
 }
+
+// A table that has no limit (net.netfilter.nf_conntrack_max=0) holds nobody back for its size, and
+// who was held back before that is free again; a rate that somebody chose holds.
+func TestNoLimit(t *testing.T) {
+	var j Judge
+	now := time.Unix(0, 0)
+	look := func(table Table, asked, holds uint64) map[string]Allowance {
+		now = now.Add(time.Second)
+		return j.Next(now, table, map[string]Asked{"red": {All: asked}}, map[string]uint64{"red": holds})
+	}
+	look(Table{Size: 1000, Used: 900}, 0, 900)
+	if held := look(Table{Size: 1000, Used: 900}, 5000, 900); len(held) != 1 {
+		t.Fatalf("held are %v with a table that is short", held)
+	}
+	for range 3 {
+		for _, used := range []uint64{0, 900, 1 << 30} {
+			table := Table{Used: used}
+			if held := look(table, 10_000, used); len(held) > 0 || table.Short() || table.Filling() {
+				t.Errorf("with %d of any number held are %v, it is short: %t, filling: %t", used, held, table.Short(), table.Filling())
+			}
+		}
+	}
+	if a := Auto.Ceiling(0); a.Rate < 1_000_000 || a.Burst < 1_000_000 {
+		t.Errorf("%+v is what each may at most of a table without limit", a)
+	}
+	if diff := cmp.Diff(Allowance{7, 7}, Rate(7).Ceiling(0)); diff != "" {
+		t.Error(diff)
+	}
+}

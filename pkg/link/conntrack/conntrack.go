@@ -68,7 +68,7 @@ func (b begunBy) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 }
 
 // Fill is how many connections the kernel tracks in the namespace, and how many
-// it has room for. It fails with [link.ErrNoSysctl] in a kernel without conntrack.
+// it has room for, 0 for any number. It fails with [link.ErrNoSysctl] in a kernel without conntrack.
 func (t Table) Fill() (used, size uint64, err error) {
 	read := func(name string) (v uint64, err error) {
 		text, err := t.ns.Sysctl("net/netfilter/" + name)
