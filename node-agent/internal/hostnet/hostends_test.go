@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -79,5 +80,54 @@ func TestHostEndsHaveNoIPv6(t *testing.T) {
 	}
 	if pod.Saw("shut") || pod.Saw("said") {
 		t.Errorf("the pod hears the node: answers to it %t, what it says to all %t", pod.Saw("shut"), pod.Saw("said"))
+	}
+}
+
+// Pods whose host ends somebody made ports of a bridge of the kernel do not talk there; without the
+// table they do.
+func TestHostEndsInABridge(t *testing.T) {
+	const experimental = 0x88b5 // an Ethernet type that nobody looks into (IEEE 802)
+	l := newLab(t)
+	if out, err := exec.Command("ip", "-n", l.node, "link", "add", "host0", "type", "bridge").CombinedOutput(); err != nil {
+		t.Skipf("this kernel has no bridges: %v: %s", err, out)
+	}
+	l.ip(l.node, "link set host0 up")
+	ports := map[string]*wire.Port{}
+	for name, end := range map[string]string{l.pods: "kov0123456789aa", l.outside: "kov0123456789ab"} {
+		l.ip(l.node, "link add "+end+" type veth peer name eth1 netns "+name, "link set "+end+" master host0", "link set "+end+" up")
+		l.run(name, "sysctl", "-qw", "net.ipv6.conf.eth1.disable_ipv6=1")
+		l.ip(name, "link set eth1 up")
+		p, err := wire.Open(ns.Path(name), "eth1")
+		l.ok(err)
+		t.Cleanup(func() { _ = p.Close() })
+		ports[name] = p
+	}
+	from, to := ports[l.pods], ports[l.outside]
+	says := func(mark string) {
+		l.ok(from.Send(wire.Ethernet(wire.Broadcast, net.HardwareAddr{2, 0, 0, 0, 0, 5}, experimental, []byte(mark))))
+	}
+	until := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: not within 10 s", what)
+			}
+		}
+	}
+	until("without the table pods talk", func() bool { says("open"); return to.Saw("open") })
+	l.ensure(true)
+	says("shut")
+	until("the firewall has dropped it", func() bool {
+		return !strings.Contains(l.run(l.node, "nft", "list", "chain", "bridge", table, "raw-prerouting"), "counter packets 0 ")
+	})
+	node, err := wire.Open(ns.Path(l.node), "kov0123456789ab")
+	l.ok(err)
+	t.Cleanup(func() { _ = node.Close() })
+	l.ok(node.Send(wire.Ethernet(wire.Broadcast, net.HardwareAddr{2, 0, 0, 0, 0, 6}, experimental, []byte("by the switch"))))
+	if _, err := to.WaitFor("by the switch", 10*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if to.Saw("shut") {
+		t.Error("a pod's frame got to another by the bridge")
 	}
 }

@@ -2,8 +2,8 @@
 // address, routes and settings, and the firewall rules by which pods reach the
 // outside and nobody gets past the switch.
 //
-// It owns the nftables tables "ip k8s-ovs" and "ip6 k8s-ovs", those whose names begin with
-// "k8s-ovs-" and nothing else in the firewall, and of the network configuration only what belongs to
+// It owns the nftables tables "ip k8s-ovs", "ip6 k8s-ovs" and "bridge k8s-ovs", those whose names
+// begin with "k8s-ovs-" and nothing else in the firewall, and of the network configuration only what belongs to
 // the gateway device.
 package hostnet
 
@@ -27,7 +27,7 @@ import (
 // family is that of the firewall's tables of pods' packets. By IPv6 there are none: see [Net.ensureHostEnds].
 const family = knftables.IPv4Family
 
-// table is the name of the firewall table, and of its sibling for IPv6.
+// table is the name of the firewall table, and of its siblings for IPv6 and the kernel's bridges.
 const table = "k8s-ovs"
 
 // Spec is what the node's side should be.
@@ -76,8 +76,10 @@ type Spec struct {
 type Net struct {
 	ns  *link.NS
 	nft knftables.Interface
-	// nft6 is nil until it is needed.
-	nft6 knftables.Interface
+	// nft6 and bridges are nil until they are needed, bridges also where the kernel has no
+	// nf_tables for bridges, once that was tried.
+	nft6, bridges knftables.Interface
+	triedBridges  bool
 	// counted is what the table's counters said last.
 	counted map[Reason]uint64
 }
@@ -251,7 +253,7 @@ func (n *Net) forwards(device string) (bool, error) {
 // its bridge. ip_forward stays: others may need it.
 func (n *Net) Cleanup(ctx context.Context) error {
 	nft6, err := n.ipv6()
-	for _, nft := range []knftables.Interface{n.nft, nft6} {
+	for _, nft := range []knftables.Interface{n.nft, nft6, n.ofBridges(ctx)} {
 		if nft == nil {
 			continue
 		}

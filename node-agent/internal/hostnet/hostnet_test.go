@@ -44,6 +44,8 @@ func TestEnsureRepairs(t *testing.T) {
 		{"table of IPv6 deleted", "nft delete table ip6 k8s-ovs"},
 		{"table of IPv6 flushed", "nft flush table ip6 k8s-ovs"},
 		{"table of IPv6 asleep", "nft 'add table ip6 k8s-ovs { flags dormant; }'"},
+		{"table of bridges deleted", "nft delete table bridge k8s-ovs"},
+		{"table of bridges asleep", "nft 'add table bridge k8s-ovs { flags dormant; }'"},
 		{"address removed", "ip addr del 172.11.0.1/32 dev tun0"},
 		{"address added", "ip addr add 172.11.9.1/24 dev tun0"},
 		{"route removed", "ip route del 172.11.0.0/16"},

@@ -251,5 +251,5 @@ func (l *lab) send(name, src, dst string, size int) {
 
 func (l *lab) rules(name string) string {
 	// A table that is made anew goes behind the others; of one family they are few.
-	return strings.TrimSpace(l.run(name, "nft", "list ruleset ip; list ruleset ip6; list ruleset inet"))
+	return strings.TrimSpace(l.run(name, "nft", "list ruleset ip; list ruleset ip6; list ruleset bridge; list ruleset inet"))
 }

@@ -28,8 +28,9 @@ func openTable(ns *link.NS, family knftables.Family, name string) (nft knftables
 
 // netfilterFamilies are the kernel's numbers of the families that tables of ours have.
 var netfilterFamilies = map[knftables.Family]uint8{
-	knftables.IPv4Family: unix.NFPROTO_IPV4,
-	knftables.IPv6Family: unix.NFPROTO_IPV6,
+	knftables.IPv4Family:   unix.NFPROTO_IPV4,
+	knftables.IPv6Family:   unix.NFPROTO_IPV6,
+	knftables.BridgeFamily: unix.NFPROTO_BRIDGE,
 }
 
 // awake is nftables for a table of which only what is in force counts. With a flag, such as "dormant",
