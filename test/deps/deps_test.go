@@ -72,7 +72,7 @@ func TestOnlyImporter(t *testing.T) {
 		{"github.com/containernetworking/cni", []string{"cni"}},
 		// Who makes metrics: TestMetricsPage of the agent and of the controller asks each of these for what it shows. (The agent's packetsock counts in one.)
 		{"github.com/prometheus/client_golang", []string{
-			"pkg/diag", "node-agent/internal/agent", "node-agent/internal/allot", "node-agent/internal/crashnews", "node-agent/internal/identity", "node-agent/internal/nodemtu",
+			"pkg/diag", "node-agent/internal/agent", "node-agent/internal/allot", "node-agent/internal/crashnews", "node-agent/internal/flowcache", "node-agent/internal/identity", "node-agent/internal/nodemtu",
 			"node-agent/internal/packetsock", "node-agent/internal/podlimits", "node-agent/internal/policies", "node-agent/internal/sharing",
 			"controller/internal/controller", "controller/internal/etcd", "controller/internal/lead", "controller/internal/signer"}},
 		{"k8s.io/apimachinery/pkg/api/resource", []string{"pkg/kube", "pkg/limits"}}, // quantities; it does no I/O

@@ -26,7 +26,7 @@ func TestTablesAsleep(t *testing.T) {
 	for name, set := range map[string]func() error{
 		table: func() error { _, err := l.net.Ensure(ctx, l.spec); return err },
 		gateTable: func() error {
-			return gate.Set(ctx, "tun0", some, map[string]Passage{"red": {some, []netip.Addr{pod}}})
+			return gate.Set(ctx, "tun0", some, map[string]Passage{"red": {Allowance: some, Addresses: []netip.Addr{pod}}})
 		},
 		classTable: func() error { return classes.Set(ctx, "tun0", map[netip.Addr]uint32{pod: 1<<16 | 5}) },
 		exitTable: func() error {
