@@ -74,7 +74,11 @@ const (
 	address   = `ip addr replace $ADDR dev $DEV; ip route replace default via $VIA`
 	// needsBridge is what tells whether the kernel has bridges.
 	needsBridge = `ip link add host0 type bridge`
-	kill        = `kill -9 $(cat $RUN/vswitchd.pid); while kill -0 $(cat $RUN/vswitchd.pid) 2>/dev/null; do sleep 0.05; done`
+	// hostDevice is one that packets can be led to; upper is the last quarter of the subnet, whose
+	// gateway is its first address: no pod of the lab has an address there.
+	hostDevice = `ip link add host9 type bridge || $SECOND; ip link set host9 up; for i in $(seq 150); do if ip -4 -o addr show dev tun0 | grep -q inet; then break; fi; sleep 0.1; done; `
+	upper      = `$(ip -4 -o addr show dev tun0 | awk '{split($4, a, "[./]"); print a[1] "." a[2] "." a[3]+3 ".0/24"}')`
+	kill       = `kill -9 $(cat $RUN/vswitchd.pid); while kill -0 $(cat $RUN/vswitchd.pid) 2>/dev/null; do sleep 0.05; done`
 )
 
 var changes = []change{
@@ -121,6 +125,9 @@ var changes = []change{
 	{name: "the table of limited connections asleep", do: `nft 'add table ip k8s-ovs-fair { flags dormant; }'`},
 	{name: "IPv6 on all devices", do: "sysctl -qw net.ipv6.conf.all.disable_ipv6=0"},
 	{name: "a routing rule that swallows pods' packets", do: "ip rule add iif tun0 priority 50 blackhole", undo: "ip rule del priority 50"},
+	{name: "a route to the upper part of the node's pods", says: "by host9", do: hostDevice + `ip route add ` + upper + ` dev host9 || $SECOND`, undo: "ip link del host9 || true", needs: needsBridge},
+	{name: "a network of the machine's own among the node's pods", says: "by host9", do: hostDevice + `ip addr add ` + upper + ` dev host9 || $SECOND`, undo: "ip link del host9 || true", needs: needsBridge},
+	{name: "a routing rule for the upper part of the node's pods", says: "ip rule", do: hostDevice + `ip route add default dev host9 table 99; ip rule add to ` + upper + ` priority 50 lookup 99`, undo: "ip rule del priority 50; ip link del host9 || true", needs: needsBridge},
 	{name: "the pod's host end down", do: "ip link set $POD down"},
 	{name: "the pod's host end with another MTU", do: "ip link set $POD mtu 600"},
 	{name: "the pod's host end deleted", do: "ip link del $POD"},

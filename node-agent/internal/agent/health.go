@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
+	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podroutes"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
@@ -27,6 +30,10 @@ type health struct {
 	}
 	links links
 	conn  exits.Switch
+	// routes are the node's, astray why they do not lead to pods; nil where they do, or before routed.
+	routes routes
+	astray error
+	routed bool
 	// exit is why the node was not ready for pods' packets last, which did not get out of it;
 	// nil where they did, or where that was not tried yet.
 	exit  error
@@ -37,6 +44,17 @@ type health struct {
 type exitCheck interface {
 	Outside(ctx context.Context, sw exits.Switch, gw exits.Gateway) error
 }
+
+// routes are [podroutes.Check] of the node's.
+type routes interface {
+	Check(pods podroutes.Pods) error
+}
+
+// hostRoutes are the routes of the node's namespace.
+type hostRoutes struct{ host podroutes.Host }
+
+// Check implements routes.
+func (r hostRoutes) Check(pods podroutes.Pods) error { return podroutes.Check(r.host, pods) }
 
 // look finds out why pods do not reach what they should, where no step before has.
 func (n *health) look(ctx context.Context, p *pass) error {
@@ -60,6 +78,12 @@ func (n *health) unwell(ctx context.Context, p *pass) error {
 	if err := n.uplinkDown(under); err != nil {
 		return err
 	}
+	if p.full || n.astray != nil || !n.routed {
+		n.routed, n.astray = true, n.lookAtRoutes(p)
+	}
+	if n.astray != nil {
+		return n.astray
+	}
 	if !p.full && n.exit == nil && n.tried || n.way.policy == exits.Off {
 		return nil
 	}
@@ -71,6 +95,23 @@ func (n *health) unwell(ctx context.Context, p *pass) error {
 	p.beside(func() { why = n.exits.Outside(ctx, n.conn, gateway) })
 	n.exit = n.way.judge(why)
 	return n.exit
+}
+
+// lookAtRoutes says what leads packets for pods elsewhere than to the bridge.
+func (n *health) lookAtRoutes(p *pass) (why error) {
+	pods := podroutes.Pods{Device: bridge.GatewayPort, Network: n.records.Config.Network, Own: p.me.Subnet, Beyond: exits.Beyond}
+	for ip, node := range n.records.Nodes {
+		if ip != n.self && node.Ready() && node.Validate(n.records.Config) == nil {
+			pods.Subnets = append(pods.Subnets, node.Subnet)
+		}
+	}
+	// In their order: what is said does not change from look to look.
+	slices.SortFunc(pods.Subnets, netip.Prefix.Compare)
+	if l, ok, err := n.links.Link(n.under.Link); err == nil && ok && !l.Loopback {
+		pods.Outside = l.Name
+	}
+	p.beside(func() { why = n.routes.Check(pods) })
+	return why
 }
 
 // wayOut is what becomes of a way to the outside that is closed, as [exits.Check] sees it.

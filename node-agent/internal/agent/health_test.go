@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -13,9 +14,11 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podroutes"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // uplinks are the devices of a node, and whether packets get out; tried counts the packets.
@@ -23,6 +26,14 @@ type uplinks struct {
 	devices map[string]link.Link
 	closed  error
 	tried   int
+	// astray is what leads packets for pods elsewhere, looked the pods whose routes were looked at.
+	astray error
+	looked []podroutes.Pods
+}
+
+func (u *uplinks) Check(pods podroutes.Pods) error {
+	u.looked = append(u.looked, pods)
+	return u.astray
 }
 
 func (u *uplinks) Link(name string) (link.Link, bool, error) {
@@ -55,7 +66,7 @@ func TestUplinkDown(t *testing.T) {
 			if c.device != nil {
 				u.devices["eth0"] = *c.device
 			}
-			h := &health{picture: &picture{under: under}, exits: u, way: wayOut{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, links: u, database: u}
+			h := &health{picture: &picture{under: under, records: &topology.Snapshot{}}, exits: u, way: wayOut{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, links: u, routes: u, database: u}
 			err := h.unwell(t.Context(), &pass{full: true, me: labSelf})
 			if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
 				t.Errorf("%s, address on %s: %v, want %q", name, under.Link, err, c.why)
@@ -67,7 +78,7 @@ func TestUplinkDown(t *testing.T) {
 // A packet is sent out at first, in every full pass, and in every pass while none gets out.
 func TestWayOutIsTried(t *testing.T) {
 	u := &uplinks{devices: map[string]link.Link{"eth0": {Up: true, Carrier: true}}}
-	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, way: wayOut{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, links: u, database: u}
+	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}, records: &topology.Snapshot{}}, exits: u, way: wayOut{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, links: u, routes: u, database: u}
 	closed := errors.New("a firewall drops them")
 	for i, s := range []struct {
 		full   bool
@@ -82,6 +93,37 @@ func TestWayOutIsTried(t *testing.T) {
 		if err := h.look(t.Context(), p); err != nil || !errors.Is(p.unwell, s.why) || u.tried != s.tried {
 			t.Errorf("pass %d: %v, unwell %v, %d packets sent; want %v, %d", i, err, p.unwell, u.tried, s.why, s.tried)
 		}
+	}
+}
+
+// The routes to pods are looked at in the first pass, in every full one, and in every one while something is wrong
+// with them: with --exit-check=off too. Those of all nodes that have pods are meant.
+func TestRoutesToPods(t *testing.T) {
+	u := &uplinks{devices: map[string]link.Link{"eth0": {Name: "eth0", Up: true, Carrier: true}}}
+	s := snapshot(0, 3, labSelf, labPeer)
+	h := &health{
+		picture: &picture{self: labSelf.HostIP, under: underlay.Underlay{Link: "eth0"}, records: &s}, exits: u, links: u, routes: u, database: u,
+		way: wayOut{policy: exits.Off, closed: gauge("closed", "")},
+	}
+	astray := errors.New("the node has a route to 172.11.3.0/24")
+	for i, s := range []struct {
+		full   bool
+		astray error
+		looks  int
+		why    error
+	}{
+		{false, nil, 1, nil}, {false, astray, 1, nil}, {true, astray, 2, astray}, {false, astray, 3, astray}, {false, nil, 4, nil}, {false, nil, 4, nil}, {true, nil, 5, nil},
+	} {
+		u.astray = s.astray
+		if why := h.unwell(t.Context(), &pass{me: labSelf, full: s.full}); !errors.Is(why, s.why) || len(u.looked) != s.looks {
+			t.Errorf("pass %d: %v, %d looks; want %v, %d", i, why, len(u.looked), s.why, s.looks)
+		}
+	}
+	want := podroutes.Pods{
+		Device: "tun0", Network: s.Config.Network, Own: labSelf.Subnet, Subnets: []netip.Prefix{labPeer.Subnet}, Outside: "eth0", Beyond: exits.Beyond,
+	}
+	if diff := cmp.Diff(want, u.looked[0], cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("looked at (-want +got):\n%s", diff)
 	}
 }
 
@@ -120,7 +162,7 @@ func TestExitCheck(t *testing.T) {
 		var said nodeEvents
 		log, gauge := &bytes.Buffer{}, prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})
 		h := &health{
-			picture: &picture{under: underlay.Underlay{Link: "eth0"}}, exits: u, links: u, database: u,
+			picture: &picture{under: underlay.Underlay{Link: "eth0"}, records: &topology.Snapshot{}}, exits: u, links: u, routes: u, database: u,
 			way: wayOut{policy: policy, node: "n1", closed: gauge, events: &said, log: slog.New(slog.NewTextHandler(log, nil))},
 		}
 		var got result

@@ -25,6 +25,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podroutes"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tenants"
@@ -165,6 +166,7 @@ type machine struct {
 	// databaseAway and switchAway are that ovsdb-server and ovs-vswitchd do not run.
 	databaseAway, switchAway bool
 	closed                   error // why packets do not get out
+	astray                   error // what leads packets for pods elsewhere
 	full                     error // why the database cannot be written
 	gateway                  ovs.Port
 	// tunnelPort is the bridge's, guarded are those that the firewall keeps pods from.
@@ -392,6 +394,15 @@ func (e fakeExits) Outside(context.Context, exits.Switch, exits.Gateway) error {
 	return e.closed
 }
 
+func (e fakeExits) Check(pods podroutes.Pods) error {
+	if pods.Device == "" || !pods.Own.IsValid() || !pods.Network.IsValid() {
+		return fmt.Errorf("no routes are looked at for %+v", pods)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.astray
+}
+
 func (fakeSharing) Ensure(context.Context, string, string, sharing.Attached, bool, func(string) (netid.ID, bool)) {
 }
 
@@ -592,7 +603,7 @@ func (l *lab) build() {
 			picture: pic, publish: status.publish, services: feed, policies: none, metrics: m, log: log,
 			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, restore: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
-		health: &health{picture: pic, exits: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
+		health: &health{picture: pic, exits: fakeExits{l.machine}, routes: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
 		runtime: &runtimeWay{conf: l.conf, socket: l.conf, state: l.conf},
 		report:  &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m},
 	}

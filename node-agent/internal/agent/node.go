@@ -316,7 +316,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 			flowParts: flowParts{table: p.table, store: p.flows, conn: p.conn, datapath: n.ovs.client, restore: n.ovs.client, attacher: p.attacher, peers: others, room: n.room(), tenants: n.etcd.tenants},
 		},
 		health: &health{
-			picture: p.picture, exits: exits.New(exits.NodeIn(n.host), n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, database: n.ovs.client, conn: p.conn,
+			picture: p.picture, exits: exits.New(exits.NodeIn(n.host), n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, routes: hostRoutes{n.host}, database: n.ovs.client, conn: p.conn,
 			way: wayOut{policy: n.cfg.ExitCheck, node: n.cfg.NodeName, closed: m.closed, log: log},
 		},
 		services: p.services,

@@ -79,10 +79,10 @@ func NodeIn(ns *link.NS) Node { return Node{ns, conntrack.In(ns), tc.In(ns)} }
 // Device is the one that the check makes, by which its answers come in.
 const Device = "k8s-ovs-answers"
 
-// beyond stands for all that is outside: an address that is routed everywhere and answers
+// Beyond stands for all that is outside: an address that is routed everywhere and answers
 // for nobody's network, of the AS112 project (RFC 7534), so that rules against senders
 // that cannot be (RFC 6890) do not concern it. Nothing is sent to it.
-var beyond = netip.AddrFrom4([4]byte{192, 175, 48, 1})
+var Beyond = netip.AddrFrom4([4]byte{192, 175, 48, 1})
 
 // Gateway is the port that pods' packets leave the bridge by.
 type Gateway struct {
@@ -171,10 +171,10 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 // leads is where pods' packets go that are for the outside; where rules of routing stop them,
 // where the node's own go.
 func (c *Check) leads(gw Gateway) (link.Path, error) {
-	if way, err := c.host.PathOf(nobody(gw.Subnet), gw.Device, beyond); err == nil {
+	if way, err := c.host.PathOf(nobody(gw.Subnet), gw.Device, Beyond); err == nil {
 		return way, nil
 	}
-	return c.host.PathTo(beyond)
+	return c.host.PathTo(Beyond)
 }
 
 // try sends packets out and has answers come in, and waits until one of each has passed.
@@ -184,7 +184,7 @@ func (c *Check) try(ctx context.Context, sw Switch, gw Gateway, way link.Path) (
 		return false, false, err
 	}
 	// A node may keep pods from its own link, or from all else: either is a way out.
-	to := []netip.Addr{beyond}
+	to := []netip.Addr{Beyond}
 	if way.Via.IsValid() {
 		to = append(to, way.Via)
 	}
@@ -217,18 +217,18 @@ func (c *Check) try(ctx context.Context, sw Switch, gw Gateway, way link.Path) (
 	}
 }
 
-// answer has three answers come in where they would, from beyond and from the router, of
+// answer has three answers come in where they would, from Beyond and from the router, of
 // different ports, and of UDP and TCP: rules against senders that cannot be, about a port and
 // about a protocol may stop any of them. The router's proves nothing where the node's own packets leave by another device
 // than pods', which is what firewalls that look for the way back go by. It reports false where
 // that cannot be had.
 func (c *Check) answer(gw Gateway, way link.Path) bool {
-	router := beyond
-	if own, err := c.host.PathTo(beyond); way.Via.IsValid() && err == nil && own.Link.Name == way.Link.Name {
+	router := Beyond
+	if own, err := c.host.PathTo(Beyond); way.Via.IsValid() && err == nil && own.Link.Name == way.Link.Name {
 		router = way.Via
 	}
-	err := c.answerFrom(gw, way, conntrack.Translated{To: netip.AddrPortFrom(beyond, domain)}, conntrack.Translated{To: netip.AddrPortFrom(router, https)},
-		conntrack.Translated{To: netip.AddrPortFrom(beyond, https), TCP: true})
+	err := c.answerFrom(gw, way, conntrack.Translated{To: netip.AddrPortFrom(Beyond, domain)}, conntrack.Translated{To: netip.AddrPortFrom(router, https)},
+		conntrack.Translated{To: netip.AddrPortFrom(Beyond, https), TCP: true})
 	if err != nil && !errors.Is(err, fs.ErrExist) { // else a pod has such a connection: another port next time
 		c.once("it is not known whether answers from outside come back to pods: the node cannot have packets arrive that nobody sent", err)
 	}
@@ -237,7 +237,7 @@ func (c *Check) answer(gw Gateway, way link.Path) bool {
 
 // answerFrom has whoever was asked answer a pod.
 func (c *Check) answerFrom(gw Gateway, way link.Path, asked ...conntrack.Translated) error {
-	to := beyond
+	to := Beyond
 	if way.Via.IsValid() {
 		to = way.Via
 	}

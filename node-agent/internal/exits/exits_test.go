@@ -207,7 +207,7 @@ func TestOutside(t *testing.T) {
 	l.ensure()
 	l.check(c, "a flushed firewall", "")
 	for _, f := range l.seen.Frames() {
-		for _, ip := range [][]byte{{172, 11, 3, 255}, beyond.AsSlice()} {
+		for _, ip := range [][]byte{{172, 11, 3, 255}, Beyond.AsSlice()} {
 			if bytes.Contains(f, ip) {
 				t.Errorf("a packet of the check left the node: %x", f)
 			}
