@@ -35,13 +35,15 @@ type kind struct {
 	// keyBits is how wide the number of a tenant may be.
 	keyBits int
 	port    Port
+	// device is how the names of the devices begin that the kernel datapath takes its packets with.
+	device string
 }
 
 // kinds has a line for each type. A type whose header varies (options of Geneve), or an
 // underlay that encrypts and does not say so by a smaller MTU of its device, adds to it here.
 var kinds = map[Type]kind{
 	// RFC 7348, section 5: outer UDP, 8 bytes with a VNI of 24 bits, the inner frame.
-	VXLAN: {transport: udpHeader, header: 8, inner: ethernetHeader, keyBits: 24, port: VXLANPort},
+	VXLAN: {transport: udpHeader, header: 8, inner: ethernetHeader, keyBits: 24, port: VXLANPort, device: "vxlan_sys"},
 }
 
 // Overhead is how much larger the IP packet of a tunnel over an underlay of family f is
@@ -57,6 +59,9 @@ func (t Type) Overhead(f Family) int {
 
 // KeyBits is how many bits a tenant's number has on the wire.
 func (t Type) KeyBits() int { return kinds[t].keyBits }
+
+// Known reports whether this release knows the type.
+func (t Type) Known() bool { return kinds[t].port != 0 }
 
 // Port is the UDP port that is assigned to the type.
 func (t Type) Port() Port { return kinds[t].port }
@@ -107,6 +112,25 @@ type Tunnel struct {
 	// Family is that of the addresses at its ends.
 	Family Family
 }
+
+// Encap is what two ends must agree on to reach each other: how packets are encapsulated, and the UDP port that
+// they are taken at. The zero value is none.
+type Encap struct {
+	Type Type
+	Port Port
+}
+
+// String is such as "vxlan at UDP port 4789".
+func (e Encap) String() string { return fmt.Sprintf("%s at UDP port %d", e.Type, e.Port) }
+
+// KernelDevice is the name of the device that the kernel datapath takes the tunnel's packets with, and
+// sends them by: one for all of a type at a UDP port (netdev_vport_get_dpif_port, lib/netdev-vport.c of
+// Open vSwitch).
+func (t Tunnel) KernelDevice() string { return kinds[t.Type].device + "_" + t.Port.String() }
+
+// KernelDeviceMTU is what Open vSwitch makes these devices with, bytes (dpif_netlink_rtnl_create,
+// lib/dpif-netlink-rtnl.c): they are to let everything through that a way between nodes does.
+const KernelDeviceMTU = 65000
 
 // Overhead is how much larger the tunnel's IP packets are than the pods' in them, bytes.
 func (t Tunnel) Overhead() int { return t.Type.Overhead(t.Family) }

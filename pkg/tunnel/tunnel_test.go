@@ -22,6 +22,18 @@ func TestOverhead(t *testing.T) {
 	}
 }
 
+// TestKernelDevice: the name is Open vSwitch's, and one that the kernel takes at whatever port.
+func TestKernelDevice(t *testing.T) {
+	if got := (Tunnel{Name: "t", Type: VXLAN, Port: 4789}).KernelDevice(); got != "vxlan_sys_4789" {
+		t.Errorf("VXLAN at 4789 is %s", got)
+	}
+	for name := range kinds {
+		if got := (Tunnel{Type: name, Port: 65535}).KernelDevice(); len(got) > 15 || strings.HasPrefix(got, "_") {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
 // TestVTEP: a node's end of tunnels is an IPv4 address of its own.
 func TestVTEP(t *testing.T) {
 	if a, err := ParseVTEP("198.18.0.1"); err != nil || a != netip.MustParseAddr("198.18.0.1") {

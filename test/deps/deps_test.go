@@ -5,7 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -213,6 +217,44 @@ func TestAgentWires(t *testing.T) {
 	for room := range only {
 		if !found[room] {
 			t.Errorf("package %s is named here and does not exist", room)
+		}
+	}
+}
+
+// TestTunnelTypes: what type of tunnel nodes reach each other by, and its name, few places know: docs/design.md names
+// them. All others take the list of tunnels.
+func TestTunnelTypes(t *testing.T) {
+	named := regexp.MustCompile(`tunnel\.VXLAN(Port)?\b|\bNodeTunnel\b|"vxlan"|"vxlan0"`)
+	allowed := map[string]bool{
+		"pkg/tunnel/tunnel.go": false, "node-agent/internal/desired/tunnel.go": false, "node-agent/internal/bridge/bridge.go": false, "controller/internal/lead/port.go": false,
+		"node-agent/internal/underlay/netdev.go": false, // devices that cannot be the uplink
+	}
+	for _, top := range []string{"cni", "controller", "netns", "node-agent", "pkg"} {
+		err := filepath.WalkDir(filepath.Join("../..", top), func(path string, _ fs.DirEntry, err error) error {
+			if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			for n, line := range strings.Split(string(text), "\n") {
+				code, _, _ := strings.Cut(line, "//")
+				if !named.MatchString(code) {
+					continue
+				}
+				file := filepath.ToSlash(strings.TrimPrefix(path, "../../"))
+				if _, ok := allowed[file]; !ok {
+					t.Errorf("%s:%d names a type of tunnel, or the tunnel: %s", file, n+1, strings.TrimSpace(line))
+				}
+				allowed[file] = true
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for file, names := range allowed {
+		if !names {
+			t.Errorf("%s is named here and names no type of tunnel", file)
 		}
 	}
 }

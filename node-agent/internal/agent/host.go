@@ -192,7 +192,7 @@ func (n *hostSide) share(ctx context.Context, _ *pass) error {
 }
 
 func (n *hostSide) wantMTU(_ context.Context, p *pass) (err error) {
-	p.mtu, err = n.mtu.Want(n.under, n.records, n.fromEtcd)
+	p.mtu, err = n.mtu.Want(n.under, n.tunnelList(), n.records, n.fromEtcd)
 	return err
 }
 

@@ -594,7 +594,7 @@ func (l *lab) build() {
 			hostParts: hostParts{
 				database: l.machine, underlay: fakeUnderlay{l.machine}, sharing: fakeSharing{}, peers: others, bridge: fakeBridge{l.machine}, net: fakeHost{l.machine}, judge: fakeJudge{}, links: l.machine,
 				mtu: nodemtu.New(nodemtu.Config{
-					Name: labSelf.Host, Self: labSelf.HostIP, Tunnels: desired.NodeTunnels(labSelf.HostIP, 4789), Policy: mtu.Clamp, Put: l.etcd.putMTU, Host: l.machine, Switch: l.machine, Underlay: l.machine,
+					Name: labSelf.Host, Self: labSelf.HostIP, Policy: mtu.Clamp, Put: l.etcd.putMTU, Host: l.machine, Switch: l.machine, Underlay: l.machine,
 					Metrics: m.mtu, Logger: log,
 				}),
 			},

@@ -42,7 +42,6 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
-	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/pkg/version"
 )
 
@@ -222,7 +221,6 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	if n.etcd.asking != nil {
 		n.etcd.asking.SetSelf(vtep)
 	}
-	usual := desired.NodeTunnels(vtep, tunnel.VXLAN.Port()) // until it is decided
 	areas := []flowstore.Area{nodeflows.Area()}
 	if n.api != nil {
 		areas = append(areas, services.Area(), policies.Area())
@@ -231,7 +229,7 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 		self: vtep, underlay: under, picture: &picture{name: n.cfg.NodeName, self: vtep},
 		flows: flowstore.New(flowstore.Config{Areas: areas, Observer: n.metrics, Watched: pipeline.Written(), Logger: n.log}),
 	}
-	p.table = nodeflows.New(vtep, usual.UDPPorts(), p.flows, n.metrics)
+	p.table = nodeflows.New(vtep, nil, p.flows, n.metrics)
 	p.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
 	if n.cfg.ServiceConnections == fairness.Off {
 		p.table.Unlimited()
@@ -350,15 +348,14 @@ func (n *node) settings() hostSettings {
 }
 
 func (n *node) newMTU(p *parts) *nodemtu.MTU {
-	tunnels := desired.NodeTunnels(p.self, tunnel.VXLAN.Port()) // at whatever port
 	cfg := nodemtu.Config{
-		Name: n.cfg.NodeName, Self: p.self, Tunnels: tunnels, Configured: n.cfg.MTU, Policy: n.cfg.MTUOnBlackHole, Put: n.etcd.store.PutNodeMTU,
+		Name: n.cfg.NodeName, Self: p.self, Configured: n.cfg.MTU, Policy: n.cfg.MTUOnBlackHole, Put: n.etcd.store.PutNodeMTU,
 		Host: n.host, Switch: n.ovs.client, Underlay: p.underlay, Metrics: n.metrics.mtu, Logger: n.log,
 	}
 	if n.cfg.MTUProbePort != 0 {
 		cfg.Prober = pathprobe.New(pathprobe.Config{
 			NS: n.host, Address: netip.AddrPortFrom(p.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
-			Floor: topology.MinMTU + tunnels.Overhead(), Logger: n.log,
+			Logger: n.log,
 		})
 	}
 	return nodemtu.New(cfg)

@@ -64,7 +64,7 @@ func (n *ownStatus) publish() {
 	}
 	st := topology.NodeStatus{
 		Host: n.name, HostIP: n.self, Revision: n.applied, Version: version.String(), Datapath: n.datapath,
-		Subnet: n.started, VXLANPort: n.tunnels.port,
+		Subnet: n.started, VXLANPort: n.tunnels.as.Port,
 	}
 	if n.own == nil {
 		n.own = &ownIdentity{}

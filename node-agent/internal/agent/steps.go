@@ -62,8 +62,8 @@ func (r *rooms) steps() []step {
 		{"what the underlay's bridge forwards", host.ensureForwarding},
 		{"the node's record", r.record.place},
 		{"the share of the uplink", host.share},
+		{"the UDP port of the tunnels", host.decideTunnels}, // before the MTU: it is less what they add
 		{"the MTU that pods are to have", host.wantMTU},
-		{"the UDP port of the tunnels", host.decideTunnels},
 		{"the firewall, before the tunnels move", host.guardMove},
 		{"the ways to peers", host.route},
 		{"the bridge", host.ensureBridge},

@@ -16,8 +16,8 @@ import (
 
 // tunnels are this node's end of those to other nodes, as last decided.
 type tunnels struct {
-	// port is their UDP port.
-	port tunnel.Port
+	// as is how they encapsulate; the zero value before that is decided.
+	as tunnel.Encap
 	// moving is that the bridge has yet to get the UDP port of a tunnel, of these or others.
 	moving bool
 	// others are the ports that other nodes' may have meanwhile: all that were spoken of
@@ -27,12 +27,12 @@ type tunnels struct {
 	why error
 }
 
-// decide chooses the port. The bridge may still have another than was decided last, where
+// decide chooses how they encapsulate. The bridge may still have another port than was decided last, where
 // the pass that did so failed.
 func (t *tunnels) decide(p desired.TunnelPort) {
 	onBridge := p.Has
-	p.Has = cmp.Or(t.port, p.Has)
-	t.port, t.why = p.Decide()
+	p.Has, p.HasType = cmp.Or(t.as.Port, p.Has), cmp.Or(t.as.Type, p.HasType)
+	t.as, t.why = p.Decide()
 	for _, spoken := range []tunnel.Port{p.Wanted(), p.Flag, p.Has, onBridge} {
 		if spoken != 0 && !slices.Contains(t.others, spoken) {
 			t.others = append(t.others, spoken)
@@ -40,20 +40,18 @@ func (t *tunnels) decide(p desired.TunnelPort) {
 	}
 }
 
-// tunnelList are all tunnels of the node: none before the port of those to other nodes is decided.
+// tunnelList are all tunnels of the node: none before it is decided how it reaches other nodes.
 func (p *picture) tunnelList() desired.Tunnels {
-	if p.tunnels.port == 0 {
+	if p.tunnels.as.Port == 0 {
 		return nil
 	}
-	return desired.NodeTunnels(p.self, p.tunnels.port)
+	return desired.NodeTunnels(p.self, p.tunnels.as)
 }
 
 // moves reports whether a bridge whose tunnel ports, by name, have those UDP ports is about to
-// get another one. One that has no tunnel yet is just being made, and nothing comes by it.
-func (p *picture) moves(has map[string]tunnel.Port) bool {
-	list := p.tunnelList()
-	made := slices.ContainsFunc(list, func(t desired.Tunnel) bool { return has[t.Name] != 0 })
-	return made && slices.ContainsFunc(list, func(t desired.Tunnel) bool { return has[t.Name] != t.Port })
+// get another one. One that is not made yet, with no tunnel to other nodes, is just being made, and nothing comes by it.
+func (p *picture) moves(made bool, has map[string]tunnel.Port) bool {
+	return made && slices.ContainsFunc(p.tunnelList(), func(t desired.Tunnel) bool { return has[t.Name] != t.Port })
 }
 
 // guarded are the ports besides the node's own that pods may not send tunnel packets to.
@@ -77,8 +75,8 @@ func (p *picture) takenPorts(probes uint16) func() []uint16 {
 	}
 }
 
-// decideTunnels chooses the UDP port of the node's tunnels, by the records, the flags and
-// the port that they have: at first that is the bridge's, which an agent before this one
+// decideTunnels chooses the type and the UDP port of the node's tunnels, by the records, the flags and
+// what they have: at first that is the bridge's, which an agent before this one
 // chose; later whatever this one chose, whoever changes the bridge.
 func (n *hostSide) decideTunnels(ctx context.Context, _ *pass) error {
 	p := desired.TunnelPort{Record: n.records.Config.VXLANPort, Flag: n.settings.tunnelPort, Probes: tunnel.Port(n.settings.probePort)}
@@ -95,14 +93,14 @@ func (n *hostSide) decideTunnels(ctx context.Context, _ *pass) error {
 			p.Pods++
 		}
 	}
-	before := n.tunnels.port
-	p.Has = has[desired.NodeTunnel]
+	before, made := n.tunnels.as, bridge.NodeEncap(ports)
+	p.Has, p.HasType = made.Port, made.Type
 	n.tunnels.decide(p)
-	n.tunnels.moving = n.moves(has)
-	if n.tunnels.port != before {
-		n.log.Info("the UDP port of the tunnels", "port", n.tunnels.port, "bridge", p.Has, "configuration", p.Record)
+	n.tunnels.moving = n.moves(made.Port != 0, has)
+	if n.tunnels.as != before {
+		n.log.Info("the UDP port of the tunnels", "port", n.tunnels.as.Port, "type", n.tunnels.as.Type, "bridge", p.Has, "configuration", p.Record)
 	}
-	if n.tunnels.port == 0 {
+	if n.tunnels.as.Port == 0 {
 		return n.tunnels.why
 	}
 	return n.table.SetUDPPorts(ctx, n.tunnelList().UDPPorts())

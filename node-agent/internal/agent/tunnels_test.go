@@ -35,7 +35,7 @@ func TestTunnelsGuardOtherPorts(t *testing.T) {
 		if step.p.Has != 0 {
 			has[desired.NodeTunnel] = step.p.Has
 		}
-		got := state{n.tunnels.port, n.moves(has), n.guarded(), n.tunnels.why == nil}
+		got := state{n.tunnels.as.Port, n.moves(step.p.Has != 0, has), n.guarded(), n.tunnels.why == nil}
 		if len(got.Others) == 0 {
 			got.Others = nil
 		}

@@ -165,6 +165,24 @@ func UDPPort(p ovs.Port) tunnel.Port {
 	return port
 }
 
+// NodeEncap is how the tunnel of the bridge with those ports encapsulates by which nodes reach each other; the
+// zero value where there is none. An agent, perhaps of another release, has marked it with the type that it made
+// it, and has it ask for its number: its name, and the type in its row, anybody may change.
+func NodeEncap(ports []ovs.Port) tunnel.Encap {
+	for _, p := range ports {
+		if made := p.ExternalIDs[keyTunnel]; made != "" && p.OfportRequest == desired.NodeOfport {
+			return tunnel.Encap{Type: tunnel.Type(made), Port: UDPPort(p)}
+		}
+	}
+	// A release before did not mark it, and made VXLAN.
+	for _, p := range ports {
+		if p.Name == desired.NodeTunnel && UDPPort(p) != 0 {
+			return tunnel.Encap{Type: tunnel.VXLAN, Port: UDPPort(p)}
+		}
+	}
+	return tunnel.Encap{}
+}
+
 // PodOfport is the port number that the pod with that address asks for: it
 // follows from the address, so it is free when the address is, and the pod's
 // flows stay valid when ovs-vswitchd starts anew. 0 where the subnet has more

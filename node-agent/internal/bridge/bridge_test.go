@@ -36,7 +36,7 @@ func connected(t *testing.T) (*ovstest.OVS, *ovs.Client, context.Context) {
 func TestEnsure(t *testing.T) {
 	o, client, ctx := connected(t)
 	spec := Spec{
-		Name: "br0", Datapath: "dummy", VTEP: netip.MustParseAddr("198.18.0.1"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: desired.NodeTunnels(netip.MustParseAddr("198.18.0.1"), 4790),
+		Name: "br0", Datapath: "dummy", VTEP: netip.MustParseAddr("198.18.0.1"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: desired.NodeTunnels(netip.MustParseAddr("198.18.0.1"), tunnel.Encap{Type: tunnel.VXLAN, Port: 4790}),
 	}
 	ports, changed, err := Ensure(ctx, client, spec)
 	if err != nil {
@@ -89,7 +89,7 @@ func TestEnsure(t *testing.T) {
 func TestTunnels(t *testing.T) {
 	o, client, ctx := connected(t)
 	vtep := netip.MustParseAddr("198.18.0.1")
-	one := desired.NodeTunnels(vtep, 4789)
+	one := desired.NodeTunnels(vtep, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789})
 	made := func(name string, port tunnel.Port, f tunnel.Family, number uint32) desired.Tunnel {
 		return desired.Tunnel{Tunnel: tunnel.Tunnel{Name: name, Type: tunnel.VXLAN, Port: port, Family: f}, Ofport: number}
 	}
@@ -149,6 +149,35 @@ func TestUDPPort(t *testing.T) {
 	}
 	if got := UDPPort(ovs.Port{Type: "internal"}); got != 0 {
 		t.Errorf("no tunnel: %d", got)
+	}
+}
+
+// TestNodeEncap: what nodes reach each other by is read by the mark of whoever made it, and its number: not by its
+// name, nor by what somebody made of its row.
+func TestNodeEncap(t *testing.T) {
+	port := func(name, made, is, dst string, request uint32) ovs.Port {
+		p := ovs.Port{Name: name, Type: is, OfportRequest: request, Options: map[string]string{"dst_port": dst}}
+		if made != "" {
+			p.ExternalIDs = map[string]string{keyTunnel: made}
+		}
+		return p
+	}
+	theirs := port("theirs", "", "vxlan", "5000", 1)
+	for name, tc := range map[string]struct {
+		ports []ovs.Port
+		want  tunnel.Encap
+	}{
+		"none":                              {[]ovs.Port{theirs, {Name: GatewayPort, Type: "internal"}}, tunnel.Encap{}},
+		"ours":                              {[]ovs.Port{theirs, port("vxlan0", "vxlan", "vxlan", "8472", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 8472}},
+		"of another release":                {[]ovs.Port{theirs, port("geneve0", "geneve", "geneve", "6081", 1)}, tunnel.Encap{Type: "geneve", Port: 6081}},
+		"beside another":                    {[]ovs.Port{port("a6", "geneve", "geneve", "6081", 3), port("vxlan0", "vxlan", "vxlan", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+		"whose type somebody changed":       {[]ovs.Port{port("vxlan0", "vxlan", "geneve", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+		"whose number somebody changed":     {[]ovs.Port{port("vxlan0", "vxlan", "vxlan", "4789", 77)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+		"of a release that did not mark it": {[]ovs.Port{port("vxlan0", "", "vxlan", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+	} {
+		if got := NodeEncap(tc.ports); got != tc.want {
+			t.Errorf("%s: %s, want %s", name, got, tc.want)
+		}
 	}
 }
 

@@ -193,7 +193,7 @@ func Ends(s topology.Snapshot, self netip.Addr) []End {
 	var ends []End
 	for ip, n := range s.Nodes {
 		if ip != self && n.Validate(s.Config) == nil {
-			ends = append(ends, End{ip, NodeTunnel})
+			ends = append(ends, End{ip, tunnelTo(n)})
 		}
 	}
 	return ends
@@ -202,7 +202,7 @@ func Ends(s topology.Snapshot, self netip.Addr) []End {
 // nodePeer is a node as a peer: it may bring the netIDs of all its pods.
 func nodePeer(n topology.Node, ports Ports) pipeline.Peer {
 	return pipeline.Peer{
-		Port: ports.Tunnels[NodeTunnel], VTEP: n.HostIP, Prefixes: []netip.Prefix{n.Subnet}, NetIDs: pipeline.NetIDs{All: true},
+		Port: ports.Tunnels[tunnelTo(n)], VTEP: n.HostIP, Prefixes: []netip.Prefix{n.Subnet}, NetIDs: pipeline.NetIDs{All: true},
 	}
 }
 

@@ -122,7 +122,8 @@ type tenants struct {
 	recalled bool
 }
 
-// New makes the table of the node with VTEP address self, whose tunnels have the UDP ports udp.
+// New makes the table of the node with VTEP address self, whose tunnels have the UDP ports udp; none where
+// [Table.SetUDPPorts] says them before the table is connected to a switch.
 func New(self netip.Addr, udp []tunnel.Port, store Store, observer Observer) *Table {
 	t := &Table{
 		self: self, udp: slices.Clone(udp), store: store, observer: observer,

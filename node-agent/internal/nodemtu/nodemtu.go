@@ -35,10 +35,9 @@ var ErrNotAgreed = errors.New("the MTU of pods is not agreed with the other node
 
 // Config is whose MTU it is, and where it is read and written.
 type Config struct {
-	// Name and Self are the node's name and tunnel address, Tunnels what it has of them.
-	Name    string
-	Self    netip.Addr
-	Tunnels desired.Tunnels
+	// Name and Self are the node's name and tunnel address.
+	Name string
+	Self netip.Addr
 	// Configured is the MTU of pods that was asked for, bytes; 0 for none. Policy says what a path does that
 	// loses large packets.
 	Configured int
@@ -75,7 +74,9 @@ type Underlay interface {
 type Prober interface {
 	// Changed wakes up after a measurement.
 	Changed() <-chan struct{}
-	SetPeers(needs map[netip.Addr]int)
+	// SetPeers replaces the peers, with the largest packets that they are sent, and the size that is taken to
+	// pass where anything does, bytes of IP packets.
+	SetPeers(floor int, needs map[netip.Addr]int)
 	Holes() map[netip.Addr]int
 	Run(ctx context.Context)
 }
@@ -94,6 +95,8 @@ type MTU struct {
 	ways    map[netip.Addr]link.Path
 	records *topology.Snapshot
 	stale   bool
+	// tunnels are those that the node is to have, by which packets travel.
+	tunnels desired.Tunnels
 
 	capacity mtu.Capacity
 	// arrives is the largest packet that can come at all; 0 where that is not known.
@@ -164,10 +167,10 @@ func (n *MTU) next() (set, write mtu.Values) {
 	return set, write
 }
 
-// Want says what MTU pods are to have now, by the records and, where they are fromEtcd, by what the other nodes
-// have written; [MTU.Done] follows when they have it.
-func (n *MTU) Want(under underlay.Underlay, records *topology.Snapshot, fromEtcd bool) (mtu.Values, error) {
-	if err := n.measure(under, records); err != nil {
+// Want says what MTU pods are to have now, by the tunnels that the node is to have, the records and, where they
+// are fromEtcd, by what the other nodes have written; [MTU.Done] follows when they have it.
+func (n *MTU) Want(under underlay.Underlay, tunnels desired.Tunnels, records *topology.Snapshot, fromEtcd bool) (mtu.Values, error) {
+	if err := n.measure(under, tunnels, records); err != nil {
 		return mtu.Values{}, err
 	}
 	if !n.read {
@@ -284,17 +287,18 @@ func (n *MTU) LinksChanged() bool {
 }
 
 // measure finds out what the node's paths carry.
-func (n *MTU) measure(under underlay.Underlay, records *topology.Snapshot) error {
+func (n *MTU) measure(under underlay.Underlay, tunnels desired.Tunnels, records *topology.Snapshot) error {
 	n.under = under
 	var err error
 	if _, n.narrowest, err = n.cfg.Underlay.Narrowest(under); err != nil {
 		return err
 	}
-	if n.stale || n.records != records {
+	if n.stale || n.records != records || !slices.Equal(n.tunnels, tunnels) {
+		n.tunnels = tunnels
 		n.paths, n.records, n.stale = n.findPaths(records), records, false
 	}
 	node := mtu.Node{
-		Overhead: n.cfg.Tunnels.Overhead(), Configured: n.cfg.Configured, Link: under.Narrowest, LinkMTU: under.MTU, Paths: n.paths, Policy: n.cfg.Policy, Floor: n.floor(),
+		Overhead: n.tunnels.Overhead(), Configured: n.cfg.Configured, Link: under.Narrowest, LinkMTU: under.MTU, Paths: n.paths, Policy: n.cfg.Policy, Floor: n.floor(),
 	}
 	n.arrives = node.Arrives()
 	if node.LinkMTU == 0 && len(node.Paths) == 0 {
@@ -305,7 +309,7 @@ func (n *MTU) measure(under underlay.Underlay, records *topology.Snapshot) error
 		for _, p := range node.Paths {
 			needs[p.Peer] = max(needs[p.Peer], node.Needs(p))
 		}
-		n.cfg.Prober.SetPeers(needs)
+		n.cfg.Prober.SetPeers(topology.MinMTU+tunnels.Overhead(), needs)
 		holes := n.cfg.Prober.Holes()
 		for i, p := range node.Paths {
 			node.Paths[i].Measured = holes[p.Peer]
@@ -339,7 +343,7 @@ func (n *MTU) findPaths(records *topology.Snapshot) []mtu.Path {
 	var out []mtu.Path
 	ways := make(map[netip.Addr]link.Path, len(peers))
 	for _, e := range ends {
-		peer, overhead := e.VTEP, n.cfg.Tunnels.Named(e.Tunnel).Overhead()
+		peer, overhead := e.VTEP, n.tunnels.Named(e.Tunnel).Overhead()
 		p, ok := found[peer]
 		ways[peer] = p
 		if !ok {
@@ -411,7 +415,7 @@ func (n *MTU) observe() {
 	}
 	m.narrow.Reset()
 	if n.narrowest > 0 {
-		for peer, takes := range n.capacity.Narrow(n.narrowest - n.cfg.Tunnels.Overhead()) {
+		for peer, takes := range n.capacity.Narrow(n.narrowest - n.tunnels.Overhead()) {
 			m.narrow.WithLabelValues(peer.String()).Set(float64(takes))
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 var (
@@ -35,7 +37,11 @@ type stack struct {
 	route int
 	holes map[netip.Addr]int
 	needs map[netip.Addr]int
+	floor int
 }
+
+// vxlan is what nodes reach each other by.
+var vxlan = desired.NodeTunnels(self, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789})
 
 func (s *stack) PathsTo(_ netip.Addr, ips []netip.Addr) map[netip.Addr]link.Path {
 	found := map[netip.Addr]link.Path{}
@@ -59,7 +65,7 @@ func (s *stack) Port(name string) (ovs.Port, bool) {
 
 func (s *stack) Narrowest(underlay.Underlay) (string, int, error) { return "eth0", s.mtu, nil }
 func (s *stack) Changed() <-chan struct{}                         { return nil }
-func (s *stack) SetPeers(needs map[netip.Addr]int)                { s.needs = needs }
+func (s *stack) SetPeers(floor int, needs map[netip.Addr]int)     { s.floor, s.needs = floor, needs }
 func (s *stack) Holes() map[netip.Addr]int                        { return s.holes }
 func (s *stack) Run(ctx context.Context)                          { <-ctx.Done() }
 
@@ -79,7 +85,7 @@ func twoPeers() *topology.Snapshot {
 func of(s *stack, put func(context.Context, topology.NodeMTU) (int64, error)) (*MTU, *bytes.Buffer) {
 	var said bytes.Buffer
 	return New(Config{
-		Name: "n1", Self: self, Tunnels: desired.NodeTunnels(self, 4789), Policy: mtu.Clamp, Put: put, Host: s, Switch: s, Underlay: s, Prober: s,
+		Name: "n1", Self: self, Policy: mtu.Clamp, Put: put, Host: s, Switch: s, Underlay: s, Prober: s,
 		Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(&said, nil)),
 	}), &said
 }
@@ -90,7 +96,7 @@ func nowhere(context.Context, topology.NodeMTU) (int64, error) {
 
 func wants(t *testing.T, m *MTU, s *stack, r *topology.Snapshot, fromEtcd bool, want mtu.Values) {
 	t.Helper()
-	got, err := m.Want(s.under(), r, fromEtcd)
+	got, err := m.Want(s.under(), vxlan, r, fromEtcd)
 	if err != nil || got != want {
 		t.Errorf("wants %+v, %v; want %+v", got, err, want)
 	}
@@ -145,12 +151,12 @@ func TestWantIsAgreed(t *testing.T) {
 	go func() { defer close(ended); m.Run(ctx) }()
 	defer func() { cancel(); <-ended }()
 	r := twoPeers()
-	if _, err := m.Want(s.under(), r, true); !errors.Is(err, ErrNotAgreed) {
+	if _, err := m.Want(s.under(), vxlan, r, true); !errors.Is(err, ErrNotAgreed) {
 		t.Fatalf("before the others' records are seen: %v", err)
 	}
 	other := topology.NodeMTU{HostIP: peerB, Carries: 1350, Receives: 1450, Sends: 1350}
 	m.See(topology.MTUs{Revision: 5, Nodes: map[netip.Addr]topology.NodeMTU{peerB: other}})
-	if _, err := m.Want(s.under(), r, true); !errors.Is(err, ErrNotAgreed) {
+	if _, err := m.Want(s.under(), vxlan, r, true); !errors.Is(err, ErrNotAgreed) {
 		t.Fatalf("before it has written: %v", err)
 	}
 	wrote := <-puts
@@ -162,7 +168,7 @@ func TestWantIsAgreed(t *testing.T) {
 	if !m.Next(true) {
 		t.Error("no pass is asked for though there is something to set")
 	}
-	set, err := m.Want(s.under(), r, true)
+	set, err := m.Want(s.under(), vxlan, r, true)
 	if err != nil || set.Sends != 1350 || set.Receives < 1350 {
 		t.Errorf("the node that carries least decides: %+v, %v", set, err)
 	}
@@ -203,5 +209,24 @@ func TestMeasure(t *testing.T) {
 	wants(t, m, s, r, false, mtu.Values{Receives: 1250, Sends: 1250})
 	if n := strings.Count(said.String(), "the path to a node carries less than pods need"); n != 1 {
 		t.Errorf("said %d times: %s", n, said)
+	}
+}
+
+// TestTunnelAppears: a tunnel that the node is to have later, and that adds more, counts from then on in what pods
+// are to have and in what probes take to pass, and no more when it is gone.
+func TestTunnelAppears(t *testing.T) {
+	s := &stack{mtu: 1500, paths: map[netip.Addr]int{peerB: 1500, peerC: 1500}}
+	m, _ := of(s, nowhere)
+	r := twoPeers()
+	wider := append(slices.Clone(vxlan), desired.Tunnel{Tunnel: tunnel.Tunnel{Name: "vxlan6", Type: tunnel.VXLAN, Port: 4789, Family: tunnel.IPv6}, Ofport: 3})
+	for _, step := range []struct {
+		tunnels     desired.Tunnels
+		mtu, floor  int
+		description string
+	}{{vxlan, 1450, topology.MinMTU + 50, "one"}, {wider, 1430, topology.MinMTU + 70, "a second"}, {vxlan, 1450, topology.MinMTU + 50, "one again"}} {
+		got, err := m.Want(s.under(), step.tunnels, r, false)
+		if want := (mtu.Values{Receives: step.mtu, Sends: step.mtu}); err != nil || got != want || s.floor != step.floor {
+			t.Errorf("%s: %+v, %v, probes from %d on; want %+v, %d", step.description, got, err, s.floor, want, step.floor)
+		}
 	}
 }

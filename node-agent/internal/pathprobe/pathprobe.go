@@ -54,9 +54,7 @@ type Config struct {
 	Address netip.AddrPort
 	// Interval is between probes of one peer.
 	Interval time.Duration
-	// Floor is the size that is taken to pass where anything does, bytes of an IP packet.
-	Floor  int
-	Logger *slog.Logger
+	Logger   *slog.Logger
 }
 
 // Prober probes the paths to a node's peers and answers theirs.
@@ -83,7 +81,7 @@ func newProber(cfg Config, t timing) *Prober {
 	}
 	return &Prober{
 		cfg: cfg, log: cfg.Logger, headers: headers, wake: make(chan struct{}, 1), changed: make(chan struct{}, 1),
-		machine: newMachine(t, cfg.Floor, randomNonce),
+		machine: newMachine(t, 0, randomNonce),
 	}
 }
 
@@ -96,9 +94,10 @@ func randomNonce() uint64 {
 
 // SetPeers replaces the peers. The values are the largest packets that tunnels
 // send them, bytes of an IP packet; probes are no larger, nor larger than what the
-// peer would send.
-func (p *Prober) SetPeers(peers map[netip.Addr]int) {
+// peer would send. Packets of the size floor are taken to pass where anything does.
+func (p *Prober) SetPeers(floor int, peers map[netip.Addr]int) {
 	p.mu.Lock()
+	p.machine.floor = floor
 	p.machine.setPeers(time.Now(), peers)
 	p.mu.Unlock()
 	signal(p.wake)

@@ -68,8 +68,8 @@ func vtep(number int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byt
 
 // probe runs a prober until the test ends.
 func (l *lab) probe(n *link.NS, number int, peers map[netip.Addr]int) *Prober {
-	p := newProber(Config{NS: n, Address: netip.AddrPortFrom(vtep(number), port), Floor: floor, Logger: slog.New(slog.DiscardHandler)}, quick)
-	p.SetPeers(peers)
+	p := newProber(Config{NS: n, Address: netip.AddrPortFrom(vtep(number), port), Logger: slog.New(slog.DiscardHandler)}, quick)
+	p.SetPeers(floor, peers)
 	ctx, cancel := context.WithCancel(l.t.Context())
 	done := make(chan struct{})
 	go func() {
@@ -219,7 +219,7 @@ func BenchmarkProbe(b *testing.B) {
 	defer host.Close()
 	open := func(number byte) (*Prober, *net.UDPConn) {
 		addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, number}), port)
-		p := New(Config{NS: host, Address: addr, Interval: time.Hour, Floor: floor, Logger: slog.New(slog.DiscardHandler)})
+		p := New(Config{NS: host, Address: addr, Interval: time.Hour, Logger: slog.New(slog.DiscardHandler)})
 		conn, err := p.open(b.Context())
 		if err != nil {
 			b.Fatal(err)
@@ -229,7 +229,7 @@ func BenchmarkProbe(b *testing.B) {
 	}
 	one, from := open(71)
 	two, to := open(72)
-	two.SetPeers(map[netip.Addr]int{one.cfg.Address.Addr(): 1500})
+	two.SetPeers(floor, map[netip.Addr]int{one.cfg.Address.Addr(): 1500})
 	go func() { _ = two.read(to) }()
 	buf, in := make([]byte, 1472), make([]byte, messageLen)
 	for b.Loop() {

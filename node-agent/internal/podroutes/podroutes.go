@@ -14,8 +14,8 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Host is the node's routes; [link.NS] has them.
@@ -99,7 +99,7 @@ func partial(pods Pods, part link.Part, subnet netip.Prefix) error {
 func ask(host Host, pods Pods, subnets []netip.Prefix) error {
 	var ends []netip.Addr
 	for _, s := range subnets {
-		ends = append(ends, s.Masked().Addr(), pipeline.Forwarder(s))
+		ends = append(ends, s.Masked().Addr(), topology.ForwarderOf(s))
 	}
 	ways := host.PathsTo(netip.Addr{}, ends)
 	for i, ip := range ends {
