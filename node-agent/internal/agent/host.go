@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,6 +89,8 @@ type uplinkSharer interface {
 // bridgeOwner is [bridge.Ensure] on the node's switch.
 type bridgeOwner interface {
 	Ensure(ctx context.Context, spec bridge.Spec) (ports desired.Ports, changed bool, err error)
+	// EnsureBackers sees that the kernel datapath has the devices of the tunnels, and says what was amiss.
+	EnsureBackers(ctx context.Context, spec bridge.Spec) (mended []string, err error)
 }
 
 // hostOwner is [hostnet.Net].
@@ -204,15 +207,29 @@ func (n *hostSide) route(ctx context.Context, p *pass) error {
 }
 
 func (n *hostSide) ensureBridge(ctx context.Context, p *pass) (err error) {
-	p.ports, _, err = n.bridge.Ensure(ctx, bridge.Spec{
-		Name: n.settings.bridge, Datapath: n.settings.datapath, VTEP: n.self, Gateway: p.me.Gateway(), MTU: p.mtu.Receives, Tunnels: n.tunnelList(),
-		TunnelSource: p.source,
-	})
+	p.ports, _, err = n.bridge.Ensure(ctx, n.bridgeSpec(p))
 	return err
 }
 
-// listen makes sure that the userspace datapath takes the peers' tunnel packets.
-func (n *hostSide) listen(ctx context.Context, _ *pass) error {
+func (n *hostSide) bridgeSpec(p *pass) bridge.Spec {
+	return bridge.Spec{
+		Name: n.settings.bridge, Datapath: n.settings.datapath, VTEP: n.self, Gateway: p.me.Gateway(), MTU: p.mtu.Receives, Tunnels: n.tunnelList(),
+		TunnelSource: p.source,
+	}
+}
+
+// listen makes sure that the datapath takes the peers' tunnel packets: the kernel's by its devices, the one in
+// userspace by what it knows of the node's address.
+func (n *hostSide) listen(ctx context.Context, p *pass) error {
+	if n.settings.datapath == ovs.DatapathSystem {
+		mended, err := n.bridge.EnsureBackers(ctx, n.bridgeSpec(p))
+		if len(mended) > 0 {
+			n.metrics.hostRepairs.Inc()
+			n.log.Warn("somebody had changed the devices that tunnel packets come and go by: put right", "found", mended)
+		}
+		p.unwell = cmp.Or(p.unwell, err) // pods of this node reach each other all the same
+		return ctx.Err()
+	}
 	mended, err := n.peers.Listen(ctx, n.under.Link, n.tunnelList().UDPPorts())
 	if mended {
 		n.metrics.hostRepairs.Inc()

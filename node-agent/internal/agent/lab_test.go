@@ -168,6 +168,7 @@ type machine struct {
 	closed                   error // why packets do not get out
 	astray                   error // what leads packets for pods elsewhere
 	full                     error // why the database cannot be written
+	tunnelDown               error // why the kernel has no device for the tunnels
 	gateway                  ovs.Port
 	// tunnelPort is the bridge's, guarded are those that the firewall keeps pods from.
 	tunnelPort tunnel.Port
@@ -371,6 +372,15 @@ func (b fakeBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports
 	b.tunnelPort = at
 	b.gateway = ovs.Port{Name: bridge.GatewayPort, MTURequest: spec.MTU}
 	return desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}, false, ctx.Err()
+}
+
+func (b fakeBridge) EnsureBackers(ctx context.Context, spec bridge.Spec) ([]string, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.tunnelDown == nil {
+		return nil, ctx.Err()
+	}
+	return nil, b.tunnelDown
 }
 
 func (h fakeHost) Ensure(ctx context.Context, spec hostnet.Spec) (bool, error) {

@@ -306,7 +306,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		host: &hostSide{
 			picture: p.picture, settings: n.settings(), attacher: p.attacher, table: p.table, ready: n.ready, metrics: m, log: log,
 			hostParts: hostParts{
-				database: n.ovs.client, underlay: p.underlay, sharing: n.sharing, mtu: n.newMTU(p), peers: others, bridge: switchBridge{n.ovs.client}, net: n.firewall.net, judge: n.firewall.judge, links: n.host,
+				database: n.ovs.client, underlay: p.underlay, sharing: n.sharing, mtu: n.newMTU(p), peers: others, bridge: switchBridge{n.ovs.client, n.host}, net: n.firewall.net, judge: n.firewall.judge, links: n.host,
 			},
 		},
 		flows: &flowSide{
@@ -374,11 +374,19 @@ type noRoom struct{}
 func (noRoom) Make(context.Context, string) {}
 
 // switchBridge is the bridge in the node's switch.
-type switchBridge struct{ client *ovs.Client }
+type switchBridge struct {
+	client *ovs.Client
+	host   *link.NS
+}
 
 // Ensure implements bridgeOwner.
 func (s switchBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports, bool, error) {
 	return bridge.Ensure(ctx, s.client, spec)
+}
+
+// EnsureBackers implements bridgeOwner.
+func (s switchBridge) EnsureBackers(ctx context.Context, spec bridge.Spec) ([]string, error) {
+	return bridge.EnsureBackers(ctx, s.client, s.host, spec)
 }
 
 // listen subscribes to what wakes the loop.

@@ -522,6 +522,25 @@ func TestLoopWayOutClosed(t *testing.T) {
 	})
 }
 
+// While the kernel has no device for the tunnels the node is not ready, and pods that run keep what they have.
+func TestLoopTunnelDeviceGone(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.machine.set(func() { l.machine.tunnelDown = errors.New("the kernel has no device vxlan_sys_4789") })
+		time.Sleep(resyncEvery)
+		l.notReady("vxlan_sys_4789")
+		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+		time.Sleep(resyncEvery)
+		if got := l.table.inSwitch(); got != revision {
+			t.Errorf("the flows are those of revision %d, want %d", got, revision)
+		}
+		l.machine.set(func() { l.machine.tunnelDown = nil })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		l.stop()
+	})
+}
+
 // However often others change the database or devices, all is looked at once in a while only.
 func TestLoopIsCalm(t *testing.T) {
 	scripted(t, func(t *testing.T, l *lab) {
