@@ -146,7 +146,7 @@ var changes = []change{
 	{name: "the pod's port deleted", do: "ovs-vsctl del-port $POD"},
 	{name: "the kernel's device of the tunnel down", do: "ip link set vxlan_sys_4789 down", datapath: "system"},
 	{name: "the kernel's device of the tunnel deleted", do: "ip link del vxlan_sys_4789 || $SECOND", datapath: "system"},
-	{name: "the kernel's device of the tunnel with a small MTU", do: "ip link set vxlan_sys_4789 mtu 1000 || $SECOND", datapath: "system"},
+	{name: "the kernel's device of the tunnel with the least MTU", do: "ip link set vxlan_sys_4789 mtu 68 || $SECOND", datapath: "system"},
 	{name: "the tunnel's options changed", do: "ovs-vsctl set interface vxlan0 options:dst_port=4799 options:remote_ip=198.18.0.99"},
 	{name: "the overlay's bridge deleted", do: "ovs-vsctl del-br br0"},
 	{name: "the underlay's bridge deleted", do: "ovs-vsctl del-br br-phy", datapath: "netdev"},
