@@ -103,7 +103,7 @@ func TestRoutesToPods(t *testing.T) {
 	s := snapshot(0, 3, labSelf, labPeer)
 	h := &health{
 		picture: &picture{self: labSelf.HostIP, under: underlay.Underlay{Link: "eth0"}, records: &s}, exits: u, links: u, routes: u, database: u,
-		way: wayOut{policy: exits.Off, closed: gauge("closed", "")},
+		way: wayOut{policy: exits.Off, closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})},
 	}
 	astray := errors.New("the node has a route to 172.11.3.0/24")
 	for i, s := range []struct {

@@ -120,7 +120,7 @@ func TestWantFromCopy(t *testing.T) {
 func TestFloor(t *testing.T) {
 	s := &stack{mtu: 1250, paths: map[netip.Addr]int{peerB: 1250, peerC: 1250}}
 	m, said := of(s, nowhere)
-	if _, err := m.Want(s.under(), twoPeers(), false); err == nil || !strings.Contains(err.Error(), "eth0 leaves pods packets of 1200 bytes") || !strings.Contains(err.Error(), "--mtu 1200") {
+	if _, err := m.Want(s.under(), vxlan, twoPeers(), false); err == nil || !strings.Contains(err.Error(), "eth0 leaves pods packets of 1200 bytes") || !strings.Contains(err.Error(), "--mtu 1200") {
 		t.Errorf("a link that is too small: %v", err)
 	}
 	m.cfg.Configured = 1200 // as the error says
