@@ -55,7 +55,6 @@ func TestStaticPodsOfKubelets(t *testing.T) {
 		"a tenant's namespace":                  static(closed, "a", false, map[string]string{"role": "frontend"}),
 		"a tenant's namespace, on the host":     static(closed, "b", true, nil),
 		"a namespace with another word":         static(other, "c", false, nil),
-		"kube-system, on the pod network":       static("kube-system", "d", false, nil),
 		"kube-system, as cluster DNS":           static("kube-system", "e", false, dns),
 		"kube-system, as cluster DNS, on hosts": static("kube-system", "f", true, dns),
 	} {
@@ -64,8 +63,9 @@ func TestStaticPodsOfKubelets(t *testing.T) {
 		}
 	}
 	for what, err := range map[string]error{
-		"kube-system, on the host": static("kube-system", "g", true, map[string]string{"component": "etcd", "tier": "control-plane"}),
-		"a namespace that allows":  static(open, "h", false, map[string]string{"role": "frontend"}),
+		"kube-system, on the pod network": static("kube-system", "d", false, map[string]string{"k8s-app": "kube-proxy"}),
+		"kube-system, on the host":        static("kube-system", "g", true, map[string]string{"component": "etcd", "tier": "control-plane"}),
+		"a namespace that allows":         static(open, "h", false, map[string]string{"role": "frontend"}),
 	} {
 		if err != nil {
 			t.Errorf("a static pod in %s: %v", what, err)
