@@ -8,14 +8,14 @@ type health struct {
 	err       error         // of the last call, nil when it was answered
 	followers map[int]error // by follower; nil error: in step
 	next      int
-	unusable  error // why the last handshake could not be begun, nil when it could
+	unusable  bool // the last handshake could not be begun
 }
 
 // handshake notes whether certificates and key could be read for a new connection.
 func (h *health) handshake(err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.unusable = err
+	h.unusable = err != nil
 }
 
 func (h *health) contact() {
@@ -54,27 +54,35 @@ func (h *health) leave(id int) {
 	delete(h.followers, id)
 }
 
-// why is err, or what keeps connections from being begun; mu is held.
-func (s *Store) why(err error) error {
-	if err == nil || s.health.unusable == nil {
-		return err
-	}
-	return &Error{Op: "connect to etcd", Kind: ErrCredentials, Endpoints: s.cfg.Endpoints, Cause: s.health.unusable}
-}
-
 // Healthy is nil while every watch is in step with etcd; without watches, while
 // the last call was answered. Else it says what is wrong, with the endpoints
 // where etcd is: ErrCredentials where it is what this side connects with.
 func (s *Store) Healthy() error {
-	s.health.mu.Lock()
-	defer s.health.mu.Unlock()
-	for _, err := range s.health.followers {
-		if err != nil {
-			return s.why(err)
+	err, unusable := s.health.wrong()
+	if err == nil || !unusable {
+		return err
+	}
+	// That was at the last handshake, and there is none while etcd is away: what could not be
+	// read then may be there again.
+	if _, cause := s.cfg.tls(); cause != nil {
+		return &Error{Op: "connect to etcd", Kind: ErrCredentials, Endpoints: s.cfg.Endpoints, Cause: cause}
+	}
+	return err
+}
+
+// wrong is what is not as it should be, nil where nothing is, and whether the last handshake could
+// not be begun.
+func (h *health) wrong() (err error, unusable bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	unusable = h.unusable
+	for _, why := range h.followers {
+		if why != nil {
+			return why, unusable
 		}
 	}
-	if len(s.health.followers) > 0 {
-		return nil
+	if len(h.followers) > 0 {
+		return nil, unusable
 	}
-	return s.why(s.health.err)
+	return h.err, unusable
 }

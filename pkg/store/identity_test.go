@@ -80,7 +80,7 @@ func TestFilesRenewed(t *testing.T) {
 }
 
 // TestFilesGone: where certificates and key are gone when a connection is lost, the store says
-// that it is them, and is well again when they are there again.
+// that it is them, as long as they are, and is well again when they are there again.
 func TestFilesGone(t *testing.T) {
 	e, s := secured(t)
 	if _, err := s.PutConfig(ctxOf(t), topology.DefaultConfig()); err != nil {
@@ -106,8 +106,14 @@ func TestFilesGone(t *testing.T) {
 		err := c.Healthy()
 		return errors.Is(err, ErrCredentials) && errors.Is(err, fs.ErrNotExist) && strings.Contains(err.Error(), path)
 	})
+	// No handshake says that they are there again while etcd is away.
+	e.Stop()
 	if err := os.Rename(path+".away", path); err != nil {
 		t.Fatal(err)
 	}
+	if err := c.Healthy(); err == nil || errors.Is(err, ErrCredentials) {
+		t.Errorf("the files are there again, and etcd is away: %v", err)
+	}
+	e.Restart()
 	eventually(t, "it is in step again", func() bool { return c.Healthy() == nil })
 }
