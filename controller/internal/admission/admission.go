@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -51,8 +52,9 @@ func (n Network) data() map[string]string {
 	for a, r := range n.Records {
 		data[key(a)] = r.Host
 	}
-	for name, n := range n.Addresses {
-		for _, a := range n.Own {
+	// Several Nodes may have an address: of them it is always the same.
+	for _, name := range slices.Sorted(maps.Keys(n.Addresses)) {
+		for _, a := range n.Addresses[name].Own {
 			data[key(a)] = name
 		}
 	}

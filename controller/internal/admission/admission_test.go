@@ -40,6 +40,19 @@ func TestAddresses(t *testing.T) {
 	}
 }
 
+// TestSharedAddress: an address of several nodes makes no new ConfigMap each time.
+func TestSharedAddress(t *testing.T) {
+	nodes := map[string]nodeaddr.Addresses{}
+	for _, name := range []string{"n1", "n2", "n3", "n4"} {
+		nodes[name] = nodeaddr.Addresses{Own: []netip.Addr{addr("203.0.113.7")}}
+	}
+	for range 100 {
+		if got := (Network{topology.DefaultConfig(), nodes, nil}).data()["203.0.113.7"]; got != "n4" {
+			t.Fatalf("it is %s's, want n4's each time", got)
+		}
+	}
+}
+
 // server is an API server.
 type server struct {
 	mu     sync.Mutex
