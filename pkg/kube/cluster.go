@@ -44,10 +44,11 @@ type Node struct {
 	// Addresses are its InternalIPs, IPv4 only, in their order.
 	Addresses []netip.Addr
 	// Every is all addresses that it has by its status, of both families, inside of the
-	// cluster and out: InternalIPs first, and [MaxNodeAddresses] at most. MoreAddresses is how
-	// many there are beyond these. Its kubelet says what they are, and nothing is believed of
-	// them here.
+	// cluster and out: InternalIPs first, which are the first Internal of them, and
+	// [MaxNodeAddresses] at most. MoreAddresses is how many there are beyond these. Its kubelet
+	// says what they are, and nothing is believed of them here.
 	Every         []netip.Addr
+	Internal      int
 	MoreAddresses int
 	// PodCIDR is its IPv4 spec.podCIDR; not valid where there is none.
 	PodCIDR netip.Prefix
@@ -216,6 +217,9 @@ func (n *Node) addresses(all []corev1.NodeAddress) {
 				continue
 			}
 			n.Every = append(n.Every, ip)
+			if internal {
+				n.Internal++
+			}
 			if internal && tunnel.CheckVTEP(ip) == nil {
 				n.Addresses = append(n.Addresses, ip)
 			}

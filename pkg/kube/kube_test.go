@@ -65,7 +65,7 @@ func TestWatchCluster(t *testing.T) {
 			"b": {Name: "b", UID: "ub", Created: created.Time, Terminating: true},
 		},
 		Nodes: map[string]kube.Node{"n1": {Name: "n1", UID: "un", Created: created.Time,
-			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Every: []netip.Addr{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("192.0.2.1")}, PodCIDR: netip.MustParsePrefix("10.1.0.0/24")}},
+			Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, Every: []netip.Addr{netip.MustParseAddr("fd00::1"), netip.MustParseAddr("192.0.2.1")}, Internal: 2, PodCIDR: netip.MustParsePrefix("10.1.0.0/24")}},
 		KubernetesService: netip.MustParseAddr("10.96.0.1"),
 	}
 	if diff := cmp.Diff(want, next(t, clusters), byValue); diff != "" {
@@ -92,7 +92,7 @@ func TestManyAddresses(t *testing.T) {
 	}
 	client, _ := kubetest.New(t, node)
 	got := taken(t, client.WatchNodeLabels(t.Context()))["n1"].Node
-	if len(got.Every) != kube.MaxNodeAddresses || got.Every[0] != own || len(got.Addresses) != 1 || got.Addresses[0] != own || got.MoreAddresses != 20001-kube.MaxNodeAddresses {
+	if len(got.Every) != kube.MaxNodeAddresses || got.Every[0] != own || got.Internal != 1 || len(got.Addresses) != 1 || got.Addresses[0] != own || got.MoreAddresses != 20001-kube.MaxNodeAddresses {
 		t.Errorf("%d addresses, %d more, the first %s, InternalIPs %s", len(got.Every), got.MoreAddresses, got.Every[0], got.Addresses)
 	}
 }

@@ -108,7 +108,7 @@ func TestWatchPodPorts(t *testing.T) {
 	nodes := taken(t, client.WatchNodeLabels(t.Context()))
 	own := netip.MustParseAddr("192.0.2.1")
 	wantNodes := map[string]*kube.NodeLabels{"n1": {Labels: map[string]string{"zone": "b"}, Node: kube.Node{
-		Name: "n1", Addresses: []netip.Addr{own}, Every: []netip.Addr{own, netip.MustParseAddr("203.0.113.7")},
+		Name: "n1", Addresses: []netip.Addr{own}, Every: []netip.Addr{own, netip.MustParseAddr("203.0.113.7")}, Internal: 1,
 	}}}
 	if diff := cmp.Diff(wantNodes, nodes, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Errorf("nodes (-want +got):\n%s", diff)

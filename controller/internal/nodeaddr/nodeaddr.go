@@ -56,8 +56,9 @@ func (a Addresses) Complaint() string {
 // Of are the addresses of all Nodes, by their names. records are the hosts of the overlay.
 //
 // An address belongs to the Node whose record it is, else to the oldest Node that has it as
-// InternalIP. Others that no Node has as InternalIP, such as the address behind which several
-// leave the cluster, may be listed by several.
+// InternalIP, of either family, where no older one lists it at all: with an older Node's
+// ExternalIP as its InternalIP a stolen one would else take that away. What belongs to no Node,
+// such as the address behind which several leave the cluster, may be listed by several.
 func Of(cfg topology.Config, nodes map[string]kube.Node, records map[netip.Addr]topology.Node) map[string]Addresses {
 	owners := ownersOf(nodes, records)
 	out := make(map[string]Addresses, len(nodes))
@@ -101,11 +102,15 @@ func ownersOf(nodes map[string]kube.Node, records map[netip.Addr]topology.Node) 
 	oldest := slices.SortedFunc(maps.Values(nodes), func(a, b kube.Node) int {
 		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Name, b.Name))
 	})
+	listed := map[netip.Addr]bool{} // by older ones
 	for _, n := range oldest {
-		for _, ip := range n.Addresses {
-			if _, taken := owners[ip]; !taken {
+		for i, ip := range n.Every {
+			ip = ip.Unmap().WithZone("")
+			_, taken := owners[ip]
+			if i < n.Internal && !taken && !listed[ip] {
 				owners[ip] = owner{name: n.Name}
 			}
+			listed[ip] = true
 		}
 	}
 	return owners

@@ -21,7 +21,7 @@ func addresses(texts ...string) (out []netip.Addr) {
 }
 
 func node(name string, age int, internal []netip.Addr, others ...netip.Addr) kube.Node {
-	return kube.Node{Name: name, UID: "uid-" + name, Created: time.Unix(int64(1000-age), 0), Addresses: internal, Every: slices.Concat(internal, others)}
+	return kube.Node{Name: name, UID: "uid-" + name, Created: time.Unix(int64(1000-age), 0), Addresses: internal, Every: slices.Concat(internal, others), Internal: len(internal)}
 }
 
 // TestOf: a Node has nothing of a pod, a service or another Node, whatever its kubelet reports.
@@ -38,6 +38,7 @@ func TestOf(t *testing.T) {
 	}
 	records := map[netip.Addr]topology.Node{
 		addresses("192.0.2.2")[0]:  {Host: "record", UID: "uid-record"},
+		addresses("192.0.2.3")[0]:  {Host: "young", UID: "uid-young"},
 		addresses("192.0.2.9")[0]:  {Host: "stolen"}, // from before its UID was in it
 		addresses("192.0.2.1")[0]:  {Host: "gone", UID: "uid-gone"},
 		addresses("192.0.2.50")[0]: {Host: "balancer"},
@@ -62,6 +63,33 @@ func TestOf(t *testing.T) {
 		"127.0.0.1": "not the address of a machine", "::ffff:192.0.2.2": "the InternalIP of Node record",
 	}, why); diff != "" {
 		t.Errorf("what is refused of the stolen node (-want +got)\n%s", diff)
+	}
+}
+
+// TestOfYounger: with its InternalIPs a younger Node takes no address away from an older one, of
+// either family, whatever that one lists it as.
+func TestOfYounger(t *testing.T) {
+	external, shared := addresses("198.51.100.1")[0], addresses("203.0.113.7")[0]
+	v6 := addresses("2001:db8::1")[0]
+	nodes := map[string]kube.Node{
+		"victim": node("victim", 20, addresses("192.0.2.1", "2001:db8::1"), external, shared),
+		"other":  node("other", 10, addresses("192.0.2.2"), shared),
+		"thief":  node("thief", 1, append(addresses("192.0.2.9"), external, v6)),
+		// The same address, in another spelling, and not as InternalIP.
+		"second": node("second", 30, addresses("192.0.2.8"), netip.MustParseAddr("::ffff:192.0.2.1")),
+	}
+	got := Of(topology.DefaultConfig(), nodes, nil)
+	for name, want := range map[string][]netip.Addr{
+		"victim": nodes["victim"].Every, "other": nodes["other"].Every, "second": nodes["second"].Every,
+		// What is nobody's InternalIP alone several may have, and so the victim keeps it.
+		"thief": append(addresses("192.0.2.9"), external),
+	} {
+		if diff := cmp.Diff(want, got[name].Own, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("%s (-want +got)\n%s", name, diff)
+		}
+	}
+	if diff := cmp.Diff([]Refused{{v6, "the InternalIP of Node victim"}}, got["thief"].Refused, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("what is refused of the thief (-want +got)\n%s", diff)
 	}
 }
 

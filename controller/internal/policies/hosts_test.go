@@ -19,7 +19,7 @@ func TestAddressesOfOthers(t *testing.T) {
 	ip := netip.MustParseAddr
 	host := func(name, zone string, age int, internal netip.Addr, others ...netip.Addr) *kube.NodeLabels {
 		return &kube.NodeLabels{Labels: map[string]string{"zone": zone}, Node: kube.Node{
-			Name: name, UID: "u-" + name, Created: time.Unix(int64(1000-age), 0), Addresses: []netip.Addr{internal}, Every: append([]netip.Addr{internal}, others...),
+			Name: name, UID: "u-" + name, Created: time.Unix(int64(1000-age), 0), Addresses: []netip.Addr{internal}, Every: append([]netip.Addr{internal}, others...), Internal: 1,
 		}}
 	}
 	set := policy.Set{OfNodes: true, Nodes: "zone=b"}
@@ -39,7 +39,9 @@ func TestAddressesOfOthers(t *testing.T) {
 			t.Errorf("%s (-want +got)\n%s", what, diff)
 		}
 	}
-	records := map[netip.Addr]topology.Node{ip("192.0.2.2"): {Host: "honest", UID: "u-honest", HostIP: ip("192.0.2.2")}}
+	records := map[netip.Addr]topology.Node{
+		ip("192.0.2.2"): {Host: "honest", UID: "u-honest", HostIP: ip("192.0.2.2")}, ip("192.0.2.3"): {Host: "young", UID: "u-young", HostIP: ip("192.0.2.3")},
+	}
 	s.setNetwork(topology.DefaultConfig(), records)
 	s.setHost("honest", host("honest", "a", 1, ip("192.0.2.2")))
 	s.setHost("young", host("young", "a", 1, ip("192.0.2.3")))
@@ -51,6 +53,7 @@ func TestAddressesOfOthers(t *testing.T) {
 	// An address is the node's again whose other one is gone, and no more one's that another has by now.
 	s.setHost("young", nil)
 	expect("a node that is gone", "192.0.2.0", "192.0.2.3", "192.0.2.9")
-	s.setNetwork(topology.DefaultConfig(), map[netip.Addr]topology.Node{ip("192.0.2.9"): {Host: "honest", UID: "u-honest", HostIP: ip("192.0.2.9")}})
+	records[ip("192.0.2.9")] = topology.Node{Host: "honest", UID: "u-honest", HostIP: ip("192.0.2.9")}
+	s.setNetwork(topology.DefaultConfig(), records)
 	expect("a record that came", "192.0.2.0", "192.0.2.3")
 }

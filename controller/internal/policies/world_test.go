@@ -67,7 +67,7 @@ func newWorld(seed uint64) *world {
 	for i := range 5 {
 		ip := netip.AddrFrom4([4]byte{198, 18, 0, byte(i + 1)})
 		w.nodes[ip] = topology.Node{Host: fmt.Sprintf("n%d", i+1), HostIP: ip, Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 11, byte(i / 4), byte(i % 4 * 64)}), 26)}
-		w.hosts[w.nodes[ip].Host] = kube.NodeLabels{Labels: w.label(), Node: kube.Node{Name: w.nodes[ip].Host, Addresses: []netip.Addr{ip}, Every: []netip.Addr{ip, netip.AddrFrom4([4]byte{203, 0, 113, byte(i)})}}}
+		w.hosts[w.nodes[ip].Host] = kube.NodeLabels{Labels: w.label(), Node: kube.Node{Name: w.nodes[ip].Host, Addresses: []netip.Addr{ip}, Every: []netip.Addr{ip, netip.AddrFrom4([4]byte{203, 0, 113, byte(i)})}, Internal: 1}}
 		w.say(ip)
 	}
 	return w
