@@ -255,16 +255,16 @@ func (s *state) setNamespace(name string, labels *map[string]string) {
 	if len(s.cluster) > 0 {
 		s.touched[store.IsolationKey(name)] = true
 	}
+	before := takesStatic(s.spaces[name])
 	if labels == nil {
 		delete(s.spaces, name)
 		s.index.DeleteNamespace(name)
-		s.placeStatic(name)
-		return
+	} else {
+		s.spaces[name] = *labels
+		s.index.SetNamespace(name, *labels)
 	}
-	before := takesStatic(s.spaces[name])
-	s.spaces[name] = *labels
-	s.index.SetNamespace(name, *labels)
-	if takesStatic(*labels) != before {
+	// It looks at all pods of the cluster, and few namespaces have that label.
+	if takesStatic(s.spaces[name]) != before {
 		s.placeStatic(name)
 	}
 }

@@ -69,3 +69,27 @@ func TestStaticPods(t *testing.T) {
 		t.Errorf("%d static pods are remembered", n)
 	}
 }
+
+// TestNamespacesWithoutStaticPods: a namespace that comes or goes has pods looked at only where it takes
+// static pods, or took them: the look is at all pods of the cluster.
+func TestNamespacesWithoutStaticPods(t *testing.T) {
+	s := newState()
+	key, at := kube.PodKey{Namespace: "shop", Name: "web-n1"}, netip.MustParseAddr("172.11.0.9")
+	s.addresses[key] = map[netip.Addr]claim{at: {node: "n1", NodePod: topology.NodePod{Namespace: key.Namespace, Name: key.Name, Address: at}}}
+	s.setLabels(key, &kube.PodLabels{UID: "u", Mirror: true, Node: "n1"})
+	if !s.static[key] {
+		t.Fatal("a static pod is not passed over")
+	}
+	// What a look would find again.
+	clear(s.static)
+	s.setNamespace("shop", &map[string]string{"team": "a"})
+	s.setNamespace("shop", nil)
+	if len(s.static) > 0 {
+		t.Error("a namespace that takes no static pods had its pods looked at")
+	}
+	s.setNamespace("shop", &map[string]string{topology.StaticPodsLabel: topology.StaticPodsAllowed})
+	s.setNamespace("shop", nil)
+	if !s.static[key] {
+		t.Error("a namespace that took static pods is gone, and they are not passed over again")
+	}
+}
