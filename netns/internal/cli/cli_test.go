@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/spf13/pflag"
@@ -364,6 +365,38 @@ func TestHostileText(t *testing.T) {
 	p.show(hostile)
 	if want := eraseLine + "\uFFFD[2J n2 \uFFFD8m"; stderr.String() != want {
 		t.Errorf("progress is %q, want %q", &stderr, want)
+	}
+}
+
+// TestHostileOutput: nor does it in JSON or YAML, which mean the same all the same.
+func TestHostileOutput(t *testing.T) {
+	texts := []string{"plain text: 'ä' 网 \U0001F600", "", "0", "- a\n- b"}
+	for _, r := range "\x00\t\n\r\x1b\x7f\u0085\u009b\u00a0\u00ad\u200b\u202e\u2028\u2029\u2066\ue000\ufeff\uffff\U000110bd\U000e0041" {
+		texts = append(texts, "a: "+string(r)+" b")
+	}
+	texts = append(texts, strings.Join(texts, " "))
+	for _, format := range []string{"json", "yaml"} {
+		for _, text := range texts {
+			// Keys are people's words too, such as names of labels.
+			want := map[string][]string{"k" + text: {text, "other"}}
+			var out bytes.Buffer
+			if err := print(&program{output: format, io: IO{Out: &out}}, want, nil); err != nil {
+				t.Fatalf("%s of %q: %v", format, text, err)
+			}
+			if strings.ContainsFunc(out.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }) {
+				t.Errorf("%s of %q prints %q", format, text, &out)
+			}
+			var got map[string][]string
+			decode := json.Unmarshal
+			if format == "yaml" {
+				decode = func(data []byte, v any) error { return yaml.Unmarshal(data, v) }
+			}
+			if err := decode(out.Bytes(), &got); err != nil {
+				t.Errorf("%s of %q cannot be read: %v: %q", format, text, err, &out)
+			} else if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("%s of %q (-want +got)\n%s", format, text, diff)
+			}
+		}
 	}
 }
 

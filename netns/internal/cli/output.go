@@ -1,9 +1,13 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
+	"unicode"
+	"unicode/utf16"
+	"unicode/utf8"
 
 	"sigs.k8s.io/yaml"
 
@@ -22,12 +26,47 @@ func print[T any](p *program, v T, table func(io.Writer, T) error) error {
 	}
 	data = append(data, '\n')
 	if p.output == "yaml" {
-		if data, err = yaml.JSONToYAML(data); err != nil {
-			return fmt.Errorf("encode output: %w", err)
-		}
+		data = toYAML(data)
+	} else {
+		data = escape(data, func(out []byte, r rune) []byte {
+			for _, unit := range utf16.AppendRune(nil, r) {
+				out = fmt.Appendf(out, `\u%04x`, unit)
+			}
+			return out
+		})
 	}
 	_, err = p.io.Out.Write(data)
 	return err
+}
+
+// toYAML is JSON as YAML. With characters in it that rule a terminal, or that the library takes for
+// none of YAML, it stays as it is but for these: JSON is YAML, and strings in quotes may have escapes.
+func toYAML(data []byte) []byte {
+	out, err := yaml.JSONToYAML(data)
+	if err == nil && !bytes.ContainsFunc(data, unprintable) && !bytes.ContainsFunc(out, unprintable) {
+		return out
+	}
+	return escape(data, func(out []byte, r rune) []byte { return fmt.Appendf(out, `\U%08X`, r) })
+}
+
+// unprintable reports whether a character of the output may do something else than be seen.
+func unprintable(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }
+
+// escape writes the characters of strings in JSON that are [unprintable] as encode appends them.
+// [json] itself does so with those of ASCII but DEL, and few others.
+func escape(data []byte, encode func([]byte, rune) []byte) []byte {
+	if !bytes.ContainsFunc(data, unprintable) {
+		return data
+	}
+	var out []byte
+	for _, r := range string(data) {
+		if unprintable(r) {
+			out = encode(out, r)
+		} else {
+			out = utf8.AppendRune(out, r)
+		}
+	}
+	return out
 }
 
 func writeVersion(w io.Writer, i version.Info) error {
