@@ -196,6 +196,9 @@ func (n *hostSide) share(ctx context.Context, _ *pass) error {
 
 func (n *hostSide) wantMTU(_ context.Context, p *pass) (err error) {
 	p.mtu, err = n.mtu.Want(n.under, n.tunnelList(), n.records, n.fromEtcd)
+	if err == nil {
+		p.unwell = cmp.Or(p.unwell, n.mtu.Unwell())
+	}
 	return err
 }
 

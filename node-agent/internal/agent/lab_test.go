@@ -169,6 +169,7 @@ type machine struct {
 	astray                   error // what leads packets for pods elsewhere
 	full                     error // why the database cannot be written
 	tunnelDown               error // why the kernel has no device for the tunnels
+	mtu                      int   // of the uplink
 	gateway                  ovs.Port
 	// tunnelPort is the bridge's, guarded are those that the firewall keeps pods from.
 	tunnelPort tunnel.Port
@@ -204,7 +205,7 @@ func (m *machine) work() {
 }
 
 func newMachine() *machine {
-	return &machine{changes: make(chan struct{}, 1), links: make(chan struct{}, 1), lost: make(chan struct{}, 1)}
+	return &machine{mtu: 1500, changes: make(chan struct{}, 1), links: make(chan struct{}, 1), lost: make(chan struct{}, 1)}
 }
 
 func (m *machine) set(change func()) {
@@ -301,9 +302,11 @@ func (m *machine) AskRevalidated(ctx context.Context) (wait func() error, err er
 }
 
 func (m *machine) PathsTo(_ netip.Addr, ips []netip.Addr) map[netip.Addr]link.Path {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	found := map[netip.Addr]link.Path{}
 	for _, ip := range ips {
-		found[ip] = link.Path{Link: link.Link{Name: "eth0"}, MTU: 1500}
+		found[ip] = link.Path{Link: link.Link{Name: "eth0"}, MTU: m.mtu}
 	}
 	return found
 }
@@ -313,8 +316,12 @@ func (m *machine) ProbeNeighbour(netip.Addr) error        { return nil }
 func (m *machine) Link(n string) (link.Link, bool, error) {
 	return link.Link{Name: n, Up: true, Carrier: true}, true, nil
 }
-func (m *machine) Narrowest(underlay.Underlay) (string, int, error) { return "eth0", 1500, nil }
-func (m *machine) Make(context.Context, string)                     {}
+func (m *machine) Make(context.Context, string) {}
+func (m *machine) Narrowest(underlay.Underlay) (string, int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return "eth0", m.mtu, nil
+}
 
 // fakeUnderlay, fakeBridge and fakeHost are owners on the machine: they refuse what cannot be done
 // without what they stand on.
@@ -338,10 +345,14 @@ type (
 
 func (u fakeUnderlay) Ensure(ctx context.Context) (underlay.Underlay, bool, error) {
 	u.work()
-	if now, moved := u.Moved(labSelf.HostIP); moved {
-		return underlay.Underlay{VTEP: now, Link: "eth0", Narrowest: "eth0", MTU: 1500}, false, ctx.Err()
+	device, mtu, err := u.Narrowest(underlay.Underlay{})
+	if err != nil {
+		return underlay.Underlay{}, false, err
 	}
-	return underlay.Underlay{VTEP: labSelf.HostIP, Link: "eth0", Narrowest: "eth0", MTU: 1500}, false, ctx.Err()
+	if now, moved := u.Moved(labSelf.HostIP); moved {
+		return underlay.Underlay{VTEP: now, Link: device, Narrowest: device, MTU: mtu}, false, ctx.Err()
+	}
+	return underlay.Underlay{VTEP: labSelf.HostIP, Link: device, Narrowest: device, MTU: mtu}, false, ctx.Err()
 }
 
 func (fakeUnderlay) EnsureForwarding(context.Context, underlay.Underlay) (mended bool, err error) {

@@ -181,7 +181,7 @@ func (l *loop) pass(ctx context.Context, full bool, records <-chan topology.Snap
 
 // mtuNews says what to do after nodes have written.
 func (l *loop) mtuNews() due {
-	if l.host.mtu.Next(l.ready.is() == nil) {
+	if l.host.mtu.Next(l.ready.is() == nil) || l.host.mtu.Unwell() != nil {
 		return passNow
 	}
 	return noPass

@@ -541,6 +541,32 @@ func TestLoopTunnelDeviceGone(t *testing.T) {
 	})
 }
 
+// A link that leaves pods too little is why the node is not ready. All else goes on, with what pods have.
+func TestLoopSmallLink(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.machine.set(func() { l.machine.mtu = 600 })
+		newest(l.machine.links, struct{}{})
+		time.Sleep(resyncEvery)
+		l.notReady("eth0 leaves pods packets of 550 bytes, and they need 576")
+		before := l.count()
+		time.Sleep(time.Minute)
+		if n := l.count() - before; n > 75 {
+			t.Errorf("%d passes in a minute", n)
+		}
+		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+		synctest.Wait()
+		if got := l.table.inSwitch(); got != revision {
+			t.Errorf("the flows are those of revision %d, want %d", got, revision)
+		}
+		l.machine.set(func() { l.machine.mtu = 1250 })
+		newest(l.machine.links, struct{}{})
+		time.Sleep(resyncEvery)
+		l.isReady(revision)
+		l.stop()
+	})
+}
+
 // However often others change the database or devices, all is looked at once in a while only.
 func TestLoopIsCalm(t *testing.T) {
 	scripted(t, func(t *testing.T, l *lab) {

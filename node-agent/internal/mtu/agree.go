@@ -61,6 +61,23 @@ func (v View) Ignored() []netip.Addr {
 	return out
 }
 
+// Unheeded reports whether most other nodes send more than own, which this one carries, as its record does
+// not count for them. Their floor follows from what they carry, as [Node.Floor] has it; one that lies about
+// that is not most of them.
+func (v View) Unheeded(own int) bool {
+	others, larger := 0, 0
+	for ip, r := range v.Records.Nodes {
+		if ip == v.Self {
+			continue
+		}
+		others++
+		if own < min(topology.FloorMTU, r.Carries) && own < r.Sends {
+			larger++
+		}
+	}
+	return 2*larger > others
+}
+
 // arriving is how much may come of packets that another node says it sends.
 func (v View) arriving(sends int) int {
 	if v.Arrives == 0 {

@@ -270,7 +270,7 @@ func TestAgreeWithLies(t *testing.T) {
 func TestNarrowPath(t *testing.T) {
 	a, b := netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.3")
 	node := func(link int, paths ...Path) Node {
-		return Node{Overhead: 50, Link: "eth0", LinkMTU: link, Policy: Clamp, Floor: topology.FloorMTU, Paths: paths}
+		return Node{Overhead: 50, Link: "eth0", LinkMTU: link, Policy: Clamp, Paths: paths}
 	}
 	for name, test := range map[string]struct {
 		node   Node
@@ -281,7 +281,11 @@ func TestNarrowPath(t *testing.T) {
 		"a small route":          {node(1500, Path{Peer: a, MTU: 600, Overhead: 50}, Path{Peer: b, MTU: 1400, Overhead: 50}), 1350, 1},
 		"the least that counts":  {node(1500, Path{Peer: a, MTU: 1500, Overhead: 50, Measured: 1260}), 1210, 0},
 		"a small link":           {node(1000, Path{Peer: a, MTU: 1000, Overhead: 50}), 950, 0},
+		"a link smaller than it": {node(1000, Path{Peer: a, MTU: 1000, Overhead: 50, Measured: 626}, Path{Peer: b, MTU: 1000, Overhead: 50}), 950, 1},
 		"routes alone are small": {node(0, Path{Peer: a, MTU: 1000, Overhead: 50}), 950, 0},
+		"one route of them is":   {node(0, Path{Peer: a, MTU: 600, Overhead: 50}, Path{Peer: b, MTU: 1500, Overhead: 50}), 1450, 1},
+		"routes, small probes":   {node(0, Path{Peer: a, MTU: 1500, Overhead: 50, Measured: 626}), 1450, 1},
+		"routes, small of small": {node(0, Path{Peer: a, MTU: 1000, Overhead: 50, Measured: 626}), 950, 1},
 	} {
 		c := test.node.Capacity()
 		if c.Carries != test.want || len(c.TooNarrow) != test.narrow {
@@ -289,6 +293,40 @@ func TestNarrowPath(t *testing.T) {
 		}
 		if takes := c.Paths[a]; test.narrow > 0 && takes != 576 && takes != 550 {
 			t.Errorf("%s: the path takes %d", name, takes)
+		}
+	}
+}
+
+// TestFloorOfSmallLinks: in a cluster whose links are all small the records of others count as in any other; who
+// has a smaller link than most is the one to know it, and a single node's record makes nobody think so.
+func TestFloorOfSmallLinks(t *testing.T) {
+	ip := func(last byte) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, last}) }
+	link := func(mtu, configured int) Node { return Node{Overhead: 50, LinkMTU: mtu, Configured: configured} }
+	record := func(mtu int) topology.NodeMTU { return topology.NodeMTU{Carries: mtu, Receives: mtu, Sends: mtu} }
+	for name, test := range map[string]struct {
+		node           Node
+		others         []topology.NodeMTU
+		floor, cluster int
+		unheeded       bool
+	}{
+		"all small":             {link(1250, 0), []topology.NodeMTU{record(1200), record(1200)}, 1200, 1200, false},
+		"all small but one":     {link(1250, 0), []topology.NodeMTU{record(1200), record(9000)}, 1200, 1200, false},
+		"one lies":              {link(1250, 0), []topology.NodeMTU{record(1200), record(576)}, 1200, 1200, false},
+		"small among large":     {link(1250, 0), []topology.NodeMTU{record(1450), record(1450)}, 1200, 1200, true},
+		"of two nodes":          {link(1250, 0), []topology.NodeMTU{record(1450)}, 1200, 1200, true},
+		"smaller among small":   {link(1000, 0), []topology.NodeMTU{record(1200), record(1200)}, 950, 950, true},
+		"large, older agents":   {link(1250, 0), []topology.NodeMTU{{Carries: 1450, Receives: 1450, Sends: 1200}}, 1200, 1200, false},
+		"--mtu on all":          {link(1500, 1200), []topology.NodeMTU{record(1200), record(1200)}, 1200, 1200, false},
+		"large among small":     {link(1500, 0), []topology.NodeMTU{record(1200), record(1200)}, topology.FloorMTU, 1450, false},
+		"a link that is larger": {link(1350, 0), []topology.NodeMTU{record(1450), record(1450)}, topology.FloorMTU, 1300, false},
+	} {
+		v := View{Self: ip(1), Floor: test.node.Floor(), Records: topology.MTUs{Nodes: map[netip.Addr]topology.NodeMTU{}}}
+		for i, r := range test.others {
+			v.Records.Nodes[ip(byte(i+2))] = r
+		}
+		own := test.node.Capacity().Carries
+		if v.Floor != test.floor || v.Cluster(own) != test.cluster || v.Unheeded(own) != test.unheeded {
+			t.Errorf("%s: floor %d, cluster %d, unheeded %v; want %d, %d, %v", name, v.Floor, v.Cluster(own), v.Unheeded(own), test.floor, test.cluster, test.unheeded)
 		}
 	}
 }

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // Policy says what a black hole does: a path that loses large packets and does
@@ -50,9 +52,26 @@ type Node struct {
 	LinkMTU int
 	Paths   []Path
 	Policy  Policy
-	// Floor is the least MTU of pods that the path to one peer brings about, bytes: that peer may
-	// be who makes it small, by what it answers. It is told what is too large for it instead.
-	Floor int
+}
+
+// Floor is the least MTU of pods that another node's record, or the path to it, brings about, bytes: that
+// node may be who makes it small, by what it writes and answers. It is told what is too large for it instead.
+// It is no more than this node's own link gives, or, where only routes are known, the widest of them, which
+// no peer makes: a cluster whose links are all small agrees as any other. Who asked for less means it.
+func (n Node) Floor() int {
+	own := n.LinkMTU - n.Overhead
+	if n.LinkMTU == 0 {
+		own = topology.FloorMTU
+		for i, p := range n.Paths {
+			if size := p.MTU - p.Overhead; i == 0 || size > own {
+				own = size
+			}
+		}
+	}
+	if n.Configured > 0 {
+		own = min(own, n.Configured)
+	}
+	return min(topology.FloorMTU, own)
 }
 
 // Capacity is what the paths of a node carry. Sizes are bytes of a pod's IP packet.
@@ -81,9 +100,10 @@ func (n Node) Capacity() Capacity {
 	least(n.LinkMTU-n.Overhead, n.Link)
 	// In order, so that of equals always the same is named.
 	paths := slices.SortedFunc(slices.Values(n.Paths), func(a, b Path) int { return a.Peer.Compare(b.Peer) })
+	floor := n.Floor()
 	for _, p := range paths {
 		c.takes(p.Peer, p.MTU-p.Overhead)
-		if n.tooNarrow(p.MTU - p.Overhead) {
+		if p.MTU-p.Overhead < floor {
 			c.tooNarrow(p.Peer)
 			continue
 		}
@@ -99,7 +119,7 @@ func (n Node) Capacity() Capacity {
 		c.takes(p.Peer, p.Measured-p.Overhead)
 		switch {
 		case n.Policy == Report:
-		case n.tooNarrow(p.Measured - p.Overhead):
+		case p.Measured-p.Overhead < floor:
 			c.tooNarrow(p.Peer)
 		default:
 			least(p.Measured-p.Overhead, fmt.Sprintf("the path to %s (black hole)", p.Peer))
@@ -108,12 +128,6 @@ func (n Node) Capacity() Capacity {
 	c.Clamped = n.Configured > c.Carries && c.Carries > 0
 	least(n.Configured, "--mtu")
 	return c
-}
-
-// tooNarrow reports whether a path that takes size of a pod's packet does not count. Where only
-// routes are known they count as they are.
-func (n Node) tooNarrow(size int) bool {
-	return n.LinkMTU-n.Overhead >= n.Floor && size < n.Floor
 }
 
 func (c *Capacity) tooNarrow(peer netip.Addr) {

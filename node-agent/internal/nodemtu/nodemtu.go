@@ -99,6 +99,8 @@ type MTU struct {
 	tunnels desired.Tunnels
 
 	capacity mtu.Capacity
+	// floor is the least that a record or a path to one peer counts with, see [mtu.Node.Floor].
+	floor int
 	// arrives is the largest packet that can come at all; 0 where that is not known.
 	arrives int
 	// ignored are the nodes whose records do not count, as told last.
@@ -147,15 +149,23 @@ func (n *MTU) Measured() <-chan struct{} {
 }
 
 func (n *MTU) mtuView() mtu.View {
-	return mtu.View{Self: n.cfg.Self, Records: n.view, Floor: n.floor(), Arrives: n.arrives, Confirmed: n.writer.confirmed(n.view.Revision)}
+	return mtu.View{Self: n.cfg.Self, Records: n.view, Floor: n.floor, Arrives: n.arrives, Confirmed: n.writer.confirmed(n.view.Revision)}
 }
 
-// floor is the least MTU of pods that counts, bytes: an operator who asked for less means it.
-func (n *MTU) floor() int {
-	if n.cfg.Configured > 0 {
-		return min(topology.FloorMTU, n.cfg.Configured)
+// tooSmall reports whether pods cannot do with what the node's paths carry.
+func (n *MTU) tooSmall() bool { return n.capacity.Carries < topology.MinMTU }
+
+// Unwell is why packets that pods of this node are sent do not come; nil where they do. It is for the operator
+// to mend, and all else of the node is kept up meanwhile.
+func (n *MTU) Unwell() error {
+	c := n.capacity
+	switch {
+	case n.tooSmall():
+		return fmt.Errorf("%s leaves pods packets of %d bytes, and they need %d: raise its MTU (ip link set dev DEVICE mtu BYTES)", c.Limit, c.Carries, topology.MinMTU)
+	case n.mtuView().Unheeded(c.Carries):
+		return fmt.Errorf("%s leaves pods packets of %d bytes, and most other nodes, whose links are larger, send more: raise its MTU (ip link set dev DEVICE mtu BYTES), or give the agents of all nodes --mtu %d", c.Limit, c.Carries, c.Carries)
 	}
-	return topology.FloorMTU
+	return nil
 }
 
 // next is the next step towards the cluster's MTU: what to set, and then to write.
@@ -179,6 +189,12 @@ func (n *MTU) Want(under underlay.Underlay, tunnels desired.Tunnels, records *to
 			return mtu.Values{}, err
 		}
 		n.has, n.read = has, true
+	}
+	if n.tooSmall() { // pods that run keep what they have, and nobody is told another thing
+		if n.has == mtu.Nothing {
+			return mtu.Values{Receives: topology.MinMTU, Sends: topology.MinMTU}, nil
+		}
+		return n.has, nil
 	}
 	set, write := n.next()
 	if set.Receives < math.MaxInt && set.Sends > 0 {
@@ -224,8 +240,8 @@ func (n *MTU) Done(set mtu.Values) (narrow map[netip.Addr]int) {
 
 // writeRecord writes the node's record where it says something else.
 func (n *MTU) writeRecord(write mtu.Values) {
-	if !n.seen {
-		return // it would say what does not fit the others'
+	if !n.seen || n.tooSmall() {
+		return // it would say what does not fit the others', or what no record may
 	}
 	record := topology.NodeMTU{
 		Host: n.cfg.Name, HostIP: n.cfg.Self, Carries: n.capacity.Carries, Receives: write.Receives, Sends: write.Sends,
@@ -260,8 +276,11 @@ func namePeers(peers []netip.Addr) string {
 // Next does what follows from news of other nodes or of what was written: it writes the node's record. It
 // reports whether a pass has to set something before; ready is that all was well after the last one.
 func (n *MTU) Next(ready bool) (pass bool) {
-	if n.capacity.Carries == 0 || !ready {
+	if !n.read || !ready {
 		return true
+	}
+	if n.tooSmall() {
+		return false
 	}
 	set, write := n.next()
 	if set != n.has {
@@ -298,7 +317,7 @@ func (n *MTU) measure(under underlay.Underlay, tunnels desired.Tunnels, records 
 		n.paths, n.records, n.stale = n.findPaths(records), records, false
 	}
 	node := mtu.Node{
-		Overhead: n.tunnels.Overhead(), Configured: n.cfg.Configured, Link: under.Narrowest, LinkMTU: under.MTU, Paths: n.paths, Policy: n.cfg.Policy, Floor: n.floor(),
+		Overhead: n.tunnels.Overhead(), Configured: n.cfg.Configured, Link: under.Narrowest, LinkMTU: under.MTU, Paths: n.paths, Policy: n.cfg.Policy,
 	}
 	n.arrives = node.Arrives()
 	if node.LinkMTU == 0 && len(node.Paths) == 0 {
@@ -316,14 +335,9 @@ func (n *MTU) measure(under underlay.Underlay, tunnels desired.Tunnels, records 
 		}
 	}
 	now := node.Capacity()
+	n.floor = node.Floor()
 	n.tellCapacity(n.capacity, now)
 	n.capacity = now
-	switch {
-	case now.Carries < topology.MinMTU:
-		return fmt.Errorf("%s leaves pods packets of %d bytes, and they need %d: raise its MTU (ip link set dev DEVICE mtu BYTES)", now.Limit, now.Carries, topology.MinMTU)
-	case now.Carries < n.floor():
-		return fmt.Errorf("%s leaves pods packets of %d bytes, and other nodes send less than %d for nobody: raise its MTU (ip link set dev DEVICE mtu BYTES), or give the agents of all nodes --mtu %d", now.Limit, now.Carries, n.floor(), now.Carries)
-	}
 	return nil
 }
 
@@ -374,7 +388,7 @@ func (n *MTU) tellCapacity(was, now mtu.Capacity) {
 	for _, peer := range now.TooNarrow {
 		if !slices.Contains(was.TooNarrow, peer) {
 			n.cfg.Logger.Warn("the path to a node carries less than pods need: they send no less for it, and are told what is too large for that node alone. Mend the path, or give the agents of all nodes --mtu",
-				"node", peer, "carries", now.Paths[peer], "least", n.floor())
+				"node", peer, "carries", now.Paths[peer], "least", n.floor)
 		}
 	}
 	for _, peer := range now.BlackHoles {
@@ -394,7 +408,7 @@ func (n *MTU) tellIgnored() {
 	for _, ip := range now {
 		if r := n.view.Nodes[ip]; !slices.Contains(n.ignored, ip) {
 			n.cfg.Logger.Warn("the MTU record of a node does not count: pods would have less than they need. Raise the MTU of that node's underlay, or give the agents of all nodes --mtu",
-				"node", ip, "carries", r.Carries, "receives", r.Receives, "least", n.floor())
+				"node", ip, "carries", r.Carries, "receives", r.Receives, "least", n.floor)
 		}
 	}
 	n.ignored = now

@@ -115,15 +115,21 @@ func TestWantFromCopy(t *testing.T) {
 	}
 }
 
-// TestFloor: a node whose own link is too small for pods says so, and how it may be; the record of
-// another that says so does not count, and is named.
+// TestFloor: a node on a small underlay agrees with the others there, who are on it too. One that is smaller than
+// most says so and how it may be, and goes on all the same. A record that does not count is named.
 func TestFloor(t *testing.T) {
 	s := &stack{mtu: 1250, paths: map[netip.Addr]int{peerB: 1250, peerC: 1250}}
 	m, said := of(s, nowhere)
-	if _, err := m.Want(s.under(), vxlan, twoPeers(), false); err == nil || !strings.Contains(err.Error(), "eth0 leaves pods packets of 1200 bytes") || !strings.Contains(err.Error(), "--mtu 1200") {
-		t.Errorf("a link that is too small: %v", err)
+	small, large := topology.NodeMTU{Carries: 1200, Receives: 1200, Sends: 1200}, topology.NodeMTU{Carries: 1450, Receives: 1450, Sends: 1450}
+	wants(t, m, s, twoPeers(), false, mtu.Values{Receives: 1200, Sends: 1200})
+	m.See(topology.MTUs{Revision: 4, Nodes: map[netip.Addr]topology.NodeMTU{peerB: small, peerC: small}})
+	if err := m.Unwell(); err != nil || len(m.mtuView().Ignored()) > 0 {
+		t.Errorf("all on a small underlay: %v, ignores %v", err, m.mtuView().Ignored())
 	}
-	m.cfg.Configured = 1200 // as the error says
+	m.See(topology.MTUs{Revision: 4, Nodes: map[netip.Addr]topology.NodeMTU{peerB: large, peerC: large}})
+	if err := m.Unwell(); err == nil || !strings.Contains(err.Error(), "eth0 leaves pods packets of 1200 bytes") || !strings.Contains(err.Error(), "--mtu 1200") {
+		t.Errorf("a link that is too small among others: %v", err)
+	}
 	wants(t, m, s, twoPeers(), false, mtu.Values{Receives: 1200, Sends: 1200})
 	for range 2 {
 		m.See(topology.MTUs{Revision: 5, Nodes: map[netip.Addr]topology.NodeMTU{peerB: {HostIP: peerB, Carries: 576, Receives: 576, Sends: 576}}})
@@ -131,6 +137,34 @@ func TestFloor(t *testing.T) {
 	}
 	if n := strings.Count(said.String(), "does not count"); n != 1 || !strings.Contains(said.String(), "node="+peerB.String()) {
 		t.Errorf("said %d times: %s", n, said)
+	}
+}
+
+// TestTooSmall: a link that leaves less than pods can do with is why the node is not well. Pods keep what they have,
+// a node without pods goes on as well, and its record stays what it was.
+func TestTooSmall(t *testing.T) {
+	s := &stack{mtu: 600, paths: map[netip.Addr]int{peerB: 600, peerC: 600}}
+	m, _ := of(s, nowhere)
+	m.See(topology.MTUs{Revision: 4})
+	wants(t, m, s, twoPeers(), true, mtu.Values{Receives: topology.MinMTU, Sends: topology.MinMTU})
+	s.mtu, s.paths = 1500, map[netip.Addr]int{peerB: 1500, peerC: 1500}
+	m.RoutesChanged()
+	if _, err := m.Want(s.under(), vxlan, twoPeers(), false); err != nil || m.Unwell() != nil {
+		t.Errorf("mended: %v, %v", err, m.Unwell())
+	}
+	m, _ = of(s, nowhere)
+	wants(t, m, s, twoPeers(), false, mtu.Values{Receives: 1450, Sends: 1450})
+	m.Done(mtu.Values{Receives: 1450, Sends: 1450})
+	m.See(topology.MTUs{Revision: 4})
+	s.mtu = 600
+	wrote := m.writer.number
+	wants(t, m, s, twoPeers(), true, mtu.Values{Receives: 1450, Sends: 1450})
+	m.Done(m.Has())
+	if err := m.Unwell(); err == nil || !strings.Contains(err.Error(), "eth0 leaves pods packets of 550 bytes, and they need 576") {
+		t.Errorf("unwell: %v", err)
+	}
+	if m.writer.number != wrote || m.Next(true) || !m.Next(false) {
+		t.Error("it writes what no record may say, or passes follow each other at once")
 	}
 }
 
