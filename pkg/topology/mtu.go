@@ -10,8 +10,8 @@ const (
 	// MinMTU is the least MTU of pods, bytes: what every IPv4 host must accept whole
 	// (RFC 791, section 3.2).
 	MinMTU = 576
-	// FloorMTU is the least MTU of pods, bytes, that a node takes another's word for, and that it
-	// is ready with itself, where nobody asked for less: what the tunnel that adds most (VXLAN over
+	// FloorMTU is the least MTU of pods, bytes, that a node takes another's word for, where its
+	// own link gives as much and nobody asked for less: what the tunnel that adds most (VXLAN over
 	// IPv6, 70) leaves of the least link of IPv6 (RFC 8200, section 5). Whoever rules one node
 	// would else have all pods of the cluster send [MinMTU].
 	FloorMTU = 1280 - 70

@@ -36,6 +36,8 @@ type hostSide struct {
 	log      *slog.Logger
 	// readdressed is since when another address stands in the place of the node's; zero while none does.
 	readdressed time.Time
+	// backless is why the kernel lacked a device of the tunnels at the last look at them.
+	backless error
 }
 
 // hostSettings do not change while the agent runs.
@@ -88,7 +90,7 @@ type uplinkSharer interface {
 
 // bridgeOwner is [bridge.Ensure] on the node's switch.
 type bridgeOwner interface {
-	Ensure(ctx context.Context, spec bridge.Spec) (ports desired.Ports, changed bool, err error)
+	Ensure(ctx context.Context, spec bridge.Spec) (ports desired.Ports, changed bool, refused, err error)
 	// EnsureBackers sees that the kernel datapath has the devices of the tunnels, and says what was amiss.
 	EnsureBackers(ctx context.Context, spec bridge.Spec) (mended []string, err error)
 }
@@ -210,7 +212,7 @@ func (n *hostSide) route(ctx context.Context, p *pass) error {
 }
 
 func (n *hostSide) ensureBridge(ctx context.Context, p *pass) (err error) {
-	p.ports, _, err = n.bridge.Ensure(ctx, n.bridgeSpec(p))
+	p.ports, _, p.refused, err = n.bridge.Ensure(ctx, n.bridgeSpec(p))
 	return err
 }
 
@@ -225,19 +227,34 @@ func (n *hostSide) bridgeSpec(p *pass) bridge.Spec {
 // userspace by what it knows of the node's address.
 func (n *hostSide) listen(ctx context.Context, p *pass) error {
 	if n.settings.datapath == ovs.DatapathSystem {
-		mended, err := n.bridge.EnsureBackers(ctx, n.bridgeSpec(p))
-		if len(mended) > 0 {
-			n.metrics.hostRepairs.Inc()
-			n.log.Warn("somebody had changed the devices that tunnel packets come and go by: put right", "found", mended)
-		}
-		p.unwell = cmp.Or(p.unwell, err) // pods of this node reach each other all the same
-		return ctx.Err()
+		return n.backTunnels(ctx, p)
 	}
+	p.unwell = cmp.Or(p.unwell, p.refused)
 	mended, err := n.peers.Listen(ctx, n.under.Link, n.tunnelList().UDPPorts())
 	if mended {
 		n.metrics.hostRepairs.Inc()
 	}
 	return err
+}
+
+// backTunnels sees to the kernel's devices of the tunnels. One that it cannot have is made anew with each pass that
+// reads back all there is, not with each of those that follow each other while the node is not well. Pods of this
+// node reach each other all the same.
+func (n *hostSide) backTunnels(ctx context.Context, p *pass) error {
+	if p.full || n.backless == nil {
+		mended, err := n.bridge.EnsureBackers(ctx, n.bridgeSpec(p))
+		if len(mended) > 0 {
+			n.metrics.hostRepairs.Inc()
+			n.log.Warn("somebody had changed the devices that tunnel packets come and go by: put right", "found", mended)
+			p.refused = nil // the port is another one; the next pass asks for it
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		n.backless = err
+	}
+	p.unwell = cmp.Or(p.unwell, n.backless, p.refused)
+	return nil
 }
 
 func (n *hostSide) ensureHost(ctx context.Context, p *pass) error {

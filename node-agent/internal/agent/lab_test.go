@@ -170,7 +170,11 @@ type machine struct {
 	full                     error // why the database cannot be written
 	tunnelDown               error // why the kernel has no device for the tunnels
 	mtu                      int   // of the uplink
-	gateway                  ovs.Port
+	// tunnelRefused is that ovs-vswitchd has the tunnel's port in its database only, since it was made anew so many
+	// times.
+	tunnelRefused bool
+	remakes       int
+	gateway       ovs.Port
 	// tunnelPort is the bridge's, guarded are those that the firewall keeps pods from.
 	tunnelPort tunnel.Port
 	guarded    []tunnel.Port
@@ -365,16 +369,16 @@ func (u fakeUnderlay) Moved(netip.Addr) (now netip.Addr, moved bool) {
 	return u.address, u.address.IsValid()
 }
 
-func (b fakeBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports, bool, error) {
+func (b fakeBridge) Ensure(ctx context.Context, spec bridge.Spec) (ports desired.Ports, changed bool, refused, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case b.databaseAway:
-		return desired.Ports{}, false, ovs.ErrDisconnected
+		return desired.Ports{}, false, nil, ovs.ErrDisconnected
 	case b.switchAway:
-		return desired.Ports{}, false, errors.New("ovs-vswitchd does not take the bridge in")
+		return desired.Ports{}, false, nil, errors.New("ovs-vswitchd does not take the bridge in")
 	case spec.MTU < topology.MinMTU || !spec.Gateway.IsValid() || len(spec.Tunnels) == 0:
-		return desired.Ports{}, false, fmt.Errorf("no bridge is made as %+v", spec)
+		return desired.Ports{}, false, nil, fmt.Errorf("no bridge is made as %+v", spec)
 	}
 	at := spec.Tunnels.Named(desired.NodeTunnel).Port
 	if b.tunnelPort != 0 && b.tunnelPort != at && !slices.Contains(b.guarded, at) {
@@ -382,16 +386,25 @@ func (b fakeBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports
 	}
 	b.tunnelPort = at
 	b.gateway = ovs.Port{Name: bridge.GatewayPort, MTURequest: spec.MTU}
-	return desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: 1}, Gateway: 2}, false, ctx.Err()
+	if b.tunnelRefused {
+		refused = fmt.Errorf("no tunnel: %w", &ovs.PortError{Port: desired.NodeTunnel})
+	}
+	return desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: desired.NodeOfport}, Gateway: 2}, false, refused, ctx.Err()
 }
 
 func (b fakeBridge) EnsureBackers(ctx context.Context, spec bridge.Spec) ([]string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.tunnelDown == nil {
-		return nil, ctx.Err()
+	switch {
+	case b.tunnelDown != nil: // the port was made anew, and has no device
+		b.tunnelRefused = true
+		b.remakes++
+		return nil, b.tunnelDown
+	case b.tunnelRefused:
+		b.tunnelRefused = false
+		return []string{"the device was gone"}, ctx.Err()
 	}
-	return nil, b.tunnelDown
+	return nil, ctx.Err()
 }
 
 func (h fakeHost) Ensure(ctx context.Context, spec hostnet.Spec) (bool, error) {

@@ -380,7 +380,7 @@ type switchBridge struct {
 }
 
 // Ensure implements bridgeOwner.
-func (s switchBridge) Ensure(ctx context.Context, spec bridge.Spec) (desired.Ports, bool, error) {
+func (s switchBridge) Ensure(ctx context.Context, spec bridge.Spec) (ports desired.Ports, changed bool, refused, err error) {
 	return bridge.Ensure(ctx, s.client, spec)
 }
 

@@ -31,6 +31,8 @@ type pass struct {
 	// bridge's own.
 	source netip.Addr
 	ports  desired.Ports
+	// refused is why Open vSwitch does not have a tunnel.
+	refused error
 	// unwell is why pods do not reach what they should although all of the agent's own
 	// is as it should be.
 	unwell error

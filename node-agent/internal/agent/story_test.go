@@ -522,7 +522,8 @@ func TestLoopWayOutClosed(t *testing.T) {
 	})
 }
 
-// While the kernel has no device for the tunnels the node is not ready, and pods that run keep what they have.
+// While the kernel has no device for the tunnels, whose port is therefore refused, the node is not ready, and pods that
+// run keep what they have. The port is made anew now and then.
 func TestLoopTunnelDeviceGone(t *testing.T) {
 	scripted(t, func(t *testing.T, l *lab) {
 		l.start()
@@ -530,12 +531,18 @@ func TestLoopTunnelDeviceGone(t *testing.T) {
 		time.Sleep(resyncEvery)
 		l.notReady("vxlan_sys_4789")
 		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
-		time.Sleep(resyncEvery)
+		time.Sleep(4 * resyncEvery)
+		l.notReady("vxlan_sys_4789")
 		if got := l.table.inSwitch(); got != revision {
 			t.Errorf("the flows are those of revision %d, want %d", got, revision)
 		}
-		l.machine.set(func() { l.machine.tunnelDown = nil })
-		time.Sleep(2 * lastPause)
+		l.machine.set(func() {
+			if n := l.machine.remakes; n < 4 || n > 6 {
+				t.Errorf("the port was made anew %d times in five passes that read back all there is", n)
+			}
+			l.machine.tunnelDown = nil
+		})
+		time.Sleep(resyncEvery + 2*lastPause)
 		l.isReady(revision)
 		l.stop()
 	})

@@ -20,11 +20,15 @@ type Devices interface {
 // packets come and go by: that it is there, up, and has the MTU that Open vSwitch made it with. It says what
 // it had to mend. Open vSwitch itself makes these devices and never looks at them again: it passes over all
 // news of them (process_dpif_port_change, ofproto/ofproto-dpif.c), and says of the ports that they are up
-// (netdev_vport_update_flags, lib/netdev-vport.c). The ports are there, as [Ensure] leaves them.
+// (netdev_vport_update_flags, lib/netdev-vport.c). The ports are in the database, as [Ensure] leaves them; one that
+// Open vSwitch refused because it could not have its device is tried anew.
 func EnsureBackers(ctx context.Context, sw Switch, devices Devices, spec Spec) (mended []string, err error) {
 	for _, t := range spec.Tunnels {
 		did, err := ensureBacker(ctx, sw, devices, spec, t)
 		mended = append(mended, did...)
+		if isRefused(err) {
+			return mended, err // it says of which tunnel
+		}
 		if err != nil {
 			return mended, fmt.Errorf("tunnel %s of bridge %s: %w", t.Name, spec.Name, err)
 		}
@@ -48,7 +52,9 @@ func ensureBacker(ctx context.Context, sw Switch, devices Devices, spec Spec, t 
 		}
 	}
 	if !there {
-		if err := remake(ctx, sw, spec, t); err != nil {
+		if err := remake(ctx, sw, spec, t); isRefused(err) {
+			return nil, noTunnel(spec, t, err)
+		} else if err != nil {
 			return nil, err
 		}
 		if l, there, err = backer(devices, device); err != nil {

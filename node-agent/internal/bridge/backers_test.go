@@ -76,8 +76,11 @@ func (k *kernel) EnsurePort(_ context.Context, _ string, spec ovs.PortSpec) (boo
 }
 
 func (k *kernel) WaitOfport(_ context.Context, name string) (uint32, error) {
-	for _, n := range k.rows {
+	for device, n := range k.rows {
 		if n == name {
+			if _, ok := k.devices[device]; !ok {
+				return 0, &ovs.PortError{Port: name}
+			}
 			return map[string]uint32{"vxlan0": 1, "vxlan1": 3}[name], nil
 		}
 	}
@@ -168,7 +171,11 @@ func TestBackersMissing(t *testing.T) {
 		t.Errorf("%v, %d ports deleted", err, k.deleted)
 	}
 	k.away, k.makes = nil, false
-	if _, err := EnsureBackers(t.Context(), k, k, spec); err == nil || !strings.Contains(err.Error(), "vxlan_sys_4789") || k.rows["vxlan_sys_4789"] == "" {
+	if _, err := EnsureBackers(t.Context(), k, k, spec); err == nil || !strings.Contains(err.Error(), "UDP port 4789") || k.rows["vxlan_sys_4789"] == "" {
 		t.Errorf("%v; ports %v", err, k.rows)
+	}
+	k.makes = true
+	if mended, err := EnsureBackers(t.Context(), k, k, spec); err != nil || len(mended) != 1 {
+		t.Errorf("when it can be had: %v, %v", mended, err)
 	}
 }

@@ -4,7 +4,9 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 
@@ -68,8 +70,9 @@ type Spec struct {
 }
 
 // Ensure makes the bridge what spec says and returns its ports' numbers. It
-// changes only what differs.
-func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, changed bool, err error) {
+// changes only what differs. refused is why Open vSwitch has no tunnel where there is to be one, as its kernel
+// may refuse: flows then have the number that the tunnel asks for, and pods of this node reach each other.
+func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, changed bool, refused, err error) {
 	gatewayMAC := topology.MAC(spec.Gateway)
 	steps := []func() (bool, error){
 		func() (bool, error) {
@@ -96,20 +99,36 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 	for _, step := range steps {
 		c, err := step()
 		if err != nil {
-			return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
+			return ports, changed, nil, fmt.Errorf("bridge %s: %w", spec.Name, err)
 		}
 		changed = changed || c
 	}
 	ports.Tunnels = make(map[string]uint32, len(spec.Tunnels))
 	for _, t := range spec.Tunnels {
-		if ports.Tunnels[t.Name], err = sw.WaitOfport(ctx, t.Name); err != nil {
-			return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
+		number, err := sw.WaitOfport(ctx, t.Name)
+		switch {
+		case isRefused(err):
+			number, refused = t.Ofport, cmp.Or(refused, noTunnel(spec, t, err))
+		case err != nil:
+			return ports, changed, nil, fmt.Errorf("bridge %s: %w", spec.Name, err)
 		}
+		ports.Tunnels[t.Name] = number
 	}
 	if ports.Gateway, err = sw.WaitOfport(ctx, GatewayPort); err != nil {
-		return ports, changed, fmt.Errorf("bridge %s: %w", spec.Name, err)
+		return ports, changed, nil, fmt.Errorf("bridge %s: %w", spec.Name, err)
 	}
-	return ports, changed, nil
+	return ports, changed, refused, nil
+}
+
+// isRefused reports whether err is that Open vSwitch cannot bring a port into the datapath.
+func isRefused(err error) bool {
+	var refused *ovs.PortError
+	return errors.As(err, &refused)
+}
+
+// noTunnel says that no packet comes or goes by tunnel t, as Open vSwitch does not have it because of err.
+func noTunnel(spec Spec, t desired.Tunnel, err error) error {
+	return fmt.Errorf("tunnel %s of bridge %s: no packet comes or goes by it: %w (is another device at UDP port %s? ip -d link show type %s)", t.Name, spec.Name, err, t.Port, t.Type)
 }
 
 // ensureTunnels makes the tunnel ports, and removes those of its own that are none any

@@ -38,9 +38,9 @@ func TestEnsure(t *testing.T) {
 	spec := Spec{
 		Name: "br0", Datapath: "dummy", VTEP: netip.MustParseAddr("198.18.0.1"), Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: desired.NodeTunnels(netip.MustParseAddr("198.18.0.1"), tunnel.Encap{Type: tunnel.VXLAN, Port: 4790}),
 	}
-	ports, changed, err := Ensure(ctx, client, spec)
-	if err != nil {
-		t.Fatal(err)
+	ports, changed, refused, err := Ensure(ctx, client, spec)
+	if err != nil || refused != nil {
+		t.Fatal(err, refused)
 	}
 	if !changed || !ports.Equal(desired.Ports{Tunnels: map[string]uint32{"vxlan0": 1}, Gateway: 2}) {
 		t.Errorf("changed %t, ports %+v", changed, ports)
@@ -50,19 +50,19 @@ func TestEnsure(t *testing.T) {
 	}
 	o.VSCtl("set", "bridge", "br0", "external_ids:somebody=else", "other_config:mac-table-size=100")
 	o.VSCtl("add-port", "br0", "foreign", "--", "set", "interface", "foreign", "type=internal")
-	if _, changed, err = Ensure(ctx, client, spec); err != nil || changed {
+	if _, changed, refused, err = Ensure(ctx, client, spec); err != nil || refused != nil || changed {
 		t.Errorf("again: changed %t, %v", changed, err)
 	}
 	o.VSCtl("set", "bridge", "br0", "fail_mode=standalone")
 	o.VSCtl("del-port", "tun0")
-	if _, changed, err = Ensure(ctx, client, spec); err != nil || !changed {
+	if _, changed, refused, err = Ensure(ctx, client, spec); err != nil || refused != nil || !changed {
 		t.Errorf("after damage: changed %t, %v", changed, err)
 	}
 	if got := o.VSCtl("get", "interface", "vxlan0", "options"); strings.Contains(got, "local_ip") {
 		t.Errorf("options of vxlan0 are %s: bound to an address without a source", got)
 	}
 	spec.TunnelSource = spec.VTEP
-	if _, changed, err = Ensure(ctx, client, spec); err != nil || !changed {
+	if _, changed, refused, err = Ensure(ctx, client, spec); err != nil || refused != nil || !changed {
 		t.Errorf("with a source: changed %t, %v", changed, err)
 	}
 	for _, tc := range []struct{ want, table, record, column string }{
@@ -112,11 +112,11 @@ func TestTunnels(t *testing.T) {
 		{"none but the second", desired.Tunnels{second}, map[string]uint32{"vxlan1": 3}, true},
 		{"one", one, map[string]uint32{"vxlan0": 1}, true},
 	} {
-		ports, changed, err := Ensure(ctx, client, Spec{
+		ports, changed, refused, err := Ensure(ctx, client, Spec{
 			Name: "br0", Datapath: "dummy", VTEP: vtep, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: step.tunnels, TunnelSource: vtep,
 		})
-		if err != nil {
-			t.Fatalf("%s: %v", step.name, err)
+		if err != nil || refused != nil {
+			t.Fatalf("%s: %v, refused %v", step.name, err, refused)
 		}
 		if want := (desired.Ports{Tunnels: step.want, Gateway: 2}); !ports.Equal(want) || changed != step.changed {
 			t.Errorf("%s: ports %+v, want %+v; changed: %t", step.name, ports, want, changed)
@@ -137,6 +137,33 @@ func TestTunnels(t *testing.T) {
 		if diff := cmp.Diff(want, has); diff != "" {
 			t.Errorf("%s: tunnels of the bridge (-want +got):\n%s", step.name, diff)
 		}
+	}
+}
+
+// TestTunnelRefused: a tunnel that Open vSwitch cannot have keeps the number that it asks for, and is no reason to leave
+// the rest of the bridge as it was.
+func TestTunnelRefused(t *testing.T) {
+	o, client, ctx := connected(t)
+	vtep := netip.MustParseAddr("198.18.0.1")
+	o.AddBridge("br9", "dummy")
+	// Of two tunnels that differ in nothing the second is refused.
+	o.VSCtl("add-port", "br9", "theirs", "--", "set", "interface", "theirs", "type=vxlan", "options:key=flow", "options:remote_ip=flow", "options:dst_port=4789")
+	spec := Spec{
+		Name: "br0", Datapath: "dummy", VTEP: vtep, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: desired.NodeTunnels(vtep, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}),
+	}
+	want := desired.Ports{Tunnels: map[string]uint32{"vxlan0": 1}, Gateway: 2}
+	for range 2 {
+		ports, _, refused, err := Ensure(ctx, client, spec)
+		if err != nil || !isRefused(refused) || !strings.Contains(refused.Error(), "UDP port 4789") || !ports.Equal(want) {
+			t.Fatalf("ports %+v, refused %v, %v; want %+v", ports, refused, err, want)
+		}
+	}
+	o.VSCtl("del-port", "theirs")
+	if err := client.Sync(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if ports, _, refused, err := Ensure(ctx, client, spec); err != nil || refused != nil || !ports.Equal(want) {
+		t.Errorf("when it can have it: ports %+v, refused %v, %v; want %+v", ports, refused, err, want)
 	}
 }
 
