@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,8 +45,8 @@ func (n *ownRecord) place(_ context.Context, p *pass) error {
 	if err := n.identity.LockedOut(health, n.self); err != nil {
 		return err
 	}
-	if errors.Is(health, store.ErrCredentials) {
-		return fmt.Errorf("this node does not follow the records, and pods keep their network as it was: put the file back: %w", health)
+	if errors.Is(health, store.ErrCredentials) { // what pods have is kept up by the records that there were
+		p.unwell = cmp.Or(p.unwell, fmt.Errorf("this node does not follow the records, and pods keep their network as it was: put the file back: %w", health))
 	}
 	me, ok := n.records.Nodes[n.self]
 	if n.asking != nil && n.fromEtcd {

@@ -102,8 +102,8 @@ func TestLoopDetached(t *testing.T) {
 	}
 }
 
-// A node that does not come to etcd for want of its own certificate is not ready, and says so; etcd
-// that is away is no reason.
+// A node that does not come to etcd for want of its own certificate is not ready, and says so; what pods have is
+// kept up all the same. etcd that is away is no reason.
 func TestLoopWithoutCredentials(t *testing.T) {
 	scripted(t, func(t *testing.T, l *lab) {
 		revision := l.etcd.set(snapshot(0, 3, labSelf, labPeer))
@@ -117,7 +117,13 @@ func TestLoopWithoutCredentials(t *testing.T) {
 			l.etcd.mu.Lock()
 			l.etcd.unhealthy = why
 			l.etcd.mu.Unlock()
+			l.machine.set(func() { l.machine.guarded = nil }) // somebody's doing
 			time.Sleep(resyncEvery + lastPause)
+			l.machine.set(func() {
+				if l.machine.guarded == nil {
+					t.Errorf("%v: the host's side is not put right", kind)
+				}
+			})
 			if kind == store.ErrCredentials {
 				l.notReady("identity.pem")
 			} else {
