@@ -266,6 +266,11 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	if err != nil {
 		return nil, err
 	}
+	if req.PodUID == "" {
+		// The record may still be that of a Namespace that is gone, and without the pod's UID nobody can find out
+		// later that the pod is not of it: it would never have a network again. So it is bound by package namesakes.
+		namespaceUID = ""
+	}
 	at := Attachment{
 		Attachment: req.Attachment(), Netns: req.Netns, Network: req.NetworkName, Namespace: req.PodNamespace, Pod: req.PodName,
 		UIDs: UIDs{Namespace: namespaceUID, Pod: req.PodUID},

@@ -9,6 +9,27 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 )
 
+// TestNamespaceUIDWithoutPodUID: a pod whose UID the runtime does not say is not held to the record of the moment, as
+// nobody could tell later that it is of another Namespace of that name. What is found out later holds.
+func TestNamespaceUIDWithoutPodUID(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	w.namespaceUID = "gone"
+	if _, err := a.Add(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"", "now"} {
+		at := a.List()[0]
+		if told := w.flowsOf(at.Addresses[0]).NamespaceUID; at.UIDs.Namespace != want || told != want {
+			t.Errorf("it is of %q, and its flows of %q; want %q", at.UIDs.Namespace, told, want)
+		}
+		if err := a.Bind(ctx, map[cniapi.Attachment]string{request(1).Attachment(): "now"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestNamespaceUID: the Namespace that a pod came in is known after a restart, by its lease and
 // without it, and what was found out later by its lease.
 func TestNamespaceUID(t *testing.T) {
