@@ -23,6 +23,8 @@ type Host interface {
 	Parts(network netip.Prefix) ([]link.Part, error)
 	Ruled() (bool, error)
 	PathsTo(src netip.Addr, ips []netip.Addr) map[netip.Addr]link.Path
+	// PathTo says why there is no path; [link.ErrNoRoute] where the node's routes lead nowhere.
+	PathTo(ip netip.Addr) (link.Path, error)
 	PathOf(src netip.Addr, device string, ip netip.Addr) (link.Path, error)
 }
 
@@ -103,7 +105,14 @@ func ask(host Host, pods Pods, subnets []netip.Prefix) error {
 	}
 	ways := host.PathsTo(netip.Addr{}, ends)
 	for i, ip := range ends {
-		if way, ok := ways[ip]; !ok || way.Link.Name != pods.Device {
+		way, ok := ways[ip]
+		if !ok {
+			var err error
+			if way, err = host.PathTo(ip); err != nil && !errors.Is(err, link.ErrNoRoute) {
+				return fmt.Errorf("whether the node's routes lead packets to pods cannot be seen: %w", err)
+			}
+		}
+		if way.Link.Name != pods.Device {
 			return elsewhere(pods, subnets[i/2], ip, way.Link.Name, "")
 		}
 	}

@@ -17,6 +17,9 @@ type routes struct {
 	// own and forwarded are where packets to an address go that do not go to tun0; "" is nowhere.
 	own, forwarded map[string]string
 	err            error
+	// unseen is why the kernel does not say the way to an address, lasting that it does not when asked again either.
+	unseen  map[string]error
+	lasting bool
 	// asked counts addresses that the kernel was asked of.
 	asked int
 }
@@ -32,11 +35,26 @@ func (r *routes) PathsTo(_ netip.Addr, ips []netip.Addr) map[netip.Addr]link.Pat
 		if !led {
 			device = "tun0"
 		}
-		if device != "" {
+		if device != "" && r.unseen[ip.String()] == nil {
 			out[ip] = link.Path{Link: link.Link{Name: device}}
 		}
 	}
 	return out
+}
+
+func (r *routes) PathTo(ip netip.Addr) (link.Path, error) {
+	r.asked++
+	if err := r.unseen[ip.String()]; err != nil && r.lasting {
+		return link.Path{}, err
+	}
+	device, led := r.own[ip.String()]
+	switch {
+	case !led:
+		return link.Path{Link: link.Link{Name: "tun0"}}, nil
+	case device == "":
+		return link.Path{}, fmt.Errorf("%w to %s", link.ErrNoRoute, ip)
+	}
+	return link.Path{Link: link.Link{Name: device}}, nil
 }
 
 func (r *routes) PathOf(_ netip.Addr, _ string, ip netip.Addr) (link.Path, error) {
@@ -74,7 +92,9 @@ func TestCheck(t *testing.T) {
 		"an address of the node":          {routes{parts: []link.Part{{Dst: p("172.11.1.1/32"), Device: "virbr0", Local: true}}}, []string{"has the address 172.11.1.1, on virbr0", "ip address del"}, 0},
 		"a rule, for all":                 {routes{own: map[string]string{"172.11.0.0": "wg0"}}, []string{"to wg0 and not to tun0", "ip route get 172.11.0.0,"}, 2},
 		"a rule, for the last ones":       {routes{own: map[string]string{"172.11.3.255": "wg0"}}, []string{"172.11.3.255", "ip rule"}, 2},
-		"a rule that drops them":          {routes{own: map[string]string{"172.11.3.255": ""}}, []string{"to nowhere"}, 2},
+		"a rule that drops them":          {routes{own: map[string]string{"172.11.3.255": ""}}, []string{"to nowhere"}, 3},
+		"a way that is not seen at once":  {routes{unseen: map[string]error{"172.11.0.0": broken}}, nil, 5},
+		"a way that is not seen":          {routes{unseen: map[string]error{"172.11.0.0": broken}, lasting: true}, []string{"cannot be seen", broken.Error()}, 3},
 		"a rule for what is forwarded":    {routes{ruled: true, forwarded: map[string]string{"172.11.3.255": "wg0"}}, []string{"ip route get 172.11.3.255 from 192.175.48.1 iif eth0,"}, 8},
 		"answers that may not come in":    {routes{forwarded: map[string]string{"172.11.0.0": "", "172.11.3.255": ""}}, nil, 4},
 		"a rule for another node's":       {routes{ruled: true, own: map[string]string{"172.11.11.255": "wg0"}}, []string{"172.11.11.255, an address of the pods of 172.11.8.0/22"}, 6},
