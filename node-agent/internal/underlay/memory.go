@@ -129,7 +129,8 @@ func (s *Setup) compare(bridges []ovs.Bridge) error {
 }
 
 // fromRows is what the database remembers: of the bridge whose local port has its address, else of
-// that of the file, else of the one that this package makes, else of any.
+// that of the file, else of the one that this package makes, else of any. Any counts for nothing where
+// the file has the one that this package made, whose row is gone: what another bridge remembers is from before.
 func (s *Setup) fromRows(bridges []ovs.Bridge, file *memory) (best *memory, err error) {
 	rank := 0
 	for _, b := range bridges {
@@ -154,6 +155,9 @@ func (s *Setup) fromRows(bridges []ovs.Bridge, file *memory) (best *memory, err 
 			r = 3
 		case m.own(s.cfg.Bridge):
 			r = 2
+		}
+		if r == 1 && file != nil && file.own(s.cfg.Bridge) {
+			continue
 		}
 		if r > rank {
 			best, rank = m, r

@@ -193,6 +193,61 @@ func TestRowIsNewer(t *testing.T) {
 	}
 }
 
+// TestRowsOfOthers: what a bridge of somebody's remembers from the time when it had the address does not stand for the
+// one that this package made, whose row is gone: that is made anew.
+func TestRowsOfOthers(t *testing.T) {
+	n := newNode(t, newWire(t), 1)
+	state := t.TempDir()
+	n.withLender(state, "1")
+	n.ensure(true)
+	stale := *n.setup.record.get()
+	stale.Uplink, stale.Bridge = "", "br-zz"
+	n.vswitch.VSCtl("add-br", "br-zz", "--", "set", "bridge", "br-zz", "datapath_type=netdev")
+	if err := n.client.Sync(within(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.client.SetExternalIDs(within(t, 5*time.Second), "br-zz", stale.ids()); err != nil {
+		t.Fatal(err)
+	}
+	n.vswitch.VSCtl("del-br", "br-phy")
+	if err := n.client.Sync(within(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n.withLender(state, "1")
+	m, row, err := n.setup.remembered()
+	if err != nil || m == nil || m.Bridge != "br-phy" || m.Uplink != "eth0" || row {
+		t.Errorf("it remembers %+v, in a row: %t, %v", m, row, err)
+	}
+	if u := n.ensure(true); u.Link != "br-phy" || u.Uplink != "eth0" {
+		t.Errorf("underlay %+v", u)
+	}
+}
+
+// TestForget: what docs/troubleshooting.md says has the agent that starts next forget, and it takes the bridge as it is.
+func TestForget(t *testing.T) {
+	n := newNode(t, newWire(t), 1)
+	state := t.TempDir()
+	n.withLender(state, "1")
+	n.ensure(true)
+	if err := os.Remove(filepath.Join(state, memoryFile)); err != nil {
+		t.Fatal(err)
+	}
+	n.vswitch.VSCtl("remove", "bridge", "br-phy", "external_ids", keyConfig, keyVTEP)
+	if err := n.client.Sync(within(t, 5*time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	n.withLender(state, "1")
+	if m, _, err := n.setup.remembered(); m != nil || err != nil {
+		t.Errorf("it remembers %+v, %v", m, err)
+	}
+	if u := n.ensure(false); u.Link != "br-phy" || u.Uplink != "eth0" {
+		t.Errorf("underlay %+v", u)
+	}
+	if m := n.setup.record.get(); m == nil || m.Bridge != "br-phy" || len(m.Config.Addresses) != 1 {
+		t.Errorf("it remembers %+v by then", m)
+	}
+}
+
 // TestUnsavedIsShared: what the disk had no room for is known to each Setup of the agent.
 func TestUnsavedIsShared(t *testing.T) {
 	n := newNode(t, newWire(t), 1)
