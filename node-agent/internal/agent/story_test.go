@@ -556,11 +556,17 @@ func TestLoopSmallLink(t *testing.T) {
 		newest(l.machine.links, struct{}{})
 		time.Sleep(resyncEvery)
 		l.notReady("eth0 leaves pods packets of 550 bytes, and they need 576")
+		l.machine.set(func() { l.machine.guarded = nil }) // somebody's doing
 		before := l.count()
 		time.Sleep(time.Minute)
 		if n := l.count() - before; n > 75 {
 			t.Errorf("%d passes in a minute", n)
 		}
+		l.machine.set(func() {
+			if l.machine.guarded == nil {
+				t.Error("the host's side is not put right")
+			}
+		})
 		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
 		synctest.Wait()
 		if got := l.table.inSwitch(); got != revision {
