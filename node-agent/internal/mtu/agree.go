@@ -61,9 +61,9 @@ func (v View) Ignored() []netip.Addr {
 	return out
 }
 
-// Unheeded reports whether most other nodes send more than own, which this one carries, as its record does
-// not count for them. Their floor follows from what they carry, as [Node.Floor] has it; one that lies about
-// that is not most of them.
+// Unheeded reports whether most other nodes send more than can come to this one, as its record, which says that
+// it carries own, does not count for them. Their floor follows from what they carry, as [Node.Floor] has it; one
+// that lies about that is not most of them. One that is only asked for less (--mtu) takes all that they send.
 func (v View) Unheeded(own int) bool {
 	others, larger := 0, 0
 	for ip, r := range v.Records.Nodes {
@@ -71,7 +71,7 @@ func (v View) Unheeded(own int) bool {
 			continue
 		}
 		others++
-		if own < min(topology.FloorMTU, r.Carries) && own < r.Sends {
+		if own < min(topology.FloorMTU, r.Carries) && v.arriving(r.Sends) < r.Sends {
 			larger++
 		}
 	}

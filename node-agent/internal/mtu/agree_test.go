@@ -317,10 +317,11 @@ func TestFloorOfSmallLinks(t *testing.T) {
 		"smaller among small":   {link(1000, 0), []topology.NodeMTU{record(1200), record(1200)}, 950, 950, true},
 		"large, older agents":   {link(1250, 0), []topology.NodeMTU{{Carries: 1450, Receives: 1450, Sends: 1200}}, 1200, 1200, false},
 		"--mtu on all":          {link(1500, 1200), []topology.NodeMTU{record(1200), record(1200)}, 1200, 1200, false},
+		"--mtu on the first":    {link(1500, 1000), []topology.NodeMTU{record(1450), record(1450)}, 1000, 1000, false},
 		"large among small":     {link(1500, 0), []topology.NodeMTU{record(1200), record(1200)}, topology.FloorMTU, 1450, false},
 		"a link that is larger": {link(1350, 0), []topology.NodeMTU{record(1450), record(1450)}, topology.FloorMTU, 1300, false},
 	} {
-		v := View{Self: ip(1), Floor: test.node.Floor(), Records: topology.MTUs{Nodes: map[netip.Addr]topology.NodeMTU{}}}
+		v := View{Self: ip(1), Floor: test.node.Floor(), Arrives: test.node.Arrives(), Records: topology.MTUs{Nodes: map[netip.Addr]topology.NodeMTU{}}}
 		for i, r := range test.others {
 			v.Records.Nodes[ip(byte(i+2))] = r
 		}
