@@ -262,14 +262,9 @@ func (a *Attacher) Add(ctx context.Context, req cniapi.Request) (*cniapi.Result,
 	if at, ok := a.find(req.Attachment()); ok {
 		return a.again(node, at, req)
 	}
-	namespaceUID, err := a.tenants.WaitKnown(ctx, req.PodNamespace)
+	namespaceUID, err := a.namespaceOf(ctx, req)
 	if err != nil {
 		return nil, err
-	}
-	if req.PodUID == "" {
-		// The record may still be that of a Namespace that is gone, and without the pod's UID nobody can find out
-		// later that the pod is not of it: it would never have a network again. So it is bound by package namesakes.
-		namespaceUID = ""
 	}
 	at := Attachment{
 		Attachment: req.Attachment(), Netns: req.Netns, Network: req.NetworkName, Namespace: req.PodNamespace, Pod: req.PodName,

@@ -22,3 +22,14 @@ func (a *Attacher) Bind(ctx context.Context, uids map[cniapi.Attachment]string) 
 		return a.retell(ctx, &at, a.attached(node, at))
 	})
 }
+
+// namespaceOf waits for the record of the pod's Namespace, and returns that Namespace's UID. Without the pod's UID it
+// says none, and package namesakes binds the pod later: the record may still be that of a Namespace that is gone, and
+// nobody could find out that the pod is not of it, so it would never have a network again.
+func (a *Attacher) namespaceOf(ctx context.Context, req cniapi.Request) (uid string, err error) {
+	uid, err = a.tenants.WaitKnown(ctx, req.PodNamespace)
+	if req.PodUID == "" {
+		uid = ""
+	}
+	return uid, err
+}
