@@ -1,22 +1,30 @@
 package link
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"net"
 
 	"golang.org/x/sys/unix"
 )
 
 // HostEnd is the device of n that is the other end of the sandbox's veth device peerName, whatever
-// its name; ok is false where there is none. The sandbox is only asked where to look: that the two
-// are a pair is what the kernel says of the device in n, which nobody in a sandbox can forge.
-func (n *NS) HostEnd(sandbox *NS, peerName string) (l Link, ok bool, err error) {
+// its name; ok is false where there is none, as where a pod has put a device of its own in the place,
+// or where that device has another hardware address than mac: the path of a sandbox may by now lead to
+// somebody else's. The sandbox is only asked where to look: that the two are a pair is what the kernel
+// says of the device in n, which nobody in a sandbox can forge.
+func (n *NS) HostEnd(sandbox *NS, peerName string, mac net.HardwareAddr) (l Link, ok bool, err error) {
 	inside, err := sandbox.nl.LinkByName(peerName)
 	if notFound(err) {
 		return Link{}, false, nil
 	}
 	if err != nil {
 		return Link{}, false, fmt.Errorf("network device %s of sandbox %s: %w", peerName, sandbox.path, err)
+	}
+	peer := inside.Attrs()
+	if inside.Type() != "veth" || peer.ParentIndex <= 0 || !bytes.Equal(peer.HardwareAddr, mac) {
+		return Link{}, false, nil
 	}
 	// A sandbox without a number has no pair with n.
 	id, err := n.nl.GetNetNsIdByFd(int(sandbox.file.Fd()))
@@ -26,7 +34,7 @@ func (n *NS) HostEnd(sandbox *NS, peerName string) (l Link, ok bool, err error) 
 		}
 		return Link{}, false, err
 	}
-	raw, err := n.nl.LinkByIndex(inside.Attrs().ParentIndex)
+	raw, err := n.nl.LinkByIndex(peer.ParentIndex)
 	if notFound(err) {
 		return Link{}, false, nil
 	}
@@ -34,7 +42,7 @@ func (n *NS) HostEnd(sandbox *NS, peerName string) (l Link, ok bool, err error) 
 		return Link{}, false, fmt.Errorf("other end of %s in sandbox %s: %w", peerName, sandbox.path, err)
 	}
 	end := raw.Attrs()
-	if raw.Type() != "veth" || end.NetNsID != id || end.ParentIndex != inside.Attrs().Index {
+	if raw.Type() != "veth" || end.NetNsID != id || end.ParentIndex != peer.Index {
 		return Link{}, false, nil
 	}
 	return linkOf(raw), true, nil

@@ -54,7 +54,7 @@ func writeSysctl(key, value string) error {
 	}
 	defer f.Close()
 	if _, err := f.WriteString(value); err != nil {
-		return fmt.Errorf("sysctl: setting %s to %s: %w", key, value, err)
+		return sysctlError(fmt.Sprintf("%s: setting it to %s", key, value), err) // its device may have gone meanwhile
 	}
 	return nil
 }

@@ -129,7 +129,9 @@ func ensureQuiet(name string) (changed bool, err error) {
 		}
 		if err == nil && have != s.value {
 			changed = true
-			err = writeSysctl(s.key, s.value)
+			if err = writeSysctl(s.key, s.value); errors.Is(err, ErrNoSysctl) {
+				continue // a pod may delete its device at any time
+			}
 		}
 		if err != nil {
 			return changed, err

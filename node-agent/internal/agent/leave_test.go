@@ -70,9 +70,9 @@ func quiet() *slog.Logger { return slog.New(slog.DiscardHandler) }
 // oneDevice and onePort are a pod's device and its port of the bridge.
 type oneDevice struct{ attach.Kernel }
 
-func (oneDevice) Exists(string) (bool, error)          { return true, nil }
-func (oneDevice) Name([]attach.Wire) ([]string, error) { return nil, nil }
-func (oneDevice) Sweep(map[string]bool) (int, error)   { return 0, nil }
+func (oneDevice) Exists(string) (bool, error)                            { return true, nil }
+func (oneDevice) Name([]attach.Wire) ([]string, map[string]error, error) { return nil, nil, nil }
+func (oneDevice) Sweep(map[string]bool) (int, error)                     { return 0, nil }
 
 type (
 	ports   = attach.Ports // the embedded field is not called as the method

@@ -38,11 +38,11 @@ type Kernel interface {
 	// Configure sets up the sandbox: address, routes, neighbour, offloads. It reports
 	// whether the routes stand apart: see Apart.
 	Configure(w Wire) (apart bool, err error)
-	// Mend puts right what others changed of the host's ends, and returns which it mended
-	// and which are gone.
-	Mend(wires []Wire) (mended, gone []string, err error)
-	// Name gives host's ends back their names that somebody changed, and returns which.
-	Name(wires []Wire) (named []string, err error)
+	// Mend puts right what others changed of the host's ends, and returns which it mended,
+	// which are gone, and why single ones could not be: what pods do is in failed, never in err.
+	Mend(wires []Wire) (mended, gone []string, failed map[string]error, err error)
+	// Name gives host's ends back their names that somebody changed; it returns as Mend does.
+	Name(wires []Wire) (named []string, failed map[string]error, err error)
 	// Apart reports whether another device of the sandbox has the default route.
 	Apart(w Wire) (bool, error)
 	// Leave takes out of the sandbox what does not go with the device; a sandbox that is

@@ -48,8 +48,8 @@ type Attachment struct {
 	mended bool
 	// missed is in how many looks one after the other neither its device nor its sandbox was there.
 	missed int
-	// complaint is what was said last of why it has no network.
-	complaint string
+	// trouble is why it has no network.
+	trouble trouble
 }
 
 // UIDs tell a Kubernetes Namespace and a pod from others that have their names before or after

@@ -10,35 +10,37 @@ import (
 )
 
 // Mend puts right what others changed of the host's ends: their names, what they are ports of, up,
-// their MTU, and the settings that keep the node's own stack away. It returns which it mended, and
-// which are gone.
-func (k Netlink) Mend(wires []Wire) (mended, gone []string, err error) {
+// their MTU, and the settings that keep the node's own stack away. It returns which it mended, which
+// are gone, and why some could not be mended: a pod may change its own end, or delete it, at any time.
+func (k Netlink) Mend(wires []Wire) (mended, gone []string, failed map[string]error, err error) {
 	have, foreign, err := k.ends()
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
 	}
-	var errs []error
 	lost := slices.DeleteFunc(slices.Clone(wires), func(w Wire) bool { return have[w.HostIf].Name != "" })
+	failed = map[string]error{}
 	if len(lost) > 0 {
-		mended, err = k.Name(lost)
-		errs = append(errs, err)
+		mended, failed = k.rename(lost)
 	}
 	if len(mended) > 0 {
 		if have, foreign, err = k.ends(); err != nil {
-			return mended, nil, errors.Join(append(errs, err)...)
+			return mended, nil, failed, err
 		}
 	}
 	var there []string
 	for _, w := range wires {
 		l, ok := have[w.HostIf]
 		if !ok {
-			gone = append(gone, w.HostIf)
+			if failed[w.HostIf] == nil {
+				gone = append(gone, w.HostIf)
+			}
 			continue
 		}
 		there = append(there, w.HostIf)
 		did, err := k.mend(w, l, foreign[l.Master])
-		errs = append(errs, err)
-		if did && err == nil && !slices.Contains(mended, w.HostIf) {
+		if err != nil && k.stays(l) {
+			failed[w.HostIf] = err
+		} else if err == nil && did && !slices.Contains(mended, w.HostIf) {
 			mended = append(mended, w.HostIf)
 		}
 	}
@@ -48,7 +50,7 @@ func (k Netlink) Mend(wires []Wire) (mended, gone []string, err error) {
 			mended = append(mended, name)
 		}
 	}
-	return mended, gone, errors.Join(append(errs, err)...)
+	return mended, gone, failed, err
 }
 
 // ends are the node's devices by name, and which of them, by index, take frames of their ports.
@@ -83,37 +85,53 @@ func (k Netlink) mend(w Wire, l link.Link, enslaved bool) (did bool, err error) 
 	return did, errors.Join(errs...)
 }
 
-// Name gives the host's ends back their names that somebody changed, and returns which. A sandbox
-// that is gone, or has no device of that name any more, has none.
-func (k Netlink) Name(wires []Wire) (named []string, err error) {
+// Name gives the host's ends back their names that somebody changed, and returns which, and why some
+// could not be. A sandbox that is gone, or has no device of that name any more, has none.
+func (k Netlink) Name(wires []Wire) (named []string, failed map[string]error, err error) {
 	have, _, err := k.ends()
-	errs := []error{err}
-	for _, w := range wires {
-		if _, there := have[w.HostIf]; there || err != nil {
-			continue
-		}
-		did, err := k.rename(w)
-		if did {
-			named = append(named, w.HostIf)
-		}
-		errs = append(errs, err)
+	if err != nil {
+		return nil, nil, err
 	}
-	return named, errors.Join(errs...)
+	named, failed = k.rename(slices.DeleteFunc(slices.Clone(wires), func(w Wire) bool { return have[w.HostIf].Name != "" }))
+	return named, failed, nil
 }
 
-func (k Netlink) rename(w Wire) (did bool, err error) {
+// rename gives ends their names that have not got them. No pod can keep others from theirs.
+func (k Netlink) rename(wires []Wire) (named []string, failed map[string]error) {
+	failed = map[string]error{}
+	for _, w := range wires {
+		did, err := k.renameOne(w)
+		if err != nil {
+			failed[w.HostIf] = err
+		} else if did {
+			named = append(named, w.HostIf)
+		}
+	}
+	return named, failed
+}
+
+func (k Netlink) renameOne(w Wire) (did bool, err error) {
 	sandbox, err := link.Open(w.Netns)
 	if err != nil {
 		return false, nil // the pod is gone, or whoever makes its device anew says what is wrong
 	}
 	defer sandbox.Close()
-	end, ok, err := k.Host.HostEnd(sandbox, w.IfName)
+	end, ok, err := k.Host.HostEnd(sandbox, w.IfName, w.MAC)
 	// A pod that renames its devices gets no other end for its own.
 	if err != nil || !ok || strings.HasPrefix(end.Name, HostIfPrefix) {
 		return false, err
 	}
-	if err := k.Host.Rename(end, w.HostIf); err != nil {
+	if err := k.Host.Rename(end, w.HostIf); err != nil && k.stays(end) {
 		return false, fmt.Errorf("somebody had renamed the node's end of a pod's device: %w; while it has another name it is no port of the switch", err)
+	} else if err != nil {
+		return false, nil
 	}
 	return true, nil
+}
+
+// stays reports whether an end that could not be changed is there still: a pod may delete its device at
+// any time, and then there is nothing to say.
+func (k Netlink) stays(end link.Link) bool {
+	_, there, err := k.Host.LinkByIndex(end.Index)
+	return there || err != nil
 }

@@ -277,9 +277,9 @@ func TestMend(t *testing.T) {
 	}
 	check := func(when string, wantMended, wantGone []string) {
 		t.Helper()
-		mended, gone, err := k.Mend(wires)
-		if err != nil || strings.Join(mended, " ") != strings.Join(wantMended, " ") || strings.Join(gone, " ") != strings.Join(wantGone, " ") {
-			t.Errorf("%s: mended %v, gone %v, %v; want %v, %v", when, mended, gone, err, wantMended, wantGone)
+		mended, gone, failed, err := k.Mend(wires)
+		if err != nil || len(failed) > 0 || strings.Join(mended, " ") != strings.Join(wantMended, " ") || strings.Join(gone, " ") != strings.Join(wantGone, " ") {
+			t.Errorf("%s: mended %v, gone %v, failed %v, %v; want %v, %v", when, mended, gone, failed, err, wantMended, wantGone)
 		}
 		for _, w := range wires {
 			if diff, err := k.Differences(w); len(wantGone) == 0 && (err != nil || len(diff) > 0) {
@@ -323,16 +323,38 @@ func TestMend(t *testing.T) {
 	check("deleted", nil, []string{b})
 	// A pod's own device may say what it likes of its other end: a device of the node's that leads to
 	// another sandbox is not taken for it.
+	mac := topology.MAC(firstPod[0]).String()
 	forger, other := filepath.Base(wires[1].Netns), space(t)
 	for _, in := range [][2]string{
 		{node, "link add other0 index 7777 type veth peer name eth0 index 4242 netns " + other},
-		{forger, "link add eth0 index 4242 type veth peer name x0 index 7777"},
+		{forger, "link add eth0 index 4242 address " + mac + " type veth peer name x0 index 7777"},
 	} {
 		if err := ns.IP(t.Context(), in[0], in[1]); err != nil {
 			t.Fatal(err)
 		}
 	}
 	check("forged", nil, []string{b})
+	// Nor does a device of another kind keep other pods' from being mended.
+	for _, kind := range []string{"ifb", "bridge"} {
+		if err := errors.Join(
+			ns.IP(t.Context(), forger, "link del eth0", "link add eth0 address "+mac+" type "+kind),
+			ns.IP(t.Context(), node, "link set "+a+" down", "link set "+a+" name foo"),
+		); err != nil {
+			t.Fatal(err)
+		}
+		check("a "+kind+" in its place", []string{a}, []string{b})
+	}
+	// A pair of another address is somebody else's: the path of a sandbox may lead to theirs by now.
+	if err := errors.Join(
+		ns.IP(t.Context(), forger, "link del eth0"),
+		ns.IP(t.Context(), node, "link add veth0 type veth peer name eth0 address 02:42:ac:11:00:02 netns "+forger),
+	); err != nil {
+		t.Fatal(err)
+	}
+	check("somebody else's", nil, []string{b})
+	if named, failed, err := k.Name(wires); len(named)+len(failed) > 0 || err != nil {
+		t.Errorf("named %v, failed %v, %v", named, failed, err)
+	}
 }
 
 // TestForeignSandbox: a path that leads to the node itself is the caller's mistake; one

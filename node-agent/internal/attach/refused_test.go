@@ -2,9 +2,12 @@ package attach
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
@@ -43,9 +46,67 @@ func withPod(t *testing.T, w *world, dir string) *Attacher {
 	return a
 }
 
-// A port that Open vSwitch has refused is made anew when all is looked at, and said once of as long
-// as it is refused; that keeps nothing else from being put right.
-func TestRefusedPort(t *testing.T) {
+// Whatever one pod does to its end keeps no other pod from its network, and the agent from nothing,
+// whether it runs or comes back: why is said once.
+func TestOnePodKeepsNoOtherFromMending(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	a := start(t, w, dir)
+	for i := range 3 {
+		if _, err := a.Add(t.Context(), request(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := a.List()
+	forger, loser, other := list[0], list[1], list[2]
+	w.unnamed = map[string]error{forger.HostIf(): errors.New("its device is odd")}
+	w.unset = map[string]error{loser.Netns: errors.New("its device is gone again")}
+	for away, later := range []func(){func() {}, func() { a = start(t, w, dir) }} {
+		w.renamed[other.HostIf()] = w.links[other.HostIf()]
+		for _, at := range list {
+			delete(w.links, at.HostIf())
+		}
+		later()
+		var log bytes.Buffer
+		a.log = slog.New(slog.NewTextHandler(&log, nil))
+		if err := a.SetMTU(t.Context(), theNode.MTU); err != nil {
+			t.Fatal(err)
+		}
+		for range 3 {
+			if _, err := a.Repair(t.Context(), true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, there := w.links[other.HostIf()]; !there {
+			t.Error("another pod's device has not got its name back")
+		}
+		for _, why := range []string{"its device is odd", "its device is gone again"} {
+			// While the agent is away such a pod counts as gone.
+			if n := strings.Count(log.String(), why); n != 1-away {
+				t.Errorf("said %d times that %s, want %d:\n%s", n, why, 1-away, &log)
+			}
+		}
+	}
+}
+
+// After the machine was booted no device has its name back: the path of a sandbox of before may lead to
+// anybody's.
+func TestNothingIsNamedAfterABoot(t *testing.T) {
+	w, dir := newWorld(), t.TempDir()
+	at := withPod(t, w, dir).List()[0]
+	w.renamed[at.HostIf()] = w.links[at.HostIf()]
+	delete(w.links, at.HostIf())
+	a := New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+	attached, err := a.Start(t.Context(), theNode, dir, "another boot")
+	if err != nil || len(attached) > 0 || len(w.renamed) != 1 {
+		t.Errorf("attached %v, %v; %d devices still have other names, want 1", attached, err, len(w.renamed))
+	}
+}
+
+// A port that Open vSwitch has refused is made anew when all is looked at, after longer and longer
+// pauses, and said once of as long as it is refused; that keeps nothing else from being put right.
+func TestRefusedPort(t *testing.T) { synctest.Test(t, testRefusedPort) }
+
+func testRefusedPort(t *testing.T) {
 	w := newWorld()
 	a := withPod(t, w, t.TempDir())
 	var log bytes.Buffer
@@ -54,15 +115,23 @@ func TestRefusedPort(t *testing.T) {
 	const why = "could not open network device (Device or resource busy)"
 	w.refused[at.HostIf()] = why
 	w.ports[at.HostIf()] = func(p ovs.Port) ovs.Port { p.Ofport, p.Error = 0, why; return p }(w.ports[at.HostIf()])
-	for range 3 {
+	deleted := 0
+	w.deleting = func() { deleted++ }
+	for range 720 { // an hour
 		if n, err := a.Repair(t.Context(), true); n != 0 || err != nil {
 			t.Fatalf("mended %d, %v", n, err)
 		}
+		time.Sleep(5 * time.Second)
+	}
+	// 5 s, 10 s, up to 5 min, each from half of it to half as much again.
+	if deleted < 10 || deleted > 40 {
+		t.Errorf("the port was made anew %d times within an hour, want some 17", deleted)
 	}
 	if n := strings.Count(log.String(), "level=WARN"); n != 1 || !strings.Contains(log.String(), why) || !strings.Contains(log.String(), at.HostIf()) {
 		t.Errorf("%d warnings, want one that says what of why: %s", n, &log)
 	}
 	delete(w.refused, at.HostIf())
+	time.Sleep(2 * lastPause)
 	if n, err := a.Repair(t.Context(), false); n != 0 || err != nil {
 		t.Fatalf("mended %d, %v at a look that is not whole", n, err)
 	}

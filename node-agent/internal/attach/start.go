@@ -7,9 +7,11 @@ import (
 	"maps"
 	"slices"
 	"sync/atomic"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -26,7 +28,7 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	if err != nil {
 		return nil, err
 	}
-	if err := a.name(ports); err != nil {
+	if err := a.name(ports, stateDir, bootID); err != nil {
 		return nil, err
 	}
 	list, unread := map[cniapi.Attachment]Attachment{}, map[cniapi.Attachment]bool{}
@@ -88,17 +90,24 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 }
 
 // name gives the pods' devices on the node their names back that somebody changed while the agent was
-// away: a pod whose device has another name would count as gone, and its address be another's.
-func (a *Attacher) name(ports []ovs.Port) error {
+// away: a pod whose device has another name would count as gone, and its address be another's. No
+// device outlives its boot, and the path of a sandbox of an earlier one may lead to somebody else's by now.
+func (a *Attacher) name(ports []ovs.Port, stateDir, bootID string) error {
+	if ipam.OfOtherBoot(stateDir, bootID) {
+		return nil
+	}
 	var wires []Wire
 	for _, p := range ports {
 		if at, ours, err := fromExternalIDs(p.ExternalIDs, p.Ofport); ours && err == nil {
-			wires = append(wires, Wire{HostIf: p.Name, Netns: at.Netns, IfName: at.IfName})
+			wires = append(wires, Wire{HostIf: p.Name, Netns: at.Netns, IfName: at.IfName, MAC: at.MAC})
 		}
 	}
-	named, err := a.kernel.Name(wires)
+	named, unnamed, err := a.kernel.Name(wires)
 	if len(named) > 0 {
 		a.log.Warn("somebody had renamed the node's ends of pods' devices: put right", "devices", named)
+	}
+	for device, why := range unnamed {
+		a.log.Warn("a pod counts as gone, as the node's end of its device cannot have its name back: delete the pod, so that it is made anew", "device", device, "error", why)
 	}
 	return err
 }
@@ -211,7 +220,8 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 }
 
 // plugAgain makes ports anew that Open vSwitch has refused, though their devices are there: it tries
-// again by itself only when a device changes. It comes after the devices were put right.
+// again by itself only when a device changes. It comes after the devices were put right. Each attempt has
+// ovs-vswitchd look at all ports twice, so those that fail have longer and longer pauses.
 func (a *Attacher) plugAgain(ctx context.Context, node Node) (int, error) {
 	ports, err := a.ports.Ports(node.Bridge)
 	if err != nil {
@@ -225,7 +235,7 @@ func (a *Attacher) plugAgain(ctx context.Context, node Node) (int, error) {
 	}
 	var keys []cniapi.Attachment
 	for _, at := range a.List() {
-		if refused[at.HostIf()] != "" {
+		if refused[at.HostIf()] != "" && at.trouble.over() {
 			keys = append(keys, at.Attachment)
 		}
 	}
@@ -234,13 +244,8 @@ func (a *Attacher) plugAgain(ctx context.Context, node Node) (int, error) {
 		if exists, err := a.kernel.Exists(at.HostIf()); err != nil || !exists {
 			return err // see remake
 		}
-		err := a.replug(ctx, node, at)
-		var again *ovs.PortError
-		if errors.As(err, &again) {
-			a.complain(at, err)
-			return nil
-		}
-		if err == nil {
+		did, err := a.replug(ctx, node, at)
+		if did && err == nil {
 			a.log.Warn("Open vSwitch had refused a pod's port: made anew", "tenant", at.Namespace, "pod", at.Pod, "device", at.HostIf(), "why", refused[at.HostIf()])
 			mended.Add(1)
 		}
@@ -249,33 +254,59 @@ func (a *Attacher) plugAgain(ctx context.Context, node Node) (int, error) {
 	return int(mended.Load()), err
 }
 
+// trouble is why a pod has no network, and when making its port anew is worth another attempt.
+type trouble struct {
+	// told is what was said last of why.
+	told    backoff.Trouble
+	pauses  backoff.Pauses
+	pausing time.Time
+}
+
+// A port that Open vSwitch has refused is made anew after such pauses.
+const firstPause, lastPause = 5 * time.Second, 5 * time.Minute
+
+// pause begins the next pause.
+func (t *trouble) pause() {
+	t.pauses.First, t.pauses.Last = firstPause, lastPause
+	t.pausing = time.Now().Add(t.pauses.Next())
+}
+
+// over reports whether no pause is on.
+func (t *trouble) over() bool { return !time.Now().Before(t.pausing) }
+
 // complain says once why one pod has no network, which is no reason to keep others from theirs.
 func (a *Attacher) complain(at Attachment, why error) {
-	if at.complaint == why.Error() {
+	news := at.trouble.told.News(why)
+	a.put(at)
+	if !news {
 		return
 	}
-	at.complaint = why.Error()
-	a.put(at)
 	a.log.Warn("a pod has no network, and it cannot be put right: delete the pod, so that it is made anew",
 		"tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "device", at.HostIf(), "sandbox", at.Netns, "error", why)
 }
 
-// replug makes the port of at anew, and follows its number.
-func (a *Attacher) replug(ctx context.Context, node Node, at Attachment) error {
+// replug makes the port of at anew, and follows its number; did is false where Open vSwitch refuses it.
+func (a *Attacher) replug(ctx context.Context, node Node, at Attachment) (did bool, err error) {
 	if err := a.ports.DeletePort(ctx, node.Bridge, at.HostIf()); err != nil {
-		return err
+		return false, err
 	}
 	if err := a.ports.Sync(ctx); err != nil {
-		return err
+		return false, err
 	}
 	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
-		return err
+		return false, err
 	}
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
-	if err != nil {
-		return err
+	var refused *ovs.PortError
+	if errors.As(err, &refused) {
+		at.trouble.pause()
+		a.complain(at, err)
+		return false, nil
 	}
-	return a.renumber(ctx, node, at, port)
+	if err != nil {
+		return false, err
+	}
+	return true, a.renumber(ctx, node, at, port)
 }
 
 // mendWires puts back what somebody changed of the node's ends of pods' wires, and makes
@@ -292,14 +323,26 @@ func (a *Attacher) mendWires(ctx context.Context) (int, error) {
 		}
 	}
 	a.mu.Unlock()
-	mended, gone, err := a.kernel.Mend(wires)
+	mended, gone, failed, err := a.kernel.Mend(wires)
 	if len(mended) > 0 {
 		a.log.Warn("somebody had changed the node's ends of pods' devices: put right", "devices", mended)
 	}
-	var lost []cniapi.Attachment
+	var lost, told []cniapi.Attachment
 	for _, name := range gone {
 		lost = append(lost, keys[name])
 	}
+	for _, name := range append(slices.Collect(maps.Keys(failed)), mended...) {
+		told = append(told, keys[name])
+	}
+	tellErr := a.each(ctx, told, func(_ context.Context, _ Node, at Attachment) error {
+		if why := failed[at.HostIf()]; why != nil {
+			a.complain(at, why)
+			return nil
+		}
+		at.trouble.pausing = time.Time{} // what Open vSwitch refused it may take now
+		a.put(at)
+		return nil
+	})
 	var remade atomic.Int32
 	remakeErr := a.each(ctx, lost, func(ctx context.Context, node Node, at Attachment) error {
 		did, err := a.remake(ctx, node, at)
@@ -308,7 +351,7 @@ func (a *Attacher) mendWires(ctx context.Context) (int, error) {
 		}
 		return err
 	})
-	return len(mended) + int(remade.Load()), errors.Join(err, remakeErr)
+	return len(mended) + int(remade.Load()), errors.Join(err, tellErr, remakeErr)
 }
 
 // lostAfter is how many looks, of which there is one every 5 s, find neither a pod's device nor
@@ -350,12 +393,13 @@ func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, 
 		return false, nil
 	}
 	if _, err := a.configure(w); err != nil {
-		return true, errors.Join(err, a.kernel.Delete(w.HostIf))
+		a.complain(at, fmt.Errorf("its device was made anew, and cannot be set up: %w", errors.Join(err, a.kernel.Delete(w.HostIf))))
+		return false, nil
 	}
 	a.log.Warn("somebody had deleted a pod's device: made anew", "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "sandbox", at.Netns)
 	// The userspace datapath goes on with the device that is gone until its port is
 	// another one.
-	return true, a.replug(ctx, node, at)
+	return a.replug(ctx, node, at)
 }
 
 // collect removes ports of pods that were detached while the database did not answer:
@@ -402,6 +446,12 @@ func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, have ma
 		}
 	}
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
+	var refused *ovs.PortError
+	if errors.As(err, &refused) { // as when the pod deletes its device meanwhile
+		at.trouble.pause()
+		a.complain(at, err)
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -411,7 +461,7 @@ func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, have ma
 // renumber makes port the number of at. Where the flows do not get there at is listed at the
 // number that they have, so that the next repair finds it.
 func (a *Attacher) renumber(ctx context.Context, node Node, at Attachment, port uint32) error {
-	at.Port, at.complaint = port, ""
+	at.Port, at.trouble = port, trouble{}
 	if err := a.tell(ctx, &at, a.attached(node, at)); err != nil {
 		return err
 	}

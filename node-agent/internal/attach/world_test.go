@@ -55,6 +55,9 @@ type world struct {
 	// port of that name.
 	renamed map[string]Wire
 	refused map[string]string
+	// unnamed are why host's ends cannot have their names back, unset why a sandbox cannot be set up.
+	unnamed map[string]error
+	unset   map[string]error
 	// making runs before a pair is made.
 	making func()
 	// deleting runs before a port is deleted.
@@ -117,34 +120,42 @@ func (w *world) Configure(x Wire) (apart bool, err error) {
 		return false, err
 	}
 	defer leave()
+	if err := w.unset[x.Netns]; err != nil {
+		return false, err
+	}
 	x.Limits = limits.Limits{}
 	w.links[x.HostIf] = x
 	return false, nil
 }
 
-func (w *world) Name(wires []Wire) (named []string, err error) {
+func (w *world) Name(wires []Wire) (named []string, failed map[string]error, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	failed = map[string]error{}
 	for _, x := range wires {
+		if why := w.unnamed[x.HostIf]; why != nil {
+			failed[x.HostIf] = why
+			continue
+		}
 		if l, ok := w.renamed[x.HostIf]; ok {
 			w.links[x.HostIf] = l
 			delete(w.renamed, x.HostIf)
 			named = append(named, x.HostIf)
 		}
 	}
-	return named, nil
+	return named, failed, nil
 }
 
-func (w *world) Mend(wires []Wire) (mended, gone []string, err error) {
-	mended, _ = w.Name(wires)
+func (w *world) Mend(wires []Wire) (mended, gone []string, failed map[string]error, err error) {
+	mended, failed, _ = w.Name(wires)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, x := range wires {
-		if _, ok := w.links[x.HostIf]; !ok {
+		if _, ok := w.links[x.HostIf]; !ok && failed[x.HostIf] == nil {
 			gone = append(gone, x.HostIf)
 		}
 	}
-	return mended, gone, nil
+	return mended, gone, failed, nil
 }
 
 func (w *world) Sync(ctx context.Context) error { return w.WaitApplied(ctx, 0) }

@@ -166,6 +166,13 @@ func (f stateFile) read() (state, error) {
 	return st, nil
 }
 
+// OfOtherBoot reports whether the pool in dir was written before the machine's last boot, so that its
+// leases are void; false where there is none that can be read.
+func OfOtherBoot(dir, bootID string) bool {
+	st, err := newStateFile(dir).read()
+	return err == nil && st.BootID != bootID
+}
+
 func (f stateFile) write(data []byte) error {
 	if err := f.replace(f.path, data); err != nil {
 		return fmt.Errorf("address pool: %w", err)
