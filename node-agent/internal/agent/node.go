@@ -160,7 +160,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 		n.ready.events = api
 	}
 	var err error
-	if n.firewall.net, err = hostnet.New(host); err != nil {
+	if n.firewall.net, err = hostnet.New(host, hostnet.WithLog(log)); err != nil {
 		return nil, err
 	}
 	if n.firewall.gate, err = hostnet.NewGate(host); err != nil {

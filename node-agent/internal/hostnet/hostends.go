@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 
 	"sigs.k8s.io/knftables"
 
@@ -24,8 +25,13 @@ func (n *Net) ensureHostEnds(ctx context.Context, spec Spec) (changed bool, err 
 	if spec.HostEnds == "" {
 		return false, nil
 	}
-	nft6, err := n.ipv6()
-	for _, nft := range []knftables.Interface{nft6, n.ofBridges(ctx)} {
+	for _, family := range endsFamilies {
+		nft, ofErr := n.ofEnds(ctx, family)
+		if lacks := new(lackError); errors.As(ofErr, &lacks) && !lacks.matters(spec) {
+			n.tellLack(lacks)
+			continue
+		}
+		err = errors.Join(err, ofErr)
 		if nft == nil {
 			continue
 		}
@@ -35,41 +41,74 @@ func (n *Net) ensureHostEnds(ctx context.Context, spec Spec) (changed bool, err 
 	return changed, err
 }
 
-// ofBridges is nftables for the table of the kernel's bridges; nil where the kernel has no nf_tables
-// for them. Then only attach's Mend guards, which says so where there was something to do.
-func (n *Net) ofBridges(ctx context.Context) knftables.Interface {
-	if n.triedBridges {
-		return n.bridges
-	}
-	nft, err := openTable(n.ns, knftables.BridgeFamily, table)
-	if err == nil {
-		tx := nft.NewTransaction()
-		replace(tx, hostEnds("none*"))
-		err = n.ns.Do(func() error { return nft.Check(ctx, tx) })
-	}
-	if err == nil {
-		n.bridges = nft
-	}
-	n.triedBridges = ctx.Err() == nil
-	return n.bridges
+// endsFamilies are those of the tables for host ends. A kernel may have nf_tables without one of them.
+var endsFamilies = []knftables.Family{knftables.IPv6Family, knftables.BridgeFamily}
+
+// lackError is that the kernel has no nf_tables for a family.
+type lackError struct {
+	family knftables.Family
+	err    error
 }
 
-// ipv6 is nftables for the table of IPv6; nil where the kernel has no IPv6.
-func (n *Net) ipv6() (knftables.Interface, error) {
-	if n.nft6 != nil {
-		return n.nft6, nil
+func (e *lackError) Error() string {
+	if e.family == knftables.IPv6Family {
+		return fmt.Sprintf("pods could speak to the node by IPv6: %v; a kernel with IPv6 needs nf_tables for it, and one started with ipv6.disable=1 does not", e.err)
 	}
-	_, err := n.ns.Sysctl("net/ipv6/conf/all/disable_ipv6")
-	if errors.Is(err, link.ErrNoSysctl) {
-		return nil, nil
+	return fmt.Sprintf("pods whose devices a tool makes ports of a bridge of the kernel talk there past all flows, until the agent takes them out within 5 s: %v; nf_tables for bridges would keep them apart at once", e.err)
+}
+
+func (e *lackError) Unwrap() error { return e.err }
+
+// matters reports whether pods are not kept apart as they are to be without the table. With the kernel's
+// datapath the switch takes what pods send before the node's IPv6 sees it; bridges are guarded by
+// attach's Mend, too.
+func (e *lackError) matters(spec Spec) bool {
+	return e.family == knftables.IPv6Family && len(spec.SwitchDevices) > 0
+}
+
+// tellLack remembers that the kernel lacks a table that it need not have, and says so once.
+func (n *Net) tellLack(e *lackError) {
+	if _, told := n.lacks[e.family]; !told {
+		n.lacks[e.family] = e
+		n.log.Warn("the kernel cannot have a firewall table of the agent's", "error", e)
 	}
+}
+
+// ofEnds is nftables for the table of the family; nil where the kernel has nothing of the family. The
+// error is a [lackError] where the kernel refuses such a table, though it has others.
+func (n *Net) ofEnds(ctx context.Context, family knftables.Family) (knftables.Interface, error) {
+	if nft := n.ends[family]; nft != nil {
+		return nft, nil
+	}
+	if e := n.lacks[family]; e != nil {
+		return nil, e
+	}
+	if family == knftables.IPv6Family {
+		if _, err := n.ns.Sysctl("net/ipv6/conf/all/disable_ipv6"); errors.Is(err, link.ErrNoSysctl) {
+			return nil, nil
+		}
+	}
+	nft, err := n.open(n.ns, family, table)
 	if err == nil {
-		n.nft6, err = openTable(n.ns, knftables.IPv6Family, table)
+		err = n.check(ctx, nft)
+	}
+	// An nft that was killed says nothing of the kernel, and one that refuses the same of IPv4 nothing of
+	// the family.
+	if refused := new(exec.ExitError); errors.As(err, &refused) && refused.Exited() && n.check(ctx, n.nft) == nil {
+		return nil, &lackError{family, err}
 	}
 	if err != nil {
-		return nil, fmt.Errorf("pods could speak to the node by IPv6: %w; a kernel with IPv6 needs nf_tables for it, and one started with ipv6.disable=1 does not", err)
+		return nil, fmt.Errorf("firewall table %s %s: %w", family, table, err)
 	}
-	return n.nft6, nil
+	n.ends[family] = nft
+	return nft, nil
+}
+
+// check is whether a table for host ends could be made.
+func (n *Net) check(ctx context.Context, nft knftables.Interface) error {
+	tx := nft.NewTransaction()
+	replace(tx, hostEnds("none*"))
+	return n.ns.Do(func() error { return nft.Check(ctx, tx) })
 }
 
 // hostEnds are the rules of either table. With the kernel's datapath the switch takes what pods send

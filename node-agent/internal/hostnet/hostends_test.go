@@ -1,7 +1,10 @@
 package hostnet
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -10,7 +13,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"sigs.k8s.io/knftables"
 
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/wire"
 )
@@ -80,6 +85,68 @@ func TestHostEndsHaveNoIPv6(t *testing.T) {
 	}
 	if pod.Saw("shut") || pod.Saw("said") {
 		t.Errorf("the pod hears the node: answers to it %t, what it says to all %t", pod.Saw("shut"), pod.Saw("said"))
+	}
+}
+
+// A kernel without nf_tables for IPv6 or for bridges is refused only where pods would reach the node: by
+// IPv6 with the userspace datapath. Otherwise that is said once, and the tables of the others are there
+// and go. What passes, as that nft cannot be started or is killed, is tried again.
+func TestTablesThatAKernelLacks(t *testing.T) {
+	refused, killed := exec.Command("false").Run(), exec.Command("sh", "-c", "kill -9 $$").Run()
+	for _, tc := range []struct {
+		name     string
+		family   knftables.Family
+		userland bool
+		err      error
+		want     error // of Ensure
+		said     int
+	}{
+		{"no IPv6, kernel datapath", knftables.IPv6Family, false, refused, nil, 1},
+		{"no IPv6, userspace datapath", knftables.IPv6Family, true, refused, refused, 0},
+		{"no bridges", knftables.BridgeFamily, true, refused, nil, 1},
+		{"nft for bridges was killed", knftables.BridgeFamily, true, killed, killed, 0},
+		{"nft for bridges does not start", knftables.BridgeFamily, false, unix.EAGAIN, unix.EAGAIN, 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			l := newLab(t)
+			var log bytes.Buffer
+			l.net.log = slog.New(slog.NewTextHandler(&log, nil))
+			lacking := func(ns *link.NS, family knftables.Family, name string) (knftables.Interface, error) {
+				if family == tc.family {
+					return nil, fmt.Errorf("opening: %w", tc.err)
+				}
+				return openTable(ns, family, name)
+			}
+			l.net.open = lacking
+			if !tc.userland {
+				l.spec.SwitchDevices = nil
+			}
+			for range 2 {
+				if _, err := l.net.Ensure(t.Context(), l.spec); !errors.Is(err, tc.want) || tc.want == nil && err != nil {
+					t.Fatalf("Ensure: %v, want %v", err, tc.want)
+				}
+			}
+			if n := strings.Count(log.String(), "level=WARN"); n != tc.said {
+				t.Errorf("said %d times, want %d: %s", n, tc.said, &log)
+			}
+			other := map[knftables.Family]string{knftables.IPv6Family: "bridge", knftables.BridgeFamily: "ip6"}[tc.family]
+			if tables := l.run(l.node, "nft", "list", "tables"); !strings.Contains(tables, "table "+other+" "+table+"\n") {
+				t.Errorf("there is no table %s: %s", other, tables)
+			}
+			if err := l.net.Cleanup(t.Context()); errors.Is(tc.err, refused) != (err == nil) {
+				t.Errorf("Cleanup: %v", err)
+			}
+			if tables := l.run(l.node, "nft", "list", "tables"); strings.Contains(tables, table) {
+				t.Errorf("left: %s", tables)
+			}
+			l.net.open = openTable
+			_, err := l.net.Ensure(t.Context(), l.spec)
+			l.ok(err)
+			has := strings.Contains(l.run(l.node, "nft", "list", "tables"), "table "+string(tc.family)+" "+table+"\n")
+			if has != (tc.want != nil) {
+				t.Errorf("once nothing is in the way the table is there: %t", has)
+			}
+		})
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
@@ -76,21 +77,37 @@ type Spec struct {
 type Net struct {
 	ns  *link.NS
 	nft knftables.Interface
-	// nft6 and bridges are nil until they are needed, bridges also where the kernel has no
-	// nf_tables for bridges, once that was tried.
-	nft6, bridges knftables.Interface
-	triedBridges  bool
+	log *slog.Logger
+	// open is openTable; a test has kernels that lack something.
+	open func(ns *link.NS, family knftables.Family, name string) (knftables.Interface, error)
+	// ends are the tables for host ends once they are needed, lacks those that the kernel lacks and
+	// need not have.
+	ends  map[knftables.Family]knftables.Interface
+	lacks map[knftables.Family]*lackError
 	// counted is what the table's counters said last.
 	counted map[Reason]uint64
 }
 
+// Option is something about a [Net] that has a default.
+type Option func(*Net)
+
+// WithLog makes the Net log there.
+func WithLog(log *slog.Logger) Option { return func(n *Net) { n.log = log } }
+
 // New makes a Net for the node's namespace. It fails where nftables cannot be used.
-func New(ns *link.NS) (*Net, error) {
+func New(ns *link.NS, opts ...Option) (*Net, error) {
 	nft, err := openTable(ns, family, table)
 	if err != nil {
 		return nil, fmt.Errorf("%w; the package nftables has the program nft, and the kernel needs nf_tables", err)
 	}
-	return &Net{ns: ns, nft: nft}, nil
+	n := &Net{
+		ns: ns, nft: nft, log: slog.Default(), open: openTable,
+		ends: map[knftables.Family]knftables.Interface{}, lacks: map[knftables.Family]*lackError{},
+	}
+	for _, o := range opts {
+		o(n)
+	}
+	return n, nil
 }
 
 // Ensure compares the node's side with spec, mends what differs, and reports
@@ -252,11 +269,18 @@ func (n *Net) forwards(device string) (bool, error) {
 // Cleanup removes the firewall tables. It is for uninstalling; the device goes with
 // its bridge. ip_forward stays: others may need it.
 func (n *Net) Cleanup(ctx context.Context) error {
-	nft6, err := n.ipv6()
-	for _, nft := range []knftables.Interface{n.nft, nft6, n.ofBridges(ctx)} {
-		if nft == nil {
-			continue
+	tables := []knftables.Interface{n.nft}
+	var err error
+	for _, family := range endsFamilies {
+		nft, ofErr := n.ofEnds(ctx, family)
+		if lacks := new(lackError); ofErr != nil && !errors.As(ofErr, &lacks) {
+			err = errors.Join(err, ofErr)
 		}
+		if nft != nil {
+			tables = append(tables, nft)
+		}
+	}
+	for _, nft := range tables {
 		err = errors.Join(err, n.ns.Do(func() error {
 			tx := nft.NewTransaction()
 			tx.Add(&knftables.Table{})
