@@ -66,7 +66,7 @@ func (a *Allotment) tellCrowded(asked map[string]fairness.Asked) {
 			continue
 		}
 		p.said[namespace] = time.Now()
-		a.cfg.Logger.Warn("new connections of a namespace to a destination are refused: it has a quarter of the node's ports to there; have its pods keep connections open, spread them over nodes, or use more addresses or ports of the destination",
+		a.cfg.Logger.Warn("new connections of a namespace to a destination are refused: it has more than a quarter of the node's ports to there, and all namespaces more than two fifths; have its pods keep connections open, spread them over nodes, or use more addresses or ports of the destination",
 			"limit", portsLimit, "flag", "--"+a.through.flag+"=off", "tenant", namespace, "refused", refused, "destinations", names(p.Taken(namespace)))
 	}
 	for namespace := range p.last {

@@ -53,7 +53,7 @@ type podList []attach.Attachment
 
 func (p podList) List() []attach.Attachment { return p }
 
-// All pods of a namespace are counted together. Where it has its part of the ports, the gate is told at
+// All pods of a namespace are counted together. Where it has its part of the ports, and others need them, the gate is told at
 // once, also of a pod that comes then; it is counted and said. Nobody else is held back.
 func TestPartOfPorts(t *testing.T) {
 	var log bytes.Buffer
@@ -66,7 +66,7 @@ func TestPartOfPorts(t *testing.T) {
 	pods := podList{pod("red", "a", "172.11.0.5"), pod("red", "b", "172.11.0.6"), pod("blue", "a", "172.11.0.7")}
 	half := fairness.PortsPart / 2
 	kernel := &outgoing{connections: map[netip.Addr]map[netip.AddrPort]int{
-		ip("172.11.0.5"): {dns: half, web: half}, ip("172.11.0.6"): {dns: half}, ip("172.11.0.7"): {dns: half},
+		ip("172.11.0.5"): {dns: half, web: half}, ip("172.11.0.6"): {dns: half}, ip("172.11.0.7"): {dns: fairness.PortsPart - 1},
 		ip("198.18.0.1"): {dns: fairness.PortsPart},
 	}}
 	gate := &memoryGate{asked: map[string]fairness.Asked{"red": {All: 3 * uint64(half)}, "blue": {All: uint64(half)}}}
@@ -78,7 +78,7 @@ func TestPartOfPorts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	look(fairness.PortsPart - 1)
+	look(fairness.PortsBusy - 1)
 	if kernel.read > 0 {
 		t.Error("all connections are read where nobody can have its part")
 	}
