@@ -30,6 +30,9 @@ const (
 	fullLooks = 3
 	// listMost is how many flows are listed at most: ovs-vswitchd does nothing else meanwhile.
 	listMost = 30_000
+	// again is how long flows are not listed again, and nobody told again: a pod may fill the cache and let it
+	// be as often as it likes.
+	again = 10 * time.Minute
 	// namedPorts is how many ports are named.
 	namedPorts = 3
 	// lookTimeout bounds one look.
@@ -77,6 +80,11 @@ type Watch struct {
 	cfg   Config
 	looks int
 	why   atomic.Pointer[string]
+	// told is when people were told last, listed when flows were, and most which ports had most then.
+	told, listed time.Time
+	most         string
+	// quiet is that nobody was told of this time.
+	quiet bool
 	// lost is that the last look failed.
 	lost bool
 }
@@ -122,7 +130,7 @@ func (w *Watch) look(ctx context.Context) {
 	w.cfg.Metrics.flows.Set(float64(c.Flows))
 	w.cfg.Metrics.limit.Set(float64(c.Limit))
 	if float64(c.Flows) < fullPart*float64(c.Limit) {
-		if w.looks = 0; w.why.Swap(nil) != nil {
+		if w.looks = 0; w.why.Swap(nil) != nil && !w.quiet {
 			w.cfg.Logger.Info("the switch's flow cache has room again", "flows", c.Flows, "limit", c.Limit)
 		}
 		return
@@ -133,18 +141,31 @@ func (w *Watch) look(ctx context.Context) {
 	why := fmt.Sprintf("the switch's flow cache is full (%d of %d flows), so that packets of all pods' new connections go through ovs-vswitchd one by one: %s; "+
 		"stop or move the pod that makes so many, or, where the limit is Open vSwitch's other_config:flow-limit, raise that", c.Flows, c.Limit, w.who(ctx, c))
 	w.why.Store(&why)
+	if w.quiet = lately(w.told); w.quiet {
+		w.cfg.Logger.Debug(why)
+		return
+	}
+	w.told = time.Now()
 	w.cfg.Logger.Warn(why)
 	w.cfg.Tell(why)
 }
 
-// who names the ports with the most flows.
+// lately reports whether something was less than again ago.
+func lately(at time.Time) bool { return !at.IsZero() && time.Since(at) < again }
+
+// who names the ports with the most flows, or those that had most when flows were listed last.
 func (w *Watch) who(ctx context.Context, c ovs.FlowCache) string {
 	if c.Flows > listMost {
 		return fmt.Sprintf("there are more flows than are listed (%d), `ovs-appctl dpctl/dump-flows --names` tells where they come from", listMost)
 	}
+	if lately(w.listed) {
+		return fmt.Sprintf("%s (as of %s)", w.most, w.listed.UTC().Format(time.RFC3339))
+	}
 	counts, err := w.cfg.Switch.FlowsByPort(ctx, w.cfg.Datapath)
+	w.listed = time.Now()
 	if err != nil {
-		return fmt.Sprintf("where they come from cannot be seen (%v)", err)
+		w.most = fmt.Sprintf("where they come from cannot be seen (%v)", err)
+		return w.most
 	}
 	pods := map[string]string{}
 	for _, at := range w.cfg.Pods.List() {
@@ -155,5 +176,6 @@ func (w *Watch) who(ctx context.Context, c ovs.FlowCache) string {
 	for _, port := range ports[:min(len(ports), namedPorts)] {
 		said = append(said, fmt.Sprintf("%d from port %s%s", counts[port], port, pods[port]))
 	}
-	return "most are " + strings.Join(said, ", ")
+	w.most = "most are " + strings.Join(said, ", ")
+	return w.most
 }

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -30,6 +32,40 @@ func (f *fakeSwitch) FlowCache(context.Context, string) (ovs.FlowCache, error) {
 func (f *fakeSwitch) FlowsByPort(context.Context, string) (map[string]uint64, error) {
 	f.listed++
 	return f.ports, nil
+}
+
+// A pod that fills the cache again and again has its flows listed, and people told, once in ten minutes; the
+// status says it all the while, with the ports of the last list.
+func TestWatchIsNotKeptBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		sw := &fakeSwitch{ports: map[string]uint64{"kov1": 9000}}
+		told := 0
+		w := New(Config{
+			Switch: sw, Pods: pods{}, Tell: func(string) { told++ },
+			Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		floods := 0
+		for began := time.Now(); time.Since(began) < time.Hour; floods++ {
+			sw.cache = ovs.FlowCache{Flows: 9000, Limit: 10_000}
+			for range fullLooks {
+				time.Sleep(lookEvery)
+				w.look(t.Context())
+			}
+			if !strings.Contains(w.Why(), "9000 from port kov1") {
+				t.Fatalf("after %s the status says %q", time.Since(began), w.Why())
+			}
+			sw.cache.Flows = 8999
+			time.Sleep(lookEvery)
+			w.look(t.Context())
+		}
+		if sw.listed > 6 || told > 6 || sw.listed < 5 || told < 5 {
+			t.Errorf("%d floods within an hour: listed %d times, told %d times; want 6", floods, sw.listed, told)
+		}
+		if n := strings.Count(log.String(), "\n"); n > 12 {
+			t.Errorf("%d lines in the log:\n%s", n, &log)
+		}
+	})
 }
 
 type pods []attach.Attachment
