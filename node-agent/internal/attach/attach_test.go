@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -332,7 +334,9 @@ func TestSandboxGone(t *testing.T) {
 }
 
 // TestSandboxComesBack: only looks one after the other count.
-func TestSandboxComesBack(t *testing.T) {
+func TestSandboxComesBack(t *testing.T) { synctest.Test(t, testSandboxComesBack) }
+
+func testSandboxComesBack(t *testing.T) {
 	ctx := t.Context()
 	w := newWorld()
 	a := start(t, w, t.TempDir())
@@ -343,11 +347,13 @@ func TestSandboxComesBack(t *testing.T) {
 		clear(w.links)
 		w.gone = map[string]bool{request(1).Netns: true}
 		for range lostAfter - 1 {
+			time.Sleep(5 * time.Second)
 			if _, err := a.Repair(ctx, true); err != nil {
 				t.Fatal(err)
 			}
 		}
 		clear(w.gone)
+		time.Sleep(5 * time.Second)
 		if _, err := a.Repair(ctx, true); err != nil || len(w.links) != 1 {
 			t.Fatalf("the pod has %d devices (%v), want one", len(w.links), err)
 		}

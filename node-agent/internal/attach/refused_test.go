@@ -102,6 +102,46 @@ func TestNothingIsNamedAfterABoot(t *testing.T) {
 	}
 }
 
+// A pod that deletes its device as soon as it is made has it made anew after longer and longer pauses; one
+// whose device somebody deletes now and then has it at the next look.
+func TestDeletedAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld()
+		a := withPod(t, w, t.TempDir())
+		at := a.List()[0]
+		made := 0
+		w.making = func() { made++ }
+		looks := func(n int) {
+			t.Helper()
+			for range n {
+				if _, err := a.Repair(t.Context(), true); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(5 * time.Second)
+			}
+		}
+		for range 5 {
+			delete(w.links, at.HostIf())
+			looks(3)
+		}
+		if made != 5 {
+			t.Fatalf("made %d times, want each of 5 times at once", made)
+		}
+		made = 0
+		for range 720 { // an hour
+			delete(w.links, at.HostIf())
+			looks(1)
+		}
+		if made < 10 || made > 40 {
+			t.Errorf("made %d times within an hour, want some 17", made)
+		}
+		looks(int(2 * lastPause / (5 * time.Second)))
+		if _, there := w.links[at.HostIf()]; !there || w.flowsOf(at.Addresses[0]).Port != at.Port {
+			t.Errorf("the pod that let it be has its device: %t, and flows %v", there, w.flows)
+		}
+	})
+}
+
 // A port that Open vSwitch has refused is made anew when all is looked at, after longer and longer
 // pauses, and said once of as long as it is refused; that keeps nothing else from being put right.
 func TestRefusedPort(t *testing.T) { synctest.Test(t, testRefusedPort) }

@@ -219,96 +219,6 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	return did + a.reshape(ctx), nil
 }
 
-// plugAgain makes ports anew that Open vSwitch has refused, though their devices are there: it tries
-// again by itself only when a device changes. It comes after the devices were put right. Each attempt has
-// ovs-vswitchd look at all ports twice, so those that fail have longer and longer pauses.
-func (a *Attacher) plugAgain(ctx context.Context, node Node) (int, error) {
-	ports, err := a.ports.Ports(node.Bridge)
-	if err != nil {
-		return 0, err
-	}
-	refused := map[string]string{}
-	for _, p := range ports {
-		if p.Ofport == 0 && p.Error != "" {
-			refused[p.Name] = p.Error
-		}
-	}
-	var keys []cniapi.Attachment
-	for _, at := range a.List() {
-		if refused[at.HostIf()] != "" && at.trouble.over() {
-			keys = append(keys, at.Attachment)
-		}
-	}
-	var mended atomic.Int32
-	err = a.each(ctx, keys, func(ctx context.Context, node Node, at Attachment) error {
-		if exists, err := a.kernel.Exists(at.HostIf()); err != nil || !exists {
-			return err // see remake
-		}
-		did, err := a.replug(ctx, node, at)
-		if did && err == nil {
-			a.log.Warn("Open vSwitch had refused a pod's port: made anew", "tenant", at.Namespace, "pod", at.Pod, "device", at.HostIf(), "why", refused[at.HostIf()])
-			mended.Add(1)
-		}
-		return err
-	})
-	return int(mended.Load()), err
-}
-
-// trouble is why a pod has no network, and when making its port anew is worth another attempt.
-type trouble struct {
-	// told is what was said last of why.
-	told    backoff.Trouble
-	pauses  backoff.Pauses
-	pausing time.Time
-}
-
-// A port that Open vSwitch has refused is made anew after such pauses.
-const firstPause, lastPause = 5 * time.Second, 5 * time.Minute
-
-// pause begins the next pause.
-func (t *trouble) pause() {
-	t.pauses.First, t.pauses.Last = firstPause, lastPause
-	t.pausing = time.Now().Add(t.pauses.Next())
-}
-
-// over reports whether no pause is on.
-func (t *trouble) over() bool { return !time.Now().Before(t.pausing) }
-
-// complain says once why one pod has no network, which is no reason to keep others from theirs.
-func (a *Attacher) complain(at Attachment, why error) {
-	news := at.trouble.told.News(why)
-	a.put(at)
-	if !news {
-		return
-	}
-	a.log.Warn("a pod has no network, and it cannot be put right: delete the pod, so that it is made anew",
-		"tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "device", at.HostIf(), "sandbox", at.Netns, "error", why)
-}
-
-// replug makes the port of at anew, and follows its number; did is false where Open vSwitch refuses it.
-func (a *Attacher) replug(ctx context.Context, node Node, at Attachment) (did bool, err error) {
-	if err := a.ports.DeletePort(ctx, node.Bridge, at.HostIf()); err != nil {
-		return false, err
-	}
-	if err := a.ports.Sync(ctx); err != nil {
-		return false, err
-	}
-	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
-		return false, err
-	}
-	port, err := a.ports.WaitOfport(ctx, at.HostIf())
-	var refused *ovs.PortError
-	if errors.As(err, &refused) {
-		at.trouble.pause()
-		a.complain(at, err)
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	return true, a.renumber(ctx, node, at, port)
-}
-
 // mendWires puts back what somebody changed of the node's ends of pods' wires, and makes
 // those anew that somebody deleted. The pods' own ends are theirs.
 func (a *Attacher) mendWires(ctx context.Context) (int, error) {
@@ -339,7 +249,7 @@ func (a *Attacher) mendWires(ctx context.Context) (int, error) {
 			a.complain(at, why)
 			return nil
 		}
-		at.trouble.pausing = time.Time{} // what Open vSwitch refused it may take now
+		at.trouble.port.until = time.Time{} // what Open vSwitch refused it may take now
 		a.put(at)
 		return nil
 	})
@@ -382,13 +292,26 @@ func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, 
 	if exists, err := a.kernel.Exists(at.HostIf()); err != nil || exists {
 		return false, err
 	}
+	t := &at.trouble
+	if !t.pair.over() {
+		return false, nil
+	}
+	if time.Since(t.made) < soonGone {
+		t.pair.pause()
+		t.made = time.Time{}
+		a.complain(at, errors.New("its device is deleted as soon as it is made"))
+		return false, nil
+	}
 	w := a.wire(node, at)
+	t.made = time.Now()
 	err := a.kernel.CreateVeth(w)
 	if errors.Is(err, link.ErrNoSandbox) {
+		t.made = time.Time{}
 		return false, a.miss(ctx, at)
 	}
 	at.missed = 0
 	if err != nil {
+		t.made = time.Time{}
 		a.complain(at, fmt.Errorf("its device is gone, and another is not to be made: %w", err))
 		return false, nil
 	}
@@ -448,7 +371,7 @@ func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, have ma
 	port, err := a.ports.WaitOfport(ctx, at.HostIf())
 	var refused *ovs.PortError
 	if errors.As(err, &refused) { // as when the pod deletes its device meanwhile
-		at.trouble.pause()
+		at.trouble.port.pause()
 		a.complain(at, err)
 		return false, nil
 	}
@@ -461,7 +384,7 @@ func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, have ma
 // renumber makes port the number of at. Where the flows do not get there at is listed at the
 // number that they have, so that the next repair finds it.
 func (a *Attacher) renumber(ctx context.Context, node Node, at Attachment, port uint32) error {
-	at.Port, at.trouble = port, trouble{}
+	at.Port, at.trouble.told, at.trouble.port = port, backoff.Trouble{}, retry{}
 	if err := a.tell(ctx, &at, a.attached(node, at)); err != nil {
 		return err
 	}
