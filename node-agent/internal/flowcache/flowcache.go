@@ -16,8 +16,10 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
 
@@ -64,15 +66,14 @@ type Metrics struct{ flows, limit prometheus.Gauge }
 
 // NewMetrics registers them.
 func NewMetrics(reg prometheus.Registerer) *Metrics {
+	register := promauto.With(reg)
 	gauge := func(name, help string) prometheus.Gauge {
-		return prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
+		return register.NewGauge(prometheus.GaugeOpts{Namespace: "k8s_ovs", Name: name, Help: help})
 	}
-	m := &Metrics{
+	return &Metrics{
 		flows: gauge("datapath_flows", "Flows in the switch's cache, which all pods of the node share; without one, each packet goes through ovs-vswitchd."),
 		limit: gauge("datapath_flows_limit", "Flows that Open vSwitch lets the cache have now: other_config:flow-limit at most, fewer while it cannot look after so many."),
 	}
-	reg.MustRegister(m.flows, m.limit)
-	return m
 }
 
 // Watch watches the cache. Its Run belongs to one goroutine.
@@ -85,8 +86,8 @@ type Watch struct {
 	most         string
 	// quiet is that nobody was told of this time.
 	quiet bool
-	// lost is that the last look failed.
-	lost bool
+	// trouble is why the last look failed.
+	trouble backoff.Trouble
 }
 
 // New returns a watch that has not looked yet.
@@ -119,14 +120,12 @@ func (w *Watch) look(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
 	c, err := w.cfg.Switch.FlowCache(ctx, w.cfg.Datapath)
+	if w.trouble.News(err) {
+		w.cfg.Logger.Warn("how full the switch's flow cache is cannot be seen", "error", err)
+	}
 	if err != nil {
-		if !w.lost {
-			w.cfg.Logger.Warn("how full the switch's flow cache is cannot be seen", "error", err)
-		}
-		w.lost = true
 		return
 	}
-	w.lost = false
 	w.cfg.Metrics.flows.Set(float64(c.Flows))
 	w.cfg.Metrics.limit.Set(float64(c.Limit))
 	if float64(c.Flows) < fullPart*float64(c.Limit) {
