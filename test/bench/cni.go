@@ -90,7 +90,9 @@ func cniFull(ctx context.Context, b *bench) error {
 	return b.cniLatency(ctx, len(b.full), ratioAtMost(1.3))
 }
 
-// cniLatency measures ADD and DEL one at a time while pods others are there.
+// cniLatency measures ADD and DEL one at a time while pods others are there: on a node at
+// rest, which a DEL leaves behind it about half a second later, and one after the other
+// without a pause, where each pays for what the ones before left to do.
 func (b *bench) cniLatency(ctx context.Context, pods int, bar *bar) error {
 	var boxes [sides][]attached
 	for side := range boxes {
@@ -99,23 +101,21 @@ func (b *bench) cniLatency(ctx context.Context, pods int, bar *bar) error {
 			return err
 		}
 	}
-	var add, del [sides][]time.Duration
-	var before map[string]meter
-	const warm = spare
-	for i := -warm; i < b.times(200, 16); i++ {
-		if i == 0 {
-			var err error
-			if before, err = b.agentTimes(ctx); err != nil {
-				return err
-			}
-		}
-		var box [sides]*attached
-		for side := range box {
-			box[side] = &boxes[side][(i+warm)%spare]
-		}
-		if err := b.addAndDel(ctx, i, box, &add, &del); err != nil {
-			return err
-		}
+	standing, err := b.hostEnds()
+	if err != nil {
+		return err
+	}
+	busyAdd, busyDel, err := b.addsAndDels(ctx, boxes, b.times(100, 8), func() error { return nil })
+	if err != nil {
+		return err
+	}
+	before, err := b.agentTimes(ctx)
+	if err != nil {
+		return err
+	}
+	add, del, err := b.addsAndDels(ctx, boxes, b.times(200, 16), func() error { return b.atRest(ctx, standing) })
+	if err != nil {
+		return err
 	}
 	after, err := b.agentTimes(ctx)
 	if err != nil {
@@ -123,6 +123,8 @@ func (b *bench) cniLatency(ctx context.Context, pods int, bar *bar) error {
 	}
 	b.latency(fmt.Sprintf("cni_add_%d_pods", pods), fmt.Sprintf("CNI ADD, %d pods there", pods), add, bar)
 	b.latency(fmt.Sprintf("cni_del_%d_pods", pods), fmt.Sprintf("CNI DEL, %d pods there", pods), del, ratioAtMost(1.0))
+	b.latency(fmt.Sprintf("cni_add_%d_pods_busy", pods), fmt.Sprintf("CNI ADD, %d pods there, without a pause after the DEL before", pods), busyAdd, nil)
+	b.latency(fmt.Sprintf("cni_del_%d_pods_busy", pods), fmt.Sprintf("CNI DEL, %d pods there, without a pause after the DEL before", pods), busyDel, nil)
 	port, err := b.portAlone(ctx)
 	if err != nil {
 		return fmt.Errorf("a port alone: %w", err)
@@ -131,6 +133,43 @@ func (b *bench) cniLatency(ctx context.Context, pods int, bar *bar) error {
 	b.section(fmt.Sprintf("Where an ADD's time goes, %d pods there", pods), "%s", addBreakdown(before, after, add[ours], port))
 	b.section(fmt.Sprintf("Where a DEL's time goes, %d pods there", pods), "%s", delBreakdown(before, after, del[ours]))
 	return nil
+}
+
+// addsAndDels attaches and detaches a sandbox of each side n times, after as many discarded
+// times as there are sandboxes, and returns how long each took. It calls rest before each turn.
+func (b *bench) addsAndDels(ctx context.Context, boxes [sides][]attached, n int, rest func() error) (add, del [sides][]time.Duration, err error) {
+	const warm = spare
+	for i := -warm; i < n; i++ {
+		if err := rest(); err != nil {
+			return add, del, err
+		}
+		var box [sides]*attached
+		for side := range box {
+			box[side] = &boxes[side][(i+warm)%spare]
+		}
+		if err := b.addAndDel(ctx, i, box, &add, &del); err != nil {
+			return add, del, err
+		}
+	}
+	return add, del, nil
+}
+
+// atRest waits until nothing is left to do on n1 of DELs that were answered, neither by the
+// agent nor by ovs-vswitchd, so that no ADD of either side pays for it. n1 had that many
+// pods' devices before.
+func (b *bench) atRest(ctx context.Context, standing int) error {
+	if err := b.devicesGone(ctx, standing); err != nil {
+		return err
+	}
+	looks, same := "", 0
+	return wait(ctx, "ovs-vswitchd on n1 has nothing to do", func() (bool, error) {
+		// It answers between two looks at its ports.
+		count, err := b.lab.OVS("n1").AppCtl(ctx, "coverage/read-counter", "bridge_reconfigure")
+		if same++; count != looks {
+			looks, same = count, 0
+		}
+		return same == 3, err
+	})
 }
 
 // addAndDel attaches and detaches one sandbox of each side and notes how long
