@@ -61,6 +61,14 @@ func TestAddResult(t *testing.T) {
 	if got := r.Interfaces[i]; got.Name != "eth0" || got.Mac != mac || got.Mtu != 1450 {
 		t.Errorf("interface %+v, want eth0, %s, MTU 1450 (1500 less VXLAN's 50)", got, mac)
 	}
+	for _, end := range r.Interfaces {
+		if end.Sandbox != "" {
+			continue
+		}
+		if out := l.node("n1", "ip", "-o", "link", "show", "dev", end.Name); end.Mac == "" || !strings.Contains(out, "link/ether "+end.Mac) {
+			t.Errorf("the host's end of the pair is %+v in the result; it has %s", end, out)
+		}
+	}
 	if want := i; r.IPs[0].Interface == nil || *r.IPs[0].Interface != want {
 		t.Errorf("the address belongs to interface %v, want %d", r.IPs[0].Interface, want)
 	}

@@ -45,6 +45,8 @@ type Kernel interface {
 	Name(wires []Wire) (named []string, failed map[string]error, err error)
 	// Apart reports whether another device of the sandbox has the default route.
 	Apart(w Wire) (bool, error)
+	// HostMAC is the hardware address of the host's end.
+	HostMAC(hostIf string) (net.HardwareAddr, error)
 	// Leave takes out of the sandbox what does not go with the device; a sandbox that is
 	// gone is no error.
 	Leave(w Wire) error
@@ -344,6 +346,9 @@ func (a *Attacher) again(node Node, at Attachment, req cniapi.Request) (*cniapi.
 	if at.apart, err = a.kernel.Apart(a.wire(node, at)); err != nil {
 		return nil, err
 	}
+	if at.hostMAC, err = a.kernel.HostMAC(at.HostIf()); err != nil {
+		return nil, err
+	}
 	return result(node, at), nil
 }
 
@@ -405,11 +410,15 @@ func (a *Attacher) plug(ctx context.Context, node Node, at *Attachment) (port ui
 		return 0, err
 	}
 	var apart bool
+	var hostMAC net.HardwareAddr
 	configured := make(chan error, 1)
 	go func() {
 		configured <- a.observe(AddSandbox, func() (err error) {
 			apart, err = a.configure(wire)
 			release()
+			if err == nil {
+				hostMAC, err = a.kernel.HostMAC(wire.HostIf)
+			}
 			return err
 		})
 	}()
@@ -418,7 +427,7 @@ func (a *Attacher) plug(ctx context.Context, node Node, at *Attachment) (port ui
 		return err
 	})
 	err = errors.Join(err, <-configured)
-	at.apart = apart
+	at.apart, at.hostMAC = apart, hostMAC
 	return port, err
 }
 
@@ -479,24 +488,6 @@ func (a *Attacher) tell(ctx context.Context, at *Attachment, wanted desired.Atta
 	}
 	return err
 }
-
-// result is the answer to ADD. The routes are those in the sandbox's main table.
-func result(node Node, at Attachment) *cniapi.Result {
-	r := &cniapi.Result{
-		HostIfName: at.HostIf(), SandboxIfName: at.IfName, MAC: cniapi.MAC(at.MAC), Sandbox: at.Netns, MTU: node.MTU.Route,
-	}
-	for i, address := range at.Addresses {
-		gateway := node.Gateways[i]
-		r.IPs = append(r.IPs, cniapi.IP{Address: host(address), Gateway: gateway})
-		if !at.apart {
-			all := netip.PrefixFrom(gateway, 0).Masked()
-			r.Routes = append(r.Routes, cniapi.Route{Dst: host(gateway)}, cniapi.Route{Dst: all, GW: gateway})
-		}
-	}
-	return r
-}
-
-func host(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
 // classify gives what will pass by itself the code that says so.
 func classify(err error) error {

@@ -29,7 +29,7 @@ func TestAddDel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.IPs[0].Address.String() != "172.11.0.2/32" || got.MAC.String() != "0a:58:ac:0b:00:02" || got.MTU != 1450 || len(got.Routes) != 2 {
+	if got.IPs[0].Address.String() != "172.11.0.2/32" || got.MAC.String() != "0a:58:ac:0b:00:02" || got.HostMAC.String() != hostMAC.String() || got.MTU != 1450 || len(got.Routes) != 2 {
 		t.Errorf("result %+v", got)
 	}
 	if err := got.Validate(); err != nil {

@@ -44,6 +44,9 @@ type Attachment struct {
 	told desired.Attached
 	// apart is that another device of its sandbox has the default route.
 	apart bool
+	// hostMAC is the hardware address of the host's end, which the kernel chose; none where
+	// another process made it.
+	hostMAC net.HardwareAddr
 	// mended is that its limits were put right before: it may be its pod's doing.
 	mended bool
 	// missed is in how many looks one after the other neither its device nor its sandbox was there.

@@ -3,6 +3,7 @@ package attach
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/shaping"
@@ -64,6 +65,12 @@ func (k Netlink) Apart(w Wire) (apart bool, err error) {
 		return err
 	})
 	return apart, err
+}
+
+// HostMAC is the hardware address of the host's end.
+func (k Netlink) HostMAC(hostIf string) (net.HardwareAddr, error) {
+	l, err := k.Host.Existing(hostIf)
+	return l.MAC, err
 }
 
 // Leave takes out of a sandbox that stays what does not go with the device; a sandbox

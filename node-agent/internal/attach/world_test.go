@@ -160,6 +160,18 @@ func (w *world) Mend(wires []Wire) (mended, gone []string, failed map[string]err
 
 func (w *world) Sync(ctx context.Context) error { return w.WaitApplied(ctx, 0) }
 
+// hostMAC is that of every pair's end on the node.
+var hostMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
+
+func (w *world) HostMAC(hostIf string) (net.HardwareAddr, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if _, ok := w.links[hostIf]; !ok {
+		return nil, link.ErrNoLink
+	}
+	return hostMAC, nil
+}
+
 func (w *world) Apart(Wire) (bool, error) { return false, nil }
 
 func (w *world) Leave(Wire) error {
