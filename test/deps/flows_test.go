@@ -21,6 +21,8 @@ func TestFlowsGoOneWay(t *testing.T) {
 		internal + "flowstore": {"pkg/openflow", "pkg/faultpoint"},
 		internal + "nodeflows": {internal + "flowstore", internal + "pipeline", internal + "desired", "pkg"},
 		internal + "services":  {internal + "nodeflows", internal + "flowstore", internal + "pipeline", "pkg"},
+		// Pods come to policies from attach, and what the switch does not see goes to the node's firewall.
+		internal + "policies": {internal + "attach", internal + "hostnet", internal + "flowstore", internal + "pipeline", "pkg"},
 	}
 	found := 0
 	for _, p := range list(t) {
