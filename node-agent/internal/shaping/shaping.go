@@ -141,7 +141,9 @@ func (s *Shaper) open(hostIf string) error {
 }
 
 // drained waits until the ifb, which has no limit and nothing led to it any more,
-// is empty.
+// is empty. It is not cut short when the agent stops: the kernel does not say when the last
+// packet that was on its way is there, and a limit that goes half leaves its ifb behind. The
+// wait is some 10 ms, and drain at most.
 func (s *Shaper) drained(ifb string) error {
 	for end := time.Now().Add(drain); ; {
 		time.Sleep(settle)
