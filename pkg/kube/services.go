@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"maps"
 	"math"
 	"net/netip"
 	"sync"
@@ -38,6 +39,7 @@ type serviceFeed struct {
 	// touched are the services to tell anew; all of them when full.
 	touched map[service.Key]struct{}
 	full    bool
+	kept    kept
 }
 
 // WatchServices tells what the node called nodeName should serve: all services
@@ -68,7 +70,7 @@ func (c *Client) WatchServices(ctx context.Context, nodeName string) <-chan serv
 }
 
 func newServiceFeed(node string) *serviceFeed {
-	f := &serviceFeed{picture: newPicture(), node: node, of: map[service.Key]map[service.Key]service.Slice{}, touched: map[service.Key]struct{}{}, full: true}
+	f := &serviceFeed{picture: newPicture(), node: node, of: map[service.Key]map[service.Key]service.Slice{}, touched: map[service.Key]struct{}{}, full: true, kept: newKept()}
 	f.services = newTable(f.picture, toSpec)
 	f.services.noted = func(key service.Key, _, _ *service.Spec) { f.touched[key] = struct{}{} }
 	f.slices = newTable(f.picture, toSlice)
@@ -129,13 +131,22 @@ func (f *serviceFeed) merge(u *service.Update) bool {
 	if u.Services == nil {
 		u.Services = map[service.Key]service.Service{}
 	}
-	for key := range f.touched {
+	tell := func(key service.Key) {
 		s := f.serve(key)
 		if u.Full && len(s.Ports) == 0 {
 			delete(u.Services, key)
-			continue
+			return
 		}
 		u.Services[key] = s
+	}
+	before := maps.Clone(f.kept.ofNamespace)
+	for _, key := range f.kept.inTurn(f.touched) {
+		tell(key)
+	}
+	for _, key := range f.kept.waiting(before) {
+		if f.kept.left(key) > 0 {
+			tell(key)
+		}
 	}
 	clear(f.touched)
 	f.full = false
@@ -146,13 +157,16 @@ func (f *serviceFeed) merge(u *service.Update) bool {
 func (f *serviceFeed) serve(key service.Key) service.Service {
 	spec, ok := f.services.items[key]
 	if !ok {
+		f.kept.note(service.Service{Key: key})
 		return service.Service{Key: key}
 	}
 	slices := make([]service.Slice, 0, len(f.of[key]))
 	for _, s := range f.of[key] {
 		slices = append(slices, s)
 	}
-	return service.For(spec, slices, service.Node{Name: f.node, Zone: f.zones.items[f.node]})
+	s := service.For(spec, slices, service.Node{Name: f.node, Zone: f.zones.items[f.node]}, f.kept.room(key))
+	f.kept.note(s)
+	return s
 }
 
 func toSpec(s *corev1.Service) (service.Key, service.Spec) {

@@ -2,7 +2,9 @@ package kube_test
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
@@ -272,5 +275,69 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestServicesOfNamespaceKept: the services of a namespace are told with no more flows than all of them may have, whatever
+// they name. What was told stays, what comes gets what is left, and more when others go. Other namespaces do not notice.
+func TestServicesOfNamespaceKept(t *testing.T) {
+	const ports, endpoints = 400, 300
+	wide := func(namespace, name, vip string) (*corev1.Service, *discoveryv1.EndpointSlice) {
+		s, slice := aService(name, vip, nil), aSlice(name+"-1", name)
+		s.Namespace, slice.Namespace, s.Spec.Ports, slice.Ports = namespace, namespace, nil, nil
+		for i := range ports {
+			port := fmt.Sprint("p", i)
+			s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: port, Protocol: corev1.ProtocolTCP, Port: int32(1 + i)})
+			slice.Ports = append(slice.Ports, discoveryv1.EndpointPort{Name: p(port), Protocol: p(corev1.ProtocolTCP), Port: p(int32(1 + i))})
+		}
+		for i := range endpoints {
+			slice.Endpoints = append(slice.Endpoints, at(netip.AddrFrom4([4]byte{203, 0, byte(i >> 8), byte(i)}).String()))
+		}
+		return s, slice
+	}
+	var objects []runtime.Object
+	for i, name := range []string{"a/one", "a/two", "a/three", "b/one"} {
+		namespace, name, _ := strings.Cut(name, "/")
+		s, slice := wide(namespace, name, fmt.Sprint("10.96.0.", 1+i))
+		objects = append(objects, s, slice)
+	}
+	client, cs := kubetest.New(t, append(objects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}})...)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ch := client.WatchServices(ctx, "n1")
+
+	served := map[string]int{} // ports with endpoints
+	take := func() {
+		for key, s := range next(t, ch).Services {
+			served[key.String()] = 0
+			for _, port := range s.Ports {
+				if len(port.Endpoints) > 0 {
+					served[key.String()]++
+				}
+			}
+		}
+	}
+	take()
+	const each = 2 + 2*endpoints
+	left := (service.MostKeptOfNamespace - 2*ports*each) / each
+	if diff := cmp.Diff(map[string]int{"a/one": ports, "a/three": ports, "a/two": left, "b/one": ports}, served); diff != "" {
+		t.Fatalf("ports with endpoints (-want +got)\n%s", diff)
+	}
+	watching(t, cs, 3)
+	if err := cs.CoreV1().Services("a").Delete(ctx, "one", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	take()
+	if diff := cmp.Diff(map[string]int{"a/one": 0, "a/three": ports, "a/two": ports, "b/one": ports}, served); diff != "" {
+		t.Fatalf("one goes: ports with endpoints (-want +got)\n%s", diff)
+	}
+	// It comes again, and takes nothing from what is there.
+	s, _ := wide("a", "one", "10.96.0.1")
+	if _, err := cs.CoreV1().Services("a").Create(ctx, s, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	take()
+	if diff := cmp.Diff(map[string]int{"a/one": left, "a/three": ports, "a/two": ports, "b/one": ports}, served); diff != "" {
+		t.Fatalf("it comes again: ports with endpoints (-want +got)\n%s", diff)
 	}
 }

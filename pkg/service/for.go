@@ -7,22 +7,42 @@ import (
 )
 
 // For returns what node should serve of spec, whose endpoints are in all; slices of other services are ignored.
-func For(spec Spec, all []Slice, node Node) Service {
+// It has no more than most flows ([MostKept]), and is found without looking at all endpoints of thousands of ports:
+// those of ports for which there is no room are left out whole, and of others the first ones are told.
+func For(spec Spec, all []Slice, node Node, most int) Service {
 	served := Service{Key: spec.Key, UID: spec.UID, Affinity: spec.Affinity}
 	answers := byPort(spec, all)
+	vips := slices.DeleteFunc(slices.Clone(spec.VIPs), func(a netip.Addr) bool { return !Serves(a) })
+	var tooMany []LeftOut
+	looked := 0
 	for _, port := range spec.Ports {
-		found, leftOut := candidates(answers[named{port.Name, port.Protocol}])
-		served.LeftOut = append(served.LeftOut, leftOut...)
-		endpoints := choose(found, spec.InternalLocal, node)
-		for _, vip := range spec.VIPs {
-			if Serves(vip) {
-				served.Ports = append(served.Ports, Port{VIP: vip, Protocol: port.Protocol, Port: port.Port, Endpoints: endpoints})
+		answering := answers[named{port.Name, port.Protocol}]
+		some := number(answering)
+		whole := some > 0 && (most < leastFlows || looked+some > mostLooked)
+		var endpoints []Endpoint
+		if !whole {
+			looked += some
+			found, leftOut := candidates(answering, mostLeftOut-len(served.LeftOut))
+			served.LeftOut = append(served.LeftOut, leftOut...)
+			endpoints = choose(found, spec.InternalLocal, node)
+			flows := len(vips) * Port{Endpoints: endpoints}.Flows()
+			if whole = flows > most; whole {
+				endpoints, flows = nil, 0
+			}
+			most -= flows
+		}
+		for _, vip := range vips {
+			p := Port{VIP: vip, Protocol: port.Protocol, Port: port.Port, Endpoints: endpoints}
+			served.Ports = append(served.Ports, p)
+			if whole {
+				tooMany = append(tooMany, p.LeftOutWhole())
 			}
 		}
 	}
 	slices.SortFunc(served.Ports, func(a, b Port) int {
 		return cmp.Or(a.VIP.Compare(b.VIP), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 	})
+	served.LeftOut = append(served.LeftOut, tooMany...)
 	slices.SortFunc(served.LeftOut, LeftOut.Compare)
 	served.LeftOut = slices.Compact(served.LeftOut)
 	return served
@@ -50,10 +70,11 @@ type answering struct {
 	endpoints []SliceEndpoint
 }
 
-// byPort are the endpoints of a service by its ports, of which there may be thousands.
+// byPort are the endpoints of a service by its ports, of which there may be thousands. They are in the order of the names of slices:
+// which of them come first must not depend on anything else.
 func byPort(spec Spec, all []Slice) map[named][]answering {
 	out := map[named][]answering{}
-	for _, slice := range all {
+	for _, slice := range slices.SortedStableFunc(slices.Values(all), func(a, b Slice) int { return cmp.Compare(a.Name, b.Name) }) {
 		if slice.Service != spec.Key {
 			continue
 		}
@@ -67,16 +88,27 @@ func byPort(spec Spec, all []Slice) map[named][]answering {
 	return out
 }
 
+// number is how many endpoints there are to look at.
+func number(all []answering) (n int) {
+	for _, some := range all {
+		n += len(some.endpoints)
+	}
+	return n
+}
+
 // candidates leaves out endpoints that nothing may be sent to. Some of them the switch would refuse, and all services with them; nobody
-// but a person writes one (an endpoint of a pod has the pod's address), so it is said which.
-func candidates(all []answering) (found []candidate, leftOut []LeftOut) {
+// but a person writes one (an endpoint of a pod has the pod's address), so it is said which, of the first few.
+func candidates(all []answering, few int) (found []candidate, leftOut []LeftOut) {
+	found = make([]candidate, 0, number(all))
 	for _, some := range all {
 		for _, endpoint := range some.endpoints {
 			if !Serves(endpoint.Address) {
 				continue
 			}
 			if reason := Unreachable(endpoint.Address); reason != "" {
-				leftOut = append(leftOut, LeftOut{some.at.Protocol, Endpoint{endpoint.Address, some.at.Port}, reason})
+				if len(leftOut) < few {
+					leftOut = append(leftOut, LeftOut{some.at.Protocol, Endpoint{endpoint.Address, some.at.Port}, reason})
+				}
 				continue
 			}
 			found = append(found, candidate{endpoint, some.at.Port})

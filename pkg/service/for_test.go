@@ -83,7 +83,7 @@ func TestEndpoints(t *testing.T) {
 			for _, n := range tc.want {
 				want = append(want, Endpoint{addr(n), 8080})
 			}
-			got := For(spec, tc.slices, here).Ports[0].Endpoints
+			got := For(spec, tc.slices, here, MostKept).Ports[0].Endpoints
 			if diff := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 				t.Errorf("(-want +got)\n%s", diff)
 			}
@@ -114,14 +114,14 @@ func TestLeftOut(t *testing.T) {
 		}
 	}
 	spec := Spec{Key: key, UID: "u", VIPs: []netip.Addr{netip.MustParseAddr("10.96.0.10")}, Ports: []PortSpec{{"http", TCP, 80}}}
-	got := For(spec, []Slice{slice(named...), slice(append(named, leaving(1, "n1"))...)}, here)
+	got := For(spec, []Slice{slice(named...), slice(append(named, leaving(1, "n1"))...)}, here, MostKept)
 	if diff := cmp.Diff(want, got.LeftOut, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
 	if diff := cmp.Diff([]Endpoint{{addr(1), 8080}}, got.Ports[0].Endpoints, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("endpoints (-want +got)\n%s", diff)
 	}
-	if got.UID != "u" || got.Equal(For(spec, nil, here)) {
+	if got.UID != "u" || got.Equal(For(spec, nil, here, MostKept)) {
 		t.Errorf("%v is equal to a service that names none", got)
 	}
 }
@@ -130,7 +130,7 @@ func TestLeftOut(t *testing.T) {
 func TestPorts(t *testing.T) {
 	a, b := netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("10.96.0.9")
 	spec := Spec{Key: key, VIPs: []netip.Addr{a, netip.MustParseAddr("fd00::1"), b}, Affinity: 5, Ports: []PortSpec{{"dns", UDP, 53}, {"http", TCP, 80}, {"dns-tcp", TCP, 53}}}
-	got := For(spec, []Slice{slice(end(1, "n1"))}, here)
+	got := For(spec, []Slice{slice(end(1, "n1"))}, here, MostKept)
 	web := []Endpoint{{addr(1), 8080}}
 	want := Service{Key: key, Affinity: 5, Ports: []Port{
 		{b, TCP, 53, nil}, {b, TCP, 80, web}, {b, UDP, 53, nil},
@@ -143,7 +143,7 @@ func TestPorts(t *testing.T) {
 		t.Errorf("addresses (-want +got)\n%s", diff)
 	}
 	spec.VIPs = nil
-	if got := For(spec, nil, here); len(got.Ports) != 0 {
+	if got := For(spec, nil, here, MostKept); len(got.Ports) != 0 {
 		t.Errorf("a headless service has ports: %v", got.Ports)
 	}
 }

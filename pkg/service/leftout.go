@@ -26,7 +26,8 @@ const (
 	IsGateway Reason = "gateway"
 	// IsTunnel: it is where a node takes what other nodes say that tenants sent, or how wide a path is.
 	IsTunnel Reason = "tunnel-port"
-	// TooMany: its service comes to more than one may ([MostFlows]), or those of its namespace do.
+	// TooMany: its service comes to more than one may ([MostFlows]), or those of its namespace do. It is told
+	// of a port and all its endpoints at once: address and port are the service's own.
 	TooMany Reason = "too-many"
 )
 
@@ -56,7 +57,7 @@ func Unreachable(a netip.Addr) Reason {
 	return ""
 }
 
-// LeftOut is an endpoint that a service names and that nobody is sent to.
+// LeftOut is an endpoint that a service names and that nobody is sent to; of [TooMany] all of a port.
 type LeftOut struct {
 	Protocol Protocol
 	Endpoint

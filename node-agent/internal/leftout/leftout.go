@@ -38,6 +38,9 @@ func (l Sayer) Say(s service.Service, left []service.LeftOut) {
 		return
 	}
 	message := fmt.Sprintf("endpoint %v is left out: no pod is sent there", left[0])
+	if left[0].Reason == service.TooMany {
+		message = fmt.Sprintf("all endpoints of port %v are left out: no pod is sent there", left[0])
+	}
 	if more := len(left) - 1; more > 0 {
 		message += fmt.Sprintf(", nor to %d more", more)
 	}

@@ -73,7 +73,7 @@ func TestTooManySaid(t *testing.T) {
 	l := Sayer{Events: told{events: &events}, Logger: slog.New(slog.DiscardHandler), Peers: func() []pipeline.Peer { return nil }}
 	at := service.Endpoint{Address: netip.MustParseAddr("192.0.2.1"), Port: 80}
 	l.Say(service.Service{Key: service.Key{Namespace: "a", Name: "web"}}, []service.LeftOut{{Protocol: service.TCP, Endpoint: at, Reason: service.TooMany}})
-	if len(events) != 1 || !strings.Contains(events[0], "TCP 192.0.2.1:80 (too-many)") || !strings.Contains(events[0], fmt.Sprintf("one service may come to %d flows, and those of a namespace to %d: give it fewer ports or endpoints", service.MostFlows, service.MostFlowsOfNamespace)) {
+	if len(events) != 1 || !strings.Contains(events[0], "all endpoints of port TCP 192.0.2.1:80 (too-many)") || !strings.Contains(events[0], fmt.Sprintf("one service may come to %d flows, and those of a namespace to %d: give it fewer ports or endpoints", service.MostFlows, service.MostFlowsOfNamespace)) {
 		t.Errorf("events %q", events)
 	}
 }

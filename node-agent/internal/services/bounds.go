@@ -20,12 +20,12 @@ func newRoom() room {
 	return room{service.MostFlows, service.MostFlowsOfNamespace, map[string]int{}, map[service.Key]bool{}}
 }
 
-// fit is a service with those of its ports for which there is room; the endpoints of others are left
-// out besides. Ports that are in the picture come before others, so that what grows takes nothing from
+// fit is a service with those of its ports for which there is room; others are left out besides, each with
+// all its endpoints. Ports that are in the picture come before others, so that what grows takes nothing from
 // what is there.
 func (t *Table) fit(s service.Service, left []service.LeftOut) (service.Service, []service.LeftOut) {
 	old := t.parts[s.Key]
-	free := min(t.room.most, t.room.mostOfNamespace-(t.room.taken[s.Namespace]-flowsOf(old.service)))
+	free := min(t.room.most, t.room.mostOfNamespace-(t.room.taken[s.Namespace]-old.service.Flows()))
 	had := map[portKey]bool{}
 	for _, p := range old.service.Ports {
 		had[keyOf(p)] = len(p.Endpoints) > 0
@@ -41,9 +41,7 @@ func (t *Table) fit(s service.Service, left []service.LeftOut) (service.Service,
 				continue
 			}
 			short, ports[i].Endpoints = true, nil
-			for _, e := range p.Endpoints {
-				left = append(left, service.LeftOut{Protocol: p.Protocol, Endpoint: e, Reason: service.TooMany})
-			}
+			left = append(left, p.LeftOutWhole())
 		}
 	}
 	delete(t.room.short, s.Key)
@@ -58,16 +56,9 @@ func (t *Table) fit(s service.Service, left []service.LeftOut) (service.Service,
 
 // takes notes that a service's part of the picture is another one.
 func (r room) takes(namespace string, old, now service.Service) {
-	if r.taken[namespace] += flowsOf(now) - flowsOf(old); r.taken[namespace] == 0 {
+	if r.taken[namespace] += now.Flows() - old.Flows(); r.taken[namespace] == 0 {
 		delete(r.taken, namespace)
 	}
-}
-
-func flowsOf(s service.Service) (n int) {
-	for _, p := range s.Ports {
-		n += p.Flows()
-	}
-	return n
 }
 
 // waiting are the services that lack room in namespaces that have more of it than before.

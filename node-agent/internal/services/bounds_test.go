@@ -68,7 +68,7 @@ func TestBounds(t *testing.T) {
 	// A port with 80 endpoints is 162 flows: 202 of them are one service's.
 	update(true, wide("a", "one", 1, 300, 80), wide("b", "web", 9, 10, 80))
 	served("one service", map[string]int{"a/one": 202, "b/web": 10})
-	if want := 98 * 80; told["a/one"] != want || table.LeftOut()[service.TooMany] != want {
+	if want := 98; told["a/one"] != want || table.LeftOut()[service.TooMany] != want {
 		t.Errorf("told %v, counts %v; want %d", told, table.LeftOut(), want)
 	}
 	update(false, wide("a", "zero", 2, 150, 80))
