@@ -137,9 +137,9 @@ func (b *bench) restarts(ctx context.Context, size string) error {
 	}
 	b.add(
 		alone("agent_rss_after_restart", "agent's resident memory after a restart, "+size, "MB", after, 1, oursAtMost(55)),
-		alone("agent_restart", "agent killed and started: to ready, median", "ms", median(warm), len(warm), nil),
+		measured("agent_restart", "agent killed and started: to ready, median", "ms", median, warm, nil),
 		alone("agent_restart_lost", fmt.Sprintf("packets lost in these restarts, of %d", sent), "packets", float64(lost), len(warm), oursAtMost(0)),
-		alone("agent_cold_start", "agent started with no flow in the bridge: to ready, all programmed, median", "ms", median(cold), len(cold), oursAtMost(1000)),
+		measured("agent_cold_start", "agent started with no flow in the bridge: to ready, all programmed, median", "ms", median, cold, oursAtMost(1000)),
 	)
 	return nil
 }

@@ -48,6 +48,8 @@ func TestParse(t *testing.T) {
 		{name: "no such folder", args: "-out /nowhere -bin " + bin, fails: "/nowhere"},
 		{name: "no reference", args: "-bin " + programs(t, "bridge"), fails: "program bridge is not in"},
 		{name: "bad regexp", args: "-only ( -bin " + bin, fails: "-only"},
+		{name: "compare", args: "-compare a.json b.json"},
+		{name: "compare with one file", args: "-compare a.json", fails: "two files"},
 		{name: "argument", args: "-bin " + bin + " more", fails: `"more"`},
 	} {
 		cfg, err := parse(strings.Fields(tc.args), io.Discard)

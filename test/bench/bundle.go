@@ -84,12 +84,12 @@ func (b *bench) timeBundles(ctx context.Context, conn *of.Conn, flows []of.Flow,
 	if err != nil {
 		return err
 	}
-	o, r, idle := milliseconds(took[ours]), milliseconds(took[reference]), milliseconds(barrier)
+	both, idle := bothMilliseconds(took), milliseconds(barrier)
 	title := fmt.Sprintf("one pod's %d flows as one bundle (reference: ovs-ofctl)", len(flows))
 	b.add(
-		compared("pod_bundle_median", title+", median", "ms", median(o), median(r), len(o), nil),
-		compared("pod_bundle_p99", title+", p99", "ms", quantile(o, 0.99), quantile(r, 0.99), len(o), oursAtMost(1)),
-		alone("switch_barrier_p99", "an empty round trip to the same switch (barrier), p99", "ms", quantile(idle, 0.99), len(idle), nil),
+		paired("pod_bundle_median", title+", median", "ms", median, both, nil),
+		paired("pod_bundle_p99", title+", p99", "ms", rank(0.99), both, oursAtMost(1)),
+		measured("switch_barrier_p99", "an empty round trip to the same switch (barrier), p99", "ms", rank(0.99), idle, nil),
 	)
 	return nil
 }

@@ -57,11 +57,10 @@ func burst(ctx context.Context, b *bench) error {
 	if err != nil {
 		return err
 	}
-	n := len(add[ours])
 	b.add(
-		compared("cni_add_64_at_once", "64 CNI ADDs at once", "ADDs/s", median(add[ours]), median(add[reference]), n, ratioAtLeast(1)),
-		compared("cni_del_64_at_once", "64 CNI DELs at once", "DELs/s", median(del[ours]), median(del[reference]), n, ratioAtLeast(0.7)),
-		compared("cni_gone_64_at_once", "64 CNI DELs at once, until the devices are gone", "DELs/s", median(gone[ours]), median(gone[reference]), n, nil),
+		paired("cni_add_64_at_once", "64 CNI ADDs at once", "ADDs/s", median, add, ratioAtLeast(1)),
+		paired("cni_del_64_at_once", "64 CNI DELs at once", "DELs/s", median, del, ratioAtLeast(0.7)),
+		paired("cni_gone_64_at_once", "64 CNI DELs at once, until the devices are gone", "DELs/s", median, gone, nil),
 	)
 	return b.podsAtOnce(ctx)
 }
@@ -102,12 +101,11 @@ func (b *bench) podsAtOnce(ctx context.Context) error {
 		return err
 	}
 	b.section(fmt.Sprintf("Where the time of %d ADDs at once goes", podsAtOnce), "%s", burstBreakdown(before, after, took[ours]))
-	o, r := took[ours], took[reference]
 	b.add(
-		compared("cni_add_55_at_once_median", "each of 55 CNI ADDs at once, median", "ms", median(o), median(r), len(o), nil),
-		compared("cni_add_55_at_once_p95", "each of 55 CNI ADDs at once, p95", "ms", quantile(o, 0.95), quantile(r, 0.95), len(o), nil),
-		alone("cni_add_55_at_once_agent_median", "of it in the agent, median", "ms", median(inAgent), len(inAgent), oursAtMost(150)),
-		alone("cni_add_55_at_once_agent_p95", "of it in the agent, p95", "ms", quantile(inAgent, 0.95), len(inAgent), nil),
+		paired("cni_add_55_at_once_median", "each of 55 CNI ADDs at once, median", "ms", median, took, nil),
+		paired("cni_add_55_at_once_p95", "each of 55 CNI ADDs at once, p95", "ms", rank(0.95), took, nil),
+		measured("cni_add_55_at_once_agent_median", "of it in the agent, median", "ms", median, inAgent, oursAtMost(150)),
+		measured("cni_add_55_at_once_agent_p95", "of it in the agent, p95", "ms", rank(0.95), inAgent, nil),
 	)
 	calls := after[fmt.Sprintf(cniKey, "ADD")].count - before[fmt.Sprintf(cniKey, "ADD")].count
 	for i, name := range busyProcesses {

@@ -79,10 +79,10 @@ func change(ctx context.Context, b *bench) error {
 	e, q := milliseconds(fromEvent), milliseconds(fromRequest)
 	title := fmt.Sprintf("tenant change of %d local pods", movingPods)
 	b.add(
-		alone("tenant_change_event_median", title+", from the record's event to the flows, median", "ms", median(e), len(e), nil),
-		alone("tenant_change_event_p99", title+", from the record's event to the flows, p99", "ms", quantile(e, 0.99), len(e), oursAtMost(20)),
-		alone("tenant_change_request_median", title+", from the request (etcdctl put) to the flows, median", "ms", median(q), len(q), nil),
-		alone("tenant_change_request_p99", title+", from the request (etcdctl put) to the flows, p99", "ms", quantile(q, 0.99), len(q), nil),
+		measured("tenant_change_event_median", title+", from the record's event to the flows, median", "ms", median, e, nil),
+		measured("tenant_change_event_p99", title+", from the record's event to the flows, p99", "ms", rank(0.99), e, oursAtMost(20)),
+		measured("tenant_change_request_median", title+", from the request (etcdctl put) to the flows, median", "ms", median, q, nil),
+		measured("tenant_change_request_p99", title+", from the request (etcdctl put) to the flows, p99", "ms", rank(0.99), q, nil),
 	)
 	return b.timeCommand(ctx)
 }
@@ -103,8 +103,8 @@ func (b *bench) timeCommand(ctx context.Context) error {
 	}
 	t := milliseconds(took)
 	b.add(
-		alone("netns_join_median", "`netns join` and `netns isolate`, until all nodes have it, median", "ms", median(t), len(t), nil),
-		alone("netns_join_p99", "`netns join` and `netns isolate`, until all nodes have it, p99", "ms", quantile(t, 0.99), len(t), nil),
+		measured("netns_join_median", "`netns join` and `netns isolate`, until all nodes have it, median", "ms", median, t, nil),
+		measured("netns_join_p99", "`netns join` and `netns isolate`, until all nodes have it, p99", "ms", rank(0.99), t, nil),
 	)
 	return nil
 }

@@ -68,10 +68,10 @@ func startup(ctx context.Context, b *bench) error {
 
 // latency adds median and p99 of two lists of durations; the bar is the median's.
 func (b *bench) latency(name, title string, took [sides][]time.Duration, bar *bar) {
-	o, r := milliseconds(took[ours]), milliseconds(took[reference])
+	both := bothMilliseconds(took)
 	b.add(
-		compared(name+"_median", title+", median", "ms", median(o), median(r), len(o), bar),
-		compared(name+"_p99", title+", p99", "ms", quantile(o, 0.99), quantile(r, 0.99), len(o), nil),
+		paired(name+"_median", title+", median", "ms", median, both, bar),
+		paired(name+"_p99", title+", p99", "ms", rank(0.99), both, nil),
 	)
 }
 
@@ -129,7 +129,7 @@ func (b *bench) cniLatency(ctx context.Context, pods int, bar *bar) error {
 	if err != nil {
 		return fmt.Errorf("a port alone: %w", err)
 	}
-	b.add(alone(fmt.Sprintf("ovs_port_%d_pods", pods), fmt.Sprintf("a veth and its Open vSwitch port alone, %d pods there, median", pods), "ms", median(milliseconds(port)), len(port), nil))
+	b.add(measured(fmt.Sprintf("ovs_port_%d_pods", pods), fmt.Sprintf("a veth and its Open vSwitch port alone, %d pods there, median", pods), "ms", median, milliseconds(port), nil))
 	b.section(fmt.Sprintf("Where an ADD's time goes, %d pods there", pods), "%s", addBreakdown(before, after, add[ours], port))
 	b.section(fmt.Sprintf("Where a DEL's time goes, %d pods there", pods), "%s", delBreakdown(before, after, del[ours]))
 	return nil

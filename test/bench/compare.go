@@ -51,12 +51,14 @@ func (b *bench) compare(ctx context.Context, c comparison) error {
 // Where both sides have the same pairs its ratio is the median of the turns',
 // in which what the machine else does cancels out.
 func trafficRow(name, title, unit string, x [sides][]float64, c comparison) Row {
-	r := compared(name, title, unit, average(x[ours]), average(x[reference]), len(x[ours]), cmp.Or(c.bar, ratioAtLeast(0.95)))
+	r := paired(name, title, unit, average, x, cmp.Or(c.bar, ratioAtLeast(0.95)))
 	if c.free {
 		r.bar = nil
 	}
 	if c.same() {
-		r.Ratio = number(median(ratios(x[ours], x[reference])))
+		turns := ratios(x[ours], x[reference])
+		r.Ratio = number(median(turns))
+		r = r.from(turns, nil, func(turns, _ []float64) float64 { return median(turns) })
 	}
 	return r
 }

@@ -11,6 +11,11 @@
 //	go run ./test/bench                 # everything; needs root and bin/ (make bench)
 //	go run ./test/bench -only '^cni'    # some of it; writes no files
 //	go run ./test/bench -short -out DIR # few repetitions, for CI
+//	go run ./test/bench -compare BEFORE/results.json AFTER/results.json
+//
+// The last one measures nothing. It says of each row whether it is worse than before by more than 3 %
+// beyond noise, and ends with 1 where one is. What noise is, each run says itself: results.json has with
+// each row how far its number may be off, going by how its single measurements differ.
 //
 // It removes all it has made, also when it is interrupted. After a SIGKILL,
 // `netlab down --name bench-PID` does, and the same with bench-PID-many and bench-PID-policies,

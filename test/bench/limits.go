@@ -91,6 +91,8 @@ type limitResult struct {
 	// free is the same without a limit.
 	free [sides]carried
 	n    int
+	// runs are the single measurements of ours.
+	runs []carried
 }
 
 // ratio is the goodput in parts of the limit.
@@ -193,7 +195,7 @@ func (m *limitBench) measure(ctx context.Context, list []limited) ([]limitResult
 	}
 	out := make([]limitResult, len(list))
 	for i, l := range list {
-		out[i] = limitResult{limited: l, n: n}
+		out[i] = limitResult{limited: l, n: n, runs: runs[i][ours]}
 		for side := range sides {
 			out[i].sides[side] = middle(runs[i][side])
 		}

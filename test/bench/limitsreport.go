@@ -43,17 +43,28 @@ func (r limitResult) rows() []Row {
 	}
 	o, ref := r.sides[ours], r.sides[reference]
 	goodput := compared(r.name(), r.title()+" (reference: bandwidth plugin; ratio: ours to the limit)", "Mbit/s", o.mbits, ref.mbits, r.n, bars.goodput)
-	goodput.Ratio = number(r.ratio(ours))
-	rows := []Row{goodput}
+	goodput.Ratio, goodput.Better = number(r.ratio(ours)), wayOne
+	rows := []Row{r.spread(goodput, func(c carried) float64 { return c.mbits * 1e6 / float64(r.rate) })}
 	if r.protocol == "tcp" {
+		again := compared(r.name()+" retransmits", r.title()+": segments sent again", "%", o.retransmits, ref.retransmits, r.n, bars.retransmits)
+		delay := compared(r.name()+" latency", r.title()+": longest UDP round trip meanwhile", "ms", o.roundTrip, ref.roundTrip, r.n, bars.delay)
+		again.By, delay.By = byOurs, byOurs
 		rows = append(rows,
-			compared(r.name()+" retransmits", r.title()+": segments sent again", "%", o.retransmits, ref.retransmits, r.n, bars.retransmits),
-			compared(r.name()+" latency", r.title()+": longest UDP round trip meanwhile", "ms", o.roundTrip, ref.roundTrip, r.n, bars.delay))
+			r.spread(again, func(c carried) float64 { return c.retransmits }), r.spread(delay, func(c carried) float64 { return c.roundTrip }))
 	}
 	for i := range rows {
 		rows[i].Note = note
 	}
 	return rows
+}
+
+// spread notes how a row's number differs between the runs, of each of which value takes one.
+func (r limitResult) spread(row Row, value func(carried) float64) Row {
+	var xs []float64
+	for _, run := range r.runs {
+		xs = append(xs, value(run))
+	}
+	return row.from(xs, nil, func(xs, _ []float64) float64 { return median(xs) })
 }
 
 // limitsTable is the report's section: limits against goodput.

@@ -23,6 +23,8 @@ type config struct {
 	// out is the folder for the files; empty for none.
 	out string
 	bin string
+	// before and after are two results.json to be compared, with nothing measured.
+	before, after string
 }
 
 func main() {
@@ -37,11 +39,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if errors.Is(err, flag.ErrHelp) {
 		return 0
 	}
-	if err == nil {
-		err = measureAll(ctx, cfg, stdout, stderr)
-	} else {
+	switch {
+	case err != nil:
 		fmt.Fprintf(stderr, "bench: %v\n", err)
 		return 2
+	case cfg.before != "":
+		err = compareRuns(cfg.before, cfg.after, stdout)
+	default:
+		err = measureAll(ctx, cfg, stdout, stderr)
 	}
 	if err != nil {
 		fmt.Fprintf(stderr, "bench: %v\n", err)
@@ -57,8 +62,15 @@ func parse(args []string, stderr io.Writer) (config, error) {
 	only := fs.String("only", "", "measure only what matches this `regexp`; writes files only with -out")
 	out := fs.String("out", "", "`folder` for results.json, RESULTS.md and the plot (default "+defaultOut+", without -short and -only)")
 	bin := fs.String("bin", os.Getenv("NETLAB_BIN"), "`folder` with the programs and the reference plugins (default $NETLAB_BIN, or bin)")
+	runs := fs.Bool("compare", false, "measure nothing; compare two results.json, those of before and of after: -compare before.json after.json")
 	if err := fs.Parse(args); err != nil {
 		return config{}, err
+	}
+	if *runs {
+		if fs.NArg() != 2 {
+			return config{}, fmt.Errorf("-compare needs two files, before.json and after.json; it was given %d", fs.NArg())
+		}
+		return config{before: fs.Arg(0), after: fs.Arg(1)}, nil
 	}
 	if fs.NArg() > 0 {
 		return config{}, fmt.Errorf("unexpected argument %q", fs.Arg(0))

@@ -77,12 +77,12 @@ func newNamespaces(ctx context.Context, b *bench) (err error) {
 	g, c, w, o := milliseconds(given), milliseconds(carriedOut), milliseconds(byController), milliseconds(told)
 	const meanwhile = "`netns join` and `netns isolate` meanwhile"
 	b.add(
-		alone("new_namespaces_median", manyNamespacesText+", from the first record to the last one's netID, median", "ms", median(g), len(g), oursAtMost(5000)),
-		alone("new_namespaces_max", manyNamespacesText+", from the first record to the last one's netID, longest", "ms", slices.Max(g), len(g), nil),
-		alone("new_namespaces_join_median", meanwhile+", until the controller has carried it out, median", "ms", median(c), len(c), nil),
-		alone("new_namespaces_join_p99", meanwhile+", until the controller has carried it out, p99", "ms", quantile(c, 0.99), len(c), oursAtMost(1000)),
-		alone("new_namespaces_join_controller_p99", "of it from when the request is in its record, p99", "ms", quantile(w, 0.99), len(w), nil),
-		alone("new_namespaces_join_nodes_p99", meanwhile+", until all nodes have it, p99", "ms", quantile(o, 0.99), len(o), nil),
+		measured("new_namespaces_median", manyNamespacesText+", from the first record to the last one's netID, median", "ms", median, g, oursAtMost(5000)),
+		measured("new_namespaces_max", manyNamespacesText+", from the first record to the last one's netID, longest", "ms", longest, g, nil),
+		measured("new_namespaces_join_median", meanwhile+", until the controller has carried it out, median", "ms", median, c, nil),
+		measured("new_namespaces_join_p99", meanwhile+", until the controller has carried it out, p99", "ms", rank(0.99), c, oursAtMost(1000)),
+		measured("new_namespaces_join_controller_p99", "of it from when the request is in its record, p99", "ms", rank(0.99), w, nil),
+		measured("new_namespaces_join_nodes_p99", meanwhile+", until all nodes have it, p99", "ms", rank(0.99), o, nil),
 	)
 	return nil
 }

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -206,8 +205,8 @@ func (c *cluster) policyEvents(ctx context.Context, name, title string, bar *bar
 		}
 	}
 	c.add(
-		alone(name+"_median", title+", median", "ms", median(took), len(took), nil),
-		alone(name+"_p99", title+", p99", "ms", quantile(took, 0.99), len(took), bar),
+		measured(name+"_median", title+", median", "ms", median, took, nil),
+		measured(name+"_p99", title+", p99", "ms", rank(0.99), took, bar),
 	)
 	before, err := c.flowCount(ctx)
 	if err != nil {
@@ -335,8 +334,8 @@ func (c *cluster) policyStarts(ctx context.Context, flows int) error {
 		took = append(took, time.Since(began).Seconds()*1000)
 	}
 	c.add(
-		alone("policies_programmed_median", "agent started with no flow in the bridge, "+policySize+": until all flows are there, median", "ms", median(took), len(took), oursAtMost(2000)),
-		alone("policies_programmed_max", "agent started with no flow in the bridge, "+policySize+": until all flows are there, longest", "ms", slices.Max(took), len(took), nil),
+		measured("policies_programmed_median", "agent started with no flow in the bridge, "+policySize+": until all flows are there, median", "ms", median, took, oursAtMost(2000)),
+		measured("policies_programmed_max", "agent started with no flow in the bridge, "+policySize+": until all flows are there, longest", "ms", longest, took, nil),
 	)
 	return nil
 }

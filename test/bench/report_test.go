@@ -18,7 +18,7 @@ var testReport = report{
 		compared("tcp", "TCP", "Mbit/s", 900, 1000, 6, ratioAtLeast(0.95)),
 		alone("rss", "memory", "MB", 43.44, 1, oursAtMost(60)),
 		alone("start", "start", "ms", 250, 8, nil),
-		{Name: "limit", title: "limit", Ours: 700, Reference: 960, Ratio: 0.7, Unit: "Mbit/s", N: 3, Note: "800 Mbit/s without a limit"},
+		{Name: "limit", title: "limit", Ours: 700, Reference: 960, Ratio: 0.7, Unit: "Mbit/s", N: 3, Note: "800 Mbit/s without a limit", By: byRatio, Better: wayOne, Low: 0.69, High: 0.72},
 	},
 	sections: []section{{"Where the time goes", "Nowhere.\n"}},
 	pictures: map[string][]byte{"limits.svg": []byte("<svg/>")},
@@ -59,11 +59,11 @@ func TestJSON(t *testing.T) {
 		t.Fatalf("%v in:\n%s", err, data)
 	}
 	want := []map[string]any{
-		{"name": "add_median", "ours": 9.0, "reference": 10.0, "unit": "ms", "ratio": 0.9, "n": 200.0},
-		{"name": "tcp", "ours": 900.0, "reference": 1000.0, "unit": "Mbit/s", "ratio": 0.9, "n": 6.0},
-		{"name": "rss", "ours": 43.44, "reference": nil, "unit": "MB", "ratio": nil, "n": 1.0},
-		{"name": "start", "ours": 250.0, "reference": nil, "unit": "ms", "ratio": nil, "n": 8.0},
-		{"name": "limit", "ours": 700.0, "reference": 960.0, "unit": "Mbit/s", "ratio": 0.7, "n": 3.0, "note": "800 Mbit/s without a limit"},
+		{"name": "add_median", "ours": 9.0, "reference": 10.0, "unit": "ms", "ratio": 0.9, "n": 200.0, "by": "ratio", "better": "less", "low": nil, "high": nil},
+		{"name": "tcp", "ours": 900.0, "reference": 1000.0, "unit": "Mbit/s", "ratio": 0.9, "n": 6.0, "by": "ratio", "better": "more", "low": nil, "high": nil},
+		{"name": "rss", "ours": 43.44, "reference": nil, "unit": "MB", "ratio": nil, "n": 1.0, "by": "ours", "better": "less", "low": nil, "high": nil},
+		{"name": "start", "ours": 250.0, "reference": nil, "unit": "ms", "ratio": nil, "n": 8.0, "by": "ours", "better": "less", "low": nil, "high": nil},
+		{"name": "limit", "ours": 700.0, "reference": 960.0, "unit": "Mbit/s", "ratio": 0.7, "n": 3.0, "by": "ratio", "better": "one", "low": 0.69, "high": 0.72, "note": "800 Mbit/s without a limit"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

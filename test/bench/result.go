@@ -18,6 +18,13 @@ type Row struct {
 	Ratio     number `json:"ratio"`
 	// N is how many single measurements of each side the number is from.
 	N int `json:"n"`
+	// By is the number that two runs are compared by, and Better which way of it is.
+	By     column `json:"by"`
+	Better way    `json:"better"`
+	// Low and High are how far that number may be off, by 99 %, going by how its measurements
+	// differ within the run; null where there was one measurement.
+	Low  number `json:"low"`
+	High number `json:"high"`
 	// Note says why a row has no bar that others of its kind have.
 	Note string `json:"note,omitempty"`
 
@@ -25,6 +32,27 @@ type Row struct {
 	title string
 	bar   *bar
 }
+
+// column is one of the numbers of a row.
+type column string
+
+const (
+	byOurs  column = "ours"
+	byRatio column = "ratio"
+)
+
+// way is where a number gets better.
+type way string
+
+const (
+	wayLess way = "less"
+	wayMore way = "more"
+	// wayOne is a ratio that is best at 1.
+	wayOne way = "one"
+)
+
+// moreOf are the units of which more is better.
+var moreOf = map[string]bool{"1/s": true, "Mbit/s": true, "ADDs/s": true, "DELs/s": true}
 
 // number is null in JSON where it is NaN.
 type number float64
@@ -89,13 +117,25 @@ func (r Row) met() bool {
 
 // compared is a row of two numbers, n measurements each.
 func compared(name, title, unit string, ours, reference float64, n int, b *bar) Row {
-	return Row{
-		Name: name, title: title, Ours: number(ours), Reference: number(reference), Ratio: number(ours / reference),
-		Unit: unit, N: n, bar: b,
+	r := alone(name, title, unit, ours, n, b)
+	r.Reference, r.Ratio = number(reference), number(ours/reference)
+	if b == nil || b.of == string(byRatio) {
+		r.By = byRatio
 	}
+	if b != nil && !math.IsInf(b.min, 0) && !math.IsInf(b.max, 0) {
+		r.Better = wayOne
+	}
+	return r
 }
 
 // alone is a row without a reference.
 func alone(name, title, unit string, ours float64, n int, b *bar) Row {
-	return Row{Name: name, title: title, Ours: number(ours), Reference: none, Ratio: none, Unit: unit, N: n, bar: b}
+	r := Row{
+		Name: name, title: title, Ours: number(ours), Reference: none, Ratio: none, Unit: unit, N: n, bar: b,
+		By: byOurs, Better: wayLess, Low: none, High: none,
+	}
+	if moreOf[unit] {
+		r.Better = wayMore
+	}
+	return r
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -47,9 +46,9 @@ func (c *cluster) programming(ctx context.Context) error {
 		took, writing = append(took, ms), append(writing, spent[programmingKey].seconds*1000)
 	}
 	c.add(
-		alone("services_programmed_median", servicesSize+", from the API server's first answer to the flows, median", "ms", median(took), len(took), oursAtMost(2000)),
-		alone("services_programmed_max", servicesSize+", from the API server's first answer to the flows, longest", "ms", slices.Max(took), len(took), nil),
-		alone("services_writing_median", "of it from all being known to the flows, as the agent sees it, median", "ms", median(writing), len(writing), nil),
+		measured("services_programmed_median", servicesSize+", from the API server's first answer to the flows, median", "ms", median, took, oursAtMost(2000)),
+		measured("services_programmed_max", servicesSize+", from the API server's first answer to the flows, longest", "ms", longest, took, nil),
+		measured("services_writing_median", "of it from all being known to the flows, as the agent sees it, median", "ms", median, writing, nil),
 	)
 	return nil
 }
@@ -147,8 +146,8 @@ func (c *cluster) endpointChanges(ctx context.Context) error {
 	}
 	title := "one endpoint's change with " + servicesSize + ", from the API server's event to the flows"
 	c.add(
-		alone("endpoint_change_median", title+", median", "ms", median(took), len(took), oursAtMost(20)),
-		alone("endpoint_change_p99", title+", p99", "ms", quantile(took, 0.99), len(took), nil),
+		measured("endpoint_change_median", title+", median", "ms", median, took, oursAtMost(20)),
+		measured("endpoint_change_p99", title+", p99", "ms", rank(0.99), took, nil),
 	)
 	return nil
 }

@@ -48,6 +48,14 @@ func milliseconds(ds []time.Duration) []float64 {
 	return out
 }
 
+// bothMilliseconds is milliseconds of both sides.
+func bothMilliseconds(ds [sides][]time.Duration) (out [sides][]float64) {
+	for side := range ds {
+		out[side] = milliseconds(ds[side])
+	}
+	return out
+}
+
 // ratios of the pairs that were measured one right after the other. What
 // disturbs the machine for longer than a pair takes cancels out in each.
 func ratios(ours, reference []float64) []float64 {
