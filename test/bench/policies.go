@@ -116,6 +116,10 @@ func policies(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
+		live, err := c.resident()
+		if err != nil {
+			return err
+		}
 		c.add(alone("policies_flows", "flows of network policies: "+policySize, "flows", float64(with-flows), 1, oursAtMost(20000)))
 		if err := c.policyEvents(ctx, "policy_event_many", title+", beside "+policySize, nil); err != nil {
 			return err
@@ -128,8 +132,9 @@ func policies(ctx context.Context, b *bench) error {
 			return err
 		}
 		c.add(
-			alone("agent_rss_no_policies", fmt.Sprintf("agent's resident memory, %d pods, no network policy", policyPods), "MB", without, 1, nil),
-			alone("agent_rss_policies", "agent's resident memory after a restart, "+policySize, "MB", memory, 1, nil),
+			alone("agent_rss_no_policies", fmt.Sprintf("agent's resident memory, %d pods, no network policy", policyPods), "MB", without, 1, oursAtMost(55)),
+			alone("agent_rss_policies", "agent's resident memory, "+policySize, "MB", live, 1, oursAtMost(120)),
+			alone("agent_rss_policies_after_restart", "agent's resident memory after a restart, "+policySize, "MB", memory, 1, oursAtMost(120)),
 		)
 		return nil
 	})
