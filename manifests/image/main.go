@@ -155,7 +155,7 @@ func controllerFiles(bin string) tree {
 var runtimePrograms = []string{
 	"/usr/bin/ovs-appctl", "/usr/bin/ovs-dpctl", "/usr/bin/ovs-ofctl", "/usr/bin/ovs-vsctl",
 	"/usr/bin/ovsdb-client", "/usr/bin/ovsdb-tool",
-	"/usr/bin/sleep", "/usr/sbin/modprobe", "/usr/sbin/nft", "/usr/sbin/ovs-vswitchd", "/usr/sbin/ovsdb-server",
+	"/usr/bin/rm", "/usr/bin/sleep", "/usr/sbin/modprobe", "/usr/sbin/nft", "/usr/sbin/ovs-vswitchd", "/usr/sbin/ovsdb-server",
 }
 
 // schemas is where packages put the schema of the vswitch database.

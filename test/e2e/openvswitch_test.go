@@ -37,11 +37,6 @@ func silences(rep probe.Report, moments []time.Time) []time.Duration {
 	return longest
 }
 
-// backOff is how long ovs-vswitchd pauses at most before it looks for its database again, when that
-// has gone several times (reconnect.h): what its main thread does waits meanwhile, and the userspace
-// datapath is part of that.
-const backOff = 8 * time.Second
-
 // TestOpenVSwitchCrashes: ovs-vswitchd and ovsdb-server, run as their containers run them, crash
 // again and again, by whatever signal. Each time they are back and pods talk to each other in under
 // a second, nothing passes that is forbidden, and all is counted and told with its reason.
@@ -55,11 +50,8 @@ func TestOpenVSwitchCrashes(t *testing.T) {
 	c := l.inCluster("red/b")
 	l.must(l.OVS("n1").Supervise(t.Context(), ovsScripts))
 	l.waitMatrix("Open vSwitch is supervised", 10*time.Second, redAndBlue.allowed)
+	const silenceAtMost = 2 * recovery // a crash each second or two leaves a busy machine no other
 	for _, daemon := range []string{"ovs-vswitchd", "ovsdb-server"} {
-		silenceAtMost := 2 * recovery // a crash each second or two leaves a busy machine no other
-		if daemon == "ovsdb-server" {
-			silenceAtMost += backOff
-		}
 		for _, sig := range signals {
 			run := l.run(probe.Exactly(redAndBlue.allowed))
 			l.traffic(run, 10)

@@ -36,9 +36,10 @@ func (o OVS) process(name string) string { return o.node + "/" + name }
 // DB is the address of its database: "unix:/run/netlab/LAB/n1/ovs/db.sock".
 func (o OVS) DB() string { return "unix:" + o.socket() }
 
-// env keeps Open vSwitch's programs away from the machine's own (ovs-vswitchd(8), ovs-ctl(8)).
+// env keeps Open vSwitch's programs away from the machine's own (ovs-vswitchd(8), ovs-ctl(8)); the last is for
+// the scripts of [OVS.Supervise].
 func (o OVS) env() []string {
-	return []string{"OVS_RUNDIR=" + o.dir(), "OVS_DBDIR=" + o.dir(), "OVS_LOGDIR=" + o.dir()}
+	return []string{"OVS_RUNDIR=" + o.dir(), "OVS_DBDIR=" + o.dir(), "OVS_LOGDIR=" + o.dir(), "OVSDB_CTL=" + filepath.Join(o.dir(), "ovsdb-server.ctl")}
 }
 
 // schemas are the places where packages put Open vSwitch's database schema.
