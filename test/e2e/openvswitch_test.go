@@ -25,16 +25,8 @@ const ovsScripts = "../../manifests/image"
 // something happened may be lost by that.
 const underWay = 50 * time.Millisecond
 
-// silences are how long after each moment the last packet was sent that a run has lost by
-// what happened then. A moment's are those up to the next.
 func silences(rep probe.Report, moments []time.Time) []time.Duration {
-	longest := make([]time.Duration, len(moments))
-	for _, e := range rep.LostEvents {
-		if n, _ := slices.BinarySearchFunc(moments, e.Sent.Add(underWay), time.Time.Compare); n > 0 {
-			longest[n-1] = max(longest[n-1], e.Sent.Sub(moments[n-1]))
-		}
-	}
-	return longest
+	return rep.Silences(moments, underWay)
 }
 
 // TestOpenVSwitchCrashes: ovs-vswitchd and ovsdb-server, run as their containers run them, crash

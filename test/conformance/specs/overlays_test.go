@@ -134,7 +134,10 @@ func TestLeadingControllerDies(t *testing.T) {
 }
 
 // controllerMetrics is what the controller on a node shows there.
-func (c *cluster) controllerMetrics(node string) (string, error) {
+func (c *cluster) controllerMetrics(node string) (string, error) { return c.metrics(node, 9466) }
+
+// metrics is what a program on a node shows at that port there.
+func (c *cluster) metrics(node string, port int) (string, error) {
 	data, err := os.ReadFile(filepath.Join(c.run, node, "pid1"))
 	if err != nil {
 		return "", err
@@ -146,7 +149,7 @@ func (c *cluster) controllerMetrics(node string) (string, error) {
 			return ns.DialTCP("/proc/"+pid+"/ns/net", address, patience)
 		},
 	}}
-	resp, err := client.Get("http://127.0.0.1:9466/metrics")
+	resp, err := client.Get(fmt.Sprintf("http://127.0.0.1:%d/metrics", port))
 	if err != nil {
 		return "", err
 	}

@@ -43,6 +43,13 @@ type tenant struct {
 	service string // address
 }
 
+func podsOf(tenants []*tenant) (pods []pod) {
+	for _, tn := range tenants {
+		pods = append(pods, tn.pods...)
+	}
+	return pods
+}
+
 // tenant makes one with a pod on each of the nodes and waits until they are Ready.
 func (c *cluster) tenant(t *testing.T, name string, annotations map[string]string, nodes ...string) *tenant {
 	t.Helper()

@@ -95,11 +95,7 @@ func (c *cluster) openVSwitchReplaced(t *testing.T, which string, force bool, te
 	t.Helper()
 	const interval = 20 * time.Millisecond
 	c.awaitCalm(t)
-	var pods []pod
-	for _, tn := range tenants {
-		pods = append(pods, tn.pods...)
-	}
-	run := startProbe(t, pods, probe.RunOptions{Interval: interval, Protocols: []probe.Protocol{probe.UDP}})
+	run := startProbe(t, podsOf(tenants), probe.RunOptions{Interval: interval, Protocols: []probe.Protocol{probe.UDP}})
 	begin := time.Now()
 	daemon := func() (string, error) { return c.onNode(node2, "cat /run/openvswitch/ovs-vswitchd.pid") }
 	before, err := daemon()

@@ -88,6 +88,18 @@ func (r *Run) missing() bool {
 // judged yet.
 func (r *Run) Report() Report { return r.report(r.o.Grace) }
 
+// Silences are how long after each moment the last message was sent that is lost by what happened then. A
+// moment's are those up to the next. What was sent at most underWay before a moment may be lost by it, too.
+func (r Report) Silences(moments []time.Time, underWay time.Duration) []time.Duration {
+	longest := make([]time.Duration, len(moments))
+	for _, e := range r.LostEvents {
+		if n, _ := slices.BinarySearchFunc(moments, e.Sent.Add(underWay), time.Time.Compare); n > 0 {
+			longest[n-1] = max(longest[n-1], e.Sent.Sub(moments[n-1]))
+		}
+	}
+	return longest
+}
+
 // Lost returns what was sent since then and is lost.
 func (r *Run) Lost(since time.Time) []Event {
 	return slices.DeleteFunc(r.Report().LostEvents, func(e Event) bool { return e.Sent.Before(since) })
