@@ -174,11 +174,19 @@ func (c *Client) mendBridge(s *session, row *rowBridge, spec BridgeSpec) ([]ovsd
 	if spec.Protocols != nil && !sameSet(row.Protocols, spec.Protocols) {
 		set["protocols"] = ovsSet(spec.Protocols...)
 	}
+	if spec.NoControllers && len(row.Controller) > 0 {
+		set["controller"] = refs()
+	}
 	var ops []ovsdb.Operation
 	if len(set) > 0 {
 		ops = append(ops, update(tableBridge, row.UUID, set))
 	}
 	ms := ensureKeys("other_config", row.OtherConfig, spec.otherConfig())
+	for _, uuid := range row.Mirrors {
+		if s.mirrorsInto(uuid, spec.Keeps) {
+			ms = append(ms, delRef("mirrors", uuid))
+		}
+	}
 	ms = append(ms, ensureKeys("external_ids", row.ExternalIDs, spec.ExternalIDs)...)
 	if len(ms) > 0 {
 		ops = append(ops, mutate(tableBridge, row.UUID, ms...))
@@ -187,10 +195,33 @@ func (c *Client) mendBridge(s *session, row *rowBridge, spec BridgeSpec) ([]ovsd
 	if err != nil {
 		return nil, fmt.Errorf("bridge %s: %w", spec.Name, err)
 	}
+	if len(ops) > 0 {
+		c.log.Warn("a bridge's settings differ from what they should be: putting them right", "bridge", spec.Name, "columns", columnsOf(set, ms))
+	}
 	if spec.LocalMTU != 0 && local != nil && deref(local.MTURequest) != spec.LocalMTU {
 		ops = append(ops, update(tableInterface, local.UUID, ovsdb.Row{"mtu_request": spec.LocalMTU}))
 	}
 	return ops, nil
+}
+
+// columnsOf are those that set and ms write.
+func columnsOf(set ovsdb.Row, ms []ovsdb.Mutation) []string {
+	names := slices.Collect(maps.Keys(set))
+	for _, m := range ms {
+		names = append(names, m.Column)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// mirrorsInto reports whether the mirror puts copies into a port that keeps names, or into a VLAN.
+func (s *session) mirrorsInto(uuid string, keeps func(port string) bool) bool {
+	m := byUUID[rowMirror](s, tableMirror, uuid)
+	if keeps == nil || m == nil {
+		return false
+	}
+	port := byUUID[rowPort](s, tablePort, deref(m.OutputPort))
+	return m.OutputVLAN != nil || port != nil && keeps(port.Name)
 }
 
 // SetExternalIDs ensures keys of the bridge's external_ids; a key with the

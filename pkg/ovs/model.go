@@ -23,6 +23,7 @@ const (
 	tableInterface = "Interface"
 	tableQoS       = "QoS"
 	tableQueue     = "Queue"
+	tableMirror    = "Mirror"
 )
 
 type rowOVS struct {
@@ -49,6 +50,7 @@ type rowBridge struct {
 	Ports        []string          `ovsdb:"ports"`
 	Protocols    []string          `ovsdb:"protocols"`
 	Controller   []string          `ovsdb:"controller"`
+	Mirrors      []string          `ovsdb:"mirrors"`
 	OtherConfig  map[string]string `ovsdb:"other_config"`
 	ExternalIDs  map[string]string `ovsdb:"external_ids"`
 }
@@ -92,6 +94,13 @@ type rowQueue struct {
 	OtherConfig map[string]string `ovsdb:"other_config"`
 }
 
+type rowMirror struct {
+	UUID       string  `ovsdb:"_uuid"`
+	Name       string  `ovsdb:"name"`
+	OutputPort *string `ovsdb:"output_port"`
+	OutputVLAN *int    `ovsdb:"output_vlan"`
+}
+
 // rows has a row of each monitored table.
 func rows() map[string]model.Model {
 	return map[string]model.Model{
@@ -101,6 +110,7 @@ func rows() map[string]model.Model {
 		tableInterface: &rowInterface{},
 		tableQoS:       &rowQoS{},
 		tableQueue:     &rowQueue{},
+		tableMirror:    &rowMirror{},
 	}
 }
 
@@ -140,6 +150,7 @@ func (r *rowBridge) CloneModelInto(m model.Model) {
 	c.Ports = slices.Clone(r.Ports)
 	c.Protocols = slices.Clone(r.Protocols)
 	c.Controller = slices.Clone(r.Controller)
+	c.Mirrors = slices.Clone(r.Mirrors)
 	c.OtherConfig = maps.Clone(r.OtherConfig)
 	c.ExternalIDs = maps.Clone(r.ExternalIDs)
 }
@@ -183,6 +194,13 @@ func (r *rowQueue) CloneModelInto(m model.Model) {
 	c.OtherConfig = maps.Clone(r.OtherConfig)
 }
 
+func (r *rowMirror) CloneModelInto(m model.Model) {
+	c := m.(*rowMirror)
+	*c = *r
+	c.OutputPort = clonePtr(r.OutputPort)
+	c.OutputVLAN = clonePtr(r.OutputVLAN)
+}
+
 // CloneModel: see [model.CloneableModel].
 func (r *rowOVS) CloneModel() model.Model       { return cloneRow(r) }
 func (r *rowBridge) CloneModel() model.Model    { return cloneRow(r) }
@@ -190,6 +208,7 @@ func (r *rowPort) CloneModel() model.Model      { return cloneRow(r) }
 func (r *rowInterface) CloneModel() model.Model { return cloneRow(r) }
 func (r *rowQoS) CloneModel() model.Model       { return cloneRow(r) }
 func (r *rowQueue) CloneModel() model.Model     { return cloneRow(r) }
+func (r *rowMirror) CloneModel() model.Model    { return cloneRow(r) }
 
 func cloneRow[T any, P interface {
 	*T

@@ -363,7 +363,7 @@ func TestMonitorAsksForWhatIsUsed(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]int{"Open_vSwitch": 9, "Bridge": 11, "Port": 3, "Interface": 15, "QoS": 4, "Queue": 1}
+	want := map[string]int{"Open_vSwitch": 9, "Bridge": 12, "Port": 3, "Interface": 15, "QoS": 4, "Queue": 1, "Mirror": 3}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("columns by table (-want +got):\n%s", d)
 	}

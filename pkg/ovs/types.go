@@ -90,6 +90,13 @@ type BridgeSpec struct {
 	// NoSpanningTree switches STP and RSTP off: they keep a new port from forwarding for
 	// 30 s.
 	NoSpanningTree bool
+	// NoControllers takes away controllers that the bridge was given (ovs-vsctl set-controller):
+	// they may change its flows. Its management socket stays.
+	NoControllers bool
+	// Keeps reports whether a port of that name is to have nothing but what flows give it: mirrors that put
+	// copies of others' packets there are taken away, and those that put them into a VLAN, which are all
+	// ports. nil leaves mirrors alone.
+	Keeps func(port string) bool
 	// MAC of the bridge and its local port (other_config:hwaddr).
 	MAC net.HardwareAddr
 	// LocalMTU, bytes, is asked for on the local port.

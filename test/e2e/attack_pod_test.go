@@ -424,3 +424,39 @@ func TestAttackPodIPv6(t *testing.T) {
 		return tried, min(delivered, tried)
 	})
 }
+
+// TestAttackPodInBand: an Open vSwitch that somebody manages over TCP (ovs-vsctl set-manager), or whose controller is reached
+// so, lets packets that have that one's address, and ARP for it, through bridges beside their flows, but not through br0: a
+// pod that takes the address reaches nobody by it.
+func TestAttackPodInBand(t *testing.T) {
+	l := up(t, netlab.Options{})
+	l.pods(map[string][]string{"n1": {"red/a", "red/b", "blue/a"}, "n2": {"blue/c"}})
+	e := l.listen()
+	me, manager := l.mac("red/a"), netip.MustParseAddrPort("10.0.0.5:6640")
+	_, err := l.OVS("n1").VSCtl(t.Context(), "set-manager", "tcp:"+manager.String())
+	l.must(err)
+	e.fence("red/a", "red/b")
+	var forged []forgery
+	for _, target := range []string{"blue/a", "blue/c"} {
+		to := l.get(target)
+		for kind, packet := range map[string]func(mark []byte) (uint16, []byte){
+			"TCP of the manager": func(mark []byte) (uint16, []byte) {
+				return wire.TypeIPv4, wire.IPv4(manager.Addr(), to.IP, wire.ProtoTCP, wire.TCP(manager.Port(), 80, mark))
+			},
+			"TCP to the manager": func(mark []byte) (uint16, []byte) {
+				return wire.TypeIPv4, wire.IPv4(to.IP, manager.Addr(), wire.ProtoTCP, wire.TCP(80, manager.Port(), mark))
+			},
+			"ARP of the manager": func(mark []byte) (uint16, []byte) {
+				return wire.TypeARP, append(wire.ARP(wire.ARPRequest, me, manager.Addr(), make([]byte, 6), to.IP, nil), mark...)
+			},
+		} {
+			for cast, dst := range map[string]net.HardwareAddr{"broadcast": wire.Broadcast, "unicast": l.mac(target)} {
+				f := forgery{mark: fmt.Sprintf("%s to %s, %s;", kind, target, cast)}
+				ethertype, payload := packet([]byte(f.mark))
+				f.frames = [][]byte{wire.Ethernet(dst, me, ethertype, payload)}
+				forged = append(forged, f)
+			}
+		}
+	}
+	l.attack(attacks.Pod, "to pass for a manager of Open vSwitch", func() (int, int) { return e.send("red/a", forged, "red/b") })
+}

@@ -219,7 +219,7 @@ func (n *hostSide) ensureBridge(ctx context.Context, p *pass) (err error) {
 func (n *hostSide) bridgeSpec(p *pass) bridge.Spec {
 	return bridge.Spec{
 		Name: n.settings.bridge, Datapath: n.settings.datapath, VTEP: n.self, Gateway: p.me.Gateway(), MTU: p.mtu.Receives, Tunnels: n.tunnelList(),
-		TunnelSource: p.source,
+		TunnelSource: p.source, Pods: attach.HostIfPrefix,
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -64,6 +65,8 @@ type Spec struct {
 	// Tunnels are all that it is to have. One that the bridge has from before and that is not
 	// among them goes.
 	Tunnels desired.Tunnels
+	// Pods is what names of pods' ports begin with.
+	Pods string
 	// TunnelSource is the address that packets of the tunnels of its family are sent from
 	// and taken at; not valid: what the way to a peer says, and any of the node's.
 	TunnelSource netip.Addr
@@ -78,6 +81,10 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 		func() (bool, error) {
 			changed, err := sw.EnsureBridge(ctx, ovs.BridgeSpec{
 				Name: spec.Name, DatapathType: spec.Datapath, FailMode: ovs.FailSecure, NoSpanningTree: true,
+				// Where Open vSwitch has a manager or a controller by TCP, it lets that one's packets, and ARP,
+				// through all bridges, before and beside all flows that can be seen.
+				OtherConfig:   map[string]string{"disable-in-band": "true"},
+				NoControllers: true, Keeps: spec.keeps,
 				// A fixed address keeps the datapath id, and so the connection, when ports come and go.
 				MAC: topology.MAC(spec.VTEP), LocalMTU: spec.MTU,
 				ExternalIDs: map[string]string{"k8s-ovs": "bridge"},
@@ -118,6 +125,12 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 		return ports, changed, nil, fmt.Errorf("bridge %s: %w", spec.Name, err)
 	}
 	return ports, changed, refused, nil
+}
+
+// keeps reports whether the port of that name is the bridge's own or a pod's: others may have copies of packets, as
+// ovs-tcpdump makes them.
+func (s Spec) keeps(port string) bool {
+	return port == s.Name || port == GatewayPort || s.Tunnels.Named(port).Name != "" || s.Pods != "" && strings.HasPrefix(port, s.Pods)
 }
 
 // isRefused reports whether err is that Open vSwitch cannot bring a port into the datapath.

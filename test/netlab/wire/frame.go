@@ -90,6 +90,7 @@ func checksum(b []byte) uint16 {
 const (
 	ProtoICMP = 1
 	ProtoIPIP = 4 // RFC 2003
+	ProtoTCP  = 6
 	ProtoUDP  = 17
 	ProtoGRE  = 47
 )
@@ -100,6 +101,15 @@ func UDP(sport, dport uint16, payload []byte) []byte {
 	binary.BigEndian.PutUint16(b[0:], sport)
 	binary.BigEndian.PutUint16(b[2:], dport)
 	binary.BigEndian.PutUint16(b[4:], uint16(8+len(payload)))
+	return append(b, payload...)
+}
+
+// TCP builds a segment that acknowledges, whose checksum nobody in between looks at (RFC 9293, section 3.1).
+func TCP(sport, dport uint16, payload []byte) []byte {
+	b := make([]byte, 20, 20+len(payload))
+	binary.BigEndian.PutUint16(b[0:], sport)
+	binary.BigEndian.PutUint16(b[2:], dport)
+	b[12], b[13] = 5<<4, 0x10 // words of header; ACK
 	return append(b, payload...)
 }
 
