@@ -285,7 +285,7 @@ func (c *Check) explainOut(gateway, outside string) error {
 			return fmt.Errorf("%s: %s is %s; set it to 1", lost, key, value)
 		}
 	}
-	return fmt.Errorf("%s: somebody's firewall or routing rules keep packets from %s to %s back; %s", lost, gateway, outside, accept(gateway))
+	return fmt.Errorf("%s: somebody's firewall or routing rules keep packets from %s to %s back, or have them untracked (notrack), so that they cannot be given the node's address; %s", lost, gateway, outside, accept(gateway))
 }
 
 // explainBack looks for what keeps answers that come in by the device outside from gateway.

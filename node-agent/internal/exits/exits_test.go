@@ -185,6 +185,7 @@ func TestOutside(t *testing.T) {
 		{"those of one port are not tracked", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport 53 notrack'", "nft delete table ip fw", ""},
 		{"only those of one port are let in", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 udp sport != 53 drop'", "nft delete table ip fw", ""},
 		{"answers are not tracked", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 notrack'", "nft delete table ip fw", back},
+		{"nothing is tracked", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p notrack'", "nft delete table ip fw", out},
 		{"all in another zone of conntrack", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p ct zone set 7'", "nft delete table ip fw", ""},
 		{"senders that cannot be are dropped", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 ip saddr { 192.0.2.0/24, 198.18.0.0/15 } drop'", "nft delete table ip fw", ""},
 		{"an uplink that does not forward", "echo 0 >/proc/sys/net/ipv4/conf/eth0/forwarding", "echo 1 >/proc/sys/net/ipv4/conf/eth0/forwarding", "conf/eth0/forwarding is 0"},

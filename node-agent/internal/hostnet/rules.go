@@ -75,7 +75,7 @@ func chains(s Spec) []chain {
 	// "ct state" also makes the kernel put fragments together before these hooks,
 	// so a second fragment without ports cannot pass.
 	forward := chain{name: "forward", kind: knftables.FilterType, hook: knftables.ForwardHook, priority: knftables.FilterPriority, rules: []rule{
-		{[]any{in, "ct state invalid counter drop"}, "would leave with the pod's address: NAT does not apply"},
+		{[]any{in, "ct state { invalid, untracked } counter drop"}, "would leave with the pod's address: NAT does not apply"},
 	}}
 	but := ""
 	if s.ServiceProxy != pipeline.NoServices {
