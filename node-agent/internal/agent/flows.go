@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowstore"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
@@ -329,9 +331,18 @@ func (n *flowSide) reportProblems(problems []desired.Problem) {
 	n.metrics.problems.Set(float64(len(problems)))
 }
 
+// repair puts right what is there of pods. That no pod can come, as its lease could not be written down, keeps nothing up.
 func (n *flowSide) repair(ctx context.Context, p *pass) (err error) {
 	var mended int
-	p.beside(func() { mended, err = n.attacher.Repair(ctx, p.full) })
+	var unsaved error
+	p.beside(func() {
+		mended, err = n.attacher.Repair(ctx, p.full)
+		unsaved = n.attacher.Writable()
+	})
+	if errors.Is(unsaved, detached.Err) {
+		err = errors.Join(err, unsaved)
+	}
+	p.unwell = cmp.Or(p.unwell, unsaved)
 	n.metrics.portRepairs.Add(float64(mended))
 	return err
 }

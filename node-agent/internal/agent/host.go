@@ -120,6 +120,8 @@ type attachments interface {
 	Start(ctx context.Context, node attach.Node, stateDir, bootID string) ([]desired.Attached, error)
 	SetMTU(ctx context.Context, m attach.MTU) error
 	Repair(ctx context.Context, full bool) (mended int, err error)
+	// Writable is nil when leases of addresses can be written down.
+	Writable() error
 }
 
 // forget has the ways to peers read back.

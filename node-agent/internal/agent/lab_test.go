@@ -168,6 +168,7 @@ type machine struct {
 	closed                   error // why packets do not get out
 	astray                   error // what leads packets for pods elsewhere
 	full                     error // why the database cannot be written
+	noRoom                   error // why leases cannot be written down
 	tunnelDown               error // why the kernel has no device for the tunnels
 	mtu                      int   // of the uplink
 	// tunnelRefused is that ovs-vswitchd has the tunnel's port in its database only, since it was made anew so many
@@ -567,6 +568,12 @@ func (f *fakePods) Repair(ctx context.Context, _ bool) (int, error) {
 		return 0, errors.New("not started")
 	}
 	return 0, ctx.Err()
+}
+
+func (f *fakePods) Writable() error {
+	f.machine.mu.Lock()
+	defer f.machine.mu.Unlock()
+	return f.machine.noRoom
 }
 
 func (f *fakePods) List() []attach.Attachment                                       { return nil }

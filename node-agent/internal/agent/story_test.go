@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/records"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
@@ -631,6 +633,40 @@ func TestLoopDatabaseFull(t *testing.T) {
 			t.Errorf("the flows are those of revision %d, want %d", got, revision)
 		}
 		l.machine.set(func() { l.machine.full = nil })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		l.stop()
+	})
+}
+
+// A state directory that cannot be written is why no pods are attached, and nothing else waits for it: a switch that
+// starts meanwhile has the flows of all, those of policies and services too.
+func TestLoopStateDirectoryFull(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.machine.set(func() { l.machine.noRoom = &ipam.StorageError{Path: "/s/addresses.json", Cause: unix.ENOSPC} })
+		time.Sleep(resyncEvery)
+		l.notReady("/s/addresses.json")
+		done := map[string]int{}
+		later := []string{"policies in the flows", "the node's status", "services in the flows"}
+		for _, name := range later {
+			l.on(name, func() error { done[name]++; return nil })
+		}
+		l.machine.lose()
+		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+		l.machine.set(func() { l.machine.switchAway = false })
+		time.Sleep(2 * lastPause)
+		synctest.Wait()
+		l.notReady("/s/addresses.json")
+		if got := l.table.inSwitch(); got != revision {
+			t.Errorf("the flows are those of revision %d, want %d", got, revision)
+		}
+		for _, name := range later {
+			if done[name] == 0 {
+				t.Errorf("no pass came as far as %q", name)
+			}
+		}
+		l.machine.set(func() { l.machine.noRoom = nil })
 		time.Sleep(2 * lastPause)
 		l.isReady(revision)
 		l.stop()

@@ -162,19 +162,23 @@ func number(node Node, list map[cniapi.Attachment]Attachment) {
 	}
 }
 
+// Writable is nil when it can be written down who has which address, as it must be before the next pod comes; else an
+// [ipam.StorageError]. Pods that are attached, or go, do not need it.
+func (a *Attacher) Writable() error {
+	_, pool, err := a.known()
+	if err != nil {
+		return err
+	}
+	return pool.Writable()
+}
+
 // Repair puts back ports that somebody else removed, and their QoS, and follows
 // port numbers that Open vSwitch changed. A full one also puts back the limits of
 // pods. It returns how many pods it mended.
 func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
-	node, pool, err := a.known()
+	node, _, err := a.known()
 	if err != nil {
 		return 0, err
-	}
-	if full {
-		// Who has which address must be on disk before the next pod comes.
-		if err := pool.Writable(); err != nil {
-			return 0, err
-		}
 	}
 	ports, err := a.ports.Ports(node.Bridge)
 	if err != nil {

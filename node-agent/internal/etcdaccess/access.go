@@ -33,6 +33,8 @@ const (
 	// askTimeout bounds one attempt, after which the same request is waited for.
 	firstAsk, lastAsk = time.Second, 5 * time.Minute
 	askTimeout        = time.Minute
+	// saveAgainAfter is how long a disk has to find room before it is tried again.
+	saveAgainAfter = 5 * time.Second
 	// longestName leaves room for the rest of the name of a CertificateSigningRequest.
 	longestName = 200
 )
@@ -70,6 +72,9 @@ type Access struct {
 
 	// want is the user that the node should be; empty before its UID is known.
 	want string
+	// unsaved is that what the ConfigMap says could not be written down, disk that and why it was told.
+	unsaved bool
+	disk    backoff.Trouble
 
 	mu    sync.Mutex
 	place *kube.EtcdAccess // nil before it is known
@@ -196,6 +201,11 @@ func (a *Access) settle(ctx context.Context, used Way, tell func(error)) (pki.Bu
 			}
 			a.want = pki.NodeUser(a.node, uid)
 			pauses.Reset()
+		case <-a.saveAgain():
+			if err := a.moved(*a.now(), used); err != nil {
+				return pki.Bundle{}, err
+			}
+			continue
 		case <-retry:
 		}
 		retry = nil
@@ -252,12 +262,22 @@ func (a *Access) now() *kube.EtcdAccess {
 	return a.place
 }
 
+// saveAgain receives when what the ConfigMap says is to be written down once more; never where it was.
+func (a *Access) saveAgain() <-chan time.Time {
+	if !a.unsaved {
+		return nil
+	}
+	return time.After(saveAgainAfter)
+}
+
 // moved takes in what the ConfigMap says. The bundle on disk says the same from then on. The
-// error is that etcd is not where used is.
+// error is that etcd is not where used is. A disk that does not take it is none: an agent that starts anew would have
+// the bundle from before, and end again.
 func (a *Access) moved(place kube.EtcdAccess, used Way) error {
 	a.mu.Lock()
 	a.place = &place
 	a.mu.Unlock()
+	a.unsaved = false
 	b, held := a.held()
 	if used.bundle == nil || !held {
 		return nil
@@ -268,8 +288,13 @@ func (a *Access) moved(place kube.EtcdAccess, used Way) error {
 	}
 	b.Endpoints, b.Prefix, b.CA = place.Endpoints, place.Prefix, place.CA
 	if err := a.file.Save(b); err != nil {
-		return err
+		a.unsaved = true
+		if a.disk.News(err) {
+			a.log.Warn("what the ConfigMap says of etcd cannot be written down: going on with what it said before, and trying again", "configMap", a.ref, "error", err)
+		}
+		return nil
 	}
+	a.disk.Over()
 	if elsewhere {
 		return fmt.Errorf("etcd is elsewhere, says ConfigMap %s: a new start takes that over (pods keep their network)", a.ref)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +20,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+	"github.com/k8s-ovs/k8s-ovs/test/readonly"
 )
 
 const etcdRef = "kube-system/k8s-ovs-etcd"
@@ -265,6 +267,30 @@ func TestAccessEtcdElsewhere(t *testing.T) {
 		f.places <- f.at("192.0.2.2:2379")
 		endsWith(t, ended, "etcd is elsewhere")
 		if b, _, err := file.Load(); err != nil || b.Endpoints[0] != "https://192.0.2.2:2379" || b.User() != "k8s-ovs-node:n1:u1" {
+			t.Errorf("keeps %+v, %v", b, err)
+		}
+	})
+}
+
+// TestAccessDiskFull: what cannot be written down does not end the agent, which would begin anew with what it has on
+// disk, and end again: it is written when there is room, and then it counts.
+func TestAccessDiskFull(t *testing.T) {
+	following(t, func(t *testing.T, f *fakeAccess, file identity.File, ended <-chan error) {
+		writable := readonly.Make(t, filepath.Dir(file.Path()))
+		for _, place := range []string{"192.0.2.2:2379", "192.0.2.3:2379"} {
+			f.places <- f.at(place)
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			select {
+			case err := <-ended:
+				t.Fatalf("ended with %v while nothing can be written down", err)
+			default:
+			}
+		}
+		writable()
+		time.Sleep(saveAgainAfter)
+		endsWith(t, ended, "etcd is elsewhere")
+		if b, _, err := file.Load(); err != nil || b.Endpoints[0] != "https://192.0.2.3:2379" {
 			t.Errorf("keeps %+v, %v", b, err)
 		}
 	})

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/pkg/batch"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -90,7 +91,8 @@ func WithReuse(reusable func(netip.Addr) bool) Option {
 //     OVSDB lost it. The runtime's DEL or GC releases it.
 //
 // There are one or two subnets, of IPv4 first; the pool's file is of the first. Open fails if
-// one has no room for a pod or the file cannot be written.
+// one has no room for a pod. Where the file cannot be written the pool is there all the same, of what live
+// and the file say, and gives out no address until it can be: [Pool.Writable].
 func Open(dir string, subnets []netip.Prefix, bootID string, live []Lease, opts ...Option) (*Pool, error) {
 	if err := fit(subnets); err != nil {
 		return nil, fmt.Errorf("address pool: %w", err)
@@ -113,8 +115,12 @@ func Open(dir string, subnets []netip.Prefix, bootID string, live []Lease, opts 
 	p.order = newOrder(subnets[0])
 	p.allocating, p.leaving = batch.New(writtenAtOnce, p.allocate), batch.New(writtenAtOnce, p.leave)
 	p.rebuild(live)
-	if err := p.save(); err != nil {
+	err := p.save()
+	if err != nil && (p.unsaved == nil || errors.Is(err, detached.Err)) {
 		return nil, err
+	}
+	if err != nil {
+		p.log.Warn("the address pool cannot be written down: going on with the pods that there are", "error", err)
 	}
 	return p, nil
 }
