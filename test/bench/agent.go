@@ -91,10 +91,15 @@ func (b *bench) resident() (float64, error) {
 	if err != nil {
 		return 0, err
 	}
+	return residentOf(pid)
+}
+
+// residentOf is a process's, in MB of 10^6 bytes.
+func residentOf(pid int) (float64, error) {
 	text := field(filepath.Join("/proc", fmt.Sprint(pid), "status"), "VmRSS")
 	kb, err := strconv.ParseFloat(strings.TrimSuffix(text, " kB"), 64)
 	if err != nil {
-		return 0, fmt.Errorf("memory of n1's agent: VmRSS %q: %w", text, err)
+		return 0, fmt.Errorf("memory of process %d: VmRSS %q: %w", pid, text, err)
 	}
 	return kb * 1024 / 1e6, nil
 }

@@ -31,6 +31,7 @@ var measurements = []measurement{
 	{"limits", limits},
 	{"policies", policies},
 	{"policy-traffic", policyTraffic},
+	{"policy-leader", policyLeader},
 	{"tenants", tenants},
 	{"change", change},
 	{"cni-full", cniFull},

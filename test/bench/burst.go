@@ -160,27 +160,35 @@ func (b *bench) eachOfBursts(ctx context.Context, boxes [sides][]attached) (took
 // busyProcesses are the processes of a node that work for ADD and DEL.
 var busyProcesses = [...]string{"agent", "ovs-vswitchd", "ovsdb-server"}
 
-// processorTime is what n1's have used so far, ms: utime and stime of proc(5), whose unit
-// is 10 ms on all of Linux.
+// processorTime is what n1's have used so far, ms.
 func (b *bench) processorTime() (used [len(busyProcesses)]float64, err error) {
 	for i, name := range busyProcesses {
 		p, err := b.lab.Process("n1/" + name).Get()
 		if err != nil {
 			return used, err
 		}
-		data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
-		if err != nil {
+		if used[i], err = processorOf(p.PID); err != nil {
 			return used, err
 		}
-		// The name, in brackets, may contain blanks.
-		fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-		for _, f := range fields[11:13] {
-			ticks, err := strconv.ParseFloat(f, 64)
-			if err != nil {
-				return used, fmt.Errorf("times of %s: %w", name, err)
-			}
-			used[i] += 10 * ticks
+	}
+	return used, nil
+}
+
+// processorOf is what a process has used so far, ms: utime and stime of proc(5), whose unit
+// is 10 ms on all of Linux.
+func processorOf(pid int) (used float64, err error) {
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name, in brackets, may contain blanks.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	for _, f := range fields[11:13] {
+		ticks, err := strconv.ParseFloat(f, 64)
+		if err != nil {
+			return 0, fmt.Errorf("times of process %d: %w", pid, err)
 		}
+		used += 10 * ticks
 	}
 	return used, nil
 }

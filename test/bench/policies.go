@@ -40,7 +40,7 @@ const (
 // name: its controller makes records of the policies that f makes.
 func (b *bench) inPoliced(ctx context.Context, namespace string, f func(*cluster) error) (err error) {
 	lab, err := netlab.Up(ctx, netlab.Options{
-		Name: fmt.Sprintf("bench-%d-policies", os.Getpid()), Nodes: 2, Bare: true, BinDir: b.bin, Datapath: "netdev",
+		Name: fmt.Sprintf("bench-%d-policies", os.Getpid()), Nodes: 2, Network: network, HostSubnetLength: 10, Bare: true, BinDir: b.bin, Datapath: "netdev",
 		AgentArgs: []string{"--log-level", "info"}, ControllerArgs: []string{"--log-level", "info"},
 	})
 	if err != nil {
@@ -273,6 +273,11 @@ func (c *cluster) manyPolicies(ctx context.Context) error {
 	})
 }
 
+// absentSubnet is that of a node that is not there: no node of the lab has its own so far up.
+func absentSubnet(n int) netip.Prefix {
+	return netip.PrefixFrom(netip.MustParseAddr(nth(endpointAddresses, 1024*n)), 22).Masked()
+}
+
 // policyPeers makes the peers: pods of nodes that are not there, with what their agents would say.
 func (c *cluster) policyPeers(ctx context.Context) error {
 	r, err := c.records()
@@ -282,8 +287,7 @@ func (c *cluster) policyPeers(ctx context.Context) error {
 	defer func() { _ = r.Close() }()
 	const perNode = 250
 	for n := range policyPeers / perNode {
-		// No node of the lab has its subnet there.
-		subnet := netip.PrefixFrom(netip.AddrFrom4([4]byte{172, 11, byte(128 + 4*n), 0}), 22)
+		subnet := absentSubnet(n)
 		host, ip := fmt.Sprintf("absent%d", n), netip.AddrFrom4([4]byte{198, 18, 1, byte(n + 1)})
 		if _, err := r.put(ctx, "subnets", ip.String(), topology.Node{Host: host, HostIP: ip, Subnet: subnet}); err != nil {
 			return err

@@ -52,7 +52,7 @@ const (
 )
 
 // moreOf are the units of which more is better.
-var moreOf = map[string]bool{"1/s": true, "Mbit/s": true, "ADDs/s": true, "DELs/s": true}
+var moreOf = map[string]bool{"1/s": true, "Mbit/s": true, "pods/s": true, "ADDs/s": true, "DELs/s": true}
 
 // number is null in JSON where it is NaN.
 type number float64
