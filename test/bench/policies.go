@@ -205,7 +205,7 @@ func (c *cluster) policyEvents(ctx context.Context, name, title string, bar *bar
 			took = append(took, flow.Sub(began).Seconds()*1000)
 		}
 		// The next one is not to be part of what this one leaves to do.
-		if _, err := c.settledFlows(ctx); err != nil {
+		if _, err := c.settledFlows(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -225,21 +225,21 @@ func (c *cluster) policyEvents(ctx context.Context, name, title string, bar *bar
 		return n < before, err
 	})
 	if err == nil {
-		_, err = c.settledFlows(ctx)
+		_, err = c.settledFlows(ctx, 100*time.Millisecond)
 	}
 	return err
 }
 
-// settledFlows is how many flows n1 has once their number stays for some looks.
-func (c *cluster) settledFlows(ctx context.Context) (int, error) {
-	last, same := -1, 0
+// settledFlows is how many flows n1 has once their number stays for that long. A look takes
+// some 20 ms.
+func (c *cluster) settledFlows(ctx context.Context, stays time.Duration) (int, error) {
+	last, since := -1, time.Time{}
 	err := wait(ctx, "the number of flows stays", func() (bool, error) {
 		n, err := c.flowCount(ctx)
 		if n != last {
-			last, same = n, 0
+			last, since = n, time.Now()
 		}
-		same++
-		return same > 5, err
+		return time.Since(since) > stays, err
 	})
 	return last, err
 }
@@ -268,7 +268,7 @@ func (c *cluster) manyPolicies(ctx context.Context) error {
 			}
 		}
 		// The sets are read before the flows are made of them.
-		flows, err := c.settledFlows(ctx)
+		flows, err := c.settledFlows(ctx, 2*time.Second)
 		return flows >= policyPods*policyRules+policyPeers, err
 	})
 }
