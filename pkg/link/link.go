@@ -226,11 +226,15 @@ func (n *NS) EnsureNeighbour(name string, ip netip.Addr, mac net.HardwareAddr) (
 
 // neighbour is the MAC of a permanent entry; nil without one.
 func (n *NS) neighbour(index int, ip netip.Addr) (net.HardwareAddr, error) {
-	list, err := dump.Whole(func() ([]netlink.Neigh, error) { return n.nl.NeighList(index, familyOf(ip)) })
+	list := func() ([]netlink.Neigh, error) { return n.neighboursInSandbox(index, familyOf(ip)) }
+	if n.home {
+		list = func() ([]netlink.Neigh, error) { return n.nl.NeighList(index, familyOf(ip)) }
+	}
+	all, err := dump.Whole(list)
 	if err != nil {
 		return nil, fmt.Errorf("listing neighbours: %w", err)
 	}
-	for _, e := range list {
+	for _, e := range all {
 		if a, ok := netip.AddrFromSlice(e.IP); ok && a.Unmap() == ip && e.State == unix.NUD_PERMANENT {
 			return e.HardwareAddr, nil
 		}
@@ -250,6 +254,13 @@ func (n *NS) addresses(index int) ([]netip.Prefix, error) {
 }
 
 func (n *NS) addressesOf(index, family int) ([]netip.Prefix, error) {
+	if !n.home {
+		out, err := dump.Whole(func() ([]netip.Prefix, error) { return n.addressesInSandbox(index, family) })
+		if err != nil {
+			return nil, fmt.Errorf("listing addresses: %w", err)
+		}
+		return out, nil
+	}
 	addrs, err := n.allAddresses(family)
 	if err != nil {
 		return nil, err

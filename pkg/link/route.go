@@ -186,9 +186,13 @@ func through(index int, all []netlink.Route) []Route {
 func (n *NS) mainTable() ([]netlink.Route, error) { return n.table(unix.AF_INET, unix.RT_TABLE_MAIN) }
 
 func (n *NS) table(family, table int) ([]netlink.Route, error) {
-	all, err := dump.Whole(func() ([]netlink.Route, error) {
-		return n.nl.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
-	})
+	list := func() ([]netlink.Route, error) { return n.routesInSandbox(family, table) }
+	if n.home {
+		list = func() ([]netlink.Route, error) {
+			return n.nl.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+		}
+	}
+	all, err := dump.Whole(list)
 	if err != nil {
 		return nil, fmt.Errorf("listing routes: %w", err)
 	}

@@ -197,7 +197,7 @@ func apartRules(name string, address netip.Addr, table int) []*netlink.Rule {
 // that lead to its routes. Another device may have its name by now: a rule for the name is
 // that one's where its table is the one of another address.
 func (n *NS) LeaveSandbox(name string, address netip.Addr) error {
-	rules, err := dump.Whole(func() ([]netlink.Rule, error) { return n.nl.RuleList(familyOf(address)) })
+	rules, err := dump.Whole(func() ([]netlink.Rule, error) { return n.rulesInSandbox(familyOf(address)) })
 	if err != nil {
 		return fmt.Errorf("sandbox %s: listing rules: %w", n.path, err)
 	}

@@ -88,7 +88,11 @@ func (k Netlink) Leave(w Wire) error {
 		return err
 	}
 	for _, a := range w.Addresses {
-		if err := sandbox.LeaveSandbox(w.IfName, a); err != nil {
+		err := sandbox.LeaveSandbox(w.IfName, a)
+		if errors.Is(err, link.ErrTooMany) {
+			return nil // the pod made them, and keeps them: that holds nothing of the node's
+		}
+		if err != nil {
 			return err
 		}
 	}
