@@ -9,8 +9,10 @@ import (
 	"bytes"
 	"crypto"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -189,9 +191,19 @@ func Request(key crypto.Signer, user string) ([]byte, error) {
 	return pem.EncodeToMemory(&pem.Block{Type: typeRequest, Bytes: der}), nil
 }
 
+// A request is anybody's to make, and what its signature takes to check grows with its key: minutes, for one of
+// megabits, which is small enough for a record.
+const (
+	maxRequest = 16 << 10 // bytes of PEM
+	maxRSA     = 4096     // bits
+)
+
 // ParseRequest reads a certificate request, PEM, and checks that whoever made it has
-// its key.
+// its key. That is ECDSA, Ed25519, or RSA of at most 4096 bits.
 func ParseRequest(requestPEM []byte) (*x509.CertificateRequest, error) {
+	if n := len(requestPEM); n > maxRequest {
+		return nil, fmt.Errorf("the request has %d bytes; the most is %d", n, maxRequest)
+	}
 	block, rest := pem.Decode(requestPEM)
 	if block == nil || block.Type != typeRequest || len(bytes.TrimSpace(rest)) > 0 {
 		return nil, errors.New("the request is not one PEM block CERTIFICATE REQUEST")
@@ -200,10 +212,27 @@ func ParseRequest(requestPEM []byte) (*x509.CertificateRequest, error) {
 	if err != nil {
 		return nil, fmt.Errorf("the request: %w", err)
 	}
+	if err := checkKey(r.PublicKey); err != nil {
+		return nil, fmt.Errorf("the request: %w", err)
+	}
 	if err := r.CheckSignature(); err != nil {
 		return nil, fmt.Errorf("the request: %w", err)
 	}
 	return r, nil
+}
+
+// checkKey refuses keys whose signatures are too dear to check.
+func checkKey(key any) error {
+	switch key := key.(type) {
+	case *ecdsa.PublicKey, ed25519.PublicKey:
+		return nil
+	case *rsa.PublicKey:
+		if n := key.N.BitLen(); n > maxRSA {
+			return fmt.Errorf("its RSA key has %d bits; the most is %d", n, maxRSA)
+		}
+		return nil
+	}
+	return errors.New("its key is none of ECDSA, Ed25519 and RSA")
 }
 
 // Signs reports whether one of the certificates in caPEM signed cert; whether either is

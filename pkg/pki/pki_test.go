@@ -1,9 +1,17 @@
 package pki
 
 import (
+	"bytes"
+	"crypto"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/asn1"
 	"encoding/pem"
 	"fmt"
+	"math/big"
 	"net/netip"
 	"strings"
 	"testing"
@@ -78,6 +86,48 @@ func TestSign(t *testing.T) {
 	late := must(ca.Client("x", CALifetime, now.Add(CALifetime/2)))
 	if late.Cert.NotAfter.After(ca.Cert.NotAfter) {
 		t.Errorf("a certificate ends at %s, its CA at %s", late.Cert.NotAfter, ca.Cert.NotAfter)
+	}
+}
+
+// unsigned is a certificate request (RFC 2986, section 4) of an RSA key, with noise for a signature.
+func unsigned(user string, key *rsa.PublicKey) []byte {
+	algorithm := pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 113549, 1, 1, 11}, Parameters: asn1.NullRawValue} // sha256WithRSAEncryption
+	info := must(asn1.Marshal(struct {
+		Version    int
+		Subject    pkix.RDNSequence
+		Key        asn1.RawValue
+		Attributes []asn1.RawValue `asn1:"tag:0"`
+	}{0, pkix.Name{CommonName: user}.ToRDNSequence(), asn1.RawValue{FullBytes: must(x509.MarshalPKIXPublicKey(key))}, nil}))
+	noise := bytes.Repeat([]byte{0x5a}, (key.N.BitLen()+7)/8)
+	der := must(asn1.Marshal(struct {
+		Info      asn1.RawValue
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}{asn1.RawValue{FullBytes: info}, algorithm, asn1.BitString{Bytes: noise, BitLength: 8 * len(noise)}}))
+	return pem.EncodeToMemory(&pem.Block{Type: typeRequest, Bytes: der})
+}
+
+// TestParseRequestRefusesLargeKeys: before it looks at a signature that would take minutes.
+func TestParseRequestRefusesLargeKeys(t *testing.T) {
+	for bits, say := range map[int]string{
+		4096: "verification error", 4097: "its RSA key has 4097 bits; the most is 4096", 32_768: "its RSA key has 32768 bits", 100_000: "bytes; the most is 16384",
+	} {
+		n := new(big.Int).Lsh(big.NewInt(1), uint(bits-1))
+		request := unsigned(NodeUser("n1", "1"), &rsa.PublicKey{N: n.SetBit(n, 0, 1), E: 1<<31 - 1})
+		_, err := ParseRequest(request)
+		if err == nil || !strings.Contains(err.Error(), say) {
+			t.Errorf("RSA of %d bits: %v, want %q", bits, err, say)
+		}
+	}
+	_, key, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	own := must(rsa.GenerateKey(rand.Reader, 2048))
+	for _, key := range []crypto.Signer{key, own} {
+		if _, err := ParseRequest(must(Request(key, "n1"))); err != nil {
+			t.Errorf("%T: %v", key, err)
+		}
 	}
 }
 

@@ -170,11 +170,13 @@ func (p *Plan) sign(in Input, ip netip.Addr, r topology.Request, n topology.Node
 	if r.CSR == "" {
 		return
 	}
+	if !in.Enforced || len(in.Trust) == 0 {
+		p.Refused[ip.String()] = "it asks for a certificate, but this controller signs none"
+		return
+	}
 	user := User(n)
 	request, err := pki.ParseRequest([]byte(r.CSR))
 	switch {
-	case !in.Enforced || len(in.Trust) == 0:
-		p.Refused[ip.String()] = "it asks for a certificate, but this controller signs none"
 	case err != nil:
 		p.Refused[ip.String()] = err.Error()
 	case user == "" || request.Subject.CommonName != user:
