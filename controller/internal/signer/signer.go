@@ -24,6 +24,9 @@ import (
 const (
 	minPause = time.Second
 	maxPause = 30 * time.Second
+	// mostDenied is how many requests are denied before new ones are looked at: a second, with two or three calls each
+	// and 50 calls a second.
+	mostDenied = 20
 
 	// Reasons in the conditions of requests and of Events.
 	reasonSigned = "NodeOfAgent"
@@ -78,6 +81,8 @@ type Signer struct {
 	cfg Config
 	// said is what was logged of requests that are not answered, by name.
 	said map[string]string
+	// answered are those of the requests, as last told, that were answered since, by name.
+	answered map[string]bool
 }
 
 // New makes a Signer; it does nothing before Run.
@@ -85,7 +90,7 @@ func New(cfg Config) *Signer {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	return &Signer{cfg: cfg, said: map[string]string{}}
+	return &Signer{cfg: cfg, said: map[string]string{}, answered: map[string]bool{}}
 }
 
 // Run answers requests until ctx ends.
@@ -113,6 +118,7 @@ func (s *Signer) Run(ctx context.Context) {
 				return
 			}
 			asked = r
+			clear(s.answered)
 		case r, open := <-records:
 			if !open {
 				return
@@ -124,40 +130,93 @@ func (s *Signer) Run(ctx context.Context) {
 		if !know {
 			continue
 		}
-		if s.answer(ctx, asked, nodes) {
-			pauses.Reset()
-			continue
+		select {
+		case r, open := <-requests: // the newest, where a pass took its time
+			if open {
+				asked = r
+				clear(s.answered)
+			}
+		default:
 		}
-		retry = time.After(pauses.Next())
+		done, more := s.answer(ctx, asked, nodes)
+		switch {
+		case !done:
+			retry = time.After(pauses.Next())
+			continue
+		case more:
+			retry = time.After(0)
+		}
+		pauses.Reset()
 	}
 }
 
-// answer answers what can be answered; false when some of that failed.
-func (s *Signer) answer(ctx context.Context, asked map[string]kube.SigningRequest, nodes map[netip.Addr]topology.Node) bool {
+// answer answers what can be answered now, and leaves the rest to the next pass: newer requests need not wait for it. done is false
+// when something failed, more is true when something is left.
+func (s *Signer) answer(ctx context.Context, asked map[string]kube.SigningRequest, nodes map[netip.Addr]topology.Node) (done, more bool) {
 	maps.DeleteFunc(s.said, func(name string, _ string) bool { return asked[name].Finished || asked[name].Name == "" })
-	done := true
-	for _, name := range slices.Sorted(maps.Keys(asked)) {
-		r := asked[name]
-		if r.Finished {
-			continue
-		}
-		d := Decide(r, s.cfg.Account, nodes)
-		if d.Wait != "" {
+	turn, more := s.turn(asked)
+	var signed, denied []decided
+	for _, r := range turn {
+		switch d := Decide(r, s.cfg.Account, nodes); {
+		case d.Wait != "":
 			s.say(slog.LevelInfo, r, d, d.Wait)
-			continue
-		}
-		switch err := s.carryOut(ctx, r, d); {
-		case ctx.Err() != nil:
-			return false
-		case errors.Is(err, kube.ErrNotFound), errors.Is(err, kube.ErrChanged):
-			// The watch is about to say how.
-		case err != nil:
-			done = false
-			s.cfg.Metrics.answered.WithLabelValues("failed").Inc()
-			s.say(slog.LevelWarn, r, d, err.Error())
+		case d.Deny != "":
+			denied = append(denied, decided{r, d})
+		default:
+			signed = append(signed, decided{r, d})
 		}
 	}
-	return done
+	if len(denied) > mostDenied {
+		denied, more = denied[:mostDenied], true
+	}
+	done = true
+	for _, a := range append(signed, denied...) {
+		switch err := s.carryOut(ctx, a.request, a.decision); {
+		case ctx.Err() != nil:
+			return false, false
+		case err == nil, errors.Is(err, kube.ErrNotFound), errors.Is(err, kube.ErrChanged):
+			s.answered[a.request.Name] = true // the watch is about to say how
+		default:
+			done = false
+			s.cfg.Metrics.answered.WithLabelValues("failed").Inc()
+			s.say(slog.LevelWarn, a.request, a.decision, err.Error())
+		}
+	}
+	return done, more
+}
+
+// decided is a request and what becomes of it.
+type decided struct {
+	request  kube.SigningRequest
+	decision Decision
+}
+
+// turn is what is looked at in one pass: one request of each node's agent, and of those that no agent made a few. Who
+// makes thousands of them makes nobody else wait. more is true where others are left.
+func (s *Signer) turn(asked map[string]kube.SigningRequest) (now []kube.SigningRequest, more bool) {
+	type agent struct{ node, uid string }
+	of := map[agent]int{}
+	for _, name := range slices.Sorted(maps.Keys(asked)) {
+		r := asked[name]
+		if r.Finished || s.answered[name] {
+			continue
+		}
+		var by agent
+		most := mostDenied
+		if r.Username == s.cfg.Account {
+			by = agent{single(r.Extra[extraNodeName]), single(r.Extra[extraNodeUID])}
+		}
+		if by.node != "" {
+			most = 1
+		}
+		if of[by] == most {
+			more = true
+			continue
+		}
+		of[by]++
+		now = append(now, r)
+	}
+	return now, more
 }
 
 // carryOut signs or denies one request.
