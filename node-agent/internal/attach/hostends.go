@@ -10,7 +10,7 @@ import (
 )
 
 // Mend puts right what others changed of the host's ends: their names, what they are ports of, up,
-// their MTU, and the settings that keep the node's own stack away. It returns which it mended, which
+// their MTU (where w has one), and the settings that keep the node's own stack away. It returns which it mended, which
 // are gone, and why some could not be mended: a pod may change its own end, or delete it, at any time.
 func (k Netlink) Mend(wires []Wire) (mended, gone []string, failed map[string]error, err error) {
 	have, foreign, err := k.ends()
@@ -74,7 +74,7 @@ func (k Netlink) mend(w Wire, l link.Link, enslaved bool) (did bool, err error) 
 	if l.Master != 0 && enslaved {
 		did, errs = true, append(errs, k.Host.Free(w.HostIf))
 	}
-	if l.MTU != w.MTU {
+	if w.MTU != 0 && l.MTU != w.MTU {
 		_, err := k.Host.SetMTU(w.HostIf, w.MTU)
 		did, errs = true, append(errs, err)
 	}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -316,6 +317,16 @@ func TestMend(t *testing.T) {
 		}
 		check(when, tt.want, nil)
 		check("after "+when, nil, nil)
+	}
+	// One that does not take the node's MTU is put right in all else.
+	if err := ip("link set " + b + " mtu 1300 down")(); err != nil {
+		t.Fatal(err)
+	}
+	keeps := wires[1]
+	keeps.MTU = 0
+	mended, _, failed, err := k.Mend([]Wire{keeps})
+	if l, _, _ := k.Host.Link(b); err != nil || len(failed) > 0 || !slices.Equal(mended, []string{b}) || !l.Up || l.MTU != 1300 {
+		t.Errorf("mended %v, failed %v, %v: %+v; want it up, with its MTU", mended, failed, err, l)
 	}
 	if err := k.Delete(b); err != nil {
 		t.Fatal(err)

@@ -230,11 +230,12 @@ func (a *Attacher) mendWires(ctx context.Context) (int, error) {
 	var wires []Wire
 	keys := map[string]cniapi.Attachment{}
 	for key, at := range a.list {
-		if at.mtu == a.node.MTU { // others are about to get it
-			w := a.wire(*a.node, at)
-			wires = append(wires, w)
-			keys[w.HostIf] = key
+		w := a.wire(*a.node, at)
+		if at.mtu != a.node.MTU {
+			w.MTU = 0 // it did not take the node's, and keeps the one that it has
 		}
+		wires = append(wires, w)
+		keys[w.HostIf] = key
 	}
 	a.mu.Unlock()
 	mended, gone, failed, err := a.kernel.Mend(wires)
