@@ -52,6 +52,8 @@ type Switch interface {
 // Counter is where the packets end: see hostnet.Exit.
 type Counter interface {
 	Passed(ctx context.Context, way hostnet.Way) (hostnet.Passed, error)
+	// Forget has what counts made anew.
+	Forget()
 }
 
 // Host is the node: its routes and settings, and what packets come in by. [NodeIn] makes one.
@@ -153,7 +155,10 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 		return err
 	}
 	var out, back bool
-	for range attempts {
+	for attempt := range attempts {
+		if attempt > 0 {
+			c.counter.Forget() // somebody may have flushed it
+		}
 		o, b, err := c.try(ctx, sw, gw, way)
 		if err != nil {
 			return err

@@ -220,6 +220,18 @@ func TestOutside(t *testing.T) {
 	l.must(l.exit.Cleanup(t.Context()))
 }
 
+// TestFlushedExit: where somebody flushed the table in which the check's packets end, its counters stand still, which is
+// nobody's firewall.
+func TestFlushedExit(t *testing.T) {
+	l := newLab(t)
+	l.run("ip route add default via 198.18.0.1")
+	c := l.start()
+	l.check(c, "all well", "")
+	l.run("nft flush table ip k8s-ovs-exit")
+	l.check(c, "flushed", "")
+	l.check(c, "again", "")
+}
+
 // TestRouter: a router is wrong that never answered where another one did; one that is away
 // is none of the node's doing, also when the agent starts meanwhile.
 func TestRouter(t *testing.T) {

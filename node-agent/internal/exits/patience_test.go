@@ -24,6 +24,8 @@ func (d deaf) PathOf(netip.Addr, string, netip.Addr) (link.Path, error) {
 }
 func (deaf) Sysctl(string) (string, error)      { return "1", nil }
 func (deaf) Send(context.Context, []byte) error { return nil }
+func (deaf) Forget()                            {}
+
 func (deaf) Passed(context.Context, hostnet.Way) (hostnet.Passed, error) {
 	return hostnet.Passed{}, nil
 }

@@ -82,6 +82,10 @@ func (e *Exit) Passed(ctx context.Context, way Way) (p Passed, err error) {
 	return p, err
 }
 
+// Forget has the table made anew by the next look, whatever is there of it: one whose rules somebody flushed has its
+// counters still.
+func (e *Exit) Forget() { e.way = Way{} }
+
 func passed(counters []*knftables.Counter) (p Passed) {
 	for _, c := range counters {
 		switch c.Name {
