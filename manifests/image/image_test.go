@@ -278,6 +278,14 @@ exec chroot "$root" "$@"`
 		stopSwitch()
 		stopDB()
 	}
+	// A disk that was full as the database was to be made has an empty file by then.
+	db := filepath.Join(root, "etc", "openvswitch", "conf.db")
+	if err := os.Truncate(db, 0); err != nil {
+		t.Fatal(err)
+	}
+	stopDB := start(t, command("/usr/libexec/k8s-ovs/start-ovsdb-server"))
+	wait(t, command, "ovsdb-client", "--timeout=5", "list-dbs", "unix:/run/openvswitch/db.sock")
+	stopDB()
 }
 
 // start starts a daemon and returns what ends it.
