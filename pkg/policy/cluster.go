@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/labels"
@@ -192,8 +193,11 @@ func (c *Compiler) adder(t *tier, a Action) adder {
 	return func(peers string, allow Allow) {
 		allow.Ports = slices.Clone(allow.Ports)
 		for i, p := range allow.Ports {
-			if p.Protocol == service.SCTP {
-				allow.Ports[i] = PortRange{service.SCTP, 0, maxPort}
+			if all := (PortRange{service.SCTP, 0, maxPort}); p.Protocol == service.SCTP && p != all {
+				allow.Ports[i] = all
+				// Of egress each number that a name stands for has peers of its own, which the ports
+				// no longer tell apart.
+				peers += fmt.Sprint(" at ", p.First, "-", p.Last)
 			}
 		}
 		allow.Ports = sorted(allow.Ports, comparePorts)

@@ -286,6 +286,24 @@ func TestNoSCTPPorts(t *testing.T) {
 	}
 }
 
+// TestNoSCTPPortsByName: each pod is denied all of SCTP that has such a port, whatever number that has.
+func TestNoSCTPPortsByName(t *testing.T) {
+	p, err := ParseCluster(parseCluster(t, "c", `{tier: Admin, priority: 0, subject: {namespaces: {}}, egress: [{action: Deny, to: [{namespaces: {}}], protocols: [{destinationNamedPort: assoc}]}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := input(func(Set) ([]Member, bool) {
+		named := func(pod string, number uint16) Member {
+			return Member{Address: addr(who[pod]), Ports: []NamedPort{{Protocol: service.SCTP, Name: "assoc", Port: number}}}
+		}
+		return []Member{named("till", 7), named("db", 8), named("bank-web", 9)}, true
+	})
+	in.NoSCTPPorts = true
+	c := NewCompiler(in).Compile(nil, []ClusterPolicy{p})
+	judge(t, c, DeniedEgress, "web>till sctp 7, web>db sctp 7, web>bank-web sctp 7")
+	judge(t, c, Allowed, "till>web sctp 7, web>till tcp 7")
+}
+
 // TestLevels: neighbours with one action share a level, across policies; rules that select
 // no pod here have none; and no level depends on who is a member.
 func TestLevels(t *testing.T) {
