@@ -124,6 +124,17 @@ func (c *cluster) withdraw(name string) {
 	c.must(c.api.Delete(policyNamed(name)))
 }
 
+// waitSelected waits until policies are about so many pods of a node.
+func (c *cluster) waitSelected(node string, pods float64) {
+	c.t.Helper()
+	c.eventually("pods are selected", policyTime, func() error {
+		if n := c.metric(node, "k8s_ovs_policy_selected_pods"); n != pods {
+			return fmt.Errorf("%v are, not %v", n, pods)
+		}
+		return nil
+	})
+}
+
 func policyNamed(name string) *networkingv1.NetworkPolicy {
 	namespace, name, _ := strings.Cut(name, "/")
 	return &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name}}

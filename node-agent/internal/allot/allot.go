@@ -161,13 +161,11 @@ func (a *Allotment) look(ctx context.Context) {
 		a.say("the limit of connections through the node", a.throughNode(ctx, kernel))
 	}
 	switch {
-	case a.cfg.ServiceConnections == fairness.Off:
-	case m.ServiceProxy != pipeline.OVS:
-		a.say("the count of refused connections of pods that policies select", a.countJudged(ctx))
+	case a.cfg.ServiceConnections == fairness.Off, m.ServiceProxy == pipeline.NoServices: // there, nor policies
 	case a.cfg.Datapath == ovs.DatapathNetdev:
-		a.say("the limit of connections to services", a.throughBridge(ctx, nil))
+		a.say("the limit of connections through the bridge", a.throughBridge(ctx, nil))
 	case err == nil:
-		a.say("the limit of connections to services", a.throughBridge(ctx, &kernel))
+		a.say("the limit of connections through the bridge", a.throughBridge(ctx, &kernel))
 	}
 }
 
@@ -218,7 +216,7 @@ func (a *Allotment) countHolders(nets []pipeline.Net, t fairness.Table) {
 	}
 }
 
-// throughBridge allots the connections to services; t is nil on the userspace datapath,
+// throughBridge allots the connections to services, and those of pods that policies select; t is nil on the userspace datapath,
 // which has a table of its own.
 func (a *Allotment) throughBridge(ctx context.Context, t *fairness.Table) error {
 	holds := a.holds
@@ -237,7 +235,8 @@ func (a *Allotment) throughBridge(ctx context.Context, t *fairness.Table) error 
 		}
 		asked := make(map[string]fairness.Asked, len(demands))
 		for namespace, d := range demands {
-			asked[namespace] = fairness.Asked{All: d.Connections, Refused: d.Refused}
+			// Connections of pods that policies select are in the same table.
+			asked[namespace] = fairness.Asked{All: d.Connections + d.Judged, Refused: d.Refused, Judged: d.JudgedRefused}
 		}
 		held = a.services.next(*t, asked, holds)
 		a.cfg.Metrics.tooLarge(demands)
@@ -248,19 +247,6 @@ func (a *Allotment) throughBridge(ctx context.Context, t *fairness.Table) error 
 		allowances[namespace] = pipeline.Allowance(h)
 	}
 	return a.cfg.Table.SetAllowances(ctx, pipeline.Allowance(a.cfg.ServiceConnections.Ceiling(t.Size)), allowances)
-}
-
-// countJudged counts what is refused to pods that policies select, where nobody else looks at
-// the bridge's meters.
-func (a *Allotment) countJudged(ctx context.Context) error {
-	if a.looks%calmLooks != 0 {
-		return nil
-	}
-	demands, err := a.cfg.Table.Demands(ctx)
-	if err == nil {
-		a.cfg.Metrics.judged(demands)
-	}
-	return err
 }
 
 // due is whether it matters now who asks for connections.

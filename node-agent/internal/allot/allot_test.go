@@ -2,8 +2,11 @@ package allot
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -13,6 +16,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/fairness"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodeflows"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/pipeline"
 )
 
 // byNamespace are the values of a metric by the namespace that they are about.
@@ -91,6 +95,41 @@ func TestJudgedCounted(t *testing.T) {
 	m.judged(map[string]nodeflows.Demand{"blue": {}})
 	if diff := cmp.Diff(map[string]float64{}, byNamespace(t, reg, metric)); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// demanding is a table whose namespaces ask for so much more each time, and keeps who is held back.
+type demanding struct {
+	Table
+	each, asked map[string]nodeflows.Demand
+	held        map[string]pipeline.Allowance
+}
+
+func (d *demanding) Demands(context.Context) (map[string]nodeflows.Demand, error) {
+	for namespace, more := range d.each {
+		sum := d.asked[namespace]
+		sum.Connections, sum.Judged = sum.Connections+more.Connections, sum.Judged+more.Judged
+		d.asked[namespace] = sum
+	}
+	return d.asked, nil
+}
+
+func (d *demanding) SetAllowances(_ context.Context, _ pipeline.Allowance, held map[string]pipeline.Allowance) error {
+	d.held = held
+	return nil
+}
+
+// Who asks for most is held back while the table is short, by services or by pods that policies select.
+func TestHeldBack(t *testing.T) {
+	table := &demanding{each: map[string]nodeflows.Demand{"web": {Connections: 50_000}, "judged": {Judged: 50_000}, "quiet": {}}, asked: map[string]nodeflows.Demand{}}
+	a := New(Config{Table: table, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())})
+	for range 2 {
+		if err := a.throughBridge(t.Context(), &fairness.Table{Size: 20_000, Used: 11_000}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := slices.Sorted(maps.Keys(table.held)); !slices.Equal(got, []string{"judged", "web"}) {
+		t.Errorf("held back are %v", got)
 	}
 }
 

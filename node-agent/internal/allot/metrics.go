@@ -68,8 +68,7 @@ func (m *Metrics) tooLarge(demands map[string]nodeflows.Demand) {
 const policyLimit = "policy"
 
 // judged counts the connections that were refused to pods that policies select since it was
-// called last. Their meters go with their pods: where a namespace has less than before, nobody
-// knows how much came in between, and nothing is added.
+// called last. Where a namespace has less than before, it was another one, and nothing is added.
 func (m *Metrics) judged(demands map[string]nodeflows.Demand) {
 	for namespace, d := range demands {
 		if d.Judged > 0 {

@@ -21,11 +21,12 @@ type Allowance struct{ Rate, Burst uint32 }
 type Table struct{ Size, Used uint64 }
 
 // Asked are the connections that a namespace has asked for so far, those of them that were
-// refused for how many there were, and those for where they went, see [Ports].
-type Asked struct{ All, Refused, Crowded uint64 }
+// refused for how many there were, those for where they went, see [Ports], and those to or from pods that policies
+// select, for how many these had.
+type Asked struct{ All, Refused, Crowded, Judged uint64 }
 
 // made are those that were not refused.
-func (a Asked) made() uint64 { return a.All - min(a.All, a.Refused+a.Crowded) }
+func (a Asked) made() uint64 { return a.All - min(a.All, a.Refused+a.Crowded+a.Judged) }
 
 // At rest every namespace may fill a sixteenth of the table in a second, and as much at
 // once, so that one alone cannot fill it between two looks. From half on, those who ask
@@ -155,7 +156,7 @@ func (j *Judge) demand(now time.Time, t Table, asked map[string]Asked) map[strin
 		made := 0.0
 		for namespace, n := range asked {
 			last := j.seen[namespace]
-			if last.All > n.All || last.Refused > n.Refused || last.Crowded > n.Crowded {
+			if last.All > n.All || last.Refused > n.Refused || last.Crowded > n.Crowded || last.Judged > n.Judged {
 				last = Asked{} // counted anew
 			}
 			demand[namespace] = float64(n.All-last.All) / passed

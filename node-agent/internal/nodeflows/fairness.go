@@ -25,10 +25,20 @@ type fairness struct {
 	// off is that nobody is held back, unmetered why it cannot be done.
 	off       bool
 	unmetered error
+	// judged is what the meters of selected pods had counted when they were read last, by their numbers,
+	// asked what that came to by namespace.
+	judged map[uint32]judgedCount
+	asked  map[string]judgedCount
 }
 
+// judgedCount is how many new connections of selected pods there were, and how many of them were refused.
+type judgedCount struct{ all, refused uint64 }
+
 func newFairness() fairness {
-	return fairness{numbers: map[string]uint32{}, taken: map[uint32]bool{}, all: DefaultAllowance}
+	return fairness{
+		numbers: map[string]uint32{}, taken: map[uint32]bool{}, all: DefaultAllowance,
+		judged: map[uint32]judgedCount{}, asked: map[string]judgedCount{},
+	}
 }
 
 // assign gives a namespace its meters where it has none. Their number follows from its
@@ -135,7 +145,7 @@ type Demand struct {
 	// Connections to services, and those of them that were refused, packets.
 	Connections, Refused uint64
 	// Judged are the connections of pods that policies select, JudgedRefused those of them
-	// that were refused for their number, packets.
+	// that were refused for their number, packets. They only grow, whichever pods go.
 	Judged, JudgedRefused uint64
 	// TooLarge are packets that were too large for their path, Untold those of them
 	// whose sender was not told.
@@ -173,6 +183,7 @@ func (t *Table) Demands(ctx context.Context) (map[string]Demand, error) {
 	if err != nil {
 		return nil, err
 	}
+	judged := t.countJudged(counters, owners)
 	for _, c := range counters {
 		namespace, ok := owners[c.ID]
 		if !ok {
@@ -181,7 +192,7 @@ func (t *Table) Demands(ctx context.Context) (map[string]Demand, error) {
 		d := demands[namespace]
 		switch {
 		case pipeline.OfConnections(c.ID):
-			d.Judged, d.JudgedRefused = d.Judged+c.Packets, d.JudgedRefused+c.Dropped
+			d.Judged, d.JudgedRefused = judged[namespace].all, judged[namespace].refused
 		case pipeline.CountsTooLarge(c.ID):
 			d.TooLarge, d.Untold = c.Packets, c.Dropped
 		default:
@@ -190,4 +201,29 @@ func (t *Table) Demands(ctx context.Context) (map[string]Demand, error) {
 		demands[namespace] = d
 	}
 	return demands, nil
+}
+
+// countJudged adds what the meters of selected pods have counted since it was called last, and returns what that
+// came to by namespace. A meter counts anew where its pod is another one or, in userspace, where it was changed.
+func (t *Table) countJudged(counters []of.MeterCounters, owners map[uint32]string) map[string]judgedCount {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	f := &t.tenants.fair
+	now := map[uint32]judgedCount{}
+	for _, c := range counters {
+		namespace, ok := owners[c.ID]
+		if !ok || !pipeline.OfConnections(c.ID) {
+			continue
+		}
+		last := f.judged[c.ID]
+		if last.all > c.Packets || last.refused > c.Dropped {
+			last = judgedCount{}
+		}
+		sum := f.asked[namespace]
+		f.asked[namespace] = judgedCount{sum.all + c.Packets - last.all, sum.refused + c.Dropped - last.refused}
+		now[c.ID] = judgedCount{c.Packets, c.Dropped}
+	}
+	f.judged = now
+	maps.DeleteFunc(f.asked, func(namespace string, _ judgedCount) bool { _, there := f.numbers[namespace]; return !there })
+	return maps.Clone(f.asked)
 }

@@ -12,8 +12,8 @@ import (
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 )
 
-// leastConnections is the least that a selected pod may have of new connections a second: who
-// asks for so few takes nothing from others.
+// leastConnections is the least that a selected pod may have of new connections a second, unless its namespace
+// is held back: who asks for so few takes nothing from others.
 const leastConnections = 50
 
 // SetPolicies makes what policies say of pods, by port, in one bundle. Pods that are not named
@@ -71,7 +71,11 @@ func (t *Table) fairMeters(m pipeline.Tenant, namespace string) []of.Meter {
 	// By the power of two that is not less than their number: else each pod that comes would
 	// change the meters of all others, one message each.
 	shares := uint32(1) << bits.Len(uint(max(len(ports), 1)-1))
-	each := pipeline.Allowance{Rate: max(a.Rate/shares, leastConnections), Burst: max(a.Burst/shares, leastConnections)}
+	least := uint32(leastConnections)
+	if _, held := t.tenants.fair.held[namespace]; held {
+		least = 1 // of many pods that little would be more than the namespace may
+	}
+	each := pipeline.Allowance{Rate: max(a.Rate/shares, least), Burst: max(a.Burst/shares, least)}
 	slices.Sort(ports)
 	for _, port := range ports {
 		meters = append(meters, pipeline.ConnectionsMeter(port, each))

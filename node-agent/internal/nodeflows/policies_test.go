@@ -161,6 +161,11 @@ func TestPodConnections(t *testing.T) {
 	if d, err := table.Demands(t.Context()); err != nil || len(d) != 2 {
 		t.Errorf("demands %v, %v", d, err)
 	}
+	held := map[string]pipeline.Allowance{"a": {Rate: 16, Burst: 16}}
+	if err := table.SetAllowances(t.Context(), pipeline.Allowance{Rate: 100, Burst: 100}, held); err != nil {
+		t.Fatal(err)
+	}
+	require("held back", meter(12, 4), meter(13, 4), meter(14, 100), meter(15, 4), meter(16, 4))
 	judged()
 	require("none")
 
@@ -168,4 +173,34 @@ func TestPodConnections(t *testing.T) {
 	judged(12)
 	requireJudged(t, "no room for meters", sw.Conn, map[uint32]string{12: "selected in"})
 	require("no room")
+}
+
+// What selected pods have asked for only grows: when a pod goes, when another has its port, and when a meter
+// counts anew.
+func TestJudgedGrows(t *testing.T) {
+	table := &Table{}
+	table.tenants.fair = newFairness()
+	table.tenants.fair.numbers["a"] = 0
+	first, second := pipeline.ConnectionsOf(12), pipeline.ConnectionsOf(13)
+	both := map[uint32]string{first: "a", second: "a"}
+	for _, step := range []struct {
+		name     string
+		owners   map[uint32]string
+		counters []of.MeterCounters
+		want     map[string]judgedCount
+	}{
+		{"two pods", both, []of.MeterCounters{{ID: first, Packets: 10, Dropped: 3}, {ID: second, Packets: 5}}, map[string]judgedCount{"a": {15, 3}}},
+		{"more", both, []of.MeterCounters{{ID: first, Packets: 12, Dropped: 3}, {ID: second, Packets: 5}}, map[string]judgedCount{"a": {17, 3}}},
+		{"one goes", map[uint32]string{second: "a"}, []of.MeterCounters{{ID: second, Packets: 6}}, map[string]judgedCount{"a": {18, 3}}},
+		{"another comes", both, []of.MeterCounters{{ID: first, Packets: 2}, {ID: second, Packets: 6}}, map[string]judgedCount{"a": {20, 3}}},
+		{"counted anew", both, []of.MeterCounters{{ID: first, Packets: 2}, {ID: second, Packets: 4, Dropped: 1}}, map[string]judgedCount{"a": {24, 4}}},
+	} {
+		if diff := cmp.Diff(step.want, table.countJudged(step.counters, step.owners), cmp.AllowUnexported(judgedCount{})); diff != "" {
+			t.Errorf("%s: (-want +got):\n%s", step.name, diff)
+		}
+	}
+	delete(table.tenants.fair.numbers, "a")
+	if left := table.countJudged(nil, nil); len(left) > 0 {
+		t.Errorf("of a namespace that is gone: %v", left)
+	}
 }
