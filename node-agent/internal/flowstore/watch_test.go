@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -65,7 +66,32 @@ func watched(t *testing.T) *bridge {
 	return b
 }
 
-// TestMended: what somebody changes by hand is put right at once, and counted by owner.
+// mended has somebody change the switch of a store that runs by hand, and returns how long it took until all was as before
+// and so many repairs were counted of each kind.
+func mended(t *testing.T, args []string, want map[flowstore.Kind]int) time.Duration {
+	t.Helper()
+	b := watched(t)
+	was := b.contents()
+	b.OFCtl(args...)
+	began := time.Now()
+	b.hasAgain("put right", was)
+	took := time.Since(began)
+	b.soon("repairs are counted", func() error {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if diff := cmp.Diff(want, b.repaired); diff != "" {
+			return errors.New("(-want +got):\n" + diff)
+		}
+		return nil
+	})
+	if len(b.warnings) > 0 {
+		t.Errorf("logged %q", b.warnings)
+	}
+	return took
+}
+
+// TestMended: what somebody changes by hand is put right at once, and counted by owner: flows within 100 ms, groups and
+// meters within a second. A busy machine may be late; that is tried again, as a store that is late itself is late each time.
 func TestMended(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -85,23 +111,20 @@ func TestMended(t *testing.T) {
 		{"a meter changed", []string{"mod-meter", "br0", "meter=7,pktps,burst,stats,band=type=drop,rate=1,burst_size=1"}, map[flowstore.Kind]int{"one": 1}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			b := watched(t)
-			want := b.contents()
-			b.OFCtl(tc.args...)
-			began := time.Now()
-			b.soon("repairs are counted", func() error {
-				b.mu.Lock()
-				defer b.mu.Unlock()
-				if diff := cmp.Diff(tc.want, b.repaired); diff != "" {
-					return errors.New("(-want +got):\n" + diff)
-				}
-				return nil
-			})
-			b.hasAgain("put right", want)
-			t.Logf("right again %s after the command", time.Since(began).Round(time.Millisecond))
-			if len(b.warnings) > 0 {
-				t.Errorf("logged %q", b.warnings)
+			bar := 100 * time.Millisecond
+			if !strings.Contains(tc.args[0], "flow") {
+				bar = time.Second
 			}
+			const tries = 5
+			var took []time.Duration
+			for range tries {
+				took = append(took, mended(t, tc.args, tc.want))
+				if slices.Min(took) <= bar {
+					t.Logf("right again after %v", took)
+					return
+				}
+			}
+			t.Errorf("right again after %v, want at most %s", took, bar)
 		})
 	}
 }
