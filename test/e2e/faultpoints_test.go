@@ -61,6 +61,7 @@ type faults struct {
 	// whole are the options of a pod of which all is made that can be.
 	whole   netlab.PodOptions
 	probe   *probe.Run
+	others  *others
 	reached int
 	spans   []span
 }
@@ -136,9 +137,10 @@ func upFaultsInCluster(t *testing.T) *faults {
 	return f
 }
 
-// watch puts the pods of red under the probe.
+// watch puts the pods of red under the probe, and somebody else's machines on another bridge.
 func (f *faults) watch() {
 	f.t.Helper()
+	f.others = f.beside()
 	f.probe = f.runBetween(probe.Exactly(everybody), f.get("red/a"), f.get("red/b"), f.get("red/c"))
 	f.traffic(f.probe, 20)
 }
@@ -329,6 +331,7 @@ func (f *faults) finish(killed string, of int) {
 		killed += ", with policies, services and limits"
 	}
 	f.costs(fmt.Sprintf("%s: %d places", killed, f.reached), rep.Lost(), longestGap(rep, 20*time.Millisecond), "0 lost, nothing left")
+	f.others.untouched(killed)
 }
 
 // TestKilledInADD: the agent is killed after every step of an ADD. What the runtime does

@@ -349,7 +349,7 @@ func lostOutside(rep probe.Report, spans []span, after time.Duration) []probe.Ev
 	return slices.DeleteFunc(slices.Clone(rep.LostEvents), func(e probe.Event) bool {
 		return slices.ContainsFunc(spans, func(s span) bool {
 			// A short connection may last two seconds, all else some milliseconds.
-			before := 50 * time.Millisecond
+			before := underWay
 			if e.Protocol == probe.TCP {
 				before = 2 * time.Second
 			}

@@ -21,14 +21,6 @@ import (
 // ovsScripts start Open vSwitch in its containers.
 const ovsScripts = "../../manifests/image"
 
-// underWay is how long a packet and its answer take at most: what was sent so shortly before
-// something happened may be lost by that.
-const underWay = 50 * time.Millisecond
-
-func silences(rep probe.Report, moments []time.Time) []time.Duration {
-	return rep.Silences(moments, underWay)
-}
-
 // TestOpenVSwitchCrashes: ovs-vswitchd and ovsdb-server, run as their containers run them, crash
 // again and again, by whatever signal. Each time they are back and pods talk to each other in under
 // a second, nothing passes that is forbidden, and all is counted and told with its reason.
@@ -42,32 +34,14 @@ func TestOpenVSwitchCrashes(t *testing.T) {
 	c := l.inCluster("red/b")
 	l.must(l.OVS("n1").Supervise(t.Context(), ovsScripts))
 	l.waitMatrix("Open vSwitch is supervised", 10*time.Second, redAndBlue.allowed)
-	const silenceAtMost = 2 * recovery // a crash each second or two leaves a busy machine no other
+	other := l.beside()
 	for _, daemon := range []string{"ovs-vswitchd", "ovsdb-server"} {
+		var all []span
 		for _, sig := range signals {
-			run := l.run(probe.Exactly(redAndBlue.allowed))
-			l.traffic(run, 10)
-			var crashed []time.Time
-			var served []time.Duration
-			for range rounds {
-				began := time.Now()
-				l.must(l.OVS("n1").Crash(t.Context(), daemon, sig))
-				l.eventuallyEach(5*time.Millisecond, daemon+" serves again", recovery, func() error { return l.daemonServes(daemon) })
-				crashed, served = append(crashed, began), append(served, time.Since(began).Round(time.Millisecond))
-				l.traffic(run, 20)
-			}
-			rep := run.Stop()
-			for _, e := range rep.ForbiddenEvents {
-				t.Errorf("%s, %s: forbidden: %s", daemon, sig, e)
-			}
-			silent := silences(rep, crashed)
-			t.Logf("%s, %s: it serves again after %v; %d of %d lost, the last that was lost was sent after %v", daemon, sig, served, rep.Lost(), rep.Sent(), silent)
-			longest := slices.Max(silent)
-			l.costs(fmt.Sprintf("%s crashed %d times by %s in its container", daemon, rounds, sig), rep.Lost(), longest, "back in 1 s")
-			if longest > silenceAtMost {
-				t.Errorf("%s, %s: packets are lost for %s, want at most %s", daemon, sig, longest, silenceAtMost)
-			}
+			all = append(all, l.crashes(daemon, sig, rounds)...)
 		}
+		other.back(daemon+" crashed again and again in its container", barCrash, silenceAtMost, all...)
+		other.begin()
 	}
 	l.eventually("all crashes are counted", 10*time.Second, func() error {
 		if n, _, text := l.findMetric("n1", "k8s_ovs_openvswitch_crashes_total"); n != float64(2*len(signals)*rounds) ||
@@ -90,6 +64,39 @@ func TestOpenVSwitchCrashes(t *testing.T) {
 	l.requireMatrix("with a new pod", redAndBlue.allowed)
 }
 
+// barCrash is the bar of a daemon that crashes in its container.
+const barCrash = "1 s from the crash"
+
+// silenceAtMost is how long packets may be lost by a crash: one each second or two leaves a busy machine no less.
+const silenceAtMost = 2 * recovery
+
+// crashes has a daemon of n1 crash so many times under the probe, each time as soon as pods have traffic again, and
+// returns when that was.
+func (l *lab) crashes(daemon string, sig syscall.Signal, times int) (all []span) {
+	l.t.Helper()
+	run := l.run(probe.Exactly(redAndBlue.allowed))
+	l.traffic(run, 10)
+	var served []time.Duration
+	for range times {
+		crash := during(daemon+" crashes", func() { l.must(l.OVS("n1").Crash(l.t.Context(), daemon, sig)) })
+		l.eventuallyEach(5*time.Millisecond, daemon+" serves again", recovery, func() error { return l.daemonServes(daemon) })
+		crash.done = crash.began // one that still starts was waited for
+		all, served = append(all, crash), append(served, time.Since(crash.began).Round(time.Millisecond))
+		l.traffic(run, 20)
+	}
+	rep := run.Stop()
+	what := fmt.Sprintf("%s crashed %d times by %s in its container", daemon, times, sig)
+	for _, e := range rep.ForbiddenEvents {
+		l.t.Errorf("%s: forbidden: %s", what, e)
+	}
+	silent := silences(rep, all)
+	l.t.Logf("%s: it serves again after %v; %d of %d lost, the last that was lost was sent after %v", what, served, rep.Lost(), rep.Sent(), silent)
+	l.costs(what, rep.Lost(), slices.Max(silent), barCrash)
+	l.held(what+": it serves again", served, time.Second, recovery)
+	l.held(what+": packets", silent, time.Second, silenceAtMost)
+	return all
+}
+
 // daemonServes is nil while a daemon of n1 serves: ovs-vswitchd the bridge.
 func (l *lab) daemonServes(daemon string) error {
 	o := l.OVS("n1")
@@ -104,48 +111,6 @@ func (l *lab) daemonServes(daemon string) error {
 	return err
 }
 
-// foreign are the ports of somebody else's that are on n1's Open vSwitch: a bridge with a port, and a
-// port of br0.
-var foreign = []string{"other", "other0", "stray0"}
-
-// addForeign makes them.
-func (l *lab) addForeign() {
-	l.t.Helper()
-	datapath, err := l.OVS("n1").VSCtl(l.t.Context(), "get", "Bridge", "br0", "datapath_type")
-	l.must(err)
-	_, err = l.OVS("n1").VSCtl(l.t.Context(),
-		"add-br", "other", "--", "set", "Bridge", "other", "datapath_type="+strings.TrimSpace(datapath), "external_ids:whose=another",
-		"--", "add-port", "other", "other0", "--", "set", "Interface", "other0", "type=internal", "external_ids:whose=another",
-		"--", "add-port", "br0", "stray0", "--", "set", "Interface", "stray0", "type=internal", "external_ids:whose=another")
-	l.must(err)
-	// What a new port has from ovs-vswitchd comes a moment later.
-	l.must(l.sync("n1"))
-}
-
-// sync returns when ovs-vswitchd has taken the database in.
-func (l *lab) sync(node string) error {
-	_, err := l.OVS(node).VSCtl(l.t.Context(), "set", "Open_vSwitch", ".", "external_ids:test=synced")
-	return err
-}
-
-// foreignRows is all that the database has of them, the rows' own identities too.
-func (l *lab) foreignRows() string {
-	l.t.Helper()
-	var all []string
-	for _, table := range []string{"Bridge", "Port", "Interface"} {
-		columns := map[string]string{
-			"Bridge": "_uuid,name,ports,datapath_type,fail_mode,protocols,external_ids,other_config", "Port": "_uuid,name,interfaces,qos,external_ids,other_config",
-			"Interface": "_uuid,name,type,options,ofport,mtu_request,external_ids,other_config",
-		}[table]
-		for _, name := range foreign {
-			out, err := l.OVS("n1").VSCtl(l.t.Context(), "--columns="+columns, "find", table, "name="+name)
-			l.must(err)
-			all = append(all, out)
-		}
-	}
-	return strings.Join(all, "\n")
-}
-
 // TestOpenVSwitchFaults: what becomes of a node whose Open vSwitch loses its configuration, its
 // database, both daemons, or room on its disk. When Open vSwitch serves again pods talk to each other
 // within a second with the addresses that they had, the node becomes exactly what it should be, and
@@ -155,7 +120,7 @@ func TestOpenVSwitchFaults(t *testing.T) {
 	l := up(t, netlab.Options{})
 	l.pods(quartet)
 	o := l.OVS("n1")
-	l.addForeign()
+	other := l.beside()
 	var copied []byte
 	for _, f := range []struct {
 		name string
@@ -196,21 +161,22 @@ func TestOpenVSwitchFaults(t *testing.T) {
 		l.asItShould("pods came and went: "+f.name, "n1")
 		l.requireMatrix("before: "+f.name, redAndBlue.allowed)
 
-		before := l.foreignRows()
 		run := l.run(probe.Exactly(redAndBlue.allowed))
 		l.traffic(run, 20)
 		outage := during(f.name, func() { l.must(f.do(ctx)) })
 		l.traffic(run, 20)
 		rep := run.Stop()
 		l.judge(rep, []span{outage})
-		l.costs(f.name, rep.Lost(), silences(rep, []time.Time{outage.began})[0], "1 s from when Open vSwitch serves")
+		l.costs(f.name, rep.Lost(), silences(rep, []span{outage})[0], barServes)
 		l.asItShould(f.name, "n1")
 		if f.lost {
-			l.addForeign()
+			other.run.Stop()
+			other.configure()
 			l.asItShould(f.name+", and others came back", "n1")
-		} else if after := l.foreignRows(); after != before {
-			t.Errorf("%s: what is somebody else's was:\n%s\nand is:\n%s", f.name, before, after)
+		} else {
+			other.back(f.name, barServes, recovery, outage)
 		}
+		other.begin()
 		l.requireMatrix(f.name, redAndBlue.allowed)
 		l.must(l.DelPod(ctx, fresh))
 	}
@@ -225,8 +191,7 @@ func TestOpenVSwitchDiskFull(t *testing.T) {
 	ctx := t.Context()
 	l.pods(quartet)
 	leaves := l.pod("n1", "red/leaves")
-	l.addForeign()
-	before := l.foreignRows()
+	other := l.beside()
 	o := l.OVS("n1")
 	free, end, err := o.FillDisk(ctx)
 	l.must(err)
@@ -234,6 +199,8 @@ func TestOpenVSwitchDiskFull(t *testing.T) {
 	t.Cleanup(func() { _ = end() })
 	l.must(l.sync("n1"))
 	l.waitMatrix("the database is elsewhere", 10*time.Second, redAndBlue.allowed)
+	other.run.Stop()
+	other.begin()
 	l.eventually("the database takes nothing more", time.Minute, func() error { // its last page has room
 		if _, err := o.VSCtl(ctx, "--timeout=2", "--no-wait", "set", "Open_vSwitch", ".", "external_ids:pad="+fmt.Sprint(time.Now().UnixNano())); err == nil {
 			return errors.New("it did")
@@ -261,6 +228,7 @@ func TestOpenVSwitchDiskFull(t *testing.T) {
 		t.Error(err)
 	}
 	l.costs("the disk of Open vSwitch's database is full", rep.Lost(), 0, "0 lost")
+	other.untouched("the disk of Open vSwitch's database is full")
 	l.must(free())
 	l.eventually("a pod can be added", 10*time.Second, func() error {
 		_, err := l.AddPod(ctx, "n1", "red", "comes", netlab.PodOptions{})
@@ -270,8 +238,8 @@ func TestOpenVSwitchDiskFull(t *testing.T) {
 	l.must(end())
 	l.must(l.sync("n1"))
 	l.asItShould("the database is where it was", "n1")
-	if after := l.foreignRows(); after != before {
-		t.Errorf("what is somebody else's was:\n%s\nand is:\n%s", before, after)
+	if after := l.foreignRows(); after != other.rows {
+		t.Errorf("what is somebody else's was:\n%s\nand is:\n%s", other.rows, after)
 	}
 	l.requireMatrix("with a new pod", redAndBlue.allowed)
 }
@@ -372,6 +340,7 @@ func TestOpenVSwitchReplaced(t *testing.T) {
 		runs.traffic(20)
 		runs.costs(fault)
 	} else {
+		other := l.beside()
 		run := l.run(probe.Exactly(redAndBlue.allowed))
 		l.traffic(run, 20)
 		outage := during("the pod of Open vSwitch is away", replace)
@@ -379,7 +348,8 @@ func TestOpenVSwitchReplaced(t *testing.T) {
 		l.traffic(run, 20)
 		rep := run.Stop()
 		l.judge(rep, []span{outage})
-		l.costs(fault, rep.Lost(), silences(rep, []time.Time{outage.began})[0], "1 s from when Open vSwitch serves")
+		other.back(fault, barServes, recovery, outage)
+		l.costs(fault, rep.Lost(), silences(rep, []span{outage})[0], barServes)
 	}
 	l.asItShould("Open vSwitch is replaced", "n1")
 	l.requireMatrix("Open vSwitch is replaced", redAndBlue.allowed)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/probe"
 )
@@ -77,57 +79,112 @@ func TestFlowsPutRight(t *testing.T) {
 	}
 }
 
-// silenceAtMost is how long packets may be lost after somebody deleted all flows. The bar is
-// 100 ms; the rest is for a busy machine and the race detector. The next look at the
-// flows is up to 5 s away.
-const silenceAtMost = time.Second
+// byHand has somebody do something to n1's switch with ovs-ofctl, again and again under the probe, each time after a
+// while in which nobody did, so that it is put right as soon as the first; after waits for what is to come of it. It returns
+// when that was.
+func (l *lab) byHand(run *probe.Run, times int, after func(begun time.Time), args ...string) (all []span) {
+	l.t.Helper()
+	for range times {
+		for quiet := time.Now().Add(3 * time.Second); time.Now().Before(quiet); {
+			l.traffic(run, 100)
+		}
+		now := time.Now()
+		_, err := l.OVS("n1").OFCtl(l.t.Context(), args...)
+		l.must(err)
+		all = append(all, span{name: strings.Join(args, " "), began: now, done: now})
+		after(now)
+	}
+	l.traffic(run, 100)
+	return all
+}
 
 // TestFlowsPutRightAtOnce: somebody deletes all flows of a node, again and again. Packets are
 // lost for some milliseconds, and nothing else.
 func TestFlowsPutRightAtOnce(t *testing.T) {
+	const bar, times, every = 100 * time.Millisecond, 10, 2 * time.Millisecond
 	l := up(t, netlab.Options{})
 	l.pods(quartet)
 	want := l.flows("n1")
 	before := l.metric("n1", "k8s_ovs_flow_repairs_total")
-	const every = 2 * time.Millisecond
 	pods, err := l.Pods()
 	l.must(err)
-	p, err := probe.Open(netlab.Endpoints(pods))
-	l.must(err)
-	t.Cleanup(func() { l.must(p.Close()) })
-	run := p.Start(probe.Exactly(redAndBlue.allowed), probe.RunOptions{Interval: every, Protocols: []probe.Protocol{probe.UDP}})
-	var deleted []time.Time
-	for range 10 {
-		for quiet := time.Now().Add(3 * time.Second); time.Now().Before(quiet); { // so that the next is put right as soon as the first
-			l.traffic(run, 100)
-		}
-		deleted = append(deleted, time.Now())
-		_, err := l.OVS("n1").OFCtl(t.Context(), "del-flows", "br0")
-		l.must(err)
-	}
-	l.traffic(run, 100)
+	other := l.beside()
+	run := l.runAs(probe.Exactly(redAndBlue.allowed), probe.RunOptions{Interval: every, Protocols: []probe.Protocol{probe.UDP}}, pods...)
+	deleted := l.byHand(run, times, func(time.Time) {}, "del-flows", "br0")
 	rep := run.Stop()
-	if len(rep.ForbiddenEvents) > 0 {
-		t.Errorf("forbidden: %v", rep.ForbiddenEvents)
+	l.judge(rep, deleted)
+	took := silences(rep, deleted)
+	t.Logf("the last that was lost was sent so long after all flows were deleted: %v", took)
+	what := fmt.Sprintf("all flows of a node deleted by hand %d times", times)
+	l.costs(what, rep.Lost(), slices.Max(took), bar.String())
+	l.held(what, took, bar, recovery) // the next look at the flows is up to 5 s away
+	if known := len(rep.LostEvents); known < rep.Lost() {
+		t.Errorf("%s: %d packets are lost, more than the %d that are known one by one", what, rep.Lost(), known)
 	}
-	silences := make([]time.Duration, len(deleted))
-	for _, e := range rep.LostEvents {
-		n, _ := slices.BinarySearchFunc(deleted, e.Sent, time.Time.Compare)
-		if n == 0 {
-			t.Errorf("lost before anything was deleted: %s", e)
-			continue
-		}
-		silences[n-1] = max(silences[n-1], e.Sent.Sub(deleted[n-1]))
-	}
-	slices.Sort(silences)
-	t.Logf("the last that was lost was sent so long after all flows were deleted: %v; median %s", silences, silences[len(silences)/2])
-	if longest := silences[len(silences)-1]; longest > silenceAtMost {
-		t.Errorf("packets are lost for %s, want at most %s", longest, silenceAtMost)
-	}
+	other.untouched(what)
 	l.waitFlows("flows are as they were", "n1", want, 10*time.Second)
-	if n := l.metric("n1", "k8s_ovs_flow_repairs_total") - before; n < float64(len(deleted)*len(want)) {
-		t.Errorf("%v repairs are counted of %d flows that were deleted %d times", n, len(want), len(deleted))
+	if n := l.metric("n1", "k8s_ovs_flow_repairs_total") - before; n < float64(times*len(want)) {
+		t.Errorf("%v repairs are counted of %d flows that were deleted %d times", n, len(want), times)
 	}
+}
+
+// TestGroupsAndMetersPutRightAtOnce: somebody deletes all groups of a node, and all meters, with which Open vSwitch
+// deletes the flows that have them. They are back within a second: what pods send to services and what those with
+// limits send arrives again, and the switch has what it had.
+func TestGroupsAndMetersPutRightAtOnce(t *testing.T) {
+	long(t)
+	const bar, times, every = time.Second, 5, 5 * time.Millisecond
+	l := up(t, netlab.Options{})
+	l.pods(quartet)
+	_, err := l.AddPod(t.Context(), "n1", "red", "limited", netlab.PodOptions{Annotations: map[string]string{ingressRate: "50M", egressRate: "50M"}})
+	l.must(err)
+	c := l.inCluster("red/limited", "red/b")
+	c.waitGroups("n1", 2)
+	pods, err := l.Pods()
+	l.must(err)
+	other := l.beside()
+	for _, kind := range []string{"groups", "meters"} {
+		run := l.runAs(probe.Exactly(redAndBlue.allowed), probe.RunOptions{Interval: every, Protocols: []probe.Protocol{probe.UDP}}, pods...)
+		asked := l.asks(l.get("red/a"), "udp4", every, web)
+		was := l.dumped(kind)
+		if len(was) == 0 {
+			t.Fatalf("n1 has no %s", kind)
+		}
+		var took []time.Duration
+		deleted := l.byHand(run, times, func(begun time.Time) {
+			l.eventuallyEach(2*time.Millisecond, kind+" are back", 10*time.Second, func() error {
+				if diff := cmp.Diff(was, l.dumped(kind)); diff != "" {
+					return fmt.Errorf("(-want +got):\n%s", diff)
+				}
+				return nil
+			})
+			took = append(took, time.Since(begun))
+		}, "del-"+kind, "br0")
+		sent, unanswered := asked.stop()
+		rep := run.Stop()
+		l.judge(rep, deleted)
+		lost, services := silences(rep, deleted), lastAfter(unanswered, deleted)
+		t.Logf("%s are back after %v; the last lost packet was sent after %v; %d of %d connections to a service not answered, the last made after %v", kind, took, lost, len(unanswered), sent, services)
+		for i := range took {
+			took[i] = max(took[i], lost[i], services[i])
+		}
+		what := fmt.Sprintf("all %s of a node deleted by hand %d times, until they are back", kind, times)
+		l.costs(what, rep.Lost()+len(unanswered), slices.Max(took), bar.String())
+		l.held(what, took, bar, recovery) // the next look at them is up to 5 s away
+	}
+	other.untouched("all groups and meters of a node deleted by hand")
+	l.asItShould("groups and meters are back", "n1")
+}
+
+// dumped are all groups of n1's br0, or all meters, sorted.
+func (l *lab) dumped(kind string) []string {
+	l.t.Helper()
+	out, err := l.OVS("n1").OFCtl(l.t.Context(), "dump-"+kind, "br0")
+	l.must(err)
+	all := strings.Split(strings.TrimSpace(out), "\n")
+	all = slices.DeleteFunc(all, func(line string) bool { return strings.HasPrefix(line, "OFPST") || strings.TrimSpace(line) == "" })
+	slices.Sort(all)
+	return all
 }
 
 // TestAgentRestart: the agent is killed and started again under the probe:
@@ -136,6 +193,7 @@ func TestAgentRestart(t *testing.T) {
 	l := up(t, netlab.Options{})
 	l.pods(quartet)
 	flows := l.flows("n1")
+	other := l.beside()
 	run := l.run(probe.Exactly(redAndBlue.allowed))
 	l.traffic(run, 50)
 	for range 3 {
@@ -148,6 +206,7 @@ func TestAgentRestart(t *testing.T) {
 	if err := rep.Err(); err != nil {
 		t.Errorf("restarts of the agent: %v", err)
 	}
+	other.untouched("agent killed three times")
 	t.Logf("%d messages, %d lost", rep.Sent(), rep.Lost())
 	l.waitFlows("flows after restarts", "n1", flows, 10*time.Second)
 	// Pods that came before can go after, and their addresses are known.
@@ -212,6 +271,12 @@ func TestVswitchdKilled(t *testing.T) {
 // judge fails the test when a run has lost anything outside of outages and the
 // time to recover after each, or seen anything forbidden.
 func (l *lab) judge(rep probe.Report, outages []span) {
+	l.t.Helper()
+	l.judgeIn(rep, outages, recovery)
+}
+
+// judgeIn is judge with another time to recover.
+func (l *lab) judgeIn(rep probe.Report, outages []span, recovery time.Duration) {
 	l.t.Helper()
 	for _, e := range rep.ForbiddenEvents {
 		l.t.Errorf("forbidden: %s", e)
