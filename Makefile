@@ -91,7 +91,7 @@ chaos-short: deps build ## one minute of it, the same each time; writes no resul
 faults: deps build ## the tests that test/chaos/faults names: what each fault costs; writes its part of test/chaos/RESULTS.md (root; KERNEL=1: also those of test/chaos/kernel on the kernel datapath)
 	CGO_ENABLED=0 go build -o $(BIN)/chaos ./test/chaos
 	@rm -f $(BIN)/faults
-	CHAOS_ROWS=$(abspath $(BIN))/faults go test -count=1 -timeout 60m -v -run "^($$(paste -sd'|' test/chaos/faults))$$" ./test/e2e
+	CHAOS_ROWS=$(abspath $(BIN))/faults go test -count=1 -timeout 90m -v -run "^($$(paste -sd'|' test/chaos/faults))$$" ./test/e2e
 	$(if $(KERNEL),CHAOS_ROWS=$(abspath $(BIN))/faults ./test/kernel/run --set test/chaos/kernel)
 	@$(CHAOS) -rows $(BIN)/faults -results test/chaos/RESULTS.md
 

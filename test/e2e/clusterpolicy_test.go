@@ -355,7 +355,7 @@ func TestClusterPolicyVswitchdKilled(t *testing.T) {
 	c.clusterPolicy("a", ofTier("Admin", 7, ofApp("Accept", "near")+", "+ofAll("Deny")))
 	allowed := toRed(func(from, _ probe.Endpoint) bool { return from.Name == "near" })
 	c.waitMatrix("a policy", policyTime, allowed)
-	c.vswitchdKilled(allowed)
+	c.vswitchdKilled(allowed, "ovs-vswitchd killed %d times, with policies of the cluster in force")
 }
 
 // TestClusterPolicyAway: without controller, etcd and API server ClusterNetworkPolicies stay, also

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -15,33 +16,48 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/world"
 )
 
-// TestSandboxesGone: a sandbox that goes before its DEL leaves nothing, and neither does one
-// whose runtime never calls DEL nor GC: the agent looks at what is really there.
+// TestSandboxesGone: a sandbox that goes before its DEL leaves nothing, and neither does one whose runtime never calls DEL:
+// GC removes what is left of it, or the agent, which looks at what is really there. Pods beside lose nothing.
 func TestSandboxesGone(t *testing.T) {
 	long(t)
-	l := up(t, netlab.Options{Nodes: 1})
+	l := up(t, netlab.Options{})
 	ctx := t.Context()
-	stays := l.pod("n1", "red/stays")
-	var gone []netlab.Pod
-	for _, name := range []string{"deleted", "forgotten"} {
-		p, err := l.AddPod(ctx, "n1", "red", name, whole)
-		l.must(err)
-		l.must(l.DeleteSandbox(p))
-		gone = append(gone, p)
-	}
-	l.must(l.CNIDel(ctx, gone[0]))
-	left := world.Node{Lab: l.Lab, Name: "n1", Pods: []netlab.Pod{stays}}
-	if err := left.Await(ctx, time.Minute); err != nil {
-		t.Error(err)
-	}
-	for _, p := range gone {
-		if l.CNICheck(ctx, p) == nil {
-			t.Errorf("CHECK of %s, which is gone, succeeds", p)
+	l.pods(map[string][]string{"n1": {"red/stays", "red/near"}, "n2": {"red/far"}})
+	stay, err := l.Pods()
+	l.must(err)
+	for _, c := range []struct {
+		fault string
+		told  func(gone netlab.Pod) // what the runtime does then
+	}{
+		{"network namespace deleted before DEL", func(gone netlab.Pod) { l.must(l.CNIDel(ctx, gone)) }},
+		{"DEL never called, then GC", func(netlab.Pod) { l.must(l.CNIGC(ctx, "n1", stay)) }},
+		{"neither DEL nor GC called", func(netlab.Pod) {}},
+	} {
+		run := l.runBetween(probe.Exactly(everybody), stay...)
+		l.traffic(run, 20)
+		var gone []netlab.Pod
+		for i := range 3 {
+			p, err := l.AddPod(ctx, "n1", "red", fmt.Sprint("gone", i), whole)
+			l.must(err)
+			l.must(l.DeleteSandbox(p))
+			c.told(p)
+			gone = append(gone, p)
 		}
-		l.must(l.CNIDel(ctx, p)) // late, and no error
-		l.must(l.ForgetPod(p))
+		left := world.Node{Lab: l.Lab, Name: "n1", Pods: slices.DeleteFunc(slices.Clone(stay), func(p netlab.Pod) bool { return p.Node != "n1" })}
+		if err := left.Await(ctx, time.Minute); err != nil {
+			t.Errorf("%s: %v", c.fault, err)
+		}
+		for _, p := range gone {
+			if l.CNICheck(ctx, p) == nil {
+				t.Errorf("%s: CHECK of %s, which is gone, succeeds", c.fault, p)
+			}
+			l.must(l.CNIDel(ctx, p)) // late, and no error
+			l.must(l.ForgetPod(p))
+		}
+		l.traffic(run, 20)
+		l.nothingLost(run, c.fault+": pods beside")
+		l.asItShould(c.fault, "n1")
 	}
-	l.asItShould("afterwards", "n1")
 }
 
 // TestAddressesLost: the file of addresses is deleted, while the agent runs and while it does
@@ -78,9 +94,7 @@ func TestAddressesLost(t *testing.T) {
 	l.pod("n1", "red/d")
 	distinct()
 	l.traffic(run, 20)
-	if err := run.Stop().Err(); err != nil {
-		t.Error(err)
-	}
+	l.nothingLost(run, "the file of addresses deleted with pods running, while the agent runs and while it does not")
 }
 
 // TestStateWiped: all files of the agent's state are deleted while it runs, and the bundle that the
@@ -119,22 +133,24 @@ func TestStateWiped(t *testing.T) {
 
 // TestReboot: a node boots again, with all that was on its disk and no pod. Ports and leases of
 // the boot before are reclaimed and nothing answers at their addresses; the runtime is not
-// told that pods can have a network before they can.
+// told that pods can have a network before they can. Pods of other nodes lose nothing.
 func TestReboot(t *testing.T) {
 	long(t)
-	l := up(t, netlab.Options{})
+	l := up(t, netlab.Options{Nodes: 3})
 	ctx := t.Context()
 	dir := t.TempDir()
 	conf := filepath.Join(dir, "10-k8s-ovs.conflist")
 	l.must(l.SetAgentArgs("n1", "--cni-conf-dir", dir))
 	l.must(l.Agent("n1").Restart(ctx))
-	l.pods(map[string][]string{"n1": {"red/a", "red/b"}, "n2": {"red/c"}})
+	l.pods(map[string][]string{"n1": {"red/a", "red/b"}, "n2": {"red/c", "red/d"}, "n3": {"red/e"}})
 	limited, err := l.AddPod(ctx, "n1", "red", "limited", whole)
 	l.must(err)
 	if _, err := os.Stat(conf); err != nil {
 		t.Fatal(err)
 	}
 	before := []netlab.Pod{l.get("red/a"), l.get("red/b"), limited}
+	run := l.runBetween(probe.Exactly(everybody), l.get("red/c"), l.get("red/d"), l.get("red/e"))
+	l.traffic(run, 20)
 	l.must(l.PowerOff(ctx, "n1"))
 	l.must(l.Agent("n1").StartUnready(ctx))
 	if _, err := os.Stat(conf); !errors.Is(err, os.ErrNotExist) {
@@ -152,6 +168,8 @@ func TestReboot(t *testing.T) {
 		}
 		return offered
 	})
+	l.traffic(run, 20)
+	l.nothingLost(run, "a node boots again, its pods gone: pods of other nodes")
 	l.asItShould("after the boot", "n1")
 	for _, p := range before {
 		if _, err := l.PodExec(context.WithoutCancel(ctx), l.get("red/c"), "ping", "-c1", "-W1", p.IP.String()); err == nil {

@@ -87,17 +87,18 @@ func TestPolicyVswitchdKilled(t *testing.T) {
 	c.policy("red/web", onlyApp("near"))
 	allowed := toWeb("red/near", "pink/near")
 	c.waitMatrix("a policy", policyTime, allowed)
-	c.vswitchdKilled(allowed)
+	c.vswitchdKilled(allowed, "ovs-vswitchd killed %d times, with network policies in force")
 }
 
-// vswitchdKilled kills the switch of n1 twice, under the probe: what is allowed is lost for no longer
-// than without policies, and nothing else passes.
-func (c *cluster) vswitchdKilled(allowed rule) {
+// vswitchdKilled kills the switch of n1 again and again, under the probe: what is allowed is lost for no longer than without
+// policies, and nothing else passes. fault is what the table of faults says of it.
+func (c *cluster) vswitchdKilled(allowed rule, fault string) {
 	c.t.Helper()
+	const times = 3
 	run := c.run(probe.Exactly(allowed))
 	c.traffic(run, 25)
 	var outages []span
-	for range 2 {
+	for range times {
 		outages = append(outages, during("ovs-vswitchd is away", func() {
 			c.must(c.OVS("n1").KillVswitchd())
 			c.must(c.OVS("n1").StartVswitchd(c.t.Context()))
@@ -105,7 +106,12 @@ func (c *cluster) vswitchdKilled(allowed rule) {
 		c.traffic(run, 25)
 		time.Sleep(recovery)
 	}
-	c.judge(run.Stop(), outages)
+	rep := run.Stop()
+	c.judge(rep, outages)
+	took := silences(rep, outages)
+	fault = fmt.Sprintf(fault, times)
+	c.costs(fault, rep.Lost(), slices.Max(took), barServes)
+	c.held(fault, took, time.Second, recovery)
 	c.requireMatrix("after all", allowed)
 }
 
