@@ -157,6 +157,9 @@ func readable(err error) string {
 	if errors.Is(rpctypes.Error(err), rpctypes.ErrNoLeader) || errors.Is(err, rpctypes.ErrNoLeader) {
 		return "etcd has no leader: most of its members are away, or they are electing one"
 	}
+	if errors.Is(rpctypes.Error(err), rpctypes.ErrNoSpace) {
+		return "database space exceeded: etcd takes no changes before it has room (its quota or its disk; where it runs in k8s-ovs-controller, the log of that says which, and what to do)"
+	}
 	text := err.Error()
 	if st, ok := status.FromError(err); ok && st.Code() != codes.OK && st.Message() != "" {
 		text = st.Message()

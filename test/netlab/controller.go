@@ -34,10 +34,35 @@ func (l *Lab) StartController(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o := s.Options
-	plugin, err := o.Mode.pluginName()
+	args, err := l.controllerArgs(s.Options)
 	if err != nil {
 		return err
+	}
+	if err := l.startController(ctx, "controller", args); err != nil {
+		return err
+	}
+	return l.ensureOperator(ctx, s)
+}
+
+// StartControllerUnready is StartController that waits only until the controller answers, for tests in
+// which it cannot get ready.
+func (l *Lab) StartControllerUnready(ctx context.Context) error {
+	s, err := l.read()
+	if err != nil {
+		return err
+	}
+	args, err := l.controllerArgs(s.Options)
+	if err != nil {
+		return err
+	}
+	return l.startControllerOf(ctx, s.Options.BinDir, "controller", args, "/healthz")
+}
+
+// controllerArgs are the flags of the first controller.
+func (l *Lab) controllerArgs(o Options) ([]string, error) {
+	plugin, err := o.Mode.pluginName()
+	if err != nil {
+		return nil, err
 	}
 	args := []string{"--network", o.Network.String(), "--host-subnet-length", fmt.Sprint(o.HostSubnetLength), "--plugin-name", plugin}
 	if o.Members > 0 {
@@ -51,10 +76,7 @@ func (l *Lab) StartController(ctx context.Context) error {
 	if o.ServiceNetwork.IsValid() {
 		args = append(args, "--service-network", o.ServiceNetwork.String())
 	}
-	if err := l.startController(ctx, "controller", append(args, o.ControllerArgs...)); err != nil {
-		return err
-	}
-	return l.ensureOperator(ctx, s)
+	return append(args, o.ControllerArgs...), nil
 }
 
 // StartExtraController starts one more controller, a client of the first one's
@@ -77,11 +99,11 @@ func (l *Lab) startController(ctx context.Context, name string, args []string) e
 	if err != nil {
 		return err
 	}
-	return l.startControllerOf(ctx, s.Options.BinDir, name, args)
+	return l.startControllerOf(ctx, s.Options.BinDir, name, args, "/readyz")
 }
 
-// startControllerOf starts the program in bin.
-func (l *Lab) startControllerOf(ctx context.Context, bin, name string, args []string) error {
+// startControllerOf starts the program in bin, and waits until its diagnostics answer path.
+func (l *Lab) startControllerOf(ctx context.Context, bin, name string, args []string, path string) error {
 	if l.Process(name).Alive() {
 		return fmt.Errorf("%s runs already", name)
 	}
@@ -98,7 +120,7 @@ func (l *Lab) startControllerOf(ctx context.Context, bin, name string, args []st
 		args:  all,
 		log:   filepath.Join(l.dir, "log", name+".log"),
 	}, 60*time.Second, func() (bool, error) {
-		_, err := get(ctx, socket, "/readyz")
+		_, err := get(ctx, socket, path)
 		return err == nil, err
 	})
 }

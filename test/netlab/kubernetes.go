@@ -71,7 +71,7 @@ func (l *Lab) StartInCluster(ctx context.Context, bin string) error {
 	return l.startControllerOf(ctx, bin, "controller", append([]string{
 		"--kubeconfig", s.Kubeconfig, "--node-ip", controllerIP.String(), "--pod", "kube-system/controller/uid", "--data-dir", l.DataDir(),
 		"--network", o.Network.String(), "--host-subnet-length", fmt.Sprint(o.HostSubnetLength),
-	}, o.ControllerArgs...))
+	}, o.ControllerArgs...), "/readyz")
 }
 
 // StartInCluster starts a node's agent in a Kubernetes cluster, after UseKubernetes, and

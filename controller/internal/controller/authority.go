@@ -20,6 +20,8 @@ import (
 const (
 	// clockEvery is how often a clock that is wrong is looked at again.
 	clockEvery = time.Second
+	// roomEvery is how often a disk without room is.
+	roomEvery = time.Second
 	// pkiEvery is how often the certificates are looked after: the server's is renewed, and
 	// somebody may rotate the CA.
 	pkiEvery = time.Second
@@ -39,17 +41,37 @@ func (c *Config) signs() bool {
 // awaitAuthority reads the CA, and makes it where there never was one. With a clock
 // that is wrong it waits until that is right.
 func (i *instance) awaitAuthority(ctx context.Context) (*etcd.Authority, error) {
-	for said := false; ; said = true {
-		a, err := etcd.EnsureAuthority(i.cfg.Embedded.DataDir, i.cfg.now())
-		if err == nil {
-			if _, err = a.EnsureServer(i.cfg.serverAddresses(), i.cfg.now()); err != nil {
-				return nil, err
-			}
-			i.waits.Store(nil)
-			return a, nil
+	var a *etcd.Authority
+	err := i.await(ctx, clockEvery, func() (wait bool, err error) {
+		if a, err = etcd.EnsureAuthority(i.cfg.Embedded.DataDir, i.cfg.now()); err != nil {
+			return errors.Is(err, etcd.ErrClock), err
 		}
-		if !errors.Is(err, etcd.ErrClock) {
-			return nil, err
+		_, err = a.EnsureServer(i.cfg.serverAddresses(), i.cfg.now())
+		return false, err
+	})
+	return a, err
+}
+
+// awaitRoom waits until the disk of the embedded etcd has room for it: started before, etcd would end the process
+// again and again.
+func (i *instance) awaitRoom(ctx context.Context) error {
+	return i.await(ctx, roomEvery, func() (wait bool, err error) {
+		err = etcd.RoomToStart(i.cfg.Embedded.DataDir)
+		var full *etcd.NoRoomError
+		return errors.As(err, &full), err
+	})
+}
+
+// await has look look until it finds nothing wrong, or what no waiting mends.
+func (i *instance) await(ctx context.Context, every time.Duration, look func() (wait bool, err error)) error {
+	for said := false; ; said = true {
+		wait, err := look()
+		switch {
+		case err == nil:
+			i.waits.Store(nil)
+			return nil
+		case !wait:
+			return err
 		}
 		i.waits.Store(&err)
 		if !said {
@@ -57,8 +79,8 @@ func (i *instance) awaitAuthority(ctx context.Context) (*etcd.Authority, error) 
 		}
 		select {
 		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(clockEvery):
+			return ctx.Err()
+		case <-time.After(every):
 		}
 	}
 }

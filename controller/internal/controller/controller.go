@@ -65,6 +65,8 @@ type instance struct {
 	log       *slog.Logger
 	registry  *prometheus.Registry
 	candidate atomic.Pointer[lead.Controller]
+	// server is etcd in this process, nil before it serves and where it is elsewhere.
+	server atomic.Pointer[etcd.Server]
 	// waits is what keeps it from etcd, where that is known.
 	waits atomic.Pointer[error]
 	// insecure says why clients of etcd have no identities; identities is the metric of it.
@@ -90,6 +92,11 @@ func enforced(reg prometheus.Registerer) prometheus.Gauge {
 }
 
 func (i *instance) ready() error {
+	if server := i.server.Load(); server != nil {
+		if err := server.Full(); err != nil {
+			return err
+		}
+	}
 	if c := i.candidate.Load(); c != nil {
 		return c.Ready()
 	}
@@ -167,6 +174,9 @@ func (i *instance) work(ctx context.Context) error {
 // embedded starts etcd in this process, and in Kubernetes tells the nodes how to
 // reach it.
 func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*etcd.Server, error) {
+	if err := i.awaitRoom(ctx); err != nil {
+		return nil, err
+	}
 	var authority *etcd.Authority
 	if i.cfg.signs() {
 		var err error
@@ -189,6 +199,7 @@ func (i *instance) embedded(ctx, gctx context.Context, group *errgroup.Group) (*
 	if err != nil {
 		return nil, err
 	}
+	i.server.Store(server)
 	i.log.Info("the embedded etcd serves", "urls", i.cfg.Embedded.ListenClientURLs, "dataDir", i.cfg.Embedded.DataDir)
 	i.tellInsecure(server.Insecure())
 	if authority != nil {

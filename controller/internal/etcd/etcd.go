@@ -73,6 +73,8 @@ type Config struct {
 
 	// quotaBytes is another quota in tests; 0 is quotaBytes.
 	quotaBytes int64
+	// free is another look at the disk in tests; nil is freeBytes.
+	free func(dir string) (uint64, error)
 }
 
 func (c Config) quota() int64 { return cmp.Or(c.quotaBytes, quotaBytes) }
@@ -82,8 +84,9 @@ type Server struct {
 	etcd   *embed.Etcd
 	guard  *guard
 	stop   context.CancelFunc // ends the clients' streams
-	own    string             // URL of the socket for this process
-	ownDir string             // to be deleted; empty when it is the data directory
+	keeper *housekeeper
+	own    string // URL of the socket for this process
+	ownDir string // to be deleted; empty when it is the data directory
 	// background is what Close waits for.
 	background sync.WaitGroup
 	// insecure says why clients have no identities; nil where they do.
@@ -126,8 +129,11 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 		s.Close()
 		return nil, fmt.Errorf("start the embedded etcd in %s: %w", cfg.DataDir, err)
 	}
-	keeper := housekeeper{server: e.Server, quota: cfg.quota(), metrics: cfg.Metrics, log: cfg.Logger}
-	s.background.Go(func() { keeper.run(closing) })
+	s.keeper = &housekeeper{server: e.Server, dir: cfg.DataDir, free: freeBytes, quota: cfg.quota(), metrics: cfg.Metrics, log: cfg.Logger}
+	if cfg.free != nil {
+		s.keeper.free = cfg.free
+	}
+	s.background.Go(func() { s.keeper.run(closing) })
 	return s, nil
 }
 
@@ -175,7 +181,10 @@ func (c Config) embed(closing context.Context) (*embed.Config, error) {
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = embed.CompactorModePeriodic, compactAfter
 	// etcd's flag sets this, its NewConfig does not: every request would be told.
 	ec.WarningUnaryRequestDuration = embed.DefaultWarningUnaryRequestDuration
-	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(bridge{c.Logger.Handler(), closing}))
+	exit := func() { os.Exit(1) }
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.New(bridge{c.Logger.Handler(), closing},
+		zap.WithFatalHook(lastWords{c.DataDir, c.Logger, exit, func(string) { exit() }}),
+		zap.WithPanicHook(lastWords{c.DataDir, c.Logger, exit, func(message string) { panic(message) }})))
 	ec.ListenClientUrls, ec.AdvertiseClientUrls = nil, nil
 	tls := false
 	for _, text := range c.ListenClientURLs {
@@ -283,6 +292,14 @@ func (s *Server) Insecure() error { return s.insecure }
 
 // Trust says which CAs are trusted from now on: see [Authority].
 func (s *Server) Trust(trust []byte) { s.guard.trust(trust) }
+
+// Full says why no changes are taken; nil where they are. What was written can be read.
+func (s *Server) Full() error {
+	if why := s.keeper.why.Load(); why != nil {
+		return why
+	}
+	return nil
+}
 
 // Failed yields an error if etcd ends by itself.
 func (s *Server) Failed() <-chan error { return s.etcd.Err() }

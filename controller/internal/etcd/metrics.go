@@ -10,6 +10,7 @@ type Metrics struct {
 	refused prometheus.Counter
 	cut     prometheus.Counter
 	size    prometheus.Gauge
+	free    prometheus.Gauge
 }
 
 // NewMetrics registers them.
@@ -23,6 +24,8 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 			Help: "Times that the history of the records was cut short to make room."}),
 		size: register.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: "database_bytes",
 			Help: "Size of the database of the etcd in the controller, with its history."}),
+		free: register.NewGauge(prometheus.GaugeOpts{Namespace: namespace, Subsystem: subsystem, Name: "disk_free_bytes",
+			Help: "Room that is free on the disk of the etcd in the controller. It takes no changes under 81 MB."}),
 	}
 	return m
 }
