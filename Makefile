@@ -88,6 +88,7 @@ chaos-short: deps build ## one minute of it, the same each time; writes no resul
 	@$(CHAOS) -seed 75 -time 1m
 
 .PHONY: faults
+faults: export CHAOS_ETCD_AWAY := 5m
 faults: deps build ## the tests that test/chaos/faults names: what each fault costs; writes its part of test/chaos/RESULTS.md (root; KERNEL=1: also those of test/chaos/kernel on the kernel datapath)
 	CGO_ENABLED=0 go build -o $(BIN)/chaos ./test/chaos
 	@rm -f $(BIN)/faults

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -283,67 +282,4 @@ func TestNodeRestartsAlone(t *testing.T) {
 		return err
 	})
 	l.nothingLost(run, "a node starts anew without controller and etcd: pods of another node")
-}
-
-// TestEtcdFullAndAway: etcd has no room left (its NOSPACE alarm), then is gone for a minute, and is compacted while a node's
-// agent is stopped. Nobody loses a packet to any of it, new pods of known namespaces come, what is asked for while it cannot
-// be written is refused and the reason said; and when it is well again, what is asked for is carried out on all nodes.
-func TestEtcdFullAndAway(t *testing.T) {
-	long(t)
-	l := up(t, netlab.Options{})
-	l.pods(quartet)
-	ctx := t.Context()
-	run := l.run(probe.Exactly(redAndBlue.allowed))
-	l.traffic(run, 20)
-	added := 0
-	add := func(when string) {
-		t.Helper()
-		added++
-		l.eventually("ADD "+when, 30*time.Second, func() error {
-			_, err := l.AddPod(ctx, "n1", "red", fmt.Sprintf("new%d", added), netlab.PodOptions{})
-			return err
-		})
-		l.traffic(run, 20)
-	}
-
-	c := l.etcd()
-	member, err := c.Status(ctx, c.Endpoints()[0])
-	l.must(err)
-	alarm := func(action pb.AlarmRequest_AlarmAction) {
-		t.Helper()
-		_, err := pb.NewMaintenanceClient(c.ActiveConnection()).Alarm(ctx, &pb.AlarmRequest{Action: action, MemberID: member.Header.MemberId, Alarm: pb.AlarmType_NOSPACE})
-		l.must(err)
-	}
-	alarm(pb.AlarmRequest_ACTIVATE)
-	add("while etcd is full")
-	_, err = l.Netns(ctx, "join", "red", "blue", "--timeout=5s")
-	l.says("a join while etcd is full", err, "database space exceeded")
-	alarm(pb.AlarmRequest_DEACTIVATE)
-	l.traffic(run, 20)
-
-	l.must(l.Controller().Kill())
-	gone := time.Now()
-	add("while etcd is gone")
-	time.Sleep(time.Until(gone.Add(time.Minute))) // the fault itself: longer than any lease
-	l.traffic(run, 20)
-	l.must(l.StartController(ctx))
-	for _, node := range []string{"n1", "n2"} {
-		l.eventually(node+" is ready", 30*time.Second, func() error { return l.Agent(node).Ready(ctx) })
-	}
-
-	l.must(l.Agent("n2").Suspend())
-	c = l.etcd()
-	var newest int64
-	for i := range 200 {
-		r, err := c.Put(ctx, networkKey+"/netnamespaces/pad", fmt.Sprintf(`{"NetName":"pad","By":"%d"}`, i))
-		l.must(err)
-		newest = r.Header.Revision
-	}
-	_, err = c.Compact(ctx, newest)
-	l.must(err)
-	l.must(l.Agent("n2").Resume())
-	add("after a compaction")
-	l.nothingLost(run, "etcd full, then gone for a minute, then compacted under an agent that was stopped")
-	l.netns("join", "red", "blue")
-	l.waitMatrix("joined", 10*time.Second, everybody)
 }
