@@ -32,6 +32,8 @@ type Status struct {
 	// Outcome is empty where only Message says what became of it.
 	Outcome Outcome `json:"Outcome,omitempty"`
 	Message string  `json:"Message"`
+	// Request is what it is about, as [Namespace.Request]; empty where that was no action, or the controller does not say.
+	Request string `json:"Request,omitempty"`
 	// By is who asked, as [Namespace.By]; empty where that is not known.
 	By   string    `json:"By,omitempty"`
 	Time time.Time `json:"Time"`
@@ -63,6 +65,11 @@ func (s *Status) UnmarshalJSON(data []byte) error {
 		}
 	}
 	return nil
+}
+
+// CarriedOut reports whether it says that this request was carried out, or asked for what was so already.
+func (s *Status) CarriedOut(request string) bool {
+	return (s.Is(Done) || s.Is(Unchanged)) && s.Request == request
 }
 
 // Is reports whether o is the outcome; false where there is no Status.

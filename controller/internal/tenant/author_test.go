@@ -26,18 +26,18 @@ func TestAuthor(t *testing.T) {
 		return w.records["a"].Namespace
 	}
 	const alice = "alice@desk"
-	status := func(o topology.Outcome, message string) *topology.Status {
-		return &topology.Status{Outcome: o, Message: message, By: alice, Time: w.now}
+	status := func(o topology.Outcome, message, request string) *topology.Status {
+		return &topology.Status{Outcome: o, Message: message, Request: request, By: alice, Time: w.now}
 	}
 	for _, step := range []struct {
 		action topology.Action
 		target string
 		want   *topology.Status
 	}{
-		{topology.Join, "b", status(topology.Done, "done: join b")},
-		{topology.Join, "b", status(topology.Unchanged, "nothing to do: ")},
-		{topology.Join, "nobody", status(topology.Refused, "refused: cannot join nobody: there is no namespace nobody")},
-		{topology.Isolate, "", status(topology.Done, "done: isolate")},
+		{topology.Join, "b", status(topology.Done, "done: join b", "join b")},
+		{topology.Join, "b", status(topology.Unchanged, "nothing to do: ", "join b")},
+		{topology.Join, "nobody", status(topology.Refused, "refused: cannot join nobody: there is no namespace nobody", "join nobody")},
+		{topology.Isolate, "", status(topology.Done, "done: isolate", "isolate")},
 	} {
 		n := ask(step.action, step.target, alice)
 		if step.want.Outcome == topology.Unchanged && n.Status != nil {

@@ -397,7 +397,7 @@ func (r *round) write(rec *Record, v verdict) {
 
 // status tells what became of what the record was asking for.
 func (r *round) status(was topology.Namespace, o Outcome, message string) *topology.Status {
-	return &topology.Status{Outcome: topology.Outcome(o), Message: message, By: asker(was), Time: r.now}
+	return &topology.Status{Outcome: topology.Outcome(o), Message: message, Request: was.Request(), By: asker(was), Time: r.now}
 }
 
 // asker is who made the request in a record; a name beside no request is nobody's.

@@ -162,7 +162,7 @@ func (r *round) over(n *topology.Namespace, c topology.Change) Outcome {
 	}
 	n.Status = nil
 	if c.By != "" {
-		n.Status = &topology.Status{Outcome: topology.Done, Message: "done: " + c.Request, By: c.By, Time: r.now}
+		n.Status = &topology.Status{Outcome: topology.Done, Message: "done: " + c.Request, Request: c.Request, By: c.By, Time: r.now}
 	}
 	return Done
 }

@@ -239,9 +239,10 @@ func (w *wait) see(rec store.Records) error {
 	return nil // still pending
 }
 
-// settle judges the record n, whose request is gone.
+// settle judges the record n, whose request is gone. It may be newer than the request's end, and others may have joined
+// or left meanwhile: what the record says of the request counts, and what is there only where it says nothing.
 func (w *wait) settle(n topology.Namespace, rev int64) error {
-	if !plan.Fulfilled(w.snapshot, w.request, w.targetID) {
+	if !n.Status.CarriedOut(w.request.InRecord()) && !plan.Fulfilled(w.snapshot, w.request, w.targetID) {
 		return w.fail(view.Refused, "%s was not carried out: %s", w.request, reason(n.Status))
 	}
 	w.applied, w.result.Revision = rev, rev

@@ -187,6 +187,38 @@ func TestOtherActions(t *testing.T) {
 	}
 }
 
+// TestOvertaken: what was carried out is done, also where others have changed so much since that the records do not show it any more.
+func TestOvertaken(t *testing.T) {
+	done := func(n topology.Namespace, outcome topology.Outcome, request string) topology.Namespace {
+		n.Status = &topology.Status{Outcome: outcome, Message: "x", Request: request, By: "alice@desk"}
+		return n
+	}
+	isolate := plan.Request{Action: topology.Isolate, Namespace: "b"}
+	tests := []struct {
+		name    string
+		request plan.Request
+		records store.Records
+		message string // empty where it was not carried out
+	}{
+		{"joined since", isolate, records(60, space("a", 100), done(space("b", 4242), topology.Done, "isolate"), space("c", 4242)), "b is isolated: netID 4242, applied on 2/2 nodes"},
+		{"alone already, joined since", isolate, records(60, space("a", 100), done(space("b", 200), topology.Unchanged, "isolate"), space("c", 200)), "b is isolated: netID 200, applied on 2/2 nodes"},
+		{"the target has left twice", joinAB(), records(60, done(space("a", 300), topology.Done, "join b"), space("b", 400)), "a joined b: netID 300, applied on 2/2 nodes"},
+		{"refused", joinAB(), records(60, done(space("a", 100), topology.Refused, "join b"), space("b", 200)), ""},
+		{"another request was carried out since", joinAB(), records(60, done(space("a", 300), topology.Done, "join c"), space("b", 200), space("c", 300)), ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			s := newScript()
+			s.records <- tt.records
+			s.statuses <- reports(60, 60)
+			got, _, err := do(t, s, tt.request, Options{Timeout: time.Minute})
+			if done := err == nil; done != (tt.message != "") || done && got.Message != tt.message {
+				t.Errorf("%q, error %v, want %q", got.Message, err, tt.message)
+			}
+		})
+	}
+}
+
 func TestNotCarriedOut(t *testing.T) {
 	recreated := records(60, space("a", 100), space("b", 200))
 	recreated.Revs.Namespaces["a"] = store.Rev{Mod: 60, Create: 60}

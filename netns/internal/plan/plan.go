@@ -28,6 +28,11 @@ func (r Request) String() string {
 	return strings.TrimRight(string(r.Action)+" "+r.Namespace+" "+r.Target, " ")
 }
 
+// InRecord is the request as the record of its namespace has it: "join b".
+func (r Request) InRecord() string {
+	return topology.Namespace{Action: r.Action, Namespace: r.Target}.Request()
+}
+
 // Of is the request that stands in a record; its Action is None where none does.
 func Of(n topology.Namespace) Request {
 	r := Request{Action: n.Action, Namespace: n.NetName}
