@@ -1,7 +1,6 @@
 package netlab
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -15,7 +14,6 @@ import (
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
-	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
@@ -206,7 +204,7 @@ func Forward(ctx context.Context, listener net.Listener, netns, address string) 
 				_ = in.Close() // whoever connected sees that there is nobody
 				return
 			}
-			if err := giveUpUnacknowledged(out); err != nil {
+			if err := ns.SetUserTimeout(out, unacknowledged); err != nil { // as the programs do with a machine that is gone
 				fmt.Fprintln(os.Stderr, err)
 			}
 			join(in, out)
@@ -217,19 +215,6 @@ func Forward(ctx context.Context, listener net.Listener, netns, address string) 
 // unacknowledged is how long the programs wait for the other end to acknowledge what they have sent to etcd
 // (keepAliveTimeout of package store). What they send through a forwarder it acknowledges itself.
 const unacknowledged = 3 * time.Second
-
-// giveUpUnacknowledged ends a connection with a machine that is gone as the programs do (TCP_USER_TIMEOUT, tcp(7)).
-func giveUpUnacknowledged(c net.Conn) error {
-	raw, err := c.(*net.TCPConn).SyscallConn()
-	if err != nil {
-		return err
-	}
-	var set error
-	err = raw.Control(func(fd uintptr) {
-		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(unacknowledged.Milliseconds()))
-	})
-	return cmp.Or(err, set)
-}
 
 // Etcd returns a client of the lab's etcd that may do everything. The caller closes it.
 func (l *Lab) Etcd() (*clientv3.Client, error) {

@@ -222,6 +222,20 @@ func DialTCP(path, addr string, timeout time.Duration) (net.Conn, error) {
 	return net.FileConn(f)
 }
 
+// SetUserTimeout ends a connection of DialTCP whose other end acknowledges nothing for so long
+// (TCP_USER_TIMEOUT, tcp(7)).
+func SetUserTimeout(c net.Conn, d time.Duration) error {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return err
+	}
+	var set error
+	err = raw.Control(func(fd uintptr) {
+		set = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(d.Milliseconds()))
+	})
+	return errors.Join(err, set)
+}
+
 // connect starts a connection on the non-blocking socket f and waits for it. At the
 // deadline it is the kernel that says whether there is one: a process that has waited
 // for a processor may see both at once.

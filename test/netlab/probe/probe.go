@@ -67,6 +67,7 @@ const (
 	kindRequest uint8 = iota + 1 // asks for an answer
 	kindAnswer
 	kindOneWay // numbered, of a run
+	kindAsked  // the same, and asks for an answer
 )
 
 const (
@@ -108,6 +109,7 @@ type Prober struct {
 	stations  []*station
 	byIP      map[netip.Addr]int
 	session   uint32
+	through   func(to int, p Protocol) netip.AddrPort
 	wg        sync.WaitGroup
 
 	mu   sync.Mutex
@@ -162,6 +164,21 @@ func (p *Prober) Close() error {
 
 // Endpoints in the order given to Open.
 func (p *Prober) Endpoints() []Endpoint { return p.endpoints }
+
+// Port is where an endpoint, given by its place, listens for a protocol.
+func (p *Prober) Port(of int, proto Protocol) uint16 { return uint16(p.stations[of].ports[proto]) }
+
+// Through has everybody ask others at other addresses than their own, as services have, which lead to
+// where they listen. It comes before anything is sent. Pings, which have no port, go where they went.
+func (p *Prober) Through(address func(to int, p Protocol) netip.AddrPort) { p.through = address }
+
+// address is where an endpoint is asked.
+func (p *Prober) address(to int, proto Protocol) netip.AddrPort {
+	if p.through != nil {
+		return p.through(to, proto)
+	}
+	return netip.AddrPortFrom(p.endpoints[to].IP, p.Port(to, proto))
+}
 
 func (p *Prober) setSink(s sink) {
 	p.mu.Lock()

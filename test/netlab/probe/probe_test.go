@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -289,6 +290,48 @@ func TestRunChange(t *testing.T) {
 	if err := run.Stop().Err(); err == nil {
 		t.Error("a leak after the change was not seen")
 	}
+}
+
+// TestRunThrough: what leads to an endpoint is asked in its place. A datagram that has to be answered has
+// arrived when its answer has. A stream that gives up goes on soon after a way is open again, and loses nothing by rule.
+func TestRunThrough(t *testing.T) {
+	n := newNetwork(t, "a/1", "a/2")
+	for i := range n.endpoints {
+		n.nft(i, `table ip s { chain o { type nat hook output priority -100; ip daddr 192.0.2.101 dnat to 192.0.2.1; ip daddr 192.0.2.102 dnat to 192.0.2.2; }; }`)
+	}
+	p := n.prober()
+	p.Through(func(to int, proto Protocol) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(101 + to)}), p.Port(to, proto))
+	})
+	run := p.Start(Exactly(all), RunOptions{
+		Interval: 5 * time.Millisecond, Connect: 20 * time.Millisecond, Protocols: []Protocol{UDP, Stream}, Grace: 300 * time.Millisecond,
+		Answered: true, GiveUp: 200 * time.Millisecond,
+	})
+	heard := func() bool { return run.Report().Received(UDP) >= 100 && run.Report().Received(Stream) >= 100 }
+	waitUntil(t, heard)
+	if err := run.Report().Err(); err != nil {
+		t.Error(err)
+	}
+	n.drop(1, 0) // questions of a/1 arrive, answers and acknowledgements do not
+	closed := time.Now()
+	waitUntil(t, func() bool {
+		lost := run.Lost(closed)
+		return slices.ContainsFunc(lost, func(e Event) bool { return e.From.Name == "1" }) && run.broken() >= 2
+	})
+	n.nft(0, "delete table ip t")
+	was := run.Report().Received(Stream)
+	waitUntil(t, func() bool { return run.Report().Received(Stream) >= was+200 })
+	if lost := run.Stop().Lost(Stream); lost > 0 {
+		t.Errorf("%d messages of streams that give up count as lost", lost)
+	}
+}
+
+// broken counts the streams that have ended.
+func (r *Run) broken() (n int) {
+	for _, f := range r.Report().Flows {
+		n += f.Broken
+	}
+	return n
 }
 
 func TestOpenRefusesTwins(t *testing.T) {

@@ -122,7 +122,7 @@ func (r *Run) report(grace time.Duration) Report {
 		}
 		rep.Flows = append(rep.Flows, FlowReport{
 			From: r.p.endpoints[f.from], To: r.p.endpoints[f.to], Protocol: f.proto,
-			Must: rule.demands(f.from, f.to),
+			Must: r.o.demands(f.proto) && rule.demands(f.from, f.to),
 			Sent: f.sent, Received: f.got, Lost: len(lost) + f.lostBefore,
 			Forbidden: len(f.forbidden) + f.forbidMore, Duplicates: f.duplicates,
 			MaxDelay: f.maxDelay, Retransmits: f.retransmits, Broken: f.broken,

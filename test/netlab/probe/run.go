@@ -1,12 +1,16 @@
 package probe
 
 import (
+	"cmp"
+	"errors"
 	"net"
 	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
 // Rule says what must and what may arrive. While a change is under way, what
@@ -37,6 +41,24 @@ type RunOptions struct {
 	Protocols []Protocol
 	// Grace is how late an arrival may be before it counts as lost; default 1 s.
 	Grace time.Duration
+	// Answered has datagrams answered: one has arrived when its answer has. To what tracks connections
+	// they are connections then, with packets in both directions.
+	Answered bool
+	// GiveUp is how long a stream waits for an acknowledgement, or for its connection, before it makes a new
+	// one; zero: as long as TCP does, which waits longer the longer it has heard nothing. Such a stream shows who
+	// may talk, and loses what was under way: nothing of it is demanded.
+	GiveUp time.Duration
+}
+
+// demands reports whether any rule may demand that what is sent by a protocol arrives.
+func (o RunOptions) demands(p Protocol) bool { return p != Stream || o.GiveUp == 0 }
+
+// kind is that of a protocol's messages.
+func (o RunOptions) kind(p Protocol) uint8 {
+	if p == UDP && o.Answered {
+		return kindAsked
+	}
+	return kindOneWay
 }
 
 const (
@@ -187,7 +209,7 @@ func (s ruleSince) demands(from, to int) bool { return s.must[from*s.endpoint+to
 // next records that a message is sent now.
 func (r *Run) next(f *flow) header {
 	now := time.Now()
-	must := r.ruleAt(now).demands(f.from, f.to)
+	must := r.o.demands(f.proto) && r.ruleAt(now).demands(f.from, f.to)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.entries = append(f.entries, entry{at: now, must: must})
@@ -196,7 +218,7 @@ func (r *Run) next(f *flow) header {
 		f.settle(r.o.Grace+5*time.Second, now, r.p.endpoints)
 	}
 	return header{
-		session: r.p.session, kind: kindOneWay, from: uint16(f.from), to: uint16(f.to),
+		session: r.p.session, kind: r.o.kind(f.proto), from: uint16(f.from), to: uint16(f.to),
 		seq: f.base + uint64(len(f.entries)) - 1, sent: now,
 	}
 }
@@ -250,7 +272,7 @@ func (f *flow) forbid(e Event) {
 
 func (r *Run) delivered(p Protocol, h header, at int) {
 	f := r.flow(p, int(h.from), int(h.to))
-	if f == nil || h.kind != kindOneWay {
+	if f == nil || h.kind != r.o.kind(p) {
 		return
 	}
 	wrongPod := at != int(h.to)
@@ -260,13 +282,13 @@ func (r *Run) delivered(p Protocol, h header, at int) {
 		f.forbid(e)
 	}
 	// A ping is there when its reply is, a short connection when its answer is.
-	if !wrongPod && (p == UDP || p == Stream) {
+	if !wrongPod && (p == UDP && !r.o.Answered || p == Stream) {
 		f.arrived(h.seq, h.sent)
 	}
 }
 
 func (r *Run) answered(p Protocol, h header) {
-	if f := r.flow(p, int(h.from), int(h.to)); f != nil && h.kind == kindOneWay {
+	if f := r.flow(p, int(h.from), int(h.to)); f != nil && (h.kind == kindOneWay || h.kind == kindAnswer && r.o.Answered) {
 		f.arrived(h.seq, h.sent)
 	}
 }
@@ -332,7 +354,7 @@ func (r *Run) streams(f *flow) {
 			return
 		}
 		h := r.next(f) // making the connection is the first message's part
-		c, err := r.p.stations[f.from].dial(f.to, Stream, connectTimeout)
+		c, err := r.connectStream(f)
 		if err != nil {
 			select {
 			case <-r.stop:
@@ -353,6 +375,18 @@ func (r *Run) streams(f *flow) {
 			return
 		}
 	}
+}
+
+// connectStream makes a connection that gives up when the options say so.
+func (r *Run) connectStream(f *flow) (net.Conn, error) {
+	c, err := r.p.stations[f.from].dial(f.to, Stream, cmp.Or(r.o.GiveUp, connectTimeout))
+	if err != nil || r.o.GiveUp == 0 {
+		return c, err
+	}
+	if err := ns.SetUserTimeout(c, r.o.GiveUp); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
 }
 
 // stream writes messages until the run ends (true) or the connection does.

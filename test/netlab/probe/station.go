@@ -213,7 +213,7 @@ func (s *station) serveUDP(conn *net.UDPConn) {
 			continue
 		}
 		switch h.kind {
-		case kindRequest:
+		case kindRequest, kindAsked:
 			s.see(UDP, h)
 			h.kind = kindAnswer
 			_, _ = conn.WriteToUDPAddrPort(h.encode(), from) // a lost answer shows
@@ -299,7 +299,7 @@ func checksum(b []byte) uint16 {
 }
 
 func (s *station) sendUDP(h header) error {
-	_, err := s.client.WriteToUDPAddrPort(h.encode(), netip.AddrPortFrom(s.p.endpoints[h.to].IP, uint16(s.p.stations[h.to].ports[UDP])))
+	_, err := s.client.WriteToUDPAddrPort(h.encode(), s.p.address(int(h.to), UDP))
 	return err
 }
 
@@ -409,6 +409,5 @@ func (s *station) serveHTTP() {
 
 // dial connects to another endpoint from this one.
 func (s *station) dial(to int, p Protocol, timeout time.Duration) (net.Conn, error) {
-	address := netip.AddrPortFrom(s.p.endpoints[to].IP, uint16(s.p.stations[to].ports[p]))
-	return ns.DialTCP(s.p.endpoints[s.index].Sandbox, address.String(), timeout)
+	return ns.DialTCP(s.p.endpoints[s.index].Sandbox, s.p.address(to, p).String(), timeout)
 }
