@@ -2,15 +2,13 @@ package e2e
 
 import (
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -87,135 +85,125 @@ func TestChangeWithBandwidth(t *testing.T) {
 	}
 }
 
-// TestChangesLoseNothing: two namespaces with pods on two nodes go through many changes, at
-// once and in no order, while their pods talk hundreds of times a second, to each other and to
-// their service. Each goes on reaching itself, without one packet less.
+// TestChangesLoseNothing: namespaces with pods on two nodes go through many changes, several at once and in no order, while
+// everybody talks to everybody, and to everybody's services. What may talk both before and after a change loses nothing, what may
+// talk neither before nor after gets nothing, and what a change splits gets nothing once netns has returned, on open connections and
+// through services neither.
 func TestChangesLoseNothing(t *testing.T) {
-	l := up(t, netlab.Options{})
-	l.pods(map[string][]string{"n1": {"red/a", "red/near", "green/a", "blue/a"}, "n2": {"red/far", "green/b"}})
-	c := l.inCluster("red/near", "red/far")
-	run := l.runAs(ownTraffic, probe.RunOptions{Interval: 4 * time.Millisecond, Protocols: []probe.Protocol{probe.UDP}},
-		l.get("red/a"), l.get("red/far"), l.get("green/a"), l.get("green/b"))
-	through := c.askService("red/a", 8)
-	l.traffic(run, 50)
-	took := make([][]time.Duration, 2)
-	var g errgroup.Group
-	for i, namespace := range []string{"red", "green"} {
-		g.Go(func() (err error) {
-			took[i], err = l.changes(namespace, 100)
-			return err
-		})
-	}
-	l.must(g.Wait())
-	l.traffic(run, 50)
-	rep := run.Stop()
-	for _, e := range rep.LostEvents {
-		t.Errorf("lost %s", e)
-	}
-	all := slices.Sorted(slices.Values(slices.Concat(took...)))
-	t.Logf("%d messages, %d lost; %d through the service, all answered; %d requests, the median took %s, the longest %s",
-		rep.Sent(), rep.Lost(), through.stop(), len(all), all[len(all)/2], all[len(all)-1])
+	c := up(t, netlab.Options{}).changingTenants()
+	balanced := c.askService("red/a", 8)
+	c.changes(inShort(30, 200), 3)
+	c.end()
+	t.Logf("%d questions to a service with two endpoints, all answered", balanced.stop())
 }
 
-// requireAmong fails the test unless exactly the allowed pairs of these pods reach each other.
-func (l *lab) requireAmong(when string, allowed func(a, b probe.Endpoint) bool, names ...string) {
+// inShort is how many there are in a short run, and else.
+func inShort(short, long int) int {
+	if testing.Short() {
+		return short
+	}
+	return long
+}
+
+// etcdLine puts a line that can be slow, or cut, into a node's way to etcd.
+func (l *lab) etcdLine(node string) *netlab.EtcdLine {
 	l.t.Helper()
-	var pods []netlab.Pod
-	for _, name := range names {
-		pods = append(pods, l.get(name))
-	}
-	r, err := probe.Matrix(l.t.Context(), netlab.Endpoints(pods), probe.AllProtocols)
+	line, err := l.EtcdLine(l.t.Context(), node)
 	l.must(err)
-	if err := r.Check(allowed); err != nil {
-		l.t.Errorf("%s: %v\n%s", when, err, table(r))
-	}
-}
-
-// ownTraffic is the rule while anything may become of who reaches whom: each namespace reaches itself.
-var ownTraffic = probe.Rule{Must: func(a, b probe.Endpoint) bool { return a.Namespace == b.Namespace }, May: everybody}
-
-// changes makes n requests for a namespace, one after the other, and returns how long each took.
-func (l *lab) changes(namespace string, n int) (took []time.Duration, err error) {
-	random := rand.New(rand.NewPCG(uint64(len(namespace)), 1))
-	for range n {
-		command := [][]string{{"join", namespace, "blue"}, {"isolate", namespace}, {"global", namespace}}[random.IntN(3)]
-		began := time.Now()
-		if out, err := l.Netns(l.t.Context(), command...); err != nil {
-			return nil, fmt.Errorf("%w\n%s", err, out)
+	l.t.Cleanup(func() {
+		if err := line.Close(context.WithoutCancel(l.t.Context())); err != nil {
+			l.t.Error(err)
 		}
-		took = append(took, time.Since(began))
-	}
-	return took, nil
+	})
+	return line
 }
 
-// TestChangesWithSlowNode: the agent of one node hears of nothing for a second, again and again.
-// Changes take longer, and lose nothing.
+// TestChangesWithSlowNode: one node hears of everything a second late. Changes take longer, and are as strict.
 func TestChangesWithSlowNode(t *testing.T) {
 	l := up(t, netlab.Options{})
-	l.pods(map[string][]string{"n1": {"red/a", "blue/a"}, "n2": {"red/b"}})
-	run := l.runAs(ownTraffic, probe.RunOptions{Interval: 4 * time.Millisecond, Protocols: []probe.Protocol{probe.UDP}}, l.get("red/a"), l.get("red/b"))
-	l.traffic(run, 50)
-	ctx, cancel := context.WithCancel(t.Context())
-	var g errgroup.Group
-	g.Go(func() error {
-		for ctx.Err() == nil {
-			if err := l.Agent("n2").Suspend(); err != nil {
-				return err
-			}
-			time.Sleep(time.Second)
-			if err := l.Agent("n2").Resume(); err != nil {
-				return err
-			}
-			time.Sleep(300 * time.Millisecond)
-		}
-		return nil
-	})
-	took, err := l.changes("red", 12)
-	cancel()
-	l.must(errors.Join(err, g.Wait()))
-	l.traffic(run, 50)
-	rep := run.Stop()
-	for _, e := range rep.LostEvents {
-		t.Errorf("lost %s", e)
+	line := l.etcdLine("n2")
+	c := l.changingTenants()
+	line.Delay(time.Second)
+	c.changes(inShort(9, 18), 3)
+	if least := slices.Min(c.took); least < time.Second {
+		t.Errorf("a change took %s, so it did not wait for the slow node", least)
 	}
-	t.Logf("%d messages, %d lost; requests took %s", rep.Sent(), rep.Lost(), took)
+	c.end()
 }
 
-// TestChangesWhileCutOff: a node hears of nothing while red is isolated from green, and blue joins
-// green. The changes go on without it, and name it. On the other nodes they are in force, and what blue
-// has on that node reaches nobody new. It comes to the newest records when it hears of them again, though
-// etcd has forgotten what lies between.
+// TestChangesWhileCutOff: a node hears of nothing while namespaces are isolated, joined and made global. The changes go on without
+// it, and netns names it. On the other nodes they are in force. What it has of a namespace that joins others reaches nobody new,
+// what was isolated before stays so, and what was isolated since stays with those whom it left, there and no further. It comes to the newest
+// records when it hears of them again, though etcd has forgotten what lies between.
 func TestChangesWhileCutOff(t *testing.T) {
 	l := up(t, netlab.Options{})
-	l.pods(map[string][]string{"n1": {"red/a", "green/a", "blue/a"}, "n2": {"red/b", "green/b", "blue/b"}})
-	l.netns("join", "red", "green")
-	l.requireMatrix("at first", apart.with("red", "g").allowed)
-	l.must(l.Agent("n2").Suspend())
-	out := l.netns("isolate", "red")
-	if !strings.Contains(out, "not live and not counted: n2") {
-		t.Errorf("netns says %q, which does not name n2", out)
-	}
-	l.netns("join", "blue", "green")
+	line := l.etcdLine("n2")
+	c := l.changingTenants()
+	c.change(tenantChange{action: "join", namespace: "red", target: "green"}, tenantChange{action: "join", namespace: "blue", target: "green"})
+	c.change(tenantChange{action: "isolate", namespace: "blue", own: c.network()})
+	had := c.revision
+	line.Cut()
+	c.sight = sight{cutOff: "n2", then: c.now}
+	missed := len(c.took)
+	c.change(tenantChange{action: "isolate", namespace: "red", own: c.network()})
 	if log, err := l.Controller().Log(); err != nil || !strings.Contains(log, "goes on without a node") || !strings.Contains(log, "node=n2") {
 		t.Errorf("the controller's log does not name n2 (%v)", err)
 	}
-	now := tenants{"red": "r", "green": "g", "blue": "g"}
-	l.requireAmong("on the node that heard", now.allowed, "red/a", "green/a", "blue/a")
-	// What blue has on n2 carries the netID that nobody takes any more.
-	nobody := func(probe.Endpoint, probe.Endpoint) bool { return false }
-	l.requireAmong("from the node that did not", nobody, "blue/b", "green/a")
-	l.requireAmong("blue with itself", nobody, "blue/b", "blue/a")
+	c.change(tenantChange{action: "join", namespace: "gray", target: "green"})
+	c.changes(inShort(4, 16), 2)
+	missed = len(c.took) - missed
+	if at := l.metric("n2", "k8s_ovs_applied_revision"); int64(at) > c.revision-int64(missed) {
+		t.Errorf("n2 has revision %.0f in its flows, though it heard of none of the %d changes up to %d", at, missed, c.revision)
+	}
+	l.compact(c.revision)
+
+	whole := sight{}
+	either := func(cut, whole func(now tenants, from, to probe.Endpoint) bool) probe.Rule {
+		return probe.Changing(func(a, b probe.Endpoint) bool { return cut(c.now, a, b) }, func(a, b probe.Endpoint) bool { return whole(c.now, a, b) })
+	}
+	c.own.SetRule(either(c.sight.direct, whole.direct))
+	c.direct.SetRule(either(c.sight.direct, whole.direct))
+	c.through.SetRule(either(c.sight.service, whole.service))
+	line.Mend()
+	back := time.Now()
+	l.eventually("n2 has the newest records in its flows", 30*time.Second, func() error { return l.applied("n2", c.revision) })
+	t.Logf("n2 missed %d changes, from revision %d to %d, and had them in its flows %s after it heard again", missed, had, c.revision, time.Since(back).Round(time.Millisecond))
+	c.sight = whole
+	c.judge(possibleFrom(c.now, nil))
+	c.flowing()
+	c.changes(inShort(4, 12), 2)
+	c.end()
+}
+
+// compact has etcd forget what was before a revision.
+func (l *lab) compact(revision int64) {
+	l.t.Helper()
 	etcd, err := l.Etcd()
 	l.must(err)
 	defer func() { _ = etcd.Close() }()
-	newest, err := etcd.Get(t.Context(), netlab.EtcdPrefix+"/k8ssdn/netnamespaces/blue")
+	_, err = etcd.Compact(l.t.Context(), revision)
 	l.must(err)
-	_, err = etcd.Compact(t.Context(), newest.Header.Revision)
-	l.must(err)
-	l.must(l.Agent("n2").Resume())
-	l.waitMatrix("n2 is back", 30*time.Second, now.allowed)
-	l.netns("join", "red", "blue")
-	l.requireMatrix("all joined", everybody)
+}
+
+// applied is nil when a node says that it has a revision in its flows.
+func (l *lab) applied(node string, revision int64) error {
+	var nodes []struct {
+		Node, State     string
+		AppliedRevision int64
+	}
+	out, err := l.Netns(l.t.Context(), "nodes", "--output", "json")
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal([]byte(out), &nodes); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if n.Node == node && n.AppliedRevision >= revision {
+			return nil
+		}
+	}
+	return fmt.Errorf("%s has not got revision %d:\n%s", node, revision, out)
 }
 
 // TestChangesBesideOlder: an agent of the release before beside one of this version, and then a

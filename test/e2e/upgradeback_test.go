@@ -255,7 +255,7 @@ func (q *inquiry) settle(when string) {
 		}
 		if len(missing) > 0 {
 			slices.Sort(missing)
-			return fmt.Errorf("%d of %d are missing: %v", len(missing), q.asked, missing)
+			return fmt.Errorf("%d of %d are missing, %q among them", len(missing), q.asked, missing[:min(len(missing), 10)])
 		}
 		return nil
 	})
