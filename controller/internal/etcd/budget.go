@@ -1,6 +1,7 @@
 package etcd
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -20,14 +21,23 @@ import (
 const (
 	requestRate, requestBurst = 500, 20_000         // requests and messages of streams
 	writeRate, writeBurst     = 1 << 20, 64 << 20   // bytes that are sent
-	readRate, readBurst       = 16 << 20, 512 << 20 // bytes of answers; those of watches are not counted
-	leaseRate, leaseBurst     = 2, 1000
+	readRate, readBurst       = 16 << 20, 512 << 20 // bytes of answers and of watches
+	// replayed is what a watch from an older revision costs of them, bytes: etcd goes through all
+	// that was written since.
+	replayed              = 8 << 20
+	leaseRate, leaseBurst = 2, 1000
 	// maxLeaseTTL, seconds, and the two above bound the leases that stand.
 	maxLeaseTTL = 3600
 	// maxRequest is of one request, bytes. A node with 1,000 pods has records of some 400 kB.
 	maxRequest = 1 << 20
 	// Those that are open at a time.
 	maxStreams, maxWatches = 100, 20_000
+	// maxRanges bounds what one transaction reads, maxReading the requests whose answers are being
+	// made, maxWaiting those that wait for their turn: answers are charged when they are made, and
+	// are many times as large as requests.
+	maxRanges, maxReading, maxWaiting = 8, 16, 1000
+	// stalled is how long a client may leave what it asked to be told.
+	stalled = 30 * time.Second
 
 	tellEvery = time.Minute
 )
@@ -45,10 +55,12 @@ type budgets struct {
 // budget is what a user has left. It is safe for concurrent use.
 type budget struct {
 	requests, written, read, leases *rate.Limiter
+	// reading has a place for each request that is being answered.
+	reading chan struct{}
 
-	mu               sync.Mutex // guards what follows
-	streams, watches int
-	told             time.Time
+	mu                        sync.Mutex // guards what follows
+	streams, watches, waiting int
+	told                      time.Time
 }
 
 // of is the budget of a user; nil where there is none.
@@ -63,6 +75,7 @@ func (b *budgets) of(user string) *budget {
 		left = &budget{
 			requests: rate.NewLimiter(requestRate, requestBurst), written: rate.NewLimiter(writeRate, writeBurst),
 			read: rate.NewLimiter(readRate, readBurst), leases: rate.NewLimiter(leaseRate, leaseBurst),
+			reading: make(chan struct{}, maxReading),
 		}
 		if b.users == nil {
 			b.users = map[string]*budget{}
@@ -133,6 +146,11 @@ func (b *budget) spend(request any) error {
 			return busy("more than %d leases a second", leaseRate)
 		}
 	}
+	if r, ok := request.(*pb.TxnRequest); ok {
+		if err := plain(r); err != nil {
+			return err
+		}
+	}
 	switch {
 	case !b.requests.Allow():
 		return busy("more than %d requests a second", requestRate)
@@ -142,6 +160,57 @@ func (b *budget) spend(request any) error {
 		return busy("more than %d bytes a second are sent", writeRate)
 	}
 	return nil
+}
+
+// plain refuses transactions whose answers may be many times as large as all that is written:
+// with others in them, or with many ranges.
+func plain(txn *pb.TxnRequest) error {
+	ranges := 0
+	for _, ops := range [][]*pb.RequestOp{txn.Success, txn.Failure} {
+		for _, op := range ops {
+			if op.GetRequestTxn() != nil {
+				return busy("a transaction in a transaction")
+			}
+			if op.GetRequestRange() != nil {
+				ranges++
+			}
+		}
+	}
+	if ranges > maxRanges {
+		return busy("a transaction that reads %d ranges, of at most %d", ranges, maxRanges)
+	}
+	return nil
+}
+
+// begin waits until few enough requests of the user are being answered; done ends this one.
+func (b *budget) begin(ctx context.Context) (done func(), err error) {
+	if b == nil {
+		return func() {}, nil
+	}
+	done = func() { <-b.reading }
+	select {
+	case b.reading <- struct{}{}:
+		return done, nil
+	default:
+	}
+	b.mu.Lock()
+	b.waiting++
+	crowded := b.waiting > maxWaiting
+	b.mu.Unlock()
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.waiting--
+	}()
+	if crowded {
+		return nil, busy("more than %d requests at a time", maxReading+maxWaiting)
+	}
+	select {
+	case b.reading <- struct{}{}:
+		return done, nil
+	case <-ctx.Done():
+		return nil, status.FromContextError(ctx.Err()).Err()
+	}
 }
 
 // busy has the code and the beginning of etcd's own error for that.
@@ -174,25 +243,44 @@ func (b *budget) leave(s *stream) {
 	s.left = true
 }
 
-// watch counts the watches of a stream by what it gets.
+// watch counts the watches of a stream by what it asks for. One from an older revision is
+// charged for what etcd goes through.
 func (b *budget) watch(s *stream, message any) error {
 	r, ok := message.(*pb.WatchRequest)
-	if !ok || b == nil {
+	if !ok || b == nil || r.GetCreateRequest() == nil {
 		return nil
+	}
+	if r.GetCreateRequest().StartRevision > 0 {
+		b.read.ReserveN(time.Now(), replayed)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	n := 0
-	switch {
-	case s.left:
-	case r.GetCreateRequest() != nil:
-		n = 1
-	case r.GetCancelRequest() != nil && s.watches > 0:
-		n = -1
+	if s.left {
+		return nil
 	}
-	s.watches += n
-	if b.watches += n; b.watches > maxWatches {
+	s.watches++
+	if b.watches++; b.watches > maxWatches {
 		return busy("more than %d watches at a time", maxWatches)
 	}
 	return nil
+}
+
+// answered takes off the watches that etcd says have ended: a client may ask to end any. What
+// the stream is sent is charged.
+func (b *budget) answered(s *stream, message any) {
+	if b == nil {
+		return
+	}
+	b.spent(message)
+	r, ok := message.(*pb.WatchResponse)
+	if !ok || !r.Canceled {
+		return
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s.left || s.watches == 0 {
+		return
+	}
+	s.watches--
+	b.watches--
 }

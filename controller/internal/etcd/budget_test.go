@@ -75,11 +75,11 @@ func TestNodesBudget(t *testing.T) {
 	if err := write(person, operator, maxRequest); err != nil {
 		t.Errorf("an operator's: %v", err)
 	}
-	sent := 0
-	for err = nil; err == nil && sent < 2*writeBurst; sent += maxRequest / 2 {
+	sent, began := 0, time.Now()
+	for err = nil; err == nil && sent < 4*writeBurst; sent += maxRequest / 2 {
 		err = write(writer, stolen, maxRequest/2)
 	}
-	if !refused(err) || sent > writeBurst+writeBurst/4 {
+	if allowed := writeBurst + int(time.Since(began).Seconds()+1)*writeRate; !refused(err) || sent > allowed {
 		t.Errorf("after %d bytes: %v", sent, err)
 	}
 	must(t, "another node", write(bystander, other, maxRequest/2))

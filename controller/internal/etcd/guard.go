@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/server/v3/auth"
@@ -167,6 +168,11 @@ func (g *guard) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, 
 	if err := g.budgets.tell(user, left, left.spend(req)); err != nil {
 		return nil, err
 	}
+	done, err := left.begin(ctx)
+	if err := g.budgets.tell(user, left, err); err != nil {
+		return nil, err
+	}
+	defer done()
 	lose := g.losers(req)
 	resp, err := handler(ctx, req)
 	if err == nil && lose != nil {
@@ -229,6 +235,21 @@ func (s *stream) RecvMsg(message any) error {
 		err = s.budget.watch(s, message)
 	}
 	return s.budgets.tell(s.user, s.budget, err)
+}
+
+// SendMsg ends the stream of a client that leaves what it is told: etcd keeps all of it
+// meanwhile.
+func (s *stream) SendMsg(message any) error {
+	if s.budget == nil {
+		return s.ServerStream.SendMsg(message)
+	}
+	late := time.AfterFunc(stalled, func() {
+		s.end(busy("nothing of a stream was taken for %s", stalled))
+	})
+	defer late.Stop()
+	err := s.ServerStream.SendMsg(message)
+	s.budget.answered(s, message)
+	return err
 }
 
 func (g *guard) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
