@@ -66,20 +66,34 @@ type MTUs struct {
 }
 
 // HoldsBack reports whether all others have to send less for this node: no node
-// carries less, and most of the others carry more.
+// carries less, and most of the others carry more. Records below [FloorMTU] hold nobody
+// back where most nodes carry that much, and hide nobody that does.
 func (m MTUs) HoldsBack(ip netip.Addr) bool {
 	own, ok := m.Nodes[ip]
 	if !ok {
 		return false
 	}
-	more := 0
-	for _, other := range m.Nodes {
-		if other.Carries < own.Carries {
+	enough := 0
+	for _, node := range m.Nodes {
+		if node.Carries >= FloorMTU {
+			enough++
+		}
+	}
+	ignored := func(n NodeMTU) bool { return 2*enough > len(m.Nodes) && n.Carries < FloorMTU }
+	if ignored(own) {
+		return false
+	}
+	more, counted := 0, 0
+	for _, node := range m.Nodes {
+		if ignored(node) {
+			continue
+		}
+		if node.Carries < own.Carries {
 			return false
 		}
-		if other.Carries > own.Carries {
+		if counted++; node.Carries > own.Carries {
 			more++
 		}
 	}
-	return 2*more > len(m.Nodes)-1
+	return 2*more > counted-1
 }

@@ -38,7 +38,10 @@ func TestHoldsBack(t *testing.T) {
 		{[]int{1450, 1450}, []bool{false, false}},
 		{[]int{1450, 1400}, []bool{false, true}},
 		{[]int{8950, 1400, 8950, 1400, 8950, 8950}, []bool{false, true, false, true, false, false}},
-		{[]int{8950, 1450, 1450}, []bool{false, false, false}}, // nothing to be mended
+		{[]int{8950, 1450, 1450}, []bool{false, false, false}},                         // nothing to be mended
+		{[]int{1450, 1450, 1450, 1300, 800}, []bool{false, false, false, true, false}}, // whom nobody listens to
+		{[]int{1450, 1450, 1450, 800}, []bool{false, false, false, false}},             // and who is alone in that
+		{[]int{1100, 1100, 800, 1450}, []bool{false, false, true, false}},              // links that give no more
 	} {
 		m := MTUs{Nodes: map[netip.Addr]NodeMTU{}}
 		address := func(i int) netip.Addr { return netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}) }
