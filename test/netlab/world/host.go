@@ -144,8 +144,11 @@ func (l *look) queues(ctx context.Context) error {
 	return nil
 }
 
-// tables of nftables are the agent's, with the maps in them that have pods.
-var tables = map[string]string{"k8s-ovs": "", "k8s-ovs-fair": "tenants", "k8s-ovs-uplink": "classes", "k8s-ovs-exit": "", policyTable: "senders"}
+// tables of nftables are the agent's, by family and name, with the maps in them that have pods.
+var tables = map[string]string{
+	"ip k8s-ovs": "", "ip6 k8s-ovs": "", "bridge k8s-ovs": "",
+	"ip k8s-ovs-fair": "tenants", "ip k8s-ovs-uplink": "classes", "ip k8s-ovs-exit": "", "ip " + policyTable: "senders",
+}
 
 // policyTable has only pods that policies keep from something.
 const policyTable = "k8s-ovs-policy"
@@ -158,11 +161,11 @@ func (l *look) firewall(ctx context.Context) error {
 	}
 	var ruleset struct {
 		Objects []struct {
-			Table *struct{ Name string } `json:"table"`
+			Table *struct{ Family, Name string } `json:"table"`
 			Chain *struct{ Table, Name string }
 			Map   *struct {
-				Table, Name string
-				Elem        [][]any
+				Family, Table, Name string
+				Elem                [][]any
 			}
 		} `json:"nftables"`
 	}
@@ -177,22 +180,31 @@ func (l *look) firewall(ctx context.Context) error {
 	for _, o := range ruleset.Objects {
 		switch {
 		case o.Table != nil:
-			have[o.Table.Name] = true
-			if _, ours := tables[o.Table.Name]; !ours && strings.HasPrefix(o.Table.Name, "k8s-ovs") {
-				l.say("firewall table %s is not known", o.Table.Name)
+			table := o.Table.Family + " " + o.Table.Name
+			have[table] = true
+			if _, ours := tables[table]; !ours && strings.HasPrefix(o.Table.Name, "k8s-ovs") {
+				l.say("firewall table %s is not known", table)
 			}
 		case o.Chain != nil && o.Chain.Table == "k8s-ovs-fair":
 			if namespace, ok := strings.CutPrefix(o.Chain.Name, "t-"); ok && !namespaces[namespace] {
 				l.say("firewall table %s: chain %s is of a namespace without pods here", o.Chain.Table, o.Chain.Name)
 			}
-		case o.Map != nil && tables[o.Map.Table] == o.Map.Name:
+		case o.Map != nil && tables[o.Map.Family+" "+o.Map.Table] == o.Map.Name:
 			l.elements(o.Map.Table, o.Map.Elem)
 		}
 	}
-	if !have["k8s-ovs"] {
-		l.say("firewall table k8s-ovs is missing")
+	for _, family := range []string{"ip", "ip6", "bridge"} {
+		if table := family + " k8s-ovs"; !have[table] && l.filters(ctx, family) {
+			l.say("firewall table %s is missing", table)
+		}
 	}
 	return nil
+}
+
+// filters reports whether the node's kernel has that family of tables.
+func (l *look) filters(ctx context.Context, family string) bool {
+	_, err := l.Lab.NodeExec(ctx, l.Name, "nft", "--check", "add", "table", family, "world-asks")
+	return err == nil
 }
 
 // elements are a map's from addresses of pods.
