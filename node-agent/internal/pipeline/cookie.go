@@ -124,11 +124,6 @@ func PodCookie(port uint32) (cookie, mask uint64) {
 	return uint64(KindPod)<<40 | uint64(port), objectMask
 }
 
-// TenantCookie selects the flows of the tenant with that slot: cookie and mask.
-func TenantCookie(slot uint32) (cookie, mask uint64) {
-	return uint64(KindTenant)<<40 | uint64(slot), objectMask
-}
-
 // objectMask is the kind and the object of a cookie.
 const objectMask = 0xff<<40 | 0xffffffff
 
