@@ -4,8 +4,8 @@
 // plugin keeps its side of the connection open until it has the response.
 //
 // Both sides check a request with [Request.Validate]. The plugin's start-up
-// is part of every pod's start-up, so this package imports only the standard
-// library and pkg/topology, and must stay that way.
+// is part of every pod's start-up, so this package imports little: the standard
+// library and what is small of ours (test/deps has the list), and must stay that way.
 package cniapi
 
 import (
@@ -145,7 +145,7 @@ type Result struct {
 	// IPs are the pod's addresses: one, or one of IPv4 and then one of IPv6.
 	IPs    []IP    `json:"-"`
 	Routes []Route `json:"routes,omitempty"`
-	// MTU of both ends, bytes.
+	// MTU is the largest packet that the pod sends, bytes: its routes', where its device's is larger.
 	MTU int `json:"mtu,omitempty"`
 }
 

@@ -16,7 +16,7 @@ const (
 )
 
 // NodeUser is the agent of node host; id tells nodes apart that had that name one
-// after the other: see [topology.Node.User].
+// after the other: see ID of topology.Node.
 func NodeUser(host, id string) string { return nodePrefix + host + ":" + id }
 
 // ParseNodeUser takes the name of a node's user apart.

@@ -181,6 +181,7 @@ carries less than the others is named, and by what. States:
 
   ready      it has all records in its flows
   behind     newer records are not in its flows yet
+  not ready  its agent says why pods do not reach what they should
   not live   it has a subnet, but its agent does not report
   no subnet  the controller has not given it a subnet
   no record  its agent reports, but it has no record

@@ -97,7 +97,7 @@ func (n *node) leave(ctx context.Context) {
 		case lent:
 			n.log.Info("the node leaves the network: the uplink has its addresses back")
 		default: // one that still switches needs the firewall
-			n.log.Warn("the node leaves the network, and its agent never reached Open vSwitch: bridges and the firewall's table stay; remove them when Open vSwitch is gone (nft delete table ip k8s-ovs)")
+			n.log.Warn("the node leaves the network, and its agent never reached Open vSwitch: bridges and the firewall's tables stay; remove them when Open vSwitch is gone (nft delete table ip k8s-ovs; nft delete table ip6 k8s-ovs; nft delete table bridge k8s-ovs)")
 		}
 	}
 }
