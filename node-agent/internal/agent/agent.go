@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -19,6 +20,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/allot"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniconf"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashes"
@@ -261,7 +263,11 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.ovs.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.client.Info().DatapathTypes, kernel); err != nil {
+	inUse, err := n.datapathInUse()
+	if err != nil {
+		return err
+	}
+	if n.ovs.datapath, err = underlay.ChooseDatapath(n.cfg.Datapath, n.ovs.client.Info().DatapathTypes, kernel, inUse); err != nil {
 		return err
 	}
 	if n.ovs.datapath == ovs.DatapathSystem {
@@ -273,8 +279,25 @@ func (n *node) tryPrepare(ctx context.Context) error {
 		return err
 	}
 	n.setSelf(under.VTEP, setup)
+	if inUse == ovs.DatapathNetdev && kernel && n.cfg.Datapath == DatapathAuto {
+		n.log.Info("pods are attached to the userspace datapath, which stays, though the kernel has a datapath by now; to change to it, drain the node and reboot it", "bridge", n.cfg.Bridge)
+	}
 	n.log.Info("the node's end of the tunnels", "address", under.VTEP, "link", under.Link, "mtu", under.MTU, "datapath", n.ovs.datapath)
 	return nil
+}
+
+// datapathInUse is the datapath by which pods are attached; empty where none are. Rows of ports from before a reboot
+// do not count: their devices are gone.
+func (n *node) datapathInUse() (string, error) {
+	links, err := n.host.Links()
+	if err != nil {
+		return "", err
+	}
+	if !slices.ContainsFunc(links, func(l link.Link) bool { return strings.HasPrefix(l.Name, attach.HostIfPrefix) }) {
+		return "", nil
+	}
+	b, _ := n.ovs.client.Bridge(n.cfg.Bridge)
+	return b.DatapathType, nil
 }
 
 func (n *node) underlayConfig() underlay.Config {

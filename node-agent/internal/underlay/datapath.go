@@ -17,13 +17,18 @@ const KernelFamily = "ovs_datapath"
 
 // ChooseDatapath says which datapath to use: the one wanted, or with [Auto] the
 // kernel's where it can be had. types is what ovs-vswitchd supports
-// (datapath_types), kernel whether the kernel has [KernelFamily].
-func ChooseDatapath(want string, types []string, kernel bool) (string, error) {
+// (datapath_types), kernel whether the kernel has [KernelFamily]. inUse is the
+// datapath by which pods are attached now, empty where none are: with [Auto] it stays. To
+// change it all ports are closed and opened anew, and an ovs-vswitchd that was started
+// before the kernel's module was there cannot open them.
+func ChooseDatapath(want string, types []string, kernel bool, inUse string) (string, error) {
 	system := kernel && slices.Contains(types, ovs.DatapathSystem)
 	netdev := slices.Contains(types, ovs.DatapathNetdev)
 	switch want {
 	case Auto, "":
 		switch {
+		case inUse == ovs.DatapathNetdev && netdev:
+			return inUse, nil
 		case system:
 			return ovs.DatapathSystem, nil
 		case netdev:

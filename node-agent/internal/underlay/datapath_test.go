@@ -12,6 +12,7 @@ func TestChooseDatapath(t *testing.T) {
 		want    string
 		types   []string
 		kernel  bool
+		inUse   string
 		choice  string
 		wayOut  string // part of the error
 		refused bool
@@ -20,6 +21,9 @@ func TestChooseDatapath(t *testing.T) {
 		{name: "module missing", want: "auto", types: both, choice: "netdev"},
 		{name: "built without", want: "auto", types: user, kernel: true, choice: "netdev"},
 		{name: "empty is auto", want: "", types: both, kernel: true, choice: "system"},
+		{name: "module came while pods are attached", want: "auto", types: both, kernel: true, inUse: "netdev", choice: "netdev"},
+		{name: "pods in the kernel's", want: "auto", types: both, kernel: true, inUse: "system", choice: "system"},
+		{name: "asked for while pods are attached", want: "system", types: both, kernel: true, inUse: "netdev", choice: "system"},
 		{name: "nothing", want: "auto", refused: true, wayOut: "modprobe openvswitch"},
 		{name: "netdev although system could", want: "netdev", types: both, kernel: true, choice: "netdev"},
 		{name: "system", want: "system", types: both, kernel: true, choice: "system"},
@@ -30,7 +34,7 @@ func TestChooseDatapath(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			got, err := ChooseDatapath(tt.want, tt.types, tt.kernel)
+			got, err := ChooseDatapath(tt.want, tt.types, tt.kernel, tt.inUse)
 			if tt.refused != (err != nil) || got != tt.choice {
 				t.Fatalf("ChooseDatapath = %q, %v; want %q, refused %t", got, err, tt.choice, tt.refused)
 			}
