@@ -25,6 +25,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/cniserver"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashes"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/crashnews"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/flowcache"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podlimits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
@@ -242,6 +243,9 @@ func (n *node) prepare(ctx context.Context) error {
 			return ctx.Err()
 		}
 		n.ready.set(err)
+		if errors.Is(err, detached.Err) {
+			return err
+		}
 		n.log.Debug("the node cannot be set up yet", "error", err)
 		if !pause.Wait(ctx) {
 			return ctx.Err()
@@ -254,7 +258,7 @@ func (n *node) tryPrepare(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, stepTimeout)
 	defer cancel()
 	if err := n.ovs.client.WaitConnected(ctx); err != nil {
-		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?): %w", n.cfg.OVSDB, err)
+		return noDatabase(n.cfg.OVSDB, err)
 	}
 	if err := n.ovs.client.Init(ctx); err != nil {
 		return err

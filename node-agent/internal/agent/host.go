@@ -7,11 +7,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/nodemtu"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/peers"
@@ -135,9 +139,23 @@ func (n *hostSide) forget(_ context.Context, p *pass) error {
 // reachDatabase says that nothing can be done without the database.
 func (n *hostSide) reachDatabase(ctx context.Context, _ *pass) error {
 	if !n.database.Connected() {
-		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", n.settings.endpoint)
+		return noDatabase(n.settings.endpoint, nil)
 	}
 	return n.database.Init(ctx)
+}
+
+// noDatabase says why the database does not answer: its folder may have been deleted under the agent's mount, as some
+// restarts of Open vSwitch do, and whoever made it anew is not seen from here. cause is what is known else.
+func noDatabase(endpoint string, cause error) error {
+	socket := strings.TrimPrefix(endpoint, "unix:")
+	_, err := os.Stat(socket)
+	if err := detached.Explain(filepath.Dir(socket), err); errors.Is(err, detached.Err) {
+		return err
+	}
+	if cause != nil {
+		return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?): %w", endpoint, cause)
+	}
+	return fmt.Errorf("the database of Open vSwitch at %s does not answer (is ovsdb-server running?)", endpoint)
 }
 
 func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {
