@@ -93,7 +93,7 @@ func (c *Classes) run(doing string, fn func() error) error {
 // makes it.
 func (c *Classes) read(ctx context.Context, device string) (have map[netip.Addr]string, ok bool, err error) {
 	rules, err := c.nft.ListRules(ctx, "")
-	if knftables.IsNotFound(err) || err == nil && (len(rules) != 1 || rules[0].Comment == nil || *rules[0].Comment != classComment(device)) {
+	if knftables.IsNotFound(err) || err == nil && (len(rules) != 1 || rules[0].Comment == nil || *rules[0].Comment != comments(classChains(device))["postrouting"][0]) {
 		return nil, false, nil
 	}
 	if err != nil {
@@ -121,18 +121,21 @@ func begin(tx *knftables.Transaction, device string) {
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
 	tx.Add(&knftables.Map{Name: classMap, Type: "ipv4_addr : classid"})
-	tx.Add(&knftables.Chain{
-		Name: "postrouting", Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(knftables.PostroutingHook),
-		Priority: knftables.PtrTo(knftables.ManglePriority),
-	})
-	tx.Add(&knftables.Rule{
-		Chain:   "postrouting",
-		Rule:    knftables.Concat(fmt.Sprintf("iifname %q", device), "meta priority set ip saddr map", "@"+classMap),
-		Comment: knftables.PtrTo(classComment(device)),
-	})
+	texts := comments(classChains(device))
+	for _, c := range classChains(device) {
+		tx.Add(&knftables.Chain{Name: c.name, Type: &c.kind, Hook: &c.hook, Priority: &c.priority})
+		for i, r := range c.rules {
+			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(texts[c.name][i])})
+		}
+	}
+}
+
+// classChains are the table's.
+func classChains(device string) []chain {
+	return []chain{{name: "postrouting", kind: knftables.FilterType, hook: knftables.PostroutingHook, priority: knftables.ManglePriority, rules: []rule{
+		{[]any{fmt.Sprintf("iifname %q", device), "meta priority set ip saddr map", "@" + classMap}, "class of pods by " + device},
+	}}}
 }
 
 // handle as nft(8) writes it.
 func handle(priority uint32) string { return fmt.Sprintf("%x:%x", priority>>16, priority&0xffff) }
-
-func classComment(device string) string { return "class of pods by " + device }

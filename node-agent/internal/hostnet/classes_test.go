@@ -49,6 +49,13 @@ func TestClasses(t *testing.T) {
 		t.Errorf("after the pod's class changed: %s packets in class 1:6, %s in 1:7", a, b)
 	}
 
+	// A release before had another rule, for the same purpose.
+	l.run(l.node, "nft", "flush chain ip "+classTable+" postrouting; add rule ip "+classTable+` postrouting iifname "tun0" accept comment "class of pods by tun0"`)
+	l.ok(classes.Set(ctx, "tun0", map[netip.Addr]uint32{five: 0x10007, six: 0x10006}))
+	if now := list(); !strings.Contains(now, "meta priority set") {
+		t.Errorf("the rule of another release stays:\n%s", now)
+	}
+
 	// Somebody flushes the firewall, also that of an agent that starts.
 	l.run(l.node, "nft", "flush", "ruleset")
 	again, err := NewClasses(l.ns)

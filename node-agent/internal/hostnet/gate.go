@@ -70,9 +70,9 @@ func NewGate(ns *link.NS) (*Gate, error) {
 // Set makes want, by namespace, what pods behind the gateway device may, and others what
 // all pods may together that are of none of them. It writes only what differs.
 func (g *Gate) Set(ctx context.Context, device string, others fairness.Allowance, want map[string]Passage) error {
-	base := slices.Concat(gateRules(device, others), crowdRules)
+	base := gateChains(device, others)
 	return g.run("writing", func() error {
-		have, ok, err := g.read(ctx, base)
+		have, ok, err := g.read(ctx, comments(base))
 		if err != nil {
 			return err
 		}
@@ -105,7 +105,7 @@ func (g *Gate) tenants(tx *knftables.Transaction, have gateState, want map[strin
 	for _, namespace := range slices.Sorted(maps.Keys(want)) {
 		a := want[namespace].Allowance
 		text, there := have.rates[namespace]
-		if there && text == rateText(a) {
+		if there && text == limitOver(a) {
 			continue
 		}
 		chain := knftables.Chain{Name: gateTenant + namespace}
@@ -122,7 +122,7 @@ func (g *Gate) tenants(tx *knftables.Transaction, have gateState, want map[strin
 			tx.Add(&knftables.Rule{Chain: crowded, Comment: knftables.PtrTo(hasItsPart), Rule: knftables.Concat(fmt.Sprintf("counter name %q", crowded), "drop")})
 		}
 		tx.Add(&knftables.Rule{
-			Chain: chain.Name, Comment: knftables.PtrTo(rateText(a)),
+			Chain: chain.Name, Comment: knftables.PtrTo(limitOver(a)),
 			Rule: knftables.Concat(fmt.Sprintf("counter name %q", asked), limitOver(a), fmt.Sprintf("counter name %q", refused), "drop"),
 		})
 	}
@@ -234,8 +234,8 @@ type gateState struct {
 	verdicts map[gateKey]string
 }
 
-// read is the table's state; ok is false where it is not as beginGate makes it.
-func (g *Gate) read(ctx context.Context, base []rule) (s gateState, ok bool, err error) {
+// read is the table's state; ok is false where it is not as beginGate makes it, with these comments by chain.
+func (g *Gate) read(ctx context.Context, base map[string][]string) (s gateState, ok bool, err error) {
 	rules, err := g.nft.ListRules(ctx, "")
 	if knftables.IsNotFound(err) {
 		return gateState{}, false, nil
@@ -244,7 +244,7 @@ func (g *Gate) read(ctx context.Context, base []rule) (s gateState, ok bool, err
 		return gateState{}, false, err
 	}
 	s = gateState{rates: map[string]string{}, verdicts: map[gateKey]string{}}
-	crowded := map[string]int{}
+	crowded, found := map[string]int{}, map[string][]string{}
 	for _, r := range rules {
 		namespace, tenant := strings.CutPrefix(r.Chain, gateTenant)
 		full, crowd := strings.CutPrefix(r.Chain, gateCrowded)
@@ -255,10 +255,8 @@ func (g *Gate) read(ctx context.Context, base []rule) (s gateState, ok bool, err
 			s.rates[namespace] = *r.Comment
 		case crowd:
 			crowded[full]++
-		case len(base) == 0 || *r.Comment != base[0].purpose:
-			return gateState{}, false, nil
 		default:
-			base = base[1:]
+			found[r.Chain] = append(found[r.Chain], *r.Comment)
 		}
 	}
 	for namespace := range s.rates {
@@ -266,7 +264,7 @@ func (g *Gate) read(ctx context.Context, base []rule) (s gateState, ok bool, err
 			return gateState{}, false, nil
 		}
 	}
-	if len(base) > 0 || len(crowded) != len(s.rates) {
+	if !maps.EqualFunc(found, base, slices.Equal) || len(crowded) != len(s.rates) {
 		return gateState{}, false, nil
 	}
 	for _, name := range []string{gateMap, gatePorts, gatePortless} {
@@ -291,7 +289,7 @@ func gateRules(device string, others fairness.Allowance) []rule {
 	fresh := fmt.Sprintf("iifname %q ", device) + unconfirmed
 	return []rule{
 		{[]any{fresh, "ip saddr vmap", "@" + gateMap}, "new connections of pods by " + device},
-		{[]any{fresh, limitOver(others), "drop"}, fmt.Sprintf("others by %s: %s", device, rateText(others))},
+		{[]any{fresh, limitOver(others), "drop"}, "others by " + device},
 	}
 }
 
@@ -308,31 +306,33 @@ var crowdRules = []rule{
 // unconfirmed matches the first packet of a connection.
 const unconfirmed = "ct state new ct status & confirmed == 0"
 
-// beginGate makes the table without any namespace, whatever it was. Its first chain is behind
-// connection tracking and before all translation, its second before any of sources.
-func beginGate(tx *knftables.Transaction, base []rule) {
+// gateChains are the table's without any namespace. The first is behind connection tracking and before all
+// translation, the second before any of sources.
+func gateChains(device string, others fairness.Allowance) []chain {
+	return []chain{
+		{name: gateChain, hook: knftables.PreroutingHook, priority: knftables.ManglePriority + "-5", rules: gateRules(device, others)},
+		{name: gateLeave, hook: knftables.PostroutingHook, priority: beforeSources, rules: crowdRules},
+	}
+}
+
+// beginGate makes the table with these chains, whatever it was.
+func beginGate(tx *knftables.Transaction, base []chain) {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
 	tx.Add(&knftables.Map{Name: gateMap, Type: "ipv4_addr : verdict"})
 	tx.Add(&knftables.Map{Name: gatePorts, Type: "ipv4_addr . ipv4_addr . inet_proto . inet_service : verdict"})
 	tx.Add(&knftables.Map{Name: gatePortless, Type: "ipv4_addr . ipv4_addr . inet_proto : verdict"})
-	crowd := len(base) - len(crowdRules)
-	for _, c := range []chain{
-		{name: gateChain, hook: knftables.PreroutingHook, priority: knftables.ManglePriority + "-5", rules: base[:crowd]},
-		{name: gateLeave, hook: knftables.PostroutingHook, priority: beforeSources, rules: base[crowd:]},
-	} {
+	texts := comments(base)
+	for _, c := range base {
 		tx.Add(&knftables.Chain{Name: c.name, Type: knftables.PtrTo(knftables.FilterType), Hook: &c.hook, Priority: &c.priority})
-		for _, r := range c.rules {
-			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(r.purpose)})
+		for i, r := range c.rules {
+			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(texts[c.name][i])})
 		}
 	}
 }
 
+// limitOver is in the rule and is its comment, so that a rule of another version is recognized.
 func limitOver(a fairness.Allowance) string {
 	return fmt.Sprintf("limit rate over %d/second burst %d packets", a.Rate, a.Burst)
-}
-
-func rateText(a fairness.Allowance) string {
-	return fmt.Sprintf("%d a second, %d at once", a.Rate, a.Burst)
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -57,6 +58,17 @@ func TestGate(t *testing.T) {
 	l.ok(gate.Set(ctx, "tun0", others, want))
 	if after := list(); after != before {
 		t.Errorf("the table was written though nothing differed:\n%s\n%s", before, after)
+	}
+	// A release before had another rule, for the same purpose.
+	rules := l.run(l.node, "nft", "-a", "list", "chain", "ip", gateTable, gateChain)
+	handle := regexp.MustCompile(`others by tun0.* handle (\d+)`).FindStringSubmatch(rules)
+	if handle == nil {
+		t.Fatalf("no rule for others:\n%s", rules)
+	}
+	l.run(l.node, "nft", "replace rule ip "+gateTable+" "+gateChain+" handle "+handle[1]+` iifname "tun0" accept comment "others by tun0"`)
+	l.ok(gate.Set(ctx, "tun0", others, want))
+	if now := list(); strings.Contains(now, `"tun0" accept`) {
+		t.Errorf("the rule of another release stays:\n%s", now)
 	}
 	l.run(l.node, "nft", "flush", "ruleset")
 	l.ok(gate.Set(ctx, "tun0", others, want))
