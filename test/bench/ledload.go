@@ -13,9 +13,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
 )
 
-// load is what a second was: numbers of what was written, bytes of keys and values, and ms of
-// the controller's processor time.
-type load struct{ transactions, records, bytes, agents, processor float64 }
+// load is what a second was: numbers of what was written, and bytes of keys and values.
+type load struct{ transactions, records, bytes, agents float64 }
 
 // ledLoad counts what is written to etcd. Each transaction has a revision of its own.
 type ledLoad struct {
