@@ -7,9 +7,8 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
+	"github.com/k8s-ovs/k8s-ovs/test/mounts"
 )
 
 // TestDatabaseFolderDeleted: where the folder of the database's socket was deleted under the agent's mount, and made anew on
@@ -18,21 +17,7 @@ func TestDatabaseFolderDeleted(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: it mounts a folder")
 	}
-	base := t.TempDir()
-	source, mounted := filepath.Join(base, "source"), filepath.Join(base, "mounted")
-	for _, dir := range []string{source, mounted} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := unix.Mount(source, mounted, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(mounted, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	source, mounted := mounts.Bound(t)
 	endpoint := "unix:" + filepath.Join(mounted, "db.sock")
 	cause := errors.New("refused")
 	if err := noDatabase(endpoint, cause); !errors.Is(err, cause) || errors.Is(err, detached.Err) || !strings.Contains(err.Error(), "is ovsdb-server running?") {

@@ -7,7 +7,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
-	"github.com/k8s-ovs/k8s-ovs/test/readonly"
+	"github.com/k8s-ovs/k8s-ovs/test/mounts"
 )
 
 // TestReadOnlyDisk: pods that are there are kept up while leases cannot be written down, by an agent that starts meanwhile
@@ -21,7 +21,7 @@ func TestReadOnlyDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	writable := readonly.Make(t, dir)
+	writable := mounts.ReadOnly(t, dir)
 	name := HostIf(request(1).Attachment())
 	for _, when := range []string{"the agent that runs", "one that starts"} {
 		delete(w.ports, name)

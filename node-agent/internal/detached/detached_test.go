@@ -7,26 +7,12 @@ import (
 	"path/filepath"
 	"testing"
 
-	"golang.org/x/sys/unix"
+	"github.com/k8s-ovs/k8s-ovs/test/mounts"
 )
 
 // Only a folder that was deleted under its mount is one that a new start brings back.
 func TestExplain(t *testing.T) {
-	base := t.TempDir()
-	source, mounted := filepath.Join(base, "source"), filepath.Join(base, "mounted")
-	for _, dir := range []string{source, mounted} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := unix.Mount(source, mounted, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(mounted, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	source, mounted := mounts.Bound(t)
 	write := func(dir string) error { return os.WriteFile(filepath.Join(dir, "file"), nil, 0o600) }
 	explain := func(what, dir string, err error, want bool) {
 		t.Helper()
@@ -39,7 +25,7 @@ func TestExplain(t *testing.T) {
 	if entries, err := os.ReadDir(mounted); err != nil || len(entries) != 1 {
 		t.Errorf("something was left behind: %v, %v", entries, err)
 	}
-	explain("no folder", filepath.Join(base, "missing"), write(filepath.Join(base, "missing")), false)
+	explain("no folder", filepath.Join(t.TempDir(), "missing"), write(filepath.Join(t.TempDir(), "missing")), false)
 	explain("another error", mounted, fs.ErrPermission, false)
 	if err := os.RemoveAll(source); err != nil {
 		t.Fatal(err)

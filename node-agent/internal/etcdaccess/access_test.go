@@ -20,7 +20,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/options"
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
-	"github.com/k8s-ovs/k8s-ovs/test/readonly"
+	"github.com/k8s-ovs/k8s-ovs/test/mounts"
 )
 
 const etcdRef = "kube-system/k8s-ovs-etcd"
@@ -276,7 +276,7 @@ func TestAccessEtcdElsewhere(t *testing.T) {
 // disk, and end again: it is written when there is room, and then it counts.
 func TestAccessDiskFull(t *testing.T) {
 	following(t, func(t *testing.T, f *fakeAccess, file identity.File, ended <-chan error) {
-		writable := readonly.Make(t, filepath.Dir(file.Path()))
+		writable := mounts.ReadOnly(t, filepath.Dir(file.Path()))
 		for _, place := range []string{"192.0.2.2:2379", "192.0.2.3:2379"} {
 			f.places <- f.at(place)
 			time.Sleep(time.Minute)

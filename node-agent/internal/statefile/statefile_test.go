@@ -6,36 +6,21 @@ import (
 	"path/filepath"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/detached"
+	"github.com/k8s-ovs/k8s-ovs/test/mounts"
 )
 
 // A directory that somebody deleted is made anew; only one that was deleted under its mount is
 // not to be had again.
 func TestDirectoryDeleted(t *testing.T) {
-	base := t.TempDir()
-	source, mounted := filepath.Join(base, "source"), filepath.Join(base, "mounted")
-	for _, dir := range []string{source, mounted} {
-		if err := os.Mkdir(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := unix.Mount(source, mounted, "", unix.MS_BIND, ""); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(mounted, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
+	source, mounted := mounts.Bound(t)
 	ways := map[string]func(dir string) error{
 		"look":    Look,
 		"write":   func(dir string) error { return Write(filepath.Join(dir, "file"), []byte("data")) },
 		"replace": func(dir string) error { return Replace(filepath.Join(dir, "file"), []byte("data")) },
 	}
 	for name, way := range ways {
-		missing := filepath.Join(base, "missing")
+		missing := filepath.Join(t.TempDir(), "missing")
 		for _, dir := range []string{missing, mounted} {
 			if err := way(dir); err != nil {
 				t.Errorf("%s in %s: %v", name, dir, err)
