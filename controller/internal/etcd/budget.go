@@ -22,10 +22,7 @@ const (
 	requestRate, requestBurst = 500, 20_000         // requests and messages of streams
 	writeRate, writeBurst     = 1 << 20, 64 << 20   // bytes that are sent
 	readRate, readBurst       = 16 << 20, 512 << 20 // bytes of answers and of watches
-	// replayed is what a watch from an older revision costs of them, bytes: etcd goes through all
-	// that was written since.
-	replayed              = 8 << 20
-	leaseRate, leaseBurst = 2, 1000
+	leaseRate, leaseBurst     = 2, 1000
 	// maxLeaseTTL, seconds, and the two above bound the leases that stand.
 	maxLeaseTTL = 3600
 	// maxRequest is of one request, bytes. A node with 1,000 pods has records of some 400 kB.
@@ -243,15 +240,11 @@ func (b *budget) leave(s *stream) {
 	s.left = true
 }
 
-// watch counts the watches of a stream by what it asks for. One from an older revision is
-// charged for what etcd goes through.
+// watch counts the watches of a stream by what it asks for.
 func (b *budget) watch(s *stream, message any) error {
 	r, ok := message.(*pb.WatchRequest)
 	if !ok || b == nil || r.GetCreateRequest() == nil {
 		return nil
-	}
-	if r.GetCreateRequest().StartRevision > 0 {
-		b.read.ReserveN(time.Now(), replayed)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
