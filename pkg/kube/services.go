@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"maps"
 	"math"
 	"net/netip"
 	"sync"
@@ -139,7 +138,10 @@ func (f *serviceFeed) merge(u *service.Update) bool {
 		}
 		u.Services[key] = s
 	}
-	before := maps.Clone(f.kept.ofNamespace)
+	before := map[string]int{} // of the namespaces that may change
+	for key := range f.touched {
+		before[key.Namespace] = f.kept.ofNamespace[key.Namespace]
+	}
 	for _, key := range f.kept.inTurn(f.touched) {
 		tell(key)
 	}
