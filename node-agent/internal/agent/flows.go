@@ -101,7 +101,7 @@ type switchConnection interface {
 	exits.Switch
 	// unblock lets the ports have all packets, also the tunnels with those names, and says which had not.
 	unblock(ctx context.Context, tunnels []string) (ports []string, err error)
-	// ended wakes up when a connection has ended by itself.
+	// ended wakes up when the connection that was dialled last has ended.
 	ended() <-chan struct{}
 	close()
 }

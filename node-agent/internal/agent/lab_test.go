@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -107,7 +106,15 @@ func (e *etcd) tell() {
 	if e.held != nil {
 		newest(e.records, *e.held)
 	}
-	newest(e.mtus, topology.MTUs{Revision: e.revision, Nodes: maps.Clone(e.written)})
+	mtus := topology.MTUs{Revision: e.revision, Nodes: map[netip.Addr]topology.NodeMTU{}}
+	if e.held != nil {
+		for ip, m := range e.written {
+			if _, there := e.held.Nodes[ip]; there {
+				mtus.Nodes[ip] = m
+			}
+		}
+	}
+	newest(e.mtus, mtus)
 }
 
 func (e *etcd) setAway(away bool) {
@@ -223,11 +230,16 @@ func (m *machine) set(change func()) {
 func (m *machine) lose() {
 	m.set(func() {
 		m.switchAway = true
-		if m.live {
-			m.live = false
-			newest(m.lost, struct{}{})
-		}
+		m.end()
 	})
+}
+
+// end ends the connection to ovs-vswitchd.
+func (m *machine) end() {
+	if m.live {
+		m.live = false
+		newest(m.lost, struct{}{})
+	}
 }
 
 func (m *machine) Connected() bool {
@@ -529,6 +541,10 @@ func (c *fakeConn) dial(ctx context.Context) error {
 	if c.switchAway {
 		return errors.New("connect to ovs-vswitchd: connection refused")
 	}
+	select {
+	case <-c.lost: // it was the one before that ended
+	default:
+	}
 	c.sessions++
 	c.live, c.dialled = true, true
 	return ctx.Err()
@@ -539,7 +555,7 @@ func (c *fakeConn) flows() flowstore.Switch {
 }
 func (c *fakeConn) ended() <-chan struct{}             { return c.lost }
 func (c *fakeConn) Send(context.Context, []byte) error { return nil }
-func (c *fakeConn) close()                             { c.set(func() { c.live = false }) }
+func (c *fakeConn) close()                             { c.set(c.end) }
 
 func (c *fakeConn) unblock(context.Context, []string) ([]string, error) {
 	c.work()
