@@ -85,8 +85,9 @@ const whatToLookAt = "is k8s-ovs-agent running on this node? Look at its log " +
 
 // unavailable says in the runtime's words why there was no answer.
 func unavailable(ctx context.Context, cmd Command, socket string, err error) *Error {
+	var late interface{ Timeout() bool }
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil, errors.As(err, &late) && late.Timeout(): // a dialer may see the time run out before ctx says so
 		err = errors.New("no answer in time")
 	case errors.Is(err, os.ErrNotExist):
 		err = errors.New("there is no such socket")
