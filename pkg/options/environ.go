@@ -26,7 +26,7 @@ var flags = map[string][]string{
 		"listen-client-key", "listen-client-urls", "log-format", "log-level", "metrics-address", "name", "network", "node-ip", "plugin-name", "pod", "profiling",
 		"service-network", "subnet-source", "version", "vxlan-port",
 	},
-	"netns": {"cluster-policy", "data-dir", "dry-run", "force", "no-wait", "output", "policy", "timeout", "verbose", "yes"},
+	"netns": {"cluster-policy", "data-dir", "dry-run", "force", "no-wait", "output", "policy", "timeout", "verbose", "withdraw", "yes"},
 }
 
 // FlagsOf are the names of a program's flags, in order; the program's own test

@@ -17,6 +17,7 @@ import (
 	"unicode"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
 
@@ -537,8 +538,9 @@ func TestMistypedVariable(t *testing.T) {
 // TestFlagsKnown: programs share an environment, so the others know the flags of netns.
 func TestFlagsKnown(t *testing.T) {
 	names := map[string]bool{}
-	root := (&program{}).root()
-	for _, c := range append(root.Commands(), root) {
+	for below := []*cobra.Command{(&program{}).root()}; len(below) > 0; below = below[1:] {
+		c := below[0]
+		below = append(below, c.Commands()...)
 		for _, set := range []*pflag.FlagSet{c.Flags(), c.PersistentFlags()} {
 			set.VisitAll(func(f *pflag.Flag) { names[f.Name] = true })
 		}
