@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -29,10 +28,6 @@ func putHistory(h topology.History, last string, k kv) topology.History {
 	}
 	return h
 }
-
-// WentBack reports whether err says that etcd has lost what was written before, and nothing
-// was written for that reason.
-func WentBack(err error) bool { return errors.Is(err, errWentBack) }
 
 // readHistory reads the history and the revision of its terms; 0 where there are none.
 func (l *Leadership) readHistory(ctx context.Context) (h topology.History, terms int64, err error) {

@@ -40,7 +40,7 @@ func TestLeaderOfRestoredEtcd(t *testing.T) {
 		e.Put(DefaultPrefix+"/k8ssdn/other", "x")
 	}
 	_, err = l.PutNamespace(ctxOf(t), "c", topology.Namespace{NetName: "c", Effective: &twelve}, 0)
-	if !errors.Is(err, ErrDeposed) || !WentBack(err) {
+	if !errors.Is(err, ErrDeposed) || !errors.Is(err, errWentBack) {
 		t.Errorf("a write after etcd was restored: %v", err)
 	}
 	back := until(t, ch, "the restored records", func(s topology.Snapshot) bool { return len(s.Namespaces) == 1 })

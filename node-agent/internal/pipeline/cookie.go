@@ -119,14 +119,6 @@ func DecodeCookie(v uint64) Cookie {
 	return Cookie{Generation: uint16(v >> 48), Kind: Kind(v >> 40), Reason: Reason(v >> 32), Object: uint32(v)}
 }
 
-// PodCookie selects the flows of the pod with that port: cookie and mask.
-func PodCookie(port uint32) (cookie, mask uint64) {
-	return uint64(KindPod)<<40 | uint64(port), objectMask
-}
-
-// objectMask is the kind and the object of a cookie.
-const objectMask = 0xff<<40 | 0xffffffff
-
 func object(a netip.Addr) uint32 {
 	b := a.As4()
 	return binary.BigEndian.Uint32(b[:])

@@ -302,10 +302,9 @@ func TestCookie(t *testing.T) {
 		t.Error(diff)
 	}
 	m := withPolicies(sample())
-	cookie, mask := PodCookie(12)
 	var mine []of.Flow
 	for _, f := range m.Flows() {
-		if f.Cookie&mask == cookie {
+		if c := DecodeCookie(f.Cookie); c.Kind == KindPod && c.Object == 12 {
 			mine = append(mine, f)
 		}
 	}
