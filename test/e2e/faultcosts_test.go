@@ -70,8 +70,8 @@ func lastAfter(sent []time.Time, outages []span) []time.Duration {
 	return silences(rep, outages)
 }
 
-// slack is how much longer programs may take than on an idle machine: they share its processors with others' work, and with
-// the race detector they have more of their own.
+// slack is how much longer programs may take than on an idle machine: they share its processors with others' work, with
+// the race detector they have more of their own, and a processor that is emulated is several times as slow.
 func (l *lab) slack() float64 {
 	l.t.Helper()
 	text, err := os.ReadFile("/proc/loadavg")
@@ -81,6 +81,9 @@ func (l *lab) slack() float64 {
 	slack := max(1, load/float64(runtime.NumCPU()))
 	if raceEnabled {
 		slack *= 3
+	}
+	if os.Getenv("NETLAB_EMULATED") != "" {
+		slack *= 4
 	}
 	return slack
 }
