@@ -4,18 +4,20 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
 // FlowCache is how many flows a datapath has, and how many ovs-vswitchd lets it have now: between 1,000 and
-// other_config:flow-limit, as many as it can look after.
-type FlowCache struct{ Flows, Limit uint64 }
+// other_config:flow-limit, as many as it can look after. Refused counts the packets since it began whose flow
+// found no room; 0 where it does not count them.
+type FlowCache struct{ Flows, Limit, Refused uint64 }
 
 // dpifName is how ovs-vswitchd calls the datapath of a type.
 func dpifName(datapath string) string { return datapath + "@ovs-" + datapath }
 
-// FlowCache asks for the flows of the datapath of a type (upcall/show, ovs-vswitchd(8)); it counts nothing. It
-// fails where there is no bridge on that datapath.
+// FlowCache asks for the flows of the datapath of a type (upcall/show and coverage/read-counter,
+// ovs-vswitchd(8)); it goes through none of them. It fails where there is no bridge on that datapath.
 func (c *Client) FlowCache(ctx context.Context, datapath string) (FlowCache, error) {
 	out, err := c.control(ctx, "upcall/show")
 	if err != nil {
@@ -24,6 +26,10 @@ func (c *Client) FlowCache(ctx context.Context, datapath string) (FlowCache, err
 	f, ok := parseFlowCache(out, dpifName(datapath))
 	if !ok {
 		return f, fmt.Errorf("flows of datapath %s: upcall/show does not tell of them: %q", datapath, out)
+	}
+	// Not all releases have this counter.
+	if out, err := c.control(ctx, "coverage/read-counter", "upcall_flow_limit_hit"); err == nil {
+		f.Refused, _ = strconv.ParseUint(strings.TrimSpace(out), 10, 64)
 	}
 	return f, nil
 }

@@ -26,10 +26,12 @@ import (
 const (
 	// lookEvery is how often the cache is looked at.
 	lookEvery = 10 * time.Second
-	// A cache that has nine tenths of the flows that it may have, in as many looks one after the other, is full:
-	// Open vSwitch lets it have more within seconds where it can.
-	fullPart  = 0.9
-	fullLooks = 3
+	// A cache that has nine tenths of the flows that it may have, or had no room for so many packets' flows since
+	// the look before, in as many looks one after the other, is full: Open vSwitch lets it have more within seconds
+	// where it can. Where it cannot, it empties the cache, and few may be there at the moment of a look.
+	fullPart    = 0.9
+	fullRefused = 1000
+	fullLooks   = 3
 	// listMost is how many flows are listed at most: ovs-vswitchd does nothing else meanwhile.
 	listMost = 30_000
 	// again is how long flows are not listed again, and nobody told again: a pod may fill the cache and let it
@@ -80,7 +82,9 @@ func NewMetrics(reg prometheus.Registerer) *Metrics {
 type Watch struct {
 	cfg   Config
 	looks int
-	why   atomic.Pointer[string]
+	// refused is the counter at the last look.
+	refused uint64
+	why     atomic.Pointer[string]
 	// told is when people were told last, listed when flows were, and most which ports had most then.
 	told, listed time.Time
 	most         string
@@ -128,7 +132,8 @@ func (w *Watch) look(ctx context.Context) {
 	}
 	w.cfg.Metrics.flows.Set(float64(c.Flows))
 	w.cfg.Metrics.limit.Set(float64(c.Limit))
-	if float64(c.Flows) < fullPart*float64(c.Limit) {
+	refused := c.Refused - min(w.refused, c.Refused) // it began anew, where ovs-vswitchd did
+	if w.refused = c.Refused; float64(c.Flows) < fullPart*float64(c.Limit) && refused < fullRefused {
 		if w.looks = 0; w.why.Swap(nil) != nil && !w.quiet {
 			w.cfg.Logger.Info("the switch's flow cache has room again", "flows", c.Flows, "limit", c.Limit)
 		}
@@ -137,8 +142,8 @@ func (w *Watch) look(ctx context.Context) {
 	if w.looks++; w.looks < fullLooks || w.why.Load() != nil {
 		return
 	}
-	why := fmt.Sprintf("the switch's flow cache is full (%d of %d flows), so that packets of all pods' new connections go through ovs-vswitchd one by one: %s; "+
-		"stop or move the pod that makes so many, or, where the limit is Open vSwitch's other_config:flow-limit, raise that", c.Flows, c.Limit, w.who(ctx, c))
+	why := fmt.Sprintf("the switch's flow cache is full (%d of %d flows, no room for %d packets' since the last look), so that packets of all pods' new connections go through ovs-vswitchd one by one: %s; "+
+		"stop or move the pod that makes so many, or, where the limit is Open vSwitch's other_config:flow-limit, raise that", c.Flows, c.Limit, refused, w.who(ctx, c))
 	w.why.Store(&why)
 	if w.quiet = lately(w.told); w.quiet {
 		w.cfg.Logger.Debug(why)

@@ -100,7 +100,7 @@ func TestWatch(t *testing.T) {
 	if sw.listed != 1 || len(told) != 1 || w.Why() != told[0] {
 		t.Fatalf("flows were listed %d times, told was %q, the status says %q", sw.listed, told, w.Why())
 	}
-	for _, part := range []string{"9000 of 10000 flows", "9000 from port " + red.HostIf() + " of pod red/a, 20 from port vxlan0, 10 from port tun0;", "flow-limit"} {
+	for _, part := range []string{"9000 of 10000 flows, no room for 0 packets'", "9000 from port " + red.HostIf() + " of pod red/a, 20 from port vxlan0, 10 from port tun0;", "flow-limit"} {
 		if !strings.Contains(told[0], part) {
 			t.Errorf("no %q in %q", part, told[0])
 		}
@@ -118,5 +118,30 @@ func TestWatch(t *testing.T) {
 	looks(200_000, 200_000, fullLooks)
 	if sw.listed != 1 || !strings.Contains(w.Why(), "dump-flows") {
 		t.Errorf("flows were listed %d times, the status says %q", sw.listed, w.Why())
+	}
+}
+
+// A cache that overflows so fast that Open vSwitch empties it is full, whatever is in it when it is looked at. A
+// counter that is high from before, or begins anew, tells nothing.
+func TestWatchOverflow(t *testing.T) {
+	sw := &fakeSwitch{ports: map[string]uint64{"kov1": 12}}
+	w := New(Config{
+		Switch: sw, Pods: pods{}, Tell: func(string) {}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler),
+	})
+	refused := func(n ...uint64) string {
+		for _, n := range n {
+			sw.cache = ovs.FlowCache{Flows: 12, Limit: 2000, Refused: n}
+			w.look(t.Context())
+		}
+		return w.Why()
+	}
+	if why := refused(5_000_000, 5_000_999, 5_001_998, 5_002_997, 10, 20, 30); why != "" {
+		t.Errorf("a cache with room is said to be full: %s", why)
+	}
+	if why := refused(1030, 2030, 3030); !strings.Contains(why, "12 of 2000 flows, no room for 1000 packets'") || !strings.Contains(why, "12 from port kov1") {
+		t.Errorf("a cache that overflows is not said to be full: %q", why)
+	}
+	if why := refused(4029); why != "" {
+		t.Errorf("one that has room again is said to be full: %s", why)
 	}
 }
