@@ -1,4 +1,4 @@
-// Package footprint gives back memory that a program needed only to start.
+// Package footprint gives back memory that a program needed only to start, or for a burst of work.
 package footprint
 
 import (
@@ -36,6 +36,56 @@ func Shrink() error {
 		}
 	}
 	return err
+}
+
+// Kept keeps a program small whose work comes in bursts: who calls Look every few seconds has
+// what a burst took given back. The zero value is ready to use, by one goroutine at a time.
+type Kept struct {
+	// idle is what the program has in memory a look after it was shrunk, in bytes: what it
+	// needs while nothing special happens. 0: not known yet.
+	idle int
+	// shrunk is that the last look has shrunk it.
+	shrunk bool
+}
+
+// Look shrinks the program the first time, and whenever it has an eighth more in memory than it
+// had a look after it was last shrunk.
+func (k *Kept) Look() error {
+	now, err := resident()
+	if err != nil {
+		return err
+	}
+	if k.due(now) {
+		return Shrink()
+	}
+	return nil
+}
+
+// due is whether to shrink a program that has so many bytes in memory.
+func (k *Kept) due(now int) bool {
+	if k.shrunk {
+		k.shrunk, k.idle = false, now
+		return false
+	}
+	k.shrunk = k.idle == 0 || now > k.idle+k.idle/8
+	return k.shrunk
+}
+
+// resident is what the program has in memory, in bytes: the second number of statm (proc(5)).
+func resident() (int, error) {
+	data, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0, fmt.Errorf("what the program has in memory: %w", err)
+	}
+	fields := strings.Fields(string(data))
+	if len(fields) < 2 {
+		return 0, fmt.Errorf("what the program has in memory: %q in /proc/self/statm", data)
+	}
+	pages, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return 0, fmt.Errorf("what the program has in memory: %w", err)
+	}
+	return pages * os.Getpagesize(), nil
 }
 
 // area is a part of the address space; end is the first address behind it.

@@ -58,3 +58,35 @@ func TestShrink(t *testing.T) {
 		t.Errorf("%d bytes of files are mapped, %d before", after, before)
 	}
 }
+
+// A burst is given back once it has come and gone; what the program needs all the time is not
+// looked for again and again.
+func TestKept(t *testing.T) {
+	const mb = 1 << 20
+	var k Kept
+	for i, tt := range []struct {
+		now  int
+		want bool
+	}{
+		{60 * mb, true},  // whatever it is: the start is over
+		{40 * mb, false}, // what it needs
+		{44 * mb, false},
+		{46 * mb, true},  // a burst
+		{50 * mb, false}, // most of it stays
+		{56 * mb, false},
+		{57 * mb, true},
+		{42 * mb, false},
+		{48 * mb, true},
+	} {
+		if got := k.due(tt.now); got != tt.want {
+			t.Errorf("look %d, %d MB: due %v, want %v", i, tt.now/mb, got, tt.want)
+		}
+	}
+}
+
+func TestResident(t *testing.T) {
+	got, err := resident()
+	if err != nil || got < mapped(t) || got > 1<<30 {
+		t.Errorf("%d bytes (%v), %d of them files", got, err, mapped(t))
+	}
+}

@@ -97,7 +97,7 @@ func policies(ctx context.Context, b *bench) error {
 		if err := c.alone(); err != nil {
 			return err
 		}
-		without, err := c.resident()
+		without, err := c.resident(ctx)
 		if err != nil {
 			return err
 		}
@@ -116,7 +116,7 @@ func policies(ctx context.Context, b *bench) error {
 		if err != nil {
 			return err
 		}
-		live, err := c.resident()
+		live, err := c.resident(ctx)
 		if err != nil {
 			return err
 		}
@@ -127,13 +127,13 @@ func policies(ctx context.Context, b *bench) error {
 		if err := c.policyStarts(ctx, with); err != nil {
 			return err
 		}
-		memory, err := c.residentLater(ctx)
+		memory, err := c.resident(ctx)
 		if err != nil {
 			return err
 		}
 		c.add(
-			alone("agent_rss_no_policies", fmt.Sprintf("agent's resident memory, %d pods, no network policy", policyPods), "MB", without, 1, oursAtMost(55)),
-			alone("agent_rss_policies", "agent's resident memory, "+policySize, "MB", live, 1, oursAtMost(120)),
+			alone("agent_rss_no_policies", fmt.Sprintf("agent's resident memory at rest, %d pods, no network policy", policyPods), "MB", without, 1, oursAtMost(55)),
+			alone("agent_rss_policies", "agent's resident memory at rest, "+policySize, "MB", live, 1, oursAtMost(120)),
 			alone("agent_rss_policies_after_restart", "agent's resident memory after a restart, "+policySize, "MB", memory, 1, oursAtMost(120)),
 		)
 		return nil

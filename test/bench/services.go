@@ -162,7 +162,7 @@ func agentServices(ctx context.Context, b *bench) error {
 		if err := c.alone(); err != nil {
 			return err
 		}
-		without, err := b.resident()
+		without, err := b.resident(ctx)
 		if err != nil {
 			return err
 		}
@@ -175,13 +175,13 @@ func agentServices(ctx context.Context, b *bench) error {
 		if err := b.lab.Agent("n1").Restart(ctx); err != nil {
 			return err
 		}
-		with, err := b.resident()
+		with, err := b.resident(ctx)
 		if err != nil {
 			return err
 		}
 		b.add(
-			alone("agent_rss_kubernetes", "agent's resident memory in Kubernetes, "+agentSize+", no services", "MB", without, 1, oursAtMost(55)),
-			alone("agent_rss_services", "agent's resident memory in Kubernetes, "+agentSize+", "+servicesSize, "MB", with, 1, nil),
+			alone("agent_rss_kubernetes", "agent's resident memory at rest in Kubernetes, "+agentSize+", no services", "MB", without, 1, oursAtMost(55)),
+			alone("agent_rss_services", "agent's resident memory at rest in Kubernetes, "+agentSize+", "+servicesSize, "MB", with, 1, nil),
 		)
 		return nil
 	})

@@ -662,7 +662,7 @@ func (l *lab) build() {
 		},
 		health: &health{picture: pic, exits: fakeExits{l.machine}, routes: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
 		runtime: &runtimeWay{conf: l.conf, socket: l.conf, state: l.conf},
-		report:  &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m},
+		report:  &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m, shrink: func(bool) error { return nil }, log: log},
 	}
 	ready.open(pods)
 	l.loop = newLoop(pic, r)

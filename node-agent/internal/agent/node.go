@@ -322,7 +322,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		status:   status,
 		runtime:  n.runtime.way(n.cfg.StateDir),
 		report: &reporter{
-			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.runtime.conf, metrics: m, shrink: shrink, log: log,
+			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.runtime.conf, metrics: m, shrink: newShrink(), log: log,
 		},
 	}
 	if n.api != nil {

@@ -22,9 +22,8 @@ type reporter struct {
 	store     flowStore
 	conf      confKeeper
 	metrics   *metrics
-	// shrink gives back memory that only the start needed; nil when that is done. begun is that it did
-	// so for the first time.
-	shrink func(over bool) error
+	// shrink gives back memory that the agent does not need any more. begun is that the first pass is done.
+	shrink func(begun bool) error
 	begun  bool
 	log    *slog.Logger
 }
@@ -42,19 +41,19 @@ func (n *reporter) observe(context.Context, *pass) error {
 	return nil
 }
 
-// giveBack shrinks the agent when the first pass is done, and when all that a start needs is, also what is
-// done beside passes, such as policies: with the next pass that reads back all there is.
+// giveBack shrinks the agent when the first pass is done, and looks whether there is more to give back
+// with each pass that reads back all there is: what is done beside passes, such as policies, is part of a
+// start too, and what many pods, tenants or rules at once took would stay for minutes.
 func (n *reporter) giveBack(_ context.Context, p *pass) error {
-	over := n.begun && p.full
-	if n.shrink == nil || n.begun && !over {
+	if n.begun && !p.full {
 		return nil
 	}
-	if err := n.shrink(over); err != nil {
-		n.log.Debug("memory that only the start needed is not given back", "error", err)
+	var err error
+	p.beside(func() { err = n.shrink(n.begun) })
+	if err != nil {
+		n.log.Debug("memory that is not needed is not given back", "error", err)
 	}
-	if n.begun = true; over {
-		n.shrink = nil
-	}
+	n.begun = true
 	return nil
 }
 
@@ -74,12 +73,20 @@ func (n *reporter) configuration(_ context.Context, p *pass) error {
 	return nil
 }
 
-// shrink gives back what only a start needs. When that is over it has the agent keep less than Go would
-// from then on: it is small and idle most of the time. While it starts most of what it makes stays, and
-// looking for the rest would cost who waits for it.
-func shrink(over bool) error {
-	if over && os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50)
+// newShrink gives back what only a start needs, and then, look by look, what a burst of work took. From
+// the second time on the agent keeps less than Go would: it is small and idle most of the time. While it
+// starts most of what it makes stays, and looking for the rest would cost who waits for it.
+func newShrink() func(begun bool) error {
+	var kept footprint.Kept
+	frugal := os.Getenv("GOGC") != ""
+	return func(begun bool) error {
+		if !begun {
+			return footprint.Shrink()
+		}
+		if !frugal {
+			debug.SetGCPercent(50)
+			frugal = true
+		}
+		return kept.Look()
 	}
-	return footprint.Shrink()
 }

@@ -87,7 +87,7 @@ func (r *rooms) steps() []step {
 		{"peers' hardware addresses", flows.warm},
 		{"figures", report.observe},
 		{"the ways out of the node", r.health.look},
-		{"memory that only the start needed", report.giveBack},
+		{"memory that is not needed any more", report.giveBack},
 		{"ready, or why not", report.ready},
 		{"the node's status", r.status.keep},
 		{"services in the flows", r.services.follow},
