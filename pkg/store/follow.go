@@ -54,6 +54,8 @@ type follower struct {
 	sink  sink
 	id    int    // in health
 	wants *wants // kinds that come and go; nil for none
+	// spacing is how long after the last time, for each record that there is, the sink hands on the state again.
+	spacing time.Duration
 
 	// Of the present listing:
 	config  Versioned[topology.Config]
@@ -62,6 +64,7 @@ type follower struct {
 	revs    map[string]int64    // newest revision applied, by key; deletions too
 	seen    int64               // newest revision applied, of any key
 	emitted int64
+	told    time.Time // when that was
 	cluster uint64
 	term    uint64
 }
@@ -73,11 +76,7 @@ type watched struct {
 	stop     context.CancelFunc // ends the watch
 }
 
-// follow runs until ctx ends.
-func (s *Store) follow(ctx context.Context, sink sink, kinds ...string) {
-	s.run(ctx, &follower{store: s, kinds: kinds, sink: sink})
-}
-
+// run follows until ctx ends.
 func (s *Store) run(ctx context.Context, f *follower) {
 	f.id = s.health.join(&Error{Op: "watch records", Kind: ErrUnavailable, Endpoints: s.cfg.Endpoints, Cause: errors.New("no answer yet")})
 	defer s.health.leave(f.id)
@@ -163,7 +162,19 @@ func (f *follower) start(l listing) {
 
 func (f *follower) emit(revision int64) {
 	f.emitted = revision
+	f.emitAs(revision)
+}
+
+// emitAs emits what may be newer than revision.
+func (f *follower) emitAs(revision int64) {
+	f.told = time.Now()
 	f.sink.emit(revision)
+}
+
+// rest is how long to wait before emitting again: what a burst of changes costs is not to grow
+// with the number of records there are, which each emit copies. One change alone waits for nothing.
+func (f *follower) rest() time.Duration {
+	return time.Until(f.told.Add(time.Duration(len(f.revs)) * f.spacing))
 }
 
 // disconnected is closed when the connection is lost: what comes after may be
@@ -205,6 +216,7 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 	pings := f.ping(ctx)
 	progress := newProgress(clientv3.WithRequireLeader(ctx), w)
 	defer progress.stop()
+	var due <-chan time.Time // of what rests; nil for nothing
 	for {
 		select {
 		case <-ctx.Done():
@@ -242,7 +254,15 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 			if behind := f.whole() < f.seen; behind != progress.asking() {
 				progress.ask(behind)
 			}
-			if !progress.asking() {
+			switch {
+			case progress.asking(), due != nil:
+			case f.seen > f.emitted && f.rest() > 0:
+				due = time.After(f.rest())
+			default:
+				f.emitNew(f.seen)
+			}
+		case <-due:
+			if due = nil; !progress.asking() {
 				f.emitNew(f.seen)
 			}
 		case <-progress.tick():
@@ -250,7 +270,9 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 				return err
 			}
 			// The change goes out now, under a revision that is surely whole.
-			f.sink.emit(f.whole())
+			if f.rest() <= 0 {
+				f.emitAs(f.whole())
+			}
 		}
 	}
 }

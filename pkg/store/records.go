@@ -202,13 +202,18 @@ func (r *recordSet) remove(kind, key string) {
 }
 
 // snapshot copies: what was handed out is never changed.
-func (r *recordSet) snapshot(revision int64, listing int) Records {
+func (r *recordSet) snapshot(revision int64) topology.Snapshot {
+	return topology.Snapshot{
+		Revision: revision, Config: r.config.Value,
+		Nodes: maps.Clone(r.nodes), Namespaces: maps.Clone(r.spaces), Invalid: maps.Clone(r.reasons),
+		History: r.history,
+	}
+}
+
+// records is a snapshot with its revisions.
+func (r *recordSet) records(revision int64, listing int) Records {
 	return Records{
-		Snapshot: topology.Snapshot{
-			Revision: revision, Config: r.config.Value,
-			Nodes: maps.Clone(r.nodes), Namespaces: maps.Clone(r.spaces), Invalid: maps.Clone(r.reasons),
-			History: r.history,
-		},
+		Snapshot: r.snapshot(revision),
 		Revs: Revs{
 			Config: r.revs.Config, Nodes: maps.Clone(r.revs.Nodes),
 			Namespaces: maps.Clone(r.revs.Namespaces), Invalid: maps.Clone(r.revs.Invalid),
@@ -230,7 +235,7 @@ func (s *Store) Snapshot(ctx context.Context) (topology.Snapshot, Revs, error) {
 			set.put(kind, k)
 		}
 	}
-	r := set.snapshot(l.revision, 0)
+	r := set.records(l.revision, 0)
 	return r.Snapshot, r.Revs, nil
 }
 

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
@@ -178,6 +180,47 @@ func TestWatchCoalesces(t *testing.T) {
 	})
 	if reads > changes/2 {
 		t.Errorf("%d reads for %d changes: they were queued", reads, changes)
+	}
+}
+
+// Who only reads gets many changes at once where they come fast and there are many records, since each time
+// costs as much as there are: but all of them, and one alone at once.
+func TestWatchSpaces(t *testing.T) {
+	_, s := network(t)
+	const records, changes = 4000, 300
+	const spacing = records * snapshotSpacing
+	c, ctx := s.connectOrDie(t), ctxOf(t)
+	var puts []clientv3.Op
+	for i := range records {
+		name := fmt.Sprintf("ns%d", i)
+		puts = append(puts, clientv3.OpPut(key(name), nsRecord(name, 100+i)))
+	}
+	for some := range slices.Chunk(puts, 100) {
+		if _, err := c.Txn(ctx).Then(some...).Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ch := s.Watch(ctx)
+	until(t, ch, "all records", func(s topology.Snapshot) bool { return len(s.Namespaces) == records })
+	time.Sleep(spacing)
+	began := time.Now()
+	put := make(chan error, 1)
+	go func() {
+		for i := range changes {
+			if _, err := c.Put(ctx, key("ns0"), nsRecord("ns0", 20000+i)); err != nil {
+				put <- err
+				return
+			}
+		}
+		put <- nil
+	}()
+	got := 0
+	until(t, ch, "the last change", func(s topology.Snapshot) bool { got++; return has(s, "ns0", 20000+changes-1) })
+	if most := int(time.Since(began)/spacing) + 2; got > most {
+		t.Errorf("%d changes came in %d snapshots within %s, want %d at most", changes, got, time.Since(began), most)
+	}
+	if err := <-put; err != nil {
+		t.Error(err)
 	}
 }
 

@@ -8,20 +8,27 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
 
-// lookEvery is how often a Writer looks whether somebody deleted the copy.
-const lookEvery = 5 * time.Second
+const (
+	// lookEvery is how often a Writer looks whether somebody deleted the copy.
+	lookEvery = 5 * time.Second
+	// A Writer that has written rests for restTimes as long as that took, but not longer than restMost: in a
+	// burst of changes it takes a tenth of a processor, and not all of it.
+	restTimes = 9
+	restMost  = time.Second
+)
 
 // Writer keeps a copy on disk while whoever holds the records goes on:
 // a write takes some 14 ms for 5,000, and a disk that is slow or hangs any time. It writes the newest,
-// and passes over those that came meanwhile. A copy that somebody
+// and passes over those that came meanwhile, and while it rests. A copy that somebody
 // deletes, or that could not be written, it writes again.
 type Writer[T any] struct {
-	save   func(T) error
-	gone   func() bool
-	what   string
-	log    *slog.Logger
-	newest chan T
-	ended  chan struct{}
+	save    func(T) error
+	gone    func() bool
+	what    string
+	log     *slog.Logger
+	newest  chan T
+	closing chan struct{}
+	ended   chan struct{}
 }
 
 // NewWriter starts writing to f. [Writer.Close] ends it.
@@ -30,7 +37,7 @@ func NewWriter[T any](f File[T], log *slog.Logger) *Writer[T] {
 }
 
 func newWriter[T any](save func(T) error, gone func() bool, what string, log *slog.Logger) *Writer[T] {
-	w := &Writer[T]{save: save, gone: gone, what: what, log: log, newest: make(chan T, 1), ended: make(chan struct{})}
+	w := &Writer[T]{save: save, gone: gone, what: what, log: log, newest: make(chan T, 1), closing: make(chan struct{}), ended: make(chan struct{})}
 	go w.run()
 	return w
 }
@@ -47,7 +54,7 @@ func (w *Writer[T]) Keep(v T) {
 
 // Close returns when what was kept last is on disk, or could not be written.
 func (w *Writer[T]) Close() {
-	close(w.newest)
+	close(w.closing)
 	<-w.ended
 }
 
@@ -64,14 +71,24 @@ func (w *Writer[T]) run() {
 			w.log.Error("the copy of "+w.what+" is out of date, or gone: a start without etcd would use the old one, or have none; trying again", "error", err)
 		}
 	}
+	next, rested := w.newest, (<-chan time.Time)(nil)
 	for {
 		select {
-		case v, open := <-w.newest:
-			if !open {
-				return
-			}
+		case v := <-next:
 			newest = &v
+			began := time.Now()
 			write()
+			next, rested = nil, time.After(min(restTimes*time.Since(began), restMost))
+		case <-rested:
+			next, rested = w.newest, nil
+		case <-w.closing:
+			select {
+			case v := <-w.newest:
+				newest = &v
+				write()
+			default:
+			}
+			return
 		case <-look.C:
 			switch {
 			case newest == nil:

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +40,13 @@ func (d *disk) save(s topology.Snapshot) error {
 
 func (*disk) gone() bool { return false }
 
+// revisions are those that were saved so far.
+func (d *disk) revisions() []int64 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.saved)
+}
+
 func at(revision int64) topology.Snapshot { return topology.Snapshot{Revision: revision} }
 
 // A disk that hangs keeps nobody waiting; of what came meanwhile the newest is written, and before the
@@ -62,6 +70,34 @@ func TestWriterKeepsTheNewest(t *testing.T) {
 		if got := d.saved; !cmp.Equal(got[:2], []int64{1, 6}) || got[len(got)-1] != 8 {
 			t.Errorf("wrote revisions %v, want 1, 6, and 8 at the end", got)
 		}
+	})
+}
+
+// A burst costs a tenth of the time that it lasts, what came last is on disk soon after it, and one change
+// alone at once.
+func TestWriterRests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const takes = 20 * time.Millisecond
+		d := &disk{writing: make(chan struct{})}
+		close(d.writing)
+		w := newWriter(func(s topology.Snapshot) error { time.Sleep(takes); return d.save(s) }, d.gone, "the records", slog.New(slog.DiscardHandler))
+		last := int64(0)
+		for began := time.Now(); time.Since(began) < 2*time.Second; last++ {
+			w.Keep(at(last))
+			time.Sleep(5 * time.Millisecond)
+		}
+		time.Sleep(10 * takes)
+		saved := d.revisions()
+		if n := len(saved); n > 12 || n < 9 || saved[0] != 0 || saved[n-1] != last-1 {
+			t.Errorf("wrote revisions %v, want ten or so from 0 to %d", saved, last-1)
+		}
+		time.Sleep(10 * takes)
+		w.Keep(at(1000))
+		time.Sleep(takes + time.Millisecond)
+		if saved := d.revisions(); saved[len(saved)-1] != 1000 {
+			t.Errorf("one change alone is not written after %s: %v", takes, saved)
+		}
+		w.Close()
 	})
 }
 
