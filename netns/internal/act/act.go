@@ -36,6 +36,9 @@ const (
 	askPause = 100 * time.Millisecond
 )
 
+// watchTime bounds the wait for the first word of the records and the nodes before a request is written.
+const watchTime = time.Second
+
 // withdrawTimeout bounds taking back a request that nobody took.
 const withdrawTimeout = 5 * time.Second
 
@@ -103,15 +106,24 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 			return view.Result{}, err
 		}
 	}
-	rev, err := ask(ctx, st, p, o.Force)
-	if err != nil {
-		return view.Result{}, err
-	}
 	if o.NoWait {
+		if _, err := ask(ctx, st, p, o.Force); err != nil {
+			return view.Result{}, err
+		}
 		result.Result, result.Message = view.Requested, fmt.Sprintf("requested: %s; `netns show %s` tells what became of it", r, r.Namespace)
 		return result, nil
 	}
-	w := &wait{store: st, request: r, targetID: p.TargetID, requested: rev, options: o, result: result}
+	w := &wait{store: st, request: r, targetID: p.TargetID, options: o, result: result}
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	// From before the request: etcd looks only every 100 ms whether a watch that begins in its past is
+	// to hear of something.
+	if err := w.watch(watching); err != nil {
+		return view.Result{}, err
+	}
+	if w.requested, err = ask(ctx, st, p, o.Force); err != nil {
+		return view.Result{}, err
+	}
 	return w.run(ctx)
 }
 
@@ -148,11 +160,38 @@ type wait struct {
 	options   Options
 	result    view.Result
 
+	records  <-chan store.Records
+	states   <-chan map[netip.Addr]topology.NodeStatus
+	first    *store.Records // what was heard before the request was written; nil for nothing
 	snapshot topology.Snapshot
 	statuses view.Statuses // nil before the first report
 	applied  int64         // revision of the record with the change; 0 before it is carried out
 	step     int64         // revision of the record with the step that nodes are taking up; 0 for none
 	said     string
+}
+
+// watch begins to follow the records and what nodes say until ctx ends. It returns when it has heard
+// of both, or goes on without after watchTime: an etcd that is away just now may be back for the request.
+func (w *wait) watch(ctx context.Context) error {
+	w.records, w.states = w.store.WatchRecords(ctx), w.store.WatchStatuses(ctx)
+	records, states, enough := w.records, w.states, time.After(watchTime)
+	for records != nil || states != nil {
+		select {
+		case rec, ok := <-records:
+			if records = nil; ok {
+				w.first = &rec
+			}
+		case all, ok := <-states:
+			if states = nil; ok {
+				w.statuses = orEmpty(all)
+			}
+		case <-enough:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
 }
 
 // run returns when the outcome is clear or ctx or the timeout ends it.
@@ -164,9 +203,14 @@ func (w *wait) run(parent context.Context) (view.Result, error) {
 		defer cancel()
 	}
 	w.say("waiting for the controller")
-	records, statuses := w.store.WatchRecords(ctx), w.store.WatchStatuses(ctx)
+	if w.first != nil {
+		if err := w.see(*w.first); err != nil {
+			return w.result, err
+		}
+	}
+	records, statuses := w.records, w.states
 	slow, slowly := false, time.After(stepsTold)
-	for {
+	for !w.done(slow) {
 		select {
 		case rec, ok := <-records:
 			if !ok {
@@ -190,20 +234,27 @@ func (w *wait) run(parent context.Context) (view.Result, error) {
 			}
 			return w.interrupted()
 		}
-		if slow && w.applied == 0 && w.step != 0 && w.statuses != nil {
-			w.say("nodes are taking it up: %s", view.Applied(w.snapshot, w.statuses, w.step))
-		}
-		if w.applied == 0 || w.statuses == nil {
-			continue
-		}
-		progress := view.Applied(w.snapshot, w.statuses, w.applied)
-		w.result.Nodes = &progress
-		if progress.Done() {
-			w.finish()
-			return w.result, nil
-		}
-		w.say("applied on %d/%d nodes", progress.Applied, progress.Live)
 	}
+	return w.result, nil
+}
+
+// done is whether all live nodes have the change. It says how far they are; of the steps only where
+// they are slow.
+func (w *wait) done(slow bool) bool {
+	if slow && w.applied == 0 && w.step != 0 && w.statuses != nil {
+		w.say("nodes are taking it up: %s", view.Applied(w.snapshot, w.statuses, w.step))
+	}
+	if w.applied == 0 || w.statuses == nil {
+		return false
+	}
+	progress := view.Applied(w.snapshot, w.statuses, w.applied)
+	w.result.Nodes = &progress
+	if progress.Done() {
+		w.finish()
+		return true
+	}
+	w.say("applied on %d/%d nodes", progress.Applied, progress.Live)
+	return false
 }
 
 // orEmpty tells "no node is live" from "not heard yet".
