@@ -57,6 +57,9 @@ type follower struct {
 	// spacing is how long after the last time, for each record that there is, the sink hands on the state again.
 	spacing time.Duration
 
+	// begun is where the first round goes on from; nil for a listing of its own.
+	begun *beginning
+
 	// Of the present listing:
 	config  Versioned[topology.Config]
 	watches map[string]*watched // by kind
@@ -113,38 +116,59 @@ func (s *Store) asError(err error) error {
 	return &Error{Op: "watch records", Kind: ErrUnavailable, Endpoints: s.cfg.Endpoints, Cause: err}
 }
 
-// once lists, then watches until it has a reason to list again.
-func (f *follower) once(ctx context.Context, inStep func()) error {
+// beginning is a connection from before all records were listed over it: whatever is lost after that shows.
+type beginning struct {
+	client *clientv3.Client
+	// down is closed when the connection is lost.
+	down <-chan struct{}
+}
+
+// begin lists, and hands that on. ErrNoConfig and ErrInvalid come with the revision at which the
+// configuration was missing or not valid.
+func (f *follower) begin(ctx context.Context) (b *beginning, revision int64, err error) {
 	cfg, header, err := f.store.readConfig(ctx)
-	if errors.Is(err, ErrNoConfig) || errors.Is(err, ErrInvalid) {
-		f.store.health.set(f.id, err)
-		f.store.log.Warn("waiting for a valid network configuration", "error", err)
-		if err := f.store.waitConfig(ctx, header.Revision); err != nil {
-			return err
-		}
-		return errConfigChanged
-	}
 	if err != nil {
-		return err
+		return nil, header.Revision, err
 	}
 	c, err := f.store.connect()
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	// From before the listing: whatever is lost in between shows.
-	down := disconnected(ctx, c)
+	b = &beginning{c, disconnected(ctx, c)}
 	l, err := f.store.listAt(ctx, cfg, header, slices.Concat(f.kinds, f.wants.now())...)
 	if err != nil {
-		return err
+		return nil, 0, err
 	}
 	f.start(l)
 	f.sink.reset(l)
 	f.emit(l.revision)
+	return b, l.revision, nil
+}
+
+// once lists, then watches until it has a reason to list again.
+func (f *follower) once(ctx context.Context, inStep func()) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	b := f.begun
+	if f.begun = nil; b == nil {
+		var revision int64
+		var err error
+		b, revision, err = f.begin(ctx)
+		if errors.Is(err, ErrNoConfig) || errors.Is(err, ErrInvalid) {
+			f.store.health.set(f.id, err)
+			f.store.log.Warn("waiting for a valid network configuration", "error", err)
+			if err := f.store.waitConfig(ctx, revision); err != nil {
+				return err
+			}
+			return errConfigChanged
+		}
+		if err != nil {
+			return err
+		}
+	}
 	f.store.health.set(f.id, nil)
 	inStep()
-	return f.watch(ctx, c, down)
+	return f.watch(ctx, b.client, b.down)
 }
 
 func (f *follower) start(l listing) {

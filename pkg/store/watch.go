@@ -32,6 +32,25 @@ func (s *Store) WatchRecords(ctx context.Context) <-chan Records {
 	return watch(ctx, s, func(out latest[Records]) sink { return &recordSink{keys: s.keys, out: out} }, recordKinds...)
 }
 
+// FollowRecords is [Store.WatchRecords] whose first value is there when it returns, with the errors of
+// [Store.Snapshot] where it cannot be: one listing for who reads all records, and then waits for a change.
+func (s *Store) FollowRecords(ctx context.Context) (<-chan Records, error) {
+	ctx, cancel := s.bound(ctx)
+	out := make(latest[Records], 1)
+	f := &follower{store: s, kinds: recordKinds, sink: &recordSink{keys: s.keys, out: out}}
+	var err error
+	if f.begun, _, err = f.begin(ctx); err != nil {
+		cancel()
+		return nil, err
+	}
+	go func() {
+		defer close(out)
+		defer cancel()
+		s.run(ctx, f)
+	}()
+	return out, nil
+}
+
 // snapshotSpacing is for each record that there is: where changes come faster, those who only read get
 // several at once. A copy takes some 0.2 µs for a record, and what they do with it, as all nodes do, more.
 const snapshotSpacing = 5 * time.Microsecond

@@ -224,6 +224,41 @@ func TestWatchSpaces(t *testing.T) {
 	}
 }
 
+// FollowRecords has read all when it returns, or says why it could not, and goes on like any watch.
+func TestFollowRecords(t *testing.T) {
+	e, s := network(t)
+	e.Put(key("a"), nsRecord("a", 100))
+	ch, err := s.FollowRecords(ctxOf(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case r := <-ch:
+		if !has(r.Snapshot, "a", 100) || r.Revs.Namespaces["a"].Mod != 3 {
+			t.Errorf("the first value is %+v", r)
+		}
+	default:
+		t.Error("there is no value yet")
+	}
+	e.Put(key("a"), nsRecord("a", 101))
+	until(t, ch, "a change", func(r Records) bool { return has(r.Snapshot, "a", 101) })
+	e.Stop()
+	e.Restart()
+	e.Put(key("a"), nsRecord("a", 102))
+	until(t, ch, "a change after etcd was away", func(r Records) bool { return has(r.Snapshot, "a", 102) })
+
+	e.Put(DefaultPrefix+"/config", "{")
+	if _, err := s.FollowRecords(ctxOf(t)); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a configuration that does not parse: %v, want ErrInvalid", err)
+	}
+	e.Stop()
+	brief, cancel := context.WithTimeout(ctxOf(t), time.Second)
+	defer cancel()
+	if _, err := s.FollowRecords(brief); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("etcd is away: %v, want ErrUnavailable", err)
+	}
+}
+
 func TestWatchWaitsForConfig(t *testing.T) {
 	e, s := network(t)
 	if _, err := s.connectOrDie(t).Delete(ctxOf(t), DefaultPrefix+"/config"); err != nil {

@@ -36,8 +36,8 @@ const (
 	askPause = 100 * time.Millisecond
 )
 
-// watchTime bounds the wait for the first word of the records and the nodes before a request is written.
-const watchTime = time.Second
+// statusTime bounds the wait for the nodes' first word before a request is written.
+const statusTime = time.Second
 
 // withdrawTimeout bounds taking back a request that nobody took.
 const withdrawTimeout = 5 * time.Second
@@ -50,8 +50,8 @@ type Store interface {
 	WithdrawAction(ctx context.Context, ns string, rev int64) error
 	// Leader names the controller that leads; [store.ErrNotFound] for none.
 	Leader(ctx context.Context, name string) (string, error)
-	// WatchRecords gives all records, and again after each change.
-	WatchRecords(ctx context.Context) <-chan store.Records
+	// FollowRecords gives all records, which are there when it returns, and again after each change.
+	FollowRecords(ctx context.Context) (<-chan store.Records, error)
 	// WatchStatuses gives what all live nodes report, and again after each change.
 	WatchStatuses(ctx context.Context) <-chan map[netip.Addr]topology.NodeStatus
 }
@@ -80,10 +80,15 @@ var ErrTimeout = errors.New("timed out")
 // that comes with an error has its Result and Message filled in if a request
 // was written, and is empty if none was.
 func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, error) {
-	snap, _, err := st.Snapshot(ctx)
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	// From before the request: etcd looks only every 100 ms whether a watch that begins in its past is
+	// to hear of something.
+	records, err := st.FollowRecords(watching)
 	if err != nil {
 		return view.Result{}, err
 	}
+	snap := (<-records).Snapshot
 	p, err := plan.Make(snap, r)
 	if err != nil {
 		return view.Result{}, err
@@ -113,12 +118,8 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 		result.Result, result.Message = view.Requested, fmt.Sprintf("requested: %s; `netns show %s` tells what became of it", r, r.Namespace)
 		return result, nil
 	}
-	w := &wait{store: st, request: r, targetID: p.TargetID, options: o, result: result}
-	watching, stop := context.WithCancel(ctx)
-	defer stop()
-	// From before the request: etcd looks only every 100 ms whether a watch that begins in its past is
-	// to hear of something.
-	if err := w.watch(watching); err != nil {
+	w := &wait{store: st, request: r, targetID: p.TargetID, options: o, result: result, records: records, states: st.WatchStatuses(watching)}
+	if err := w.hear(ctx); err != nil {
 		return view.Result{}, err
 	}
 	if w.requested, err = ask(ctx, st, p, o.Force); err != nil {
@@ -162,7 +163,6 @@ type wait struct {
 
 	records  <-chan store.Records
 	states   <-chan map[netip.Addr]topology.NodeStatus
-	first    *store.Records // what was heard before the request was written; nil for nothing
 	snapshot topology.Snapshot
 	statuses view.Statuses // nil before the first report
 	applied  int64         // revision of the record with the change; 0 before it is carried out
@@ -170,26 +170,15 @@ type wait struct {
 	said     string
 }
 
-// watch begins to follow the records and what nodes say until ctx ends. It returns when it has heard
-// of both, or goes on without after watchTime: an etcd that is away just now may be back for the request.
-func (w *wait) watch(ctx context.Context) error {
-	w.records, w.states = w.store.WatchRecords(ctx), w.store.WatchStatuses(ctx)
-	records, states, enough := w.records, w.states, time.After(watchTime)
-	for records != nil || states != nil {
-		select {
-		case rec, ok := <-records:
-			if records = nil; ok {
-				w.first = &rec
-			}
-		case all, ok := <-states:
-			if states = nil; ok {
-				w.statuses = orEmpty(all)
-			}
-		case <-enough:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+// hear waits for what nodes say, so that they are followed before the request is written. It goes on
+// without after statusTime: an etcd that is away just now may be back for the request.
+func (w *wait) hear(ctx context.Context) error {
+	select {
+	case all := <-w.states:
+		w.statuses = orEmpty(all)
+	case <-time.After(statusTime):
+	case <-ctx.Done():
+		return ctx.Err()
 	}
 	return nil
 }
@@ -203,11 +192,6 @@ func (w *wait) run(parent context.Context) (view.Result, error) {
 		defer cancel()
 	}
 	w.say("waiting for the controller")
-	if w.first != nil {
-		if err := w.see(*w.first); err != nil {
-			return w.result, err
-		}
-	}
 	records, statuses := w.records, w.states
 	slow, slowly := false, time.After(stepsTold)
 	for !w.done(slow) {

@@ -80,7 +80,28 @@ func (s *script) Leader(context.Context, string) (string, error) {
 	return s.leader, nil
 }
 
-func (s *script) WatchRecords(context.Context) <-chan store.Records { return s.records }
+func (s *script) FollowRecords(ctx context.Context) (<-chan store.Records, error) {
+	if s.snapshotErr != nil {
+		return nil, s.snapshotErr
+	}
+	out := make(chan store.Records, 1)
+	out <- s.snapshot
+	go func() {
+		defer close(out)
+		for {
+			select {
+			case r, open := <-s.records:
+				if !open {
+					return
+				}
+				out <- r
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return out, nil
+}
 
 func (s *script) WatchStatuses(context.Context) <-chan map[netip.Addr]topology.NodeStatus {
 	return s.statuses
