@@ -29,7 +29,7 @@ const DefaultTimeout = 30 * time.Second
 const stepsTold = time.Second
 
 const (
-	// askTime is how long a request is written anew while etcd is away: two elections of its leader, and the
+	// askTime is how long records are read, and a request is written, anew while etcd is away: two elections of its leader, and the
 	// time in which a dead connection is noticed.
 	askTime = 10 * time.Second
 	// askPause is the first pause before that.
@@ -84,7 +84,7 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 	defer stop()
 	// From before the request: etcd looks only every 100 ms whether a watch that begins in its past is
 	// to hear of something.
-	records, err := st.FollowRecords(watching)
+	records, err := read(watching, st)
 	if err != nil {
 		return view.Result{}, err
 	}
@@ -126,6 +126,18 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 		return view.Result{}, err
 	}
 	return w.run(ctx)
+}
+
+// read begins to follow the records, again where etcd was away for a moment: a member of it that was cut off
+// says nothing, and the others have no leader for some seconds.
+func read(ctx context.Context, st Store) (<-chan store.Records, error) {
+	deadline := time.Now().Add(askTime)
+	for pauses := (backoff.Pauses{First: askPause, Last: 8 * askPause}); ; {
+		records, err := st.FollowRecords(ctx)
+		if err == nil || !store.Passing(err) || time.Now().After(deadline) || !pauses.Wait(ctx) {
+			return records, err
+		}
+	}
 }
 
 // ask writes the request and returns its revision. Where etcd was away for a moment, as when a member of it

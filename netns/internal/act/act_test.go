@@ -533,6 +533,17 @@ func TestStoreErrors(t *testing.T) {
 	}
 }
 
+// TestReadAgain: etcd does not answer for a moment, as when a member of it is cut off, before anything is asked for.
+func TestReadAgain(t *testing.T) {
+	s := newScript()
+	s.unread = 2
+	s.records <- records(requested, space("a", 200), space("b", 200), space("c", 200))
+	s.statuses <- reports(requested, requested)
+	if got, _, err := do(t, s, joinAB(), Options{}); err != nil || got.Result != view.Done || len(s.requests) != 1 {
+		t.Errorf("result %+v after %d requests: %v", got, len(s.requests), err)
+	}
+}
+
 // TestAnswerLost: etcd's answer to a request is lost. It is asked again, unless the request is seen to be carried out.
 func TestAnswerLost(t *testing.T) {
 	carriedOut := records(requested, space("a", 200), space("b", 200), space("c", 200))

@@ -28,6 +28,7 @@ type script struct {
 	requestErr  error
 	away        int           // requests of which etcd's answer is lost, before requestErr
 	lost        func(*script) // runs then
+	unread      int           // readings that etcd does not answer, before snapshotErr
 	snapshotErr error
 	withdrawErr error
 	forced      int // requests that were forced
@@ -81,6 +82,10 @@ func (s *script) Leader(context.Context, string) (string, error) {
 }
 
 func (s *script) FollowRecords(ctx context.Context) (<-chan store.Records, error) {
+	if s.unread > 0 {
+		s.unread--
+		return nil, &store.Error{Op: "read", Kind: store.ErrUnavailable, Cause: context.DeadlineExceeded}
+	}
 	if s.snapshotErr != nil {
 		return nil, s.snapshotErr
 	}
