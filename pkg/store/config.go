@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 )
@@ -96,6 +97,29 @@ func (h handshakes) ClientHandshake(ctx context.Context, authority string, conn 
 }
 
 func (h handshakes) Clone() credentials.TransportCredentials { return h }
+
+// attentive are credentials of connections that end soon after the other side is gone without a word, as a
+// machine is that lost its power or its network.
+type attentive struct {
+	credentials.TransportCredentials
+}
+
+// silent is how long a TCP connection may be idle before the kernel asks whether the other side is there, and
+// then between two questions. gRPC's own question comes after 10 s at the earliest, and what a [follower] asks
+// costs etcd something.
+const silent = time.Second
+
+func (a attentive) ClientHandshake(ctx context.Context, authority string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	if c, ok := conn.(*net.TCPConn); ok {
+		// With TCP_USER_TIMEOUT, which gRPC sets to keepAliveTimeout, that many answers may be missing (tcp(7)).
+		if err := c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: silent, Interval: silent, Count: int(keepAliveTimeout / silent)}); err != nil {
+			return nil, nil, err
+		}
+	}
+	return a.TransportCredentials.ClientHandshake(ctx, authority, conn)
+}
+
+func (a attentive) Clone() credentials.TransportCredentials { return a }
 
 // tls builds the TLS configuration; nil where none is asked for.
 func (c Config) tls() (*tls.Config, error) {

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/grpc"
 	grpcbackoff "google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 )
@@ -136,10 +137,12 @@ func Open(cfg Config) (*Store, error) {
 			grpc.WithChainUnaryInterceptor(recordAttempts),
 		},
 	}
+	creds := insecure.NewCredentials()
 	if tlsConfig != nil {
 		// The library's own would keep the files as they are now.
-		s.ccfg.DialOptions = append(s.ccfg.DialOptions, grpc.WithTransportCredentials(handshakes{credentials.NewTLS(tlsConfig), cfg, &s.health}))
+		creds = handshakes{credentials.NewTLS(tlsConfig), cfg, &s.health}
 	}
+	s.ccfg.DialOptions = append(s.ccfg.DialOptions, grpc.WithTransportCredentials(attentive{creds}))
 	if cfg.Username == "" {
 		if _, err := s.connect(); err != nil {
 			cancel()
