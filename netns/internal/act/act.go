@@ -88,7 +88,8 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 	if err != nil {
 		return view.Result{}, err
 	}
-	snap := (<-records).Snapshot
+	now := <-records
+	snap := now.Snapshot
 	p, err := plan.Make(snap, r)
 	if err != nil {
 		return view.Result{}, err
@@ -101,7 +102,12 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 	switch {
 	case p.Nothing != "":
 		result.Result, result.Message = view.NothingToDo, p.Nothing+"; nothing to do"
-		return result, nil
+		if o.DryRun || o.NoWait {
+			return result, nil
+		}
+		// The records say so, and perhaps only just now.
+		w := &wait{store: st, request: r, applied: newest(now), options: o, result: result, snapshot: snap, records: records, states: st.WatchStatuses(watching)}
+		return w.run(ctx)
 	case o.DryRun:
 		result.Result, result.Message = view.WouldChange, fmt.Sprintf("dry run of %s; nothing was changed", r)
 		return result, nil
@@ -126,6 +132,14 @@ func Do(ctx context.Context, st Store, r plan.Request, o Options) (view.Result, 
 		return view.Result{}, err
 	}
 	return w.run(ctx)
+}
+
+// newest is the revision of the newest change of a namespace.
+func newest(r store.Records) (revision int64) {
+	for _, rev := range r.Revs.Namespaces {
+		revision = max(revision, rev.Mod)
+	}
+	return revision
 }
 
 // read begins to follow the records, again where etcd was away for a moment: a member of it that was cut off
@@ -203,7 +217,9 @@ func (w *wait) run(parent context.Context) (view.Result, error) {
 		ctx, cancel = context.WithTimeoutCause(ctx, w.options.Timeout, ErrTimeout)
 		defer cancel()
 	}
-	w.say("waiting for the controller")
+	if w.applied == 0 {
+		w.say("waiting for the controller")
+	}
 	records, statuses := w.records, w.states
 	slow, slowly := false, time.After(stepsTold)
 	for !w.done(slow) {
@@ -315,8 +331,17 @@ func reason(s *topology.Status) string {
 	return s.Message
 }
 
+// nothing is that nothing was asked for, as the records said so already.
+func (w *wait) nothing() bool { return w.requested == 0 }
+
 // finish words the result of what is done.
 func (w *wait) finish() {
+	if w.nothing() {
+		if len(w.result.Nodes.NotLive) > 0 {
+			w.result.Message += fmt.Sprintf(", applied on %s", w.result.Nodes)
+		}
+		return
+	}
 	r, id := w.request, *w.result.NetID
 	var what string
 	switch r.Action {
@@ -399,12 +424,19 @@ func (w *wait) controller(ctx context.Context) string {
 
 // lagging says which nodes do not have the change, and what they say themselves.
 func (w *wait) lagging() error {
-	if w.statuses == nil {
+	switch {
+	case w.statuses != nil:
+	case w.nothing():
+		return w.failTimeout(view.Lagging, "%s; but what nodes have applied could not be read in %s", w.result.Message, w.options.Timeout)
+	default:
 		return w.failTimeout(view.Lagging, "the controller carried out %s, but what nodes have applied could not be read in %s; the request stands", w.request, w.options.Timeout)
 	}
 	progress := view.Applied(w.snapshot, w.statuses, w.applied)
 	w.result.Nodes = &progress
 	text := fmt.Sprintf("after %s applied on %s. The request stands: nodes that lag follow as soon as they can", w.options.Timeout, progress)
+	if w.nothing() {
+		text = fmt.Sprintf("%s; but after %s that is applied on %s: nodes that lag follow as soon as they can", w.result.Message, w.options.Timeout, progress)
+	}
 	for addr, n := range w.snapshot.Nodes {
 		if s, ok := w.statuses[addr]; ok && n.Ready() && s.Revision < w.applied && s.Message != "" {
 			text += fmt.Sprintf("\n%s says: %s", n.Host, s.Message)
@@ -415,6 +447,9 @@ func (w *wait) lagging() error {
 
 // interrupted says what stands when the operator stops waiting.
 func (w *wait) interrupted() (view.Result, error) {
+	if w.nothing() {
+		return w.result, w.fail(view.Lagging, "interrupted: %s, and nodes that lack that follow; `netns show %s` tells how far they are", w.result.Message, w.request.Namespace)
+	}
 	if w.applied == 0 {
 		return w.result, w.fail(view.Unknown, "interrupted: the request %s stands, and a controller carries it out as soon as it can; `netns show %s` tells what became of it", w.request, w.request.Namespace)
 	}

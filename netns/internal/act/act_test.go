@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -463,6 +464,7 @@ func TestNothingIsWritten(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			s := newScript()
+			s.statuses <- reports(10, 10)
 			got, _, err := do(t, s, tt.request, tt.o)
 			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("error %v, want %q", err, tt.err)
@@ -474,6 +476,37 @@ func TestNothingIsWritten(t *testing.T) {
 				t.Errorf("requests were written: %v", s.requests)
 			}
 		})
+	}
+}
+
+// TestNothingToDo: what the records say already may be news to nodes, as where somebody else has asked for it just
+// now: live ones are waited for, others named.
+func TestNothingToDo(t *testing.T) {
+	const says = "in the same network already (netID 200); nothing to do"
+	for _, tt := range []struct {
+		name     string
+		statuses []map[netip.Addr]topology.NodeStatus
+		result   string
+		message  string
+	}{
+		{"all have it", []map[netip.Addr]topology.NodeStatus{reports(10, 11)}, view.NothingToDo, says},
+		{"a node has not yet", []map[netip.Addr]topology.NodeStatus{reports(10, 9), reports(10, 10)}, view.NothingToDo, says},
+		{"a node is not live", []map[netip.Addr]topology.NodeStatus{reports(10, 0)}, view.NothingToDo, says + ", applied on 1/1 nodes; not live and not counted: n2"},
+		{"a node lags", []map[netip.Addr]topology.NodeStatus{reports(10, 9)}, view.Lagging, says + "; but after 30ms that is applied on 1/2 nodes, missing on n2: nodes that lag follow as soon as they can"},
+		{"nodes are not heard of", nil, view.Lagging, says + "; but what nodes have applied could not be read in 30ms"},
+	} {
+		s := newScript()
+		s.snapshot = records(10, space("b", 200), space("c", 200))
+		for _, all := range tt.statuses {
+			s.statuses <- all
+		}
+		got, said, err := do(t, s, plan.Request{Action: topology.Join, Namespace: "b", Target: "c"}, Options{Timeout: 30 * time.Millisecond})
+		if errors.Is(err, ErrTimeout) != (tt.result == view.Lagging) || got.Result != tt.result || !strings.HasSuffix(got.Message, tt.message) || len(s.requests) > 0 {
+			t.Errorf("%s: result %s, message %q, error %v, requests %v; want %s, %q", tt.name, got.Result, got.Message, err, s.requests, tt.result, tt.message)
+		}
+		if slices.Contains(said, "waiting for the controller") {
+			t.Errorf("%s: said %q", tt.name, said)
+		}
 	}
 }
 
