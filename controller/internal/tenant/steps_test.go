@@ -13,10 +13,16 @@ import (
 
 // inStep has two nodes, which have all records in their flows, carry out what there is, until
 // nothing is left, and returns what the record of a namespace said in between.
-func (w *world) inStep(key string) (said []string) {
+func (w *world) inStep(key string) (said []string) { return w.inStepOf(key, "n1", "n2") }
+
+// inStepOf is inStep of nodes.
+func (w *world) inStepOf(key string, nodes ...string) (said []string) {
 	w.t.Helper()
 	for range 20 {
-		w.nodes = Nodes{"n1": w.rev, "n2": w.rev}
+		w.nodes = Nodes{}
+		for _, name := range nodes {
+			w.nodes[name] = w.rev
+		}
 		writes := all(w.plan())
 		if len(writes) == 0 {
 			return said
@@ -95,6 +101,18 @@ func TestSteps(t *testing.T) {
 }
 
 // A netID that a namespace is leaving is nobody else's yet.
+// One node takes the steps too: what its switch has translated for a service when the change comes has the netID
+// of before it. Where none reports, nobody could.
+func TestStepsOfOneNode(t *testing.T) {
+	for _, nodes := range [][]string{{"n1"}, {}} {
+		w := two(t)
+		w.put("a", `{"NetName":"a","NetID":100,"Effective":100,"Action":"join","Namespace":"b"}`)
+		if said := w.inStepOf("a", nodes...); len(said) != 1+2*len(nodes) {
+			t.Errorf("with nodes %v the record said %q", nodes, said)
+		}
+	}
+}
+
 func TestLeavingIsInUse(t *testing.T) {
 	w := two(t)
 	w.ask("a", topology.Join, "b")

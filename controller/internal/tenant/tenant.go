@@ -226,7 +226,9 @@ func (p *Planner) begin(records []*Record, nodes Nodes, now time.Time) (*round, 
 		return nil, err
 	}
 	r := newRound(p, now, ids, len(records))
-	r.inSteps = len(nodes) > 1
+	// One node has something to take up in steps too: its switch finds the receiver of what it translates with
+	// the netID that it found before.
+	r.inSteps = len(nodes) > 0
 	p.steps.begin()
 	next := make(map[string]memory, len(records))
 	for _, rec := range records {
