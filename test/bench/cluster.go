@@ -54,11 +54,26 @@ func (b *bench) inCluster(ctx context.Context, f func(*cluster) error) (err erro
 		return err
 	}
 	for _, node := range []string{"n1", "n2"} {
-		if err := b.lab.Agent(node).Restart(ctx); err != nil {
+		if err := b.leaveCluster(ctx, node); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// leaveCluster starts a node's agent outside of Kubernetes with none of the cluster's services in
+// the switch: it knows of none, and leaves those of before as they are.
+func (b *bench) leaveCluster(ctx context.Context, node string) error {
+	a := b.lab.Agent(node)
+	if err := a.Kill(); err != nil {
+		return err
+	}
+	for _, what := range []string{"del-flows", "del-groups"} {
+		if _, err := b.lab.OVS(node).OFCtl(ctx, what, "br0"); err != nil {
+			return err
+		}
+	}
+	return a.Start(ctx)
 }
 
 // alone stops n2's agent, which would share the machine with n1's: what one does
