@@ -14,15 +14,8 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
-const (
-	// syncGrace is how long a change waits for the word that the other watches
-	// are as far as it is, before it is handed on under the older revision.
-	syncGrace = 5 * time.Millisecond
-	// syncLimit is how long that word may take before all records are read anew.
-	syncLimit = time.Second
-	// pingEvery is how often etcd is asked whether it is still the one we follow.
-	pingEvery = 5 * time.Second
-)
+// pingEvery is how often etcd is asked whether it is still the one we follow.
+const pingEvery = 5 * time.Second
 
 // Why records are read anew.
 var (
@@ -67,7 +60,8 @@ type follower struct {
 	revs    map[string]int64    // newest revision applied, by key; deletions too
 	seen    int64               // newest revision applied, of any key
 	emitted int64
-	told    time.Time // when that was
+	told    time.Time        // when that was
+	due     <-chan time.Time // comes when what is new may be emitted; nil where nothing waits for that
 	cluster uint64
 	term    uint64
 }
@@ -173,7 +167,7 @@ func (f *follower) once(ctx context.Context, inStep func()) error {
 
 func (f *follower) start(l listing) {
 	f.config, f.seen, f.cluster, f.term = l.config, l.revision, l.clusterID, l.raftTerm
-	f.emitted, f.reading = 0, false
+	f.emitted, f.due, f.reading = 0, nil, false
 	f.revs = map[string]int64{}
 	f.watches = map[string]*watched{}
 	for i, kvs := range l.kinds {
@@ -240,7 +234,6 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 	pings := f.ping(ctx)
 	progress := newProgress(clientv3.WithRequireLeader(ctx), w)
 	defer progress.stop()
-	var due <-chan time.Time // of what rests; nil for nothing
 	for {
 		select {
 		case <-ctx.Done():
@@ -275,18 +268,9 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 				}
 				continue
 			}
-			if behind := f.whole() < f.seen; behind != progress.asking() {
-				progress.ask(behind)
-			}
-			switch {
-			case progress.asking(), due != nil:
-			case f.seen > f.emitted && f.rest() > 0:
-				due = time.After(f.rest())
-			default:
-				f.emitNew(f.seen)
-			}
-		case <-due:
-			if due = nil; !progress.asking() {
+			f.handOn(progress)
+		case <-f.due:
+			if f.due = nil; !progress.asking() {
 				f.emitNew(f.seen)
 			}
 		case <-progress.tick():
@@ -298,6 +282,20 @@ func (f *follower) watch(ctx context.Context, c *clientv3.Client, down <-chan st
 				f.emitAs(f.whole())
 			}
 		}
+	}
+}
+
+// handOn emits what is new once every kind is as far, and not too soon after the last time.
+func (f *follower) handOn(p *progress) {
+	if behind := f.whole() < f.seen; behind != p.asking() {
+		p.ask(behind)
+	}
+	switch {
+	case p.asking(), f.due != nil:
+	case f.seen > f.emitted && f.rest() > 0:
+		f.due = time.After(f.rest())
+	default:
+		f.emitNew(f.seen)
 	}
 }
 
@@ -456,73 +454,4 @@ func (f *follower) ping(ctx context.Context) <-chan error {
 		}
 	}()
 	return out
-}
-
-// progress asks etcd how far its watches are, while some of them are behind
-// the newest change.
-type progress struct {
-	requests chan struct{}
-	since    time.Time
-	delay    time.Duration
-	timer    *time.Timer // nil when not asking
-}
-
-func newProgress(ctx context.Context, w clientv3.Watcher) *progress {
-	p := &progress{requests: make(chan struct{}, 1)}
-	go func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-p.requests:
-				// An error shows on the watches too.
-				_ = w.RequestProgress(ctx)
-			}
-		}
-	}()
-	return p
-}
-
-func (p *progress) asking() bool { return p.timer != nil }
-
-func (p *progress) tick() <-chan time.Time {
-	if p.timer == nil {
-		return nil
-	}
-	return p.timer.C
-}
-
-func (p *progress) ask(on bool) {
-	p.stop()
-	if !on {
-		return
-	}
-	p.since, p.delay = time.Now(), syncGrace
-	p.timer = time.NewTimer(p.delay)
-	p.request()
-}
-
-// again repeats the question: etcd does not answer it while a watch catches up.
-func (p *progress) again() error {
-	if time.Since(p.since) > syncLimit {
-		return errNoProgress
-	}
-	p.delay *= 2
-	p.timer.Reset(p.delay)
-	p.request()
-	return nil
-}
-
-func (p *progress) request() {
-	select {
-	case p.requests <- struct{}{}:
-	default:
-	}
-}
-
-func (p *progress) stop() {
-	if p.timer != nil {
-		p.timer.Stop()
-		p.timer = nil
-	}
 }
