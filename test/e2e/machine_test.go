@@ -53,7 +53,7 @@ const (
 
 // change is something that happens to node n1. Commands run in its namespace, in a shell
 // with these variables: DEV has the node's address, ADDR is that address with its
-// length, VIA the router, POD the host's end of red/a, UPLINK the way outside, SOCKET the one that the plugin
+// length, PEER the address of n2, VIA the router, POD the host's end of red/a, UPLINK the way outside, SOCKET the one that the plugin
 // calls, CONF the container runtime's directory of configurations. SECOND is a
 // command that fails, save in the second change of a pair: the first may have done the same.
 type change struct {
@@ -119,6 +119,12 @@ var changes = []change{
 	{name: "iptables' FORWARD policy", do: "iptables-legacy -P FORWARD DROP", undo: "iptables-legacy -P FORWARD ACCEPT"},
 	{name: "iptables drops what comes back", do: "iptables-legacy -I FORWARD -o tun0 -j DROP", undo: "iptables-legacy -D FORWARD -o tun0 -j DROP"},
 	{name: "iptables drops answers as they come in", do: "iptables-legacy -t raw -A PREROUTING -i $DEV -p icmp -j DROP; iptables-legacy -t raw -A PREROUTING -i $DEV -p udp -m multiport ! --dports 4789,4790 -j DROP; iptables-legacy -t raw -A PREROUTING -i $DEV -p tcp --sport 1:1023 -j DROP", undo: "iptables-legacy -t raw -F PREROUTING"},
+	{name: "another table drops tunnels' packets that come in", says: "do not get in", do: `nft 'add table inet fw; add chain inet fw i { type filter hook input priority filter; }; add rule inet fw i udp dport 4789 drop'`, undo: "nft delete table inet fw || true", datapath: "system"},
+	{name: "a firewall that lets in what it knows", says: "do not get in", do: `nft 'add table inet fw; add chain inet fw i { type filter hook input priority 10; policy drop; }; add rule inet fw i iifname { lo, tun0 } accept; add rule inet fw i ct state established,related accept; add rule inet fw i ip protocol icmp accept; add rule inet fw i tcp dport { 22, 2379, 6443 } accept'`, undo: "nft delete table inet fw || true", datapath: "system"},
+	{name: "another table drops tunnels' packets that leave", says: "do not get out", do: `nft 'add table inet fw; add chain inet fw o { type filter hook output priority filter; }; add rule inet fw o udp dport 4789 drop'`, undo: "nft delete table inet fw || true", datapath: "system"},
+	{name: "iptables refuses tunnels' packets", says: "do not get in", do: "iptables-legacy -A INPUT -p udp --dport 4789 -j REJECT", undo: "iptables-legacy -D INPUT -p udp --dport 4789 -j REJECT", datapath: "system"},
+	{name: "the route to another node refused", says: "no route to", do: "ip route add blackhole $PEER || $SECOND", undo: "ip route del blackhole $PEER || true"},
+	{name: "a routing rule that refuses the other nodes", says: "no route to", do: "ip rule add to $PEER priority 40 prohibit", undo: "ip rule del priority 40"},
 	{name: "the firewall flushed", do: "nft flush ruleset"},
 	{name: "the agent's table deleted", do: "nft delete table ip k8s-ovs || $SECOND"},
 	{name: "the agent's table asleep", do: `nft 'add table ip k8s-ovs { flags dormant; }'`},
@@ -263,13 +269,15 @@ func (m *machine) shell(script string, env ...string) {
 	m.must(os.WriteFile(run+"/vswitchd.pid", []byte(pid), 0o644))
 	node, err := m.Node("n1")
 	m.must(err)
+	peer, err := m.Node("n2")
+	m.must(err)
 	before, after, start := strings.Cut(script, "START")
 	for _, part := range []string{before, after} {
 		if strings.Trim(part, "; ") == "" {
 			continue
 		}
 		cmd := exec.CommandContext(m.t.Context(), "ip", "netns", "exec", node.Netns, "sh", "-ec", strings.Trim(part, "; "))
-		cmd.Env = append(os.Environ(), "DEV="+dev, "UPLINK="+uplink, "ADDR="+node.VTEP.String()+"/24", "VIA="+netlab.Gateway.String(),
+		cmd.Env = append(os.Environ(), "DEV="+dev, "UPLINK="+uplink, "ADDR="+node.VTEP.String()+"/24", "PEER="+peer.VTEP.String(), "VIA="+netlab.Gateway.String(),
 			"POD="+m.hostIf("red/a"), "RUN="+run, "SOCKET="+m.CNISocket("n1"), "CONF="+m.conf, "OVS_RUNDIR="+node.OVSRunDir, m.Mark())
 		cmd.Env = append(cmd.Env, env...)
 		if out, err := cmd.CombinedOutput(); err != nil {

@@ -48,9 +48,10 @@ type Config struct {
 	Switch
 	PodMTU
 	Shares
-	// ExitCheck is what becomes of the node where its way to the outside is closed.
-	ExitCheck exits.Policy
-	Diag      diag.Flags
+	// ExitCheck is what becomes of the node where its way to the outside is closed, TunnelCheck where all ways to other
+	// nodes are.
+	ExitCheck, TunnelCheck exits.Policy
+	Diag                   diag.Flags
 	// Cluster is for a node of a Kubernetes cluster.
 	Cluster Cluster
 }
@@ -108,7 +109,7 @@ func Defaults() Config {
 			Datapath: DatapathAuto, Bridge: "br0", VTEPBridge: "br-phy", OVSDB: "unix:/run/openvswitch/db.sock",
 		},
 		PodMTU: PodMTU{MTUOnBlackHole: mtu.Clamp, MTUProbeInterval: 10 * time.Second, MTUProbePort: 4790},
-		Shares: Shares{BandwidthPolicy: podlimits.Strict}, ExitCheck: exits.NotReady,
+		Shares: Shares{BandwidthPolicy: podlimits.Strict}, ExitCheck: exits.NotReady, TunnelCheck: exits.NotReady,
 		Diag: diag.Flags{MetricsAddress: "127.0.0.1:9465"},
 		Cluster: Cluster{
 			serviceProxy: string(pipeline.OVS), publicServices: []string{"default/kubernetes"}, CNIConfFile: "10-k8s-ovs.conflist", CNIPluginsFrom: "/usr/libexec/cni",
@@ -139,6 +140,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.IntVar(&c.MaxPods, "max-pods-per-namespace", c.MaxPods, "most `pods` of one namespace on this node (default: as many as there are addresses)")
 	fs.Var(&c.VXLANPort, "vxlan-port", "UDP `port` of the tunnels, for a network whose configuration does not name it (default 4789); where it does and this is another, the node is not ready")
 	fs.StringVar((*string)(&c.ExitCheck), "exit-check", string(c.ExitCheck), "what becomes of a node from which pods do not reach the outside: not-ready (it takes no more pods), warn (log, event and metric only) or off (nobody looks)")
+	fs.StringVar((*string)(&c.TunnelCheck), "tunnel-check", string(c.TunnelCheck), "what becomes of a node whose firewall or routes keep tunnels' packets of all other nodes back: not-ready (it takes no more pods), warn (log, event and metric only) or off (nobody looks)")
 	c.Diag.Register(fs)
 	c.Cluster.register(fs)
 }
@@ -173,8 +175,10 @@ func (c *Config) Complete() error {
 	if c.BandwidthPolicy != podlimits.Strict && c.BandwidthPolicy != podlimits.Lenient {
 		return fmt.Errorf("--bandwidth-policy %q is none of %s, %s", c.BandwidthPolicy, podlimits.Strict, podlimits.Lenient)
 	}
-	if !c.ExitCheck.Valid() {
-		return fmt.Errorf("--exit-check %q is none of %s, %s, %s", c.ExitCheck, exits.NotReady, exits.Warn, exits.Off)
+	for flag, check := range map[string]exits.Policy{"--exit-check": c.ExitCheck, "--tunnel-check": c.TunnelCheck} {
+		if !check.Valid() {
+			return fmt.Errorf("%s %q is none of %s, %s, %s", flag, check, exits.NotReady, exits.Warn, exits.Off)
+		}
 	}
 	if c.MaxPods < 0 {
 		return fmt.Errorf("--max-pods-per-namespace %d is less than 0", c.MaxPods)

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podroutes"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
@@ -23,7 +24,8 @@ import (
 type health struct {
 	*picture
 	exits exitCheck
-	way   wayOut
+	way   checked
+	mesh  mesh
 	// database is asked whether what is told it lasts.
 	database interface {
 		Writable(ctx context.Context) error
@@ -40,9 +42,27 @@ type health struct {
 	tried bool
 }
 
+// mesh is the ways to other nodes, as the check of them sees them.
+type mesh struct {
+	checked
+	nodes nodesCheck
+	kept  prometheus.Gauge
+	// routes is that tunnels' packets do not take the way of the node's own, which then says nothing of theirs.
+	routes bool
+	// why there was no way to any other node last; nil where there was one, or where that was not tried yet.
+	why   error
+	tried bool
+}
+
 // exitCheck is [exits.Check].
 type exitCheck interface {
 	Outside(ctx context.Context, sw exits.Switch, gw exits.Gateway) error
+}
+
+// nodesCheck is [exits.Nodes].
+type nodesCheck interface {
+	Reach(ctx context.Context, self netip.Addr, peers exits.Peers, routes bool) error
+	Kept() int
 }
 
 // routes are [podroutes.Check] of the node's.
@@ -84,6 +104,9 @@ func (n *health) unwell(ctx context.Context, p *pass) error {
 	if n.astray != nil {
 		return n.astray
 	}
+	if err := n.lookAtNodes(ctx, p); err != nil {
+		return err
+	}
 	if !p.full && n.exit == nil && n.tried || n.way.policy == exits.Off {
 		return nil
 	}
@@ -95,6 +118,26 @@ func (n *health) unwell(ctx context.Context, p *pass) error {
 	p.beside(func() { why = n.exits.Outside(ctx, n.conn, gateway) })
 	n.exit = n.way.judge(why)
 	return n.exit
+}
+
+// lookAtNodes says what keeps tunnels' packets of all other nodes back.
+func (n *health) lookAtNodes(ctx context.Context, p *pass) error {
+	m := &n.mesh
+	if !p.full && m.why == nil && m.tried || m.policy == exits.Off {
+		return nil
+	}
+	m.tried = true
+	peers := exits.Peers{}
+	for _, end := range desired.Ends(*n.records, n.self) {
+		if n.records.Nodes[end.VTEP].Ready() {
+			peers[end.VTEP] = n.tunnels.as.Port
+		}
+	}
+	var why error
+	p.beside(func() { why = m.nodes.Reach(ctx, n.self, peers, m.routes) })
+	m.kept.Set(float64(m.nodes.Kept()))
+	m.why = m.judge(why)
+	return m.why
 }
 
 // lookAtRoutes says what leads packets for pods elsewhere than to the bridge.
@@ -114,11 +157,15 @@ func (n *health) lookAtRoutes(p *pass) (why error) {
 	return why
 }
 
-// wayOut is what becomes of a way to the outside that is closed, as [exits.Check] sees it.
-type wayOut struct {
+// checked is what becomes of a way that is closed, as a check sees it, which may be misled.
+type checked struct {
 	policy exits.Policy
-	node   string
-	closed prometheus.Gauge
+	// flag is the agent's that says so, unless is what people see where the check is misled; open and shut are what the log
+	// says, event is the reason of the Event.
+	flag, unless, open, shut string
+	event                    kube.EventReason
+	node                     string
+	closed                   prometheus.Gauge
 	// events is nil outside of Kubernetes.
 	events  eventSink
 	log     *slog.Logger
@@ -127,24 +174,24 @@ type wayOut struct {
 
 // judge is why the node is not ready, with the way to say that the check is wrong; nil where it
 // is only to be told.
-func (w *wayOut) judge(why error) error {
+func (w *checked) judge(why error) error {
 	if why == nil {
 		w.closed.Set(0)
 		if w.trouble.Over() {
-			w.log.Info("pods reach the outside again", "node", w.node)
+			w.log.Info(w.open, "node", w.node)
 		}
 		return nil
 	}
 	w.closed.Set(1)
 	if w.policy != exits.Warn {
-		return fmt.Errorf("%w; where pods do get out, the agent's flag --exit-check=warn keeps the node ready", why)
+		return fmt.Errorf("%w; where %s, the agent's flag --%s=warn keeps the node ready", why, w.unless, w.flag)
 	}
 	if !w.trouble.News(why) {
 		return nil
 	}
-	w.log.Warn("pods may not reach the outside", "node", w.node, "error", why)
+	w.log.Warn(w.shut, "node", w.node, "error", why)
 	if w.events != nil {
-		w.events.Event(kube.ObjectRef{Kind: "Node", Name: w.node, UID: w.node}, true, "OutsideClosed", why.Error())
+		w.events.Event(kube.ObjectRef{Kind: "Node", Name: w.node, UID: w.node}, true, w.event, why.Error())
 	}
 	return nil
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // uplinks are the devices of a node, and whether packets get out; tried counts the packets.
@@ -29,7 +30,17 @@ type uplinks struct {
 	// astray is what leads packets for pods elsewhere, looked the pods whose routes were looked at.
 	astray error
 	looked []podroutes.Pods
+	// alone is why there is no way to other nodes, reached the peers that were looked for.
+	alone   error
+	reached []exits.Peers
 }
+
+func (u *uplinks) Reach(_ context.Context, _ netip.Addr, peers exits.Peers, _ bool) error {
+	u.reached = append(u.reached, peers)
+	return u.alone
+}
+
+func (u *uplinks) Kept() int { return 2 }
 
 func (u *uplinks) Check(pods podroutes.Pods) error {
 	u.looked = append(u.looked, pods)
@@ -49,6 +60,9 @@ func (u *uplinks) Outside(context.Context, exits.Switch, exits.Gateway) error {
 	return u.closed
 }
 
+// noMesh looks at no ways to other nodes.
+var noMesh = mesh{checked: checked{policy: exits.Off}}
+
 // What is wrong with the device by which tunnel packets leave is named, with the way out.
 func TestUplinkDown(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -66,7 +80,7 @@ func TestUplinkDown(t *testing.T) {
 			if c.device != nil {
 				u.devices["eth0"] = *c.device
 			}
-			h := &health{picture: &picture{under: under, records: &topology.Snapshot{}}, exits: u, way: wayOut{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, links: u, routes: u, database: u}
+			h := &health{picture: &picture{under: under, records: &topology.Snapshot{}}, exits: u, way: checked{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, mesh: noMesh, links: u, routes: u, database: u}
 			err := h.unwell(t.Context(), &pass{full: true, me: labSelf})
 			if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
 				t.Errorf("%s, address on %s: %v, want %q", name, under.Link, err, c.why)
@@ -78,7 +92,7 @@ func TestUplinkDown(t *testing.T) {
 // A packet is sent out at first, in every full pass, and in every pass while none gets out.
 func TestWayOutIsTried(t *testing.T) {
 	u := &uplinks{devices: map[string]link.Link{"eth0": {Up: true, Carrier: true}}}
-	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}, records: &topology.Snapshot{}}, exits: u, way: wayOut{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, links: u, routes: u, database: u}
+	h := &health{picture: &picture{under: underlay.Underlay{Link: "eth0"}, records: &topology.Snapshot{}}, exits: u, way: checked{closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})}, mesh: noMesh, links: u, routes: u, database: u}
 	closed := errors.New("a firewall drops them")
 	for i, s := range []struct {
 		full   bool
@@ -102,8 +116,8 @@ func TestRoutesToPods(t *testing.T) {
 	u := &uplinks{devices: map[string]link.Link{"eth0": {Name: "eth0", Up: true, Carrier: true}}}
 	s := snapshot(0, 3, labSelf, labPeer)
 	h := &health{
-		picture: &picture{self: labSelf.HostIP, under: underlay.Underlay{Link: "eth0"}, records: &s}, exits: u, links: u, routes: u, database: u,
-		way: wayOut{policy: exits.Off, closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})},
+		picture: &picture{self: labSelf.HostIP, under: underlay.Underlay{Link: "eth0"}, records: &s}, exits: u, mesh: noMesh, links: u, routes: u, database: u,
+		way: checked{policy: exits.Off, closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})},
 	}
 	astray := errors.New("the node has a route to 172.11.3.0/24")
 	for i, s := range []struct {
@@ -124,6 +138,64 @@ func TestRoutesToPods(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, u.looked[0], cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("looked at (-want +got):\n%s", diff)
+	}
+}
+
+// The ways to other nodes are looked at in the first pass, in every full one, and in every one while there is none: to those
+// that have pods. --tunnel-check says what becomes of the node.
+func TestWaysToNodes(t *testing.T) {
+	s := snapshot(0, 3, labSelf, labPeer)
+	for policy, want := range map[exits.Policy]struct {
+		why    string
+		looks  []int
+		events nodeEvents
+	}{
+		exits.NotReady: {"a firewall drops them; where pods do reach those of other nodes, the agent's flag --tunnel-check=warn keeps the node ready", []int{1, 1, 2, 3, 4, 4, 5}, nil},
+		exits.Warn:     {"", []int{1, 1, 2, 2, 2, 2, 3}, nodeEvents{"Node n1: TunnelsClosed: a firewall drops them"}},
+		exits.Off:      {"", []int{0, 0, 0, 0, 0, 0, 0}, nil},
+	} {
+		u := &uplinks{devices: map[string]link.Link{"eth0": {Name: "eth0", Up: true, Carrier: true}}}
+		var said nodeEvents
+		closed, kept := prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"}), prometheus.NewGauge(prometheus.GaugeOpts{Name: "kept"})
+		h := &health{
+			picture: &picture{self: labSelf.HostIP, under: underlay.Underlay{Link: "eth0"}, records: &s, tunnels: tunnels{as: tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}}},
+			exits:   u, links: u, routes: u, database: u, way: checked{policy: exits.Off},
+			mesh: mesh{nodes: u, kept: kept, checked: checked{
+				policy: policy, flag: "tunnel-check", unless: "pods do reach those of other nodes", event: "TunnelsClosed", node: "n1", closed: closed, events: &said, log: slog.New(slog.DiscardHandler),
+			}},
+		}
+		down := errors.New("a firewall drops them")
+		for i, c := range []struct {
+			full  bool
+			alone error
+		}{{false, nil}, {false, down}, {true, down}, {false, down}, {false, nil}, {false, nil}, {true, nil}} {
+			u.alone = c.alone
+			before := len(u.reached)
+			p := &pass{full: c.full, me: labSelf}
+			if err := h.look(t.Context(), p); err != nil {
+				t.Fatal(err)
+			}
+			got := ""
+			if p.unwell != nil {
+				got = p.unwell.Error()
+			}
+			why := want.why
+			if c.alone == nil || len(u.reached) == before {
+				why = ""
+			}
+			if got != why || len(u.reached) != want.looks[i] {
+				t.Errorf("--tunnel-check=%s, pass %d: %q after %d looks, want %q after %d", policy, i, got, len(u.reached), why, want.looks[i])
+			}
+		}
+		if diff := cmp.Diff(want.events, said); diff != "" {
+			t.Errorf("--tunnel-check=%s (-want +got):\n%s", policy, diff)
+		}
+		if policy == exits.Off {
+			continue
+		}
+		if len(u.reached[0]) != 1 || u.reached[0][labPeer.HostIP] != 4789 || valueOf(t, closed) != 0 || valueOf(t, kept) != 2 {
+			t.Errorf("--tunnel-check=%s: looked for %v, closed %v, kept %v", policy, u.reached[0], valueOf(t, closed), valueOf(t, kept))
+		}
 	}
 }
 
@@ -162,8 +234,11 @@ func TestExitCheck(t *testing.T) {
 		var said nodeEvents
 		log, gauge := &bytes.Buffer{}, prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"})
 		h := &health{
-			picture: &picture{under: underlay.Underlay{Link: "eth0"}, records: &topology.Snapshot{}}, exits: u, links: u, routes: u, database: u,
-			way: wayOut{policy: policy, node: "n1", closed: gauge, events: &said, log: slog.New(slog.NewTextHandler(log, nil))},
+			picture: &picture{under: underlay.Underlay{Link: "eth0"}, records: &topology.Snapshot{}}, exits: u, mesh: noMesh, links: u, routes: u, database: u,
+			way: checked{
+				policy: policy, flag: "exit-check", unless: "pods do get out", open: "pods reach the outside again", shut: "pods may not reach the outside", event: "OutsideClosed",
+				node: "n1", closed: gauge, events: &said, log: slog.New(slog.NewTextHandler(log, nil)),
+			},
 		}
 		var got result
 		for range 3 {

@@ -173,6 +173,7 @@ type machine struct {
 	// databaseAway and switchAway are that ovsdb-server and ovs-vswitchd do not run.
 	databaseAway, switchAway bool
 	closed                   error // why packets do not get out
+	alone                    error // why tunnels' packets do not
 	astray                   error // what leads packets for pods elsewhere
 	full                     error // why the database cannot be written
 	noRoom                   error // why leases cannot be written down
@@ -441,6 +442,23 @@ func (e fakeExits) Outside(context.Context, exits.Switch, exits.Gateway) error {
 	return e.closed
 }
 
+func (e fakeExits) Reach(_ context.Context, self netip.Addr, peers exits.Peers, _ bool) error {
+	e.work()
+	if peers[self] != 0 {
+		return fmt.Errorf("the node is no peer of its own: %v", peers)
+	}
+	for peer, port := range peers {
+		if port == 0 {
+			return fmt.Errorf("no UDP port of peer %s is known", peer)
+		}
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.alone
+}
+
+func (e fakeExits) Kept() int { return 0 }
+
 func (e fakeExits) Check(pods podroutes.Pods) error {
 	if pods.Device == "" || !pods.Own.IsValid() || !pods.Network.IsValid() {
 		return fmt.Errorf("no routes are looked at for %+v", pods)
@@ -660,7 +678,7 @@ func (l *lab) build() {
 			picture: pic, publish: status.publish, services: feed, policies: none, metrics: m, log: log,
 			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, restore: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
-		health: &health{picture: pic, exits: fakeExits{l.machine}, routes: fakeExits{l.machine}, way: wayOut{closed: m.closed, log: log}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
+		health: &health{picture: pic, exits: fakeExits{l.machine}, routes: fakeExits{l.machine}, way: checked{closed: m.closed, log: log}, mesh: mesh{checked: checked{closed: m.alone, log: log}, nodes: fakeExits{l.machine}, kept: m.kept}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
 		runtime: &runtimeWay{conf: l.conf, socket: l.conf, state: l.conf},
 		report:  &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m, shrink: func(bool) error { return nil }, log: log},
 	}

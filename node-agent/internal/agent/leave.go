@@ -73,6 +73,11 @@ func (n *node) leave(ctx context.Context) {
 			n.log.Error("the node leaves the network, but a table of its checks stays", "error", err)
 		}
 	}
+	if n.firewall.end != nil {
+		if err := n.firewall.end.Cleanup(ctx); err != nil {
+			n.log.Error("the node leaves the network, but a table of its checks stays", "error", err)
+		}
+	}
 	switch n.ovs.datapath {
 	case ovs.DatapathSystem:
 		if err := n.sharing.Remove(ctx); err != nil {

@@ -169,17 +169,26 @@ func TestLeaveTakesChecks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	end, err := hostnet.NewTunnelEnd(host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := end.Ended(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := exit.Passed(t.Context(), hostnet.Way{Gateway: "tun0", Probe: netip.MustParseAddr("172.11.0.0")}); err != nil {
 		t.Fatal(err)
 	}
 	cfg := configured(t)
 	for _, wants := range []bool{true, false} {
 		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: wants})
-		n.host, n.firewall.exit = host, exit
+		n.host, n.firewall.exit, n.firewall.end = host, exit, end
 		n.leave(t.Context())
 		tables, err := exec.Command("ip", "netns", "exec", name, "nft", "list", "tables").CombinedOutput()
-		if there := strings.Contains(string(tables), "k8s-ovs-exit"); err != nil || there != wants {
-			t.Errorf("the DaemonSet wants the node: %t; its table is there: %t, %v: %s", wants, there, err, tables)
+		for _, table := range []string{"k8s-ovs-exit", "k8s-ovs-tunnels"} {
+			if there := strings.Contains(string(tables), table); err != nil || there != wants {
+				t.Errorf("the DaemonSet wants the node: %t; its table %s is there: %t, %v: %s", wants, table, there, err, tables)
+			}
 		}
 		if there, err := host.LinkExists(exits.Device); err != nil || there != wants {
 			t.Errorf("the DaemonSet wants the node: %t; its device is there: %t, %v", wants, there, err)

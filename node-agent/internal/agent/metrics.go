@@ -61,6 +61,8 @@ type nodeMetrics struct {
 	older    prometheus.Gauge
 	ready    prometheus.Gauge
 	closed   prometheus.Gauge
+	alone    prometheus.Gauge
+	kept     prometheus.Gauge
 }
 
 // serviceMetrics are about the services in the flows.
@@ -146,6 +148,8 @@ func newNodeMetrics(r register) nodeMetrics {
 		revision: r.gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
 		ready:    r.gauge("ready", "1 when pods can be attached."),
 		closed:   r.gauge("outside_closed", "1 when the check of the way to the outside finds it closed (--exit-check)."),
+		alone:    r.gauge("tunnels_closed", "1 when the check of the ways to other nodes finds none that is open (--tunnel-check)."),
+		kept:     r.gauge("tunnel_peers_kept_back", "Other nodes that the node's firewall or routes keep tunnels' packets from."),
 	}
 }
 

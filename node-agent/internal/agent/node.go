@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -103,6 +104,7 @@ type firewall struct {
 	net  *hostnet.Net
 	gate *hostnet.Gate // belongs to the allotment's goroutine
 	exit *hostnet.Exit
+	end  *hostnet.TunnelEnd
 	// judge belongs to the table of policies; what it dropped is counted by the loop.
 	judge *hostnet.Judge
 }
@@ -167,6 +169,9 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 		return nil, err
 	}
 	if n.firewall.exit, err = hostnet.NewExit(host); err != nil {
+		return nil, err
+	}
+	if n.firewall.end, err = hostnet.NewTunnelEnd(host); err != nil {
 		return nil, err
 	}
 	if n.firewall.judge, err = hostnet.NewJudge(host); err != nil {
@@ -296,10 +301,11 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 	others := peers.New(peers.Config{
 		Datapath: n.ovs.datapath, Self: p.self, Routes: underlay.NewRoutes(n.ovs.client), Host: n.host, Logger: log,
 	})
+	nodes := exits.NewNodes(exits.NodeIn(n.host), n.firewall.end, log)
 	status := &ownStatus{
 		picture: p.picture, readiness: n.ready, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher,
 		open:  func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) },
-		warns: p.cache.Why,
+		warns: func() string { return cmp.Or(p.cache.Why(), nodes.Why()) },
 	}
 	r := &rooms{
 		record: &ownRecord{picture: p.picture, etcd: n.etcd.store, identity: n.etcd.identity, inCluster: n.api != nil, attached: p.attacher},
@@ -315,7 +321,14 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		},
 		health: &health{
 			picture: p.picture, exits: exits.New(exits.NodeIn(n.host), n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, routes: hostRoutes{n.host}, database: n.ovs.client, conn: p.conn,
-			way: wayOut{policy: n.cfg.ExitCheck, node: n.cfg.NodeName, closed: m.closed, log: log},
+			way: checked{
+				policy: n.cfg.ExitCheck, flag: "exit-check", unless: "pods do get out", open: "pods reach the outside again", shut: "pods may not reach the outside",
+				event: "OutsideClosed", node: n.cfg.NodeName, closed: m.closed, log: log,
+			},
+			mesh: mesh{nodes: nodes, kept: m.kept, routes: n.ovs.datapath == ovs.DatapathNetdev, checked: checked{
+				policy: n.cfg.TunnelCheck, flag: "tunnel-check", unless: "pods do reach those of other nodes", open: "pods reach those of other nodes again", shut: "pods may not reach those of other nodes",
+				event: "TunnelsClosed", node: n.cfg.NodeName, closed: m.alone, log: log,
+			}},
 		},
 		services: p.services,
 		policies: policy,
@@ -327,7 +340,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 	}
 	if n.api != nil {
 		r.flows.namesakes = p.namesakes
-		r.health.way.events = n.api
+		r.health.way.events, r.health.mesh.events = n.api, n.api
 		status.enforces = []string{topology.EnforcesNetworkPolicy, topology.EnforcesClusterNetworkPolicy}
 		status.lacks = func() []string { return policies.Lacks(n.ovs.datapath, p.conn.software) }
 		policy.lacks, status.lost = status.lacks, p.policies.Lost

@@ -524,6 +524,25 @@ func TestLoopWayOutClosed(t *testing.T) {
 	})
 }
 
+// While there is no way to other nodes the node is not ready, and is again once there is one.
+func TestLoopNodesOutOfReach(t *testing.T) {
+	scripted(t, func(t *testing.T, l *lab) {
+		l.start()
+		l.machine.set(func() { l.machine.alone = errors.New("a firewall drops UDP port 4789") })
+		time.Sleep(resyncEvery)
+		l.notReady("a firewall drops UDP port 4789")
+		revision := l.etcd.set(snapshot(0, 9, labSelf, labPeer))
+		synctest.Wait()
+		if got := l.table.inSwitch(); got != revision {
+			t.Errorf("the flows are those of revision %d, want %d", got, revision)
+		}
+		l.machine.set(func() { l.machine.alone = nil })
+		time.Sleep(2 * lastPause)
+		l.isReady(revision)
+		l.stop()
+	})
+}
+
 // While the kernel has no device for the tunnels, whose port is therefore refused, the node is not ready, and pods that
 // run keep what they have. The port is made anew now and then.
 func TestLoopTunnelDeviceGone(t *testing.T) {

@@ -1,10 +1,12 @@
 // Package exits tells whether what pods send to the outside gets out of the node and
-// answers get back in, and what keeps them back where they do not. It does not go by
+// answers get back in ([Check]), whether tunnels' packets get out to other nodes and in from
+// them ([Nodes]), and what keeps them back where they do not. It does not go by
 // settings alone. It sends packets of its own the way that pods' packets take, out of the
 // bridge's gateway port and through the node's routes and everybody's firewall rules, and
 // sees whether one comes to where it would leave the node; and it has packets come in where
 // answers would, of connections that conntrack was told of, and sees whether one comes to
-// where it would be given to the gateway port. There they are counted and dropped.
+// where it would be given to the gateway port. There they are counted and dropped. Tunnels'
+// packets alike.
 //
 // A check is five packets of 42 to 54 bytes and three entries of conntrack for 2 s, and counters that are
 // read before and after it (two runs of nft, 5 ms of one processor each: docs/datapaths.md);
@@ -110,8 +112,7 @@ type Check struct {
 	// asked is a router that has not answered, since when.
 	asked netip.Addr
 	since time.Time
-	// said is what was logged, once each.
-	said map[string]bool
+	said  said
 	// patience is how long a packet may take from where it is sent to the counter.
 	patience, pause time.Duration
 }
@@ -129,7 +130,7 @@ const (
 
 // New makes a Check that remembers in file.
 func New(host Host, counter Counter, file File, log *slog.Logger) *Check {
-	return &Check{host: host, counter: counter, file: file, log: log, said: map[string]bool{}, patience: patience, pause: pause}
+	return &Check{host: host, counter: counter, file: file, log: log, said: said{}, patience: patience, pause: pause}
 }
 
 // Outside is nil where pods' packets get out of the node and answers come back, where what
@@ -270,10 +271,15 @@ func (c *Check) answerFrom(gw Gateway, way link.Path, asked ...conntrack.Transla
 }
 
 // once logs what stays true as long as the agent runs.
-func (c *Check) once(what string, why error) {
-	if text := what + why.Error(); !c.said[text] {
-		c.said[text] = true
-		c.log.Warn(what, "error", why)
+func (c *Check) once(what string, why error) { c.said.once(c.log, what, why) }
+
+// said is what was logged, once each.
+type said map[string]bool
+
+func (s said) once(log *slog.Logger, what string, why error) {
+	if text := what + why.Error(); !s[text] {
+		s[text] = true
+		log.Warn(what, "error", why)
 	}
 }
 

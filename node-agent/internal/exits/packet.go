@@ -46,10 +46,11 @@ func packet(from, to netip.AddrPort, protocol byte, size int) []byte {
 	return h
 }
 
-// datagram is an empty UDP datagram.
-func datagram(from, to netip.AddrPort) []byte {
-	p := packet(from, to, unix.IPPROTO_UDP, udpSize)
-	binary.BigEndian.PutUint16(p[ipSize+4:], udpSize) // a checksum of zero is none (RFC 768)
+// datagram is a UDP datagram that carries that, or nothing.
+func datagram(from, to netip.AddrPort, carries ...byte) []byte {
+	p := packet(from, to, unix.IPPROTO_UDP, udpSize+len(carries))
+	binary.BigEndian.PutUint16(p[ipSize+4:], uint16(udpSize+len(carries))) // a checksum of zero is none (RFC 768)
+	copy(p[ipSize+udpSize:], carries)
 	return p
 }
 

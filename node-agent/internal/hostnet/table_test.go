@@ -19,6 +19,8 @@ func TestTablesAsleep(t *testing.T) {
 	l.ok(err)
 	exit, err := NewExit(l.ns)
 	l.ok(err)
+	end, err := NewTunnelEnd(l.ns)
+	l.ok(err)
 	judge, err := NewJudge(l.ns)
 	l.ok(err)
 	pod := netip.MustParseAddr("172.11.0.5")
@@ -32,6 +34,11 @@ func TestTablesAsleep(t *testing.T) {
 		"ip " + classTable: func() error { return classes.Set(ctx, "tun0", map[netip.Addr]uint32{pod: 1<<16 | 5}) },
 		"ip " + exitTable: func() error {
 			_, err := exit.Passed(ctx, Way{Gateway: "tun0", Probe: netip.MustParseAddr("172.11.3.254")})
+			return err
+		},
+		"ip " + tunnelEndTable: func() error {
+			end.Forget()
+			_, err := end.Ended(ctx)
 			return err
 		},
 		"ip " + judgeTable: func() error {

@@ -147,7 +147,7 @@ func (l *look) queues(ctx context.Context) error {
 // tables of nftables are the agent's, by family and name, with the maps in them that have pods.
 var tables = map[string]string{
 	"ip k8s-ovs": "", "ip6 k8s-ovs": "", "bridge k8s-ovs": "",
-	"ip k8s-ovs-fair": "tenants", "ip k8s-ovs-uplink": "classes", "ip k8s-ovs-exit": "", "ip " + policyTable: "senders",
+	"ip k8s-ovs-fair": "tenants", "ip k8s-ovs-uplink": "classes", "ip k8s-ovs-exit": "", "ip k8s-ovs-tunnels": "", "ip " + policyTable: "senders",
 }
 
 // policyTable has only pods that policies keep from something.
