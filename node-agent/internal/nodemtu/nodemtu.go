@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
@@ -105,9 +106,10 @@ type MTU struct {
 	arrives int
 	// ignored are the nodes whose records do not count, as told last.
 	ignored []netip.Addr
-	// view is what all nodes have written; seen is false before there is any.
-	view topology.MTUs
-	seen bool
+	// view is what all nodes have written, damper what counts of it; seen is false before there is any.
+	view   topology.MTUs
+	damper *mtu.Damper
+	seen   bool
 	// has is what is set, once that was read back.
 	has  mtu.Values
 	read bool
@@ -117,7 +119,7 @@ type MTU struct {
 
 // New returns the part of a node that nothing is known of.
 func New(cfg Config) *MTU {
-	return &MTU{cfg: cfg, writer: newWriter(cfg.Put, cfg.Logger)}
+	return &MTU{cfg: cfg, writer: newWriter(cfg.Put, cfg.Logger), damper: mtu.NewDamper(cfg.Self)}
 }
 
 // Has is what pods have, once that is known.
@@ -132,6 +134,9 @@ func (n *MTU) See(view topology.MTUs) {
 		n.writer.forget() // etcd went back to older records
 	}
 	n.view, n.seen = view, true
+	for _, ip := range n.damper.See(time.Now(), view) {
+		n.cfg.Logger.Warn("the MTU record of a node changes again and again: the worst that it says counts until it has rested for a minute. Look at that node's links, and whether it is still yours", "node", ip)
+	}
 }
 
 // Written tells what became of what was written, for [MTU.TakeWritten].
@@ -149,7 +154,7 @@ func (n *MTU) Measured() <-chan struct{} {
 }
 
 func (n *MTU) mtuView() mtu.View {
-	return mtu.View{Self: n.cfg.Self, Records: n.view, Floor: n.floor, Arrives: n.arrives, Confirmed: n.writer.confirmed(n.view.Revision)}
+	return mtu.View{Self: n.cfg.Self, Records: n.damper.View(time.Now()), Floor: n.floor, Arrives: n.arrives, Confirmed: n.writer.confirmed(n.view.Revision)}
 }
 
 // tooSmall reports whether pods cannot do with what the node's paths carry.

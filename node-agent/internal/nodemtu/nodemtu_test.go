@@ -5,10 +5,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -210,6 +213,73 @@ func TestWantIsAgreed(t *testing.T) {
 	if m.Has() != set || !strings.Contains(said.String(), "MTU of pods") {
 		t.Errorf("has %+v, said %q", m.Has(), said)
 	}
+}
+
+// TestRecordSwings: another node's record that changes without end has this one write its own and set its pods' MTU a few times
+// only, and once it rests it counts as it is.
+func TestRecordSwings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &stack{mtu: 1500, paths: map[netip.Addr]int{peerB: 1500, peerC: 1500}}
+		revision, puts, sets := int64(0), 0, 0
+		nodes := map[netip.Addr]topology.NodeMTU{}
+		m, said := of(s, func(_ context.Context, r topology.NodeMTU) (int64, error) {
+			puts++
+			revision++
+			nodes[self] = r
+			return revision, nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); m.Run(ctx) }()
+		defer func() { cancel(); <-ended }()
+		pass := func() {
+			m.See(topology.MTUs{Revision: revision, Nodes: maps.Clone(nodes)})
+			if set, err := m.Want(s.under(), vxlan, twoPeers(), true); err == nil {
+				if set != m.Has() {
+					sets++
+				}
+				m.Done(set)
+			}
+			synctest.Wait()
+			select {
+			case w := <-m.Written():
+				m.TakeWritten(w)
+			default:
+			}
+		}
+		swing := func(times, size int) {
+			for i := range times {
+				r := topology.NodeMTU{HostIP: peerB, Carries: 1450, Receives: 1450, Sends: 1450}
+				if i%2 == 1 {
+					r.Carries, r.Receives, r.Sends = size, size, size
+				}
+				revision++
+				nodes[peerB] = r
+				for range 5 {
+					pass()
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+		}
+		swing(1000, 1300)
+		if puts > 100 || sets > 100 || sets < 2 {
+			t.Errorf("a record that changed 1,000 times had this node write %d times and set %d times", puts, sets)
+		}
+		if got := m.Has(); got.Sends != 1300 {
+			t.Errorf("it sends %+v while the record swings", got)
+		}
+		if got := strings.Count(said.String(), "changes again and again"); got != 1 {
+			t.Errorf("it said %d times that the record swings: %s", got, said)
+		}
+		swing(1, 0)
+		time.Sleep(time.Minute)
+		for range 5 {
+			pass()
+		}
+		if got := m.Has(); got.Sends != 1450 {
+			t.Errorf("it sends %+v after the record has rested", got)
+		}
+	})
 }
 
 // What changes on the node is seen: a device, a route that went, a black hole.
