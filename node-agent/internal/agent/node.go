@@ -226,13 +226,9 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	if n.etcd.asking != nil {
 		n.etcd.asking.SetSelf(vtep)
 	}
-	areas := []flowstore.Area{nodeflows.Area()}
-	if n.api != nil {
-		areas = append(areas, services.Area(), policies.Area())
-	}
 	p := &parts{
 		self: vtep, underlay: under, picture: &picture{name: n.cfg.NodeName, self: vtep},
-		flows: flowstore.New(flowstore.Config{Areas: areas, Observer: n.metrics, Watched: pipeline.Written(), Logger: n.log}),
+		flows: flowstore.New(flowstore.Config{Areas: append([]flowstore.Area{nodeflows.Area()}, clusterAreas()...), Observer: n.metrics, Watched: pipeline.Written(), Logger: n.log}),
 	}
 	p.table = nodeflows.New(vtep, nil, p.flows, n.metrics)
 	p.table.SetServiceProxy(n.cfg.Cluster.ServiceProxy)
@@ -257,6 +253,9 @@ func (n *node) setSelf(vtep netip.Addr, under *underlay.Setup) {
 	n.ready.open(p.attacher)
 	n.front.Open(p.attacher)
 }
+
+// clusterAreas are the flows that a node has in Kubernetes only.
+func clusterAreas() []flowstore.Area { return []flowstore.Area{services.Area(), policies.Area()} }
 
 // serviceTable is nil outside of Kubernetes.
 func (n *node) serviceTable(p *parts) serviceTable {
@@ -338,7 +337,9 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.runtime.conf, metrics: m, shrink: newShrink(), log: log,
 		},
 	}
-	if n.api != nil {
+	if n.api == nil {
+		r.former = &former{store: p.flows, areas: clusterAreas(), judge: n.firewall.judge, log: log}
+	} else {
 		r.flows.namesakes = p.namesakes
 		r.health.way.events, r.health.mesh.events = n.api, n.api
 		status.enforces = []string{topology.EnforcesNetworkPolicy, topology.EnforcesClusterNetworkPolicy}

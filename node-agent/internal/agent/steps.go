@@ -91,6 +91,7 @@ func (r *rooms) steps() []step {
 		{"ready, or why not", report.ready},
 		{"the node's status", r.status.keep},
 		{"services in the flows", r.services.follow},
+		{"what a cluster left that the node was in", r.former.clear},
 		{"the CNI configuration", report.configuration},
 	}
 }
@@ -102,6 +103,8 @@ type rooms struct {
 	flows    *flowSide
 	health   *health
 	services *serviceFeed
+	// former is nil in Kubernetes.
+	former   *former
 	policies *policySide
 	report   *reporter
 	status   *ownStatus
