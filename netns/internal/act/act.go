@@ -142,38 +142,48 @@ func newest(r store.Records) (revision int64) {
 	return revision
 }
 
-// read begins to follow the records, again where etcd was away for a moment: a member of it that was cut off
-// says nothing, and the others have no leader for some seconds.
-func read(ctx context.Context, st Store) (<-chan store.Records, error) {
-	deadline := time.Now().Add(askTime)
-	for pauses := (backoff.Pauses{First: askPause, Last: 8 * askPause}); ; {
-		records, err := st.FollowRecords(ctx)
-		if err == nil || !store.Passing(err) || time.Now().After(deadline) || !pauses.Wait(ctx) {
-			return records, err
-		}
-	}
+// read begins to follow the records.
+func read(ctx context.Context, st Store) (records <-chan store.Records, err error) {
+	err = whileAway(ctx, func(bool) error {
+		records, err = st.FollowRecords(ctx)
+		return err
+	})
+	return records, err
 }
 
-// ask writes the request and returns its revision. Where etcd was away for a moment, as when a member of it
-// dies, it asks again, once it has seen that the request has not been carried out meanwhile.
+// ask writes the request and returns its revision. It asks again once it has seen that the request has not been
+// carried out meanwhile.
 func ask(ctx context.Context, st Store, p plan.Plan, force bool) (rev int64, err error) {
 	request := st.RequestAction
 	if force {
 		request = st.ForceAction
 	}
 	r := p.Request
-	deadline := time.Now().Add(askTime)
-	for pauses := (backoff.Pauses{First: askPause, Last: 8 * askPause}); ; {
+	err = whileAway(ctx, func(again bool) error {
+		if again {
+			snap, revs, unseen := st.Snapshot(ctx)
+			if n := snap.Namespaces[r.Namespace]; unseen == nil && n.Action == topology.None && plan.Fulfilled(snap, r, p.TargetID) {
+				rev = revs.Namespaces[r.Namespace].Mod
+				return nil
+			}
+		}
 		rev, err = request(ctx, r.Namespace, r.Action, r.Target)
-		if err == nil || !store.Passing(err) {
-			return rev, err
-		}
-		if time.Now().After(deadline) || !pauses.Wait(ctx) {
-			return 0, fmt.Errorf("%w; the request may have been written: `netns show %s` tells", err, r.Namespace)
-		}
-		snap, revs, unseen := st.Snapshot(ctx)
-		if n := snap.Namespaces[r.Namespace]; unseen == nil && n.Action == topology.None && plan.Fulfilled(snap, r, p.TargetID) {
-			return revs.Namespaces[r.Namespace].Mod, nil
+		return err
+	})
+	if err != nil && store.Passing(err) {
+		return 0, fmt.Errorf("%w; the request may have been written: `netns show %s` tells", err, r.Namespace)
+	}
+	return rev, err
+}
+
+// whileAway tries it, and again where etcd was away for a moment: a member of it that was cut off says nothing, and the others
+// have no leader for some seconds.
+func whileAway(ctx context.Context, try func(again bool) error) error {
+	deadline, again := time.Now().Add(askTime), false
+	for pauses := (backoff.Pauses{First: askPause, Last: 8 * askPause}); ; again = true {
+		err := try(again)
+		if err == nil || !store.Passing(err) || time.Now().After(deadline) || !pauses.Wait(ctx) {
+			return err
 		}
 	}
 }
