@@ -8,6 +8,9 @@ import (
 // version is OpenFlow 1.4's on the wire.
 const version = 0x05
 
+// Protocol is the version that this package speaks, as Open vSwitch calls it (column protocols of table Bridge).
+const Protocol = "OpenFlow14"
+
 // headerSize is the length of ofp_header (OpenFlow 1.4, section 7.1).
 const headerSize = 8
 

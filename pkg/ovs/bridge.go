@@ -146,9 +146,6 @@ func createBridge(root string, spec BridgeSpec) []ovsdb.Operation {
 	if spec.FailMode != "" {
 		bridge["fail_mode"] = spec.FailMode
 	}
-	if spec.Protocols != nil {
-		bridge["protocols"] = ovsSet(spec.Protocols...)
-	}
 	return []ovsdb.Operation{
 		insert(tableInterface, "iface", iface),
 		insert(tablePort, "port", ovsdb.Row{"name": spec.Name, "interfaces": refs("iface")}),
@@ -171,8 +168,12 @@ func (c *Client) mendBridge(s *session, row *rowBridge, spec BridgeSpec) ([]ovsd
 	if spec.NoSpanningTree && row.RSTP {
 		set["rstp_enable"] = false
 	}
-	if spec.Protocols != nil && !sameSet(row.Protocols, spec.Protocols) {
-		set["protocols"] = ovsSet(spec.Protocols...)
+	lacks := slices.DeleteFunc(slices.Clone(spec.Protocols), func(p string) bool { return slices.Contains(row.Protocols, p) })
+	if len(row.Protocols) > 0 && len(lacks) > 0 { // none named is all
+		set["protocols"] = ovsSet(append(lacks, row.Protocols...)...)
+	}
+	if spec.NoFlowLimits && len(row.FlowTables) > 0 {
+		set["flow_tables"] = ovsMap(map[int]string{})
 	}
 	if spec.NoControllers && len(row.Controller) > 0 {
 		set["controller"] = refs()

@@ -51,6 +51,7 @@ type rowBridge struct {
 	Protocols    []string          `ovsdb:"protocols"`
 	Controller   []string          `ovsdb:"controller"`
 	Mirrors      []string          `ovsdb:"mirrors"`
+	FlowTables   map[int]string    `ovsdb:"flow_tables"`
 	OtherConfig  map[string]string `ovsdb:"other_config"`
 	ExternalIDs  map[string]string `ovsdb:"external_ids"`
 }
@@ -74,6 +75,7 @@ type rowInterface struct {
 	MTU           *int              `ovsdb:"mtu"`
 	MTURequest    *int              `ovsdb:"mtu_request"`
 	Ifindex       *int              `ovsdb:"ifindex"`
+	PolicingRate  int               `ovsdb:"ingress_policing_rate"`
 	LinkState     *string           `ovsdb:"link_state"`
 	Error         *string           `ovsdb:"error"`
 	BFDStatus     map[string]string `ovsdb:"bfd_status"`
@@ -151,6 +153,7 @@ func (r *rowBridge) CloneModelInto(m model.Model) {
 	c.Protocols = slices.Clone(r.Protocols)
 	c.Controller = slices.Clone(r.Controller)
 	c.Mirrors = slices.Clone(r.Mirrors)
+	c.FlowTables = maps.Clone(r.FlowTables)
 	c.OtherConfig = maps.Clone(r.OtherConfig)
 	c.ExternalIDs = maps.Clone(r.ExternalIDs)
 }

@@ -82,7 +82,7 @@ func TestEnsureBridge(t *testing.T) {
 	c, o, _ := start(t)
 	ctx := within(t)
 	spec := BridgeSpec{
-		Name: "br0", DatapathType: DatapathNetdev, FailMode: FailSecure, LocalMTU: 1400, Protocols: []string{"OpenFlow14", "OpenFlow13"},
+		Name: "br0", DatapathType: DatapathNetdev, FailMode: FailSecure, LocalMTU: 1400, Protocols: []string{"OpenFlow14", "OpenFlow13"}, NoFlowLimits: true,
 		MAC:         net.HardwareAddr{0x0a, 0x58, 1, 2, 3, 4},
 		ExternalIDs: map[string]string{"owner": "k8s-ovs"}, OtherConfig: map[string]string{"disable-in-band": "true"},
 	}
@@ -95,14 +95,17 @@ func TestEnsureBridge(t *testing.T) {
 	if changed, err := c.EnsureBridge(ctx, spec); err != nil || changed {
 		t.Errorf("repeated: changed %t, %v; want no change", changed, err)
 	}
+	if got := vsctl(o, "get", "Bridge", "br0", "protocols"); got != "[]" {
+		t.Errorf("a new bridge speaks %s only", got)
+	}
 	uuid := vsctl(o, "get", "Bridge", "br0", "_uuid")
-	o.VSCtl("set", "Bridge", "br0", "fail_mode=standalone", "external_ids:foreign=kept", "external_ids:owner=other", "stp_enable=true", "protocols=OpenFlow15")
+	o.VSCtl("--", "--id=@t", "create", "Flow_Table", "flow_limit=1", "--", "set", "Bridge", "br0", "flow_tables:7=@t", "--", "set", "Bridge", "br0", "fail_mode=standalone", "external_ids:foreign=kept", "external_ids:owner=other", "stp_enable=true", "protocols=OpenFlow15")
 	until(t, c, "the foreign change is seen", func() bool { b, _ := c.Bridge("br0"); return b.ExternalIDs["foreign"] == "kept" })
 	if changed, err := c.EnsureBridge(ctx, spec); err != nil || !changed {
 		t.Errorf("mend: changed %t, %v; want a change", changed, err)
 	}
 	want := Bridge{
-		Name: "br0", DatapathType: "netdev", FailMode: "secure", DatapathID: "00000a5801020304", Protocols: []string{"OpenFlow13", "OpenFlow14"},
+		Name: "br0", DatapathType: "netdev", FailMode: "secure", DatapathID: "00000a5801020304", Protocols: []string{"OpenFlow13", "OpenFlow14", "OpenFlow15"},
 		OtherConfig: map[string]string{"hwaddr": "0a:58:01:02:03:04", "disable-in-band": "true"},
 		ExternalIDs: map[string]string{"owner": "k8s-ovs", "foreign": "kept"},
 	}
@@ -111,7 +114,7 @@ func TestEnsureBridge(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("bridge (-want +got):\n%s", d)
 	}
-	for column, want := range map[string]string{"_uuid": uuid, "stp_enable": "true"} {
+	for column, want := range map[string]string{"_uuid": uuid, "stp_enable": "true", "flow_tables": "{}"} {
 		if got := vsctl(o, "get", "Bridge", "br0", column); got != want {
 			t.Errorf("%s is %s, want %s: the bridge was made anew, or a foreign column written", column, got, want)
 		}
@@ -119,6 +122,33 @@ func TestEnsureBridge(t *testing.T) {
 	local, _ := c.Port("br0")
 	if local.MTU != 1400 || local.MAC.String() != "0a:58:01:02:03:04" {
 		t.Errorf("local port has MTU %d and MAC %s, want 1400 and 0a:58:01:02:03:04", local.MTU, local.MAC)
+	}
+}
+
+// TestMendPorts: what somebody changed of ports is put right, of those that are there and of no other bridge's.
+func TestMendPorts(t *testing.T) {
+	c, o, _ := start(t)
+	bridge(t, c, "br0")
+	bridge(t, c, "br1")
+	o.VSCtl("add-port", "br0", "p0", "--", "add-port", "br0", "p1", "--", "add-port", "br1", "p2", "--", "set", "Interface", "p0", "ingress_policing_rate=10", "external_ids:foreign=kept",
+		"--", "set", "Interface", "p2", "ingress_policing_rate=20")
+	until(t, c, "the ports are seen", func() bool { p, _ := c.Port("p2"); return p.Policed })
+	var specs []PortSpec
+	for _, name := range []string{"p0", "p1", "p2", "none"} {
+		specs = append(specs, PortSpec{Name: name, NotPoliced: true, ExternalIDs: map[string]string{"owner": "k8s-ovs"}})
+	}
+	for range 2 {
+		if err := c.MendPorts(within(t), "br0", specs); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string][2]string{"p0": {"0", `{foreign=kept, owner=k8s-ovs}`}, "p1": {"0", "{owner=k8s-ovs}"}, "p2": {"20", "{}"}} {
+			if rate, ids := vsctl(o, "get", "Interface", name, "ingress_policing_rate"), vsctl(o, "get", "Interface", name, "external_ids"); rate != want[0] || ids != want[1] {
+				t.Errorf("%s has rate %s and %s, want %v", name, rate, ids, want)
+			}
+		}
+	}
+	if err := c.MendPorts(within(t), "none", specs); !errors.Is(err, ErrNoBridge) {
+		t.Errorf("no such bridge: %v", err)
 	}
 }
 
@@ -363,7 +393,7 @@ func TestMonitorAsksForWhatIsUsed(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]int{"Open_vSwitch": 9, "Bridge": 12, "Port": 3, "Interface": 15, "QoS": 4, "Queue": 1, "Mirror": 3}
+	want := map[string]int{"Open_vSwitch": 9, "Bridge": 13, "Port": 3, "Interface": 16, "QoS": 4, "Queue": 1, "Mirror": 3}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("columns by table (-want +got):\n%s", d)
 	}

@@ -76,6 +76,7 @@ func (s *session) port(bridge string, row *rowPort) (Port, bool) {
 		ExternalIDs:   i.ExternalIDs,
 		Options:       i.Options,
 		OtherConfig:   i.OtherConfig,
+		Policed:       i.PolicingRate != 0,
 		BFDStatus:     i.BFDStatus,
 		QoS:           s.qosOf(row),
 	}
@@ -274,6 +275,33 @@ func (c *Client) EnsurePort(ctx context.Context, bridge string, spec PortSpec) (
 	return err == nil, err
 }
 
+// MendPorts mends what differs from specs of ports of the bridge that are there, all in one transaction.
+func (c *Client) MendPorts(ctx context.Context, bridge string, specs []PortSpec) error {
+	s, row, err := c.bridgeRow(bridge)
+	if err != nil {
+		return fmt.Errorf("ports of pods: %w", err)
+	}
+	var ops []ovsdb.Operation
+	for _, spec := range specs {
+		port, err := s.portByName(spec.Name)
+		if err != nil {
+			return fmt.Errorf("port %s: %w", spec.Name, err)
+		}
+		iface, err := s.interfaceByName(spec.Name)
+		if err != nil {
+			return fmt.Errorf("port %s: %w", spec.Name, err)
+		}
+		if port != nil && iface != nil && slices.Contains(row.Ports, port.UUID) {
+			ops = append(ops, mendInterface(iface, spec)...)
+		}
+	}
+	if len(ops) == 0 {
+		return nil
+	}
+	_, err = s.transact(ctx, "changing ports of bridge "+bridge, ops)
+	return err
+}
+
 func mendInterface(row *rowInterface, spec PortSpec) []ovsdb.Operation {
 	set := ovsdb.Row{}
 	if row.Type != spec.Type {
@@ -290,6 +318,9 @@ func mendInterface(row *rowInterface, spec PortSpec) []ovsdb.Operation {
 	}
 	if spec.MAC != nil && !strings.EqualFold(deref(row.MAC), spec.MAC.String()) {
 		set["mac"] = spec.MAC.String()
+	}
+	if spec.NotPoliced && row.PolicingRate != 0 {
+		set["ingress_policing_rate"] = 0
 	}
 	var ops []ovsdb.Operation
 	if len(set) > 0 {

@@ -101,8 +101,12 @@ type BridgeSpec struct {
 	MAC net.HardwareAddr
 	// LocalMTU, bytes, is asked for on the local port.
 	LocalMTU int
-	// Protocols are the OpenFlow versions spoken, such as "OpenFlow14".
+	// Protocols are OpenFlow versions, such as "OpenFlow14", that are added where the bridge was told to speak
+	// others only.
 	Protocols []string
+	// NoFlowLimits takes away limits of the bridge's flow tables (column flow_tables), by which flows are refused or
+	// thrown out.
+	NoFlowLimits bool
 	// OtherConfig and ExternalIDs of the Bridge row.
 	OtherConfig, ExternalIDs map[string]string
 }
@@ -124,6 +128,8 @@ type PortSpec struct {
 	MTURequest int
 	// MAC of an internal port.
 	MAC net.HardwareAddr
+	// NotPoliced takes away a rate of what comes in by the port (column ingress_policing_rate).
+	NotPoliced bool
 	// SharedQoS is the type, such as "linux-noop", of the QoS that the port is made
 	// with and shares with other ports of the bridge; see [Client.ShareQoS] for a
 	// port that is there.
@@ -156,6 +162,8 @@ type Port struct {
 	// Ifindex of the network device, 0 where it has none.
 	Ifindex                           int
 	ExternalIDs, Options, OtherConfig map[string]string
+	// Policed is that what comes in by the port is limited (column ingress_policing_rate).
+	Policed bool
 	// BFDStatus is what a tunnel's BFD session (RFC 5880) says; empty without.
 	BFDStatus map[string]string
 	// QoS of the port; nil without.

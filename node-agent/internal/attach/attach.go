@@ -97,6 +97,8 @@ type Ports interface {
 	Ports(bridge string) ([]ovs.Port, error)
 	SetPortExternalIDs(ctx context.Context, name string, ids map[string]string) error
 	ShareQoS(ctx context.Context, bridge, kind string, ports []string) (changed bool, err error)
+	// MendPorts makes ports that are there what specs say.
+	MendPorts(ctx context.Context, bridge string, specs []ovs.PortSpec) error
 }
 
 // portQoS is the QoS type of pod ports: with any other, or none, Open vSwitch

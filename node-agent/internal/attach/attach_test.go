@@ -459,6 +459,38 @@ func TestRenumbered(t *testing.T) {
 	}
 }
 
+// TestRepairOfChangedPorts: a port that somebody limits, or takes the pod's name from, is as it was with the next repair.
+func TestRepairOfChangedPorts(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	for i := range 3 {
+		if _, err := a.Add(ctx, request(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	was := maps.Clone(w.ports)
+	for i, name := range slices.Sorted(maps.Keys(w.ports)) {
+		p := w.ports[name]
+		switch i {
+		case 0:
+			p.Policed = true
+		case 1:
+			p.ExternalIDs = nil
+		}
+		w.ports[name] = p
+	}
+	if n, err := a.Repair(ctx, false); err != nil || n != 2 {
+		t.Errorf("repaired %d, %v", n, err)
+	}
+	if diff := cmp.Diff(was, w.ports); diff != "" {
+		t.Errorf("ports (-were +are):\n%s", diff)
+	}
+	if n, err := a.Repair(ctx, false); err != nil || n != 0 {
+		t.Errorf("repaired %d again, %v", n, err)
+	}
+}
+
 // TestRenumberedAgain: where the flows do not follow a new number at once, the next repair
 // has them follow, and DEL takes those of the number that they have.
 func TestRenumberedAgain(t *testing.T) {

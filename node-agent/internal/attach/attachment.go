@@ -78,7 +78,7 @@ func (a Attachment) HostIf() string { return HostIf(a.Attachment) }
 // port is the pod's port of the bridge.
 func (a Attachment) port(node Node) ovs.PortSpec {
 	return ovs.PortSpec{
-		Name: a.HostIf(), OfportRequest: a.wants(node), ExternalIDs: a.externalIDs(), SharedQoS: portQoS,
+		Name: a.HostIf(), OfportRequest: a.wants(node), ExternalIDs: a.externalIDs(), SharedQoS: portQoS, NotPoliced: true,
 	}
 }
 

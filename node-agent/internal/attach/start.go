@@ -190,10 +190,13 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	}
 	var wrong []cniapi.Attachment
 	var bare []string
+	var changed []ovs.PortSpec
 	for _, at := range a.List() {
 		p, there := have[at.HostIf()]
 		if !there || p.Ofport != at.Port && p.Ofport != 0 {
 			wrong = append(wrong, at.Attachment)
+		} else if p.Policed || p.ExternalIDs[keyContainer] == "" {
+			changed = append(changed, at.port(node))
 		}
 		if there && (p.QoS == nil || p.QoS.Type != portQoS) {
 			bare = append(bare, p.Name)
@@ -211,7 +214,11 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	if shared {
 		mended.Add(int32(len(bare)))
 	}
-	if err := errors.Join(repairErr, shareErr); err != nil || !full {
+	mendErr := a.mendPorts(ctx, node, changed)
+	if mendErr == nil {
+		mended.Add(int32(len(changed)))
+	}
+	if err := errors.Join(repairErr, shareErr, mendErr); err != nil || !full {
 		return int(mended.Load()), err
 	}
 	wires, err := a.mendWires(ctx)
@@ -221,6 +228,19 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 		return did, err
 	}
 	return did + a.reshape(ctx), nil
+}
+
+// mendPorts puts right ports that somebody limits, or took the pods' names from.
+func (a *Attacher) mendPorts(ctx context.Context, node Node, changed []ovs.PortSpec) error {
+	if len(changed) == 0 {
+		return nil
+	}
+	names := make([]string, len(changed))
+	for i, spec := range changed {
+		names[i] = spec.Name
+	}
+	a.log.Warn("somebody had changed pods' ports: putting them right", "ports", names)
+	return a.ports.MendPorts(ctx, node.Bridge, changed)
 }
 
 // mendWires puts back what somebody changed of the node's ends of pods' wires, and makes

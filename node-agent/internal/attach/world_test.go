@@ -407,6 +407,21 @@ func (w *world) ShareQoS(_ context.Context, _, kind string, ports []string) (boo
 	return len(ports) > 0, nil
 }
 
+func (w *world) MendPorts(_ context.Context, _ string, specs []ovs.PortSpec) error {
+	leave, err := w.enter()
+	if err != nil {
+		return err
+	}
+	defer leave()
+	for _, spec := range specs {
+		if p, ok := w.ports[spec.Name]; ok {
+			p.ExternalIDs, p.Policed = maps.Clone(spec.ExternalIDs), false
+			w.ports[spec.Name] = p
+		}
+	}
+	return nil
+}
+
 func (w *world) WaitOfport(_ context.Context, name string) (uint32, error) {
 	leave, err := w.enter()
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
@@ -81,6 +82,7 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 		func() (bool, error) {
 			changed, err := sw.EnsureBridge(ctx, ovs.BridgeSpec{
 				Name: spec.Name, DatapathType: spec.Datapath, FailMode: ovs.FailSecure, NoSpanningTree: true,
+				Protocols: []string{of.Protocol}, NoFlowLimits: true,
 				// Where Open vSwitch has a manager or a controller by TCP, it lets that one's packets, and ARP,
 				// through all bridges, before and beside all flows that can be seen.
 				OtherConfig:   map[string]string{"disable-in-band": "true"},
@@ -99,7 +101,7 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 		func() (bool, error) { return ensureTunnels(ctx, sw, spec) },
 		func() (bool, error) {
 			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{
-				Name: GatewayPort, Type: "internal", OfportRequest: gatewayOfport, MAC: gatewayMAC, MTURequest: spec.MTU,
+				Name: GatewayPort, Type: "internal", OfportRequest: gatewayOfport, MAC: gatewayMAC, MTURequest: spec.MTU, NotPoliced: true,
 			})
 		},
 	}
@@ -184,7 +186,7 @@ func tunnelPort(t desired.Tunnel, source netip.Addr) ovs.PortSpec {
 	}
 	return ovs.PortSpec{
 		Name: t.Name, Type: string(t.Type), OfportRequest: t.Ofport, Options: options,
-		ExternalIDs: map[string]string{keyTunnel: string(t.Type)},
+		ExternalIDs: map[string]string{keyTunnel: string(t.Type)}, NotPoliced: true,
 	}
 }
 

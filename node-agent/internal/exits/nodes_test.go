@@ -78,6 +78,7 @@ func TestReach(t *testing.T) {
 		{"one that refuses what is sent", fmt.Sprintf(output, "output", "filter", "udp dport 4789 reject"), undo, out, ""},
 		{"one of all that comes", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority -400; }; add rule ip fw p ip protocol udp drop'", "nft delete table ip fw", in, ""},
 		{"one of what a device receives", "nft 'add table netdev fw; add chain netdev fw i { type filter hook ingress device eth0 priority 0; }; add rule netdev fw i udp dport 4789 drop'", "nft delete table netdev fw", "", "packets of 198.18.0.1 do not get in"},
+		{"traffic control of what a device receives", "tc qdisc add dev eth0 clsact; tc filter add dev eth0 ingress protocol ip u32 match ip protocol 17 0xff action mirred egress redirect dev tun0", "tc qdisc del dev eth0 clsact", "", "packets of 198.18.0.1 do not get in"},
 		{"one that knows one node", fmt.Sprintf(input, "filter", "drop", "ip saddr 198.18.0.1 udp dport 4789 accept"), undo, "", "packets of 198.19.0.1 do not get in"},
 		{"one of another port", fmt.Sprintf(input, "filter", "accept", "udp dport 4790 drop"), undo, "", ""},
 		{"one of pods", "nft 'add table inet fw; add chain inet fw f { type filter hook forward priority 0; policy drop; }'", undo, "", ""},

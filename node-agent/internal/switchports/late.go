@@ -103,6 +103,15 @@ func (l *Late) SetPortExternalIDs(ctx context.Context, name string, ids map[stri
 	return p.SetPortExternalIDs(ctx, name, ids)
 }
 
+// MendPorts implements attach.Ports.
+func (l *Late) MendPorts(ctx context.Context, bridge string, specs []ovs.PortSpec) error {
+	p, err := l.behind()
+	if err != nil {
+		return err
+	}
+	return p.MendPorts(ctx, bridge, specs)
+}
+
 // ShareQoS implements attach.Ports.
 func (l *Late) ShareQoS(ctx context.Context, bridge, kind string, ports []string) (changed bool, err error) {
 	p, err := l.behind()
