@@ -212,7 +212,7 @@ func bridgeContract(t *testing.T, db testDatabase, b bridgeOwner, datapath strin
 	soon(t, "the database is away", func() bool { return !db.Connected() })
 	_, ports := db.Ports(spec.Name)
 	_, _, _, ensure := b.Ensure(ctx, spec)
-	for what, err := range map[string]error{"Ports": ports, "Init": db.Init(ctx), "Ensure": ensure} {
+	for what, err := range map[string]error{"Ports": ports, "Init": db.Init(ctx), "Ensure": ensure, "Refill": b.Refill(ctx, spec)} {
 		if !errors.Is(err, ovs.ErrDisconnected) {
 			t.Errorf("%s without the database: %v", what, err)
 		}
@@ -234,6 +234,11 @@ func bridgeContract(t *testing.T, db testDatabase, b bridgeOwner, datapath strin
 	if ports, _, _, err := b.Ensure(short, spec); err == nil {
 		t.Errorf("without ovs-vswitchd: ports %+v", ports)
 	}
+	spec.MTU = 1290
+	if err := b.Refill(ctx, spec); err != nil {
+		t.Errorf("rows without ovs-vswitchd: %v", err)
+	}
+	soon(t, "they are there", func() bool { p, _ := db.Port(bridge.GatewayPort); return p.MTURequest == spec.MTU })
 }
 
 // TestHostContract: of the node's own stack, its underlay and what it has for pods.

@@ -40,6 +40,9 @@ type hostSide struct {
 	log      *slog.Logger
 	// readdressed is since when another address stands in the place of the node's; zero while none does.
 	readdressed time.Time
+	// had is what the bridge was last, once it was; asked is the connection to the database by which that was seen.
+	had   *bridge.Spec
+	asked int
 	// backless is why the kernel lacked a device of the tunnels at the last look at them.
 	backless error
 }
@@ -72,6 +75,8 @@ type hostParts struct {
 // database is that of Open vSwitch, which may be away; [ovs.Client] has it.
 type database interface {
 	Connected() bool
+	// Sessions counts the connections there were.
+	Sessions() int
 	// Init makes an empty database one that can be used.
 	Init(ctx context.Context) error
 	// Ports are those of a bridge; [ovs.ErrNoBridge] where there is none.
@@ -95,6 +100,8 @@ type uplinkSharer interface {
 // bridgeOwner is [bridge.Ensure] on the node's switch.
 type bridgeOwner interface {
 	Ensure(ctx context.Context, spec bridge.Spec) (ports desired.Ports, changed bool, refused, err error)
+	// Refill puts back what the database lost of it, and waits for nobody.
+	Refill(ctx context.Context, spec bridge.Spec) error
 	// EnsureBackers sees that the kernel datapath has the devices of the tunnels, and says what was amiss.
 	EnsureBackers(ctx context.Context, spec bridge.Spec) (mended []string, err error)
 }
@@ -124,6 +131,8 @@ type attachments interface {
 	Start(ctx context.Context, node attach.Node, stateDir, bootID string) ([]desired.Attached, error)
 	SetMTU(ctx context.Context, m attach.MTU) error
 	Repair(ctx context.Context, full bool) (mended int, err error)
+	// Refill puts back ports that the database lost, and waits for nobody.
+	Refill(ctx context.Context) error
 	// Writable is nil when leases of addresses can be written down.
 	Writable() error
 }
@@ -142,6 +151,20 @@ func (n *hostSide) reachDatabase(ctx context.Context, _ *pass) error {
 		return noDatabase(n.settings.endpoint, nil)
 	}
 	return n.database.Init(ctx)
+}
+
+// refill puts back what the database does not know any more, before ovs-vswitchd asks it: it may be an older copy, or empty. What
+// follows makes sure of all that, step by step, and waits for ovs-vswitchd.
+func (n *hostSide) refill(ctx context.Context, _ *pass) error {
+	session := n.database.Sessions()
+	if n.had == nil || session == n.asked || !n.started.IsValid() {
+		return nil
+	}
+	n.asked = session
+	if err := cmp.Or(n.bridge.Refill(ctx, *n.had), n.attacher.Refill(ctx)); err != nil {
+		n.log.Warn("what the database of Open vSwitch may have lost is not put back at once", "error", err)
+	}
+	return nil
 }
 
 // noDatabase says why the database does not answer: its folder may have been deleted under the agent's mount, as some
@@ -232,7 +255,11 @@ func (n *hostSide) route(ctx context.Context, p *pass) error {
 }
 
 func (n *hostSide) ensureBridge(ctx context.Context, p *pass) (err error) {
-	p.ports, _, p.refused, err = n.bridge.Ensure(ctx, n.bridgeSpec(p))
+	spec, session := n.bridgeSpec(p), n.database.Sessions()
+	p.ports, _, p.refused, err = n.bridge.Ensure(ctx, spec)
+	if err == nil {
+		n.had, n.asked = &spec, session
+	}
 	return err
 }
 

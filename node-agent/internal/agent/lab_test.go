@@ -184,6 +184,8 @@ type machine struct {
 	tunnelRefused bool
 	remakes       int
 	gateway       ovs.Port
+	// refills counts how often what the database had lost was put back.
+	refills int
 	// tunnelPort is the bridge's, guarded are those that the firewall keeps pods from.
 	tunnelPort tunnel.Port
 	guarded    []tunnel.Port
@@ -406,6 +408,17 @@ func (b fakeBridge) Ensure(ctx context.Context, spec bridge.Spec) (ports desired
 	return desired.Ports{Tunnels: map[string]uint32{desired.NodeTunnel: desired.NodeOfport}, Gateway: 2}, false, refused, ctx.Err()
 }
 
+func (b fakeBridge) Refill(ctx context.Context, spec bridge.Spec) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.databaseAway {
+		return ovs.ErrDisconnected
+	}
+	b.refills++
+	b.gateway = ovs.Port{Name: bridge.GatewayPort, MTURequest: spec.MTU}
+	return ctx.Err()
+}
+
 func (b fakeBridge) EnsureBackers(ctx context.Context, spec bridge.Spec) ([]string, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -602,6 +615,13 @@ func (f *fakePods) Repair(ctx context.Context, _ bool) (int, error) {
 		return 0, errors.New("not started")
 	}
 	return 0, ctx.Err()
+}
+
+func (f *fakePods) Refill(ctx context.Context) error {
+	if !f.started {
+		return errors.New("not started")
+	}
+	return ctx.Err()
 }
 
 func (f *fakePods) Writable() error {

@@ -398,6 +398,11 @@ func (s switchBridge) Ensure(ctx context.Context, spec bridge.Spec) (ports desir
 	return bridge.Ensure(ctx, s.client, spec)
 }
 
+// Refill implements bridgeOwner.
+func (s switchBridge) Refill(ctx context.Context, spec bridge.Spec) error {
+	return bridge.Refill(ctx, s.client, spec)
+}
+
 // EnsureBackers implements bridgeOwner.
 func (s switchBridge) EnsureBackers(ctx context.Context, spec bridge.Spec) ([]string, error) {
 	return bridge.EnsureBackers(ctx, s.client, s.host, spec)

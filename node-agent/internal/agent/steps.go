@@ -60,6 +60,7 @@ func (r *rooms) steps() []step {
 		{"the container runtime's way to the agent", r.runtime.look}, // before what may fail: pods must go whatever the node lacks
 		{"the ways to peers, read back", host.forget},
 		{"the database of Open vSwitch", host.reachDatabase},
+		{"what that may have lost", host.refill},
 		{"the underlay", host.ensureUnderlay}, // before the record: the one of the address that the node has
 		{"what the underlay's bridge forwards", host.ensureForwarding},
 		{"the node's record", r.record.place},

@@ -635,6 +635,11 @@ func TestLoopDatabaseIsBack(t *testing.T) {
 		if n := l.count() - before; n != 1 {
 			t.Errorf("%d passes after another change", n)
 		}
+		l.machine.set(func() {
+			if l.machine.refills != 1 {
+				t.Errorf("what it may have lost was put back %d times, want once", l.machine.refills)
+			}
+		})
 		l.stop()
 	})
 }

@@ -459,6 +459,39 @@ func TestRenumbered(t *testing.T) {
 	}
 }
 
+// TestRefill: ports that the database lost are back in it, also while nobody gives them numbers; those of pods whose device is gone are
+// not, nor those of pods that went.
+func TestRefill(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	a := start(t, w, t.TempDir())
+	for i := range 4 {
+		if _, err := a.Add(ctx, request(i+1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Del(ctx, request(4)); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]ovs.Port{}
+	for _, at := range a.List() {
+		if at.Attachment != request(3).Attachment() {
+			want[at.HostIf()] = w.ports[at.HostIf()]
+		} else if err := w.Delete(at.HostIf()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		clear(w.ports)
+		if err := a.Refill(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, w.ports); diff != "" {
+			t.Errorf("ports (-were +are):\n%s", diff)
+		}
+	}
+}
+
 // TestRepairOfChangedPorts: a port that somebody limits, or takes the pod's name from, is as it was with the next repair.
 func TestRepairOfChangedPorts(t *testing.T) {
 	ctx := context.Background()

@@ -230,6 +230,34 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	return did + a.reshape(ctx), nil
 }
 
+// Refill puts back ports that the database lost, and does not wait for their numbers, which are those that they had.
+func (a *Attacher) Refill(ctx context.Context) error {
+	node, _, err := a.known()
+	if err != nil {
+		return err
+	}
+	ports, err := a.ports.Ports(node.Bridge)
+	if err != nil {
+		return err
+	}
+	have := make(map[string]bool, len(ports))
+	for _, p := range ports {
+		have[p.Name] = true
+	}
+	var lost []cniapi.Attachment
+	for _, at := range a.List() {
+		if !have[at.HostIf()] {
+			lost = append(lost, at.Attachment)
+		}
+	}
+	return a.each(ctx, lost, func(ctx context.Context, node Node, at Attachment) error {
+		if exists, err := a.kernel.Exists(at.HostIf()); err != nil || !exists {
+			return err // without its device the pod is gone; DEL or GC will say so
+		}
+		return a.ports.AddPort(ctx, node.Bridge, at.port(node))
+	})
+}
+
 // mendPorts puts right ports that somebody limits, or took the pods' names from.
 func (a *Attacher) mendPorts(ctx context.Context, node Node, changed []ovs.PortSpec) error {
 	if len(changed) == 0 {

@@ -77,20 +77,9 @@ type Spec struct {
 // changes only what differs. refused is why Open vSwitch has no tunnel where there is to be one, as its kernel
 // may refuse: flows then have the number that the tunnel asks for, and pods of this node reach each other.
 func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, changed bool, refused, err error) {
-	gatewayMAC := topology.MAC(spec.Gateway)
 	steps := []func() (bool, error){
 		func() (bool, error) {
-			changed, err := sw.EnsureBridge(ctx, ovs.BridgeSpec{
-				Name: spec.Name, DatapathType: spec.Datapath, FailMode: ovs.FailSecure, NoSpanningTree: true,
-				Protocols: []string{of.Protocol}, NoFlowLimits: true,
-				// Where Open vSwitch has a manager or a controller by TCP, it lets that one's packets, and ARP,
-				// through all bridges, before and beside all flows that can be seen.
-				OtherConfig:   map[string]string{"disable-in-band": "true"},
-				NoControllers: true, Keeps: spec.keeps,
-				// A fixed address keeps the datapath id, and so the connection, when ports come and go.
-				MAC: topology.MAC(spec.VTEP), LocalMTU: spec.MTU,
-				ExternalIDs: map[string]string{"k8s-ovs": "bridge"},
-			})
+			changed, err := sw.EnsureBridge(ctx, spec.bridge())
 			if !changed || err != nil {
 				return changed, err
 			}
@@ -99,11 +88,7 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 			return true, sw.Sync(ctx)
 		},
 		func() (bool, error) { return ensureTunnels(ctx, sw, spec) },
-		func() (bool, error) {
-			return sw.EnsurePort(ctx, spec.Name, ovs.PortSpec{
-				Name: GatewayPort, Type: "internal", OfportRequest: gatewayOfport, MAC: gatewayMAC, MTURequest: spec.MTU, NotPoliced: true,
-			})
-		},
+		func() (bool, error) { return sw.EnsurePort(ctx, spec.Name, spec.gateway()) },
 	}
 	for _, step := range steps {
 		c, err := step()
@@ -127,6 +112,47 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 		return ports, changed, nil, fmt.Errorf("bridge %s: %w", spec.Name, err)
 	}
 	return ports, changed, refused, nil
+}
+
+// Refill puts back what the database lost of the bridge and of its own ports, and waits for nobody: ovs-vswitchd comes
+// to a database that was away a second later (RECONNECT_DEFAULT_MIN_BACKOFF, lib/reconnect.c of Open vSwitch), and takes down what it
+// does not find there.
+func Refill(ctx context.Context, sw Switch, spec Spec) error {
+	_, err := sw.EnsureBridge(ctx, spec.bridge())
+	for _, t := range spec.Tunnels {
+		if err == nil {
+			_, err = sw.EnsurePort(ctx, spec.Name, tunnelPort(t, spec.TunnelSource))
+		}
+	}
+	if err == nil {
+		_, err = sw.EnsurePort(ctx, spec.Name, spec.gateway())
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", spec.Name, err)
+	}
+	return nil
+}
+
+// bridge is the bridge itself.
+func (s Spec) bridge() ovs.BridgeSpec {
+	return ovs.BridgeSpec{
+		Name: s.Name, DatapathType: s.Datapath, FailMode: ovs.FailSecure, NoSpanningTree: true,
+		Protocols: []string{of.Protocol}, NoFlowLimits: true,
+		// Where Open vSwitch has a manager or a controller by TCP, it lets that one's packets, and ARP,
+		// through all bridges, before and beside all flows that can be seen.
+		OtherConfig:   map[string]string{"disable-in-band": "true"},
+		NoControllers: true, Keeps: s.keeps,
+		// A fixed address keeps the datapath id, and so the connection, when ports come and go.
+		MAC: topology.MAC(s.VTEP), LocalMTU: s.MTU,
+		ExternalIDs: map[string]string{"k8s-ovs": "bridge"},
+	}
+}
+
+// gateway is the port by which packets leave for the node.
+func (s Spec) gateway() ovs.PortSpec {
+	return ovs.PortSpec{
+		Name: GatewayPort, Type: "internal", OfportRequest: gatewayOfport, MAC: topology.MAC(s.Gateway), MTURequest: s.MTU, NotPoliced: true,
+	}
 }
 
 // keeps reports whether the port of that name is the bridge's own or a pod's: others may have copies of packets, as
