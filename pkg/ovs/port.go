@@ -268,6 +268,10 @@ func (c *Client) EnsurePort(ctx context.Context, bridge string, spec PortSpec) (
 		return false, fmt.Errorf("port %s of bridge %s has no interface of its own name (is it a bond?); choose another name", spec.Name, bridge)
 	}
 	ops := mendInterface(iface, spec)
+	if spec.NoQueue && port.QoS != nil {
+		ops = append(ops, s.dropQoS(port)...)
+		ops = append(ops, update(tablePort, port.UUID, ovsdb.Row{"qos": refs()}))
+	}
 	if len(ops) == 0 {
 		return false, nil
 	}

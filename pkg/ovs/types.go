@@ -130,6 +130,8 @@ type PortSpec struct {
 	MAC net.HardwareAddr
 	// NotPoliced takes away a rate of what comes in by the port (column ingress_policing_rate).
 	NotPoliced bool
+	// NoQueue takes away a QoS of the port, and what Open vSwitch has put on its device for it.
+	NoQueue bool
 	// SharedQoS is the type, such as "linux-noop", of the QoS that the port is made
 	// with and shares with other ports of the bridge; see [Client.ShareQoS] for a
 	// port that is there.

@@ -70,6 +70,13 @@ type hostParts struct {
 	net      hostOwner
 	judge    judge
 	links    links
+	queues   queues
+}
+
+// queues are what devices hold packets back in; [tc.Control] knows them.
+type queues interface {
+	// FreeRoots takes away those that somebody put there.
+	FreeRoots(devices ...link.Link) (freed []string, err error)
 }
 
 // database is that of Open vSwitch, which may be away; [ovs.Client] has it.
@@ -314,11 +321,41 @@ func (n *hostSide) ensureHost(ctx context.Context, p *pass) error {
 	if err != nil {
 		return err
 	}
+	if err := n.unqueue(p); err != nil {
+		return err
+	}
 	if (p.moved || moved) && n.started.IsValid() && p.mtu == n.mtu.Has() {
 		n.metrics.hostRepairs.Inc()
 		n.log.Info("the host's side was put right", "underlay", p.moved, "host", moved)
 	}
 	return nil
+}
+
+// unqueue lets packets through that leave for the node or for tunnels: nobody is to hold those back, save at the uplink.
+func (n *hostSide) unqueue(p *pass) error {
+	if !p.full {
+		return nil
+	}
+	names := []string{bridge.GatewayPort}
+	if n.settings.datapath == ovs.DatapathSystem {
+		for _, t := range n.tunnelList() {
+			names = append(names, t.KernelDevice())
+		}
+	}
+	var devices []link.Link
+	for _, name := range names {
+		if l, ok, err := n.links.Link(name); err != nil {
+			return err
+		} else if ok {
+			devices = append(devices, l)
+		}
+	}
+	freed, err := n.queues.FreeRoots(devices...)
+	if len(freed) > 0 {
+		n.metrics.hostRepairs.Inc()
+		n.log.Warn("somebody had put a queueing discipline on devices of the overlay: taken away", "devices", freed)
+	}
+	return err
 }
 
 // hostSpec is what the node's own side of the overlay is to be.

@@ -657,6 +657,9 @@ type lab struct {
 	ended  chan error
 }
 
+// FreeRoots implements queues.
+func (m *machine) FreeRoots(...link.Link) ([]string, error) { return nil, nil }
+
 // fakeJudge has dropped nothing.
 type fakeJudge struct{}
 
@@ -687,7 +690,7 @@ func (l *lab) build() {
 			picture: pic, settings: hostSettings{endpoint: "unix:/db.sock", bridge: "br0", datapath: ovs.DatapathSystem, stateDir: l.dir}, attacher: pods, table: l.table,
 			ready: ready, metrics: m, log: log,
 			hostParts: hostParts{
-				database: l.machine, underlay: fakeUnderlay{l.machine}, sharing: fakeSharing{}, peers: others, bridge: fakeBridge{l.machine}, net: fakeHost{l.machine}, judge: fakeJudge{}, links: l.machine,
+				database: l.machine, underlay: fakeUnderlay{l.machine}, sharing: fakeSharing{}, peers: others, bridge: fakeBridge{l.machine}, net: fakeHost{l.machine}, judge: fakeJudge{}, links: l.machine, queues: l.machine,
 				mtu: nodemtu.New(nodemtu.Config{
 					Name: labSelf.Host, Self: labSelf.HostIP, Policy: mtu.Clamp, Put: l.etcd.putMTU, Host: l.machine, Switch: l.machine, Underlay: l.machine,
 					Metrics: m.mtu, Logger: log,

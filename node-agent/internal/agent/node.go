@@ -39,6 +39,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tenants"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
@@ -311,7 +312,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		host: &hostSide{
 			picture: p.picture, settings: n.settings(), attacher: p.attacher, table: p.table, ready: n.ready, metrics: m, log: log,
 			hostParts: hostParts{
-				database: n.ovs.client, underlay: p.underlay, sharing: n.sharing, mtu: n.newMTU(p), peers: others, bridge: switchBridge{n.ovs.client, n.host}, net: n.firewall.net, judge: n.firewall.judge, links: n.host,
+				database: n.ovs.client, underlay: p.underlay, sharing: n.sharing, mtu: n.newMTU(p), peers: others, bridge: switchBridge{n.ovs.client, n.host}, net: n.firewall.net, judge: n.firewall.judge, links: n.host, queues: tc.In(n.host),
 			},
 		},
 		flows: &flowSide{

@@ -28,6 +28,7 @@ func (k Netlink) Mend(wires []Wire) (mended, gone []string, failed map[string]er
 		}
 	}
 	var there []string
+	var ends []link.Link
 	for _, w := range wires {
 		l, ok := have[w.HostIf]
 		if !ok {
@@ -36,7 +37,7 @@ func (k Netlink) Mend(wires []Wire) (mended, gone []string, failed map[string]er
 			}
 			continue
 		}
-		there = append(there, w.HostIf)
+		there, ends = append(there, w.HostIf), append(ends, l)
 		did, err := k.mend(w, l, foreign[l.Master])
 		if err != nil && k.stays(l) {
 			failed[w.HostIf] = err
@@ -45,7 +46,10 @@ func (k Netlink) Mend(wires []Wire) (mended, gone []string, failed map[string]er
 		}
 	}
 	loud, err := k.Host.EnsureQuiet(there...)
-	for _, name := range loud {
+	// Those of limits are told by who compares these.
+	queued, queueErr := k.Shaper.EnsureGates(ends...)
+	err = errors.Join(err, queueErr)
+	for _, name := range append(loud, queued...) {
 		if !slices.Contains(mended, name) {
 			mended = append(mended, name)
 		}

@@ -151,7 +151,7 @@ func (s Spec) bridge() ovs.BridgeSpec {
 // gateway is the port by which packets leave for the node.
 func (s Spec) gateway() ovs.PortSpec {
 	return ovs.PortSpec{
-		Name: GatewayPort, Type: "internal", OfportRequest: gatewayOfport, MAC: topology.MAC(s.Gateway), MTURequest: s.MTU, NotPoliced: true,
+		Name: GatewayPort, Type: "internal", OfportRequest: gatewayOfport, MAC: topology.MAC(s.Gateway), MTURequest: s.MTU, NotPoliced: true, NoQueue: true,
 	}
 }
 

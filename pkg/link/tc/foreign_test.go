@@ -1,0 +1,53 @@
+package tc
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+)
+
+// What somebody else puts on a device goes; the gate, the kernel's own and what only orders packets stay.
+func TestForeignQdiscs(t *testing.T) {
+	n := space(t)
+	root := func(dev string) string {
+		out, _, _ := strings.Cut(strings.TrimPrefix(tc(t, n, "qdisc show dev "+dev+" root"), "qdisc "), "\n")
+		return strings.Join(strings.Fields(out)[:2], " ")
+	}
+	var devices []link.Link
+	for _, name := range []string{"a0", "b0", "c0", "d0", "e0"} {
+		ip(t, n, "link add "+name+" type veth peer name "+name+"p")
+		ip(t, n, "link set "+name+" up")
+		devices = append(devices, must(n.ns.Existing(name))(t))
+	}
+	must(n.EnsureGate("a0"))(t)
+	gate := root("a0")
+	must(n.EnsureGate("b0"))(t)
+	tc(t, n, "qdisc replace dev b0 root tbf rate 1kbit burst 1540 latency 1ms")
+	// As Open vSwitch does for a QoS of type linux-htb.
+	tc(t, n, "qdisc add dev c0 root handle 1: htb default 1")
+	tc(t, n, "class add dev c0 parent 1: classid 1:1 htb rate 10kbit")
+	tc(t, n, "qdisc add dev e0 root tbf rate 1kbit burst 1540 latency 1ms")
+	mended := must(n.EnsureGates(devices[:4]...))(t)
+	slices.Sort(mended)
+	if !slices.Equal(mended, []string{"b0", "c0"}) {
+		t.Errorf("mended %v", mended)
+	}
+	if root("a0") != gate || !strings.HasPrefix(root("b0"), "htb") || !strings.HasPrefix(root("d0"), "noqueue") || !strings.HasPrefix(root("e0"), "tbf") {
+		t.Errorf("a0 has %s (had %s), b0 %s, d0 %s, e0 %s", root("a0"), gate, root("b0"), root("d0"), root("e0"))
+	}
+	if out := tc(t, n, "class show dev c0"); out != "" {
+		t.Errorf("c0 has classes still: %s", out)
+	}
+	if again := must(n.EnsureGates(devices[:4]...))(t); len(again) > 0 {
+		t.Errorf("mended again: %v", again)
+	}
+	tc(t, n, "qdisc add dev d0 root pfifo limit 10")
+	if freed := must(n.FreeRoots(devices[3:]...))(t); !slices.Equal(freed, []string{"e0"}) {
+		t.Errorf("freed %v", freed)
+	}
+	if !strings.HasPrefix(root("d0"), "pfifo") || !strings.HasPrefix(root("e0"), "noqueue") {
+		t.Errorf("d0 has %s, e0 %s", root("d0"), root("e0"))
+	}
+}
