@@ -8,6 +8,7 @@
 package hostnet
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -187,6 +188,7 @@ func matches(have []*knftables.Rule, want map[string][]string) bool {
 func (n *Net) ensureDevice(spec Spec) (changed bool, err error) {
 	route := link.Route{Dst: spec.ClusterNetwork, Via: topology.NextHop, OnLink: true, Src: spec.Gateway, MTU: spec.RouteMTU}
 	steps := []func() (bool, error){
+		func() (bool, error) { return n.ensureName(spec) },
 		func() (bool, error) { return n.ns.SetMAC(spec.Device, topology.MAC(spec.Gateway)) },
 		func() (bool, error) { return n.dropStale(spec) },
 		func() (bool, error) { return n.ensureSettings(spec.Device) },
@@ -210,6 +212,26 @@ func (n *Net) ensureDevice(spec Spec) (changed bool, err error) {
 		}
 	}
 	return changed, nil
+}
+
+// ensureName gives the gateway device its name back that somebody changed. It is known by its MAC, which no other has.
+func (n *Net) ensureName(spec Spec) (changed bool, err error) {
+	if there, err := n.ns.LinkExists(spec.Device); err != nil || there {
+		return false, err
+	}
+	links, err := n.ns.Links()
+	if err != nil {
+		return false, err
+	}
+	mac := topology.MAC(spec.Gateway)
+	i := slices.IndexFunc(links, func(l link.Link) bool { return bytes.Equal(l.MAC, mac) })
+	if i < 0 {
+		return false, nil
+	}
+	if err := n.ns.Rename(links[i], spec.Device); err != nil {
+		return false, fmt.Errorf("somebody has called the gateway port %s of the bridge %s: %w; give it its name back (ip link set %s name %s)", spec.Device, links[i].Name, err, links[i].Name, spec.Device)
+	}
+	return true, nil
 }
 
 // nextHopMAC belongs to the next hop as a pod's does to its address.

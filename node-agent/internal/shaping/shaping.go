@@ -72,7 +72,9 @@ func PrepareHost(host *link.NS, hostIf string) error {
 
 // EnsureGates puts the gate in the place of what somebody else put on host's ends, and returns on which. What led to an ifb from
 // there is gone then, as [Shaper.Differences] has it.
-func (s *Shaper) EnsureGates(ends ...link.Link) (mended []string, err error) { return s.tc.EnsureGates(ends...) }
+func (s *Shaper) EnsureGates(ends ...link.Link) (mended []string, err error) {
+	return s.tc.EnsureGates(ends...)
+}
 
 // PrepareSandbox puts a tbf without a limit on the pod's device, which should not be
 // up yet: so nothing is lost. One that is there, of whatever rate, stays; as
