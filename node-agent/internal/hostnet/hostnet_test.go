@@ -53,6 +53,7 @@ func TestEnsureRepairs(t *testing.T) {
 		{"neighbour removed", "ip neigh del 169.254.77.1 dev tun0"},
 		{"device down", "ip link set tun0 down"},
 		{"another MAC", "ip link set tun0 address 0a:58:00:00:00:01"},
+		{"another name", "ip link set tun0 down; ip link set tun0 name foo0"},
 		{"no forwarding", "sysctl -qw net.ipv4.ip_forward=0"},
 		{"strict filter", "sysctl -qw net.ipv4.conf.tun0.rp_filter=1"},
 	}
