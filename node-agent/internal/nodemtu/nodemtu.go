@@ -79,6 +79,8 @@ type Prober interface {
 	// pass where anything does, bytes of IP packets.
 	SetPeers(floor int, needs map[netip.Addr]int)
 	Holes() map[netip.Addr]int
+	// Silent are the peers, in order, that have answered and do not any more.
+	Silent() []netip.Addr
 	Run(ctx context.Context)
 }
 
@@ -106,6 +108,8 @@ type MTU struct {
 	arrives int
 	// ignored are the nodes whose records do not count, as told last.
 	ignored []netip.Addr
+	// silent are the peers that do not answer any more, as told last.
+	silent []netip.Addr
 	// view is what all nodes have written, damper what counts of it; seen is false before there is any.
 	view   topology.MTUs
 	damper *mtu.Damper
@@ -420,6 +424,19 @@ func (n *MTU) tellIgnored() {
 	n.cfg.Metrics.ignored.Set(float64(len(now)))
 }
 
+// tellSilent says once whose agents do not answer any more.
+func (n *MTU) tellSilent() {
+	if n.cfg.Prober == nil {
+		return
+	}
+	now := n.cfg.Prober.Silent()
+	if fresh := slices.DeleteFunc(slices.Clone(now), func(ip netip.Addr) bool { return slices.Contains(n.silent, ip) }); len(fresh) > 0 {
+		n.cfg.Logger.Warn("agents of other nodes do not answer probes of paths any more: they are away, or nothing gets through between them and this node", "nodes", namePeers(fresh))
+	}
+	n.silent = now
+	n.cfg.Metrics.silent.Set(float64(len(now)))
+}
+
 // observe shows how the node stands to the others.
 func (n *MTU) observe() {
 	m := n.cfg.Metrics
@@ -428,6 +445,7 @@ func (n *MTU) observe() {
 	m.cluster.Set(float64(n.mtuView().Cluster(n.capacity.Carries)))
 	m.blackHoles.Set(float64(len(n.capacity.BlackHoles)))
 	n.tellIgnored()
+	n.tellSilent()
 	m.holdsBack.Set(0)
 	if n.view.HoldsBack(n.cfg.Self) {
 		m.holdsBack.Set(1)

@@ -39,8 +39,10 @@ type stack struct {
 	port  ovs.Port
 	route int
 	holes map[netip.Addr]int
-	needs map[netip.Addr]int
-	floor int
+	// silent are the peers that do not answer any more.
+	silent []netip.Addr
+	needs  map[netip.Addr]int
+	floor  int
 }
 
 // vxlan is what nodes reach each other by.
@@ -70,6 +72,7 @@ func (s *stack) Narrowest(underlay.Underlay) (string, int, error) { return "eth0
 func (s *stack) Changed() <-chan struct{}                         { return nil }
 func (s *stack) SetPeers(floor int, needs map[netip.Addr]int)     { s.floor, s.needs = floor, needs }
 func (s *stack) Holes() map[netip.Addr]int                        { return s.holes }
+func (s *stack) Silent() []netip.Addr                             { return s.silent }
 func (s *stack) Run(ctx context.Context)                          { <-ctx.Done() }
 
 func (s *stack) under() underlay.Underlay {
@@ -212,6 +215,26 @@ func TestWantIsAgreed(t *testing.T) {
 	m.Done(set)
 	if m.Has() != set || !strings.Contains(said.String(), "MTU of pods") {
 		t.Errorf("has %+v, said %q", m.Has(), said)
+	}
+}
+
+// TestSilentPeers: peers that do not answer any more are told once each, and counted.
+func TestSilentPeers(t *testing.T) {
+	s := &stack{mtu: 1500, paths: map[netip.Addr]int{peerB: 1500, peerC: 1500}}
+	m, said := of(s, nowhere)
+	for _, silent := range [][]netip.Addr{nil, {peerB}, {peerB}, {peerB, peerC}, nil, {peerB}} {
+		s.silent = silent
+		wants(t, m, s, twoPeers(), false, mtu.Values{Receives: 1450, Sends: 1450})
+		m.Done(mtu.Values{Receives: 1450, Sends: 1450})
+	}
+	var told []string
+	for line := range strings.Lines(said.String()) {
+		if _, nodes, ok := strings.Cut(line, "nodes="); ok {
+			told = append(told, strings.TrimSpace(nodes))
+		}
+	}
+	if want := []string{peerB.String(), peerC.String(), peerB.String()}; !slices.Equal(told, want) {
+		t.Errorf("told of %v, want %v", told, want)
 	}
 }
 

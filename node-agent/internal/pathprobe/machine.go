@@ -66,9 +66,10 @@ type peer struct {
 	due time.Time
 	// sent are the sizes of this round's probes, by nonce.
 	sent map[uint64]int
-	// tried counts the full-size ones; heard is that the peer answered in this round.
+	// tried counts the full-size ones; heard is that the peer answered in this round, answered when it did last.
 	tried     int
 	heard     bool
+	answered  time.Time
 	search    *search
 	recheckAt time.Time
 }
@@ -305,7 +306,7 @@ func (m *machine) answer(now time.Time, from netip.Addr, nonce uint64, theirs in
 		return false
 	}
 	delete(p.sent, nonce)
-	p.heard = true
+	p.heard, p.answered = true, now
 	m.retarget(p, now, p.own, theirs)
 	switch {
 	case size == small:
@@ -335,5 +336,17 @@ func (m *machine) holes() map[netip.Addr]int {
 			out[addr] = p.size
 		}
 	}
+	return out
+}
+
+// silent are the peers that have answered, and have not for as long as it takes until a black hole is looked at again.
+func (m *machine) silent(now time.Time) []netip.Addr {
+	var out []netip.Addr
+	for addr, p := range m.peers {
+		if !p.answered.IsZero() && now.Sub(p.answered) > m.recheck {
+			out = append(out, addr)
+		}
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
 	return out
 }

@@ -3,6 +3,7 @@ package pathprobe
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -121,6 +122,28 @@ func TestBlackHoleComesAndGoes(t *testing.T) {
 			n.until(0, 2*time.Minute)
 		}
 	}
+}
+
+// A peer that has answered and is silent for a minute is named until it answers again; one that never answered is not.
+func TestSilent(t *testing.T) {
+	p, never := &path{carries: 1500, theirs: 1500}, &path{silent: true}
+	n := newNetwork(t, 1500, p, never)
+	is := func(when string, want ...netip.Addr) {
+		t.Helper()
+		if got := n.m.silent(n.now); !slices.Equal(got, want) {
+			t.Errorf("%s: %v are silent, want %v", when, got, want)
+		}
+	}
+	n.run(5 * time.Minute)
+	is("it answers")
+	p.silent = true
+	n.run(45 * time.Second)
+	is("for 45 s it has not")
+	n.run(45 * time.Second)
+	is("for 90 s it has not", address(0))
+	p.silent = false
+	n.run(15 * time.Second)
+	is("it answers again")
 }
 
 // A peer's smaller link is no black hole, nor is one of its own.

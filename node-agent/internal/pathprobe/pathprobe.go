@@ -112,6 +112,14 @@ func (p *Prober) Holes() map[netip.Addr]int {
 	return p.machine.holes()
 }
 
+// Silent are the peers, in order, that have answered probes and have not for six intervals: their agents are away, or nothing gets
+// through between the two nodes.
+func (p *Prober) Silent() []netip.Addr {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.machine.silent(time.Now())
+}
+
 // Changed wakes up after [Prober.Holes] changed.
 func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
