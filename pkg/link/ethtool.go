@@ -14,6 +14,8 @@ const (
 	ethtoolSetTSO        = 0x1f // ETHTOOL_STSO
 	ethtoolGetGSO        = 0x23 // ETHTOOL_GGSO
 	ethtoolSetGSO        = 0x24 // ETHTOOL_SGSO
+	ethtoolGetGRO        = 0x2b // ETHTOOL_GGRO
+	ethtoolSetGRO        = 0x2c // ETHTOOL_SGRO
 )
 
 // ethtoolValue is struct ethtool_value of linux/ethtool.h.
@@ -59,6 +61,20 @@ func (n *NS) offloads(name string) (bool, error) {
 		}
 	}
 	return false, nil
+}
+
+// EnsureNoGRO has a device hand packets on as it receives them, and reports whether it did not. It is for devices that
+// merge by generic receive offload alone, such as veth: see [NS.Merging] for others.
+func (n *NS) EnsureNoGRO(name string) (changed bool, err error) {
+	v := &ethtoolValue{cmd: ethtoolGetGRO}
+	if err = n.ethtool(name, v); err == nil && v.data != 0 {
+		changed = true
+		err = n.ethtool(name, &ethtoolValue{cmd: ethtoolSetGRO})
+	}
+	if err != nil {
+		return false, fmt.Errorf("generic receive offload of %s: %w", name, err)
+	}
+	return changed, nil
 }
 
 func (n *NS) ethtool(name string, v *ethtoolValue) error {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -143,6 +144,7 @@ var changes = []change{
 	{name: "a network of the machine's own among the node's pods", says: "by host9", do: hostDevice + `ip addr add ` + upper + ` dev host9 || $SECOND`, undo: "ip link del host9 || true", needs: needsBridge},
 	{name: "a routing rule for the upper part of the node's pods", says: "ip rule", do: hostDevice + `ip route add default dev host9 table 99; ip rule add to ` + upper + ` priority 50 lookup 99`, undo: "ip rule del priority 50; ip link del host9 || true", needs: needsBridge},
 	{name: "the pod's host end down", do: "ip link set $POD down"},
+	{name: "the pod's host end merges packets that it receives", do: "ethtool -K $POD gro on"},
 	{name: "the pod's host end with another MTU", do: "ip link set $POD mtu 600"},
 	{name: "the pod's host end deleted", do: "ip link del $POD"},
 	{name: "the pod's host end renamed", do: "ip link set $POD down; ip link set $POD name foo; ip link set foo up"},
@@ -337,7 +339,7 @@ func (m *machine) well() error {
 	ping(a, "a pod of another node", b.IP.String())
 	ping(b, "a pod of the changed node", a.IP.String())
 	ping(a, "the outside", netlab.Outside.String())
-	g.Go(func() error { return getsMuch(ctx, a.Sandbox(), m.much) })
+	g.Go(func() error { return exchangesMuch(ctx, a.Sandbox(), m.much) })
 	g.Go(func() error {
 		if _, err := m.NodeExec(ctx, "n1", "ping", "-c1", "-W1", a.IP.String()); err != nil {
 			return errors.New("the node does not reach its pod")
@@ -347,11 +349,11 @@ func (m *machine) well() error {
 	return g.Wait()
 }
 
-// much is how many bytes a pod is to get from the outside within a look: nothing where packets
-// arrive, more than what comes in where the long ones of a connection do not.
+// much is how many bytes a pod is to get from the outside, and to send there, within a look: nothing where packets
+// arrive, more than what comes through where the long ones of a connection do not.
 const much = 1 << 20
 
-// sendsMuch has the outside send that to whoever connects.
+// sendsMuch has the outside send that to whoever connects, and take what comes back.
 func (l *lab) sendsMuch() netip.AddrPort {
 	l.t.Helper()
 	at := netip.AddrPortFrom(netlab.Outside, 5001)
@@ -367,6 +369,7 @@ func (l *lab) sendsMuch() netip.AddrPort {
 			go func() {
 				_ = c.SetDeadline(time.Now().Add(machineTime))
 				_, _ = c.Write(make([]byte, much))
+				_, _ = io.Copy(io.Discard, c)
 				_ = c.Close()
 			}()
 		}
@@ -374,17 +377,26 @@ func (l *lab) sendsMuch() netip.AddrPort {
 	return at
 }
 
-// getsMuch is nil when a pod gets much from there until ctx ends.
-func getsMuch(ctx context.Context, sandbox string, from netip.AddrPort) error {
+// exchangesMuch is nil when a pod gets much from there, and sends as much, until ctx ends.
+func exchangesMuch(ctx context.Context, sandbox string, with netip.AddrPort) error {
 	until, _ := ctx.Deadline()
-	c, err := ns.DialTCP(sandbox, from.String(), time.Until(until))
+	c, err := ns.DialTCP(sandbox, with.String(), time.Until(until))
 	if err != nil {
 		return fmt.Errorf("a pod cannot connect to the outside: %w", err)
 	}
 	defer func() { _ = c.Close() }()
 	_ = c.SetDeadline(until)
-	if n, err := io.Copy(io.Discard, c); n < much || err != nil {
-		return fmt.Errorf("a pod got %d of %d bytes from the outside (%v)", n, much, err)
+	if n, err := io.CopyN(io.Discard, c, much); err != nil {
+		return fmt.Errorf("a pod got %d of %d bytes from the outside (%w)", n, much, err)
+	}
+	if n, err := c.Write(make([]byte, much)); err != nil {
+		return fmt.Errorf("a pod sent %d of %d bytes to the outside (%w)", n, much, err)
+	}
+	if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+		return err
+	}
+	if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+		return fmt.Errorf("what a pod sent to the outside did not all get there (%w)", err)
 	}
 	return nil
 }

@@ -78,8 +78,8 @@ type Wire struct {
 	// MTU of both ends and RouteMTU of what the pod sends, bytes.
 	MTU, RouteMTU int
 	Limits        limits.Limits
-	// NoOffload turns checksum and segmentation offload off in the sandbox: the
-	// userspace datapath reads packets before a device would have finished them.
+	// NoOffload turns checksum and segmentation offload off in the sandbox, and receive offload of the host's end: the
+	// userspace datapath reads packets before a device would have finished them, and none that is longer than the MTU.
 	NoOffload bool
 }
 

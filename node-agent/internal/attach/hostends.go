@@ -10,7 +10,7 @@ import (
 )
 
 // Mend puts right what others changed of the host's ends: their names, what they are ports of, up,
-// their MTU (where w has one), and the settings that keep the node's own stack away. It returns which it mended, which
+// their MTU (where w has one), their queueing discipline, that they merge nothing where it may not be, and the settings that keep the node's own stack away. It returns which it mended, which
 // are gone, and why some could not be mended: a pod may change its own end, or delete it, at any time.
 func (k Netlink) Mend(wires []Wire) (mended, gone []string, failed map[string]error, err error) {
 	have, foreign, err := k.ends()
@@ -81,6 +81,10 @@ func (k Netlink) mend(w Wire, l link.Link, enslaved bool) (did bool, err error) 
 	if w.MTU != 0 && l.MTU != w.MTU {
 		_, err := k.Host.SetMTU(w.HostIf, w.MTU)
 		did, errs = true, append(errs, err)
+	}
+	if w.NoOffload { // the userspace datapath drops what is longer than the MTU
+		merged, err := k.Host.EnsureNoGRO(w.HostIf)
+		did, errs = did || merged, append(errs, err)
 	}
 	if !l.Up {
 		_, err := k.Host.SetUp(w.HostIf)

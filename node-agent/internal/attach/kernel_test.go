@@ -268,6 +268,7 @@ func TestMend(t *testing.T) {
 	for i := range 3 {
 		at := Attachment{Attachment: request(i).Attachment(), Netns: ns.Path(space(t)), Addresses: firstPod, MAC: topology.MAC(firstPod[0])}
 		w := (&Attacher{}).wire(theNode, at)
+		w.NoOffload = true
 		wires = append(wires, w)
 		if err := k.CreateVeth(w); err != nil {
 			t.Fatal(err)
@@ -299,6 +300,15 @@ func TestMend(t *testing.T) {
 	ip := func(args ...string) func() error {
 		return func() error { return ns.IP(t.Context(), node, args...) }
 	}
+	tool := func(command string) func() error {
+		return func() error {
+			out, err := exec.CommandContext(t.Context(), "ip", append([]string{"netns", "exec", node}, strings.Fields(command)...)...).CombinedOutput()
+			if err != nil {
+				return fmt.Errorf("%s: %w: %s", command, err, out)
+			}
+			return nil
+		}
+	}
 	for when, tt := range map[string]struct {
 		do   func() error
 		want []string
@@ -307,6 +317,8 @@ func TestMend(t *testing.T) {
 		"MTU":        {ip("link set " + b + " mtu 1300"), []string{b}},
 		"forwarding": {sysctl(c+"/forwarding", "1"), []string{c}},
 		"all":        {sysctl("all/forwarding", "1"), []string{a, b, c}},
+		"a queue":    {tool("tc qdisc replace dev " + c + " root tbf rate 1kbit burst 1540 latency 1ms"), []string{c}},
+		"merging":    {tool("ethtool -K " + b + " gro on"), []string{b}},
 		"ARP":        {sysctl(a+"/arp_ignore", "0"), []string{a}},
 		"a bridge":   {ip("link add host0 type bridge", "link set "+a+" master host0", "link set "+c+" master host0"), []string{a, c}},
 		"a name":     {ip("link set "+b+" down", "link set "+b+" name foo", "link set foo up"), []string{b}},
