@@ -168,7 +168,7 @@ func (n *hostSide) refill(ctx context.Context, _ *pass) error {
 		return nil
 	}
 	n.asked = session
-	if err := cmp.Or(n.bridge.Refill(ctx, *n.had), n.attacher.Refill(ctx)); err != nil {
+	if err := errors.Join(n.bridge.Refill(ctx, *n.had), n.attacher.Refill(ctx)); err != nil {
 		n.log.Warn("what the database of Open vSwitch may have lost is not put back at once", "error", err)
 	}
 	return nil
