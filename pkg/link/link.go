@@ -153,6 +153,21 @@ func (n *NS) Links() ([]Link, error) {
 	return out, nil
 }
 
+// ExternalVXLAN is the device that takes VXLAN packets of every number at a UDP port, whatever it is called: a namespace has one at
+// most (drivers/net/vxlan, vxlan_vni_in_use).
+func (n *NS) ExternalVXLAN(port uint16) (l Link, ok bool, err error) {
+	all, err := dump.Whole(n.nl.LinkList)
+	if err != nil {
+		return Link{}, false, fmt.Errorf("listing network devices: %w", err)
+	}
+	for _, raw := range all {
+		if v, is := raw.(*netlink.Vxlan); is && v.FlowBased && v.Port == int(port) {
+			return linkOf(raw), true, nil
+		}
+	}
+	return Link{}, false, nil
+}
+
 // AddressOwner is the device that has the address ip; ok is false where none has.
 func (n *NS) AddressOwner(ip netip.Addr) (l Link, ok bool, err error) {
 	addrs, err := n.allAddresses(familyOf(ip))

@@ -14,6 +14,9 @@ type Devices interface {
 	Link(name string) (l link.Link, ok bool, err error)
 	SetUp(name string) (changed bool, err error)
 	SetMTU(name string, mtu int) (changed bool, err error)
+	// ExternalVXLAN is the device that takes VXLAN packets of every number at a UDP port, whatever it is called.
+	ExternalVXLAN(port uint16) (l link.Link, ok bool, err error)
+	Rename(l link.Link, name string) error
 }
 
 // EnsureBackers makes sure that the kernel datapath has behind each tunnel port of spec the device that its
@@ -41,6 +44,21 @@ func ensureBacker(ctx context.Context, sw Switch, devices Devices, spec Spec, t 
 	l, there, err := backer(devices, device)
 	if err != nil {
 		return nil, err
+	}
+	if !there {
+		// Under another name it is in the datapath still, and keeps a new one from the UDP port.
+		if l, there, err = devices.ExternalVXLAN(uint16(t.Port)); err != nil {
+			return nil, err
+		}
+		if there = there && l.Master != 0; there {
+			if err := devices.Rename(l, device); err != nil {
+				return nil, err
+			}
+			mended = append(mended, device+" was called "+l.Name)
+			if _, err := devices.SetUp(device); err != nil { // it may be down for that
+				return mended, err
+			}
+		}
 	}
 	if !there {
 		// An ovs-vswitchd that has just started may be about to make it.

@@ -28,6 +28,8 @@ type kernel struct {
 	makes bool
 	// away is why ovs-vswitchd does not look.
 	away error
+	// renamed are devices that somebody has called otherwise, by their UDP ports.
+	renamed map[uint16]link.Link
 	// deleted counts ports that were taken out of the database.
 	deleted int
 }
@@ -106,6 +108,18 @@ func (k *kernel) SetMTU(name string, mtu int) (bool, error) {
 	return true, nil
 }
 
+func (k *kernel) ExternalVXLAN(port uint16) (link.Link, bool, error) {
+	l, ok := k.renamed[port]
+	return l, ok, nil
+}
+
+func (k *kernel) Rename(l link.Link, name string) error {
+	clear(k.renamed)
+	l.Name, l.Up = name, false
+	k.devices[name] = l
+	return nil
+}
+
 // TestBackers: the device of each tunnel is there, up and wide, whatever somebody has made of it, and Open
 // vSwitch's database is changed only where nothing less makes it anew.
 func TestBackers(t *testing.T) {
@@ -126,6 +140,20 @@ func TestBackers(t *testing.T) {
 		},
 		"a wider one": {func(_ *kernel, l link.Link) *link.Link { l.MTU = 65485; return &l }, nil, 0},
 		"gone":        {func(*kernel, link.Link) *link.Link { return nil }, []string{device + " was gone"}, 1},
+		"called otherwise": {
+			func(k *kernel, l link.Link) *link.Link {
+				l.Name = "foo"
+				k.renamed = map[uint16]link.Link{8472: l}
+				return nil
+			}, []string{device + " was called foo"}, 0,
+		},
+		"gone, and somebody else's in the port's place": {
+			func(k *kernel, l link.Link) *link.Link {
+				l.Name, l.Master = "cilium_vxlan", 0
+				k.renamed = map[uint16]link.Link{8472: l}
+				return nil
+			}, []string{device + " was gone"}, 1,
+		},
 		"in its place one that is no port of Open vSwitch": {
 			func(_ *kernel, l link.Link) *link.Link { l.Master = 0; return &l }, []string{device + " was gone"}, 1,
 		},
