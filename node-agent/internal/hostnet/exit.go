@@ -132,25 +132,11 @@ func exitRules(nft knftables.Interface, way Way) *knftables.Transaction {
 		}},
 	}
 	for _, c := range chains {
-		tx.Add(&knftables.Chain{
-			Name: c.name, Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(knftables.PostroutingHook), Priority: knftables.PtrTo(c.priority),
-		})
-		for _, r := range c.rules {
-			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(r.purpose)})
-		}
+		c.kind, c.hook = knftables.FilterType, knftables.PostroutingHook
+		addChain(tx, c, c.purposes())
 	}
 	return tx
 }
 
 // Cleanup removes the table. It is for uninstalling.
-func (e *Exit) Cleanup(ctx context.Context) error {
-	return e.ns.Do(func() error {
-		tx := e.nft.NewTransaction()
-		tx.Add(&knftables.Table{})
-		tx.Delete(&knftables.Table{})
-		if err := e.nft.Run(ctx, tx); err != nil {
-			return fmt.Errorf("firewall table %s: deleting: %w", exitTable, err)
-		}
-		return nil
-	})
-}
+func (e *Exit) Cleanup(ctx context.Context) error { return deleteTable(ctx, e.ns, e.nft, exitTable) }

@@ -303,15 +303,7 @@ func (n *Net) Cleanup(ctx context.Context) error {
 		}
 	}
 	for _, nft := range tables {
-		err = errors.Join(err, n.ns.Do(func() error {
-			tx := nft.NewTransaction()
-			tx.Add(&knftables.Table{})
-			tx.Delete(&knftables.Table{})
-			return nft.Run(ctx, tx)
-		}))
+		err = errors.Join(err, deleteTable(ctx, n.ns, nft, table))
 	}
-	if err != nil {
-		return fmt.Errorf("firewall table %s: deleting: %w", table, err)
-	}
-	return nil
+	return err
 }

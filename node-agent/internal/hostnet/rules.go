@@ -221,6 +221,15 @@ func addChain(tx *knftables.Transaction, c chain, comments []string) {
 	}
 }
 
+// purposes are what the rules of a chain are for.
+func (c chain) purposes() []string {
+	out := make([]string, len(c.rules))
+	for i, r := range c.rules {
+		out[i] = r.purpose
+	}
+	return out
+}
+
 // validate names what is wrong with a spec.
 func (s Spec) validate() error {
 	switch {

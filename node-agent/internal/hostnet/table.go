@@ -26,6 +26,19 @@ func openTable(ns *link.NS, family knftables.Family, name string) (nft knftables
 	return awake{nft, netfilterFamilies[family], name}, nil
 }
 
+// deleteTable removes a table, which need not be there.
+func deleteTable(ctx context.Context, ns *link.NS, nft knftables.Interface, name string) error {
+	return ns.Do(func() error {
+		tx := nft.NewTransaction()
+		tx.Add(&knftables.Table{})
+		tx.Delete(&knftables.Table{})
+		if err := nft.Run(ctx, tx); err != nil {
+			return fmt.Errorf("firewall table %s: deleting: %w", name, err)
+		}
+		return nil
+	})
+}
+
 // netfilterFamilies are the kernel's numbers of the families that tables of ours have.
 var netfilterFamilies = map[knftables.Family]uint8{
 	knftables.IPv4Family:   unix.NFPROTO_IPV4,

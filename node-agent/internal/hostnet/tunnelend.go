@@ -123,25 +123,13 @@ func (e *TunnelEnd) rules() *knftables.Transaction {
 			{[]any{"icmp type destination-unreachable @th,64,8 0x45 @th,288,64", mark, "drop"}, "nobody is told what became of them"},
 		}},
 	} {
-		tx.Add(&knftables.Chain{
-			Name: c.name, Type: knftables.PtrTo(knftables.FilterType), Hook: knftables.PtrTo(c.hook), Priority: knftables.PtrTo(last),
-		})
-		for _, r := range c.rules {
-			tx.Add(&knftables.Rule{Chain: c.name, Rule: knftables.Concat(r.match...), Comment: knftables.PtrTo(r.purpose)})
-		}
+		c.kind, c.priority = knftables.FilterType, last
+		addChain(tx, c, c.purposes())
 	}
 	return tx
 }
 
 // Cleanup removes the table. It is for uninstalling.
 func (e *TunnelEnd) Cleanup(ctx context.Context) error {
-	return e.ns.Do(func() error {
-		tx := e.nft.NewTransaction()
-		tx.Add(&knftables.Table{})
-		tx.Delete(&knftables.Table{})
-		if err := e.nft.Run(ctx, tx); err != nil {
-			return fmt.Errorf("firewall table %s: deleting: %w", tunnelEndTable, err)
-		}
-		return nil
-	})
+	return deleteTable(ctx, e.ns, e.nft, tunnelEndTable)
 }
