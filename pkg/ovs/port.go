@@ -446,7 +446,5 @@ func validName(what, name string) error {
 	return nil
 }
 
-func sameSet(a, b []string) bool { return slices.Equal(sorted(a), sorted(b)) }
-
 // sorted gives a set of the database, which has no order of its own, one.
 func sorted(set []string) []string { return slices.Sorted(slices.Values(set)) }
