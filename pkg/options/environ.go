@@ -19,7 +19,7 @@ var flags = map[string][]string{
 	"k8s-ovs-agent": {
 		"bandwidth-policy", "bridge", "cni-bin-dir", "cni-conf-dir", "cni-conf-file", "cni-conf-template", "cni-plugins-from", "cni-socket", "daemonset", "datapath", "exit-check", "log-format", "log-level", "log-policy-drops",
 		"max-pods-per-namespace", "metrics-address", "mtu", "mtu-on-blackhole", "mtu-probe-interval", "mtu-probe-port", "node-connection-rate", "node-ip", "node-name", "ovs-db", "ovs-rundir", "profiling",
-		"public-services", "service-connection-rate", "service-proxy", "state-dir", "uplink-rate", "version", "vtep-bridge", "vxlan-port",
+		"public-services", "service-connection-rate", "service-proxy", "state-dir", "tunnel-check", "uplink-rate", "version", "vtep-bridge", "vxlan-port",
 	},
 	"k8s-ovs-controller": {
 		"agent-service-account", "certificate-lifetime", "data-dir", "embedded-etcd", "global-namespaces", "host-subnet-length", "id", "insecure-listen-http", "leader-ttl", "listen-client-cacert", "listen-client-cert",

@@ -137,10 +137,10 @@ func TestSilent(t *testing.T) {
 	n.run(5 * time.Minute)
 	is("it answers")
 	p.silent = true
-	n.run(45 * time.Second)
-	is("for 45 s it has not")
-	n.run(45 * time.Second)
-	is("for 90 s it has not", address(0))
+	n.run(30 * time.Second)
+	is("for half a minute it has not")
+	n.run(time.Minute)
+	is("for a minute and a half it has not", address(0))
 	p.silent = false
 	n.run(15 * time.Second)
 	is("it answers again")
