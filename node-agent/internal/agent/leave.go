@@ -53,31 +53,7 @@ func (n *node) leave(ctx context.Context) {
 	}
 	ctx, cancel = context.WithTimeout(ctx, releaseTimeout)
 	defer cancel()
-	if n.firewall.gate != nil {
-		if err := n.firewall.gate.Remove(ctx); err != nil {
-			n.log.Error("the node leaves the network, but its limit of pods' connections stays", "error", err)
-		}
-	}
-	if n.firewall.judge != nil {
-		if err := n.firewall.judge.Remove(ctx); err != nil {
-			n.log.Error("the node leaves the network, but what policies deny its pods stays", "error", err)
-		}
-	}
-	if n.host != nil {
-		if err := tc.In(n.host).DeleteIFB(exits.Device); err != nil {
-			n.log.Error("the node leaves the network, but a device of its checks stays", "error", err)
-		}
-	}
-	if n.firewall.exit != nil {
-		if err := n.firewall.exit.Cleanup(ctx); err != nil {
-			n.log.Error("the node leaves the network, but a table of its checks stays", "error", err)
-		}
-	}
-	if n.firewall.end != nil {
-		if err := n.firewall.end.Cleanup(ctx); err != nil {
-			n.log.Error("the node leaves the network, but a table of its checks stays", "error", err)
-		}
-	}
+	n.dropTables(ctx)
 	switch n.ovs.datapath {
 	case ovs.DatapathSystem:
 		if err := n.sharing.Remove(ctx); err != nil {
@@ -104,6 +80,31 @@ func (n *node) leave(ctx context.Context) {
 		default: // one that still switches needs the firewall
 			n.log.Warn("the node leaves the network, and its agent never reached Open vSwitch: bridges and the firewall's tables stay; remove them when Open vSwitch is gone (nft delete table ip k8s-ovs; nft delete table ip6 k8s-ovs; nft delete table bridge k8s-ovs)")
 		}
+	}
+}
+
+// dropTables takes away the firewall's tables but that of the overlay itself, which one that still switches needs, and the device of
+// the checks.
+func (n *node) dropTables(ctx context.Context) {
+	drop := func(what string, remove func(context.Context) error) {
+		if err := remove(ctx); err != nil {
+			n.log.Error("the node leaves the network, but "+what+" stays", "error", err)
+		}
+	}
+	if n.firewall.gate != nil {
+		drop("its limit of pods' connections", n.firewall.gate.Remove)
+	}
+	if n.firewall.judge != nil {
+		drop("what policies deny its pods", n.firewall.judge.Remove)
+	}
+	if n.host != nil {
+		drop("a device of its checks", func(context.Context) error { return tc.In(n.host).DeleteIFB(exits.Device) })
+	}
+	if n.firewall.exit != nil {
+		drop("a table of its checks", n.firewall.exit.Cleanup)
+	}
+	if n.firewall.end != nil {
+		drop("a table of its checks", n.firewall.end.Cleanup)
 	}
 }
 
