@@ -272,9 +272,8 @@ exec chroot "$root" "$@"`
 		if out, err := command("ovs-vsctl", "--timeout=10", "--may-exist", "add-br", "t", "--", "set", "Bridge", "t", "datapath_type=netdev", "fail_mode=secure").CombinedOutput(); err != nil {
 			t.Errorf("ovs-vsctl: %v\n%s", err, out)
 		}
-		if out, err := command("ovs-ofctl", "-OOpenFlow14", "dump-flows", "t").CombinedOutput(); err != nil {
-			t.Errorf("ovs-ofctl: %v\n%s", err, out)
-		}
+		// The second ovs-vswitchd finds the bridge in the database, and ovs-vsctl does not wait for it.
+		wait(t, command, "ovs-ofctl", "-OOpenFlow14", "dump-flows", "t")
 		stopSwitch()
 		stopDB()
 	}

@@ -262,7 +262,7 @@ func TestOutsideOnce(t *testing.T) {
 			t.Errorf("it was found out %d times while %d changes failed", w.table.outside.found.version-found, n)
 		}
 		w.past.refuse(nil)
-		time.Sleep(lastPause)
+		time.Sleep(2 * lastPause)
 		synctest.Wait()
 		if !w.past.lets(web1, elsewhere) || w.past.lets(web1, server) || w.table.outside.found.version != found {
 			t.Errorf("in the end it reaches %+v", w.past.reach[web1])
