@@ -425,12 +425,26 @@ func (a *Attacher) plug(ctx context.Context, node Node, at *Attachment) (port ui
 		})
 	}()
 	err = a.observe(AddNumber, func() (err error) {
-		port, err = a.ports.WaitOfport(ctx, at.HostIf())
+		port, err = a.number(ctx, node, *at)
 		return err
 	})
 	err = errors.Join(err, <-configured)
 	at.apart, at.hostMAC = apart, hostMAC
 	return port, err
+}
+
+// number is the number of the port of at, once it is one that stays. Somebody else's port that asks
+// for none may have the one that at asks for: at has another one then, until ovs-vswitchd reads its
+// configuration again, and gives each what it asks for.
+func (a *Attacher) number(ctx context.Context, node Node, at Attachment) (uint32, error) {
+	port, err := a.ports.WaitOfport(ctx, at.HostIf())
+	if want := at.wants(node); err != nil || port == want || want == 0 {
+		return port, err
+	}
+	if err := a.ports.Sync(ctx); err != nil {
+		return 0, err
+	}
+	return a.ports.WaitOfport(ctx, at.HostIf())
 }
 
 func (a *Attacher) configure(w Wire) (apart bool, err error) {

@@ -459,6 +459,31 @@ func TestRenumbered(t *testing.T) {
 	}
 }
 
+// TestNumberTaken: a pod has flows at the number that its port comes to have, where somebody else's port
+// had that number.
+func TestNumberTaken(t *testing.T) {
+	ctx := context.Background()
+	w := newWorld()
+	w.taken = 12
+	a := start(t, w, t.TempDir())
+	if _, err := a.Add(ctx, request(1)); err != nil {
+		t.Fatal(err)
+	}
+	for _, when := range []string{"attached", "put back"} {
+		if got := w.flowsOf(netip.MustParseAddr("172.11.0.2")).Port; got != 12 {
+			t.Errorf("%s: flows of port %d, want 12", when, got)
+		}
+		clear(w.ports)
+		w.taken = 12
+		if n, err := a.Repair(ctx, false); err != nil || n != 1 {
+			t.Errorf("repaired %d, %v", n, err)
+		}
+		if diff, err := a.Repair(ctx, true); err != nil || diff != 0 {
+			t.Errorf("repaired again: %d, %v", diff, err)
+		}
+	}
+}
+
 // TestRefill: ports that the database lost are back in it, also while nobody gives them numbers; those of pods whose device is gone are
 // not, nor those of pods that went.
 func TestRefill(t *testing.T) {

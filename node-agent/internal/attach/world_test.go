@@ -44,7 +44,11 @@ type world struct {
 	failAt   int
 	// renumber makes Open vSwitch give other port numbers than asked for.
 	renumber bool
-	unknown  map[string]bool
+	// taken is the number of somebody else's port that asked for none: who asks for it has another one, and
+	// this one as soon as ovs-vswitchd reads the configuration again, as is kept in asks.
+	taken   uint32
+	asks    map[string]uint32
+	unknown map[string]bool
 	// namespaceUID is that of all namespaces; empty as outside of Kubernetes.
 	namespaceUID string
 	// asked are the limits of each pod.
@@ -83,7 +87,7 @@ func newWorld() *world {
 	return &world{
 		renamed: map[string]Wire{}, refused: map[string]string{},
 		links: map[string]Wire{}, shapes: map[string]limits.Limits{}, shapedFor: map[string]int{}, ports: map[string]ovs.Port{}, open: map[string]ovs.Port{}, flows: map[uint32]desired.Attached{},
-		unknown: map[string]bool{}, asked: map[string]limits.Limits{}, stuck: map[string]error{},
+		unknown: map[string]bool{}, asks: map[string]uint32{}, asked: map[string]limits.Limits{}, stuck: map[string]error{},
 	}
 }
 
@@ -371,6 +375,9 @@ func (w *world) AddPort(_ context.Context, bridge string, spec ovs.PortSpec) err
 	if w.renumber {
 		number += 1000
 	}
+	if number == w.taken {
+		w.asks[spec.Name], number = number, number+1
+	}
 	why := w.refused[spec.Name]
 	if why != "" {
 		number = 0
@@ -483,6 +490,12 @@ func (w *world) WaitApplied(context.Context, ovs.ConfigNumber) error {
 		return errors.New("ovs-vswitchd is away")
 	}
 	clear(w.open)
+	for name, number := range w.asks {
+		p := w.ports[name]
+		p.Ofport = number
+		w.ports[name] = p
+	}
+	clear(w.asks)
 	return nil
 }
 

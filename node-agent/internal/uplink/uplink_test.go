@@ -358,8 +358,8 @@ func TestFailures(t *testing.T) {
 						t.Fatalf("%v, then %v", first, err)
 					}
 				}
-				// After 1, 2, 4, 8, 16 and 32 s, then every minute.
-				if tries := f.tries - before; tries < 10 || tries > 16 {
+				// After 1, 2, 4, 8, 16 and 32 s, then every minute; each from half to one and a half times as long.
+				if tries := f.tries - before; tries < 10 || tries > 26 {
 					t.Errorf("%d attempts in 10 minutes", tries)
 				}
 				clear(f.refuse)
