@@ -30,7 +30,7 @@ import (
 // accidents do, and asks of each change, alone and in pairs:
 //
 //   - within machineTime either all pods reach what they should, or the node is not ready
-//     and names the reason;
+//     and names the reason; a pod that comes to a node that is ready is reached at once;
 //   - once the change is undone, all is well again within machineTime, without a
 //     restart of the agent.
 var (
@@ -166,6 +166,10 @@ var changes = []change{
 	{name: "the gateway port in a VLAN", do: "ovs-vsctl set port tun0 tag=5"},
 	{name: "the pod's port with another number", do: "ovs-vsctl set interface $POD ofport_request=999"},
 	{name: "the gateway port with another number", do: "ovs-vsctl set interface tun0 ofport_request=999"},
+	{name: "somebody's port in the overlay's bridge", do: "ovs-vsctl add-port br0 stray0 -- set interface stray0 type=internal", undo: "ovs-vsctl del-port stray0"},
+	{name: "somebody's port with the next pod's number", do: "ovs-vsctl add-port br0 stray0 -- set interface stray0 type=internal ofport_request=14", undo: "ovs-vsctl --if-exists del-port stray0"},
+	{name: "somebody's port with the gateway port's number", do: "ovs-vsctl del-port tun0 -- add-port br0 stray0 -- set interface stray0 type=internal ofport_request=2", undo: "ovs-vsctl --if-exists del-port stray0"},
+	{name: "somebody's port with the tunnel port's number", do: "ovs-vsctl del-port vxlan0 -- add-port br0 stray0 -- set interface stray0 type=internal ofport_request=1", undo: "ovs-vsctl --if-exists del-port stray0"},
 	{name: "the pod's port without its name", do: "ovs-vsctl clear interface $POD external_ids"},
 	{name: "the overlay's bridge without its mark", do: "ovs-vsctl clear bridge br0 external_ids"},
 	{name: "the overlay's bridge with another address", do: "ovs-vsctl set bridge br0 other_config:hwaddr=02:00:00:00:00:99"},
@@ -472,16 +476,36 @@ func (m *machine) try(cs ...change) {
 		}
 		return nil
 	})
+	if m.ready() == nil {
+		m.newcomer("changed")
+	}
 	for _, c := range slices.Backward(cs) {
 		m.shell(c.undo)
 	}
 	m.await("undone", func() error { return errors.Join(m.well(), m.ready()) })
+	m.newcomer("undone")
 	if now := m.agentPID(); now != m.agent || !m.Agent("n1").Alive() {
 		m.t.Fatalf("the agent of n1 was process %d, and is %d", m.agent, now)
 	}
 	if said != "" {
 		m.t.Logf("it said: %s", said)
 	}
+}
+
+// newcomer has a pod come to n1, and go: others reach it, and it them, as soon as its ADD is answered.
+func (m *machine) newcomer(when string) {
+	m.t.Helper()
+	n, err := m.AddPod(m.t.Context(), "n1", "red", "n", netlab.PodOptions{})
+	if err != nil {
+		m.t.Errorf("%s: n1 is ready, and a pod cannot come: %v", when, err)
+		return
+	}
+	for _, way := range [][2]netlab.Pod{{n, m.get("red/c")}, {n, m.get("red/b")}, {m.get("red/b"), n}} {
+		if out, err := m.PodExec(m.t.Context(), way[0], "ping", "-c1", "-W1", way[1].IP.String()); err != nil {
+			m.t.Errorf("%s: a pod came to n1, and %s does not reach %s: %v: %s", when, way[0], way[1], err, out)
+		}
+	}
+	m.must(m.DelPod(m.t.Context(), n))
 }
 
 // trial is changes one after the other.
