@@ -60,6 +60,7 @@ func TestFlowsPutRight(t *testing.T) {
 	}{
 		{"all deleted", []string{"del-flows", "br0"}},
 		{"one added that drops all", []string{"add-flow", "br0", "table=0,priority=65000,actions=drop"}},
+		{"one added whose cookie is nobody's", []string{"add-flow", "br0", "cookie=0xdeadbeefdeadbeef,table=0,priority=65000,actions=drop"}},
 		{"one added in an unused table", []string{"add-flow", "br0", "table=200,priority=1,actions=NORMAL"}},
 		{"actions changed", []string{"mod-flows", "br0", "table=0,actions=drop"}},
 	} {

@@ -30,7 +30,8 @@ const (
 	kindPolicies Kind = 0x20
 )
 
-// Areas of the flow store: each is the flows whose cookie has those bits, under one mask.
+// Areas of the flow store: each is the flows whose cookie has those bits. Every cookie is in one of
+// them, also those that only somebody else would use.
 const areaMask = uint64(kindServices|kindPolicies) << 40
 
 // Others selects the flows that belong neither to services nor to what policies allow: cookie and mask.
@@ -40,7 +41,7 @@ func Others() (cookie, mask uint64) { return 0, areaMask }
 func Services() (cookie, mask uint64) { return uint64(kindServices) << 40, areaMask }
 
 // Policies selects the flows of what policies allow: cookie and mask.
-func Policies() (cookie, mask uint64) { return uint64(kindPolicies) << 40, areaMask }
+func Policies() (cookie, mask uint64) { return uint64(kindPolicies) << 40, uint64(kindPolicies) << 40 }
 
 // Reason says why a flow drops; 0 where it does not.
 type Reason uint8

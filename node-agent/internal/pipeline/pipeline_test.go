@@ -313,22 +313,29 @@ func TestCookie(t *testing.T) {
 	}
 }
 
-// TestAreas: each flow is of one area, by its kind.
+// TestAreas: each flow is of one area, by its kind, and any flow of somebody else's is of one.
 func TestAreas(t *testing.T) {
 	m := withPolicies(with(OVS))
 	services, _ := sampleServices(m)
-	for name, tc := range map[string]struct {
-		area  func() (cookie, mask uint64)
-		flows []of.Flow
-	}{"others": {Others, m.Flows()}, "services": {Services, services}, "policies": {Policies, flowsOf(NewRules().Set(samplePolicies()))}} {
-		for _, area := range []func() (cookie, mask uint64){Others, Services, Policies} {
-			mine, mask := tc.area()
-			cookie, _ := area()
-			for _, f := range tc.flows {
-				if (f.Cookie&mask == cookie) != (mine == cookie) {
-					t.Errorf("of %s: under %#x it is %#x: %s", name, mask, f.Cookie&mask, f)
-				}
+	areas := map[string]func() (cookie, mask uint64){"others": Others, "services": Services, "policies": Policies}
+	in := func(cookie uint64) (names []string) {
+		for name, area := range areas {
+			if bits, mask := area(); cookie&mask == bits {
+				names = append(names, name)
 			}
+		}
+		return names
+	}
+	for name, flows := range map[string][]of.Flow{"others": m.Flows(), "services": services, "policies": flowsOf(NewRules().Set(samplePolicies()))} {
+		for _, f := range flows {
+			if got := in(f.Cookie); !slices.Equal(got, []string{name}) {
+				t.Errorf("of %s: it is in %v: %s", name, got, f)
+			}
+		}
+	}
+	for kind := range 256 {
+		if got := in(uint64(kind) << 40); len(got) != 1 {
+			t.Errorf("a flow of kind %#x is in %v", kind, got)
 		}
 	}
 }
