@@ -308,6 +308,23 @@ func TestGroupsMetersPorts(t *testing.T) {
 	}
 }
 
+// Fragments that ovs-ofctl set-frags keeps from flows are theirs again.
+func TestAcceptFragments(t *testing.T) {
+	b, c := startBridge(t)
+	for _, c2 := range []struct {
+		mode    string
+		changed bool
+	}{{"normal", false}, {"drop", true}, {"nx-match", true}} {
+		b.OFCtl("set-frags", b.Mgmt("br0"), c2.mode)
+		if changed, err := c.AcceptFragments(testContext(t)); changed != c2.changed || err != nil {
+			t.Errorf("%s: changed %t, %v", c2.mode, changed, err)
+		}
+		if out := b.OFCtl("get-frags", b.Mgmt("br0")); strings.TrimSpace(out) != "normal" {
+			t.Errorf("%s: then %q", c2.mode, out)
+		}
+	}
+}
+
 // What ovs-ofctl mod-port keeps from a port is read and undone.
 func TestPortConfig(t *testing.T) {
 	b, c := startBridge(t)

@@ -55,6 +55,7 @@ func goldenMessages(t *testing.T) []struct {
 		{"packet-out", appendPacketOut(nil, 3, udpFrame(1), []Action{SetQueue(7), Output(5)})},
 		{"set async", appendSetAsync(nil, 3, options{portEvents: func(PortEvent) {}, packetIns: func(PacketIn) {}})},
 		{"set async, with others' changes", appendSetAsync(nil, 3, options{forwards: true})},
+		{"set config", appendSetConfig(nil, 3, 0, 128)},
 		{"watch flows", appendMultipartRequest(nil, 4, multipartFlowMonitor, appendMonitor(appendMonitor(nil, 1, 0), 2, 65))},
 		{"delete meter", appendMeterMod(nil, 3, meterDelete, Meter{ID: 4})},
 		{"bundle open", b.control(nil, b.xid(0), bundleOpen)},

@@ -26,6 +26,9 @@ const (
 	msgEchoRequest      msgType = 2
 	msgEchoReply        msgType = 3
 	msgExperimenter     msgType = 4
+	msgGetConfigRequest msgType = 7
+	msgGetConfigReply   msgType = 8
+	msgSetConfig        msgType = 9
 	msgPacketIn         msgType = 10
 	msgPortStatus       msgType = 12
 	msgPacketOut        msgType = 13

@@ -99,8 +99,8 @@ type switchConnection interface {
 	flows() flowstore.Switch
 	// Send sends a frame out of the gateway port, past all flows.
 	exits.Switch
-	// unblock lets the ports have all packets, also the tunnels with those names, and says which had not.
-	unblock(ctx context.Context, tunnels []string) (ports []string, err error)
+	// unblock lets the ports have all packets, also the tunnels with those names, and says what had not.
+	unblock(ctx context.Context, tunnels []string) (kept []string, err error)
 	// ended wakes up when the connection that was dialled last has ended.
 	ended() <-chan struct{}
 	close()
@@ -396,16 +396,16 @@ func (n *flowSide) isHeld() bool {
 	return false
 }
 
-// unblock lets ports have all packets that somebody kept from them past the flows.
+// unblock lets ports have all packets that somebody kept from them whatever flows say.
 func (n *flowSide) unblock(ctx context.Context, p *pass) (err error) {
 	if !p.full {
 		return nil
 	}
-	var ports []string
-	p.beside(func() { ports, err = n.conn.unblock(ctx, slices.Collect(maps.Keys(p.ports.Tunnels))) })
-	if len(ports) > 0 {
-		n.metrics.portRepairs.Add(float64(len(ports)))
-		n.log.Warn("somebody had kept ports of the bridge from their packets (ovs-ofctl mod-port): put right", "ports", ports)
+	var kept []string
+	p.beside(func() { kept, err = n.conn.unblock(ctx, slices.Collect(maps.Keys(p.ports.Tunnels))) })
+	if len(kept) > 0 {
+		n.metrics.portRepairs.Add(float64(len(kept)))
+		n.log.Warn("somebody had kept packets from ports of the bridge (ovs-ofctl mod-port, set-frags): put right", "ports", kept)
 	}
 	return err
 }
