@@ -259,7 +259,8 @@ func (n *MTU) writeRecord(write mtu.Values) {
 	differs := n.writer.last != record
 	if n.writer.confirmed(n.view.Revision) {
 		written, ok := n.view.Nodes[n.cfg.Self]
-		differs = ok && written != record
+		_, here := n.records.Nodes[n.cfg.Self]
+		differs = written != record && (ok || here) // of a node that left, none counts
 	}
 	if differs {
 		n.writer.write(record)

@@ -305,6 +305,57 @@ func TestRecordSwings(t *testing.T) {
 	})
 }
 
+// A record that somebody deleted is written again, as long as the node is there.
+func TestRecordDeleted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &stack{mtu: 1500, paths: map[netip.Addr]int{peerB: 1500, peerC: 1500}}
+		puts := 0
+		m, _ := of(s, func(context.Context, topology.NodeMTU) (int64, error) {
+			puts++
+			return int64(puts), nil
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() { defer close(ended); m.Run(ctx) }()
+		defer func() { cancel(); <-ended }()
+		pass := func(records *topology.Snapshot, seen map[netip.Addr]topology.NodeMTU) {
+			t.Helper()
+			m.See(topology.MTUs{Revision: int64(puts), Nodes: seen})
+			set, err := m.Want(s.under(), vxlan, records, true)
+			if err == nil {
+				m.Done(set)
+			}
+			synctest.Wait()
+			select {
+			case w := <-m.Written():
+				m.TakeWritten(w)
+			default:
+			}
+		}
+		there := map[netip.Addr]topology.NodeMTU{self: {Host: "n1", HostIP: self, Carries: 1450, Receives: 1450, Sends: 1450, Limit: "eth0"}}
+		for range 3 {
+			pass(twoPeers(), there)
+		}
+		before := puts
+		pass(twoPeers(), there)
+		if before != 1 || puts != before {
+			t.Fatalf("written %d times, then %d: %+v", before, puts, m.view)
+		}
+		pass(twoPeers(), nil)
+		if puts != before+1 {
+			t.Errorf("written %d times after somebody deleted it", puts-before)
+		}
+		pass(twoPeers(), there)
+		gone := twoPeers()
+		delete(gone.Nodes, self)
+		before = puts
+		pass(gone, nil)
+		if puts != before {
+			t.Error("written for a node that left")
+		}
+	})
+}
+
 // What changes on the node is seen: a device, a route that went, a black hole.
 func TestMeasure(t *testing.T) {
 	s := &stack{mtu: 1500, paths: map[netip.Addr]int{peerB: 1500, peerC: 1500}}
