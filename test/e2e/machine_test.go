@@ -182,6 +182,7 @@ var changes = []change{
 	{name: "a mirror into the pod's port", do: "ovs-vsctl -- --id=@p get port $POD -- --id=@m create mirror name=m select_all=true output_port=@p -- set bridge br0 mirrors=@m"},
 	{name: "the pod's port without packets", do: "ovs-ofctl mod-port br0 $POD no-forward"},
 	{name: "the tunnel port without packets", do: "ovs-ofctl mod-port br0 vxlan0 no-receive"},
+	{name: "fragments dropped", do: "ovs-ofctl set-frags br0 drop"},
 	{name: "all flows deleted", do: "ovs-ofctl del-flows br0"},
 	{name: "the tunnel port deleted", do: "ovs-vsctl del-port vxlan0"},
 	{name: "the gateway port deleted", do: "ovs-vsctl del-port tun0"},
@@ -207,6 +208,8 @@ var changes = []change{
 		name: "another network's CNI configuration before ours", says: "10-aaa.conflist",
 		do: `echo '{"cniVersion":"1.0.0","name":"aaa","plugins":[{"type":"bridge"}]}' > $CONF/10-aaa.conflist`, undo: "rm -f $CONF/10-aaa.conflist",
 	},
+	{name: "our CNI configuration emptied", do: ": > $CONF/10-k8s-ovs.conflist"},
+	{name: "our CNI configuration cut short", do: "echo '{' > $CONF/10-k8s-ovs.conflist"},
 	{name: "our CNI configuration deleted", do: "rm -f $CONF/10-k8s-ovs.conflist"},
 }
 
@@ -331,9 +334,9 @@ func (m *machine) well() error {
 	defer cancel()
 	a, b, c := m.get("red/a"), m.get("red/b"), m.get("red/c")
 	var g errgroup.Group
-	ping := func(from netlab.Pod, what, to string) {
+	ping := func(from netlab.Pod, what, to string, more ...string) {
 		g.Go(func() error {
-			if _, err := m.PodExec(ctx, from, "ping", "-c1", "-W1", to); err != nil {
+			if _, err := m.PodExec(ctx, from, append([]string{"ping", "-c1", "-W1", to}, more...)...); err != nil {
 				return fmt.Errorf("%s does not reach %s", from, what)
 			}
 			return nil
@@ -341,6 +344,7 @@ func (m *machine) well() error {
 	}
 	ping(a, "a pod of its node", c.IP.String())
 	ping(a, "a pod of another node", b.IP.String())
+	ping(a, "a pod of another node with fragments", b.IP.String(), "-s", "2000")
 	ping(b, "a pod of the changed node", a.IP.String())
 	ping(a, "the outside", netlab.Outside.String())
 	g.Go(func() error { return exchangesMuch(ctx, a.Sandbox(), m.much) })

@@ -110,7 +110,8 @@ func (e *ForeignError) Error() string {
 	return fmt.Sprintf("CNI configuration %s is not ours (its network is %q, not %q): remove it, or choose another name with --cni-conf-file", e.Path, e.Network, Network)
 }
 
-// read returns our file, nil where there is none.
+// read returns our file, nil where there is none. One that is no configuration at all, as a full disk or somebody's
+// slip leaves it, is ours to replace: no runtime takes it.
 func (f *File) read() ([]byte, error) {
 	data, err := os.ReadFile(f.path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -119,7 +120,7 @@ func (f *File) read() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("CNI configuration: %w", err)
 	}
-	if name := network(data); name != Network {
+	if name, ok := network(data); ok && name != Network {
 		return nil, &ForeignError{Path: f.path, Network: name}
 	}
 	return data, nil

@@ -106,7 +106,7 @@ func TestForget(t *testing.T) {
 }
 
 func TestForeignStays(t *testing.T) {
-	for _, contents := range []string{foreign, "", "not JSON", `[]`} {
+	for _, contents := range []string{foreign, "{}", `{"plugins":[]}`} {
 		cfg := node(t)
 		f := New(cfg)
 		if err := os.Mkdir(cfg.Dir, 0o755); err != nil {
@@ -130,6 +130,35 @@ func TestForeignStays(t *testing.T) {
 		}
 		if diff := cmp.Diff(map[string]string{cfg.Name: contents}, files(t, cfg.Dir)); diff != "" {
 			t.Errorf("%q (-want +got):\n%s", contents, diff)
+		}
+	}
+}
+
+// A file of our name that is no configuration is written anew, and goes where ours would.
+func TestDamagedReplaced(t *testing.T) {
+	for _, contents := range []string{"", "not JSON", "[]", `{"name":"k8s-ovs"`} {
+		cfg := node(t)
+		f := New(cfg)
+		damage := func() {
+			t.Helper()
+			if err := os.WriteFile(f.Path(), []byte(contents), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.Mkdir(cfg.Dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		damage()
+		if _, err := f.First(); err != nil {
+			t.Errorf("%q: First: %v", contents, err)
+		}
+		ensure(t, f, true)
+		if diff := cmp.Diff(map[string]string{cfg.Name: string(cfg.Contents)}, files(t, cfg.Dir)); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", contents, diff)
+		}
+		damage()
+		if removed, err := f.Remove(); !removed || err != nil {
+			t.Errorf("%q: Remove: %v, %v", contents, removed, err)
 		}
 	}
 }

@@ -65,15 +65,15 @@ func Read(template string) ([]byte, error) {
 	return data, nil
 }
 
-// network is the name that a configuration has, empty where it is none.
-func network(data []byte) string {
+// network is the name that a configuration has; false where it is none.
+func network(data []byte) (name string, ok bool) {
 	var named struct {
 		Name string `json:"name"`
 	}
 	if json.Unmarshal(data, &named) != nil {
-		return ""
+		return "", false
 	}
-	return named.Name
+	return named.Name, true
 }
 
 // Unfit names the plugins of a configuration that do not go behind ours, and what to do
