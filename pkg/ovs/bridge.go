@@ -232,18 +232,7 @@ func (c *Client) SetExternalIDs(ctx context.Context, bridge string, ids map[stri
 	if err != nil {
 		return err
 	}
-	want, gone := map[string]string{}, []string{}
-	for k, v := range ids {
-		if v != "" {
-			want[k] = v
-		} else if _, ok := row.ExternalIDs[k]; ok {
-			gone = append(gone, k)
-		}
-	}
-	ms := ensureKeys("external_ids", row.ExternalIDs, want)
-	if len(gone) > 0 {
-		ms = append(ms, deleteKeys("external_ids", gone))
-	}
+	ms := setKeys("external_ids", row.ExternalIDs, ids)
 	if len(ms) == 0 {
 		return nil
 	}

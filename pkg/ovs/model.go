@@ -26,6 +26,9 @@ const (
 	tableMirror    = "Mirror"
 )
 
+// packetRate is the column of interfaces by which schemas differ.
+const packetRate = "ingress_policing_kpkts_rate"
+
 type rowOVS struct {
 	UUID          string            `ovsdb:"_uuid"`
 	Bridges       []string          `ovsdb:"bridges"`
@@ -76,6 +79,31 @@ type rowInterface struct {
 	MTURequest    *int              `ovsdb:"mtu_request"`
 	Ifindex       *int              `ovsdb:"ifindex"`
 	PolicingRate  int               `ovsdb:"ingress_policing_rate"`
+	PacketRate    int               `ovsdb:"ingress_policing_kpkts_rate"`
+	LinkState     *string           `ovsdb:"link_state"`
+	Error         *string           `ovsdb:"error"`
+	BFDStatus     map[string]string `ovsdb:"bfd_status"`
+	ExternalIDs   map[string]string `ovsdb:"external_ids"`
+	OtherConfig   map[string]string `ovsdb:"other_config"`
+}
+
+// rowInterfaceBefore is the row of a schema before 8.3.0 (Open vSwitch 2.16), which knows no rates of packets: a
+// model with a column that the schema has not is refused whole. Its fields are those of rowInterface, so that
+// the one can be taken for the other.
+type rowInterfaceBefore struct {
+	UUID          string            `ovsdb:"_uuid"`
+	Name          string            `ovsdb:"name"`
+	Type          string            `ovsdb:"type"`
+	Options       map[string]string `ovsdb:"options"`
+	Ofport        *int              `ovsdb:"ofport"`
+	OfportRequest *int              `ovsdb:"ofport_request"`
+	MAC           *string           `ovsdb:"mac"`
+	MACInUse      *string           `ovsdb:"mac_in_use"`
+	MTU           *int              `ovsdb:"mtu"`
+	MTURequest    *int              `ovsdb:"mtu_request"`
+	Ifindex       *int              `ovsdb:"ifindex"`
+	PolicingRate  int               `ovsdb:"ingress_policing_rate"`
+	PacketRate    int
 	LinkState     *string           `ovsdb:"link_state"`
 	Error         *string           `ovsdb:"error"`
 	BFDStatus     map[string]string `ovsdb:"bfd_status"`
@@ -103,29 +131,29 @@ type rowMirror struct {
 	OutputVLAN *int    `ovsdb:"output_vlan"`
 }
 
-// rows has a row of each monitored table.
-func rows() map[string]model.Model {
+// rows has a row of each monitored table, that of interfaces as given.
+func rows(iface model.Model) map[string]model.Model {
 	return map[string]model.Model{
 		tableOVS:       &rowOVS{},
 		tableBridge:    &rowBridge{},
 		tablePort:      &rowPort{},
-		tableInterface: &rowInterface{},
+		tableInterface: iface,
 		tableQoS:       &rowQoS{},
 		tableQueue:     &rowQueue{},
 		tableMirror:    &rowMirror{},
 	}
 }
 
-func clientModel() (model.ClientDBModel, error) {
-	return model.NewClientDBModel(database, rows())
+func clientModel(iface model.Model) (model.ClientDBModel, error) {
+	return model.NewClientDBModel(database, rows(iface))
 }
 
-// columns are the columns of a row, without _uuid, which always comes.
+// columns are the columns of a row, without _uuid, which always comes, and fields that are none.
 func columns(row model.Model) []string {
 	t := reflect.TypeOf(row).Elem()
 	var names []string
 	for i := range t.NumField() {
-		if name := t.Field(i).Tag.Get("ovsdb"); name != "_uuid" {
+		if name := t.Field(i).Tag.Get("ovsdb"); name != "_uuid" && name != "" {
 			names = append(names, name)
 		}
 	}
@@ -183,6 +211,10 @@ func (r *rowInterface) CloneModelInto(m model.Model) {
 	c.OtherConfig = maps.Clone(r.OtherConfig)
 }
 
+func (r *rowInterfaceBefore) CloneModelInto(m model.Model) {
+	(*rowInterface)(r).CloneModelInto((*rowInterface)(m.(*rowInterfaceBefore)))
+}
+
 func (r *rowQoS) CloneModelInto(m model.Model) {
 	c := m.(*rowQoS)
 	*c = *r
@@ -205,13 +237,14 @@ func (r *rowMirror) CloneModelInto(m model.Model) {
 }
 
 // CloneModel: see [model.CloneableModel].
-func (r *rowOVS) CloneModel() model.Model       { return cloneRow(r) }
-func (r *rowBridge) CloneModel() model.Model    { return cloneRow(r) }
-func (r *rowPort) CloneModel() model.Model      { return cloneRow(r) }
-func (r *rowInterface) CloneModel() model.Model { return cloneRow(r) }
-func (r *rowQoS) CloneModel() model.Model       { return cloneRow(r) }
-func (r *rowQueue) CloneModel() model.Model     { return cloneRow(r) }
-func (r *rowMirror) CloneModel() model.Model    { return cloneRow(r) }
+func (r *rowOVS) CloneModel() model.Model             { return cloneRow(r) }
+func (r *rowBridge) CloneModel() model.Model          { return cloneRow(r) }
+func (r *rowPort) CloneModel() model.Model            { return cloneRow(r) }
+func (r *rowInterface) CloneModel() model.Model       { return cloneRow(r) }
+func (r *rowInterfaceBefore) CloneModel() model.Model { return cloneRow(r) }
+func (r *rowQoS) CloneModel() model.Model             { return cloneRow(r) }
+func (r *rowQueue) CloneModel() model.Model           { return cloneRow(r) }
+func (r *rowMirror) CloneModel() model.Model          { return cloneRow(r) }
 
 func cloneRow[T any, P interface {
 	*T

@@ -91,6 +91,23 @@ func ensureKeys(column string, have, want map[string]string) []ovsdb.Mutation {
 	return append(ms, *ovsdb.NewMutation(column, ovsdb.MutateOperationInsert, ovsMap(add)))
 }
 
+// setKeys is ensureKeys, which also takes away the keys that want gives the empty value.
+func setKeys(column string, have, want map[string]string) []ovsdb.Mutation {
+	keep, gone := map[string]string{}, []string{}
+	for k, v := range want {
+		if v != "" {
+			keep[k] = v
+		} else if _, ok := have[k]; ok {
+			gone = append(gone, k)
+		}
+	}
+	ms := ensureKeys(column, have, keep)
+	if len(gone) > 0 {
+		ms = append(ms, deleteKeys(column, gone))
+	}
+	return ms
+}
+
 // deleteKeys is the mutation that takes keys out of a map column.
 func deleteKeys(column string, keys []string) ovsdb.Mutation {
 	return *ovsdb.NewMutation(column, ovsdb.MutateOperationDelete, ovsSet(keys...))

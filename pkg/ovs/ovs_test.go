@@ -130,20 +130,32 @@ func TestMendPorts(t *testing.T) {
 	c, o, _ := start(t)
 	bridge(t, c, "br0")
 	bridge(t, c, "br1")
-	o.VSCtl("add-port", "br0", "p0", "--", "add-port", "br0", "p1", "--", "add-port", "br1", "p2", "--", "set", "Interface", "p0", "ingress_policing_rate=10", "external_ids:foreign=kept",
-		"--", "set", "Interface", "p2", "ingress_policing_rate=20")
-	until(t, c, "the ports are seen", func() bool { p, _ := c.Port("p2"); return p.Policed })
+	var args []string
+	for _, name := range []string{"p0", "p1", "p2"} {
+		args = append(args, "--", "add-port", map[bool]string{true: "br1", false: "br0"}[name == "p2"], name, "--", "set", "Interface", name,
+			"ingress_policing_rate=10", "ingress_policing_kpkts_rate=20", "mtu_request=600", "type=vxlan", "options:remote_ip=192.0.2.9", "external_ids:foreign=kept", "external_ids:gone=1")
+	}
+	o.VSCtl(append(args, "--", "set", "Interface", "p1", "ingress_policing_rate=0", "type=system", "--", "clear", "Interface", "p1", "external_ids")...)
+	until(t, c, "the ports are seen", func() bool {
+		p, _ := c.Port("p2")
+		q, _ := c.Port("p1")
+		return p.Policed && q.Policed && p.Type == "vxlan" && q.Type == ""
+	})
 	var specs []PortSpec
 	for _, name := range []string{"p0", "p1", "p2", "none"} {
-		specs = append(specs, PortSpec{Name: name, NotPoliced: true, ExternalIDs: map[string]string{"owner": "k8s-ovs"}})
+		specs = append(specs, PortSpec{Name: name, NotPoliced: true, Plain: true, ExternalIDs: map[string]string{"owner": "k8s-ovs", "gone": ""}})
 	}
 	for range 2 {
 		if err := c.MendPorts(within(t), "br0", specs); err != nil {
 			t.Fatal(err)
 		}
-		for name, want := range map[string][2]string{"p0": {"0", `{foreign=kept, owner=k8s-ovs}`}, "p1": {"0", "{owner=k8s-ovs}"}, "p2": {"20", "{}"}} {
-			if rate, ids := vsctl(o, "get", "Interface", name, "ingress_policing_rate"), vsctl(o, "get", "Interface", name, "external_ids"); rate != want[0] || ids != want[1] {
-				t.Errorf("%s has rate %s and %s, want %v", name, rate, ids, want)
+		for name, want := range map[string]string{
+			"p0": `0 0 [] "" {} {foreign=kept, owner=k8s-ovs}`, "p1": `0 0 [] system {} {owner=k8s-ovs}`,
+			"p2": `10 20 600 vxlan {remote_ip="192.0.2.9"} {foreign=kept, gone="1"}`,
+		} {
+			got := vsctl(o, "get", "Interface", name, "ingress_policing_rate", "ingress_policing_kpkts_rate", "mtu_request", "type", "options", "external_ids")
+			if got = strings.ReplaceAll(got, "\n", " "); got != want {
+				t.Errorf("%s has %s, want %s", name, got, want)
 			}
 		}
 	}
@@ -376,7 +388,7 @@ func TestSharedQoSStays(t *testing.T) {
 
 // Statistics are written every few seconds for each port; they must not wake anyone.
 func TestMonitorAsksForWhatIsUsed(t *testing.T) {
-	dbModel, err := clientModel()
+	dbModel, err := clientModel(&rowInterface{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -385,7 +397,7 @@ func TestMonitorAsksForWhatIsUsed(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := map[string]int{}
-	for _, table := range monitor(lib).Tables {
+	for _, table := range monitor(lib, &rowInterface{}).Tables {
 		got[table.Table] = len(table.Fields) // with none libovsdb asks for all columns
 		for _, f := range table.Fields {
 			if f == "" || strings.Contains(f, "statistics") || f == "status" || f == "rstp_status" {
@@ -393,7 +405,7 @@ func TestMonitorAsksForWhatIsUsed(t *testing.T) {
 			}
 		}
 	}
-	want := map[string]int{"Open_vSwitch": 9, "Bridge": 13, "Port": 3, "Interface": 16, "QoS": 4, "Queue": 1, "Mirror": 3}
+	want := map[string]int{"Open_vSwitch": 9, "Bridge": 13, "Port": 3, "Interface": 17, "QoS": 4, "Queue": 1, "Mirror": 3}
 	if d := cmp.Diff(want, got); d != "" {
 		t.Errorf("columns by table (-want +got):\n%s", d)
 	}

@@ -59,14 +59,14 @@ func (s *session) port(bridge string, row *rowPort) (Port, bool) {
 	if len(row.Interfaces) == 0 {
 		return Port{}, false
 	}
-	i := byUUID[rowInterface](s, tableInterface, row.Interfaces[0])
+	i := s.interfaceByUUID(row.Interfaces[0])
 	if i == nil {
 		return Port{}, false
 	}
 	p := Port{
 		Bridge:        bridge,
 		Name:          row.Name,
-		Type:          i.Type,
+		Type:          kindOf(i.Type),
 		Ofport:        uint32(max(0, deref(i.Ofport))),
 		OfportRequest: uint32(deref(i.OfportRequest)),
 		MTU:           deref(i.MTU),
@@ -76,7 +76,7 @@ func (s *session) port(bridge string, row *rowPort) (Port, bool) {
 		ExternalIDs:   i.ExternalIDs,
 		Options:       i.Options,
 		OtherConfig:   i.OtherConfig,
-		Policed:       i.PolicingRate != 0,
+		Policed:       i.PolicingRate != 0 || i.PacketRate != 0,
 		BFDStatus:     i.BFDStatus,
 		QoS:           s.qosOf(row),
 	}
@@ -306,9 +306,17 @@ func (c *Client) MendPorts(ctx context.Context, bridge string, specs []PortSpec)
 	return err
 }
 
+// kindOf is the type of a port; a network device is said in two ways.
+func kindOf(kind string) string {
+	if kind == "system" {
+		return ""
+	}
+	return kind
+}
+
 func mendInterface(row *rowInterface, spec PortSpec) []ovsdb.Operation {
 	set := ovsdb.Row{}
-	if row.Type != spec.Type {
+	if kindOf(row.Type) != kindOf(spec.Type) {
 		set["type"] = spec.Type
 	}
 	if spec.Options != nil && !maps.Equal(row.Options, spec.Options) {
@@ -326,11 +334,20 @@ func mendInterface(row *rowInterface, spec PortSpec) []ovsdb.Operation {
 	if spec.NotPoliced && row.PolicingRate != 0 {
 		set["ingress_policing_rate"] = 0
 	}
+	if spec.NotPoliced && row.PacketRate != 0 {
+		set[packetRate] = 0
+	}
+	if spec.Plain && row.MTURequest != nil {
+		set["mtu_request"] = ovsSet[int]()
+	}
+	if spec.Plain && len(row.Options) > 0 {
+		set["options"] = ovsMap(map[string]string{})
+	}
 	var ops []ovsdb.Operation
 	if len(set) > 0 {
 		ops = append(ops, update(tableInterface, row.UUID, set))
 	}
-	ms := ensureKeys("external_ids", row.ExternalIDs, spec.ExternalIDs)
+	ms := setKeys("external_ids", row.ExternalIDs, spec.ExternalIDs)
 	ms = append(ms, ensureKeys("other_config", row.OtherConfig, spec.OtherConfig)...)
 	if len(ms) > 0 {
 		ops = append(ops, mutate(tableInterface, row.UUID, ms...))
@@ -395,18 +412,7 @@ func (c *Client) SetPortExternalIDs(ctx context.Context, name string, ids map[st
 	if row == nil {
 		return fmt.Errorf("external_ids of port %s: %w", name, ErrNoPort)
 	}
-	want, gone := map[string]string{}, []string{}
-	for k, v := range ids {
-		if v != "" {
-			want[k] = v
-		} else if _, ok := row.ExternalIDs[k]; ok {
-			gone = append(gone, k)
-		}
-	}
-	ms := ensureKeys("external_ids", row.ExternalIDs, want)
-	if len(gone) > 0 {
-		ms = append(ms, deleteKeys("external_ids", gone))
-	}
+	ms := setKeys("external_ids", row.ExternalIDs, ids)
 	if len(ms) == 0 {
 		return nil
 	}

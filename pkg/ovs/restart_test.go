@@ -1,9 +1,13 @@
 package ovs
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -154,5 +158,49 @@ func TestCloseWhileConnectingAgain(t *testing.T) {
 	}
 	if err := c.WaitConnected(within(t)); !errors.Is(err, ErrDisconnected) {
 		t.Errorf("WaitConnected after Close: %v", err)
+	}
+}
+
+// TestSchemaBefore: a database of Open vSwitch before 2.16, whose schema has no rates of packets, is served as any other.
+func TestSchemaBefore(t *testing.T) {
+	dir, have := t.TempDir(), cmp.Or(os.Getenv("OVS_PKGDATADIR"), "/usr/share/openvswitch")
+	data, err := os.ReadFile(filepath.Join(have, "vswitch.ovsschema"))
+	if err != nil {
+		t.Skipf("no schema to make an earlier one of: %v", err)
+	}
+	var schema struct {
+		Name, Version string
+		Tables        map[string]map[string]any
+	}
+	if err := json.Unmarshal(data, &schema); err != nil {
+		t.Fatal(err)
+	}
+	columns := schema.Tables[tableInterface]["columns"].(map[string]any)
+	for _, column := range []string{packetRate, "ingress_policing_kpkts_burst"} {
+		delete(columns, column)
+	}
+	data, err = json.Marshal(map[string]any{"name": schema.Name, "version": "8.2.0", "tables": schema.Tables})
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "vswitch.ovsschema"), data, 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("OVS_PKGDATADIR", dir)
+	c, o, _ := start(t)
+	bridge(t, c, "br0")
+	if err := c.AddPort(within(t), "br0", PortSpec{Name: "p0", Type: "internal"}); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.WaitOfport(within(t), "p0"); err != nil || n == 0 {
+		t.Errorf("the port has number %d, %v", n, err)
+	}
+	o.VSCtl("set", "Interface", "p0", "ingress_policing_rate=10")
+	until(t, c, "the rate is seen", func() bool { p, _ := c.Port("p0"); return p.Policed })
+	if err := c.MendPorts(within(t), "br0", []PortSpec{{Name: "p0", Type: "internal", NotPoliced: true}}); err != nil {
+		t.Fatal(err)
+	}
+	if rate := vsctl(o, "get", "Interface", "p0", "ingress_policing_rate"); rate != "0" {
+		t.Errorf("the rate is %s", rate)
 	}
 }

@@ -27,6 +27,8 @@ import (
 type session struct {
 	lib   client.Client
 	cache *cache.TableCache
+	// before is that the database has interfaces of the kind [rowInterfaceBefore].
+	before bool
 	// lost is closed when the connection ends.
 	lost chan struct{}
 	// unsaved is that ovsdb-server could not write a transaction down, and there was no look
@@ -43,22 +45,13 @@ const probeInterval = 5 * time.Second
 // dial connects and reads the whole of the monitored tables. changed is called
 // for every row that changes from then on.
 func dial(ctx context.Context, socket string, log *slog.Logger, changed func(waiter string)) (*session, error) {
-	dbModel, err := clientModel()
-	if err != nil {
-		return nil, fmt.Errorf("model of the database: %w", err)
-	}
-	// libovsdb logs every row at its debug levels and every failed attempt above.
-	quiet := logr.Discard()
-	lib, err := client.NewOVSDBClient(dbModel, client.WithEndpoint("unix:"+socket), client.WithLogger(&quiet))
+	lib, iface, err := open(ctx, socket)
 	if err != nil {
 		return nil, err
 	}
 	life, stop := context.WithCancel(context.Background())
-	s := &session{lib: lib, lost: make(chan struct{}), stop: stop}
-	if err := lib.Connect(ctx); err != nil {
-		stop()
-		return nil, err
-	}
+	_, before := iface.(*rowInterfaceBefore)
+	s := &session{lib: lib, before: before, lost: make(chan struct{}), stop: stop}
 	s.wg.Add(1)
 	go s.watch(life, log)
 	// A disconnection in between takes the cache away.
@@ -69,6 +62,8 @@ func dial(ctx context.Context, socket string, log *slog.Logger, changed func(wai
 	notify := func(_ string, m model.Model) {
 		switch row := m.(type) {
 		case *rowInterface:
+			changed(row.Name)
+		case *rowInterfaceBefore:
 			changed(row.Name)
 		case *rowOVS:
 			changed(syncWaiter)
@@ -81,18 +76,52 @@ func dial(ctx context.Context, socket string, log *slog.Logger, changed func(wai
 		UpdateFunc: func(table string, _, m model.Model) { notify(table, m) },
 		DeleteFunc: notify,
 	})
-	if _, err := lib.Monitor(ctx, monitor(lib)); err != nil {
+	if _, err := lib.Monitor(ctx, monitor(lib, iface)); err != nil {
 		s.close()
 		return nil, fmt.Errorf("reading the database: %w", err)
 	}
 	return s, nil
 }
 
+// open connects, with rows of interfaces that have the columns of the database's schema, and returns one.
+func open(ctx context.Context, socket string) (client.Client, model.Model, error) {
+	iface := &rowInterface{}
+	lib, err := dialWith(ctx, socket, iface)
+	if err == nil {
+		return lib, iface, nil
+	}
+	before := &rowInterfaceBefore{}
+	lib, beforeErr := dialWith(ctx, socket, before)
+	if beforeErr != nil {
+		return nil, nil, err
+	}
+	if lib.Schema().Table(tableInterface).Column(packetRate) != nil {
+		lib.Close() // the column was not why it failed: the next attempt has it
+		return nil, nil, err
+	}
+	return lib, before, nil
+}
+
+// dialWith connects, with rows of interfaces like iface.
+func dialWith(ctx context.Context, socket string, iface model.Model) (client.Client, error) {
+	dbModel, err := clientModel(iface)
+	if err != nil {
+		return nil, fmt.Errorf("model of the database: %w", err)
+	}
+	// libovsdb logs every row at its debug levels and every failed attempt above.
+	quiet := logr.Discard()
+	lib, err := client.NewOVSDBClient(dbModel, client.WithEndpoint("unix:"+socket), client.WithLogger(&quiet))
+	if err != nil {
+		return nil, err
+	}
+	return lib, lib.Connect(ctx)
+}
+
 // monitor asks for the columns of the models. They are named one by one: with
 // none named libovsdb asks for every column of the table, statistics too.
-func monitor(lib client.Client) *client.Monitor {
+func monitor(lib client.Client, iface model.Model) *client.Monitor {
 	m := lib.NewMonitor()
-	for table, row := range rows() {
+	for table, row := range rows(iface) {
 		m.Tables = append(m.Tables, client.TableMonitor{Table: table, Fields: columns(row)})
 	}
 	return m
@@ -193,7 +222,18 @@ func (s *session) portByName(name string) (*rowPort, error) {
 }
 
 func (s *session) interfaceByName(name string) (*rowInterface, error) {
+	if s.before {
+		row, err := byIndex(s, tableInterface, &rowInterfaceBefore{Name: name})
+		return (*rowInterface)(row), err
+	}
 	return byIndex(s, tableInterface, &rowInterface{Name: name})
+}
+
+func (s *session) interfaceByUUID(uuid string) *rowInterface {
+	if s.before {
+		return (*rowInterface)(byUUID[rowInterfaceBefore](s, tableInterface, uuid))
+	}
+	return byUUID[rowInterface](s, tableInterface, uuid)
 }
 
 // byIndex finds a row by its schema index (name); nil where there is none.

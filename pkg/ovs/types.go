@@ -128,15 +128,19 @@ type PortSpec struct {
 	MTURequest int
 	// MAC of an internal port.
 	MAC net.HardwareAddr
-	// NotPoliced takes away a rate of what comes in by the port (column ingress_policing_rate).
+	// NotPoliced takes away rates of what comes in by the port (columns ingress_policing_rate and
+	// ingress_policing_kpkts_rate).
 	NotPoliced bool
+	// Plain takes away options, and an MTU that was asked for: the network device has the one that it has.
+	Plain bool
 	// NoQueue takes away a QoS of the port, and what Open vSwitch has put on its device for it.
 	NoQueue bool
 	// SharedQoS is the type, such as "linux-noop", of the QoS that the port is made
 	// with and shares with other ports of the bridge; see [Client.ShareQoS] for a
 	// port that is there.
 	SharedQoS string
-	// ExternalIDs and OtherConfig of the Interface row.
+	// ExternalIDs and OtherConfig of the Interface row. Of a port that is there, a key of ExternalIDs with the
+	// empty value is taken away.
 	ExternalIDs, OtherConfig map[string]string
 }
 
@@ -146,7 +150,8 @@ type Port struct {
 	// Bridge that has the port.
 	Bridge string
 	Name   string
-	Type   string
+	// Type is as in [PortSpec].
+	Type string
 	// Ofport is the OpenFlow port number; 0 until ovs-vswitchd has given one
 	// and where it could not.
 	Ofport uint32
@@ -164,7 +169,8 @@ type Port struct {
 	// Ifindex of the network device, 0 where it has none.
 	Ifindex                           int
 	ExternalIDs, Options, OtherConfig map[string]string
-	// Policed is that what comes in by the port is limited (column ingress_policing_rate).
+	// Policed is that what comes in by the port is limited (column ingress_policing_rate or
+	// ingress_policing_kpkts_rate).
 	Policed bool
 	// BFDStatus is what a tunnel's BFD session (RFC 5880) says; empty without.
 	BFDStatus map[string]string
