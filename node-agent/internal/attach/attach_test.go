@@ -517,32 +517,57 @@ func TestRefill(t *testing.T) {
 	}
 }
 
-// TestRepairOfChangedPorts: a port that somebody limits, or takes the pod's name from, is as it was with the next repair.
+// TestRepairOfChangedPorts: a port whose row somebody changed is as it was with the next repair, whatever he changed.
 func TestRepairOfChangedPorts(t *testing.T) {
 	ctx := context.Background()
 	w := newWorld()
+	w.namespaceUID, w.asked["p1"] = "uid", both(5_000_000)
 	a := start(t, w, t.TempDir())
-	for i := range 3 {
-		if _, err := a.Add(ctx, request(i+1)); err != nil {
+	for i := range 2 {
+		req := request(i)
+		req.PodUID = "pod-uid"
+		if _, err := a.Add(ctx, req); err != nil {
 			t.Fatal(err)
 		}
 	}
 	was := maps.Clone(w.ports)
-	for i, name := range slices.Sorted(maps.Keys(w.ports)) {
-		p := w.ports[name]
-		switch i {
-		case 0:
-			p.Policed = true
-		case 1:
-			p.ExternalIDs = nil
+	limited, free := HostIf(request(1).Attachment()), HostIf(request(0).Attachment())
+	names := func(to map[string]string) func(*ovs.Port) {
+		return func(p *ovs.Port) { maps.Copy(p.ExternalIDs, to) }
+	}
+	changes := map[string]func(*ovs.Port){
+		"a rate":        func(p *ovs.Port) { p.Policed = true },
+		"an MTU":        func(p *ovs.Port) { p.MTURequest = 600 },
+		"a tunnel":      func(p *ovs.Port) { p.Type, p.Options = "vxlan", map[string]string{"remote_ip": "10.9.9.9"} },
+		"another type":  func(p *ovs.Port) { p.Type, p.Ofport = "patch", 0 },
+		"options":       func(p *ovs.Port) { p.Options = map[string]string{"peer": "x"} },
+		"no names":      func(p *ovs.Port) { p.ExternalIDs = nil },
+		"no container":  func(p *ovs.Port) { delete(p.ExternalIDs, keyContainer) },
+		"two addresses": names(map[string]string{keyAddresses: "172.11.0.2 172.11.0.3"}),
+		"other limits":  names(map[string]string{keyLimits: encodeLimits(both(1))}),
+	}
+	for key := range was[limited].ExternalIDs {
+		if key != keyNamespaceUID { // of which the lease may know better
+			changes[key] = names(map[string]string{key: "other"})
 		}
-		w.ports[name] = p
 	}
-	if n, err := a.Repair(ctx, false); err != nil || n != 2 {
-		t.Errorf("repaired %d, %v", n, err)
-	}
-	if diff := cmp.Diff(was, w.ports); diff != "" {
-		t.Errorf("ports (-were +are):\n%s", diff)
+	for what, change := range changes {
+		for _, name := range []string{limited, free} {
+			p := w.ports[name]
+			p.ExternalIDs = maps.Clone(p.ExternalIDs)
+			change(&p)
+			w.ports[name] = p
+			if n, err := a.Repair(ctx, false); err != nil || n == 0 {
+				t.Errorf("%s: repaired %d, %v", what, n, err)
+			}
+			if p = w.ports[name]; what == "another type" { // Open vSwitch numbers it anew
+				p.Ofport = was[name].Ofport
+				w.ports[name] = p
+			}
+			if diff := cmp.Diff(was, w.ports); diff != "" {
+				t.Errorf("%s: ports (-were +are):\n%s", what, diff)
+			}
+		}
 	}
 	if n, err := a.Repair(ctx, false); err != nil || n != 0 {
 		t.Errorf("repaired %d again, %v", n, err)

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"strings"
@@ -126,24 +127,26 @@ const (
 	keyMAC       = "attached-mac"
 )
 
+// names are the external_ids that the pod's port has for as long as it is there; the empty value where it has none.
+func (a Attachment) names() [11][2]string {
+	addresses := ""
+	if list := topology.Listed(a.Addresses); list != nil {
+		addresses = strings.Trim(fmt.Sprint(list), "[]")
+	}
+	return [...][2]string{
+		{keyContainer, a.ContainerID}, {keyIfName, a.IfName}, {keyNetns, a.Netns}, {keyNetwork, a.Network}, {keyNamespace, a.Namespace}, {keyPod, a.Pod}, {keyPodUID, a.UIDs.Pod},
+		{keyAddress, a.Addresses[0].String()}, {keyAddresses, addresses},
+		{keyIfaceID, a.Namespace + "/" + a.Pod}, {keyMAC, a.MAC.String()},
+	}
+}
+
 // externalIDs are what the pod port's Interface row carries.
 func (a Attachment) externalIDs() map[string]string {
-	ids := map[string]string{
-		keyContainer: a.ContainerID, keyIfName: a.IfName, keyNetns: a.Netns, keyNamespace: a.Namespace, keyPod: a.Pod,
-		keyAddress: a.Addresses[0].String(),
-		keyIfaceID: a.Namespace + "/" + a.Pod, keyMAC: a.MAC.String(),
+	ids := map[string]string{keyNamespaceUID: a.UIDs.Namespace, keyLimits: encodeLimits(a.Limits)}
+	for _, name := range a.names() {
+		ids[name[0]] = name[1]
 	}
-	if list := topology.Listed(a.Addresses); list != nil {
-		ids[keyAddresses] = strings.Trim(fmt.Sprint(list), "[]")
-	}
-	for key, value := range map[string]string{keyNetwork: a.Network, keyPodUID: a.UIDs.Pod, keyNamespaceUID: a.UIDs.Namespace} {
-		if value != "" {
-			ids[key] = value
-		}
-	}
-	if l := encodeLimits(a.Limits); l != "" {
-		ids[keyLimits] = l
-	}
+	maps.DeleteFunc(ids, func(_, value string) bool { return value == "" })
 	return ids
 }
 

@@ -232,8 +232,10 @@ func TestUnreadableLimits(t *testing.T) {
 	}
 	w.ports[HostIf(request(1).Attachment())].ExternalIDs[keyLimits] = "{"
 	a := start(t, w, dir)
-	if n, err := a.Repair(ctx, true); err != nil || n != 0 {
-		t.Errorf("repaired %d, %v", n, err)
+	for want := range 2 { // the port has them again first
+		if n, err := a.Repair(ctx, true); err != nil || n != 1-want {
+			t.Errorf("repaired %d, %v", n, err)
+		}
 	}
 	at := a.List()[0]
 	if got := w.shapes[at.HostIf()]; at.Limits != both(1_000_000) || got != at.Limits || w.flowsOf(at.Addresses[0]).Meter == (desired.Meter{}) {

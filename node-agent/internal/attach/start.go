@@ -188,21 +188,30 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	for _, p := range ports {
 		have[p.Name] = p
 	}
-	var wrong []cniapi.Attachment
+	var wrong, limited []cniapi.Attachment
 	var bare []string
 	var changed []ovs.PortSpec
 	for _, at := range a.List() {
 		p, there := have[at.HostIf()]
 		if !there || p.Ofport != at.Port && p.Ofport != 0 {
 			wrong = append(wrong, at.Attachment)
-		} else if p.Policed || p.ExternalIDs[keyContainer] == "" {
-			changed = append(changed, at.port(node))
+		}
+		if there && at.changed(p) {
+			changed = append(changed, at.mending(node))
+		}
+		if there && p.ExternalIDs[keyLimits] != encodeLimits(at.Limits) {
+			limited = append(limited, at.Attachment)
 		}
 		if there && (p.QoS == nil || p.QoS.Type != portQoS) {
 			bare = append(bare, p.Name)
 		}
 	}
 	var mended atomic.Int32
+	// A port of another type has another number until it is mended.
+	mendErr := a.mendPorts(ctx, node, changed)
+	if mendErr == nil {
+		mended.Add(int32(len(changed)))
+	}
 	repairErr := a.each(ctx, wrong, func(ctx context.Context, node Node, at Attachment) error {
 		ok, err := a.repair(ctx, node, at, have)
 		if ok {
@@ -214,11 +223,14 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 	if shared {
 		mended.Add(int32(len(bare)))
 	}
-	mendErr := a.mendPorts(ctx, node, changed)
-	if mendErr == nil {
-		mended.Add(int32(len(changed)))
-	}
-	if err := errors.Join(repairErr, shareErr, mendErr); err != nil || !full {
+	limitsErr := a.each(ctx, limited, func(ctx context.Context, node Node, at Attachment) error {
+		ok, err := a.mendLimits(ctx, node, at)
+		if ok {
+			mended.Add(1)
+		}
+		return err
+	})
+	if err := errors.Join(mendErr, repairErr, shareErr, limitsErr); err != nil || !full {
 		return int(mended.Load()), err
 	}
 	wires, err := a.mendWires(ctx)
@@ -256,19 +268,6 @@ func (a *Attacher) Refill(ctx context.Context) error {
 		}
 		return a.ports.AddPort(ctx, node.Bridge, at.port(node))
 	})
-}
-
-// mendPorts puts right ports that somebody limits, or took the pods' names from.
-func (a *Attacher) mendPorts(ctx context.Context, node Node, changed []ovs.PortSpec) error {
-	if len(changed) == 0 {
-		return nil
-	}
-	names := make([]string, len(changed))
-	for i, spec := range changed {
-		names[i] = spec.Name
-	}
-	a.log.Warn("somebody had changed pods' ports: putting them right", "ports", names)
-	return a.ports.MendPorts(ctx, node.Bridge, changed)
 }
 
 // mendWires puts back what somebody changed of the node's ends of pods' wires, and makes

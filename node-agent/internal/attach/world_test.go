@@ -422,7 +422,16 @@ func (w *world) MendPorts(_ context.Context, _ string, specs []ovs.PortSpec) err
 	defer leave()
 	for _, spec := range specs {
 		if p, ok := w.ports[spec.Name]; ok {
-			p.ExternalIDs, p.Policed = maps.Clone(spec.ExternalIDs), false
+			ids := maps.Clone(p.ExternalIDs)
+			if ids == nil {
+				ids = map[string]string{}
+			}
+			maps.Copy(ids, spec.ExternalIDs)
+			maps.DeleteFunc(ids, func(_, v string) bool { return v == "" })
+			p.ExternalIDs, p.Policed, p.Type = ids, p.Policed && !spec.NotPoliced, spec.Type
+			if spec.Plain {
+				p.MTURequest, p.Options = 0, nil
+			}
 			w.ports[spec.Name] = p
 		}
 	}
