@@ -48,6 +48,23 @@ func (n *NS) HostEnd(sandbox *NS, peerName string, mac net.HardwareAddr) (l Link
 	return linkOf(raw), true, nil
 }
 
+// DeleteStray removes the sandbox's device peerName, with its other end wherever that is, where it is a veth with that
+// hardware address and n has no other end of it; it reports whether it did. What another network plugin made
+// has another address, and the pair of a pod that has renamed its devices has its other end in n.
+func (n *NS) DeleteStray(sandbox *NS, peerName string, mac net.HardwareAddr) (deleted bool, err error) {
+	inside, ok, err := sandbox.Link(peerName)
+	if err != nil || !ok || inside.Type != "veth" || !bytes.Equal(inside.MAC, mac) {
+		return false, err
+	}
+	if _, ok, err := n.HostEnd(sandbox, peerName, mac); ok || err != nil {
+		return false, err
+	}
+	if err := sandbox.nl.LinkDel(byIndex(inside)); err != nil && !notFound(err) {
+		return false, fmt.Errorf("deleting %s in sandbox %s: %w", peerName, sandbox.path, err)
+	}
+	return true, nil
+}
+
 // Rename gives the device another name. It may be down afterwards: before Linux 6.2 only a
 // device that is down takes another name.
 func (n *NS) Rename(l Link, name string) error {
