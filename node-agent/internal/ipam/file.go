@@ -173,6 +173,51 @@ func OfOtherBoot(dir, bootID string) bool {
 	return err == nil && st.BootID != bootID
 }
 
+// Stored are the leases that the pool of subnets in dir has written down in this boot; none where its file is of another
+// boot or subnet, or cannot be read.
+func Stored(dir string, subnets []netip.Prefix, bootID string) []Lease {
+	st, err := newStateFile(dir).read()
+	if err != nil || st.BootID != bootID || st.Subnet != subnets[0] {
+		return nil
+	}
+	return slices.DeleteFunc(st.Leases, func(l Lease) bool { return !subnets[0].Contains(l.first()) })
+}
+
+// Depart writes down that attachments are leaving, as [Pool.Leave] does, in the file of a pool that nobody has open. One
+// without a lease is no error.
+func Depart(dir string, as ...cniapi.Attachment) error {
+	f := newStateFile(dir)
+	st, err := f.read()
+	if errors.Is(err, errNoFile) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("address pool: %w", err)
+	}
+	marked := false
+	for i, l := range st.Leases {
+		if !l.Leaving && slices.Contains(as, l.Attachment()) {
+			st.Leases[i].Leaving, marked = true, true
+		}
+	}
+	if !marked {
+		return nil
+	}
+	data, err := encode(st.header, slices.Values(st.Freed), func(yield func([]byte) bool) {
+		for _, l := range st.Leases {
+			// A struct of strings, addresses and a time that was read: no error.
+			one, _ := json.Marshal(l.stored())
+			if !yield(one) {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return f.write(data)
+}
+
 func (f stateFile) write(data []byte) error {
 	if err := f.replace(f.path, data); err != nil {
 		return fmt.Errorf("address pool: %w", err)

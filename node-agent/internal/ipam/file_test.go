@@ -143,6 +143,43 @@ func write(text string) func(*testing.T, string) {
 	}
 }
 
+// TestDepart: what is marked in the file of a pool that nobody has open is leaving for the next one, and all else is as it was.
+func TestDepart(t *testing.T) {
+	dir := t.TempDir()
+	if err := Depart(dir, pod(0).Attachment()); err != nil {
+		t.Errorf("no file: %v", err)
+	}
+	p := open(t, dir, small, "b")
+	for i := range 3 {
+		allocate(t, p, i)
+	}
+	p.Release(pod(2).Attachment())
+	want := p.Leases()
+	for range 2 {
+		if err := Depart(dir, pod(1).Attachment(), pod(9).Attachment()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want[1].Leaving = true
+	if diff := cmp.Diff(want, Stored(dir, []netip.Prefix{small}, "b"), cmpOpts); diff != "" {
+		t.Errorf("stored (-want +got):\n%s", diff)
+	}
+	again := open(t, dir, small, "b")
+	if diff := cmp.Diff(want, again.Leases(), cmpOpts); diff != "" {
+		t.Errorf("opened again (-want +got):\n%s", diff)
+	}
+	if got := allocate(t, again, 5); got != "172.11.4.5" {
+		t.Errorf("the next pod has %s: the order of addresses is lost", got)
+	}
+	for what, stored := range map[string][]Lease{
+		"another boot": Stored(dir, []netip.Prefix{small}, "b2"), "another subnet": Stored(dir, []netip.Prefix{netip.MustParsePrefix("172.11.8.0/29")}, "b"), "no file": Stored(t.TempDir(), []netip.Prefix{small}, "b"),
+	} {
+		if len(stored) > 0 {
+			t.Errorf("%s: %v", what, stored)
+		}
+	}
+}
+
 // TestSinceSurvives: a restart does not make leases younger, whatever OVSDB
 // knows.
 func TestSinceSurvives(t *testing.T) {

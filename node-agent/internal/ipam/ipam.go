@@ -79,7 +79,7 @@ func WithReuse(reusable func(netip.Addr) bool) Option {
 
 // Open reads the pool of subnets from its file in dir, which is made if need
 // be, and brings it in line with live: the leases of all attachments that exist,
-// as read from OVSDB, and only of those. BootID (/proc/sys/kernel/random/boot_id)
+// and only of those, as [Stored] and OVSDB tell of them. BootID (/proc/sys/kernel/random/boot_id)
 // tells whether the file is of this boot.
 //
 //   - A file that is missing, broken, or of another boot or subnet is forgotten
