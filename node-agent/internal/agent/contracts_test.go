@@ -355,7 +355,7 @@ func TestAttachmentsContract(t *testing.T) {
 		t.Cleanup(func() { _ = host.Close() })
 		ports := &switchports.Late{}
 		ports.Found(client)
-		attachmentsContract(t, attach.New(attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, quiet())}, ports, "br0", quiet()), nil, nil, nil))
+		attachmentsContract(t, attach.New(attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, quiet())}, ports, "br0", t.TempDir(), quiet()), nil, nil, nil))
 	})
 }
 

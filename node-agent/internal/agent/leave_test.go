@@ -117,7 +117,7 @@ func TestLeaveMTURecord(t *testing.T) {
 		}
 		n := ending(cfg, start(t, cfg, "boot-1"), daemonSet{wants: c.wanted})
 		n.etcd.store = s
-		p := &parts{self: self, picture: &picture{}, attacher: attach.New(attach.NewBare(oneDevice{}, onePort{}, "br0", quiet()), nil, nil, nil)}
+		p := &parts{self: self, picture: &picture{}, attacher: attach.New(attach.NewBare(oneDevice{}, onePort{}, "br0", t.TempDir(), quiet()), nil, nil, nil)}
 		n.parts.Store(p)
 		if !c.early {
 			p.picture.started = subnet

@@ -181,7 +181,7 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	if n.sharing, err = sharing.New(host, cfg.UplinkRate, m.sharing, log); err != nil {
 		return nil, err
 	}
-	n.ovs.bare = attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ovs.ports, cfg.Bridge, log)
+	n.ovs.bare = attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ovs.ports, cfg.Bridge, cfg.StateDir, log)
 	n.ovs.lender = underlay.NewLender(n.underlayConfig(), host)
 	n.front = front.New(n.ovs.bare, n.ready.is)
 	return n, nil

@@ -3,8 +3,8 @@
 // what is attached on this node.
 //
 // The order of an attachment is such that whatever is interrupted leaves
-// something that DEL, GC or the next start finds: the lease first, the port with
-// its external_ids before the answer. A detachment goes the other way, flows
+// something that DEL, GC or the next start finds: the lease first, then the port
+// with its external_ids, then the devices. A detachment goes the other way, flows
 // first: from then on nothing reaches the address. The rest of it follows after the
 // answer, of several pods in one go: see [Attacher.Del].
 package attach
@@ -59,6 +59,11 @@ type Kernel interface {
 	Forget(addresses ...netip.Addr) error
 	// Exists reports whether the host's end is there: it goes with its sandbox.
 	Exists(hostIf string) (bool, error)
+	// Stands reports whether there is a sandbox at the path.
+	Stands(netns string) (bool, error)
+	// Cut removes the sandbox's end of a pair whose other end is not in the node's namespace,
+	// and reports whether there was one.
+	Cut(w Wire) (bool, error)
 	// Differences says how the pair differs from w, its limits aside.
 	Differences(w Wire) ([]string, error)
 	// SetMTU brings w's MTU and RouteMTU to a pair that is in use, and the rates of

@@ -371,11 +371,21 @@ func TestRestart(t *testing.T) {
 		lose func(w *world, dir *string)
 		want []string
 	}{
-		"nothing lost":       {func(*world, *string) {}, []string{"172.11.0.2", "172.11.0.3"}},
-		"pool's file lost":   {func(_ *world, dir *string) { *dir += "/other" }, []string{"172.11.0.2", "172.11.0.3"}},
-		"database lost":      {func(w *world, _ *string) { clear(w.ports) }, []string{"172.11.0.2", "172.11.0.3"}},
-		"one sandbox gone":   {func(w *world, _ *string) { delete(w.links, HostIf(request(1).Attachment())) }, []string{"172.11.0.3"}},
-		"rebooted: all gone": {func(w *world, _ *string) { clear(w.links) }, nil},
+		"nothing lost":     {func(*world, *string) {}, []string{"172.11.0.2", "172.11.0.3"}},
+		"pool's file lost": {func(_ *world, dir *string) { *dir += "/other" }, []string{"172.11.0.2", "172.11.0.3"}},
+		"database lost":    {func(w *world, _ *string) { clear(w.ports) }, []string{"172.11.0.2", "172.11.0.3"}},
+		"one sandbox gone": {func(w *world, _ *string) {
+			delete(w.links, HostIf(request(1).Attachment()))
+			w.gone = map[string]bool{request(1).Netns: true}
+		}, []string{"172.11.0.3"}},
+		"one device deleted":         {func(w *world, _ *string) { delete(w.links, HostIf(request(1).Attachment())) }, []string{"172.11.0.2", "172.11.0.3"}},
+		"and the pool's file lost":   {func(w *world, dir *string) { delete(w.links, HostIf(request(1).Attachment())); *dir += "/other" }, []string{"172.11.0.3"}},
+		"and its port":               {func(w *world, _ *string) { delete(w.links, HostIf(request(1).Attachment())); clear(w.ports) }, []string{"172.11.0.3"}},
+		"one device moved elsewhere": {func(w *world, _ *string) { w.move(HostIf(request(1).Attachment())) }, []string{"172.11.0.2", "172.11.0.3"}},
+		"rebooted: all gone": {func(w *world, _ *string) {
+			clear(w.links)
+			w.gone = map[string]bool{request(1).Netns: true, request(2).Netns: true}
+		}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w, dir := newWorld(), t.TempDir()
@@ -397,8 +407,8 @@ func TestRestart(t *testing.T) {
 			if _, err := b.Repair(ctx, true); err != nil {
 				t.Fatal(err)
 			}
-			if len(w.ports) != len(tc.want) {
-				t.Errorf("%d ports, want %d", len(w.ports), len(tc.want))
+			if len(w.ports) != len(tc.want) || len(w.links) != len(tc.want) || len(w.flows) != len(tc.want) {
+				t.Errorf("%d ports, %d devices, flows %v; want %d of each", len(w.ports), len(w.links), w.flows, len(tc.want))
 			}
 			var leases []string
 			for _, l := range b.pool.Leases() {
@@ -422,7 +432,7 @@ func TestForeignSubnet(t *testing.T) {
 	}
 	moved := theNode
 	moved.Subnets, moved.Gateways = []netip.Prefix{netip.MustParsePrefix("172.11.0.8/29")}, []netip.Addr{netip.MustParseAddr("172.11.0.9")}
-	b := New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+	b := New(NewBare(w, w, theNode.Bridge, dir, slog.New(slog.DiscardHandler)), w, w, w)
 	if _, err := b.Start(ctx, moved, dir, "boot"); err == nil || !strings.Contains(err.Error(), "172.11.0.8/29") {
 		t.Errorf("started: %v", err)
 	}
@@ -430,6 +440,7 @@ func TestForeignSubnet(t *testing.T) {
 		t.Errorf("%d ports, %d links left", len(w.ports), len(w.links))
 	}
 	clear(w.links) // the pod goes
+	w.gone = map[string]bool{request(1).Netns: true}
 	if _, err := b.Start(ctx, moved, dir, "boot"); err != nil {
 		t.Errorf("empty node: %v", err)
 	}
@@ -658,7 +669,7 @@ func TestTwoAddresses(t *testing.T) {
 	dual.Subnets = append(slices.Clip(dual.Subnets), netip.MustParsePrefix("fd00:1:2:3::/64"))
 	dual.Gateways = append(slices.Clip(dual.Gateways), netip.MustParseAddr("fd00:1:2:3::ac0b:1"))
 	begin := func(dir string) *Attacher {
-		a := New(NewBare(w, w, dual.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+		a := New(NewBare(w, w, dual.Bridge, dir, slog.New(slog.DiscardHandler)), w, w, w)
 		attached, err := a.Start(ctx, dual, dir, "boot")
 		if err != nil {
 			t.Fatal(err)
@@ -699,7 +710,8 @@ func TestTwoAddresses(t *testing.T) {
 		{"database lost", func() string { clear(w.ports); return dir }, two},
 		{"somebody changed the MAC", func() string { w.ports[name].ExternalIDs[keyMAC] = "02:00:00:00:00:01"; return dir }, two},
 		{"somebody removed the MAC", func() string { delete(w.ports[name].ExternalIDs, keyMAC); return t.TempDir() }, two},
-		{"row of the release before", func() string { delete(w.ports[name].ExternalIDs, keyAddresses); return dir }, two[:1]},
+		{"row of the release before", func() string { delete(w.ports[name].ExternalIDs, keyAddresses); return t.TempDir() }, two[:1]},
+		{"row of nonsense", func() string { w.ports[name].ExternalIDs[keyAddresses] = "x"; return dir }, two},
 	} {
 		row := w.ports[name]
 		row.ExternalIDs = maps.Clone(row.ExternalIDs)
@@ -715,7 +727,7 @@ func TestTwoAddresses(t *testing.T) {
 		row.ExternalIDs[keyAddresses] = ids
 		before := w.ports[name]
 		w.ports[name] = row
-		_, err := New(NewBare(w, w, dual.Bridge, slog.New(slog.DiscardHandler)), w, w, w).Start(ctx, dual, t.TempDir(), "boot")
+		_, err := New(NewBare(w, w, dual.Bridge, t.TempDir(), slog.New(slog.DiscardHandler)), w, w, w).Start(ctx, dual, t.TempDir(), "boot")
 		if went := err == nil && len(w.ports) == 0; went != (why == "pod went") || !went && !strings.Contains(err.Error(), why) {
 			t.Errorf("external_ids with %q: %v, want %s", ids, err, why)
 		}

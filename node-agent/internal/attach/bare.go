@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"sync"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/ipam"
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 )
@@ -14,8 +15,8 @@ import (
 // Bare detaches pods of a node about which nothing is known: its record is gone or
 // another, its address changed, its state directory is full, etcd is away. A pod must
 // be able to go whatever is missing, or the node cannot be drained to mend it. What
-// the database and the kernel say is enough; the lease goes with the next start, which
-// finds that the device is gone.
+// the database and the kernel say is enough; the lease says that it is leaving, and goes
+// with the next start.
 type Bare struct {
 	kernel Kernel
 	ports  Ports
@@ -23,11 +24,14 @@ type Bare struct {
 	log    *slog.Logger
 	// starting is held by an Attacher that reads back what there is.
 	starting *sync.RWMutex
+	// stateDir has the leases; writing is held by who changes them there.
+	stateDir string
+	writing  *sync.Mutex
 }
 
-// NewBare makes a Bare for the pods of a bridge.
-func NewBare(kernel Kernel, ports Ports, bridge string, log *slog.Logger) Bare {
-	return Bare{kernel: kernel, ports: ports, bridge: bridge, log: log, starting: &sync.RWMutex{}}
+// NewBare makes a Bare for the pods of a bridge, whose leases are in stateDir.
+func NewBare(kernel Kernel, ports Ports, bridge, stateDir string, log *slog.Logger) Bare {
+	return Bare{kernel: kernel, ports: ports, bridge: bridge, stateDir: stateDir, log: log, starting: &sync.RWMutex{}, writing: &sync.Mutex{}}
 }
 
 // Hold keeps an Attacher from starting until release is called, or waits until it has: it
@@ -36,6 +40,16 @@ func NewBare(kernel Kernel, ports Ports, bridge string, log *slog.Logger) Bare {
 func (b Bare) Hold() (release func()) {
 	b.starting.RLock()
 	return b.starting.RUnlock
+}
+
+// leave writes down that attachments are leaving: a start does not bring them back then, though their sandboxes stand and
+// the database still has their ports. Where it cannot be written, that these are gone is what the start goes by.
+func (b Bare) leave(keys ...cniapi.Attachment) {
+	b.writing.Lock()
+	defer b.writing.Unlock()
+	if err := ipam.Depart(b.stateDir, keys...); err != nil {
+		b.log.Warn("that pods are leaving cannot be written down", "error", err)
+	}
 }
 
 // Del detaches; the caller has a [Bare.Hold]. What is gone already is no error.
@@ -50,6 +64,7 @@ func (b Bare) Del(ctx context.Context, key cniapi.Attachment) error {
 			at = known
 		}
 	}
+	b.leave(key)
 	if err := b.disconnect(ctx, at); err != nil {
 		return fmt.Errorf("detach %s: %w", key, err)
 	}
@@ -74,6 +89,7 @@ func (b Bare) GC(ctx context.Context, req cniapi.Request) error {
 		if !ours || err != nil || spared[at.Attachment] || at.Network != req.NetworkName {
 			continue
 		}
+		b.leave(at.Attachment)
 		if err := b.disconnect(ctx, at); err != nil {
 			errs = append(errs, fmt.Errorf("collect %s: %w", at.Attachment, err))
 		}

@@ -22,7 +22,7 @@ func TestDelWithoutNode(t *testing.T) {
 		}
 	}
 	// An agent that knows neither its subnet nor its records.
-	bare := New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+	bare := New(NewBare(w, w, theNode.Bridge, dir, slog.New(slog.DiscardHandler)), w, w, w)
 	if _, err := bare.Add(ctx, request(9)); cniapi.AsError(err).Code != cniapi.CodeTryAgain {
 		t.Errorf("ADD without a node: %v", err)
 	}
@@ -55,6 +55,7 @@ func TestDelWithoutNode(t *testing.T) {
 	w.noDatabase = false
 	// The next start finds who went, and frees their addresses.
 	again := start(t, w, dir)
+	finished(t, again)
 	if got := again.List(); len(got) != 1 || got[0].Attachment != request(4).Attachment() || len(w.ports) != 1 {
 		t.Errorf("after a start: %v, ports %v", got, w.ports)
 	}
@@ -104,7 +105,7 @@ func TestStartWaitsForDel(t *testing.T) {
 	if _, err := start(t, w, dir).Add(ctx, request(1)); err != nil {
 		t.Fatal(err)
 	}
-	bare := NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler))
+	bare := NewBare(w, w, theNode.Bridge, dir, slog.New(slog.DiscardHandler))
 	later := New(bare, w, w, w)
 	started := make(chan error, 1)
 	begun := make(chan struct{})

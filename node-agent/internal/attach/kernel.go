@@ -168,6 +168,29 @@ func (k Netlink) Forget(addresses ...netip.Addr) error {
 // Exists reports whether the host's end is there.
 func (k Netlink) Exists(hostIf string) (bool, error) { return k.Host.LinkExists(hostIf) }
 
+// Stands reports whether there is a sandbox at the path, which is not the node itself.
+func (k Netlink) Stands(netns string) (bool, error) {
+	sandbox, err := link.Open(netns)
+	if errors.Is(err, link.ErrNoSandbox) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	defer sandbox.Close()
+	same, err := sandbox.Same(k.Host)
+	return !same && err == nil, err
+}
+
+// Cut removes the pod's end of a pair whose other end somebody moved out of the node's namespace.
+func (k Netlink) Cut(w Wire) (cut bool, err error) {
+	err = k.in(w, func(sandbox *link.NS) error {
+		cut, err = k.Host.DeleteStray(sandbox, w.IfName, w.MAC)
+		return err
+	})
+	return cut, err
+}
+
 // Differences says how the sandbox, or the host's end, differs from w.
 func (k Netlink) Differences(w Wire) ([]string, error) {
 	var diff []string

@@ -161,7 +161,7 @@ func BenchmarkSetMTU(b *testing.B) {
 	const pods = 250
 	k, _ := kernel(b)
 	w := newWorld()
-	a := New(NewBare(k, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+	a := New(NewBare(k, w, theNode.Bridge, b.TempDir(), slog.New(slog.DiscardHandler)), w, w, w)
 	a.node = &theNode
 	for i := range pods {
 		at := Attachment{Attachment: cniapi.Attachment{ContainerID: fmt.Sprint("c", i), IfName: "eth0"}, Netns: ns.Path(space(b)), Addresses: firstPod, MAC: topology.MAC(firstPod[0])}
@@ -377,6 +377,54 @@ func TestMend(t *testing.T) {
 	check("somebody else's", nil, []string{b})
 	if named, failed, err := k.Name(wires); len(named)+len(failed) > 0 || err != nil {
 		t.Errorf("named %v, failed %v, %v", named, failed, err)
+	}
+}
+
+// TestCut: the pod's end goes whose other end somebody moved away, so that a pair can be made anew; no other device does.
+func TestCut(t *testing.T) {
+	k, node := kernel(t)
+	pod, elsewhere := space(t), space(t)
+	mac := topology.MAC(firstPod[0])
+	w := (&Attacher{}).wire(theNode, Attachment{Attachment: request(1).Attachment(), Netns: ns.Path(pod), Addresses: firstPod, MAC: mac})
+	run := func(in string, lines ...string) {
+		t.Helper()
+		if err := ns.IP(t.Context(), in, lines...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cut := func(when string, want bool) {
+		t.Helper()
+		if did, err := k.Cut(w); did != want || err != nil {
+			t.Errorf("%s: cut %t, %v", when, did, err)
+		}
+	}
+	if err := k.CreateVeth(w); err != nil {
+		t.Fatal(err)
+	}
+	cut("as made", false)
+	run(node, "link set "+w.HostIf+" down", "link set "+w.HostIf+" name foo")
+	cut("renamed", false)
+	run(node, "link set foo name "+w.HostIf, "link set "+w.HostIf+" netns "+elsewhere)
+	if err := k.CreateVeth(w); !errors.Is(err, link.ErrSandboxLinkExists) {
+		t.Errorf("made beside: %v", err)
+	}
+	cut("moved", true)
+	if there, err := ns.Output(t.Context(), elsewhere, "-br", "link", "show"); err != nil || strings.Contains(there, w.HostIf) {
+		t.Errorf("elsewhere is %s, %v", there, err)
+	}
+	cut("gone", false)
+	for _, device := range []string{"type veth peer name x0 address 02:00:00:00:00:02", "address " + mac.String() + " type ifb"} {
+		run(pod, "link add eth0 "+device)
+		cut(device, false)
+		run(pod, "link del eth0")
+	}
+	if err := k.CreateVeth(w); err != nil {
+		t.Error(err)
+	}
+	for path, want := range map[string]bool{w.Netns: true, ns.Path(node): false, "/run/netns/none": false, "/etc/passwd": false} {
+		if stands, err := k.Stands(path); stands != want || err != nil {
+			t.Errorf("%s stands: %t, %v", path, stands, err)
+		}
 	}
 }
 

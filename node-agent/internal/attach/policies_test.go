@@ -34,7 +34,7 @@ var judged = pipeline.PodPolicy{Ingress: true}
 func startJudged(t *testing.T, w *world, dir string) (*Attacher, *judges) {
 	t.Helper()
 	j := &judges{w: w, here: map[netip.Addr]bool{}, held: map[netip.Addr]bool{}}
-	j.a = New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+	j.a = New(NewBare(w, w, theNode.Bridge, dir, slog.New(slog.DiscardHandler)), w, w, w)
 	j.a.SetPolicies(j)
 	attached, err := j.a.Start(t.Context(), theNode, dir, "boot")
 	if err != nil {

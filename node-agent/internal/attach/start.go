@@ -18,9 +18,8 @@ import (
 )
 
 // Start reads back what is attached and makes the Attacher know its node. What
-// lost its device is released: the kernel removes a veth with its sandbox, so
-// that pod is gone (also after a reboot). Flows are told of the rest by the
-// caller, who gets it back.
+// lost its device with its sandbox is released: that pod is gone (also after a
+// reboot). Flows are told of the rest by the caller, who gets it back.
 func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string) ([]desired.Attached, error) {
 	a.bare.starting.Lock()
 	defer a.bare.starting.Unlock()
@@ -28,45 +27,19 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 	if err != nil {
 		return nil, err
 	}
-	if err := a.name(ports, stateDir, bootID); err != nil {
+	traces := a.readBack(node, ports, ipam.Stored(stateDir, node.Subnets, bootID))
+	if err := a.name(traces, stateDir, bootID); err != nil {
 		return nil, err
 	}
-	list, unread := map[cniapi.Attachment]Attachment{}, map[cniapi.Attachment]bool{}
-	var leases []ipam.Lease
-	for _, p := range ports {
-		at, ours, err := fromExternalIDs(p.ExternalIDs, p.Ofport)
-		if !ours {
-			continue
-		}
-		exists, existsErr := a.kernel.Exists(p.Name)
-		if existsErr != nil {
-			return nil, existsErr
-		}
-		if exists && err == nil && !node.has(at.Addresses) {
-			return nil, fmt.Errorf("pod %s/%s has %v, which is not in this node's subnets %v: put the node's record back, or drain the node", at.Namespace, at.Pod, at.Addresses, node.Subnets)
-		}
-		if !exists || err != nil {
-			a.log.Info("a pod went while the agent was away", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "addresses", at.Addresses, "error", err)
-			if err := a.ports.DeletePort(ctx, node.Bridge, p.Name); err != nil {
-				return nil, err
-			}
-			continue
-		}
-		if at.Limits, err = decodeLimits(p.ExternalIDs[keyLimits]); err != nil {
-			unread[at.Attachment] = true
-			a.log.Error("a pod's limits cannot be read: it gets those of its ADD", "sandbox", at.Netns, "tenant", at.Namespace, "pod", at.Pod, "error", err)
-		}
-		list[at.Attachment] = at
-		leases = append(leases, at.lease())
+	list, leases, err := a.living(ctx, node, traces)
+	if err != nil {
+		return nil, err
 	}
 	pool, err := ipam.Open(stateDir, node.Subnets, bootID, leases, ipam.WithLog(a.log), ipam.WithReuse(a.policies.Reusable))
 	if err != nil {
 		return nil, err
 	}
-	left, err := a.fromLeases(node, pool, list, unread)
-	if err != nil {
-		return nil, err
-	}
+	left := settle(node, pool, list)
 	if err := a.sweep(slices.Collect(maps.Values(list))); err != nil {
 		return nil, err
 	}
@@ -87,63 +60,6 @@ func (a *Attacher) Start(ctx context.Context, node Node, stateDir, bootID string
 		a.leaving.put(at)
 	}
 	return attached, nil
-}
-
-// name gives the pods' devices on the node their names back that somebody changed while the agent was
-// away: a pod whose device has another name would count as gone, and its address be another's. No
-// device outlives its boot, and the path of a sandbox of an earlier one may lead to somebody else's by now.
-func (a *Attacher) name(ports []ovs.Port, stateDir, bootID string) error {
-	if ipam.OfOtherBoot(stateDir, bootID) {
-		return nil
-	}
-	var wires []Wire
-	for _, p := range ports {
-		if at, ours, err := fromExternalIDs(p.ExternalIDs, p.Ofport); ours && err == nil {
-			wires = append(wires, Wire{HostIf: p.Name, Netns: at.Netns, IfName: at.IfName, MAC: at.MAC})
-		}
-	}
-	named, unnamed, err := a.kernel.Name(wires)
-	if len(named) > 0 {
-		a.log.Warn("somebody had renamed the node's ends of pods' devices: put right", "devices", named)
-	}
-	for device, why := range unnamed {
-		a.log.Warn("a pod counts as gone, as the node's end of its device cannot have its name back: delete the pod, so that it is made anew", "device", device, "error", why)
-	}
-	return err
-}
-
-// fromLeases adds the attachments that only the pool remembers: the database of
-// Open vSwitch was lost, or somebody deleted the port. Their ports are made anew
-// by [Attacher.Repair]. Those in unread get the limits of their leases. What was detached
-// before, and is not gone yet, it takes out of the list and returns.
-func (a *Attacher) fromLeases(node Node, pool *ipam.Pool, list map[cniapi.Attachment]Attachment, unread map[cniapi.Attachment]bool) (left []Attachment, err error) {
-	for _, l := range pool.Leases() {
-		at := fromLease(node, l)
-		if l.Leaving {
-			delete(list, at.Attachment)
-			left = append(left, at)
-			continue
-		}
-		if known, ok := list[at.Attachment]; ok {
-			known.MAC, known.UIDs = at.MAC, at.UIDs // whatever somebody wrote into the database
-			if unread[at.Attachment] {
-				known.Limits = at.Limits
-			}
-			list[at.Attachment] = known
-			continue
-		}
-		exists, err := a.kernel.Exists(at.HostIf())
-		if err != nil {
-			return nil, err
-		}
-		if !exists || at.Netns == "" {
-			pool.Release(at.Attachment)
-			continue
-		}
-		at.Port = 0
-		list[at.Attachment] = at
-	}
-	return left, nil
 }
 
 // number gives pods whose ports have no number, as ovs-vswitchd is away or the port is to
@@ -357,6 +273,16 @@ func (a *Attacher) remake(ctx context.Context, node Node, at Attachment) (bool, 
 	w := a.wire(node, at)
 	t.made = time.Now()
 	err := a.kernel.CreateVeth(w)
+	if errors.Is(err, link.ErrSandboxLinkExists) {
+		taken := err
+		var cut bool
+		if cut, err = a.kernel.Cut(w); cut {
+			a.log.Warn("somebody had moved the node's end of a pod's device into another network namespace: both ends are deleted there", "tenant", at.Namespace, "pod", at.Pod, "device", w.HostIf)
+			err = a.kernel.CreateVeth(w)
+		} else {
+			err = errors.Join(taken, err)
+		}
+	}
 	if errors.Is(err, link.ErrNoSandbox) {
 		t.made = time.Time{}
 		return false, a.miss(ctx, at)

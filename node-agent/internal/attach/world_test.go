@@ -59,6 +59,8 @@ type world struct {
 	// port of that name.
 	renamed map[string]Wire
 	refused map[string]string
+	// moved are those that somebody moved into another namespace.
+	moved map[string]Wire
 	// unnamed are why host's ends cannot have their names back, unset why a sandbox cannot be set up.
 	unnamed map[string]error
 	unset   map[string]error
@@ -85,7 +87,7 @@ var errInjected = errors.New("injected")
 
 func newWorld() *world {
 	return &world{
-		renamed: map[string]Wire{}, refused: map[string]string{},
+		renamed: map[string]Wire{}, moved: map[string]Wire{}, refused: map[string]string{},
 		links: map[string]Wire{}, shapes: map[string]limits.Limits{}, shapedFor: map[string]int{}, ports: map[string]ovs.Port{}, open: map[string]ovs.Port{}, flows: map[uint32]desired.Attached{},
 		unknown: map[string]bool{}, asks: map[string]uint32{}, asked: map[string]limits.Limits{}, stuck: map[string]error{},
 	}
@@ -114,8 +116,28 @@ func (w *world) CreateVeth(x Wire) error {
 	if x.Netns == "/gone" || w.gone[x.Netns] {
 		return cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_NETNS: %s: %w", x.Netns, link.ErrNoSandbox)
 	}
+	if _, away := w.moved[x.HostIf]; away {
+		return cniapi.Errorf(cniapi.CodeInvalidEnv, "CNI_IFNAME: %w", link.ErrSandboxLinkExists)
+	}
 	w.links[x.HostIf] = Wire{Addresses: x.Addresses}
 	return nil
+}
+
+func (w *world) Stands(netns string) (bool, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return netns != "/gone" && !w.gone[netns], nil
+}
+
+func (w *world) Cut(x Wire) (bool, error) {
+	leave, err := w.enter()
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	_, away := w.moved[x.HostIf]
+	delete(w.moved, x.HostIf)
+	return away, nil
 }
 
 func (w *world) Configure(x Wire) (apart bool, err error) {
@@ -163,6 +185,12 @@ func (w *world) Mend(wires []Wire) (mended, gone []string, failed map[string]err
 }
 
 func (w *world) Sync(ctx context.Context) error { return w.WaitApplied(ctx, 0) }
+
+// move has somebody move a host's end into another namespace.
+func (w *world) move(hostIf string) {
+	w.moved[hostIf] = w.links[hostIf]
+	delete(w.links, hostIf)
+}
 
 // hostMAC is that of every pair's end on the node.
 var hostMAC = net.HardwareAddr{2, 0, 0, 0, 0, 1}
@@ -605,7 +633,7 @@ var firstPod = []netip.Addr{netip.MustParseAddr("172.11.0.2")}
 
 func start(t *testing.T, w *world, dir string) *Attacher {
 	t.Helper()
-	a := New(NewBare(w, w, theNode.Bridge, slog.New(slog.DiscardHandler)), w, w, w)
+	a := New(NewBare(w, w, theNode.Bridge, dir, slog.New(slog.DiscardHandler)), w, w, w)
 	attached, err := a.Start(context.Background(), theNode, dir, "boot")
 	if err != nil {
 		t.Fatal(err)

@@ -50,7 +50,7 @@ func (barePort) DeletePort(context.Context, string, string) error { return nil }
 func TestFront(t *testing.T) {
 	ctx := t.Context()
 	ports := &switchports.Late{}
-	f := &Front{bare: attach.NewBare(bareDevice{}, ports, "br0", slog.New(slog.DiscardHandler)), why: func() error { return errors.New("no address yet") }}
+	f := &Front{bare: attach.NewBare(bareDevice{}, ports, "br0", t.TempDir(), slog.New(slog.DiscardHandler)), why: func() error { return errors.New("no address yet") }}
 	codes := func(want map[string]uint) {
 		t.Helper()
 		_, add := f.Add(ctx, cniapi.Request{Command: cniapi.Add})
