@@ -28,6 +28,8 @@ type Link struct {
 	Loopback    bool
 	// Master is the index of the device it is a port of, 0 for none.
 	Master int
+	// TxQueue is how many packets may wait for it (IFLA_TXQLEN).
+	TxQueue int
 	// Addresses are its IPv4 addresses, each with the length of its network.
 	// Only [NS.Describe] and [NS.AddressOwner] fill it in.
 	Addresses []netip.Prefix
@@ -94,6 +96,7 @@ func linkOf(raw netlink.Link) Link {
 		Carrier:  a.RawFlags&unix.IFF_LOWER_UP != 0,
 		Loopback: a.Flags&net.FlagLoopback != 0,
 		Master:   a.MasterIndex,
+		TxQueue:  a.TxQLen,
 	}
 }
 
@@ -124,6 +127,22 @@ func (n *NS) SetMTU(name string, mtu int) (changed bool, err error) {
 	}
 	if err := n.nl.LinkSetMTU(byIndex(l), mtu); err != nil {
 		return false, fmt.Errorf("setting the MTU of %s to %d: %w", name, mtu, err)
+	}
+	return true, nil
+}
+
+// DefaultTxQueue is how many packets may wait for a device of Ethernet that is made without a word about
+// it (DEFAULT_TX_QUEUE_LEN of the kernel).
+const DefaultTxQueue = 1000
+
+// SetTxQueue sets how many packets may wait for the device, and reports whether it was another number.
+func (n *NS) SetTxQueue(name string, length int) (changed bool, err error) {
+	l, err := n.Existing(name)
+	if err != nil || l.TxQueue == length {
+		return false, err
+	}
+	if err := n.nl.LinkSetTxQLen(byIndex(l), length); err != nil {
+		return false, fmt.Errorf("setting the queue length of %s to %d: %w", name, length, err)
 	}
 	return true, nil
 }

@@ -111,6 +111,8 @@ type bridgeOwner interface {
 	Refill(ctx context.Context, spec bridge.Spec) error
 	// EnsureBackers sees that the kernel datapath has the devices of the tunnels, and says what was amiss.
 	EnsureBackers(ctx context.Context, spec bridge.Spec) (mended []string, err error)
+	// EnsureGateway sees that the gateway port has a device by which packets come and go, and says what was amiss.
+	EnsureGateway(ctx context.Context, spec bridge.Spec) (mended string, err error)
 }
 
 // hostOwner is [hostnet.Net].
@@ -313,6 +315,14 @@ func (n *hostSide) backTunnels(ctx context.Context, p *pass) error {
 
 func (n *hostSide) ensureHost(ctx context.Context, p *pass) error {
 	spec, err := n.hostSpec(p)
+	if err != nil {
+		return err
+	}
+	gateway, err := n.bridge.EnsureGateway(ctx, n.bridgeSpec(p))
+	if gateway != "" {
+		n.metrics.hostRepairs.Inc()
+		n.log.Warn("somebody had changed the device by which packets go between the node and its pods: put right", "found", gateway)
+	}
 	if err != nil {
 		return err
 	}

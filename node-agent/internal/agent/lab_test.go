@@ -434,6 +434,10 @@ func (b fakeBridge) EnsureBackers(ctx context.Context, spec bridge.Spec) ([]stri
 	return nil, ctx.Err()
 }
 
+func (b fakeBridge) EnsureGateway(ctx context.Context, _ bridge.Spec) (string, error) {
+	return "", ctx.Err()
+}
+
 func (h fakeHost) Ensure(ctx context.Context, spec hostnet.Spec) (bool, error) {
 	h.work()
 	if h.gateway.Name == "" || !spec.NodeSubnet.IsValid() {

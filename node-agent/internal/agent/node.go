@@ -409,6 +409,11 @@ func (s switchBridge) EnsureBackers(ctx context.Context, spec bridge.Spec) ([]st
 	return bridge.EnsureBackers(ctx, s.client, s.host, spec)
 }
 
+// EnsureGateway implements bridgeOwner.
+func (s switchBridge) EnsureGateway(ctx context.Context, spec bridge.Spec) (string, error) {
+	return bridge.EnsureGateway(ctx, s.client, s.host, spec)
+}
+
 // listen subscribes to what wakes the loop.
 func (n *node) listen(ctx context.Context) (sources, error) {
 	links, err := n.host.Subscribe(ctx)

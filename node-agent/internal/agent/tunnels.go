@@ -10,6 +10,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
@@ -117,5 +118,8 @@ func (n *hostSide) guardMove(ctx context.Context, p *pass) error {
 		return err
 	}
 	_, err = n.net.Ensure(ctx, spec)
+	if errors.Is(err, link.ErrNoLink) {
+		return nil // rules come first; the gateway's device is made anew later
+	}
 	return err
 }

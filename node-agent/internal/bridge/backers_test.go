@@ -3,7 +3,9 @@ package bridge
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
@@ -46,13 +49,30 @@ func newKernel(tunnels desired.Tunnels) *kernel {
 func (k *kernel) look() {
 	for device := range k.rows {
 		if k.known[device] == "" && k.makes {
-			k.devices[device] = link.Link{Name: device, Type: "vxlan", Up: true, Carrier: true, MTU: tunnel.KernelDeviceMTU, Master: 3}
+			made := link.Link{Name: device, Type: "vxlan", Up: true, Carrier: true, MTU: tunnel.KernelDeviceMTU, Master: 3}
+			if device == GatewayPort { // hostnet sets it up
+				made = link.Link{Name: device, Type: "tuntap", TxQueue: link.DefaultTxQueue}
+			}
+			k.devices[device] = made
+		}
+	}
+	for device := range k.known {
+		if k.rows[device] == "" {
+			delete(k.devices, device)
 		}
 	}
 	k.known = map[string]string{}
 	for device, name := range k.rows {
 		k.known[device] = name
 	}
+}
+
+// deviceOf is what the device of a port is called.
+func deviceOf(spec ovs.PortSpec) string {
+	if spec.Type == "internal" {
+		return spec.Name
+	}
+	return "vxlan_sys_" + spec.Options["dst_port"]
 }
 
 func (k *kernel) Sync(context.Context) error {
@@ -73,7 +93,7 @@ func (k *kernel) DeletePort(_ context.Context, _, name string) error {
 }
 
 func (k *kernel) EnsurePort(_ context.Context, _ string, spec ovs.PortSpec) (bool, error) {
-	k.rows["vxlan_sys_"+spec.Options["dst_port"]] = spec.Name
+	k.rows[deviceOf(spec)] = spec.Name
 	return true, nil
 }
 
@@ -83,7 +103,7 @@ func (k *kernel) WaitOfport(_ context.Context, name string) (uint32, error) {
 			if _, ok := k.devices[device]; !ok {
 				return 0, &ovs.PortError{Port: name}
 			}
-			return map[string]uint32{"vxlan0": 1, "vxlan1": 3}[name], nil
+			return map[string]uint32{"vxlan0": 1, GatewayPort: gatewayOfport, "vxlan1": 3}[name], nil
 		}
 	}
 	return 0, errors.New("there is no such port")
@@ -107,6 +127,15 @@ func (k *kernel) SetMTU(name string, mtu int) (bool, error) {
 	k.devices[name] = l
 	return true, nil
 }
+
+func (k *kernel) SetTxQueue(name string, length int) (bool, error) {
+	l := k.devices[name]
+	l.TxQueue = length
+	k.devices[name] = l
+	return true, nil
+}
+
+func (k *kernel) Links() ([]link.Link, error) { return slices.Collect(maps.Values(k.devices)), nil }
 
 func (k *kernel) ExternalVXLAN(port uint16) (link.Link, bool, error) {
 	l, ok := k.renamed[port]
@@ -137,6 +166,12 @@ func TestBackers(t *testing.T) {
 		"down":    {func(_ *kernel, l link.Link) *link.Link { l.Up = false; return &l }, []string{device + " was down"}, 0},
 		"down, and an MTU for all devices": {
 			func(_ *kernel, l link.Link) *link.Link { l.Up, l.MTU = false, 1400; return &l }, []string{device + " was down", device + " had an MTU of 1400"}, 0,
+		},
+		"without a carrier": {
+			func(_ *kernel, l link.Link) *link.Link { l.Carrier = false; return &l }, []string{device + " had no carrier"}, 1,
+		},
+		"down, and without a carrier": {
+			func(_ *kernel, l link.Link) *link.Link { l.Up, l.Carrier = false, false; return &l }, []string{device + " was down", device + " had no carrier"}, 1,
 		},
 		"a wider one": {func(_ *kernel, l link.Link) *link.Link { l.MTU = 65485; return &l }, nil, 0},
 		"gone":        {func(*kernel, link.Link) *link.Link { return nil }, []string{device + " was gone"}, 1},
@@ -177,7 +212,7 @@ func TestBackers(t *testing.T) {
 				t.Errorf("mended (-want +got), and %d ports deleted, want %d:\n%s", k.deleted, tc.deleted, diff)
 			}
 			for _, tun := range spec.Tunnels {
-				if l := k.devices[tun.KernelDevice()]; !l.Up || l.MTU < tunnel.KernelDeviceMTU || l.Master == 0 || k.rows[l.Name] != tun.Name {
+				if l := k.devices[tun.KernelDevice()]; !l.Up || !l.Carrier || l.MTU < tunnel.KernelDeviceMTU || l.Master == 0 || k.rows[l.Name] != tun.Name {
 					t.Errorf("%s is %+v, and its port %q", tun.KernelDevice(), l, k.rows[l.Name])
 				}
 			}
@@ -205,5 +240,59 @@ func TestBackersMissing(t *testing.T) {
 	k.makes = true
 	if mended, err := EnsureBackers(t.Context(), k, k, spec); err != nil || len(mended) != 1 {
 		t.Errorf("when it can be had: %v, %v", mended, err)
+	}
+}
+
+// TestGateway: the gateway port has a device that carries packets, whatever somebody has made of it; one that has another
+// name, or that its owner has set down, is not made anew for that.
+func TestGateway(t *testing.T) {
+	spec := Spec{Name: "br0", Datapath: ovs.DatapathNetdev, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450}
+	for name, tc := range map[string]struct {
+		change  func(k *kernel, l link.Link) *link.Link // nil: it is gone
+		mended  string
+		deleted int
+	}{
+		"nothing":       {func(_ *kernel, l link.Link) *link.Link { return &l }, "", 0},
+		"down":          {func(_ *kernel, l link.Link) *link.Link { l.Up, l.Carrier = false, false; return &l }, "", 0},
+		"gone":          {func(*kernel, link.Link) *link.Link { return nil }, "tun0 was gone", 1},
+		"no queue":      {func(_ *kernel, l link.Link) *link.Link { l.TxQueue = 0; return &l }, "tun0 had a queue of length 0", 0},
+		"a short queue": {func(_ *kernel, l link.Link) *link.Link { l.TxQueue = 10; return &l }, "", 0},
+		"no carrier":    {func(_ *kernel, l link.Link) *link.Link { l.Carrier = false; return &l }, "tun0 had no carrier", 1},
+		"the kernel datapath's, which has no queue": {func(_ *kernel, l link.Link) *link.Link { l.Type, l.TxQueue = "openvswitch", 0; return &l }, "", 0},
+		"called otherwise": {
+			func(k *kernel, l link.Link) *link.Link {
+				l.Name = "foo0"
+				k.devices["foo0"] = l
+				return nil
+			}, "", 0,
+		},
+		"an ovs-vswitchd that is starting": {
+			func(k *kernel, _ link.Link) *link.Link { k.known = map[string]string{}; return nil }, "", 0,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newKernel(nil)
+			k.rows[GatewayPort] = GatewayPort
+			k.look()
+			l := k.devices[GatewayPort]
+			l.Up, l.Carrier, l.MAC = true, true, topology.MAC(spec.Gateway)
+			if now := tc.change(k, l); now != nil {
+				k.devices[GatewayPort] = *now
+			} else {
+				delete(k.devices, GatewayPort)
+			}
+			if mended, err := EnsureGateway(t.Context(), k, k, spec); err != nil || mended != tc.mended || k.deleted != tc.deleted {
+				t.Errorf("mended %q (%v), %d ports deleted; want %q, %d", mended, err, k.deleted, tc.mended, tc.deleted)
+			}
+			if again, err := EnsureGateway(t.Context(), k, k, spec); err != nil || again != "" {
+				t.Errorf("again: %q, %v", again, err)
+			}
+		})
+	}
+	k := newKernel(nil)
+	k.rows[GatewayPort] = GatewayPort
+	k.away = errors.New("ovs-vswitchd is away")
+	if _, err := EnsureGateway(t.Context(), k, k, spec); !errors.Is(err, k.away) || k.deleted != 0 {
+		t.Errorf("without ovs-vswitchd: %v, %d ports deleted", err, k.deleted)
 	}
 }
