@@ -37,6 +37,24 @@ func (c *Client) Ports(bridge string) ([]Port, error) {
 	return out, nil
 }
 
+// PortsOfType are the ports of all bridges with an interface of that type and of the port's name, as last heard, by name.
+func (c *Client) PortsOfType(kind string) ([]Port, error) {
+	s, err := c.session()
+	if err != nil {
+		return nil, err
+	}
+	var out []Port
+	for _, m := range s.table(tableInterface).RowsShallow() {
+		if row := m.(*rowInterface); row.Type == kind {
+			if p, ok := c.Port(row.Name); ok {
+				out = append(out, p)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b Port) int { return cmp.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
 // Port is the port of that name on whatever bridge, as last heard; ok is false
 // where there is none, and while disconnected.
 func (c *Client) Port(name string) (p Port, ok bool) {

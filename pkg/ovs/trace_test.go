@@ -1,0 +1,37 @@
+package ovs
+
+import "testing"
+
+func TestParseTrace(t *testing.T) {
+	const head = "Flow: udp,in_port=LOCAL\n\nbridge(\"br-phy\")\n----\n 0. priority 0\n    NORMAL\n\nFinal flow: unchanged\nMegaflow: recirc_id=0\n"
+	for actions, want := range map[string]struct {
+		eth0, popped bool
+		vlan         int
+	}{
+		"eth0":                        {true, false, 0},
+		"drop":                        {},
+		"br-phy,eth0":                 {true, false, 0},
+		"eth0.5":                      {},
+		"push_vlan(vid=5,pcp=0),eth0": {true, false, 5},
+		"tnl_pop(vxlan_sys_4789)":     {false, true, 0},
+		"pop_vlan,tnl_pop(eth_sys)":   {false, true, 0},
+		"clone(push_vlan(vid=7,pcp=0),eth0),br-phy": {true, false, 7},
+	} {
+		a, ok := parseTrace(head + "Datapath actions: " + actions + "\n")
+		if !ok || string(a) != actions || a.Reach("eth0") != want.eth0 || a.Detunnelled() != want.popped || a.VLAN() != want.vlan {
+			t.Errorf("%q: %q, %t; reaches eth0 %t, a tunnel %t, VLAN %d; want %+v", actions, a, ok, a.Reach("eth0"), a.Detunnelled(), a.VLAN(), want)
+		}
+	}
+	if a, ok := parseTrace(head); ok {
+		t.Errorf("of nothing: %q", a)
+	}
+}
+
+func TestParseLearned(t *testing.T) {
+	const out = " port  VLAN  MAC                Age\nLOCAL     0  36:c7:3e:6a:b6:49    0\n    1     5  e6:f3:1b:0e:f0:40  299\n   12     0  e6:f3:1b:0e:f0:41   12\n"
+	for at, want := range map[[2]int]bool{{1, 5}: true, {1, 0}: false, {12, 0}: true, {2, 0}: false} {
+		if got := parseLearned(out, uint32(at[0]), at[1]); got != want {
+			t.Errorf("port %d, VLAN %d: %t, want %t", at[0], at[1], got, want)
+		}
+	}
+}
