@@ -197,6 +197,9 @@ func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {
 	p.beside(func() { under, moved, err = n.underlay.Ensure(ctx) })
 	if err == nil && under.VTEP == n.self {
 		n.under, p.moved, n.readdressed = under, moved, time.Time{}
+		if moved {
+			n.peers.Cool() // with a device the datapath forgets the neighbours by it
+		}
 		return nil
 	}
 	if now, other := n.underlay.Moved(n.self); other {

@@ -72,7 +72,7 @@ func New(cfg Config) *Peers { return &Peers{cfg: cfg} }
 // Forget has what the datapath was told read back.
 func (p *Peers) Forget() { p.cfg.Routes.Forget() }
 
-// Cool has all peers looked up anew: ovs-vswitchd is another one.
+// Cool has all peers looked up anew: ovs-vswitchd is another one, or the device that leads to them.
 func (p *Peers) Cool() { p.warmed = nil }
 
 // Retry is when to try again what ovs-vswitchd refused; false where it did not.

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
@@ -22,6 +21,7 @@ const maxSteps = 5
 func (s *Setup) netdev(ctx context.Context, ip netip.Addr) (u Underlay, changed bool, err error) {
 	s.turn.Lock()
 	defer s.turn.Unlock()
+	remade := false
 	for range maxSteps {
 		c, err := s.look(ip)
 		if err != nil {
@@ -29,7 +29,9 @@ func (s *Setup) netdev(ctx context.Context, ip netip.Addr) (u Underlay, changed 
 		}
 		v := c.decide()
 		if c.waits(v.step) {
-			if err := s.awaitLink(ctx, c.memory.Bridge); err != nil {
+			did, err := s.serve(ctx, *c.memory)
+			changed, remade = changed || did, remade || did
+			if err != nil {
 				return Underlay{}, changed, err
 			}
 			continue // the uplink may have been lent the addresses meanwhile
@@ -43,6 +45,9 @@ func (s *Setup) netdev(ctx context.Context, ip netip.Addr) (u Underlay, changed 
 			return u, changed, err
 		case stay:
 			u, did, err := s.stay(ctx, c)
+			if err == nil && remade {
+				err = s.lookAgain(ctx)
+			}
 			return u, changed || did, err
 		case rebuild:
 			err = s.rebuild(ctx, *c.memory)
@@ -204,6 +209,12 @@ func (s *Setup) stay(ctx context.Context, c scene) (Underlay, bool, error) {
 	if err != nil {
 		return Underlay{}, changed, err
 	}
+	if c.local.TxQueue == 0 { // ovs-vswitchd reads what leaves from what is as long
+		if _, err := s.ns.SetTxQueue(m.Bridge, link.DefaultTxQueue); err != nil {
+			return Underlay{}, changed, err
+		}
+		changed = true
+	}
 	took, err := s.take(&m, c.vtep)
 	changed = changed || took
 	if err != nil {
@@ -254,7 +265,7 @@ func (s *Setup) ensureUplink(ctx context.Context, m *memory, uplink link.Link) (
 		return changed, err
 	}
 	did, err = s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{
-		Name: m.Bridge, FailMode: ovs.FailStandalone, LocalMTU: mtu,
+		Name: m.Bridge, DatapathType: ovs.DatapathNetdev, FailMode: ovs.FailStandalone, LocalMTU: mtu,
 		// With one way outside there is no loop, and whatever waits for a spanning tree waits for
 		// nothing. A bridge that somebody has given another way may need one.
 		NoSpanningTree: len(ports) <= 2,
@@ -402,37 +413,4 @@ func (s *Setup) suitable(l link.Link) error {
 		return fmt.Errorf("%s has the node address but its configuration cannot be moved to a bridge: %s; %s", l.Name, strings.Join(ties, ", "), wayOut)
 	}
 	return nil
-}
-
-// linkLook is how often a device is looked for beside the kernel's events.
-const linkLook = 100 * time.Millisecond
-
-// awaitLink waits until ovs-vswitchd serves the bridge's local port. Meanwhile addresses are
-// somebody else's to move.
-func (s *Setup) awaitLink(ctx context.Context, bridge string) error {
-	watch, cancel := context.WithCancel(ctx)
-	defer cancel()
-	events, err := s.ns.Subscribe(watch)
-	if err != nil {
-		return err
-	}
-	// The events are the signal; the ticker is for those lost with a closed channel.
-	tick := time.NewTicker(linkLook)
-	defer tick.Stop()
-	s.turn.Unlock()
-	defer s.turn.Lock()
-	for {
-		if ok, err := served(s.ns, bridge); ok || err != nil {
-			return err
-		}
-		select {
-		case _, open := <-events:
-			if !open {
-				events = nil
-			}
-		case <-tick.C:
-		case <-ctx.Done():
-			return fmt.Errorf("ovs-vswitchd does not serve the local port of bridge %s: %w; is it running?", bridge, ctx.Err())
-		}
-	}
 }

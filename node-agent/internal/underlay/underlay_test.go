@@ -200,6 +200,15 @@ func TestTunnelBetweenTwoNodes(t *testing.T) {
 	if got := nodes[0].pings(10, "-M", "do", "-s", fmt.Sprint(1450-28), "10.1.0.2"); got != 10 {
 		t.Errorf("%d answers to 10 full-size packets over the tunnel", got)
 	}
+	// Also when the local port was made anew, which takes along what the tunnel knows of neighbours.
+	ip(t, nodes[0].name, "link del br-phy")
+	nodes[0].ensure(true)
+	if err := nodes[0].ns.ProbeNeighbour(netip.MustParseAddr("192.0.2.2")); err != nil {
+		t.Fatal(err)
+	}
+	if got := nodes[0].reaches("10.1.0.2"); got != 5 {
+		t.Errorf("%d answers to 5 packets over the tunnel after the local port was lost", got)
+	}
 }
 
 // ovs-vswitchd takes the local port with it when it ends in order, and leaves it
