@@ -284,8 +284,8 @@ func hostContract(t *testing.T, u underlayOwner, h hostOwner, gateway func(), re
 	if err != nil || changed || under.VTEP != labSelf.HostIP || under.Link != "eth0" || under.Narrowest != "eth0" || under.MTU != 1500 || under.Uplink != "" {
 		t.Errorf("underlay %+v, changed %t, %v", under, changed, err)
 	}
-	if mended, err := u.EnsureForwarding(ctx, under); err != nil || mended {
-		t.Errorf("forwarding of no bridge: mended %t, %v", mended, err)
+	if mended, closed, err := u.EnsureForwarding(ctx, under, netip.AddrPort{}); err != nil || closed != nil || mended {
+		t.Errorf("forwarding of no bridge: mended %t, closed %v, %v", mended, closed, err)
 	}
 	if now, moved := u.Moved(labSelf.HostIP); moved {
 		t.Errorf("a node that stayed is at %s", now)

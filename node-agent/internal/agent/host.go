@@ -43,6 +43,8 @@ type hostSide struct {
 	// had is what the bridge was last, once it was; asked is the connection to the database by which that was seen.
 	had   *bridge.Spec
 	asked int
+	// closed is why the underlay's bridge did not hand on packets of the node at the last look at it.
+	closed error
 	// backless is why the kernel lacked a device of the tunnels at the last look at them.
 	backless error
 }
@@ -93,8 +95,9 @@ type database interface {
 // underlayOwner is [underlay.Setup].
 type underlayOwner interface {
 	Ensure(ctx context.Context) (u underlay.Underlay, changed bool, err error)
-	// EnsureForwarding sees that the bridge with the node's address hands on what comes to it.
-	EnsureForwarding(ctx context.Context, u underlay.Underlay) (mended bool, err error)
+	// EnsureForwarding sees that the bridge with the node's address hands on what comes to it; closed is why
+	// that does not all the same. peer is the tunnels' end of another node, where one is known.
+	EnsureForwarding(ctx context.Context, u underlay.Underlay, peer netip.AddrPort) (mended bool, closed, err error)
 	// Moved is the address that the node has in place of ip.
 	Moved(ip netip.Addr) (now netip.Addr, moved bool)
 }
@@ -214,14 +217,15 @@ func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {
 
 // ensureForwarding comes before all that needs the node's network.
 func (n *hostSide) ensureForwarding(ctx context.Context, p *pass) (err error) {
-	if !p.full {
-		return nil
+	if p.full {
+		var mended bool
+		peer := n.otherEnd()
+		p.beside(func() { mended, n.closed, err = n.underlay.EnsureForwarding(ctx, n.under, peer) })
+		if mended {
+			n.metrics.hostRepairs.Inc()
+		}
 	}
-	var mended bool
-	p.beside(func() { mended, err = n.underlay.EnsureForwarding(ctx, n.under) })
-	if mended {
-		n.metrics.hostRepairs.Inc()
-	}
+	p.unwell = cmp.Or(p.unwell, n.closed)
 	return err
 }
 

@@ -375,8 +375,8 @@ func (u fakeUnderlay) Ensure(ctx context.Context) (underlay.Underlay, bool, erro
 	return underlay.Underlay{VTEP: labSelf.HostIP, Link: device, Narrowest: device, MTU: mtu}, false, ctx.Err()
 }
 
-func (fakeUnderlay) EnsureForwarding(context.Context, underlay.Underlay) (mended bool, err error) {
-	return false, nil
+func (fakeUnderlay) EnsureForwarding(context.Context, underlay.Underlay, netip.AddrPort) (mended bool, closed, err error) {
+	return false, nil, nil
 }
 
 func (u fakeUnderlay) Moved(netip.Addr) (now netip.Addr, moved bool) {

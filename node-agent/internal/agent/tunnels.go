@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -59,6 +60,23 @@ func (p *picture) moves(made bool, has map[string]tunnel.Port) bool {
 func (p *picture) guarded() []tunnel.Port {
 	own := p.tunnelList().UDPPorts()
 	return slices.DeleteFunc(slices.Clone(p.tunnels.others), func(other tunnel.Port) bool { return slices.Contains(own, other) })
+}
+
+// otherEnd is the end of the tunnels at another node; not valid where none is known.
+func (p *picture) otherEnd() netip.AddrPort {
+	if p.records == nil || p.tunnels.as.Port == 0 {
+		return netip.AddrPort{}
+	}
+	least := netip.Addr{}
+	for at := range p.records.Nodes {
+		if at != p.self && (!least.IsValid() || at.Less(least)) {
+			least = at
+		}
+	}
+	if !least.IsValid() {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(least, uint16(p.tunnels.as.Port))
 }
 
 // takenPorts says at which UDP ports nodes take packets of other nodes' pods, and

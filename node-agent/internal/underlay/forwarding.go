@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	of "github.com/k8s-ovs/k8s-ovs/pkg/openflow"
@@ -31,36 +32,50 @@ type Switch interface {
 // flows and the settings of its ports decide: with all flows deleted the node is off the network
 // until ovs-vswitchd starts anew. It reports whether a bridge that this package made had to be put
 // right. Of a bridge that somebody else made it says so and leaves it, and where somebody has given
-// a bridge flows of his own these are what he wants.
-func (s *Setup) EnsureForwarding(ctx context.Context, u Underlay) (mended bool, err error) {
+// a bridge flows of his own, VLANs or mirrors, these are what he wants: closed is why packets of the node do not
+// get out all the same, or others' in. peer is the tunnels' end of another node; not valid where none is known.
+func (s *Setup) EnsureForwarding(ctx context.Context, u Underlay, peer netip.AddrPort) (mended bool, closed, err error) {
 	if s.cfg.Datapath != ovs.DatapathNetdev || s.cfg.Dial == nil {
-		return false, nil
+		return false, nil, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, forwardingTime)
 	defer cancel()
 	wrong, end, err := s.keptBack(ctx, u)
 	defer end()
 	if err != nil {
-		if s.unseen.News(err) {
-			s.log.Warn("it cannot be seen whether the bridge with the node's address forwards what comes to it", "bridge", u.Link, "error", err)
-		}
-		return false, nil
+		s.cannotSee(u, err)
+		return false, nil, nil
 	}
 	if u.Uplink == "" {
 		if why := reasons(wrong); s.unseen.News(why) {
 			s.log.Warn("the bridge with the node's address, which somebody else made, keeps packets back; with no flows it forwards nothing (ovs-ofctl add-flow BRIDGE priority=0,actions=NORMAL)", "bridge", u.Link, "why", why)
 		}
-		return false, nil
+		return false, nil, nil
 	}
-	s.unseen.Over()
 	for _, w := range wrong {
 		s.log.Warn("somebody had the bridge with the node's address keep packets back: putting it right", "bridge", u.Link, "why", w.what)
 		err = errors.Join(err, w.mend())
 	}
 	if err != nil {
-		err = fmt.Errorf("underlay: what bridge %s forwards: %w", u.Link, err)
+		return true, nil, fmt.Errorf("underlay: what bridge %s forwards: %w", u.Link, err)
 	}
-	return len(wrong) > 0, err
+	if len(wrong) > 0 {
+		return true, nil, nil // it shows a moment later
+	}
+	closed, err = s.closed(ctx, u, peer)
+	if err != nil {
+		s.cannotSee(u, err)
+		return false, nil, nil
+	}
+	s.unseen.Over()
+	return false, closed, nil
+}
+
+// cannotSee says so, once.
+func (s *Setup) cannotSee(u Underlay, err error) {
+	if s.unseen.News(err) {
+		s.log.Warn("it cannot be seen whether the bridge with the node's address forwards what comes to it", "bridge", u.Link, "error", err)
+	}
 }
 
 // hindrance is what keeps packets back in a bridge, and what puts it right.
