@@ -282,7 +282,7 @@ func (n *hostSide) ensureBridge(ctx context.Context, p *pass) (err error) {
 func (n *hostSide) bridgeSpec(p *pass) bridge.Spec {
 	return bridge.Spec{
 		Name: n.settings.bridge, Datapath: n.settings.datapath, VTEP: n.self, Gateway: p.me.Gateway(), MTU: p.mtu.Receives, Tunnels: n.tunnelList(),
-		TunnelSource: p.source, Pods: attach.HostIfPrefix,
+		TunnelSource: p.source, Pods: attach.HostIfPrefix, Peer: n.isPeer, Carries: n.carries,
 	}
 }
 

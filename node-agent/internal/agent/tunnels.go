@@ -12,6 +12,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/bridge"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/netid"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
@@ -77,6 +78,28 @@ func (p *picture) otherEnd() netip.AddrPort {
 		return netip.AddrPort{}
 	}
 	return netip.AddrPortFrom(least, uint16(p.tunnels.as.Port))
+}
+
+// isPeer reports whether that is the end of the tunnels at another node.
+func (p *picture) isPeer(a netip.Addr) bool {
+	if p.records == nil {
+		return false
+	}
+	_, ok := p.records.Nodes[a]
+	return ok && a != p.self
+}
+
+// carries reports whether packets of pods have that number in tunnels: every tenant its own.
+func (p *picture) carries(vni uint32) bool {
+	if vni == uint32(netid.Global) || p.records == nil {
+		return true
+	}
+	for _, n := range p.records.Namespaces {
+		if n.Effective != nil && uint32(*n.Effective) == vni {
+			return true
+		}
+	}
+	return false
 }
 
 // takenPorts says at which UDP ports nodes take packets of other nodes' pods, and

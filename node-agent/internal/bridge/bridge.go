@@ -44,6 +44,8 @@ type Switch interface {
 	EnsureBridge(ctx context.Context, spec ovs.BridgeSpec) (changed bool, err error)
 	EnsurePort(ctx context.Context, bridge string, spec ovs.PortSpec) (changed bool, err error)
 	Ports(bridge string) ([]ovs.Port, error)
+	// PortsOfType are those of all bridges.
+	PortsOfType(kind string) ([]ovs.Port, error)
 	DeletePort(ctx context.Context, bridge, name string) error
 	WaitOfport(ctx context.Context, name string) (uint32, error)
 	// Sync waits until ovs-vswitchd has taken the database in.
@@ -71,11 +73,16 @@ type Spec struct {
 	// TunnelSource is the address that packets of the tunnels of its family are sent from
 	// and taken at; not valid: what the way to a peer says, and any of the node's.
 	TunnelSource netip.Addr
+	// Peer reports whether that is the tunnels' end of another node, Carries whether packets with that number
+	// come by tunnels; nil: any.
+	Peer    func(netip.Addr) bool
+	Carries func(vni uint32) bool
 }
 
 // Ensure makes the bridge what spec says and returns its ports' numbers. It
 // changes only what differs. refused is why Open vSwitch has no tunnel where there is to be one, as its kernel
-// may refuse: flows then have the number that the tunnel asks for, and pods of this node reach each other.
+// may refuse, or gives its packets to somebody else's: flows then have the number that the tunnel asks for, and pods of
+// this node reach each other.
 func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, changed bool, refused, err error) {
 	steps := []func() (bool, error){
 		func() (bool, error) {
@@ -111,7 +118,11 @@ func Ensure(ctx context.Context, sw Switch, spec Spec) (ports desired.Ports, cha
 	if ports.Gateway, err = sw.WaitOfport(ctx, GatewayPort); err != nil {
 		return ports, changed, nil, fmt.Errorf("bridge %s: %w", spec.Name, err)
 	}
-	return ports, changed, refused, nil
+	rival, err := findRival(sw, spec)
+	if err != nil {
+		return ports, changed, nil, fmt.Errorf("bridge %s: %w", spec.Name, err)
+	}
+	return ports, changed, cmp.Or(refused, rival), nil
 }
 
 // Refill puts back what the database lost of the bridge and of its own ports, and waits for nobody: ovs-vswitchd comes
