@@ -116,6 +116,22 @@ func TestTunnelPort(t *testing.T) {
 	t.Logf("%d messages, %d lost", rep.Sent(), rep.Lost())
 }
 
+// TestTunnelPortChangedMeanwhile: what somebody does to the tunnel's UDP port while no agent runs is put back by the one that
+// comes, also with the node's pods there.
+func TestTunnelPortChangedMeanwhile(t *testing.T) {
+	long(t)
+	l := up(t, netlab.Options{})
+	l.pods(quartet)
+	l.must(l.Agent("n1").Kill())
+	_, err := l.OVS("n1").VSCtl(t.Context(), "set", "interface", "vxlan0", "options:dst_port=4799")
+	l.must(err)
+	l.must(l.Agent("n1").Start(t.Context()))
+	if got, err := l.OVS("n1").VSCtl(t.Context(), "get", "interface", "vxlan0", "options:dst_port"); err != nil || strings.Trim(strings.TrimSpace(got), `"`) != "4789" {
+		t.Errorf("the tunnel is at UDP port %s (%v)", got, err)
+	}
+	l.requireMatrix("after it", redAndBlue.allowed)
+}
+
 // TestTunnelPortFromFlags: a cluster whose agents were all told another port, and whose record
 // says nothing, keeps its network when the record takes over and the flags go. Nothing is lost,
 // also where a flag goes too soon.

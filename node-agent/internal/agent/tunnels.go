@@ -135,7 +135,7 @@ func (n *hostSide) decideTunnels(ctx context.Context, _ *pass) error {
 			p.Pods++
 		}
 	}
-	before, made := n.tunnels.as, bridge.NodeEncap(ports)
+	before, made := n.tunnels.as, bridge.NodeEncap(ports, p.Wanted())
 	p.Has, p.HasType = made.Port, made.Type
 	n.tunnels.decide(p)
 	n.tunnels.moving = n.moves(made.Port != 0, has)

@@ -25,6 +25,10 @@ const GatewayPort = "tun0"
 // where it was to make them: others' are not its to remove. Its value is the tunnel's type.
 const keyTunnel = "k8s-ovs-tunnel"
 
+// keyTunnelPort is there beside it. Its value is the UDP port that was decided on: what the port's options say, anybody may
+// change while no agent runs.
+const keyTunnelPort = "k8s-ovs-tunnel-port"
+
 // dstPort is the option of a tunnel port with its UDP port (ovs-vswitchd.conf.db(5)).
 const dstPort = "dst_port"
 
@@ -223,7 +227,7 @@ func tunnelPort(t desired.Tunnel, source netip.Addr) ovs.PortSpec {
 	}
 	return ovs.PortSpec{
 		Name: t.Name, Type: string(t.Type), OfportRequest: t.Ofport, Options: options,
-		ExternalIDs: map[string]string{keyTunnel: string(t.Type)}, NotPoliced: true,
+		ExternalIDs: map[string]string{keyTunnel: string(t.Type), keyTunnelPort: t.Port.String()}, NotPoliced: true,
 	}
 }
 
@@ -234,24 +238,6 @@ func UDPPort(p ovs.Port) tunnel.Port {
 		return tunnel.Type(p.Type).Port() // what Open vSwitch takes then
 	}
 	return port
-}
-
-// NodeEncap is how the tunnel of the bridge with those ports encapsulates by which nodes reach each other; the
-// zero value where there is none. An agent, perhaps of another release, has marked it with the type that it made
-// it, and has it ask for its number: its name, and the type in its row, anybody may change.
-func NodeEncap(ports []ovs.Port) tunnel.Encap {
-	for _, p := range ports {
-		if made := p.ExternalIDs[keyTunnel]; made != "" && p.OfportRequest == desired.NodeOfport {
-			return tunnel.Encap{Type: tunnel.Type(made), Port: UDPPort(p)}
-		}
-	}
-	// A release before did not mark it, and made VXLAN.
-	for _, p := range ports {
-		if p.Name == desired.NodeTunnel && UDPPort(p) != 0 {
-			return tunnel.Encap{Type: tunnel.VXLAN, Port: UDPPort(p)}
-		}
-	}
-	return tunnel.Encap{}
 }
 
 // PodOfport is the port number that the pod with that address asks for: it

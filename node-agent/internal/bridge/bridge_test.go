@@ -189,20 +189,28 @@ func TestNodeEncap(t *testing.T) {
 		}
 		return p
 	}
+	marked := func(p ovs.Port, at string) ovs.Port {
+		p.ExternalIDs[keyTunnelPort] = at
+		return p
+	}
 	theirs := port("theirs", "", "vxlan", "5000", 1)
 	for name, tc := range map[string]struct {
 		ports []ovs.Port
 		want  tunnel.Encap
 	}{
-		"none":                              {[]ovs.Port{theirs, {Name: GatewayPort, Type: "internal"}}, tunnel.Encap{}},
-		"ours":                              {[]ovs.Port{theirs, port("vxlan0", "vxlan", "vxlan", "8472", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 8472}},
-		"of another release":                {[]ovs.Port{theirs, port("geneve0", "geneve", "geneve", "6081", 1)}, tunnel.Encap{Type: "geneve", Port: 6081}},
-		"beside another":                    {[]ovs.Port{port("a6", "geneve", "geneve", "6081", 3), port("vxlan0", "vxlan", "vxlan", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
-		"whose type somebody changed":       {[]ovs.Port{port("vxlan0", "vxlan", "geneve", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
-		"whose number somebody changed":     {[]ovs.Port{port("vxlan0", "vxlan", "vxlan", "4789", 77)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
-		"of a release that did not mark it": {[]ovs.Port{port("vxlan0", "", "vxlan", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+		"none":                            {[]ovs.Port{theirs, {Name: GatewayPort, Type: "internal"}}, tunnel.Encap{}},
+		"ours":                            {[]ovs.Port{theirs, port("vxlan0", "vxlan", "vxlan", "8472", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 8472}},
+		"of another release":              {[]ovs.Port{theirs, port("geneve0", "geneve", "geneve", "6081", 1)}, tunnel.Encap{Type: "geneve", Port: 6081}},
+		"beside another":                  {[]ovs.Port{port("a6", "geneve", "geneve", "6081", 3), port("vxlan0", "vxlan", "vxlan", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+		"whose type somebody changed":     {[]ovs.Port{port("vxlan0", "vxlan", "geneve", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+		"whose number somebody changed":   {[]ovs.Port{port("vxlan0", "vxlan", "vxlan", "4789", 77)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+		"whose UDP port somebody changed": {[]ovs.Port{marked(port("vxlan0", "vxlan", "vxlan", "4799", 1), "8472")}, tunnel.Encap{Type: tunnel.VXLAN, Port: 8472}},
+		"whose UDP port is taken away":    {[]ovs.Port{marked(port("vxlan0", "vxlan", "vxlan", "", 1), "8472")}, tunnel.Encap{Type: tunnel.VXLAN, Port: 8472}},
+		"that a release moved which did not mark its UDP port": {[]ovs.Port{marked(port("vxlan0", "vxlan", "vxlan", "4790", 1), "8472")}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4790}},
+		"with a mark that is none":                             {[]ovs.Port{marked(port("vxlan0", "vxlan", "vxlan", "4789", 1), "many")}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
+		"of a release that did not mark it":                    {[]ovs.Port{port("vxlan0", "", "vxlan", "4789", 1)}, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}},
 	} {
-		if got := NodeEncap(tc.ports); got != tc.want {
+		if got := NodeEncap(tc.ports, 4790); got != tc.want {
 			t.Errorf("%s: %s, want %s", name, got, tc.want)
 		}
 	}
