@@ -112,6 +112,10 @@ var changes = []change{
 	{name: "the gateway port's MTU", do: "ip link set tun0 mtu 600"},
 	{name: "the gateway port renamed", do: "ip link set tun0 down; ip link set tun0 name foo0; ip link set foo0 up"},
 	{name: "the gateway port in a bridge of the kernel", do: "ip link add host2 type bridge; ip link set host2 up; ip link set tun0 master host2", undo: "ip link del host2", datapath: "netdev", needs: needsBridge},
+	{name: "the gateway port's device deleted", do: "ip link del tun0", datapath: "netdev"},
+	{name: "the gateway port in another network namespace", do: elsewhere("tun0")},
+	{name: "the gateway port without a carrier", do: "ip link set tun0 carrier off", datapath: "netdev"},
+	{name: "the gateway port with a queue of length 0", do: "ip link set tun0 txqueuelen 0"},
 	{name: "the kernel's device of the tunnel renamed", do: "ip link set vxlan_sys_4789 down; ip link set vxlan_sys_4789 name foo1; ip link set foo1 up", datapath: "system"},
 	{name: "the route to the pods replaced", do: "ip route replace 172.11.0.0/16 via $VIA || $SECOND"},
 	{name: "a second route to the pods", do: "ip route add 172.11.0.0/17 via $VIA || $SECOND", undo: "ip route del 172.11.0.0/17 || true"},
@@ -200,10 +204,25 @@ var changes = []change{
 	{name: "the kernel's device of the tunnel down", do: "ip link set vxlan_sys_4789 down", datapath: "system"},
 	{name: "the kernel's device of the tunnel deleted", do: "ip link del vxlan_sys_4789 || $SECOND", datapath: "system"},
 	{name: "the kernel's device of the tunnel with the least MTU", do: "ip link set vxlan_sys_4789 mtu 68 || $SECOND", datapath: "system"},
+	{name: "the kernel's device of the tunnel without a carrier", do: "ip link set vxlan_sys_4789 protodown on", datapath: "system"},
+	{name: "somebody's tunnel to another node", says: "vx9", do: "ovs-vsctl add-port br0 vx9 -- set interface vx9 type=vxlan options:remote_ip=$PEER options:key=flow", undo: "ovs-vsctl --if-exists del-port vx9"},
+	{name: "a bridge of somebody's with a tunnel to another node", says: "vx9", do: "ovs-vsctl add-br br9 -- set bridge br9 datapath_type=$(ovs-vsctl get bridge br0 datapath_type) -- add-port br9 vx9 -- set interface vx9 type=vxlan options:remote_ip=$PEER options:key=flow", undo: "ovs-vsctl --if-exists del-br br9"},
 	{name: "the tunnel's options changed", do: "ovs-vsctl set interface vxlan0 options:dst_port=4799 options:remote_ip=198.18.0.99"},
 	{name: "the overlay's bridge deleted", do: "ovs-vsctl del-br br0"},
 	{name: "the underlay's bridge deleted", do: "ovs-vsctl del-br br-phy", datapath: "netdev"},
 	{name: "the underlay's bridge deleted while ovs-vswitchd is away", do: kill + "; ovs-vsctl --no-wait del-br br-phy; START", datapath: "netdev"},
+	{name: "the device of the underlay's bridge deleted", do: "ip link del br-phy", datapath: "netdev"},
+	{name: "the device of the underlay's bridge in another network namespace", do: elsewhere("br-phy"), datapath: "netdev"},
+	{name: "the device of the underlay's bridge renamed", do: "ip link set br-phy down; ip link set br-phy name foo2", datapath: "netdev"},
+	{name: "the device of the underlay's bridge without a carrier", do: "ip link set br-phy carrier off", datapath: "netdev"},
+	{name: "the device of the underlay's bridge with a queue of length 0", do: "ip link set br-phy txqueuelen 0", datapath: "netdev"},
+	{name: "the underlay's bridge of the kernel datapath", do: "ovs-vsctl --no-wait set bridge br-phy datapath_type=system", datapath: "netdev"},
+	{name: "the uplink in a VLAN", says: "does not get out by its uplink", do: "ovs-vsctl set port $UPLINK tag=5", undo: "ovs-vsctl clear port $UPLINK tag", datapath: "netdev"},
+	{name: "the uplink with some VLANs", says: "does not get out by its uplink", do: "ovs-vsctl set port $UPLINK trunks=5", undo: "ovs-vsctl clear port $UPLINK trunks", datapath: "netdev"},
+	{name: "the node's address in a VLAN where nobody is", says: "nobody is heard there", do: "ovs-vsctl set port br-phy tag=5", undo: "ovs-vsctl clear port br-phy tag", datapath: "netdev"},
+	{name: "a mirror into the uplink", says: "mirror", do: "ovs-vsctl -- --id=@p get port $UPLINK -- --id=@m create mirror name=m select_all=true output_port=@p -- set bridge br-phy mirrors=@m", undo: "ovs-vsctl clear bridge br-phy mirrors", datapath: "netdev"},
+	{name: "a controller of the underlay's bridge", do: "ovs-vsctl set-controller br-phy tcp:10.0.0.5:6653", undo: "ovs-vsctl del-controller br-phy", datapath: "netdev"},
+	{name: "a flow of the underlay's bridge that drops tunnels' packets", says: "for the node does not get to it", do: "ovs-ofctl add-flow br-phy priority=9,in_port=$UPLINK,udp,tp_dst=4789,actions=drop", undo: "ovs-ofctl del-flows br-phy in_port=$UPLINK,udp", datapath: "netdev"},
 	{name: "all flows of the underlay's bridge deleted", do: "ovs-ofctl del-flows br-phy", datapath: "netdev"},
 	{name: "the underlay's bridge without packets of the uplink", do: "ovs-ofctl mod-port br-phy $UPLINK no-receive", datapath: "netdev"},
 	{name: "the underlay's bridge with its uplink down", do: "ovs-ofctl mod-port br-phy $UPLINK down", undo: "ovs-ofctl mod-port br-phy $UPLINK up", datapath: "netdev"},
@@ -221,6 +240,11 @@ var changes = []change{
 	{name: "our CNI configuration emptied", do: ": > $CONF/10-k8s-ovs.conflist"},
 	{name: "our CNI configuration cut short", do: "echo '{' > $CONF/10-k8s-ovs.conflist"},
 	{name: "our CNI configuration deleted", do: "rm -f $CONF/10-k8s-ovs.conflist"},
+}
+
+// elsewhere moves a device to a network namespace that ends with all that is in it a minute later.
+func elsewhere(device string) string {
+	return "unshare -n sleep 60 >/dev/null 2>&1 & while [ $(readlink /proc/$!/ns/net) = $(readlink /proc/self/ns/net) ]; do sleep 0.05; done; ip link set " + device + " netns $!"
 }
 
 // moved has another device, which leads out by eth0, carry the node's address and its
