@@ -139,7 +139,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.Var(&c.NodeConnections, "node-connection-rate", "most new connections per second of the pods of one namespace through the node (to the outside and to ports of nodes): a `number`, auto (a sixteenth of the connection table), or off")
 	fs.IntVar(&c.MaxPods, "max-pods-per-namespace", c.MaxPods, "most `pods` of one namespace on this node (default: as many as there are addresses)")
 	fs.Var(&c.VXLANPort, "vxlan-port", "UDP `port` of the tunnels, for a network whose configuration does not name it (default 4789); where it does and this is another, the node is not ready")
-	fs.StringVar((*string)(&c.ExitCheck), "exit-check", string(c.ExitCheck), "what becomes of a node from which pods do not reach the outside: not-ready (it takes no more pods), warn (log, event and metric only) or off (nobody looks)")
+	fs.StringVar((*string)(&c.ExitCheck), "exit-check", string(c.ExitCheck), "what becomes of a node from which pods do not reach the outside, or that does not reach its pods: not-ready (it takes no more pods), warn (log, event and metric only) or off (nobody looks)")
 	fs.StringVar((*string)(&c.TunnelCheck), "tunnel-check", string(c.TunnelCheck), "what becomes of a node whose firewall or routes keep tunnels' packets of all other nodes back: not-ready (it takes no more pods), warn (log, event and metric only) or off (nobody looks)")
 	c.Diag.Register(fs)
 	c.Cluster.register(fs)

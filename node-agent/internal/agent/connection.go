@@ -112,16 +112,22 @@ func (c *connection) unblock(ctx context.Context, tunnels []string) ([]string, e
 	return bridge.Unblock(ctx, c.conn, tunnels, attach.HostIfPrefix)
 }
 
-// Send implements exits.Switch: the frame goes out of the bridge's gateway port, past all flows.
-func (c *connection) Send(ctx context.Context, frame []byte) error {
+// Send implements exits.Switch: the frames go out of the bridge's gateway port, past all flows.
+func (c *connection) Send(ctx context.Context, frames ...[]byte) error {
 	ports, err := c.conn.Ports(ctx)
 	if err != nil {
 		return err
 	}
 	for _, p := range ports {
-		if p.Name == bridge.GatewayPort {
-			return c.conn.PacketOut(ctx, frame, of.Output(p.Port))
+		if p.Name != bridge.GatewayPort {
+			continue
 		}
+		for _, frame := range frames {
+			if err := c.conn.PacketOut(ctx, frame, of.Output(p.Port)); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	return fmt.Errorf("the bridge has no port %s", bridge.GatewayPort)
 }

@@ -112,7 +112,7 @@ func (n *health) unwell(ctx context.Context, p *pass) error {
 	}
 	n.tried = true
 	gateway := exits.Gateway{
-		Device: bridge.GatewayPort, MAC: topology.MAC(p.me.Gateway()), From: net.HardwareAddr(topology.MAC(topology.NextHop)), Subnet: p.me.Subnet,
+		Device: bridge.GatewayPort, MAC: topology.MAC(p.me.Gateway()), From: net.HardwareAddr(topology.MAC(topology.NextHop)), Address: p.me.Gateway(), Subnet: p.me.Subnet,
 	}
 	var why error
 	p.beside(func() { why = n.exits.Outside(ctx, n.conn, gateway) })

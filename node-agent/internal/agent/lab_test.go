@@ -588,9 +588,9 @@ func (c *fakeConn) dial(ctx context.Context) error {
 func (c *fakeConn) flows() flowstore.Switch {
 	return fakeSwitch{machine: c.machine, session: c.sessions}
 }
-func (c *fakeConn) ended() <-chan struct{}             { return c.lost }
-func (c *fakeConn) Send(context.Context, []byte) error { return nil }
-func (c *fakeConn) close()                             { c.set(c.end) }
+func (c *fakeConn) ended() <-chan struct{}                { return c.lost }
+func (c *fakeConn) Send(context.Context, ...[]byte) error { return nil }
+func (c *fakeConn) close()                                { c.set(c.end) }
 
 func (c *fakeConn) unblock(context.Context, []string) ([]string, error) {
 	c.work()

@@ -147,7 +147,7 @@ func newNodeMetrics(r register) nodeMetrics {
 		older:    r.gauge("etcd_older", "1 while etcd has older records than this node, as it does when it is restored from a backup: the node takes no new ones."),
 		revision: r.gauge("applied_revision", "etcd revision of the newest records that are in the flows."),
 		ready:    r.gauge("ready", "1 when pods can be attached."),
-		closed:   r.gauge("outside_closed", "1 when the check of the way to the outside finds it closed (--exit-check)."),
+		closed:   r.gauge("outside_closed", "1 when the check of the ways from pods to the outside, and between the node and its pods, finds one closed (--exit-check)."),
 		alone:    r.gauge("tunnels_closed", "1 when the check of the ways to other nodes finds none that is open (--tunnel-check)."),
 		kept:     r.gauge("tunnel_peers_kept_back", "Other nodes that the node's firewall or routes keep tunnels' packets from."),
 	}

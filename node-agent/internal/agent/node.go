@@ -322,7 +322,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		health: &health{
 			picture: p.picture, exits: exits.New(exits.NodeIn(n.host), n.firewall.exit, exits.NewFile(n.cfg.StateDir), log), links: n.host, routes: hostRoutes{n.host}, database: n.ovs.client, conn: p.conn,
 			way: checked{
-				policy: n.cfg.ExitCheck, flag: "exit-check", unless: "pods do get out", open: "pods reach the outside again", shut: "pods may not reach the outside",
+				policy: n.cfg.ExitCheck, flag: "exit-check", unless: "pods do get out and the node reaches them", open: "pods reach the outside and their node again", shut: "pods may not reach the outside, or their node may not reach them",
 				event: "OutsideClosed", node: n.cfg.NodeName, closed: m.closed, log: log,
 			},
 			mesh: mesh{nodes: nodes, kept: m.kept, routes: n.ovs.datapath == ovs.DatapathNetdev, checked: checked{

@@ -17,13 +17,12 @@ import (
 // icmp is a frame with an ICMP message of a pod to the outside that says rest.
 func icmp(gw Gateway, kind byte, rest []byte) []byte {
 	pod, outside := netip.MustParseAddrPort("172.11.0.9:0"), netip.MustParseAddrPort("198.18.0.1:0")
-	f := frame(gw, pod, outside)[:14]
 	p := packet(pod, outside, unix.IPPROTO_ICMP, 8+len(rest))
 	m := p[ipSize:]
 	m[0], m[1], m[2], m[3] = kind, 0, 0, 0
 	copy(m[8:], rest)
 	binary.BigEndian.PutUint16(m[2:], toobig.Checksum(m))
-	return append(f, p...)
+	return frame(gw, p)
 }
 
 // TestErrorsOfPods: what pods tell the outside about packets of theirs gets out, though it looks

@@ -5,10 +5,10 @@
 // bridge's gateway port and through the node's routes and everybody's firewall rules, and
 // sees whether one comes to where it would leave the node; and it has packets come in where
 // answers would, of connections that conntrack was told of, and sees whether one comes to
-// where it would be given to the gateway port. There they are counted and dropped. Tunnels'
-// packets alike.
+// where it would be given to the gateway port. There they are counted and dropped. What the node
+// sends to pods, what they answer it, and tunnels' packets alike.
 //
-// A check is five packets of 42 to 54 bytes and three entries of conntrack for 2 s, and counters that are
+// A check is nine packets of 42 to 74 bytes and five entries of conntrack for 2 s, and counters that are
 // read before and after it (two runs of nft, 5 ms of one processor each: docs/datapaths.md);
 // none of them leaves the node, whatever the number of nodes.
 package exits
@@ -46,9 +46,9 @@ const (
 // Valid reports whether p is one of these.
 func (p Policy) Valid() bool { return p == NotReady || p == Warn || p == Off }
 
-// Switch sends a frame out of the gateway port.
+// Switch sends frames out of the gateway port.
 type Switch interface {
-	Send(ctx context.Context, frame []byte) error
+	Send(ctx context.Context, frames ...[]byte) error
 }
 
 // Counter is where the packets end: see hostnet.Exit.
@@ -68,6 +68,7 @@ type Host interface {
 	ProbeNeighbour(ip netip.Addr) error
 	Track(c conntrack.Translated, lasts time.Duration) error
 	Arrive(by, device string, packets ...[]byte) error
+	Call(to netip.AddrPort, tcp bool) (from netip.AddrPort, err error)
 }
 
 // Node is the node with its connection table and its traffic control.
@@ -93,6 +94,8 @@ type Gateway struct {
 	Device string
 	// MAC is the device's, From that of what is behind it.
 	MAC, From net.HardwareAddr
+	// Address is the device's, by which pods know the node.
+	Address netip.Addr
 	// Subnet is the node's.
 	Subnet netip.Prefix
 }
@@ -135,43 +138,51 @@ func New(host Host, counter Counter, file File, log *slog.Logger) *Check {
 
 // Outside is nil where pods' packets get out of the node and answers come back, where what
 // keeps them back is none of this node's doing, or where the node leads nowhere and never
-// did; else it says what keeps them back and what to do.
+// did; and where the node and its pods reach each other. Else it says what keeps packets back
+// and what to do.
 func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 	c.recall()
 	way, err := c.leads(gw)
-	if errors.Is(err, link.ErrNoRoute) {
+	switch {
+	case errors.Is(err, link.ErrNoRoute):
 		if c.seen.Led {
 			return fmt.Errorf("the node has lost its default route: pods reach nothing outside; put it back (ip route add default via ROUTER), or delete %s where the node is to have none", c.file.path)
 		}
-		return nil
-	}
-	if err != nil {
+		way = link.Path{}
+	case err != nil:
 		return err
+	default:
+		if !c.seen.Led {
+			c.seen.Led = true
+			c.remember()
+		}
+		if err := c.answers(ctx, way.Via, way.Link.Name); err != nil {
+			return err
+		}
 	}
-	if !c.seen.Led {
-		c.seen.Led = true
-		c.remember()
-	}
-	if err := c.answers(ctx, way.Via, way.Link.Name); err != nil {
-		return err
-	}
-	var out, back bool
+	var got passes
 	for attempt := range attempts {
 		if attempt > 0 {
 			c.counter.Forget() // somebody may have flushed it
 		}
-		o, b, err := c.try(ctx, sw, gw, way)
+		now, err := c.try(ctx, sw, gw, way)
 		if err != nil {
 			return err
 		}
-		if out, back = out || o, back || b; out && back {
+		if got = got.or(now); got == all {
 			return nil
 		}
 	}
-	if !out {
-		return c.explainOut(gw.Device, way.Link.Name)
-	}
-	return c.explainBack(gw.Device, way)
+	return c.explain(gw, way, got)
+}
+
+// passes are the ways that are open: from pods to the outside and back, from the node to its pods and back.
+type passes struct{ out, back, toPods, fromPods bool }
+
+var all = passes{true, true, true, true}
+
+func (p passes) or(q passes) passes {
+	return passes{p.out || q.out, p.back || q.back, p.toPods || q.toPods, p.fromPods || q.fromPods}
 }
 
 // leads is where pods' packets go that are for the outside; where rules of routing stop them,
@@ -183,44 +194,63 @@ func (c *Check) leads(gw Gateway) (link.Path, error) {
 	return c.host.PathTo(Beyond)
 }
 
-// try sends packets out and has answers come in, and waits until one of each has passed.
-func (c *Check) try(ctx context.Context, sw Switch, gw Gateway, way link.Path) (out, back bool, err error) {
+// try sends packets each way, and waits until one of each has passed. Of a way that leads nowhere, and of answers
+// that cannot be had, it says that they are open.
+func (c *Check) try(ctx context.Context, sw Switch, gw Gateway, way link.Path) (passes, error) {
 	before, err := c.counter.Passed(ctx, gw.way())
 	if err != nil {
-		return false, false, err
+		return passes{}, err
 	}
-	// A node may keep pods from its own link, or from all else: either is a way out.
-	to := []netip.Addr{Beyond}
-	if way.Via.IsValid() {
-		to = append(to, way.Via)
+	frames, called, err := c.call(gw)
+	if err != nil {
+		return passes{}, err
 	}
-	for _, ip := range to {
-		if err := sw.Send(ctx, frame(gw, netip.AddrPortFrom(gw.way().Probe, hostnet.Discard), netip.AddrPortFrom(ip, hostnet.Discard))); err != nil {
-			return false, false, err
-		}
+	leads, answered := way.Link.Name != "", false
+	if leads {
+		frames = append(frames, outward(gw, way)...)
 	}
-	answered := c.answer(gw, way)
+	if err := sw.Send(ctx, frames...); err != nil {
+		return passes{}, err
+	}
+	if leads {
+		answered = c.answer(gw, way)
+	}
 	// Each look is a run of nft, so the pauses grow.
 	pauses := backoff.Pauses{First: c.pause, Last: c.patience}
 	for deadline := time.Now().Add(c.patience); ; {
 		now, err := c.counter.Passed(ctx, gw.way())
 		if err != nil {
-			return false, false, err
+			return passes{}, err
 		}
-		out, back = now.Out > before.Out, !answered || now.Back > before.Back
-		if out && now.Tracked == before.Tracked {
-			back = true // somebody has pods' connections known elsewhere than where these answers belong
+		got := passes{
+			out: !leads || now.Out > before.Out, back: !answered || now.Back > before.Back,
+			toPods: now.ToPods > before.ToPods, fromPods: !called || now.FromPods > before.FromPods,
 		}
+		// Somebody has connections known elsewhere than where these answers belong.
+		got.back = got.back || got.out && now.Tracked == before.Tracked
+		got.fromPods = got.fromPods || got.toPods && now.ToPodsTracked == before.ToPodsTracked
 		left := time.Until(deadline)
-		if out && back || left <= 0 {
-			return out, back, nil
+		if got == all || left <= 0 {
+			return got, nil
 		}
 		select {
 		case <-time.After(min(pauses.Next(), left)):
 		case <-ctx.Done():
-			return false, false, ctx.Err()
+			return passes{}, ctx.Err()
 		}
 	}
+}
+
+// outward are what a pod would send outside. A node may keep pods from its own link, or from all else: either is a way out.
+func outward(gw Gateway, way link.Path) (frames [][]byte) {
+	to := []netip.Addr{Beyond}
+	if way.Via.IsValid() {
+		to = append(to, way.Via)
+	}
+	for _, ip := range to {
+		frames = append(frames, frame(gw, datagram(netip.AddrPortFrom(gw.way().Probe, hostnet.Discard), netip.AddrPortFrom(ip, hostnet.Discard))))
+	}
+	return frames
 }
 
 // answer has three answers come in where they would, from Beyond and from the router, of
@@ -281,31 +311,4 @@ func (s said) once(log *slog.Logger, what string, why error) {
 		s[text] = true
 		log.Warn(what, "error", why)
 	}
-}
-
-// accept is what a firewall has to have for pods.
-func accept(gateway string) string {
-	return fmt.Sprintf("where a FORWARD chain drops by default, have it accept what comes from and goes to %[1]s (iptables -I FORWARD -i %[1]s -j ACCEPT; iptables -I FORWARD -o %[1]s -j ACCEPT, or the same in nft list ruleset)", gateway)
-}
-
-// explainOut looks for what keeps packets from gateway to the device outside.
-func (c *Check) explainOut(gateway, outside string) error {
-	const lost = "what pods send to the outside does not get out of the node"
-	for _, key := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/" + gateway + "/forwarding"} {
-		if value, err := c.host.Sysctl(key); err == nil && value != "1" {
-			return fmt.Errorf("%s: %s is %s; set it to 1", lost, key, value)
-		}
-	}
-	return fmt.Errorf("%s: somebody's firewall or routing rules keep packets from %s to %s back, or have them untracked (notrack), so that they cannot be given the node's address; %s", lost, gateway, outside, accept(gateway))
-}
-
-// explainBack looks for what keeps answers that come in by the device outside from gateway.
-func (c *Check) explainBack(gateway string, way link.Path) error {
-	const lost = "answers to what pods send to the outside do not get back to them"
-	outside := way.Link.Name
-	key := "net/ipv4/conf/" + outside + "/forwarding"
-	if value, err := c.host.Sysctl(key); err == nil && value != "1" {
-		return fmt.Errorf("%s: %s is %s; set it to 1", lost, key, value)
-	}
-	return fmt.Errorf("%s: somebody's firewall, or its reverse path filter, drops packets from %s to %s; %s", lost, outside, gateway, accept(gateway))
 }

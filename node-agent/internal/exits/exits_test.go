@@ -73,7 +73,7 @@ func newLab(t testing.TB) *lab {
 	l.pods, l.seen = open(pods), open(l.outside)
 	tun0, _, err := l.host.Link("tun0")
 	l.must(err)
-	l.gw = Gateway{Device: "tun0", MAC: tun0.MAC, From: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Subnet: netip.MustParsePrefix("172.11.0.0/22")}
+	l.gw = Gateway{Device: "tun0", MAC: tun0.MAC, From: net.HardwareAddr{2, 0, 0, 0, 0, 1}, Address: netip.MustParseAddr("172.11.0.1"), Subnet: netip.MustParsePrefix("172.11.0.0/22")}
 	return l
 }
 
@@ -111,7 +111,14 @@ func (l *lab) start() *Check {
 }
 
 // Send implements Switch: what the bridge sends comes out of the gateway port.
-func (l *lab) Send(_ context.Context, frame []byte) error { return l.pods.Send(frame) }
+func (l *lab) Send(_ context.Context, frames ...[]byte) error {
+	for _, f := range frames {
+		if err := l.pods.Send(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (l *lab) check(c *Check, when, want string) {
 	l.t.Helper()
@@ -143,6 +150,11 @@ func TestOutside(t *testing.T) {
 	l.check(c, "again", "")
 	const (
 		out, back = "does not get out of the node: somebody's firewall", "do not get back to them: somebody's firewall"
+		toPods    = "what the node sends to its pods does not get to them, so the kubelet's probes fail: somebody's firewall or routing rules keep back what leaves by tun0"
+		fromPods  = "what its pods answer the node does not get to it, so the kubelet's probes fail: somebody's firewall drops what comes in by tun0"
+		input     = "nft 'add table inet fw; add chain inet fw n { type filter hook input priority %s; policy %s; }; add rule inet fw n %s'"
+		output    = "nft 'add table inet fw; add chain inet fw n { type filter hook output priority filter; policy %s; }; add rule inet fw n %s'"
+		undoNode  = "nft delete table inet fw"
 		podsOwn   = "ip route add default via 198.18.0.1 table 100; ip rule add iif tun0 lookup 100; ip route replace default via 198.19.0.1"
 		undoOwn   = "ip route replace default via 198.18.0.1; ip rule del iif tun0; ip route flush table 100"
 	)
@@ -151,7 +163,7 @@ func TestOutside(t *testing.T) {
 		{"a default route on the link", "ip route replace default dev eth0", "ip route replace default via 198.18.0.1", ""},
 		{"two halves of one", "ip route del default; ip route add 0.0.0.0/1 via 198.18.0.1; ip route add 128.0.0.0/1 via 198.18.0.1", "ip route del 0.0.0.0/1; ip route del 128.0.0.0/1; ip route add default via 198.18.0.1", ""},
 		{"one over two devices", "ip route replace default nexthop via 198.18.0.1 nexthop via 198.19.0.1", "ip route replace default via 198.18.0.1", ""},
-		{"none but in a rule's table", "ip route del default; ip route add default via 198.18.0.1 table 100; ip rule add from 172.11.0.0/22 lookup 100", "ip rule del from 172.11.0.0/22; ip route flush table 100; ip route add default via 198.18.0.1", ""},
+		{"none but in a rule's table", "ip route del default; ip route add default via 198.18.0.1 table 100; ip rule add from 172.11.0.0/22 lookup 100; ip rule add to 172.11.0.0/16 lookup main priority 9", "ip rule del from 172.11.0.0/22; ip rule del priority 9; ip route flush table 100; ip route add default via 198.18.0.1", ""},
 		{"a default route that refuses", "ip route replace unreachable default", "ip route replace default via 198.18.0.1", "lost its default route"},
 		{"no forwarding", "echo 0 >/proc/sys/net/ipv4/ip_forward", "echo 1 >/proc/sys/net/ipv4/ip_forward", "net/ipv4/ip_forward is 0"},
 		{"a port that does not forward", "echo 0 >/proc/sys/net/ipv4/conf/tun0/forwarding", "echo 1 >/proc/sys/net/ipv4/conf/tun0/forwarding", "conf/tun0/forwarding is 0"},
@@ -190,6 +202,24 @@ func TestOutside(t *testing.T) {
 		{"senders that cannot be are dropped", "nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p iifname eth0 ip saddr { 192.0.2.0/24, 198.18.0.0/15 } drop'", "nft delete table ip fw", ""},
 		{"an uplink that does not forward", "echo 0 >/proc/sys/net/ipv4/conf/eth0/forwarding", "echo 1 >/proc/sys/net/ipv4/conf/eth0/forwarding", "conf/eth0/forwarding is 0"},
 		{"strict reverse paths", "sysctl -qw net.ipv4.conf.eth0.rp_filter=1", "sysctl -qw net.ipv4.conf.eth0.rp_filter=0", ""},
+		{"routing rules lead what the node sends to pods elsewhere", "ip rule add from 172.11.0.1 lookup 100; ip route add default via 198.18.0.1 table 100", "ip rule del from 172.11.0.1; ip route flush table 100", toPods},
+		{"the node is kept from its pods", fmt.Sprintf(output, "accept", "oifname tun0 drop"), undoNode, toPods},
+		{"the node is refused its pods", fmt.Sprintf(output, "accept", "oifname tun0 ip protocol tcp reject with tcp reset; add rule inet fw n oifname tun0 reject"), undoNode, toPods},
+		{"all that the node sends is kept back but TCP", fmt.Sprintf(output, "drop", "ip protocol tcp accept"), undoNode, ""},
+		{"and but UDP", fmt.Sprintf(output, "drop", "ip protocol udp accept"), undoNode, ""},
+		{"what pods answer the node is dropped", fmt.Sprintf(input, "5", "accept", "iifname tun0 drop"), undoNode, fromPods},
+		{"behind all else", fmt.Sprintf(input, "1000", "accept", "iifname tun0 drop"), undoNode, fromPods},
+		{"it is refused", fmt.Sprintf(input, "5", "accept", "iifname tun0 ip protocol tcp reject with tcp reset; add rule inet fw n iifname tun0 reject"), undoNode, fromPods},
+		{"it is refused as all else, and what the node sends dropped", fmt.Sprintf(input, "5", "accept", "iifname tun0 ip protocol tcp reject with tcp reset; add rule inet fw n iifname tun0 reject; add chain inet fw o { type filter hook output priority 5; }; add rule inet fw o oifname tun0 ct state new drop"), undoNode, toPods},
+		{"nothing is let in", fmt.Sprintf(input, "filter", "drop", "iifname lo accept"), undoNode, fromPods},
+		{"nothing but what is known", fmt.Sprintf(input, "filter", "drop", "ct state established,related accept"), undoNode, ""},
+		{"pods may not begin anything with the node", fmt.Sprintf(input, "filter", "accept", "iifname tun0 ct state != established drop"), undoNode, ""},
+		{"and all of them are known elsewhere", fmt.Sprintf(input, "filter", "accept", "iifname tun0 ct state != established drop; add chain inet fw z { type filter hook prerouting priority raw; }; add rule inet fw z ct zone set 7; add chain inet fw y { type filter hook output priority raw; }; add rule inet fw y ct zone set 7"), undoNode, ""},
+		{"pods may not answer the node by UDP", fmt.Sprintf(input, "filter", "accept", "iifname tun0 ip protocol udp drop"), undoNode, ""},
+		{"the node speaks to pods with another address", "ip addr add 192.0.2.9/32 dev eth0; ip route replace 172.11.0.0/16 via 169.254.77.1 dev tun0 onlink src 192.0.2.9", "ip route replace 172.11.0.0/16 via 169.254.77.1 dev tun0 onlink src 172.11.0.1; ip addr del 192.0.2.9/32 dev eth0", ""},
+		{"iptables drops what pods answer the node", "iptables-legacy -I INPUT -i tun0 -j DROP", "iptables-legacy -F INPUT", fromPods},
+		{"iptables lets nothing in", "iptables-legacy -P INPUT DROP", "iptables-legacy -P INPUT ACCEPT", fromPods},
+		{"iptables drops what the node sends to pods", "iptables-legacy -I OUTPUT -o tun0 -j DROP", "iptables-legacy -F OUTPUT", toPods},
 		{"pods' own default route", podsOwn, undoOwn, ""},
 		{"and the kernel's strict reverse paths", podsOwn + "; sysctl -qw net.ipv4.conf.all.rp_filter=1", undoOwn + "; sysctl -qw net.ipv4.conf.all.rp_filter=0", ""},
 		{"and a firewall's", podsOwn + "; nft 'add table ip fw; add chain ip fw p { type filter hook prerouting priority raw; }; add rule ip fw p fib saddr . iif oif missing drop'", undoOwn + "; nft delete table ip fw", back},
@@ -208,7 +238,7 @@ func TestOutside(t *testing.T) {
 	l.ensure()
 	l.check(c, "a flushed firewall", "")
 	for _, f := range l.seen.Frames() {
-		for _, ip := range [][]byte{{172, 11, 3, 255}, Beyond.AsSlice()} {
+		for _, ip := range [][]byte{l.gw.way().Probe.AsSlice(), Beyond.AsSlice()} {
 			if bytes.Contains(f, ip) {
 				t.Errorf("a packet of the check left the node: %x", f)
 			}
@@ -218,6 +248,21 @@ func TestOutside(t *testing.T) {
 		t.Errorf("it could not do all: %s", l.log.String())
 	}
 	l.must(l.exit.Cleanup(t.Context()))
+}
+
+// TestNodeAndPods: also a node that leads nowhere has to reach its pods.
+func TestNodeAndPods(t *testing.T) {
+	l := newLab(t)
+	c := l.start()
+	l.check(c, "all well", "")
+	l.run("nft 'add table inet fw; add chain inet fw i { type filter hook input priority 5; }; add rule inet fw i iifname tun0 drop'")
+	l.check(c, "it does not hear them", "what its pods answer the node does not get to it")
+	l.check(c, "again", "what its pods answer the node does not get to it")
+	l.run("nft flush chain inet fw i")
+	l.check(c, "it hears them", "")
+	if l.log.Len() > 0 {
+		t.Errorf("it could not do all: %s", l.log.String())
+	}
 }
 
 // TestFlushedExit: where somebody flushed the table in which the check's packets end, its counters stand still, which is

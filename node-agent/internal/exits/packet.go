@@ -22,11 +22,11 @@ const (
 	firstPort, ports = 32768, 28000
 )
 
-// frame is an empty UDP datagram from an address that no pod has.
-func frame(gw Gateway, from, to netip.AddrPort) []byte {
-	f := append(append(make([]byte, 0, 42), gw.MAC...), gw.From...)
+// frame is a packet of IPv4 as it would come from behind the gateway.
+func frame(gw Gateway, packet []byte) []byte {
+	f := append(append(make([]byte, 0, 14+len(packet)), gw.MAC...), gw.From...)
 	f = binary.BigEndian.AppendUint16(f, 0x0800)
-	return append(f, datagram(from, to)...)
+	return append(f, packet...)
 }
 
 const ipSize, udpSize, tcpSize = 20, 8, 20

@@ -14,8 +14,9 @@ const (
 	// exitTable is the name of the table where the agent's own packets end.
 	exitTable = "k8s-ovs-exit"
 	// The names of its counters.
-	exitOut, exitTracked, exitBack = "out", "tracked", "back"
-	// Discard is the UDP port that packets for the outside go to (RFC 863).
+	exitOut, exitTracked, exitBack              = "out", "tracked", "back"
+	exitToPods, exitToPodsTracked, exitFromPods = "to-pods", "to-pods-tracked", "from-pods"
+	// Discard is the port that packets for the outside go to, and those of the node for pods (RFC 863).
 	Discard = 9
 	// Sequence is the sequence number, and the acknowledged one, of answers of TCP.
 	Sequence = 0x6b386f76
@@ -38,11 +39,17 @@ type Passed struct {
 	Out, Tracked uint64
 	// Back are those to the probe, before they would be given to the gateway.
 	Back uint64
+	// ToPods are those of the node to port [Discard] of the probe, before they would be given to
+	// the gateway; ToPodsTracked are those of them that conntrack knows, in its zone 0.
+	ToPods, ToPodsTracked uint64
+	// FromPods are those from the probe, before the node would take them.
+	FromPods uint64
 }
 
 // Exit is where packets of the agent's own end that go the way of pods' packets to the
-// outside, and of answers to them: behind all rules of the node, its own and others', and
-// before anything is sent. There they are counted. One goroutine may use it at a time.
+// outside, and of answers to them, and those that go the way of packets between the node and
+// its pods: behind all rules of the node, its own and others', and before anything is sent or
+// taken. There they are counted. One goroutine may use it at a time.
 type Exit struct {
 	nft knftables.Interface
 	ns  *link.NS
@@ -87,14 +94,13 @@ func (e *Exit) Passed(ctx context.Context, way Way) (p Passed, err error) {
 func (e *Exit) Forget() { e.way = Way{} }
 
 func passed(counters []*knftables.Counter) (p Passed) {
+	counts := map[string]*uint64{
+		exitOut: &p.Out, exitTracked: &p.Tracked, exitBack: &p.Back,
+		exitToPods: &p.ToPods, exitToPodsTracked: &p.ToPodsTracked, exitFromPods: &p.FromPods,
+	}
 	for _, c := range counters {
-		switch c.Name {
-		case exitOut:
-			p.Out = *c.Packets
-		case exitTracked:
-			p.Tracked = *c.Packets
-		case exitBack:
-			p.Back = *c.Packets
+		if count := counts[c.Name]; count != nil {
+			*count = *c.Packets
 		}
 	}
 	return p
@@ -108,34 +114,52 @@ func exitRules(nft knftables.Interface, way Way) *knftables.Transaction {
 	tx.Add(&knftables.Table{})
 	tx.Delete(&knftables.Table{})
 	tx.Add(&knftables.Table{})
-	count := map[string]string{}
-	for _, name := range []string{exitOut, exitTracked, exitBack} {
+	for _, name := range []string{exitOut, exitTracked, exitBack, exitToPods, exitToPodsTracked, exitFromPods} {
 		tx.Add(&knftables.Counter{Name: name})
-		count[name] = fmt.Sprintf("counter name %q", name)
 	}
-	chains := []chain{
-		// After the hooks where packets are dropped, before sources are translated.
-		{name: "postrouting", priority: knftables.SNATPriority + "-10", rules: []rule{
-			{[]any{"ip saddr", way.Probe.String(), "udp dport", Discard, "ct zone 0", count[exitTracked]}, "conntrack sees them where it sees answers"},
-			{[]any{"ip saddr", way.Probe.String(), "udp dport", Discard, count[exitOut], "drop"}, "the agent's packets through the node end here"},
-			{[]any{"ip saddr", way.Probe.String(), "drop"}, "what firewalls reply to answers ends here too"},
-		}},
-		{name: "answers", priority: last, rules: []rule{
-			{[]any{fmt.Sprintf("oifname %q", way.Gateway), "ip daddr", way.Probe.String(), count[exitBack], "drop"}, "and their answers here"},
-			{[]any{"ip daddr", way.Probe.String(), "drop"}, "those that go astray too"},
-			// The protocol, the port and the length of a datagram that an ICMP error quotes
-			// (RFC 792); no others from these ports are empty (RFC 1035, RFC 9000).
-			{[]any{quotes, "@th,136,8 17 @th,224,16 { 53, 443 } @th,256,16 8 drop"}, "nobody outside is told what became of them"},
-			// Of a segment it quotes the sequence number; a reset has that which was acknowledged (RFC 9293).
-			{[]any{quotes, "@th,136,8 6 @th,224,16 443 @th,256,32", Sequence, "drop"}, "nor of those of TCP"},
-			{[]any{"tcp dport 443 tcp flags & rst == rst tcp sequence", Sequence, "drop"}, "by a reset neither"},
-		}},
-	}
-	for _, c := range chains {
-		c.kind, c.hook = knftables.FilterType, knftables.PostroutingHook
+	for _, c := range exitChains(way) {
 		addChain(tx, c, c.purposes())
 	}
 	return tx
+}
+
+func exitChains(way Way) []chain {
+	count := func(name string) string { return fmt.Sprintf("counter name %q", name) }
+	to, from := "ip daddr "+way.Probe.String(), "ip saddr "+way.Probe.String()
+	toGateway := fmt.Sprintf("oifname %q %s", way.Gateway, to)
+	out := chain{name: "postrouting", hook: knftables.PostroutingHook, priority: knftables.SNATPriority + "-10", rules: []rule{
+		{[]any{from, "udp dport", Discard, "ct zone 0", count(exitTracked)}, "conntrack sees them where it sees answers"},
+		{[]any{from, "udp dport", Discard, count(exitOut), "drop"}, "the agent's packets through the node end here"},
+		{[]any{from, "drop"}, "what firewalls reply to answers ends here too"},
+	}}
+	answers := chain{name: "answers", hook: knftables.PostroutingHook, priority: last}
+	// A reset, which a firewall replies to what pods answer, begins no connection.
+	for _, call := range []string{"udp dport", "tcp flags & (syn | ack | rst) == syn tcp dport"} {
+		answers.rules = append(answers.rules,
+			rule{[]any{toGateway, call, Discard, "ct zone 0", count(exitToPodsTracked)}, "conntrack sees them where it sees what pods answer"},
+			rule{[]any{toGateway, call, Discard, count(exitToPods), "drop"}, "what the agent sends to pods ends here"})
+	}
+	answers.rules = append(answers.rules, []rule{
+		{[]any{toGateway, "tcp dport", Discard, "drop"}, "what firewalls reply to that ends here"},
+		{[]any{toGateway, "meta l4proto icmp drop"}, "by an error too"},
+		{[]any{toGateway, count(exitBack), "drop"}, "and answers to its packets through the node"},
+		{[]any{to, "drop"}, "those that go astray too"},
+		// The protocol, the port and the length of a datagram that an ICMP error quotes
+		// (RFC 792); no others from these ports are empty (RFC 1035, RFC 9000).
+		{[]any{quotes, "@th,136,8 17 @th,224,16 { 53, 443 } @th,256,16 8 drop"}, "nobody outside is told what became of them"},
+		// Of a segment it quotes the sequence number; a reset has that which was acknowledged (RFC 9293).
+		{[]any{quotes, "@th,136,8 6 @th,224,16 443 @th,256,32", Sequence, "drop"}, "nor of those of TCP"},
+		{[]any{"tcp dport 443 tcp flags & rst == rst tcp sequence", Sequence, "drop"}, "by a reset neither"},
+	}...)
+	in := chain{name: "input", hook: knftables.InputHook, priority: last, rules: []rule{
+		{[]any{fmt.Sprintf("iifname %q", way.Gateway), from, count(exitFromPods), "drop"}, "what pods would answer it ends here"},
+	}}
+	// After the hooks where packets are dropped; out is before sources are translated.
+	chains := []chain{out, answers, in}
+	for i := range chains {
+		chains[i].kind = knftables.FilterType
+	}
+	return chains
 }
 
 // Cleanup removes the table. It is for uninstalling.
