@@ -67,6 +67,8 @@ type Host interface {
 	NeighbourAnswers(ip netip.Addr) (known, failed bool, err error)
 	ProbeNeighbour(ip netip.Addr) error
 	Track(c conntrack.Translated, lasts time.Duration) error
+	// Fill is how many connections conntrack knows, and how many it has room for, 0 for any number.
+	Fill() (used, size uint64, err error)
 	Arrive(by, device string, packets ...[]byte) error
 	Call(to netip.AddrPort, tcp bool) (from netip.AddrPort, err error)
 }

@@ -265,6 +265,36 @@ func TestNodeAndPods(t *testing.T) {
 	}
 }
 
+// crowded is a node with that many connections of so many.
+type crowded struct {
+	Node
+	used, size uint64
+}
+
+func (c crowded) Fill() (used, size uint64, err error) { return c.used, c.size, nil }
+
+// TestFullTable: where the connection table has no room, it is that which keeps packets back and nobody's firewall.
+func TestFullTable(t *testing.T) {
+	l := newLab(t)
+	l.run("ip route add default via 198.18.0.1")
+	check := func(used, size uint64, want string) {
+		t.Helper()
+		c := l.start()
+		c.host = crowded{l.host, used, size}
+		l.check(c, fmt.Sprintf("%d of %d", used, size), want)
+	}
+	check(1000, 1000, "")
+	const full, firewall = "net.netfilter.nf_conntrack_max", "somebody's firewall"
+	for _, drop := range []string{"prerouting priority -190; }; add rule ip fw c iifname tun0 drop", "forward priority 0; }; add rule ip fw c oifname tun0 drop", "output priority 0; }; add rule ip fw c oifname tun0 drop"} {
+		l.run("nft 'add table ip fw; add chain ip fw c { type filter hook " + drop + "'")
+		check(1000, 1000, full)
+		check(990, 1000, full)
+		check(500, 1000, firewall)
+		check(1000, 0, firewall) // there is no limit
+		l.run("nft delete table ip fw")
+	}
+}
+
 // TestFlushedExit: where somebody flushed the table in which the check's packets end, its counters stand still, which is
 // nobody's firewall.
 func TestFlushedExit(t *testing.T) {

@@ -23,7 +23,17 @@ func (c *Check) explain(gw Gateway, way link.Path, got passes) error {
 		lost = "what its pods answer the node does not get to it, so the kubelet's probes fail"
 		why = fmt.Sprintf("somebody's firewall drops what comes in by %[1]s; have it accept at least what belongs to connections that the node began (iptables -I INPUT -i %[1]s -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT, or the same in nft list ruleset)", gw.Device)
 	}
+	if used, size, full := c.full(); full {
+		why = fmt.Sprintf("the node's connection table is full (%d connections of %d), and the kernel drops what would begin another; give it more room (sysctl -w net.netfilter.nf_conntrack_max=NUMBER), or see whose they are (conntrack -L)", used, size)
+	}
 	return fmt.Errorf("%s: %s", lost, why)
+}
+
+// full reports whether the node's connection table has no room: hardly any, as some connections end while others
+// are refused.
+func (c *Check) full() (used, size uint64, full bool) {
+	used, size, err := c.host.Fill()
+	return used, size, err == nil && size > 0 && used >= size-size/20
 }
 
 // accept is what a firewall has to have for pods.

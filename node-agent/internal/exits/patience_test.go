@@ -26,6 +26,7 @@ func (d deaf) PathOf(netip.Addr, string, netip.Addr) (link.Path, error) {
 func (deaf) Sysctl(string) (string, error)         { return "1", nil }
 func (deaf) Send(context.Context, ...[]byte) error { return nil }
 func (deaf) Forget()                               {}
+func (deaf) Fill() (used, size uint64, err error)  { return 0, 0, nil }
 
 func (deaf) Call(to netip.AddrPort, _ bool) (netip.AddrPort, error) { return to, nil }
 func (deaf) Track(conntrack.Translated, time.Duration) error        { return nil }
