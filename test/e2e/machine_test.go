@@ -103,6 +103,8 @@ var changes = []change{
 	{name: "the uplink's hardware address", do: "ip link set $UPLINK address 02:00:00:00:00:77", datapath: "netdev"},
 	{name: "the uplink renamed", do: "ip link set $UPLINK down; ip link set $UPLINK name ens9; ip link set ens9 up", undo: "ip link set ens9 down; ip link set ens9 name $UPLINK; ip link set $UPLINK up", datapath: "netdev"},
 	{name: "the uplink in a bridge of the kernel", do: "ip link add host0 type bridge; ip link set host0 up; ip link set $UPLINK master host0", undo: "ip link set $UPLINK nomaster; ip link del host0", datapath: "netdev", needs: needsBridge},
+	{name: "the uplink, with its address, in a bridge of the kernel", says: "is a port of host0", do: "ip link add host0 type bridge; ip link set host0 up; ip link set $UPLINK master host0", undo: "ip link set $UPLINK nomaster; ip link del host0", datapath: "system", needs: needsBridge},
+	{name: "the uplink, with its address, in a bridge of Open vSwitch", says: "ovs-vsctl port-to-br", do: "ovs-vsctl add-br host3 -- add-port host3 $UPLINK", undo: "ovs-vsctl del-br host3", datapath: "system"},
 	{name: "the lease renewed on the uplink", do: "ip addr add $ADDR dev $UPLINK; ip route add default via $VIA dev $UPLINK metric 9", datapath: "netdev"},
 	{name: "the gateway port down", do: "ip link set tun0 down"},
 	{name: "the gateway's address taken away", do: "ip addr flush dev tun0"},

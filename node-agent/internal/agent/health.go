@@ -17,6 +17,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
@@ -214,6 +215,24 @@ func (n *health) uplinkDown(under underlay.Underlay) error {
 		return fmt.Errorf("the uplink %s is down: pods reach no other node; set it up (ip link set %s up)", name, name)
 	case !l.Carrier:
 		return fmt.Errorf("the uplink %s has no carrier: pods reach no other node; look at its cable, its switch port, or what it is made of", name)
+	case l.Master != 0 && under.Uplink == "":
+		return n.enslaved(l)
 	}
 	return nil
+}
+
+// enslaved says that the device with the node's address is a port of another one, which then takes what comes in by it.
+func (n *health) enslaved(l link.Link) error {
+	master, ok, err := n.links.LinkByIndex(l.Master)
+	if err != nil || !ok {
+		return err
+	}
+	const lost = "the device %[1]s, which has the node's address, is a port of %[2]s, which takes what comes in by it: pods reach no other node; "
+	switch master.Type {
+	case "bridge", "bond", "team":
+		return fmt.Errorf(lost+"give the address and its routes to %[2]s, or take %[1]s out (ip link set %[1]s nomaster)", l.Name, master.Name)
+	case "openvswitch":
+		return fmt.Errorf(lost+"give the address and its routes to that bridge (ovs-vsctl port-to-br %[1]s), or take %[1]s out (ovs-vsctl del-port %[1]s)", l.Name, "a bridge of Open vSwitch")
+	}
+	return nil // a VRF is a set of routes only
 }

@@ -52,6 +52,15 @@ func (u *uplinks) Link(name string) (link.Link, bool, error) {
 	return l, ok, nil
 }
 
+func (u *uplinks) LinkByIndex(index int) (link.Link, bool, error) {
+	for _, l := range u.devices {
+		if l.Index == index {
+			return l, true, nil
+		}
+	}
+	return link.Link{}, false, nil
+}
+
 // Writable implements the database of [health].
 func (u *uplinks) Writable(context.Context) error { return nil }
 
@@ -85,6 +94,30 @@ func TestUplinkDown(t *testing.T) {
 			if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
 				t.Errorf("%s, address on %s: %v, want %q", name, under.Link, err, c.why)
 			}
+		}
+	}
+}
+
+// A device that has the node's address and is a port of another one gets nothing that comes in: the other one is to have
+// the address.
+func TestUplinkEnslaved(t *testing.T) {
+	for name, c := range map[string]struct {
+		master link.Link
+		under  underlay.Underlay
+		why    string
+	}{
+		"bridge":       {link.Link{Name: "host0", Type: "bridge"}, underlay.Underlay{Link: "eth0"}, "is a port of host0, which takes what comes in by it: pods reach no other node; give the address and its routes to host0"},
+		"bond":         {link.Link{Name: "bond0", Type: "bond"}, underlay.Underlay{Link: "eth0"}, "routes to bond0"},
+		"Open vSwitch": {link.Link{Name: "ovs-system", Type: "openvswitch"}, underlay.Underlay{Link: "eth0"}, "is a port of a bridge of Open vSwitch, which takes what comes in by it: pods reach no other node; give the address and its routes to that bridge (ovs-vsctl port-to-br eth0)"},
+		"VRF":          {link.Link{Name: "red", Type: "vrf"}, underlay.Underlay{Link: "eth0"}, ""},
+		"userspace":    {link.Link{Name: "ovs-netdev", Type: "openvswitch"}, underlay.Underlay{Link: "br-phy", Uplink: "eth0"}, ""},
+	} {
+		c.master.Index = 9
+		u := &uplinks{devices: map[string]link.Link{"eth0": {Name: "eth0", Up: true, Carrier: true, Master: 9}, "master": c.master}}
+		h := &health{picture: &picture{under: c.under, records: &topology.Snapshot{}}, exits: u, way: checked{policy: exits.Off}, mesh: noMesh, links: u, routes: u, database: u}
+		err := h.unwell(t.Context(), &pass{full: true, me: labSelf})
+		if (err == nil) != (c.why == "") || err != nil && !strings.Contains(err.Error(), c.why) {
+			t.Errorf("%s: %v, want %q", name, err, c.why)
 		}
 	}
 }

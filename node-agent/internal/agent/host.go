@@ -134,6 +134,7 @@ type judge interface {
 // links knows devices; [link.NS] does.
 type links interface {
 	Link(name string) (l link.Link, ok bool, err error)
+	LinkByIndex(index int) (l link.Link, ok bool, err error)
 }
 
 // attachments are the pods of the node; [attach.Attacher] is them. Before Start, Repair

@@ -336,7 +336,8 @@ func (m *machine) ProbeNeighbour(netip.Addr) error        { return nil }
 func (m *machine) Link(n string) (link.Link, bool, error) {
 	return link.Link{Name: n, Up: true, Carrier: true}, true, nil
 }
-func (m *machine) Make(context.Context, string) {}
+func (m *machine) LinkByIndex(int) (link.Link, bool, error) { return link.Link{}, false, nil }
+func (m *machine) Make(context.Context, string)             {}
 func (m *machine) Narrowest(underlay.Underlay) (string, int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
