@@ -39,6 +39,29 @@ func (n *NS) PathOf(src netip.Addr, device string, ip netip.Addr) (Path, error) 
 	return n.pathTo(ip, &netlink.RouteGetOptions{SrcAddr: src.AsSlice(), Iif: device}, n.LinkByIndex)
 }
 
+// HopsOf are the next hops of the route that [NS.PathOf] takes one of, each with its device, where the kernel shares
+// connections among several; else none. One whose device is down is none, nor one that no other route leads to
+// (RTNH_F_ONLINK), as [NS.ProbeNeighbour] would ask another.
+func (n *NS) HopsOf(src netip.Addr, device string, ip netip.Addr) ([]Path, error) {
+	routes, err := n.nl.RouteGetWithOptions(ip.AsSlice(), &netlink.RouteGetOptions{SrcAddr: src.AsSlice(), Iif: device, FIBMatch: true})
+	if err != nil {
+		return nil, fmt.Errorf("looking up the next hops towards %s: %w", ip, err)
+	}
+	var hops []Path
+	for _, r := range routes {
+		for _, hop := range r.MultiPath {
+			l, ok, err := n.LinkByIndex(hop.LinkIndex)
+			if err != nil {
+				return nil, err
+			}
+			if via, is := netip.AddrFromSlice(hop.Gw); ok && is && hop.Flags&(unix.RTNH_F_DEAD|unix.RTNH_F_ONLINK) == 0 {
+				hops = append(hops, Path{Link: l, Via: via.Unmap(), MTU: l.MTU})
+			}
+		}
+	}
+	return hops, nil
+}
+
 // PathsTo are the ways of packets from src, an address of the node, to those of ips
 // that there is a route to.
 func (n *NS) PathsTo(src netip.Addr, ips []netip.Addr) map[netip.Addr]Path {

@@ -137,6 +137,23 @@ func TestPathOf(t *testing.T) {
 	ip(t, n, "route add default via 198.19.0.1 table 100")
 	ip(t, n, "rule add iif pods lookup 100")
 	want("a rule for pods", "eth1", "198.19.0.1", false)
+	hops := func(when, want string) {
+		t.Helper()
+		var got []string
+		for _, p := range must(n.HopsOf(pod, "pods", outside))(t) {
+			got = append(got, p.Link.Name+" "+p.Via.String())
+		}
+		if got := strings.Join(got, ", "); got != want {
+			t.Errorf("%s: next hops %q, want %q", when, got, want)
+		}
+	}
+	hops("one router", "")
+	ip(t, n, "route replace default table 100 nexthop via 198.19.0.1 nexthop via 198.18.0.1 weight 2")
+	hops("two", "eth1 198.19.0.1, eth0 198.18.0.1")
+	ip(t, n, "route replace default table 100 nexthop via 198.19.0.1 nexthop via 192.0.2.1 dev eth0 onlink nexthop via 198.18.0.1")
+	hops("one that is no neighbour", "eth1 198.19.0.1, eth0 198.18.0.1")
+	ip(t, n, "link set eth0 down")
+	hops("one by a device that is down", "eth1 198.19.0.1")
 	ip(t, n, "rule add iif pods priority 50 blackhole")
 	want("a rule against pods", "", "", true)
 }

@@ -93,6 +93,7 @@ var changes = []change{
 	{name: "all addresses flushed for a moment", do: "ip addr flush dev $DEV; " + address},
 	{name: "no default route", do: "ip route del default || $SECOND", undo: "ip route replace default via $VIA"},
 	{name: "another default gateway", do: "ip route replace default via ${VIA%.*}.77", undo: "ip route replace default via $VIA"},
+	{name: "a default route over two routers, one of which is not there", says: "does not answer", do: "ip route replace default nexthop via $VIA nexthop via ${VIA%.*}.77", undo: "ip route replace default via $VIA"},
 	{name: "a default route of another metric", do: "ip route replace default via $VIA metric 50; ip route del default metric 0 || $SECOND", undo: "ip route replace default via $VIA; ip route del default metric 50 || true"},
 	{name: "a second address comes and goes", do: "ip addr add 198.18.0.222/32 dev $DEV; sleep 2; ip addr del 198.18.0.222/32 dev $DEV"},
 	{name: "a second address", do: "ip addr add 198.18.0.223/24 dev $DEV", undo: "ip addr del 198.18.0.223/24 dev $DEV"},

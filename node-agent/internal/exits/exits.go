@@ -62,6 +62,8 @@ type Counter interface {
 type Host interface {
 	PathTo(ip netip.Addr) (link.Path, error)
 	PathOf(src netip.Addr, device string, ip netip.Addr) (link.Path, error)
+	// HopsOf are the next hops among which the kernel shares connections; none where there is but one.
+	HopsOf(src netip.Addr, device string, ip netip.Addr) ([]link.Path, error)
 	Sysctl(key string) (string, error)
 	// NeighbourAnswers is what is known of a neighbour, ProbeNeighbour has it looked up.
 	NeighbourAnswers(ip netip.Addr) (known, failed bool, err error)
@@ -114,9 +116,8 @@ type Check struct {
 	// told.
 	seen    Seen
 	unsaved bool
-	// asked is a router that has not answered, since when.
-	asked netip.Addr
-	since time.Time
+	// asked are routers that have not answered, since when.
+	asked map[netip.Addr]time.Time
 	said  said
 	// patience is how long a packet may take from where it is sent to the counter.
 	patience, pause time.Duration
@@ -135,7 +136,7 @@ const (
 
 // New makes a Check that remembers in file.
 func New(host Host, counter Counter, file File, log *slog.Logger) *Check {
-	return &Check{host: host, counter: counter, file: file, log: log, said: said{}, patience: patience, pause: pause}
+	return &Check{host: host, counter: counter, file: file, log: log, asked: map[netip.Addr]time.Time{}, said: said{}, patience: patience, pause: pause}
 }
 
 // Outside is nil where pods' packets get out of the node and answers come back, where what
@@ -158,7 +159,7 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 			c.seen.Led = true
 			c.remember()
 		}
-		if err := c.answers(ctx, way.Via, way.Link.Name); err != nil {
+		if err := c.answers(ctx, c.routers(gw, way)); err != nil {
 			return err
 		}
 	}

@@ -321,12 +321,19 @@ func TestRouter(t *testing.T) {
 	l.await(l.start(), "after a restart of the agent", "the router 198.18.0.77 of the default route does not answer")
 	l.run("ip route replace default via 198.18.0.1")
 	l.check(c, "the router again", "")
+	for _, both := range []string{"nexthop via 198.18.0.1 nexthop via 198.18.0.78", "nexthop via 198.18.0.78 nexthop via 198.18.0.1"} {
+		l.run("ip route replace default " + both)
+		l.await(c, "a second one that nobody is", "the router 198.18.0.78 of the default route does not answer on eth0, and never has, while 198.18.0.1 did: a part of pods' connections to the outside fails; take it out of the default route")
+		l.run("sysctl -qw net.ipv4.fib_multipath_use_neigh=1; ip neigh replace 198.18.0.78 dev eth0 nud failed")
+		l.check(c, "and the kernel takes only those that answer", "")
+		l.run("sysctl -qw net.ipv4.fib_multipath_use_neigh=0; ip route replace default via 198.18.0.1")
+		l.check(c, "one router again", "")
+	}
 	l.must(ns.IP(t.Context(), l.outside, "addr del 198.18.0.1/24 dev eth0"))
 	l.run("ip neigh flush dev eth0")
 	away := func(when string, c *Check) {
 		t.Helper()
-		c.since = time.Now().Add(-time.Minute)
-		c.asked = netip.MustParseAddr("198.18.0.1")
+		c.asked = map[netip.Addr]time.Time{netip.MustParseAddr("198.18.0.1"): time.Now().Add(-time.Minute)}
 		l.check(c, when, "")
 	}
 	away("the router is away", c)

@@ -23,10 +23,11 @@ func (deaf) PathTo(netip.Addr) (link.Path, error) {
 func (d deaf) PathOf(netip.Addr, string, netip.Addr) (link.Path, error) {
 	return d.PathTo(netip.Addr{})
 }
-func (deaf) Sysctl(string) (string, error)         { return "1", nil }
-func (deaf) Send(context.Context, ...[]byte) error { return nil }
-func (deaf) Forget()                               {}
-func (deaf) Fill() (used, size uint64, err error)  { return 0, 0, nil }
+func (deaf) HopsOf(netip.Addr, string, netip.Addr) ([]link.Path, error) { return nil, nil }
+func (deaf) Sysctl(string) (string, error)                              { return "1", nil }
+func (deaf) Send(context.Context, ...[]byte) error                      { return nil }
+func (deaf) Forget()                                                    {}
+func (deaf) Fill() (used, size uint64, err error)                       { return 0, 0, nil }
 
 func (deaf) Call(to netip.AddrPort, _ bool) (netip.AddrPort, error) { return to, nil }
 func (deaf) Track(conntrack.Translated, time.Duration) error        { return nil }
