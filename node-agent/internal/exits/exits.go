@@ -266,9 +266,14 @@ func (c *Check) answer(gw Gateway, way link.Path) bool {
 	if own, err := c.host.PathTo(Beyond); way.Via.IsValid() && err == nil && own.Link.Name == way.Link.Name {
 		router = way.Via
 	}
-	err := c.answerFrom(gw, way, conntrack.Translated{To: netip.AddrPortFrom(Beyond, domain)}, conntrack.Translated{To: netip.AddrPortFrom(router, https)},
-		conntrack.Translated{To: netip.AddrPortFrom(Beyond, https), TCP: true})
-	if err != nil && !errors.Is(err, fs.ErrExist) { // else a pod has such a connection: another port next time
+	err := fs.ErrExist
+	for range attempts { // a pod, or the look before, may have such a connection: another port then
+		if errors.Is(err, fs.ErrExist) {
+			err = c.answerFrom(gw, way, conntrack.Translated{To: netip.AddrPortFrom(Beyond, domain)}, conntrack.Translated{To: netip.AddrPortFrom(router, https)},
+				conntrack.Translated{To: netip.AddrPortFrom(Beyond, https), TCP: true})
+		}
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) {
 		c.once("it is not known whether answers from outside come back to pods: the node cannot have packets arrive that nobody sent", err)
 	}
 	return err == nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/wire"
@@ -293,6 +295,30 @@ func TestFullTable(t *testing.T) {
 		check(1000, 0, firewall) // there is no limit
 		l.run("nft delete table ip fw")
 	}
+}
+
+// taken is a node that has every other connection that the check would have answered.
+type taken struct {
+	Node
+	asked *int
+}
+
+func (t taken) Track(c conntrack.Translated, lasts time.Duration) error {
+	if c.To == netip.AddrPortFrom(Beyond, domain) {
+		if *t.asked++; *t.asked%2 == 1 {
+			return fs.ErrExist
+		}
+	}
+	return t.Node.Track(c, lasts)
+}
+
+// TestTakenPort: a connection that there is already proves nothing; another one is tried at once.
+func TestTakenPort(t *testing.T) {
+	l := newLab(t)
+	l.run("ip route add default via 198.18.0.1; nft 'add table ip fw; add chain ip fw f { type filter hook forward priority 0; }; add rule ip fw f oifname tun0 drop'")
+	c := l.start()
+	c.host = taken{l.host, new(int)}
+	l.check(c, "answers are dropped", "answers to what pods send to the outside do not get back to them")
 }
 
 // TestFlushedExit: where somebody flushed the table in which the check's packets end, its counters stand still, which is
