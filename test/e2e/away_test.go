@@ -23,7 +23,7 @@ func TestChangedWhileAgentAway(t *testing.T) {
 		{name: "the pod's port deleted", do: "ovs-vsctl del-port $POD"},
 		{name: "the pod's host end renamed", do: "ip link set $POD down; ip link set $POD name foo; ip link set foo up; ovs-vsctl set interface $POD external_ids:k8s-ovs-netns=/run/netns/none"},
 		{name: "the pod's host end deleted", do: "ip link del $POD"},
-		{name: "the pod's host end in another namespace", do: elsewhere},
+		{name: "the pod's host end in another namespace", do: elsewhere("$POD")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := m.in(t)

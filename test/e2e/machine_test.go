@@ -79,9 +79,7 @@ const (
 	// gateway is its first address: no pod of the lab has an address there.
 	hostDevice = `ip link add host9 type bridge || $SECOND; ip link set host9 up; for i in $(seq 150); do if ip -4 -o addr show dev tun0 | grep -q inet; then break; fi; sleep 0.1; done; `
 	upper      = `$(ip -4 -o addr show dev tun0 | awk '{split($4, a, "[./]"); print a[1] "." a[2] "." a[3]+3 ".0/24"}')`
-	// elsewhere moves the pod's host end into a namespace that goes by itself.
-	elsewhere = `unshare -n sleep 20 </dev/null >/dev/null 2>&1 & while [ /proc/$!/ns/net -ef /proc/self/ns/net ]; do sleep 0.05; done; ip link set $POD netns $!`
-	kill      = `kill -9 $(cat $RUN/vswitchd.pid); while kill -0 $(cat $RUN/vswitchd.pid) 2>/dev/null; do sleep 0.05; done`
+	kill       = `kill -9 $(cat $RUN/vswitchd.pid); while kill -0 $(cat $RUN/vswitchd.pid) 2>/dev/null; do sleep 0.05; done`
 )
 
 var changes = []change{
@@ -162,7 +160,7 @@ var changes = []change{
 	{name: "the pod's host end merges packets that it receives", do: "ethtool -K $POD gro on"},
 	{name: "the pod's host end with another MTU", do: "ip link set $POD mtu 600"},
 	{name: "the pod's host end deleted", do: "ip link del $POD"},
-	{name: "the pod's host end in another namespace", do: elsewhere},
+	{name: "the pod's host end in another namespace", do: elsewhere("$POD")},
 	{name: "the pod's host end renamed", do: "ip link set $POD down; ip link set $POD name foo; ip link set foo up"},
 	{name: "the pod's host end in a bridge of the kernel", do: "ip link add host1 type bridge; ip link set host1 up; ip link set $POD master host1", undo: "ip link del host1", datapath: "netdev", needs: needsBridge},
 	{name: "the pod's host end forwards", do: "sysctl -qw net.ipv4.conf.$POD.forwarding=1"},
