@@ -125,6 +125,7 @@ var changes = []change{
 	{name: "the gateway port with a queue of Open vSwitch", do: "ovs-vsctl -- --id=@q create qos type=linux-htb other-config:max-rate=10000 -- set port tun0 qos=@q"},
 	{name: "a queueing discipline on the pod's host end", do: "tc qdisc replace dev $POD root tbf rate 1kbit burst 1540 latency 1ms"},
 	{name: "a queueing discipline on the gateway port", do: "tc qdisc replace dev tun0 root tbf rate 1kbit burst 1540 latency 1ms"},
+	{name: "a queueing discipline without room on the gateway port", do: "tc qdisc replace dev tun0 root pfifo limit 0"},
 	{name: "a queueing discipline on the kernel's device of the tunnel", do: "tc qdisc replace dev vxlan_sys_4789 root tbf rate 1kbit burst 1540 latency 1ms", datapath: "system"},
 	{name: "the pod's port in a VLAN", do: "ovs-vsctl set port $POD tag=5"},
 	{name: "the gateway port in a VLAN", do: "ovs-vsctl set port tun0 tag=5"},

@@ -2,6 +2,7 @@ package tc
 
 import (
 	"fmt"
+	"math"
 
 	"github.com/vishvananda/netlink"
 
@@ -9,8 +10,21 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/internal/dump"
 )
 
-// queues are the kinds of qdiscs that order packets and hold none back for longer than the device does.
-var queues = map[string]bool{"noqueue": true, "pfifo_fast": true, "pfifo": true, "bfifo": true, "fq": true, "fq_codel": true, "codel": true, "sfq": true, "mq": true}
+// orders reports whether q only orders packets, and holds none back for longer than the device does. Of other kinds that do (pfifo,
+// bfifo, codel, sfq) the limit is not read, and may be none at all, so that they drop every packet.
+func orders(q netlink.Qdisc) bool {
+	switch q := q.(type) {
+	case *netlink.Fq:
+		return q.PacketLimit > 0 && q.FlowPacketLimit > 0 && q.FlowMaxRate == math.MaxUint32 // without a rate (sch_fq.c)
+	case *netlink.FqCodel:
+		return q.Limit > 0
+	}
+	switch q.Type() {
+	case "noqueue", "pfifo_fast", "mq":
+		return true
+	}
+	return false
+}
 
 // EnsureGates puts what [Control.EnsureGate] makes in the place of any other root qdisc that somebody put on one of these
 // devices, and returns which. Those with the kernel's own are left. It reads every qdisc of the node.
@@ -27,7 +41,7 @@ func (n Control) EnsureGates(devices ...link.Link) (mended []string, err error) 
 // FreeRoots takes root qdiscs away that somebody put on one of these devices and that hold packets back, drop or delay them, and returns
 // which devices had one. It reads every qdisc of the node.
 func (n Control) FreeRoots(devices ...link.Link) (freed []string, err error) {
-	return n.eachForeign(devices, func(q netlink.Qdisc) bool { return queues[q.Type()] }, func(string) error { return nil })
+	return n.eachForeign(devices, orders, func(string) error { return nil })
 }
 
 // eachForeign deletes root qdiscs of the devices that are none of the kernel's own choice nor fine, and does then.
