@@ -80,7 +80,7 @@ type (
 )
 
 func (onePort) Ports(string) ([]ovs.Port, error) {
-	return []ovs.Port{{Name: "kov1", Ofport: 12, ExternalIDs: map[string]string{
+	return []ovs.Port{{Name: attach.HostIf(cniapi.Attachment{ContainerID: "c", IfName: "eth0"}), Ofport: 12, ExternalIDs: map[string]string{
 		"k8s-ovs-container": "c", "k8s-ovs-ifname": "eth0", "k8s-ovs-address": "172.11.0.2",
 	}}}, nil
 }
