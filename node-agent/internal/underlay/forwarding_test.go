@@ -25,7 +25,7 @@ func (n *node) forwarding(when string, u Underlay, want bool) {
 func (n *node) silent(address string) bool {
 	n.t.Helper()
 	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); {
-		if n.pings(1, address) == 0 {
+		if n.pings(20, "-w", "1", address) == 0 {
 			return true
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -107,13 +108,22 @@ func (n *node) ensure(want bool) Underlay {
 	return u
 }
 
-// pings sends packets and returns how many answers came, duplicates included.
-func (n *node) pings(count int, args ...string) int {
+// pings sends packets and returns how many answers came to them, duplicates included. Without a deadline ping ends
+// twice the longest round trip after the last packet; with one it sends on until as many are answered as asked for,
+// and what it sent beyond does not count.
+func (n *node) pings(count int, args ...string) (answers int) {
 	n.t.Helper()
-	args = append([]string{"netns", "exec", n.name, "ping", "-n", "-i", "0.02", "-W", "1", "-c", fmt.Sprint(count)}, args...)
+	args = append([]string{"netns", "exec", n.name, "ping", "-n", "-i", "0.02", "-w", "5", "-c", fmt.Sprint(count)}, args...)
 	out, _ := exec.Command("ip", args...).CombinedOutput()
-	return strings.Count(string(out), "bytes from")
+	for _, m := range answered.FindAllSubmatch(out, -1) {
+		if seq, err := strconv.Atoi(string(m[1])); err == nil && seq <= count {
+			answers++
+		}
+	}
+	return answers
 }
+
+var answered = regexp.MustCompile(`bytes from .* icmp_seq=(\d+)`)
 
 // reaches is how many of 5 packets are answered once one was: a switch that is still learning, and
 // whoever looks up a neighbour, may lose the first.
