@@ -77,7 +77,7 @@ func TestArrive(t *testing.T) {
 	}
 	c := conntrack.Translated{From: netip.MustParseAddrPort("172.11.0.9:1000"), To: netip.MustParseAddrPort("203.0.113.1:53"), As: netip.MustParseAddrPort("198.18.0.7:40000")}
 	connections := conntrack.In(n.NS)
-	noErr(t, connections.Track(c, 3*time.Second))
+	noErr(t, connections.Track(c, time.Minute))
 	if err := connections.Track(c, time.Second); err == nil {
 		t.Error("the same connection twice, and no error")
 	}
@@ -93,7 +93,7 @@ func TestArrive(t *testing.T) {
 	nft(`add counter ip t segments; add rule ip t f oifname pods ip daddr 172.11.0.9 tcp dport 1000 ct state established counter name segments`)
 	c.TCP = true
 	before := nft("list counter ip t segments")
-	noErr(t, connections.Track(c, 3*time.Second))
+	noErr(t, connections.Track(c, time.Minute))
 	noErr(t, n.Arrive("arrivals", "eth0", ack(c.To, c.As)))
 	for deadline := time.Now().Add(5 * time.Second); nft("list counter ip t segments") == before; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
