@@ -430,8 +430,8 @@ func TestLostConnection(t *testing.T) {
 		}
 	})
 	t.Run("hangs while called", func(t *testing.T) {
+		mods := addAll(podFlows(5000)) // more than fits in the socket; ready before the switch has to answer
 		c := dial(t, mgmt, withKeepalive(20*time.Millisecond, 100*time.Millisecond))
-		mods := addAll(podFlows(5000)) // more than fits in the socket
 		defer o.PauseVswitchd()()
 		start := time.Now()
 		err := c.Commit(ctx, mods)
