@@ -73,7 +73,7 @@ func TestAttacks(t *testing.T) {
 			other.Key.Namespace = "b"
 			l.set(other)
 			l.ok(l.table.Resync(context.Background()))
-			if echo(c) {
+			if echo(c, patience) {
 				t.Error("the old tenant's connection goes on through the new tenant's service")
 			}
 			mine.reach(10, "nothing")

@@ -212,6 +212,9 @@ func (l *lab) ip(name string, lines ...string) {
 // works takes a millisecond, and longer only on a busy machine.
 const patience = 400 * time.Millisecond
 
+// busy is how long something may take that is expected to work.
+const busy = 10 * time.Second
+
 // tcp connects from a pod and returns the server's name and whom it takes for its
 // client; or "refused", or "nothing".
 func (l *lab) tcp(from, dst string) string {
@@ -239,9 +242,9 @@ func (l *lab) dial(from, dst string) (net.Conn, string) {
 	return c, strings.TrimSpace(string(line[:n]))
 }
 
-// echo reports whether an open connection still works.
-func echo(c net.Conn) bool {
-	_ = c.SetDeadline(time.Now().Add(patience))
+// echo reports whether an open connection still works, within the time given.
+func echo(c net.Conn, wait time.Duration) bool {
+	_ = c.SetDeadline(time.Now().Add(wait))
 	if _, err := c.Write([]byte("x")); err != nil {
 		return false
 	}

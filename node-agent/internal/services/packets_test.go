@@ -95,12 +95,17 @@ func TestPackets(t *testing.T) {
 		}},
 		{"without endpoints", func(t *testing.T) {
 			l.set(svc(tcpPort(), udpPort(53)))
-			start := time.Now()
-			l.reach("a1", web, "refused")
-			l.udp("a1", dns).reach(10, "refused")
-			l.reach("a1", "10.96.99.99:80", "refused") // nobody's
-			if d := time.Since(start); d > patience {
-				t.Errorf("the refusals took %v", d)
+			// At once, and not only when asked again; a busy machine may be late.
+			var took []time.Duration
+			for len(took) < 5 && (took == nil || slices.Min(took) > patience) {
+				start := time.Now()
+				l.reach("a1", web, "refused")
+				l.udp("a1", dns).reach(10, "refused")
+				l.reach("a1", "10.96.99.99:80", "refused") // nobody's
+				took = append(took, time.Since(start))
+			}
+			if slices.Min(took) > patience {
+				t.Errorf("the refusals took %v", took)
 			}
 			l.reach("b1", web, "nothing")
 		}},
@@ -152,7 +157,7 @@ func TestPackets(t *testing.T) {
 			defer c.Close()
 			l.set(svc(tcpPort("g1")))
 			l.reach("a2", web, "g1 172.11.0.3")
-			if !echo(c) {
+			if !echo(c, busy) {
 				t.Error("the open connection is broken")
 			}
 		}},
@@ -169,7 +174,7 @@ func TestPackets(t *testing.T) {
 			l.ok(err)
 			l.settle()
 			l.reach("b1", web, "nothing")
-			if !echo(c) {
+			if !echo(c, busy) {
 				t.Error("its own tenant's connection is broken")
 			}
 		}},
@@ -262,7 +267,7 @@ func TestAffinity(t *testing.T) {
 	web := vip.String() + ":80"
 	sticky := func(endpoints ...string) service.Service {
 		s := svc(tcpPort(endpoints...))
-		s.Affinity = 2 * time.Second
+		s.Affinity = 10 * time.Second
 		return s
 	}
 	l.set(sticky("a1", "a2", "g1"))
@@ -285,7 +290,7 @@ func TestAffinity(t *testing.T) {
 	for range 15 {
 		l.reach("a2", web, moved)
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(60 * time.Second)
 	for strings.Contains(l.OFCtl("dump-flows", "br0", "table=24"), "nw_src=172.11.0.3") {
 		if time.Now().After(deadline) {
 			t.Fatal("the client is remembered for ever")

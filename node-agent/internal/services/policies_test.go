@@ -126,19 +126,19 @@ func (l *lab) server(name string, port int) server {
 	return server{l, c}
 }
 
-// next is who sent the next datagram.
-func (s server) next() (from netip.AddrPort, err error) {
-	_ = s.c.SetReadDeadline(time.Now().Add(patience))
+// next is who sent the next datagram, if one comes in time.
+func (s server) next(wait time.Duration) (from netip.AddrPort, err error) {
+	_ = s.c.SetReadDeadline(time.Now().Add(wait))
 	_, from, err = s.c.ReadFromUDPAddrPort(make([]byte, 100))
 	return from, err
 }
 
-// send sends to a client, and reports whether it gets that.
-func (s server) send(to udp, at netip.AddrPort) bool {
+// send sends to a client, and reports whether it gets that in time.
+func (s server) send(to udp, at netip.AddrPort, wait time.Duration) bool {
 	s.l.t.Helper()
 	_, err := s.c.WriteToUDPAddrPort([]byte("news"), at)
 	s.l.ok(err)
-	_ = to.c.SetReadDeadline(time.Now().Add(patience))
+	_ = to.c.SetReadDeadline(time.Now().Add(wait))
 	_, err = to.c.Read(make([]byte, 100))
 	return err == nil
 }
@@ -146,7 +146,7 @@ func (s server) send(to udp, at netip.AddrPort) bool {
 // alive waits until an open connection carries something again, which TCP takes its time for.
 func (l *lab) alive(c net.Conn) {
 	l.t.Helper()
-	l.eventually("the connection goes on", func() bool { return echo(c) })
+	l.eventually("the connection goes on", func() bool { return echo(c, patience) })
 }
 
 var (
@@ -196,23 +196,23 @@ func TestPolicyPackets(t *testing.T) {
 				u := l.udp("a2", podAddr(0).String()+":9000")
 				_, err := u.c.Write([]byte("x"))
 				l.ok(err)
-				client, err := news.next()
+				client, err := news.next(busy)
 				l.ok(err)
-				if !news.send(u, client) {
+				if !news.send(u, client, busy) {
 					t.Error("the client has no answer")
 				}
 				l.police(one, nobody)
-				if echo(mine) {
+				if echo(mine, patience) {
 					t.Errorf("%s: the connection goes on that is not allowed any more", dst)
 				}
-				if news.send(u, client) {
+				if news.send(u, client, patience) {
 					t.Error("the answers go on of what is not allowed any more")
 				}
 				l.alive(other)
 				l.police(both, nobody)
 				l.alive(mine)
 				l.alive(other)
-				if !news.send(u, client) {
+				if !news.send(u, client, busy) {
 					t.Error("given back, the answers do not go on")
 				}
 				_, _ = mine.Close(), other.Close()
@@ -315,7 +315,7 @@ func TestPolicyPackets(t *testing.T) {
 			for n := range 500 {
 				_, err := u.c.Write([]byte("x"))
 				l.ok(err)
-				if _, err := silent.next(); err != nil {
+				if _, err := silent.next(busy); err != nil {
 					t.Fatalf("datagram %d of a connection is lost: %v", n, err)
 				}
 			}
@@ -325,7 +325,7 @@ func TestPolicyPackets(t *testing.T) {
 				l.ok(err)
 			}
 			for range 200 {
-				if _, err := silent.next(); err != nil {
+				if _, err := silent.next(patience); err != nil {
 					lost++
 					break
 				}
@@ -346,37 +346,37 @@ func TestPolicyPackets(t *testing.T) {
 				return client
 			}
 			client := clientAt(40001)
-			carries := func(from, to *net.UDPConn) bool {
-				_ = to.SetReadDeadline(time.Now().Add(patience))
+			carries := func(from, to *net.UDPConn, wait time.Duration) bool {
+				_ = to.SetReadDeadline(time.Now().Add(wait))
 				_, err := from.WriteToUDPAddrPort([]byte("x"), to.LocalAddr().(*net.UDPAddr).AddrPort())
 				l.ok(err)
 				_, err = to.Read(make([]byte, 1))
 				return err == nil
 			}
-			if !carries(client, server) || !carries(server, client) {
+			if !carries(client, server, busy) || !carries(server, client, busy) {
 				t.Fatal("without policies nothing passes")
 			}
 			l.midstream(isolated("a1"), nobody, true)
-			if !carries(server, client) { // the server speaks first, and may
+			if !carries(server, client, busy) { // the server speaks first, and may
 				t.Error("what the server sends does not pass")
 			}
-			if carries(client, server) {
+			if carries(client, server, patience) {
 				t.Error("what the client may not send any more passes as if it answered")
 			}
 			l.midstream(isolated("a1").and("a1", []string{"a2"}, "udp 9001"), nobody, true)
-			if !carries(server, client) || !carries(client, server) || !carries(server, client) {
+			if !carries(server, client, busy) || !carries(client, server, busy) || !carries(server, client, busy) {
 				t.Error("what is allowed does not go on")
 			}
 			l.police(isolated("a1"), nobody)
-			if carries(server, client) || carries(client, server) {
+			if carries(server, client, patience) || carries(client, server, patience) {
 				t.Error("it goes on though its client may not any more")
 			}
 			client = clientAt(40002)
 			l.midstream(nobody, isolated("a2"), true)
-			if !carries(server, client) {
+			if !carries(server, client, busy) {
 				t.Error("what a server sends to a client does not pass")
 			}
-			if carries(client, server) {
+			if carries(client, server, patience) {
 				t.Error("what a client may not send any more passes as if it answered")
 			}
 		}},
@@ -391,8 +391,8 @@ func TestPolicyPackets(t *testing.T) {
 			at, err := listener.Accept()
 			l.ok(err)
 			defer at.Close()
-			carries := func(from, to net.Conn) bool {
-				_ = to.SetReadDeadline(time.Now().Add(patience))
+			carries := func(from, to net.Conn, wait time.Duration) bool {
+				_ = to.SetReadDeadline(time.Now().Add(wait))
 				_, err := from.Write([]byte("x"))
 				l.ok(err)
 				_, err = io.ReadFull(to, make([]byte, 1))
@@ -401,16 +401,16 @@ func TestPolicyPackets(t *testing.T) {
 			may := isolated("a1").and("a1", []string{"a2"}, "tcp 9001")
 			l.midstream(may, nobody, true)
 			for range 3 { // the server speaks first
-				if !carries(at, conn) || !carries(conn, at) {
+				if !carries(at, conn, busy) || !carries(conn, at, busy) {
 					t.Fatal("it does not go on")
 				}
 			}
 			l.police(may, nobody)
-			if !carries(at, conn) || !carries(conn, at) {
+			if !carries(at, conn, busy) || !carries(conn, at, busy) {
 				t.Fatal("it does not go on afterwards")
 			}
 			l.police(isolated("a1"), nobody)
-			if carries(at, conn) || carries(conn, at) {
+			if carries(at, conn, patience) || carries(conn, at, patience) {
 				t.Error("it goes on though its client may not any more")
 			}
 		}},
@@ -447,7 +447,7 @@ func TestPolicyKubeProxy(t *testing.T) {
 			u.reach(10, "a1 172.11.0.3")
 			u.reach(4000, "a1 172.11.0.3")
 			l.police(tc.revokedIn, tc.revokedOut)
-			if echo(mine) || echo(direct) {
+			if echo(mine, patience) || echo(direct, patience) {
 				t.Error("a connection goes on that is not allowed any more")
 			}
 			u.reach(10, "nothing")
@@ -482,7 +482,7 @@ func TestPolicyRemote(t *testing.T) {
 	u.reach(10, "remote 172.11.0.2")
 	u.reach(4000, "remote 172.11.0.2")
 	l.police(nobody, isolated("a1"))
-	if echo(c) {
+	if echo(c, patience) {
 		t.Error("a connection goes on that is not allowed any more")
 	}
 	u.reach(10, "nothing")
