@@ -395,18 +395,20 @@ func TestTimeout(t *testing.T) {
 
 // Who holds up a step is told, where that takes long.
 func TestStepsTold(t *testing.T) {
-	step := pending(space("a", 100), topology.Join, "b")
-	step.Change = topology.Change{Step: topology.StepAccept, NetID: 200, Request: "join b"}
-	s := newScript()
-	s.records <- records(60, step, space("b", 200))
-	s.statuses <- reports(60, 50)
-	_, said, err := do(t, s, joinAB(), Options{Timeout: 2 * stepsTold})
-	if err == nil {
-		t.Error("it is done")
-	}
-	if diff := cmp.Diff([]string{"waiting for the controller", "nodes are taking it up: 1/2 nodes, missing on n2"}, said); diff != "" {
-		t.Errorf("said (-want +got):\n%s", diff)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		step := pending(space("a", 100), topology.Join, "b")
+		step.Change = topology.Change{Step: topology.StepAccept, NetID: 200, Request: "join b"}
+		s := newScript()
+		s.records <- records(60, step, space("b", 200))
+		s.statuses <- reports(60, 50)
+		_, said, err := do(t, s, joinAB(), Options{Timeout: 2 * stepsTold})
+		if err == nil {
+			t.Error("it is done")
+		}
+		if diff := cmp.Diff([]string{"waiting for the controller", "nodes are taking it up: 1/2 nodes, missing on n2"}, said); diff != "" {
+			t.Errorf("said (-want +got):\n%s", diff)
+		}
+	})
 }
 
 func TestInterrupt(t *testing.T) {

@@ -243,7 +243,7 @@ func TestTimeoutOnNode(t *testing.T) {
 	l.agent(1, nil)
 	l.agent(2, make(chan struct{}))
 	// Long enough for the controller and node 1 on a busy machine.
-	l.netns("join", "a", "b", "--timeout", "3s").expect(t, ExitTimeout, nil, []string{"after 3s applied on 1/2 nodes, missing on n2. The request stands"})
+	l.netns("join", "a", "b", "--timeout", "10s").expect(t, ExitTimeout, nil, []string{"after 10s applied on 1/2 nodes, missing on n2. The request stands"})
 	if got := *l.record("a").Effective; got != 200 {
 		t.Errorf("netID is %s, want 200", got)
 	}
@@ -306,7 +306,7 @@ func TestInterrupt(t *testing.T) {
 
 func TestUnreachable(t *testing.T) {
 	// Ports of the discard and echo services on the loopback: nobody listens.
-	o := netns(t.Context(), "--etcd-endpoints", "127.0.0.1:9,127.0.0.1:7", "--etcd-dial-timeout", "300ms", "list")
+	o := netns(t.Context(), "--etcd-endpoints", "127.0.0.1:9,127.0.0.1:7", "--etcd-dial-timeout", "2s", "list")
 	o.expect(t, ExitFailed, nil, []string{"etcd is unavailable", "endpoints tried: http://127.0.0.1:9, http://127.0.0.1:7", "connection refused"})
 	if strings.Count(o.err, "\n") != 1 {
 		t.Errorf("more than the error is printed: %q", o.err)
@@ -514,7 +514,7 @@ func TestCompletion(t *testing.T) {
 func TestSources(t *testing.T) {
 	l := newLab(t, topology.DefaultConfig(), 0, space("a", 100))
 	config := filepath.Join(t.TempDir(), "netns.yaml")
-	content := fmt.Sprintf("etcd-endpoints: [%q]\netcd-dial-timeout: 300ms\noutput: yaml\ntimeout: 1m\n", l.etcd.Endpoints[0])
+	content := fmt.Sprintf("etcd-endpoints: [%q]\netcd-dial-timeout: 10s\noutput: yaml\ntimeout: 1m\n", l.etcd.Endpoints[0])
 	if err := os.WriteFile(config, []byte(content), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -525,6 +525,7 @@ func TestSources(t *testing.T) {
 	netns(t.Context(), "list").expect(t, ExitDone, []string{`"namespace": "a"`}, nil)
 	netns(t.Context(), "list", "-o", "table").expect(t, ExitDone, []string{"NAMESPACE   NETID"}, nil)
 	t.Setenv("K8S_OVS_ETCD_ENDPOINTS", "127.0.0.1:9")
+	t.Setenv("K8S_OVS_ETCD_DIAL_TIMEOUT", "300ms")
 	netns(t.Context(), "list").expect(t, ExitFailed, nil, []string{"127.0.0.1:9"})
 	l.netns("list").expect(t, ExitDone, nil, nil)
 }
