@@ -45,7 +45,7 @@ func run(args []string) int {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, os.Interrupt, syscall.SIGTERM)
 	s := &supervisor{
-		daemon: flags.Arg(0), args: flags.Args()[1:], dir: *dir, out: os.Stderr, grace: usualGrace,
+		daemon: flags.Arg(0), args: flags.Args()[1:], dir: *dir, out: os.Stderr, grace: usualGrace, open: usualOpen,
 		log: slog.New(slog.NewTextHandler(os.Stderr, nil)).With("daemon", flags.Arg(0)),
 	}
 	return s.run(stop)

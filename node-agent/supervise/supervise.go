@@ -21,8 +21,8 @@ const (
 	// usualGrace is how long a daemon that is asked to end may take. One that hangs, which
 	// is why kubelet ends it, never does.
 	usualGrace = 5 * time.Second
-	// stillOpen is how long what a daemon had printed may take to come when it is gone.
-	stillOpen = 100 * time.Millisecond
+	// usualOpen is how long what a daemon had printed may take to come when it is gone.
+	usualOpen = 100 * time.Millisecond
 	// lineAtMost is how many bytes of a line are kept.
 	lineAtMost = 300
 )
@@ -37,7 +37,9 @@ type supervisor struct {
 	// out gets what the daemon prints.
 	out   io.Writer
 	grace time.Duration
-	log   *slog.Logger
+	// open is how long what a daemon had printed may take to come when it is gone.
+	open time.Duration
+	log  *slog.Logger
 
 	row row
 }
@@ -79,7 +81,7 @@ func (s *supervisor) run(stop <-chan os.Signal) int {
 func (s *supervisor) live(printed io.Writer, stop <-chan os.Signal) (how status, ended bool) {
 	cmd := exec.Command(s.args[0], s.args[1:]...)
 	cmd.Stdout, cmd.Stderr = printed, printed
-	cmd.WaitDelay = stillOpen
+	cmd.WaitDelay = s.open
 	// A daemon without supervisor would keep its next one from starting.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {

@@ -98,7 +98,7 @@ func supervise(t *testing.T, script string) *world {
 	t.Setenv("dir", dir)
 	w := &world{t: t, stop: make(chan os.Signal, 1)}
 	w.supervisor = &supervisor{
-		daemon: "d", args: []string{"sh", "-c", script}, dir: dir, out: &w.out, grace: 200 * time.Millisecond,
+		daemon: "d", args: []string{"sh", "-c", script}, dir: dir, out: &w.out, grace: 200 * time.Millisecond, open: 10 * time.Second,
 		log: slog.New(slog.NewTextHandler(&w.log, nil)),
 	}
 	return w
