@@ -67,7 +67,7 @@ func until(t testing.TB, c *Client, what string, ok func() bool) {
 }
 
 func TestConnectNamesTheSocket(t *testing.T) {
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
 	_, err := Connect(ctx, Config{Endpoint: "unix:/nonexistent/db.sock"})
 	if err == nil || !strings.Contains(err.Error(), "/nonexistent/db.sock") || !strings.Contains(err.Error(), "no such file") {
@@ -322,7 +322,7 @@ func TestReplacedPortIsTheNewDevice(t *testing.T) {
 		if p, _ := c.Port("v0"); p.ExternalIDs["pod"] != pod || p.QoS != nil {
 			t.Errorf("round %d: port %+v keeps something of the old one", round, p)
 		}
-		if out, err := exec.Command("ip", "netns", "exec", pod, "ping", "-c1", "-W1", "10.9.0.1").CombinedOutput(); err != nil {
+		if out, err := exec.Command("ip", "netns", "exec", pod, "ping", "-c3", "-i0.2", "-W1", "10.9.0.1").CombinedOutput(); err != nil {
 			t.Errorf("round %d: no packet passes the port of the new device: %v: %s", round, err, out)
 		}
 		t.Logf("round %d: WaitOfport %v", round, waited)
