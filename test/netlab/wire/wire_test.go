@@ -106,6 +106,10 @@ func TestKernelUnderstands(t *testing.T) {
 	if pa.Saw("inner frame") {
 		t.Error("a port saw what it sent itself")
 	}
+	// Its socket and that of b's host are two.
+	if _, err := pb.WaitFor("whole", 10*time.Second); err != nil {
+		t.Error(err)
+	}
 	if !pb.Saw("whole") || pb.Saw("never sent") {
 		t.Error("Saw is wrong")
 	}
