@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,27 +27,32 @@ func TestUnavailableSaysWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	gone.Close()
+	var cases sync.WaitGroup
 	for endpoint, want := range map[string]string{
 		"http://" + gone.Addr().String():   "connection refused",
 		"unix:///nonexistent/etcd.sock":    "no such file",
 		"http://" + silent.Addr().String(): "etcd is unavailable",
 	} {
-		s, err := Open(Config{Endpoints: []string{endpoint}, DialTimeout: 300 * time.Millisecond})
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, err = s.Config(t.Context())
-		if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), endpoint) {
-			t.Errorf("%s: error %v, want one that says %q", endpoint, err, want)
-		}
-		// The caller's own end of the call stays what it is.
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if _, err := s.Config(ctx); !errors.Is(err, context.Canceled) {
-			t.Errorf("%s: error %v, want context.Canceled", endpoint, err)
-		}
-		s.Close()
+		cases.Go(func() {
+			s, err := Open(Config{Endpoints: []string{endpoint}, DialTimeout: 3 * time.Second})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer s.Close()
+			_, err = s.Config(t.Context())
+			if !errors.Is(err, ErrUnavailable) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), endpoint) {
+				t.Errorf("%s: error %v, want one that says %q", endpoint, err, want)
+			}
+			// The caller's own end of the call stays what it is.
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if _, err := s.Config(ctx); !errors.Is(err, context.Canceled) {
+				t.Errorf("%s: error %v, want context.Canceled", endpoint, err)
+			}
+		})
 	}
+	cases.Wait()
 }
 
 // TestUntaken: a request that etcd has not taken, for want of a leader, is made again while there is time; one that it

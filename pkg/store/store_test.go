@@ -76,18 +76,18 @@ func TestUnreachable(t *testing.T) {
 		"user":  {Endpoints: []string{"unix:///nowhere/a.sock", "unix:///nowhere/b.sock"}, Username: "u", Password: "p"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cfg.DialTimeout, cfg.Logger = time.Second, testLogger(t)
+			cfg.DialTimeout, cfg.Logger = 2*time.Second, testLogger(t)
 			began := time.Now()
 			s, err := Open(cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer s.Close()
-			if d := time.Since(began); d > 500*time.Millisecond {
+			if d := time.Since(began); d >= cfg.DialTimeout {
 				t.Errorf("Open took %s", d)
 			}
 			_, _, err = s.Snapshot(ctxOf(t))
-			if d := time.Since(began); d > 4*time.Second {
+			if d := time.Since(began); d > 15*time.Second {
 				t.Errorf("the call took %s", d)
 			}
 			if !errors.Is(err, ErrUnavailable) {
@@ -432,8 +432,16 @@ func TestStatus(t *testing.T) {
 	if _, err := c.Revoke(ctx, leases.Leases[0].ID); err != nil {
 		t.Fatal(err)
 	}
-	until(t, ch, "status gone", func(m map[netip.Addr]topology.NodeStatus) bool { return len(m) == 0 })
-	until(t, ch, "status back", func(m map[netip.Addr]topology.NodeStatus) bool { return cmp.Equal(m[ip], st, byValue) })
+	// Who watches may see it gone, or only the next.
+	eventually(t, "another lease", func() bool {
+		now, err := c.Leases(ctx)
+		return err == nil && len(now.Leases) == 1 && now.Leases[0].ID != leases.Leases[0].ID
+	})
+	eventually(t, "status back", func() bool {
+		got, err := s.Statuses(ctx)
+		return err == nil && cmp.Equal(got[ip], st, byValue)
+	})
+	until(t, ch, "status still known", func(m map[netip.Addr]topology.NodeStatus) bool { return cmp.Equal(m[ip], st, byValue) })
 	// etcd restarts.
 	e.Stop()
 	st.Revision = 500
