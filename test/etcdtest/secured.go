@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"net"
 	"net/netip"
 	"net/url"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // StartSecured runs an etcd that takes only clients with a certificate of its CA, and
@@ -27,8 +27,8 @@ func StartSecured(tb testing.TB, options ...Option) *Server {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	local := netip.AddrFrom4([4]byte{127, 0, 0, 1})
-	server, err := ca.Server("etcd", []netip.Addr{local}, time.Now())
+	at := freeport.Loopback(tb)
+	server, err := ca.Server("etcd", []netip.Addr{at.Addr()}, time.Now())
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -45,22 +45,10 @@ func StartSecured(tb testing.TB, options ...Option) *Server {
 			CertFile: file("server.crt", server.CertPEM), KeyFile: file("server.key", server.KeyPEM), TrustedCAFile: file("ca.crt", ca.CertPEM), ClientCertAuth: true,
 		}
 	}
-	port := freePort(tb, local)
 	listen := func(cfg *embed.Config) {
-		cfg.ListenClientUrls = []url.URL{{Scheme: "https", Host: port}}
+		cfg.ListenClientUrls = []url.URL{{Scheme: "https", Host: at.String()}}
 	}
 	return start(tb, ca, append([]Option{secure, listen}, options...)...)
-}
-
-// freePort is an address with a port that nobody listens on just now.
-func freePort(tb testing.TB, ip netip.Addr) string {
-	tb.Helper()
-	l, err := net.Listen("tcp", netip.AddrPortFrom(ip, 0).String())
-	if err != nil {
-		tb.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // enableAuth makes root the first user, where there is none yet.

@@ -24,6 +24,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/policy"
 	"github.com/k8s-ovs/k8s-ovs/pkg/service"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 func serve(t *testing.T, s *Server, address string) string {
@@ -62,7 +63,7 @@ func aSlice(name, of, address string) *discoveryv1.EndpointSlice {
 // the server was away, and gets.
 func TestServer(t *testing.T) {
 	s := NewServer()
-	address := serve(t, s, "127.0.0.1:0")
+	address := serve(t, s, freeport.Loopback(t).String()) // and again later
 	put(t, s, aService("web", "10.96.0.1"), aSlice("web-1", "web", "10.1.0.1"),
 		&corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n2"}},
 		&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "etcd"}, Data: map[string][]byte{"x": []byte("y")}})

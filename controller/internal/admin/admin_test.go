@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/hex"
 	"log/slog"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,6 +20,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // site is an embedded etcd, and a leader that does nothing but keep the nodes' users.
@@ -39,11 +39,6 @@ func newSite(t *testing.T) *site {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
 	a, err := etcd.EnsureAuthority(dir, time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -51,7 +46,7 @@ func newSite(t *testing.T) *site {
 	if _, err := a.EnsureServer([]netip.Addr{netip.MustParseAddr("127.0.0.1")}, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	s := &site{t: t, dir: dir, url: "https://" + l.Addr().String()}
+	s := &site{t: t, dir: dir, url: "https://" + freeport.Loopback(t).String()}
 	server, err := etcd.Start(t.Context(), etcd.Config{DataDir: dir, ListenClientURLs: []string{s.url}, Authority: a, Logger: slog.New(slog.DiscardHandler), Metrics: etcd.NewMetrics(prometheus.NewRegistry())})
 	if err != nil {
 		t.Fatal(err)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/controller/internal/etcd"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // TestClock: with a clock two hours back the controller says so and waits; when the clock
@@ -19,7 +20,7 @@ func TestClock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := parse(t, "--metrics-address=unix://"+dir+"/m.sock", "--data-dir="+dir+"/data", "--listen-client-urls=https://127.0.0.1:"+freePort(t))
+	c, err := parse(t, "--metrics-address=unix://"+dir+"/m.sock", "--data-dir="+dir+"/data", "--listen-client-urls=https://"+freeport.Loopback(t).String())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -51,7 +52,7 @@ func TestClock(t *testing.T) {
 func TestInsecureSaysSo(t *testing.T) {
 	for _, scheme := range []string{"http", "https"} {
 		dir := shortDir(t)
-		r := run(t, dir, "--data-dir="+dir+"/data", "--listen-client-urls="+scheme+"://127.0.0.1:"+freePort(t))
+		r := run(t, dir, "--data-dir="+dir+"/data", "--listen-client-urls="+scheme+"://"+freeport.Loopback(t).String())
 		r.leads(t)
 		insecure := scheme == "http"
 		_, state := r.get("/debug/state")

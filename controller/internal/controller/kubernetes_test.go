@@ -4,11 +4,9 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
 	"net/http"
 	"net/netip"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +22,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 	"github.com/k8s-ovs/k8s-ovs/test/kubetest"
 )
 
@@ -64,17 +63,6 @@ func TestCompleteKubernetes(t *testing.T) {
 	if _, err := parse(t, "--kubernetes", "--embedded-etcd=false"); err != nil {
 		t.Error(err)
 	}
-}
-
-// freePort is a port that nobody listens on just now.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
 }
 
 // inCluster runs a controller with a client of a fake API server.
@@ -189,7 +177,7 @@ func waitNamespace(t *testing.T, s *store.Store, ns string, cond func(topology.N
 func TestNodesReachEtcd(t *testing.T) {
 	client, api := clusterOf(t)
 	dir := t.TempDir()
-	first := inCluster(t, client, "--data-dir="+dir, "--listen-client-urls=https://127.0.0.1:"+freePort(t))
+	first := inCluster(t, client, "--data-dir="+dir, "--listen-client-urls=https://"+freeport.Loopback(t).String())
 	first.leads(t)
 	place := published(t, client, etcdRef)
 	ctx, cancel := context.WithTimeout(t.Context(), patience)

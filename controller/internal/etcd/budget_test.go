@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // safeBuffer is a log that several write.
@@ -51,7 +52,7 @@ func refused(err error) bool {
 // TestNodesBudget: a node that asks more than agents do is refused, and said so once; others
 // go on, and it does when it has stopped.
 func TestNodesBudget(t *testing.T) {
-	dir, address := shortDir(t), freePort(t)
+	dir, address := shortDir(t), freeport.Loopback(t).String()
 	a, _ := authority(t, dir, time.Now())
 	log := &safeBuffer{}
 	s, err := Start(t.Context(), Config{DataDir: dir, ListenClientURLs: []string{"https://" + address}, Authority: a, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(log, nil))})
@@ -106,7 +107,7 @@ func TestNodesBudget(t *testing.T) {
 
 // TestNodesStreams: streams and watches are bounded, and count no longer when they are closed.
 func TestNodesStreams(t *testing.T) {
-	dir, address := shortDir(t), freePort(t)
+	dir, address := shortDir(t), freeport.Loopback(t).String()
 	s, a := serve(t, dir, "https://"+address)
 	root := dial(t, s.Endpoint(), nil)
 	node := pki.NodeUser("n1", "1")

@@ -18,6 +18,7 @@ import (
 	"go.uber.org/zap"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 const patience = 30 * time.Second
@@ -31,16 +32,6 @@ func shortDir(t *testing.T) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
-}
-
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 // serve runs an embedded etcd at url until the test ends.
@@ -108,7 +99,7 @@ func addUser(t *testing.T, root *clientv3.Client, name string) {
 
 // TestIdentities: who may do what at an embedded etcd.
 func TestIdentities(t *testing.T) {
-	dir, address := shortDir(t), freePort(t)
+	dir, address := shortDir(t), freeport.Loopback(t).String()
 	s, a := serve(t, dir, "https://"+address)
 	if s.Insecure() != nil {
 		t.Fatal(s.Insecure())
@@ -172,7 +163,7 @@ func TestIdentities(t *testing.T) {
 
 // TestUserGoes: what a user has open ends when it goes.
 func TestUserGoes(t *testing.T) {
-	dir, address := shortDir(t), freePort(t)
+	dir, address := shortDir(t), freeport.Loopback(t).String()
 	s, a := serve(t, dir, "https://"+address)
 	root := dial(t, s.Endpoint(), nil)
 	watching := map[string]clientv3.WatchChan{}
@@ -205,7 +196,7 @@ func TestUserGoes(t *testing.T) {
 
 // TestUsersSurvive: users are in force after a restart, and out of it with http.
 func TestUsersSurvive(t *testing.T) {
-	dir, address := shortDir(t), freePort(t)
+	dir, address := shortDir(t), freeport.Loopback(t).String()
 	a, _ := authority(t, dir, time.Now())
 	start := func(url string) (*Server, error) {
 		return Start(t.Context(), Config{DataDir: dir, ListenClientURLs: []string{url}, Authority: a, Logger: slog.New(slog.DiscardHandler), Metrics: NewMetrics(prometheus.NewRegistry())})
@@ -260,7 +251,7 @@ func TestExplains(t *testing.T) {
 
 // TestServerRenewed: the server's certificate is renewed under way.
 func TestServerRenewed(t *testing.T) {
-	dir, address := shortDir(t), freePort(t)
+	dir, address := shortDir(t), freeport.Loopback(t).String()
 	s, a := serve(t, dir, "https://"+address)
 	root := dial(t, s.Endpoint(), nil)
 	addUser(t, root, "a")

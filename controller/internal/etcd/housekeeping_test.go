@@ -8,6 +8,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // TestNeverFull: records that change without end do not fill etcd, and an etcd that was full takes changes again by
@@ -16,7 +18,7 @@ func TestNeverFull(t *testing.T) {
 	const quota = 24 << 20
 	log := &safeBuffer{}
 	s, err := Start(t.Context(), Config{
-		DataDir: shortDir(t), ListenClientURLs: []string{"http://" + freePort(t)}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(log, nil)), quotaBytes: quota,
+		DataDir: shortDir(t), ListenClientURLs: []string{"http://" + freeport.Loopback(t).String()}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(log, nil)), quotaBytes: quota,
 	})
 	must(t, "start", err)
 	t.Cleanup(s.Close)

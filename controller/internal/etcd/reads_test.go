@@ -11,12 +11,13 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/pki"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // nodeClient is a client of an etcd of its own, as a node.
 func nodeClient(t *testing.T) (c *clientv3.Client, left *budget, name string) {
 	t.Helper()
-	dir, address := shortDir(t), freePort(t)
+	dir, address := shortDir(t), freeport.Loopback(t).String()
 	s, a := serve(t, dir, "https://"+address)
 	node := pki.NodeUser("n1", "1")
 	addUser(t, dial(t, s.Endpoint(), nil), node)

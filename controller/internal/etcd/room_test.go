@@ -16,6 +16,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // disk is one whose free room a test decides.
@@ -45,7 +47,7 @@ func TestDiskNearlyFull(t *testing.T) {
 	dir, log, d := shortDir(t), &safeBuffer{}, &disk{}
 	d.free.Store(reserve)
 	s, err := Start(t.Context(), Config{
-		DataDir: dir, ListenClientURLs: []string{"http://" + freePort(t)}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(log, nil)), free: d.look,
+		DataDir: dir, ListenClientURLs: []string{"http://" + freeport.Loopback(t).String()}, Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.NewTextHandler(log, nil)), free: d.look,
 	})
 	must(t, "start", err)
 	t.Cleanup(s.Close)

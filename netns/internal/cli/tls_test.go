@@ -25,6 +25,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/etcdtest"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // authority signs certificates for a test.
@@ -85,17 +86,6 @@ func (a *authority) write(name, kind string, der []byte) string {
 	return path
 }
 
-// freePort is a port of the loopback on which nobody listens now.
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
-
 // secureEtcd is an etcd that takes only clients with a certificate of its authority, and
 // has the namespace helloworld1.
 type secureEtcd struct {
@@ -114,7 +104,7 @@ func newSecureEtcd(t *testing.T, name string) secureEtcd {
 	}
 	server, serverKey := ca.sign("server", template)
 	client, clientKey := ca.sign("client", &x509.Certificate{ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	endpoint := fmt.Sprintf("127.0.0.1:%d", freePort(t))
+	endpoint := freeport.Loopback(t).String()
 	etcdtest.Start(t, func(cfg *embed.Config) {
 		cfg.ListenClientUrls = []url.URL{{Scheme: "https", Host: endpoint}}
 		cfg.ClientTLSInfo = transport.TLSInfo{CertFile: server, KeyFile: serverKey, TrustedCAFile: ca.file, ClientCertAuth: true}
@@ -175,7 +165,7 @@ func TestTLS(t *testing.T) {
 		{"no TLS at all", nil, "etcd is unavailable"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			list(append(tt.flags, "--etcd-endpoints", endpoint, "--etcd-dial-timeout", "700ms")...).expect(t, ExitFailed, nil, []string{"endpoints tried: ", endpoint, tt.why})
+			list(append(tt.flags, "--etcd-endpoints", endpoint, "--etcd-dial-timeout", "1500ms")...).expect(t, ExitFailed, nil, []string{"endpoints tried: ", endpoint, tt.why})
 		})
 	}
 
