@@ -29,7 +29,7 @@ type clusterPolicyWatch struct {
 // until waits for what the program knows.
 func (w *clusterPolicyWatch) until(what string, cond func() bool) {
 	w.t.Helper()
-	timeout := time.After(30 * time.Second)
+	timeout := time.After(time.Minute)
 	for !cond() {
 		select {
 		case <-w.changes.News():
@@ -54,7 +54,7 @@ func TestServerClusterPolicies(t *testing.T) {
 			s := NewServer()
 			s.DefineClusterPolicies(versions...)
 			client := Open(t, s)
-			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			w := &clusterPolicyWatch{t: t, changes: client.WatchClusterNetworkPolicies(ctx), have: map[string]kube.ClusterNetworkPolicy{}}
 			for name, spec := range map[string]string{"deny": denyAll, "strange": strange} {

@@ -22,6 +22,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/store"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/test/freeport"
 )
 
 // before is what a release whose nodes shared one certificate leaves: its data directory,
@@ -83,7 +84,7 @@ func newBefore(t *testing.T, listen string) before {
 // records are of an etcd without users.
 func (b before) records(t *testing.T) {
 	t.Helper()
-	url := "http://127.0.0.1:" + freePort(t)
+	url := "http://" + freeport.Loopback(t).String()
 	e, err := etcd.Start(t.Context(), etcd.Config{DataDir: b.dir, ListenClientURLs: []string{url}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +112,7 @@ func (b before) status(identity string) topology.NodeStatus {
 // refused, wherever the controller ended meanwhile.
 func TestUpgrade(t *testing.T) {
 	client, api := clusterOf(t)
-	listen := "https://127.0.0.1:" + freePort(t)
+	listen := "https://" + freeport.Loopback(t).String()
 	old := newBefore(t, listen)
 	put(t, api, secret("k8s-ovs-etcd", old.access.Data()))
 	start := func() *running {
@@ -123,7 +124,7 @@ func TestUpgrade(t *testing.T) {
 	if string(place.CA) != string(old.access.CA) {
 		t.Error("the CA is another one: nodes do not trust it")
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*patience) // three controllers start
 	defer cancel()
 	agent := old.store(t)
 	if _, err := agent.WaitConfig(ctx, nil); err != nil {
