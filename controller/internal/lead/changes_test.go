@@ -70,11 +70,11 @@ func TestChangeWaitsForNodes(t *testing.T) {
 	request(t, s, "a", topology.Join, "b")
 	at := step(topology.Change{Step: topology.StepAccept, NetID: b})
 	n1.says(at)
+	eventually(t, "the metric says that one change waits for n2", func() bool {
+		return value(t, c.cfg.Metrics.changes.WithLabelValues("n2")) == 1
+	})
 	time.Sleep(100 * time.Millisecond)
 	step(topology.Change{Step: topology.StepAccept, NetID: b}) // n2 has not
-	if waits := value(t, c.cfg.Metrics.changes.WithLabelValues("n2")); waits != 1 {
-		t.Errorf("the metric says that %v changes wait for n2", waits)
-	}
 	c.stop()
 	start(t, e, "two", nil)
 	n2.says(at)

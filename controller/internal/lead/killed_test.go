@@ -122,7 +122,7 @@ func lives(t *testing.T, e *etcdtest.Server, reap *reaper, name string, n int, l
 	lead := func(id string) (kill func()) {
 		theirs := at()
 		c := New(Config{
-			Store: theirs, ID: id, Network: topology.DefaultConfig(), LeaderTTL: 2 * time.Second, Random: rand.Reader,
+			Store: theirs, ID: id, Network: topology.DefaultConfig(), LeaderTTL: 10 * time.Second, Random: rand.Reader,
 			Metrics: NewMetrics(prometheus.NewRegistry()), Logger: slog.New(slog.DiscardHandler),
 		})
 		leaders.Go(func() { c.Run(ctx) })
