@@ -68,6 +68,13 @@ func (s *Setup) EnsureForwarding(ctx context.Context, u Underlay, peer netip.Add
 		return false, nil, nil
 	}
 	s.unseen.Over()
+	if s.closedBefore && closed == nil {
+		// Flows that the datapath has still drop packets as long as any come: a mirror that is gone changes none of them.
+		if err := s.ovs.PurgeFlows(ctx); err != nil {
+			return false, nil, fmt.Errorf("underlay: what bridge %s forwards: %w", u.Link, err)
+		}
+	}
+	s.closedBefore = closed != nil
 	return false, closed, nil
 }
 

@@ -117,6 +117,9 @@ func TestClosed(t *testing.T) {
 		}
 		n.vswitch.VSCtl(strings.Fields(tc.undo)...)
 		n.forwarding(tc.name+", undone", u, false)
+		if got := n.reaches("203.0.113.1"); got != 5 {
+			t.Errorf("%s, undone: %d answers to 5 packets", tc.name, got)
+		}
 	}
 	n.vswitch.OFCtl("add-flow", "br-phy", "priority=9,udp,in_port=eth0,tp_dst=4789,actions=drop")
 	if closed := n.closed("somebody's flow", u, peer, false); closed == nil || !strings.Contains(closed.Error(), in) {

@@ -86,6 +86,8 @@ type Setup struct {
 	said string
 	// unseen is what was said last of how the bridge forwards, where that is not put right.
 	unseen backoff.Trouble
+	// closedBefore is that the bridge kept the node's packets back at the last look at what it forwards.
+	closedBefore bool
 }
 
 // New makes a Setup. ns is the namespace of the node.
