@@ -240,7 +240,7 @@ func TestAgentWires(t *testing.T) {
 func TestTunnelTypes(t *testing.T) {
 	named := regexp.MustCompile(`tunnel\.VXLAN(Port)?\b|\bNodeTunnel\b|"vxlan"|"vxlan0"`)
 	allowed := map[string]bool{
-		"pkg/tunnel/tunnel.go": false, "node-agent/internal/desired/tunnel.go": false, "node-agent/internal/bridge/bridge.go": false, "controller/internal/lead/port.go": false,
+		"pkg/tunnel/tunnel.go": false, "node-agent/internal/desired/tunnel.go": false, "node-agent/internal/bridge/encap.go": false, "controller/internal/lead/port.go": false,
 		"node-agent/internal/underlay/netdev.go": false, // devices that cannot be the uplink
 	}
 	for _, top := range []string{"cni", "controller", "netns", "node-agent", "pkg"} {
