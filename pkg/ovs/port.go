@@ -45,7 +45,11 @@ func (c *Client) PortsOfType(kind string) ([]Port, error) {
 	}
 	var out []Port
 	for _, m := range s.table(tableInterface).RowsShallow() {
-		if row := m.(*rowInterface); row.Type == kind {
+		row, ok := m.(*rowInterface)
+		if before, is := m.(*rowInterfaceBefore); is {
+			row, ok = (*rowInterface)(before), true
+		}
+		if ok && row.Type == kind {
 			if p, ok := c.Port(row.Name); ok {
 				out = append(out, p)
 			}

@@ -195,6 +195,9 @@ func TestSchemaBefore(t *testing.T) {
 	if n, err := c.WaitOfport(within(t), "p0"); err != nil || n == 0 {
 		t.Errorf("the port has number %d, %v", n, err)
 	}
+	if ports, err := c.PortsOfType("internal"); err != nil || len(ports) != 2 { // the bridge's own, and that
+		t.Errorf("ports %+v, %v", ports, err)
+	}
 	o.VSCtl("set", "Interface", "p0", "ingress_policing_rate=10")
 	until(t, c, "the rate is seen", func() bool { p, _ := c.Port("p0"); return p.Policed })
 	if err := c.MendPorts(within(t), "br0", []PortSpec{{Name: "p0", Type: "internal", NotPoliced: true}}); err != nil {

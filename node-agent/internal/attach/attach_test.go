@@ -391,7 +391,7 @@ func TestRestart(t *testing.T) {
 			w, dir := newWorld(), t.TempDir()
 			a := start(t, w, dir)
 			for i := 1; i <= 2; i++ {
-				if _, err := a.Add(ctx, request(i)); err != nil {
+				if _, err := a.Add(ctx, withUID(i)); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -557,6 +557,7 @@ func TestRepairOfChangedPorts(t *testing.T) {
 		"two addresses": names(map[string]string{keyAddresses: "172.11.0.2 172.11.0.3"}),
 		"other limits":  names(map[string]string{keyLimits: encodeLimits(both(1))}),
 	}
+	changes["another number asked for"] = func(p *ovs.Port) { p.OfportRequest = 999 }
 	for key := range was[limited].ExternalIDs {
 		if key != keyNamespaceUID { // of which the lease may know better
 			changes[key] = names(map[string]string{key: "other"})

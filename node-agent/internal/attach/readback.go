@@ -13,6 +13,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/pkg/cniapi"
 	"github.com/k8s-ovs/k8s-ovs/pkg/limits"
 	"github.com/k8s-ovs/k8s-ovs/pkg/ovs"
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // trace is what a start finds of an attachment.
@@ -79,7 +80,8 @@ func (a *Attacher) complete(node Node, at *Attachment, p ovs.Port) {
 	at.Netns, at.Network = cmp.Or(at.Netns, row.Netns), cmp.Or(at.Network, row.Network)
 	at.Namespace, at.Pod = cmp.Or(at.Namespace, row.Namespace), cmp.Or(at.Pod, row.Pod)
 	at.UIDs.Namespace, at.UIDs.Pod = cmp.Or(at.UIDs.Namespace, row.UIDs.Namespace), cmp.Or(at.UIDs.Pod, row.UIDs.Pod)
-	if err == nil && len(row.Addresses) > len(at.Addresses) && row.Addresses[0] == at.Addresses[0] && node.has(row.Addresses) {
+	if err == nil && len(at.Addresses) == 1 && len(row.Addresses) == 2 && row.Addresses[0] == at.Addresses[0] &&
+		node.has(row.Addresses) && row.Addresses[1] == topology.Twin(node.Subnets[1], row.Addresses[0]) {
 		at.Addresses = row.Addresses
 	}
 	at.Limits = a.limitsIn(p, *at)
@@ -162,7 +164,7 @@ func (a *Attacher) lives(node Node, t trace) (bool, error) {
 	if exists {
 		return t.port != "" || t.Netns != "", nil
 	}
-	if !t.leased || t.port == "" || !lasting(t.Netns) {
+	if !t.leased || t.port == "" || !t.lasting() || !node.has(t.Addresses) {
 		return false, nil
 	}
 	stands, err := a.kernel.Stands(t.Netns)
@@ -172,9 +174,11 @@ func (a *Attacher) lives(node Node, t trace) (bool, error) {
 	return stands, err
 }
 
-// lasting reports whether a sandbox's path leads to no other one as long as the machine runs: that of a process does
-// when its number is another's.
-func lasting(netns string) bool { return netns != "" && !strings.HasPrefix(netns, "/proc/") }
+// lasting reports whether the path of the sandbox leads to no other one as long as the machine runs. That of a process
+// does when its number is another's, and outside Kubernetes, where pods have no UID, somebody may use a name again.
+func (t trace) lasting() bool {
+	return t.Netns != "" && !strings.HasPrefix(t.Netns, "/proc/") && t.UIDs.Pod != ""
+}
 
 // settle gives back the leases of what is not in the list, and takes into it what only they say. What was detached
 // before, and is not gone yet, it returns.

@@ -133,18 +133,23 @@ func bareLeases(t *testing.T, dir string) {
 	}
 }
 
-// TestPathOfAProcess: a pod whose device went with its sandbox's process is gone, though its path leads to a namespace again:
-// it may be anybody's.
-func TestPathOfAProcess(t *testing.T) {
-	w, dir := newWorld(), t.TempDir()
-	req := request(1)
-	req.Netns = "/proc/7/ns/net"
-	if _, err := start(t, w, dir).Add(t.Context(), req); err != nil {
-		t.Fatal(err)
-	}
-	clear(w.links)
-	if a := start(t, w, dir); len(a.List()) > 0 || len(w.ports) > 0 {
-		t.Errorf("attached: %v, ports %v", a.List(), w.ports)
+// TestPathsUsedAgain: a pod whose device went is gone, though its path leads to a namespace, where that may be anybody's
+// by now: a process's, and one outside Kubernetes.
+func TestPathsUsedAgain(t *testing.T) {
+	for _, tc := range []struct {
+		netns, uid string
+		stays      bool
+	}{{"/proc/7/ns/net", "uid", false}, {"/run/netns/p1", "", false}, {"/run/netns/p1", "uid", true}} {
+		w, dir := newWorld(), t.TempDir()
+		req := request(1)
+		req.Netns, req.PodUID = tc.netns, tc.uid
+		if _, err := start(t, w, dir).Add(t.Context(), req); err != nil {
+			t.Fatal(err)
+		}
+		clear(w.links)
+		if a := start(t, w, dir); len(a.List()) > 0 != tc.stays || len(w.ports) > 0 != tc.stays {
+			t.Errorf("%s of a pod with UID %q: attached: %v, ports %v", tc.netns, tc.uid, a.List(), w.ports)
+		}
 	}
 }
 

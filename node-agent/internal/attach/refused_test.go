@@ -52,7 +52,7 @@ func TestOnePodKeepsNoOtherFromMending(t *testing.T) {
 	w, dir := newWorld(), t.TempDir()
 	a := start(t, w, dir)
 	for i := range 3 {
-		if _, err := a.Add(t.Context(), request(i)); err != nil {
+		if _, err := a.Add(t.Context(), withUID(i)); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -22,7 +22,10 @@ func (a Attachment) mending(node Node) ovs.PortSpec {
 // changed reports whether somebody changed the row of the pod's port: limits it, made it a port of another type, as
 // which Open vSwitch takes it at the same number, has Open vSwitch set its MTU, which is the agent's to set, or changed
 // its names, by which a start without leases knows it. Of the Namespace's UID the lease may know better.
-func (a Attachment) changed(p ovs.Port) bool {
+func (a Attachment) changed(node Node, p ovs.Port) bool {
+	if want := a.wants(node); want != 0 && p.OfportRequest != want {
+		return true // at the next start of ovs-vswitchd another pod may have its number
+	}
 	if p.Policed || p.Type != "" || p.MTURequest != 0 || len(p.Options) > 0 {
 		return true
 	}

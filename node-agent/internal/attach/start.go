@@ -112,7 +112,7 @@ func (a *Attacher) Repair(ctx context.Context, full bool) (int, error) {
 		if !there || p.Ofport != at.Port && p.Ofport != 0 {
 			wrong = append(wrong, at.Attachment)
 		}
-		if there && at.changed(p) {
+		if there && at.changed(node, p) {
 			changed = append(changed, at.mending(node))
 		}
 		if there && p.ExternalIDs[keyLimits] != encodeLimits(at.Limits) {

@@ -410,7 +410,7 @@ func (w *world) AddPort(_ context.Context, bridge string, spec ovs.PortSpec) err
 	if why != "" {
 		number = 0
 	}
-	w.ports[spec.Name] = ovs.Port{Bridge: bridge, Name: spec.Name, Ofport: number, Error: why, ExternalIDs: spec.ExternalIDs, QoS: &ovs.QoS{Type: spec.SharedQoS}}
+	w.ports[spec.Name] = ovs.Port{Bridge: bridge, Name: spec.Name, Ofport: number, OfportRequest: spec.OfportRequest, Error: why, ExternalIDs: spec.ExternalIDs, QoS: &ovs.QoS{Type: spec.SharedQoS}}
 	return nil
 }
 
@@ -457,6 +457,9 @@ func (w *world) MendPorts(_ context.Context, _ string, specs []ovs.PortSpec) err
 			maps.Copy(ids, spec.ExternalIDs)
 			maps.DeleteFunc(ids, func(_, v string) bool { return v == "" })
 			p.ExternalIDs, p.Policed, p.Type = ids, p.Policed && !spec.NotPoliced, spec.Type
+			if spec.OfportRequest != 0 {
+				p.OfportRequest = spec.OfportRequest
+			}
 			if spec.Plain {
 				p.MTURequest, p.Options = 0, nil
 			}
@@ -651,6 +654,13 @@ func request(n int) cniapi.Request {
 		ContainerID: fmt.Sprintf("c%d", n), IfName: "eth0", Netns: fmt.Sprintf("/run/netns/p%d", n),
 		PodNamespace: "a", PodName: fmt.Sprintf("p%d", n), NetworkName: "net",
 	}
+}
+
+// withUID is a request for a pod of Kubernetes.
+func withUID(n int) cniapi.Request {
+	r := request(n)
+	r.PodUID = fmt.Sprintf("uid%d", n)
+	return r
 }
 
 // both are limits of both directions.
