@@ -55,7 +55,7 @@ func (a Actions) VLAN() int {
 }
 
 // Learned reports whether the bridge has heard anybody at the port with that number in the VLAN, 0 for none, of late
-// (fdb/show, ovs-vswitchd(8)).
+// (fdb/show, ovs-vswitchd(8)). One that has heard nobody anywhere goes by flows that do not learn: of that it is true, too.
 func (c *Client) Learned(ctx context.Context, bridge string, port uint32, vlan int) (bool, error) {
 	out, err := c.control(ctx, "fdb/show", bridge)
 	if err != nil {
@@ -65,13 +65,18 @@ func (c *Client) Learned(ctx context.Context, bridge string, port uint32, vlan i
 }
 
 func parseLearned(out string, port uint32, vlan int) bool {
+	anybody := false
 	for line := range strings.Lines(out) {
 		words := strings.Fields(line)
-		if len(words) >= 3 && words[0] == strconv.FormatUint(uint64(port), 10) && words[1] == strconv.Itoa(vlan) {
+		if len(words) < 3 || words[0] == "port" { // the heading
+			continue
+		}
+		anybody = true
+		if words[0] == strconv.FormatUint(uint64(port), 10) && words[1] == strconv.Itoa(vlan) {
 			return true
 		}
 	}
-	return false
+	return !anybody
 }
 
 // PurgeFlows has all datapaths forget the flows that they have cached (revalidator/purge): what comes next is translated anew.

@@ -34,4 +34,28 @@ func TestParseLearned(t *testing.T) {
 			t.Errorf("port %d, VLAN %d: %t, want %t", at[0], at[1], got, want)
 		}
 	}
+	if !parseLearned(" port  VLAN  MAC                Age\n", 1, 5) {
+		t.Error("of a bridge that learns nothing")
+	}
+}
+
+// TestRemakePort: a port that is made anew is in the VLAN that its owner gave it; one that is not there is made.
+func TestRemakePort(t *testing.T) {
+	c, o, _ := start(t)
+	bridge(t, c, "br0")
+	spec := PortSpec{Name: "p0", Type: "internal"}
+	for _, when := range []string{"made", "made anew"} {
+		if err := c.RemakePort(within(t), "br0", spec); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := c.WaitOfport(within(t), "p0"); err != nil || n == 0 {
+			t.Errorf("%s: it has number %d, %v", when, n, err)
+		}
+		if when == "made" {
+			o.VSCtl("set", "port", "p0", "tag=5", "vlan_mode=access", "other_config:a=b", "external_ids:whose=mine")
+		}
+	}
+	if got := vsctl(o, "get", "port", "p0", "tag", "vlan_mode", "trunks", "other_config", "external_ids"); got != "5\naccess\n[]\n{a=b}\n{whose=mine}" {
+		t.Errorf("it has %q", got)
+	}
 }

@@ -218,7 +218,7 @@ func (n *hostSide) ensureUnderlay(ctx context.Context, p *pass) error {
 
 // ensureForwarding comes before all that needs the node's network.
 func (n *hostSide) ensureForwarding(ctx context.Context, p *pass) (err error) {
-	if p.full {
+	if p.full || n.closed != nil {
 		var mended bool
 		peer := n.otherEnd()
 		p.beside(func() { mended, n.closed, err = n.underlay.EnsureForwarding(ctx, n.under, peer) })

@@ -47,6 +47,8 @@ const (
 type Switch interface {
 	EnsureBridge(ctx context.Context, spec ovs.BridgeSpec) (changed bool, err error)
 	EnsurePort(ctx context.Context, bridge string, spec ovs.PortSpec) (changed bool, err error)
+	// Bridge is that of the name; ok is false where there is none.
+	Bridge(name string) (b ovs.Bridge, ok bool)
 	Ports(bridge string) ([]ovs.Port, error)
 	// PortsOfType are those of all bridges.
 	PortsOfType(kind string) ([]ovs.Port, error)

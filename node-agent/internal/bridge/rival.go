@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -22,7 +23,11 @@ func findRival(sw Switch, spec Spec) (rival, err error) {
 			return nil, err
 		}
 		for _, p := range others {
-			if own := p.Bridge == spec.Name && p.Name == t.Name; !own && takes(p, spec, t) {
+			if own := p.Bridge == spec.Name && p.Name == t.Name; own || p.Ofport == 0 {
+				continue // Open vSwitch refused it, or has not taken it up
+			}
+			// Each datapath has its own tunnels.
+			if b, ok := sw.Bridge(p.Bridge); ok && cmp.Or(b.DatapathType, ovs.DatapathSystem) == spec.Datapath && takes(p, spec, t) {
 				return fmt.Errorf("tunnel %s of bridge %s: Open vSwitch gives packets of other nodes to the port %s of bridge %s, which has the same UDP port %s: give that another (ovs-vsctl set interface %s options:dst_port=PORT), or delete it (ovs-vsctl del-port %s %s)",
 					t.Name, spec.Name, p.Name, p.Bridge, t.Port, p.Name, p.Bridge, p.Name), nil
 			}

@@ -15,6 +15,7 @@ func TestRival(t *testing.T) {
 	o, client, ctx := connected(t)
 	vtep, peer := netip.MustParseAddr("198.18.0.1"), netip.MustParseAddr("198.18.0.2")
 	o.AddBridge("br9", "dummy")
+	o.AddBridge("br8", "netdev")
 	spec := Spec{
 		Name: "br0", Datapath: "dummy", VTEP: vtep, Gateway: netip.MustParseAddr("172.11.0.1"), MTU: 1450, Tunnels: desired.NodeTunnels(vtep, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}),
 		Peer: func(a netip.Addr) bool { return a == peer }, Carries: func(vni uint32) bool { return vni == 0 || vni == 7 },
@@ -36,6 +37,7 @@ func TestRival(t *testing.T) {
 		{"br9", "type=vxlan options:remote_ip=198.18.0.2 options:key=flow options:dst_port=4799", false, false},
 		{"br9", "type=vxlan options:remote_ip=198.18.0.2 options:key=flow options:local_ip=198.18.0.77", false, false},
 		{"br9", "type=vxlan options:remote_ip=flow options:key=flow", true, false},
+		{"br8", "type=vxlan options:remote_ip=198.18.0.2 options:key=flow", false, false}, // another datapath
 		{"br9", "type=geneve options:remote_ip=198.18.0.2 options:key=flow options:dst_port=4789", false, false},
 	} {
 		spec.TunnelSource = netip.Addr{}

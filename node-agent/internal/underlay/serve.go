@@ -17,7 +17,7 @@ const linkLook = 100 * time.Millisecond
 var errUnserved = errors.New("ovs-vswitchd runs, and does not serve its local port")
 
 // serve waits until ovs-vswitchd serves the local port of the remembered bridge, and has it made anew where that is lost.
-// Only the port: flows and other ports of the bridge stay.
+// Only the port: its VLAN, flows and other ports of the bridge stay.
 func (s *Setup) serve(ctx context.Context, m memory) (changed bool, err error) {
 	if err = s.awaitLink(ctx, m.Bridge); !errors.Is(err, errUnserved) {
 		return false, err
@@ -30,13 +30,7 @@ func (s *Setup) serve(ctx context.Context, m memory) (changed bool, err error) {
 	if _, err := s.ovs.EnsureBridge(ctx, ovs.BridgeSpec{Name: m.Bridge, DatapathType: ovs.DatapathNetdev}); err != nil {
 		return true, err
 	}
-	if err := s.ovs.DeletePort(ctx, m.Bridge, m.Bridge); err != nil {
-		return true, err
-	}
-	if err := s.ovs.Sync(ctx); err != nil {
-		return true, err
-	}
-	if _, err := s.ovs.EnsurePort(ctx, m.Bridge, ovs.PortSpec{Name: m.Bridge, Type: "internal"}); err != nil {
+	if err := s.ovs.RemakePort(ctx, m.Bridge, ovs.PortSpec{Name: m.Bridge, Type: "internal"}); err != nil {
 		return true, err
 	}
 	if err = s.awaitLink(ctx, m.Bridge); errors.Is(err, errUnserved) {

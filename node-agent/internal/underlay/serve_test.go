@@ -35,6 +35,7 @@ func TestLocalPortLost(t *testing.T) {
 			ip(t, n.name, "link add more0 type veth peer name more1")
 			n.vswitch.VSCtl("add-port", "br-phy", "more0")
 			n.vswitch.OFCtl("add-flow", "br-phy", "priority=7,dl_type=0x1234,actions=drop")
+			n.vswitch.VSCtl("set", "port", "br-phy", "other_config:whose=mine")
 			tc.lose(n)
 			if tc.lent {
 				n.looksLong(l)
@@ -49,6 +50,10 @@ func TestLocalPortLost(t *testing.T) {
 			}
 			if ports := strings.Fields(n.vswitch.VSCtl("list-ports", "br-phy")); len(ports) != 2 {
 				t.Errorf("ports %v", ports)
+			}
+			lost := strings.Contains(name, "database")
+			if kept := n.vswitch.VSCtl("get", "port", "br-phy", "other_config"); !lost && !strings.Contains(kept, "mine") {
+				t.Errorf("of what somebody set at the port there is %s", kept)
 			}
 			typed := strings.Contains(name, "type")
 			if flows := n.vswitch.OFCtl("dump-flows", "br-phy"); !typed && !strings.Contains(flows, "priority=7") {
