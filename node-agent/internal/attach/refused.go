@@ -102,7 +102,7 @@ func (a *Attacher) replug(ctx context.Context, node Node, at Attachment) (did bo
 	if err := a.ports.AddPort(ctx, node.Bridge, at.port(node)); err != nil {
 		return false, err
 	}
-	port, err := a.number(ctx, node, at)
+	port, err := a.awaitNumber(ctx, node, at)
 	var refused *ovs.PortError
 	if errors.As(err, &refused) {
 		at.trouble.port.pause()

@@ -346,7 +346,7 @@ func (a *Attacher) repair(ctx context.Context, node Node, at Attachment, have ma
 			return false, fmt.Errorf("putting its port back: %w", err)
 		}
 	}
-	port, err := a.number(ctx, node, at)
+	port, err := a.awaitNumber(ctx, node, at)
 	var refused *ovs.PortError
 	if errors.As(err, &refused) { // as when the pod deletes its device meanwhile
 		at.trouble.port.pause()
