@@ -251,10 +251,7 @@ func TestRecordSwings(t *testing.T) {
 			nodes[self] = r
 			return revision, nil
 		})
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan struct{})
-		go func() { defer close(ended); m.Run(ctx) }()
-		defer func() { cancel(); <-ended }()
+		defer runs(t, m)()
 		pass := func() {
 			m.See(topology.MTUs{Revision: revision, Nodes: maps.Clone(nodes)})
 			if set, err := m.Want(s.under(), vxlan, twoPeers(), true); err == nil {
@@ -263,12 +260,7 @@ func TestRecordSwings(t *testing.T) {
 				}
 				m.Done(set)
 			}
-			synctest.Wait()
-			select {
-			case w := <-m.Written():
-				m.TakeWritten(w)
-			default:
-			}
+			takeWritten(m)
 		}
 		swing := func(times, size int) {
 			for i := range times {
@@ -305,6 +297,24 @@ func TestRecordSwings(t *testing.T) {
 	})
 }
 
+// runs has m write its records until stop is called.
+func runs(t *testing.T, m *MTU) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() { defer close(ended); m.Run(ctx) }()
+	return func() { cancel(); <-ended }
+}
+
+// takeWritten takes in what m has written, if anything.
+func takeWritten(m *MTU) {
+	synctest.Wait()
+	select {
+	case w := <-m.Written():
+		m.TakeWritten(w)
+	default:
+	}
+}
+
 // A record that somebody deleted is written again, as long as the node is there.
 func TestRecordDeleted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -314,10 +324,7 @@ func TestRecordDeleted(t *testing.T) {
 			puts++
 			return int64(puts), nil
 		})
-		ctx, cancel := context.WithCancel(t.Context())
-		ended := make(chan struct{})
-		go func() { defer close(ended); m.Run(ctx) }()
-		defer func() { cancel(); <-ended }()
+		defer runs(t, m)()
 		pass := func(records *topology.Snapshot, seen map[netip.Addr]topology.NodeMTU) {
 			t.Helper()
 			m.See(topology.MTUs{Revision: int64(puts), Nodes: seen})
@@ -325,12 +332,7 @@ func TestRecordDeleted(t *testing.T) {
 			if err == nil {
 				m.Done(set)
 			}
-			synctest.Wait()
-			select {
-			case w := <-m.Written():
-				m.TakeWritten(w)
-			default:
-			}
+			takeWritten(m)
 		}
 		there := map[netip.Addr]topology.NodeMTU{self: {Host: "n1", HostIP: self, Carries: 1450, Receives: 1450, Sends: 1450, Limit: "eth0"}}
 		for range 3 {
