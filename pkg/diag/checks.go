@@ -23,12 +23,11 @@ type Check struct {
 // checks serves the state of all of them: 200 and "ok", or 503 and one line,
 // name and reason, for each that fails. With ?verbose all are listed.
 type checks struct {
-	timeout time.Duration
-	all     []*check
+	all []*check
 }
 
 func newChecks(list []Check) *checks {
-	c := &checks{timeout: checkTimeout}
+	c := &checks{}
 	for _, one := range list {
 		c.all = append(c.all, &check{Check: one})
 	}
@@ -36,7 +35,7 @@ func newChecks(list []Check) *checks {
 }
 
 func (c *checks) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), c.timeout)
+	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
 	results := make([]error, len(c.all))
 	var wg sync.WaitGroup
