@@ -2,121 +2,98 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 
-	"github.com/k8s-ovs/k8s-ovs/pkg/link"
-	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab"
+	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 )
 
-// bareKeys and the number of the bridge is the VNI of bare bridges. The tunnel
-// ports of both kinds stand side by side in one switch, which gives a packet to
-// the port with the packet's very VNI first; the chance that one of the
-// few netIDs in use here, which are random, is among them is one in a million.
-const bareKeys = 10_000_000
-
-// bareDevice begins the names of bare hosts' devices: like pods', so that the
-// node's firewall treats them alike.
-const bareDevice = "kovbare"
-
-// bareGateway is what bare hosts send everything to; nobody has it.
-var bareGateway = netip.MustParseAddr("192.0.2.254")
-
-// bareHost makes a sandbox on a node with the same devices as a pod's: made by
-// the same code, offloads off. Its neighbour entry leads straight to peer.
-func (b *bench) bareHost(node, device string, ip, peer netip.Addr, mtu int) (h host, err error) {
-	b.pods++
-	p, err := b.lab.NewSandbox(node, "bare", fmt.Sprintf("p%d", b.pods), netlab.PodOptions{})
-	if err != nil {
-		return host{}, err
+// barePath gives the pods of a pair a second address each, and the pair's two ports two flows
+// that stand before the whole pipeline: what comes from the one goes to the other, over the tunnel
+// where they are on two nodes. That is what a bridge with two ports and two flows does, and its
+// packets take the same devices, so nothing but the pipeline differs. The pods know each other's
+// hardware address, so nothing of a packet is changed on the way. The agents would take the flows
+// out: they must not run until removeBare.
+func (b *bench) barePath(ctx context.Context, pair podPair) (path, error) {
+	b.bares++
+	pods := [2]netlab.Pod{pair.from, pair.to}
+	var hosts [2]host
+	for i, p := range pods {
+		// 192.0.2.0/24 is set aside for such uses (RFC 5737).
+		hosts[i] = host{p.Netns, netip.AddrFrom4([4]byte{192, 0, 2, byte(2*b.bares + i)})}
 	}
-	n, err := b.lab.Node(node)
-	if err != nil {
-		return host{}, err
+	for i, p := range pods {
+		own, peer := hosts[i].ip, hosts[1-i].ip
+		err := ns.IP(ctx, p.Netns,
+			fmt.Sprintf("address add %s/32 dev eth0", own),
+			fmt.Sprintf("route add %s dev eth0 src %s", peer, own),
+			fmt.Sprintf("neighbour add %s dev eth0 lladdr %s nud permanent", peer, pods[1-i].MAC))
+		if err == nil {
+			err = b.bareFlows(ctx, p, pods[1-i], own, peer)
+		}
+		if err != nil {
+			return path{}, err
+		}
 	}
-	outside, err := link.Open("/run/netns/" + n.Netns)
-	if err != nil {
-		return host{}, err
-	}
-	defer func() { err = errors.Join(err, outside.Close()) }()
-	inside, err := link.Open(p.Sandbox())
-	if err != nil {
-		return host{}, err
-	}
-	defer func() { err = errors.Join(err, inside.Close()) }()
-	if err := outside.CreateVeth(device, inside, link.VethSpec{PeerName: "eth0", MAC: topology.MAC(ip), MTU: mtu}); err != nil {
-		return host{}, err
-	}
-	_, err = inside.ConfigureSandbox(link.SandboxSpec{
-		Name: "eth0", MAC: topology.MAC(ip), MTU: mtu, Address: ip, Gateway: bareGateway, GatewayMAC: topology.MAC(peer), OffloadsOff: true,
-	})
-	return host{p.Netns, ip}, err
+	return path{from: hosts[0], to: hosts[1]}, nil
 }
 
-// bareBridge makes a bridge with two ports, each of which gives to the other.
-func (b *bench) bareBridge(ctx context.Context, node, name string, ports [2][]string) error {
-	args := []string{"add-br", name, "--", "set", "bridge", name, "datapath_type=netdev", "fail_mode=secure"}
-	for i, p := range ports {
-		args = append(args, "--", "add-port", name, p[0], "--", "set", "interface", p[0], fmt.Sprintf("ofport_request=%d", i+1))
-		args = append(args, p[1:]...)
+// bareFlows lets a pod's node give its packets from own to peer, and peer's to it.
+func (b *bench) bareFlows(ctx context.Context, pod, other netlab.Pod, own, peer netip.Addr) error {
+	const flow = "cookie=%#x,priority=65535,ip,in_port=%s,nw_src=%s,actions=%s"
+	if other.Node == pod.Node {
+		return b.addFlow(ctx, pod.Node, flow, addedCookie, pod.HostInterface, own, "output:"+other.HostInterface)
 	}
-	if _, err := b.lab.OVS(node).VSCtl(ctx, args...); err != nil {
+	there, err := b.lab.Node(other.Node)
+	if err != nil {
 		return err
 	}
-	for i := range ports {
-		if _, err := b.lab.OVS(node).OFCtl(ctx, "add-flow", name, fmt.Sprintf("in_port=%d,actions=output:%d", i+1, 2-i)); err != nil {
+	tunnel := fmt.Sprintf("set_field:%#x->tun_id,set_field:%s->tun_dst,output:vxlan0", addedValue, there.VTEP)
+	if err := b.addFlow(ctx, pod.Node, flow, addedCookie, pod.HostInterface, own, tunnel); err != nil {
+		return err
+	}
+	return b.addFlow(ctx, pod.Node, flow, addedCookie, "vxlan0", peer, "output:"+pod.HostInterface)
+}
+
+// addFlow adds a flow to a node's br0, as ovs-ofctl writes it.
+func (b *bench) addFlow(ctx context.Context, node, format string, args ...any) error {
+	_, err := b.lab.OVS(node).OFCtl(ctx, "add-flow", "br0", fmt.Sprintf(format, args...))
+	return err
+}
+
+// removeAdded takes out of a node's br0 the flows that this program put in.
+func (b *bench) removeAdded(ctx context.Context, node string) error {
+	_, err := b.lab.OVS(node).OFCtl(ctx, "del-flows", "br0", fmt.Sprintf("cookie=%#x/-1", addedCookie))
+	return err
+}
+
+// withoutAgents calls f while no agent runs, which would put the flows right, and takes out
+// afterwards what f has added to them.
+func (b *bench) withoutAgents(ctx context.Context, f func() error) error {
+	nodes := []string{"n1", "n2"}
+	for _, n := range nodes {
+		if err := b.lab.Agent(n).Stop(); err != nil {
+			return err
+		}
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if err := b.removeAdded(ctx, n); err != nil {
+			return err
+		}
+		if err := b.startAgent(ctx, n); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// barePair makes two hosts, one on n1 and one on node to, each on a two-flow
-// bridge. On two nodes a tunnel joins the bridges.
-func (b *bench) barePair(ctx context.Context, to string, mtu int) (path, error) {
-	b.bares++
-	// 192.0.2.0/24 is set aside for such uses (RFC 5737).
-	ips := [2]netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(2*b.bares - 1)}), netip.AddrFrom4([4]byte{192, 0, 2, byte(2 * b.bares)})}
-	bridge := fmt.Sprintf("br-bare%d", b.bares)
-	var hosts [2]host
-	var devices [2]string
-	for i, node := range []string{"n1", to} {
-		devices[i] = fmt.Sprintf("%s%d%c", bareDevice, b.bares, 'a'+i)
-		var err error
-		if hosts[i], err = b.bareHost(node, devices[i], ips[i], ips[1-i], mtu); err != nil {
-			return path{}, err
-		}
+func (b *bench) startAgent(ctx context.Context, node string) error {
+	if b.inDaemonSet {
+		return b.lab.Agent(node).StartInCluster(ctx, b.bin)
 	}
-	p := path{from: hosts[0], to: hosts[1]}
-	if to == "n1" {
-		return p, b.bareBridge(ctx, "n1", bridge, [2][]string{{devices[0]}, {devices[1]}})
-	}
-	for i, node := range []string{"n1", to} {
-		other, err := b.lab.Node([]string{to, "n1"}[i])
-		if err != nil {
-			return path{}, err
-		}
-		tunnel := []string{
-			fmt.Sprintf("vxbare%d", b.bares), "type=vxlan", "options:remote_ip=" + other.VTEP.String(),
-			fmt.Sprintf("options:key=%d", bareKeys+b.bares),
-		}
-		if err := b.bareBridge(ctx, node, bridge, [2][]string{{devices[i]}, tunnel}); err != nil {
-			return path{}, err
-		}
-	}
-	return p, nil
-}
-
-// removeBare takes the bare bridges away.
-func (b *bench) removeBare(ctx context.Context) error {
-	var errs []error
-	for _, node := range []string{"n1", "n2"} {
-		for i := range b.bares {
-			_, err := b.lab.OVS(node).VSCtl(ctx, "--if-exists", "del-br", fmt.Sprintf("br-bare%d", i+1))
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
+	return b.lab.Agent(node).Start(ctx)
 }

@@ -50,8 +50,10 @@ type bench struct {
 
 	ours, reference *plugin
 	// full are the pods that are there for good; see populate.
-	full        []attached
-	filled      bool
+	full   []attached
+	filled bool
+	// inDaemonSet is that agents are a DaemonSet's, which start in another way.
+	inDaemonSet bool
 	pods, bares int // count names
 }
 

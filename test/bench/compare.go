@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -24,145 +25,157 @@ type comparison struct {
 	bar *bar
 }
 
-// compare measures a comparison's round trips, then its throughput.
-func (b *bench) compare(ctx context.Context, c comparison) error {
-	stop, err := b.serve(ctx, c)
-	if err != nil {
-		return fmt.Errorf("%s: %w", c.name, err)
+// Of a side's part of a turn, how long round trips are counted.
+const (
+	tripsTime     = 150 * time.Millisecond
+	rareTripsTime = 1500 * time.Millisecond
+)
+
+// turns is how many turns a comparison takes: so many that what the machine does to single ones, up
+// to a third of their number, leaves the median of their ratios within two or three percent.
+func (b *bench) turns(c comparison) int {
+	switch {
+	case c.rare:
+		return b.times(10, 1)
+	case c.free:
+		return b.times(32, 2)
 	}
-	defer stop()
-	trips, err := b.compareTrips(ctx, c)
-	if err == nil {
-		b.add(trafficRow(c.name+"_round_trips", c.title+": UDP round trips", "1/s", trips, c))
-	}
-	if err == nil && !c.rare {
-		var bits [sides][]float64
-		if bits, err = b.compareThroughput(ctx, c); err == nil {
-			b.add(trafficRow(c.name+"_tcp", c.title+": TCP, one connection", "Mbit/s", bits, c))
+	return b.times(100, 2)
+}
+
+// compare measures a comparison's round trips and its throughput, both in each turn. A turn takes
+// less than a second: what else the machine does changes more slowly than that, and cancels out.
+func (b *bench) compare(ctx context.Context, c comparison) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("%s: %w", c.name, err)
 		}
-	}
+	}()
+	talkers, stop, err := c.connect()
 	if err != nil {
-		return fmt.Errorf("%s: %w", c.name, err)
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	var trips, mbits [sides][]float64
+	const warm = 2
+	err = inTurn(ctx, warm, b.turns(c), func(side, i int) error {
+		if err := b.bring(ctx, c, side); err != nil {
+			return err
+		}
+		use, during := talkers[side], rareTripsTime
+		if !c.rare {
+			k := (i + warm) % len(use)
+			use, during = use[k:k+1], tripsTime
+		}
+		n, err := roundTrips(ctx, clients(use), during)
+		if err != nil {
+			return err
+		}
+		var bits float64
+		if !c.rare {
+			if bits, err = use[0].stream.rate(ctx); err != nil {
+				return err
+			}
+		}
+		if i >= 0 {
+			trips[side], mbits[side] = append(trips[side], n), append(mbits[side], bits/1e6)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	b.add(trafficRow(c.name+"_round_trips", c.title+": UDP round trips", "1/s", trips, c))
+	if !c.rare {
+		b.add(trafficRow(c.name+"_tcp", c.title+": TCP, one connection", "Mbit/s", mbits, c))
 	}
 	return nil
 }
 
-// trafficRow's numbers are means: what differs between pairs has to even out.
-// Where both sides have the same pairs its ratio is the median of the turns',
-// in which what the machine else does cancels out.
-func trafficRow(name, title, unit string, x [sides][]float64, c comparison) Row {
-	r := paired(name, title, unit, average, x, cmp.Or(c.bar, ratioAtLeast(0.95)))
-	if c.free {
-		r.bar = nil
-	}
-	if c.same() {
-		turns := ratios(x[ours], x[reference])
-		r.Ratio = number(median(turns))
-		r = r.from(turns, nil, func(turns, _ []float64) float64 { return median(turns) })
-	}
-	return r
-}
-
-// serve starts the servers at the paths' ends; both sides may have the same.
-func (b *bench) serve(ctx context.Context, c comparison) (stop func(), err error) {
-	var stops []func()
-	stop = func() {
-		for _, s := range stops {
-			s()
-		}
-	}
-	at := map[host]bool{}
-	for _, paths := range c.paths {
-		for _, p := range paths {
-			if at[p.to] {
-				continue
-			}
-			at[p.to] = true
-			s, err := serveEcho(p.to)
-			if err == nil {
-				stops = append(stops, s)
-			}
-			if err == nil && !c.rare {
-				if s, err = b.serveIperf(ctx, p.to); err == nil {
-					stops = append(stops, s)
-				}
-			}
-			if err != nil {
-				stop()
-				return nil, err
-			}
-		}
-	}
-	return stop, nil
-}
-
-// same reports whether both sides have the same paths.
-func (c comparison) same() bool { return slices.Equal(c.paths[ours], c.paths[reference]) }
-
-// throughputTurns is how often TCP is measured: by all pairs alike where pairs differ, and often, as
-// what one connection carries differs by a quarter from one second to the next.
-func (c comparison) throughputTurns() int {
-	if c.free {
-		return 4
-	}
-	return 2 * max(6, len(c.paths[ours]))
-}
-
-func (c comparison) ready(ctx context.Context, side int) error {
+// bring brings about the state of a side, and returns when no packet goes by a cached flow of the
+// state before.
+func (b *bench) bring(ctx context.Context, c comparison, side int) error {
 	if c.prepare == nil {
 		return nil
 	}
-	return c.prepare(ctx, side)
+	if err := c.prepare(ctx, side); err != nil {
+		return err
+	}
+	for _, node := range []string{"n1", "n2"} {
+		if _, err := b.lab.OVS(node).AppCtl(ctx, "revalidator/wait"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
-func (b *bench) compareTrips(ctx context.Context, c comparison) (trips [sides][]float64, err error) {
-	var clients [sides][]*client
+// trafficRow's numbers are medians, and its ratio is the median of the turns' ratios.
+func trafficRow(name, title, unit string, x [sides][]float64, c comparison) Row {
+	r := paired(name, title, unit, median, x, cmp.Or(c.bar, ratioAtLeast(0.95)))
+	if c.free {
+		r.bar = nil
+	}
+	turns := ratios(x[ours], x[reference])
+	r.Ratio = number(median(turns))
+	return r.from(turns, nil, func(turns, _ []float64) float64 { return median(turns) })
+}
+
+// talker is one path's two kinds of traffic.
+type talker struct {
+	client *client
+	stream *stream // nil where a comparison has none
+}
+
+func clients(talkers []talker) []*client {
+	out := make([]*client, len(talkers))
+	for i, t := range talkers {
+		out[i] = t.client
+	}
+	return out
+}
+
+// connect starts the servers at the paths' ends, which both sides may share, and what talks with them.
+func (c comparison) connect() (talkers [sides][]talker, stop func() error, err error) {
+	var stops []func() error
+	all := func() error {
+		var errs []error
+		for _, s := range slices.Backward(stops) {
+			errs = append(errs, s())
+		}
+		return errors.Join(errs...)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, all())
+		}
+	}()
+	sinks := map[host]*sink{}
 	for side, paths := range c.paths {
 		for _, p := range paths {
-			k, err := newClient(p)
-			if err != nil {
-				return trips, err
+			if sinks[p.to] == nil {
+				echo, err := serveEcho(p.to)
+				if err != nil {
+					return talkers, nil, err
+				}
+				stops = append(stops, func() error { echo(); return nil })
+				if sinks[p.to], err = newSink(p.to); err != nil {
+					return talkers, nil, err
+				}
+				stops = append(stops, sinks[p.to].close)
 			}
-			defer k.close()
-			clients[side] = append(clients[side], k)
+			var t talker
+			if t.client, err = newClient(p); err != nil {
+				return talkers, nil, err
+			}
+			stops = append(stops, func() error { t.client.close(); return nil })
+			if !c.rare {
+				if t.stream, err = newStream(p, sinks[p.to]); err != nil {
+					return talkers, nil, err
+				}
+				stops = append(stops, t.stream.close)
+			}
+			talkers[side] = append(talkers[side], t)
 		}
 	}
-	const warm = 1
-	turns, during := b.times(24, 2), time.Duration(b.times(400, 300))*time.Millisecond
-	if c.free {
-		turns = b.times(12, 2)
-	}
-	if c.rare {
-		turns, during = b.times(10, 1), time.Duration(b.times(1500, 500))*time.Millisecond
-	}
-	err = inTurn(ctx, warm, turns, func(side, i int) error {
-		if err := c.ready(ctx, side); err != nil {
-			return err
-		}
-		use := clients[side]
-		if !c.rare {
-			k := (i + warm) % len(use)
-			use = use[k : k+1]
-		}
-		n, err := roundTrips(ctx, use, during)
-		if err == nil && i >= 0 {
-			trips[side] = append(trips[side], n)
-		}
-		return err
-	})
-	return trips, err
-}
-
-func (b *bench) compareThroughput(ctx context.Context, c comparison) (mbits [sides][]float64, err error) {
-	err = inTurn(ctx, 0, b.times(c.throughputTurns(), 1), func(side, i int) error {
-		if err := c.ready(ctx, side); err != nil {
-			return err
-		}
-		n, err := b.throughput(ctx, c.paths[side][i%len(c.paths[side])])
-		if err == nil {
-			mbits[side] = append(mbits[side], n/1e6)
-		}
-		return err
-	})
-	return mbits, err
+	return talkers, all, nil
 }

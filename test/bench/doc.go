@@ -1,5 +1,5 @@
 // Command bench measures k8s-ovs beside the reference plugins of
-// containernetworking/plugins and beside a bare Open vSwitch bridge, on a lab of
+// containernetworking/plugins and beside two flows of the same ports in place of the pipeline, on a lab of
 // real programs (package netlab), and writes test/bench/results.json,
 // RESULTS.md and limits.svg. Nothing writes these files but this program. Where services are
 // measured it is the API server that the agents watch (package kubetest).

@@ -47,9 +47,9 @@ func (b *bench) inPoliced(ctx context.Context, namespace string, f func(*cluster
 		return err
 	}
 	was := b.lab
-	b.lab = lab
+	b.lab, b.inDaemonSet = lab, true
 	defer func() {
-		b.lab = was
+		b.lab, b.inDaemonSet = was, false
 		err = errors.Join(err, lab.Down())
 	}()
 	nodes, err := lab.Nodes()
@@ -77,7 +77,7 @@ func (b *bench) inPoliced(ctx context.Context, namespace string, f func(*cluster
 		return err
 	}
 	for _, n := range nodes {
-		if err := lab.Agent(n.Name).StartInCluster(ctx, b.bin); err != nil {
+		if err := b.startAgent(ctx, n.Name); err != nil {
 			return err
 		}
 	}

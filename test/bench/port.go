@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -48,9 +49,9 @@ func (b *bench) portAlone(ctx context.Context) (took []time.Duration, err error)
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, inside.Close()) }()
-	spec := link.VethSpec{PeerName: "eth0", MAC: topology.MAC(bareGateway), MTU: 1450}
+	spec := link.VethSpec{PeerName: "eth0", MAC: topology.MAC(netip.MustParseAddr("192.0.2.254")), MTU: 1450}
 	for i := range b.times(60, 6) {
-		device := fmt.Sprintf("%sp%d", bareDevice, i)
+		device := fmt.Sprintf("kovbarep%d", i)
 		began := time.Now()
 		if err := outside.CreateVeth(device, inside, spec); err != nil {
 			return nil, err

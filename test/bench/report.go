@@ -46,7 +46,7 @@ func (r report) json() ([]byte, error) {
 func (r report) markdown() string {
 	var b strings.Builder
 	b.WriteString("# Benchmark results\n\n")
-	b.WriteString("Written by `make bench`; do not edit. Each line's two sides were measured in turn in one run, so the ratio means more than\nthe absolute numbers, which are this machine's. `n` is the number of measurements of each side.\n\n")
+	b.WriteString("Written by `make bench`; do not edit. Each line's two sides were measured in turn in one run, so the ratio means more than\nthe absolute numbers, which are this machine's. `n` is the number of measurements of each side. Bounds are how far the ratio, or ours\nwhere that is what counts, may be off by chance: 99 % of what the same measurements give when they are drawn again lies within.\n\n")
 	for _, line := range r.machine.lines() {
 		b.WriteString("- " + line + "\n")
 	}
@@ -61,8 +61,8 @@ func (r report) markdown() string {
 // table has one line for each row.
 func (r report) table() string {
 	var b strings.Builder
-	b.WriteString("| measured | ours | reference | unit | ratio | bar | | n |\n")
-	b.WriteString("|---|---:|---:|---|---:|---|---|---:|\n")
+	b.WriteString("| measured | ours | reference | unit | ratio | bounds | bar | | n |\n")
+	b.WriteString("|---|---:|---:|---|---:|---|---|---|---:|\n")
 	for _, row := range r.rows {
 		bar, verdict := row.Note, ""
 		if row.bar != nil {
@@ -71,10 +71,22 @@ func (r report) table() string {
 				verdict = "**missed**"
 			}
 		}
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %d |\n",
-			row.title, row.Ours.text(), row.Reference.text(), row.Unit, row.Ratio.ratio(), bar, verdict, row.N)
+		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %d |\n",
+			row.title, row.Ours.text(), row.Reference.text(), row.Unit, row.Ratio.ratio(), row.bounds(), bar, verdict, row.N)
 	}
 	return b.String()
+}
+
+// bounds are the row's as the table has them; empty where it has none.
+func (r Row) bounds() string {
+	text := number.text
+	if r.By == byRatio {
+		text = number.ratio
+	}
+	if math.IsNaN(float64(r.Low)) || math.IsNaN(float64(r.High)) {
+		return ""
+	}
+	return text(r.Low) + " to " + text(r.High)
 }
 
 // text is the number with three significant digits, without an exponent.

@@ -17,7 +17,7 @@ var testReport = report{
 		compared("add_median", "ADD, median", "ms", 9, 10, 200, ratioAtMost(1)),
 		compared("tcp", "TCP", "Mbit/s", 900, 1000, 6, ratioAtLeast(0.95)),
 		alone("rss", "memory", "MB", 43.44, 1, oursAtMost(60)),
-		alone("start", "start", "ms", 250, 8, nil),
+		{Name: "start", title: "start", Ours: 250, Reference: none, Ratio: none, Unit: "ms", N: 8, By: byOurs, Better: wayLess, Low: 240, High: 262},
 		{Name: "limit", title: "limit", Ours: 700, Reference: 960, Ratio: 0.7, Unit: "Mbit/s", N: 3, Note: "800 Mbit/s without a limit", By: byRatio, Better: wayOne, Low: 0.69, High: 0.72},
 	},
 	sections: []section{{"Where the time goes", "Nowhere.\n"}},
@@ -25,18 +25,18 @@ var testReport = report{
 }
 
 func TestMarkdown(t *testing.T) {
-	_, got, _ := strings.Cut(testReport.markdown(), "of each side.\n\n")
+	_, got, _ := strings.Cut(testReport.markdown(), "lies within.\n\n")
 	const want = `- CPU: Abacus, 2 cores; memory: 4 GiB
 - kernel 6.1; Open vSwitch 3.1.0, userspace datapath (netdev); go1.26
 - 2026-01-02, commit abc; load average before the run: 0.10; CPU time taken by the hypervisor during it: 12.5 %
 
-| measured | ours | reference | unit | ratio | bar | | n |
-|---|---:|---:|---|---:|---|---|---:|
-| ADD, median | 9.00 | 10.0 | ms | 0.900 | ratio ≤ 1 | met | 200 |
-| TCP | 900 | 1000 | Mbit/s | 0.900 | ratio ≥ 0.95 | **missed** | 6 |
-| memory | 43.4 | – | MB | – | ours ≤ 60 | met | 1 |
-| start | 250 | – | ms | – |  |  | 8 |
-| limit | 700 | 960 | Mbit/s | 0.700 | 800 Mbit/s without a limit |  | 3 |
+| measured | ours | reference | unit | ratio | bounds | bar | | n |
+|---|---:|---:|---|---:|---|---|---|---:|
+| ADD, median | 9.00 | 10.0 | ms | 0.900 |  | ratio ≤ 1 | met | 200 |
+| TCP | 900 | 1000 | Mbit/s | 0.900 |  | ratio ≥ 0.95 | **missed** | 6 |
+| memory | 43.4 | – | MB | – |  | ours ≤ 60 | met | 1 |
+| start | 250 | – | ms | – | 240 to 262 |  |  | 8 |
+| limit | 700 | 960 | Mbit/s | 0.700 | 0.690 to 0.720 | 800 Mbit/s without a limit |  | 3 |
 
 ## Where the time goes
 
@@ -62,7 +62,7 @@ func TestJSON(t *testing.T) {
 		{"name": "add_median", "ours": 9.0, "reference": 10.0, "unit": "ms", "ratio": 0.9, "n": 200.0, "by": "ratio", "better": "less", "low": nil, "high": nil},
 		{"name": "tcp", "ours": 900.0, "reference": 1000.0, "unit": "Mbit/s", "ratio": 0.9, "n": 6.0, "by": "ratio", "better": "more", "low": nil, "high": nil},
 		{"name": "rss", "ours": 43.44, "reference": nil, "unit": "MB", "ratio": nil, "n": 1.0, "by": "ours", "better": "less", "low": nil, "high": nil},
-		{"name": "start", "ours": 250.0, "reference": nil, "unit": "ms", "ratio": nil, "n": 8.0, "by": "ours", "better": "less", "low": nil, "high": nil},
+		{"name": "start", "ours": 250.0, "reference": nil, "unit": "ms", "ratio": nil, "n": 8.0, "by": "ours", "better": "less", "low": 240.0, "high": 262.0},
 		{"name": "limit", "ours": 700.0, "reference": 960.0, "unit": "Mbit/s", "ratio": 0.7, "n": 3.0, "by": "ratio", "better": "one", "low": 0.69, "high": 0.72, "note": "800 Mbit/s without a limit"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -15,9 +15,6 @@ var trafficServices = netip.MustParseAddr("10.98.0.1")
 // servicePairs is how many pairs of pods each side has.
 const servicePairs = 4
 
-// iperfPort is where iperf3 listens.
-const iperfPort = 5201
-
 // serviceTraffic compares services with pods' own addresses, and the pipeline, which
 // tracks no plain traffic, with one that does.
 func serviceTraffic(ctx context.Context, b *bench) error {
@@ -53,10 +50,11 @@ func (c *cluster) servicePaths(ctx context.Context, to string) (paths [sides][]p
 	}
 	for range servicePairs {
 		for side := range paths {
-			p, _, err := c.podPath(ctx, to)
+			pair, err := c.podPair(ctx, to)
 			if err != nil {
 				return paths, err
 			}
+			p := pair.path()
 			if side == ours {
 				if p.via, err = c.trafficService(p.to.ip); err != nil {
 					return paths, err
@@ -76,12 +74,12 @@ func (c *cluster) trafficService(pod netip.Addr) (netip.Addr, error) {
 	err := c.api.Put(&corev1.Service{
 		ObjectMeta: metav1.ObjectMeta{Namespace: trafficNamespace, Name: name},
 		Spec: corev1.ServiceSpec{ClusterIP: vip, Ports: []corev1.ServicePort{
-			{Name: "echo", Protocol: corev1.ProtocolUDP, Port: echoPort}, {Name: "iperf", Protocol: corev1.ProtocolTCP, Port: iperfPort},
+			{Name: "echo", Protocol: corev1.ProtocolUDP, Port: echoPort}, {Name: "stream", Protocol: corev1.ProtocolTCP, Port: streamPort},
 		}},
 	})
 	if err == nil {
 		err = c.api.Put(slice(trafficNamespace, name, []string{pod.String()},
-			endpointPort("echo", corev1.ProtocolUDP, echoPort), endpointPort("iperf", corev1.ProtocolTCP, iperfPort)))
+			endpointPort("echo", corev1.ProtocolUDP, echoPort), endpointPort("stream", corev1.ProtocolTCP, streamPort)))
 	}
 	if err != nil {
 		return netip.Addr{}, err
@@ -91,44 +89,35 @@ func (c *cluster) trafficService(pod netip.Addr) (netip.Addr, error) {
 
 // untracked compares plain traffic with the same when everything that comes to a
 // pod passes connection tracking, as it would if answers of services were not known by
-// their endpoints. No agent runs meanwhile: it would put the flows right.
+// their endpoints.
 func (c *cluster) untracked(ctx context.Context, plain [2]path) error {
-	nodes := []string{"n1", "n2"}
-	for _, n := range nodes {
-		if err := c.lab.Agent(n).Stop(); err != nil {
-			return err
-		}
-	}
 	track := func(ctx context.Context, side int) error {
-		for _, n := range nodes {
-			args := []string{"del-flows", "br0", fmt.Sprintf("cookie=%#x/-1", addedCookie)}
-			if side == reference {
-				args = []string{"add-flow", "br0", fmt.Sprintf("cookie=%#x,table=%d,priority=150,ip,actions=ct(table=40,zone=65520,nat)", addedCookie, pipelineReply)}
+		for _, n := range []string{"n1", "n2"} {
+			if side == ours {
+				if err := c.removeAdded(ctx, n); err != nil {
+					return err
+				}
+				continue
 			}
-			if _, err := c.lab.OVS(n).OFCtl(ctx, args...); err != nil {
+			const flow = "cookie=%#x,table=%d,priority=150,ip,actions=ct(table=40,zone=65520,nat)"
+			if err := c.addFlow(ctx, n, flow, addedCookie, pipelineReply); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	for i, place := range []struct{ name, title string }{{"same_node", "same node"}, {"across_nodes", "two nodes over VXLAN"}} {
-		paths := []path{plain[i]}
-		if err := c.compare(ctx, comparison{
-			name: "untracked_" + place.name, title: "pod to pod, " + place.title + " (reference: all of it through connection tracking)",
-			paths: [sides][]path{paths, paths}, prepare: track, free: true,
-		}); err != nil {
-			return err
+	return c.withoutAgents(ctx, func() error {
+		for i, place := range []struct{ name, title string }{{"same_node", "same node"}, {"across_nodes", "two nodes over VXLAN"}} {
+			paths := []path{plain[i]}
+			if err := c.compare(ctx, comparison{
+				name: "untracked_" + place.name, title: "pod to pod, " + place.title + " (reference: all of it through connection tracking)",
+				paths: [sides][]path{paths, paths}, prepare: track, free: true,
+			}); err != nil {
+				return err
+			}
 		}
-	}
-	if err := track(ctx, ours); err != nil {
-		return err
-	}
-	for _, n := range nodes {
-		if err := c.lab.Agent(n).Start(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // removeTraffic removes all pods of traffic: the userspace datapath polls their ports.

@@ -18,7 +18,7 @@ import (
 const (
 	// manyTenants is what the node has in one of the two states.
 	manyTenants = 1000
-	// addedCookie marks the flows of tenants that are not really there.
+	// addedCookie marks the flows that no agent made.
 	addedCookie = 0xbe7c4
 	// addedPort and addedValue are the first port numbers and values of registers
 	// that these have.
@@ -36,11 +36,11 @@ func tenants(ctx context.Context, b *bench) (err error) {
 	if err != nil {
 		return err
 	}
-	same, _, err := b.podPath(ctx, "n1")
+	same, err := b.podPair(ctx, "n1")
 	if err != nil {
 		return err
 	}
-	across, _, err := b.podPath(ctx, "n2")
+	across, err := b.podPair(ctx, "n2")
 	if err != nil {
 		return err
 	}
@@ -56,8 +56,8 @@ func tenants(ctx context.Context, b *bench) (err error) {
 		return err
 	}
 	for _, c := range []comparison{
-		{name: "tenants_same_node", title: "1,000 tenants' flows against one tenant's, same node", paths: [sides][]path{{same}, {same}}},
-		{name: "tenants_across_nodes", title: "1,000 tenants' flows against one tenant's, two nodes", paths: [sides][]path{{across}, {across}}},
+		{name: "tenants_same_node", title: "1,000 tenants' flows against one tenant's, same node", paths: [sides][]path{{same.path()}, {same.path()}}},
+		{name: "tenants_across_nodes", title: "1,000 tenants' flows against one tenant's, two nodes", paths: [sides][]path{{across.path()}, {across.path()}}},
 	} {
 		c.prepare = func(ctx context.Context, side int) error { return b.tenantFlows(ctx, side == ours, file, len(flows)) }
 		if err := b.compare(ctx, c); err != nil {
@@ -74,8 +74,7 @@ func tenants(ctx context.Context, b *bench) (err error) {
 func (b *bench) tenantFlows(ctx context.Context, in bool, file string, n int) error {
 	switchd := b.lab.OVS("n1")
 	if !in {
-		_, err := switchd.OFCtl(ctx, "del-flows", "br0", fmt.Sprintf("cookie=%#x/-1", addedCookie))
-		return err
+		return b.removeAdded(ctx, "n1")
 	}
 	if _, err := switchd.OFCtl(ctx, "--bundle", "add-flows", "br0", file); err != nil {
 		return err

@@ -1,17 +1,11 @@
 package main
 
 import (
-	"bufio"
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"os/exec"
 	"runtime"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -196,64 +190,4 @@ func roundTrips(ctx context.Context, clients []*client, during time.Duration) (f
 		}
 	}
 	return float64(n) / time.Since(began).Seconds(), nil
-}
-
-// serveIperf runs an iperf3 server until stop is called.
-func (b *bench) serveIperf(ctx context.Context, h host) (stop func(), err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	cmd := b.inNetns(ctx, h.netns, "iperf3", "--server", "--bind", h.ip.String(), "--forceflush")
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.StdoutPipe()
-	if err == nil {
-		err = cmd.Start()
-	}
-	if err != nil {
-		cancel()
-		return nil, fmt.Errorf("iperf3 server: %w", err)
-	}
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if strings.Contains(lines.Text(), "Server listening") {
-			drained := make(chan struct{})
-			go func() {
-				defer close(drained)
-				for lines.Scan() {
-				}
-			}()
-			return func() { cancel(); <-drained; _ = cmd.Wait() }, nil // killed, which is what it says
-		}
-	}
-	cancel()
-	return nil, fmt.Errorf("iperf3 server in %s does not listen: %w: %s", h.netns, cmd.Wait(), stderr.String())
-}
-
-// inNetns is a command in a namespace; it goes with the lab, and with ctx.
-func (b *bench) inNetns(ctx context.Context, netns, program string, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", netns, program}, args...)...)
-	cmd.Env = append(os.Environ(), b.lab.Mark())
-	return cmd
-}
-
-// throughput is what one TCP connection carries in a second, bits, as the
-// receiver counts; one before, in which it finds its speed, does not count.
-func (b *bench) throughput(ctx context.Context, p path) (float64, error) {
-	cmd := b.inNetns(ctx, p.from.netns, "iperf3", "--client", p.target().String(), "--bind", p.from.ip.String(),
-		"--time", "1", "--omit", "1", "--json")
-	out, err := cmd.Output()
-	var result struct {
-		Error string `json:"error"`
-		End   struct {
-			Received struct {
-				BitsPerSecond float64 `json:"bits_per_second"`
-			} `json:"sum_received"`
-		} `json:"end"`
-	}
-	if jsonErr := json.Unmarshal(out, &result); err == nil {
-		err = jsonErr
-	}
-	if err != nil || result.Error != "" || result.End.Received.BitsPerSecond == 0 {
-		return 0, fmt.Errorf("iperf3 from %s to %s: %w: %s", p.from.ip, p.target(), err, result.Error)
-	}
-	return result.End.Received.BitsPerSecond, nil
 }
