@@ -26,6 +26,8 @@ type Link struct {
 	// Up is whether it was set up; Carrier whether it can send.
 	Up, Carrier bool
 	Loopback    bool
+	// Deaf is that the device should look up its neighbours' hardware addresses, and was told not to (IFF_NOARP).
+	Deaf bool
 	// Master is the index of the device it is a port of, 0 for none.
 	Master int
 	// TxQueue is how many packets may wait for it (IFLA_TXQLEN).
@@ -84,6 +86,10 @@ func (n *NS) Existing(name string) (Link, error) {
 	return l, err
 }
 
+// asking are the types of devices that look up neighbours unless somebody has told them not to; others have none, or no
+// hardware addresses.
+var asking = []string{"device", "veth", "bond", "team", "bridge", "vlan", "macvlan", "openvswitch", "tuntap"}
+
 func linkOf(raw netlink.Link) Link {
 	a := raw.Attrs()
 	return Link{
@@ -95,6 +101,7 @@ func linkOf(raw netlink.Link) Link {
 		Up:       a.Flags&net.FlagUp != 0,
 		Carrier:  a.RawFlags&unix.IFF_LOWER_UP != 0,
 		Loopback: a.Flags&net.FlagLoopback != 0,
+		Deaf:     a.RawFlags&unix.IFF_NOARP != 0 && a.EncapType == "ether" && slices.Contains(asking, raw.Type()),
 		Master:   a.MasterIndex,
 		TxQueue:  a.TxQLen,
 	}

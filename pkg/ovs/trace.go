@@ -79,6 +79,15 @@ func parseLearned(out string, port uint32, vlan int) bool {
 	return !anybody
 }
 
+// ForgetNeighbours has the userspace datapath forget the hardware addresses that tunnels' packets are sent to (tnl/neigh/flush), and
+// what it has cached: it learns one of an answer that it translates itself.
+func (c *Client) ForgetNeighbours(ctx context.Context) error {
+	if _, err := c.control(ctx, "tnl/neigh/flush"); err != nil {
+		return fmt.Errorf("have neighbours forgotten: %w", err)
+	}
+	return c.PurgeFlows(ctx)
+}
+
 // PurgeFlows has all datapaths forget the flows that they have cached (revalidator/purge): what comes next is translated anew.
 func (c *Client) PurgeFlows(ctx context.Context) error {
 	if _, err := c.control(ctx, "revalidator/purge"); err != nil {

@@ -170,6 +170,9 @@ func (n *node) work(ctx context.Context) error {
 	group.Go(func() error { return n.limitsPublisher(p).Run(ctx) })
 	group.Go(func() error { return n.allotment(p).Run(ctx) })
 	group.Go(func() error { return p.cache.Run(ctx) })
+	if p.through != nil {
+		group.Go(func() error { p.through.Run(ctx); return nil })
+	}
 	if n.etcd.asking != nil {
 		group.Go(func() error { return n.etcd.asking.Run(ctx) })
 	}

@@ -14,11 +14,13 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/desired"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podroutes"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tunnelprobe"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
 )
 
 // health looks at what is not the agent's own, though pods' packets depend on it.
@@ -47,7 +49,13 @@ type health struct {
 type mesh struct {
 	checked
 	nodes nodesCheck
-	kept  prometheus.Gauge
+	// through is the way that nothing of this node's alone tells of.
+	through throughCheck
+	// relearn has the datapath look up anew where other nodes are; nil where it asks the kernel. unheard is how many looks
+	// in a row found nodes that do not answer.
+	relearn func(ctx context.Context) error
+	unheard int
+	kept    prometheus.Gauge
 	// routes is that tunnels' packets do not take the way of the node's own, which then says nothing of theirs.
 	routes bool
 	// why there was no way to any other node last; nil where there was one, or where that was not tried yet.
@@ -65,6 +73,22 @@ type nodesCheck interface {
 	Reach(ctx context.Context, self netip.Addr, peers exits.Peers, routes bool) error
 	Kept() int
 }
+
+// throughCheck is [tunnelprobe.Prober].
+type throughCheck interface {
+	SetNodes(self netip.Addr, tunnels tunnel.Port, nodes []tunnelprobe.Node)
+	Reach() error
+	Why() string
+	Kept() int
+}
+
+// nobodyAsked is where nodes do not ask each other.
+type nobodyAsked struct{}
+
+func (nobodyAsked) SetNodes(netip.Addr, tunnel.Port, []tunnelprobe.Node) {}
+func (nobodyAsked) Reach() error                                         { return nil }
+func (nobodyAsked) Why() string                                          { return "" }
+func (nobodyAsked) Kept() int                                            { return 0 }
 
 // routes are [podroutes.Check] of the node's.
 type routes interface {
@@ -124,21 +148,49 @@ func (n *health) unwell(ctx context.Context, p *pass) error {
 // lookAtNodes says what keeps tunnels' packets of all other nodes back.
 func (n *health) lookAtNodes(ctx context.Context, p *pass) error {
 	m := &n.mesh
-	if !p.full && m.why == nil && m.tried || m.policy == exits.Off {
+	if !p.full && m.why == nil && m.tried {
 		return nil
 	}
 	m.tried = true
-	peers := exits.Peers{}
+	peers, answering := exits.Peers{}, []tunnelprobe.Node{}
 	for _, end := range desired.Ends(*n.records, n.self) {
-		if n.records.Nodes[end.VTEP].Ready() {
+		if node := n.records.Nodes[end.VTEP]; node.Ready() {
 			peers[end.VTEP] = n.tunnels.as.Port
+			answering = append(answering, tunnelprobe.Node{Tunnel: end.VTEP, Overlay: node.Gateway()})
 		}
+	}
+	m.through.SetNodes(p.me.Gateway(), n.tunnels.as.Port, answering)
+	if m.policy == exits.Off {
+		return nil
 	}
 	var why error
 	p.beside(func() { why = m.nodes.Reach(ctx, n.self, peers, m.routes) })
-	m.kept.Set(float64(m.nodes.Kept()))
+	if why == nil {
+		why = m.through.Reach()
+	}
+	unheard := m.through.Kept()
+	m.kept.Set(float64(m.nodes.Kept() + unheard))
+	if err := m.lookUp(ctx, unheard); err != nil {
+		return err
+	}
 	m.why = m.judge(why)
 	return m.why
+}
+
+// relearnEvery is after how many looks at nodes that do not answer they are looked up anew.
+const relearnEvery = 6
+
+// lookUp has the datapath look up anew where other nodes are, if some do not answer.
+func (m *mesh) lookUp(ctx context.Context, unheard int) error {
+	if unheard == 0 || m.relearn == nil {
+		m.unheard = 0
+		return nil
+	}
+	m.unheard++
+	if m.unheard%relearnEvery != 1 {
+		return nil
+	}
+	return m.relearn(ctx)
 }
 
 // lookAtRoutes says what leads packets for pods elsewhere than to the bridge.
@@ -218,7 +270,16 @@ func (n *health) uplinkDown(under underlay.Underlay) error {
 	case l.Master != 0 && under.Uplink == "":
 		return n.enslaved(l)
 	}
-	return nil
+	return n.deaf(under.Link)
+}
+
+// deaf says that the device with the node's address looks up no neighbours.
+func (n *health) deaf(device string) error {
+	l, ok, err := n.links.Link(device)
+	if err != nil || !ok || !l.Deaf {
+		return err
+	}
+	return fmt.Errorf("the device %[1]s, which has the node's address, does not look up the hardware addresses of others (NOARP): pods reach no other node and nothing outside; have it do so (ip link set %[1]s arp on)", device)
 }
 
 // enslaved says that the device with the node's address is a port of another one, which then takes what comes in by it.

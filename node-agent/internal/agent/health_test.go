@@ -70,7 +70,7 @@ func (u *uplinks) Outside(context.Context, exits.Switch, exits.Gateway) error {
 }
 
 // noMesh looks at no ways to other nodes.
-var noMesh = mesh{checked: checked{policy: exits.Off}}
+var noMesh = mesh{checked: checked{policy: exits.Off}, through: nobodyAsked{}}
 
 // What is wrong with the device by which tunnel packets leave is named, with the way out.
 func TestUplinkDown(t *testing.T) {
@@ -193,7 +193,7 @@ func TestWaysToNodes(t *testing.T) {
 		h := &health{
 			picture: &picture{self: labSelf.HostIP, under: underlay.Underlay{Link: "eth0"}, records: &s, tunnels: tunnels{as: tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}}},
 			exits:   u, links: u, routes: u, database: u, way: checked{policy: exits.Off},
-			mesh: mesh{nodes: u, kept: kept, checked: checked{
+			mesh: mesh{nodes: u, through: nobodyAsked{}, kept: kept, checked: checked{
 				policy: policy, flag: "tunnel-check", unless: "pods do reach those of other nodes", event: "TunnelsClosed", node: "n1", closed: closed, events: &said, log: slog.New(slog.DiscardHandler),
 			}},
 		}

@@ -706,7 +706,7 @@ func (l *lab) build() {
 			picture: pic, publish: status.publish, services: feed, policies: none, metrics: m, log: log,
 			flowParts: flowParts{table: l.table, store: l.table, conn: conn, datapath: l.machine, restore: l.machine, attacher: pods, peers: others, room: l.machine, tenants: tenants.New(nil, log)},
 		},
-		health: &health{picture: pic, exits: fakeExits{l.machine}, routes: fakeExits{l.machine}, way: checked{closed: m.closed, log: log}, mesh: mesh{checked: checked{closed: m.alone, log: log}, nodes: fakeExits{l.machine}, kept: m.kept}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
+		health: &health{picture: pic, exits: fakeExits{l.machine}, routes: fakeExits{l.machine}, way: checked{closed: m.closed, log: log}, mesh: mesh{checked: checked{closed: m.alone, log: log}, nodes: fakeExits{l.machine}, through: nobodyAsked{}, kept: m.kept}, links: l.machine, database: l.machine, conn: conn}, services: feed, policies: none, status: status,
 		runtime: &runtimeWay{conf: l.conf, socket: l.conf, state: l.conf},
 		report:  &reporter{readiness: ready, services: feed, attached: pods, table: l.table, store: l.table, conf: l.conf, metrics: m, shrink: func(bool) error { return nil }, log: log},
 	}

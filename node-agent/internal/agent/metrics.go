@@ -149,7 +149,7 @@ func newNodeMetrics(r register) nodeMetrics {
 		ready:    r.gauge("ready", "1 when pods can be attached."),
 		closed:   r.gauge("outside_closed", "1 when the check of the ways from pods to the outside, and between the node and its pods, finds one closed (--exit-check)."),
 		alone:    r.gauge("tunnels_closed", "1 when the check of the ways to other nodes finds none that is open (--tunnel-check)."),
-		kept:     r.gauge("tunnel_peers_kept_back", "Other nodes that the node's firewall or routes keep tunnels' packets from."),
+		kept:     r.gauge("tunnel_peers_kept_back", "Other nodes that the node's firewall or routes keep tunnels' packets from, or that do not answer through the tunnels."),
 	}
 }
 

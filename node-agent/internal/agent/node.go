@@ -37,6 +37,7 @@ import (
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/sharing"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/switchports"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tenants"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tunnelprobe"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/tc"
@@ -150,6 +151,9 @@ type parts struct {
 	picture   *picture
 	loop      *loop
 	cache     *flowcache.Watch
+	// paths and through are nil where nodes do not ask each other.
+	paths   *pathprobe.Prober
+	through *tunnelprobe.Prober
 }
 
 func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiServer, runtime runtimeSide, bootID string) (*node, error) {
@@ -302,10 +306,15 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		Datapath: n.ovs.datapath, Self: p.self, Routes: underlay.NewRoutes(n.ovs.client), Host: n.host, Logger: log,
 	})
 	nodes := exits.NewNodes(exits.NodeIn(n.host), n.firewall.end, log)
+	n.newProbers(p)
+	var through throughCheck = nobodyAsked{}
+	if p.through != nil {
+		through = p.through
+	}
 	status := &ownStatus{
 		picture: p.picture, readiness: n.ready, identity: n.etcd.identity, datapath: n.ovs.datapath, attached: p.attacher,
 		open:  func(network string) statusRecord { return n.etcd.store.StatusPublisher(network, 0) },
-		warns: func() string { return cmp.Or(p.cache.Why(), nodes.Why()) },
+		warns: func() string { return cmp.Or(p.cache.Why(), nodes.Why(), through.Why()) },
 	}
 	r := &rooms{
 		record: &ownRecord{picture: p.picture, etcd: n.etcd.store, identity: n.etcd.identity, inCluster: n.api != nil, attached: p.attacher},
@@ -325,7 +334,7 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 				policy: n.cfg.ExitCheck, flag: "exit-check", unless: "pods do get out and the node reaches them", open: "pods reach the outside and their node again", shut: "pods may not reach the outside, or their node may not reach them",
 				event: "OutsideClosed", node: n.cfg.NodeName, closed: m.closed, log: log,
 			},
-			mesh: mesh{nodes: nodes, kept: m.kept, routes: n.ovs.datapath == ovs.DatapathNetdev, checked: checked{
+			mesh: mesh{nodes: nodes, through: through, kept: m.kept, routes: n.ovs.datapath == ovs.DatapathNetdev, checked: checked{
 				policy: n.cfg.TunnelCheck, flag: "tunnel-check", unless: "pods do reach those of other nodes", open: "pods reach those of other nodes again", shut: "pods may not reach those of other nodes",
 				event: "TunnelsClosed", node: n.cfg.NodeName, closed: m.alone, log: log,
 			}},
@@ -337,6 +346,12 @@ func (n *node) newLoop(p *parts, policy *policySide) *loop {
 		report: &reporter{
 			readiness: n.ready, services: p.services, attached: p.attacher, table: p.table, store: p.flows, conf: n.runtime.conf, metrics: m, shrink: newShrink(), log: log,
 		},
+	}
+	if n.ovs.datapath == ovs.DatapathNetdev {
+		r.health.mesh.relearn = func(ctx context.Context) error {
+			others.Cool()
+			return n.ovs.client.ForgetNeighbours(ctx)
+		}
 	}
 	if n.api == nil {
 		r.former = &former{store: p.flows, areas: clusterAreas(), judge: n.firewall.judge, log: log}
@@ -367,13 +382,28 @@ func (n *node) newMTU(p *parts) *nodemtu.MTU {
 		Name: n.cfg.NodeName, Self: p.self, Configured: n.cfg.MTU, Policy: n.cfg.MTUOnBlackHole, Put: n.etcd.store.PutNodeMTU,
 		Host: n.host, Switch: n.ovs.client, Underlay: p.underlay, Metrics: n.metrics.mtu, Logger: n.log,
 	}
-	if n.cfg.MTUProbePort != 0 {
-		cfg.Prober = pathprobe.New(pathprobe.Config{
-			NS: n.host, Address: netip.AddrPortFrom(p.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
-			Logger: n.log,
-		})
+	if p.paths != nil {
+		cfg.Prober = p.paths
 	}
 	return nodemtu.New(cfg)
+}
+
+// judged reports whether other nodes may go by what this one answers through the tunnels: not where it is not well by itself.
+func (n *node) judged() bool {
+	why := n.ready.is()
+	return why == nil || errors.Is(why, tunnelprobe.ErrCut)
+}
+
+// newProbers makes what asks other nodes: past the tunnels, and through them. Both need the probes' port.
+func (n *node) newProbers(p *parts) {
+	if n.cfg.MTUProbePort == 0 {
+		return
+	}
+	p.paths = pathprobe.New(pathprobe.Config{
+		NS: n.host, Address: netip.AddrPortFrom(p.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
+		Listens: func() bool { return p.through.Listens() && n.judged() }, Logger: n.log,
+	})
+	p.through = tunnelprobe.New(tunnelprobe.Config{NS: n.host, Device: bridge.GatewayPort, Port: n.cfg.MTUProbePort, Outside: p.paths, AnswersOnly: n.cfg.TunnelCheck == exits.Off, Logger: n.log})
 }
 
 // room is what packets have while they wait for the userspace datapath; the kernel's has its own.

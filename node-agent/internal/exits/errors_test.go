@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/rawpacket"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/toobig"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
 )
@@ -17,12 +18,12 @@ import (
 // icmp is a frame with an ICMP message of a pod to the outside that says rest.
 func icmp(gw Gateway, kind byte, rest []byte) []byte {
 	pod, outside := netip.MustParseAddrPort("172.11.0.9:0"), netip.MustParseAddrPort("198.18.0.1:0")
-	p := packet(pod, outside, unix.IPPROTO_ICMP, 8+len(rest))
-	m := p[ipSize:]
+	p := rawpacket.Packet(pod, outside, unix.IPPROTO_ICMP, 8+len(rest))
+	m := p[rawpacket.IPSize:]
 	m[0], m[1], m[2], m[3] = kind, 0, 0, 0
 	copy(m[8:], rest)
 	binary.BigEndian.PutUint16(m[2:], toobig.Checksum(m))
-	return frame(gw, p)
+	return gw.frame(p)
 }
 
 // TestErrorsOfPods: what pods tell the outside about packets of theirs gets out, though it looks
@@ -36,12 +37,12 @@ func TestErrorsOfPods(t *testing.T) {
 	from := netip.MustParseAddrPort("198.18.0.1:443")
 	to := netip.MustParseAddrPort("172.11.0.9:40000")
 	segment := func(sequence uint32) []byte {
-		s := acknowledgment(from, to)
-		binary.BigEndian.PutUint32(s[ipSize+4:], sequence)
+		s := rawpacket.Acknowledgment(from, to, hostnet.Sequence)
+		binary.BigEndian.PutUint32(s[rawpacket.IPSize+4:], sequence)
 		return s
 	}
-	full := datagram(from, to)
-	binary.BigEndian.PutUint16(full[ipSize+4:], 100)
+	full := rawpacket.Datagram(from, to)
+	binary.BigEndian.PutUint16(full[rawpacket.IPSize+4:], 100)
 	for _, tcp := range []bool{false, true} { // errors about what nobody sent are nobody's
 		l.must(l.host.Track(conntrack.Translated{From: to, To: from, As: netip.MustParseAddrPort("198.18.0.7:40000"), TCP: tcp}, time.Minute))
 	}
@@ -51,12 +52,12 @@ func TestErrorsOfPods(t *testing.T) {
 		rest []byte
 		out  bool
 	}{
-		{"about the agent's datagram", 3, datagram(from, to), false},
+		{"about the agent's datagram", 3, rawpacket.Datagram(from, to), false},
 		{"about its segment", 3, segment(hostnet.Sequence), false},
 		{"about a datagram", 3, full, true},
 		{"about a segment whose sequence number begins like a datagram's length", 3, segment(0x00080000), true},
 		{"its time exceeded", 11, segment(0x0008ffff), true},
-		{"an echo whose data looks like the agent's datagram", 8, datagram(from, to), true},
+		{"an echo whose data looks like the agent's datagram", 8, rawpacket.Datagram(from, to), true},
 	} {
 		mark := fmt.Sprintf("message %d", i)
 		l.must(l.pods.Send(icmp(l.gw, c.kind, append(c.rest, mark...))))

@@ -15,6 +15,7 @@ package exits
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -25,6 +26,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/rawpacket"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
@@ -104,6 +106,25 @@ type Gateway struct {
 	Subnet netip.Prefix
 }
 
+// frame is a packet of IPv4 as it would come from behind the gateway.
+func (g Gateway) frame(packet []byte) []byte {
+	f := append(append(make([]byte, 0, 14+len(packet)), g.MAC...), g.From...)
+	f = binary.BigEndian.AppendUint16(f, 0x0800)
+	return append(f, packet...)
+}
+
+// nobody is the subnet's network address, which no pod has. What the node forwards to pods has
+// the last one.
+func nobody(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr() }
+
+const (
+	// domain and https are the ports whose answers firewalls without a memory let in (RFC 1035,
+	// RFC 9000, RFC 9110). See hostnet.Exit for what is made of an error about one.
+	domain, https = 53, 443
+	// Ports from firstPort on are those that programs send from (ip_local_port_range).
+	firstPort, ports = 32768, 28000
+)
+
 func (g Gateway) way() hostnet.Way { return hostnet.Way{Gateway: g.Device, Probe: nobody(g.Subnet)} }
 
 // Check is the check of one node. One goroutine may use it at a time.
@@ -158,6 +179,9 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 		if !c.seen.Led {
 			c.seen.Led = true
 			c.remember()
+		}
+		if way.Link.Deaf {
+			return fmt.Errorf("the device %[1]s of the default route does not look up the hardware addresses of others (NOARP): pods reach nothing outside; have it do so (ip link set %[1]s arp on)", way.Link.Name)
 		}
 		if err := c.answers(ctx, c.routers(gw, way)); err != nil {
 			return err
@@ -251,7 +275,7 @@ func outward(gw Gateway, way link.Path) (frames [][]byte) {
 		to = append(to, way.Via)
 	}
 	for _, ip := range to {
-		frames = append(frames, frame(gw, datagram(netip.AddrPortFrom(gw.way().Probe, hostnet.Discard), netip.AddrPortFrom(ip, hostnet.Discard))))
+		frames = append(frames, gw.frame(rawpacket.Datagram(netip.AddrPortFrom(gw.way().Probe, hostnet.Discard), netip.AddrPortFrom(ip, hostnet.Discard))))
 	}
 	return frames
 }
@@ -300,9 +324,9 @@ func (c *Check) answerFrom(gw Gateway, way link.Path, asked ...conntrack.Transla
 			return err
 		}
 		if a.TCP {
-			packets = append(packets, acknowledgment(a.To, a.As))
+			packets = append(packets, rawpacket.Acknowledgment(a.To, a.As, hostnet.Sequence))
 		} else {
-			packets = append(packets, datagram(a.To, a.As))
+			packets = append(packets, rawpacket.Datagram(a.To, a.As))
 		}
 	}
 	return c.host.Arrive(Device, way.Link.Name, packets...)

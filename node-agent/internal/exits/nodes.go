@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/rawpacket"
 	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
@@ -209,7 +210,7 @@ func (n *Nodes) send(ctx context.Context, self netip.Addr, ways map[netip.Addr]p
 	for device, peers := range by {
 		var packets [][]byte
 		for _, peer := range peers {
-			packets = append(packets, datagram(netip.AddrPortFrom(peer, port), netip.AddrPortFrom(self, uint16(ways[peer].port)), n.crossing.Mark()...))
+			packets = append(packets, rawpacket.Datagram(netip.AddrPortFrom(peer, port), netip.AddrPortFrom(self, uint16(ways[peer].port)), n.crossing.Mark()...))
 		}
 		if err := n.host.Arrive(Device, device, packets...); err != nil {
 			arrived = false

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/hostnet"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/rawpacket"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link/conntrack"
 )
 
@@ -58,9 +59,9 @@ func (c *Check) call(gw Gateway) (answers [][]byte, ok bool, err error) {
 			return nil, false, nil
 		}
 		if tcp {
-			answers = append(answers, frame(gw, acknowledgment(to, as)))
+			answers = append(answers, gw.frame(rawpacket.Acknowledgment(to, as, hostnet.Sequence)))
 		} else {
-			answers = append(answers, frame(gw, datagram(to, as)))
+			answers = append(answers, gw.frame(rawpacket.Datagram(to, as)))
 		}
 	}
 	return answers, true, nil

@@ -67,9 +67,11 @@ type peer struct {
 	// sent are the sizes of this round's probes, by nonce.
 	sent map[uint64]int
 	// tried counts the full-size ones; heard is that the peer answered in this round, answered when it did last.
-	tried     int
-	heard     bool
-	answered  time.Time
+	tried    int
+	heard    bool
+	answered time.Time
+	// listens is what it said then of itself.
+	listens   bool
 	search    *search
 	recheckAt time.Time
 }
@@ -294,9 +296,9 @@ func (m *machine) found(p *peer, size int, now time.Time) {
 	m.rest(p, m.later(now))
 }
 
-// answer takes in that a probe arrived; theirs is what the peer would send. It
+// answer takes in that a probe arrived; theirs is what the peer would send, and listens what it says of itself. It
 // reports whether there is something to do at once.
-func (m *machine) answer(now time.Time, from netip.Addr, nonce uint64, theirs int) bool {
+func (m *machine) answer(now time.Time, from netip.Addr, nonce uint64, theirs int, listens bool) bool {
 	p, ok := m.peers[from]
 	if !ok {
 		return false
@@ -306,7 +308,7 @@ func (m *machine) answer(now time.Time, from netip.Addr, nonce uint64, theirs in
 		return false
 	}
 	delete(p.sent, nonce)
-	p.heard, p.answered = true, now
+	p.heard, p.answered, p.listens = true, now, listens
 	m.retarget(p, now, p.own, theirs)
 	switch {
 	case size == small:
@@ -318,6 +320,15 @@ func (m *machine) answer(now time.Time, from netip.Addr, nonce uint64, theirs in
 		m.rest(p, m.later(now))
 	}
 	return !p.due.After(now)
+}
+
+// ask has a round of each of these begin now, where none is under way.
+func (m *machine) ask(now time.Time, peers []netip.Addr) {
+	for _, addr := range peers {
+		if p, ok := m.peers[addr]; ok && p.search == nil && p.tried == 0 {
+			p.due = now
+		}
+	}
 }
 
 // tooBig takes in that the node itself does not send a probe: its own link is

@@ -86,7 +86,7 @@ func (n *network) run(d time.Duration) {
 		if a.at.After(n.now) {
 			n.now = a.at
 		}
-		n.m.answer(n.now, a.from, a.nonce, n.paths[a.from].theirs)
+		n.m.answer(n.now, a.from, a.nonce, n.paths[a.from].theirs, false)
 	}
 }
 

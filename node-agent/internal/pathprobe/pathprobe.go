@@ -36,14 +36,17 @@ const (
 	reopenTime = 2 * time.Second
 )
 
-// A datagram is "kovp", its kind, a zero, what its sender would send (bytes, 0 for
+// A datagram is "kovp", its kind, what its sender says of itself, what it would send (bytes, 0 for
 // unknown), and 64 random bits; a probe is filled up with zeros. An answer repeats
 // the bits, so it can only come from who got the probe, and is never longer than it.
+// Releases before this one say nothing of themselves: zero.
 const (
 	magic      = "kovp"
 	kindProbe  = 1
 	kindAnswer = 2
 	messageLen = 16
+	// listens is what a sender says of itself that listens for what comes through tunnels.
+	listens = 1
 )
 
 // Config of a Prober.
@@ -54,7 +57,9 @@ type Config struct {
 	Address netip.AddrPort
 	// Interval is between probes of one peer.
 	Interval time.Duration
-	Logger   *slog.Logger
+	// Listens reports whether the node answers what comes through tunnels, as long as they are open, which peers are told.
+	Listens func() bool
+	Logger  *slog.Logger
 }
 
 // Prober probes the paths to a node's peers and answers theirs.
@@ -118,6 +123,25 @@ func (p *Prober) Silent() []netip.Addr {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.machine.silent(time.Now())
+}
+
+// Ask has these peers asked at once.
+func (p *Prober) Ask(peers []netip.Addr) {
+	p.mu.Lock()
+	p.machine.ask(time.Now(), peers)
+	p.mu.Unlock()
+	signal(p.wake)
+}
+
+// Answered is when a peer answered last, and whether it said then that it listens for what comes through tunnels. The time
+// is zero where it never has.
+func (p *Prober) Answered(at netip.Addr) (last time.Time, listens bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if peer, ok := p.machine.peers[at]; ok {
+		return peer.answered, peer.listens
+	}
+	return time.Time{}, false
 }
 
 // Changed wakes up after [Prober.Holes] changed.
@@ -229,6 +253,9 @@ func (p *Prober) send(ctx context.Context, conn *net.UDPConn) {
 func (p *Prober) write(conn *net.UDPConn, buf []byte, to netip.Addr, kind byte, nonce uint64, own int) error {
 	copy(buf, magic)
 	buf[4], buf[5] = kind, 0
+	if p.cfg.Listens != nil && p.cfg.Listens() {
+		buf[5] = listens
+	}
 	binary.BigEndian.PutUint16(buf[6:], uint16(min(own, 1<<16-1)))
 	binary.BigEndian.PutUint64(buf[8:], nonce)
 	_, err := conn.WriteToUDPAddrPort(buf, netip.AddrPortFrom(to, p.cfg.Address.Port()))
@@ -253,7 +280,7 @@ func (p *Prober) read(conn *net.UDPConn) error {
 		own, due := 0, false
 		if known {
 			own = peer.own
-			due = in[4] == kindAnswer && p.machine.answer(time.Now(), addr, nonce, theirs)
+			due = in[4] == kindAnswer && p.machine.answer(time.Now(), addr, nonce, theirs, in[5]&listens != 0)
 		}
 		p.mu.Unlock()
 		if known && in[4] == kindProbe {

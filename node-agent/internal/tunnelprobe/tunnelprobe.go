@@ -1,0 +1,267 @@
+// Package tunnelprobe asks other nodes through the tunnels whether they are there, and answers them. What else the
+// agent looks at ends at its own node; this finds what is in between, and in the datapath itself: a firewall or a
+// security group that does not let tunnels' packets pass, a neighbour that is a wrong one, a port that the datapath lost.
+//
+// A question goes the way of a pod's packet: out of the gateway port through the flows to the tunnel, and out of the other
+// node's gateway port. It is sent and received below the firewall of the nodes themselves (packet(7)), so that none
+// of its rules has to know it. Only nodes are asked that say outside of the tunnels that they answer ([Outside]), and
+// their silence counts only where they answer there meanwhile: a node that is away, restarts or has another
+// release proves nothing.
+package tunnelprobe
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/rawpacket"
+	"github.com/k8s-ovs/k8s-ovs/pkg/backoff"
+	"github.com/k8s-ovs/k8s-ovs/pkg/link"
+	"github.com/k8s-ovs/k8s-ovs/pkg/tunnel"
+)
+
+// A message is "kovt", its kind, three zeros, and 64 random bits, which an answer repeats.
+const (
+	magic      = "kovt"
+	kindAsk    = 1
+	kindAnswer = 2
+	messageLen = 16
+)
+
+// reopenTime is the pause before a socket is opened again.
+const reopenTime = time.Second
+
+// ErrCut is that no other node answers through the tunnels, though some answer outside of them.
+var ErrCut = errors.New("no other node answers through the tunnels")
+
+// Node is another node.
+type Node struct {
+	// Tunnel is its tunnel address, Overlay that of its gateway port.
+	Tunnel, Overlay netip.Addr
+}
+
+// Outside asks nodes past the tunnels; [pathprobe.Prober] does.
+type Outside interface {
+	// Ask asks these nodes at once.
+	Ask(nodes []netip.Addr)
+	// Answered is when a node answered last, and whether it said then that it listens for what comes through tunnels.
+	Answered(node netip.Addr) (at time.Time, listens bool)
+}
+
+// Config of a Prober.
+type Config struct {
+	// NS is the node's namespace, Device the gateway port.
+	NS     *link.NS
+	Device string
+	// Port is the UDP port of questions and answers, the same on all nodes.
+	Port    uint16
+	Outside Outside
+	// AnswersOnly is that nobody is asked.
+	AnswersOnly bool
+	Logger      *slog.Logger
+}
+
+// Prober asks and answers. Its methods may be called at any time.
+type Prober struct {
+	cfg Config
+	// listens is that there is a socket.
+	listens atomic.Bool
+
+	mu      sync.Mutex // guards what follows
+	self    netip.Addr
+	tunnels tunnel.Port
+	machine *machine
+
+	said map[netip.Addr]bool // Run's
+}
+
+// New makes a Prober; it sends nothing before Run.
+func New(cfg Config) *Prober {
+	return &Prober{cfg: cfg, machine: newMachine(randomNonce, cfg.Outside), said: map[netip.Addr]bool{}}
+}
+
+// randomNonce cannot be guessed, and is not 0.
+func randomNonce() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // never fails (crypto/rand)
+	return binary.BigEndian.Uint64(b[:]) | 1
+}
+
+// Listens reports whether what comes through tunnels is answered.
+func (p *Prober) Listens() bool { return p.listens.Load() }
+
+// SetNodes replaces the nodes that are asked and answered. Self is this node's own address in the overlay, tunnels the port of the nodes' tunnels.
+func (p *Prober) SetNodes(self netip.Addr, tunnels tunnel.Port, nodes []Node) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.self, p.tunnels = self, tunnels
+	p.machine.setNodes(nodes)
+}
+
+// Kept is how many nodes do not answer through the tunnels while they answer outside of them.
+func (p *Prober) Kept() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	cut, _ := p.machine.cut()
+	return len(cut)
+}
+
+// Reach is [ErrCut] with what there is to look for where nodes do not answer through the tunnels while they answer
+// outside of them, and no other one answers through them.
+func (p *Prober) Reach() error {
+	if why, all := p.explain(); all {
+		return fmt.Errorf("%w: %s", ErrCut, why)
+	}
+	return nil
+}
+
+// Why names nodes that do not answer through the tunnels, and do outside of them, while others do; empty where there are none.
+func (p *Prober) Why() string {
+	why, all := p.explain()
+	if all {
+		return ""
+	}
+	return why
+}
+
+func (p *Prober) explain() (why string, all bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	cut, all := p.machine.cut()
+	if len(cut) == 0 {
+		return "", false
+	}
+	one := cut[0]
+	whom := one.String() + " answers"
+	if more := len(cut) - 1; more > 0 {
+		whom = fmt.Sprintf("%s and %d more answer", one, more)
+	}
+	return fmt.Sprintf("%s outside of the tunnels only: something between the nodes drops UDP port %d (a security group of the cloud, a firewall on the way, traffic control, a policy of IPsec), or the neighbour is a wrong one (ip neigh show to %s; with the userspace datapath ovs-appctl tnl/neigh/show)",
+		whom, p.tunnels, one), all
+}
+
+// Run asks and answers until ctx ends.
+func (p *Prober) Run(ctx context.Context) {
+	var trouble backoff.Trouble
+	for ctx.Err() == nil {
+		err := p.serve(ctx, func() { trouble.Over() })
+		if err != nil && ctx.Err() == nil && trouble.News(err) {
+			p.cfg.Logger.Debug("other nodes are not asked through the tunnels; trying again", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(reopenTime):
+		}
+	}
+}
+
+// serve asks and answers until the socket fails, or the device is another one.
+func (p *Prober) serve(ctx context.Context, opened func()) error {
+	s, err := open(p.cfg.NS, p.cfg.Device, p.cfg.Port)
+	if err != nil {
+		return err
+	}
+	opened()
+	p.listens.Store(true)
+	ctx, cancel := context.WithCancel(ctx)
+	var reading sync.WaitGroup
+	defer func() {
+		p.listens.Store(false)
+		cancel()
+		_ = s.Close()
+		reading.Wait()
+	}()
+	var failed error
+	reading.Go(func() {
+		defer cancel()
+		failed = p.read(s)
+	})
+	for {
+		if err := s.current(); err != nil {
+			return err
+		}
+		p.mu.Lock()
+		var ask []question
+		var doubt []netip.Addr
+		lasts, self := calm, p.self
+		if !p.cfg.AnswersOnly {
+			ask, doubt, lasts = p.machine.round(time.Now())
+		}
+		p.mu.Unlock()
+		if self.IsValid() {
+			s.absorb(self, p.cfg.Port)
+		}
+		for _, q := range ask {
+			p.send(s, self, q.to.Overlay, kindAsk, q.nonce)
+		}
+		if len(doubt) > 0 {
+			p.cfg.Outside.Ask(doubt)
+		}
+		p.tell()
+		select {
+		case <-ctx.Done():
+			_ = s.Close()
+			reading.Wait()
+			return failed
+		case <-time.After(lasts):
+		}
+	}
+}
+
+// send sends a message. What goes wrong is no different from a way that loses it.
+func (p *Prober) send(s *socket, from, to netip.Addr, kind byte, nonce uint64) {
+	m := make([]byte, messageLen)
+	copy(m, magic)
+	m[4] = kind
+	binary.BigEndian.PutUint64(m[8:], nonce)
+	_ = s.send(rawpacket.Datagram(netip.AddrPortFrom(from, p.cfg.Port), netip.AddrPortFrom(to, p.cfg.Port), m...))
+}
+
+// read takes in what arrives until the socket is closed.
+func (p *Prober) read(s *socket) error {
+	for {
+		from, to, m, err := s.receive()
+		if err != nil {
+			return err
+		}
+		if len(m) != messageLen || string(m[:4]) != magic {
+			continue
+		}
+		nonce := binary.BigEndian.Uint64(m[8:])
+		p.mu.Lock()
+		self, known := p.self, to == p.self && p.machine.overlay[from] != nil
+		if known && m[4] == kindAnswer {
+			p.machine.answer(time.Now(), from, nonce)
+		}
+		p.mu.Unlock()
+		if known && m[4] == kindAsk {
+			p.send(s, self, from, kindAnswer, nonce)
+		}
+	}
+}
+
+// tell logs which nodes are cut off since, and which are not any more.
+func (p *Prober) tell() {
+	p.mu.Lock()
+	cut, _ := p.machine.cut()
+	p.mu.Unlock()
+	now := map[netip.Addr]bool{}
+	for _, at := range cut {
+		if now[at] = true; !p.said[at] {
+			p.cfg.Logger.Warn("a node does not answer through the tunnel, and does outside of it", "node", at)
+		}
+	}
+	for at := range p.said {
+		if !now[at] {
+			p.cfg.Logger.Info("a node answers through the tunnel again", "node", at)
+		}
+	}
+	p.said = now
+}
