@@ -76,7 +76,7 @@ type nodesCheck interface {
 
 // throughCheck is [tunnelprobe.Prober].
 type throughCheck interface {
-	SetNodes(self netip.Addr, tunnels tunnel.Port, nodes []tunnelprobe.Node)
+	SetNodes(subnet netip.Prefix, tunnels tunnel.Port, nodes []tunnelprobe.Node)
 	Reach() error
 	Why() string
 	Kept() int
@@ -85,10 +85,10 @@ type throughCheck interface {
 // nobodyAsked is where nodes do not ask each other.
 type nobodyAsked struct{}
 
-func (nobodyAsked) SetNodes(netip.Addr, tunnel.Port, []tunnelprobe.Node) {}
-func (nobodyAsked) Reach() error                                         { return nil }
-func (nobodyAsked) Why() string                                          { return "" }
-func (nobodyAsked) Kept() int                                            { return 0 }
+func (nobodyAsked) SetNodes(netip.Prefix, tunnel.Port, []tunnelprobe.Node) {}
+func (nobodyAsked) Reach() error                                           { return nil }
+func (nobodyAsked) Why() string                                            { return "" }
+func (nobodyAsked) Kept() int                                              { return 0 }
 
 // routes are [podroutes.Check] of the node's.
 type routes interface {
@@ -159,7 +159,7 @@ func (n *health) lookAtNodes(ctx context.Context, p *pass) error {
 			answering = append(answering, tunnelprobe.Node{Tunnel: end.VTEP, Overlay: node.Gateway()})
 		}
 	}
-	m.through.SetNodes(p.me.Gateway(), n.tunnels.as.Port, answering)
+	m.through.SetNodes(p.me.Subnet, n.tunnels.as.Port, answering)
 	if m.policy == exits.Off {
 		return nil
 	}

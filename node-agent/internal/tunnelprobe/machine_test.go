@@ -216,7 +216,7 @@ func TestLate(t *testing.T) {
 func TestExplain(t *testing.T) {
 	w := newMesh(t, 2)
 	p := &Prober{machine: w.m}
-	p.SetNodes(netip.MustParseAddr("172.11.9.1"), 4789, []Node{w.others[0].Node, w.others[1].Node})
+	p.SetNodes(netip.MustParsePrefix("172.11.8.0/22"), 4789, []Node{w.others[0].Node, w.others[1].Node})
 	if err, why := p.Reach(), p.Why(); err != nil || why != "" || p.Kept() != 0 {
 		t.Errorf("before anything: %v, %q, %d", err, why, p.Kept())
 	}

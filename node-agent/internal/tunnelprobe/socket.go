@@ -12,6 +12,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/rawpacket"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
@@ -22,13 +23,15 @@ type socket struct {
 	*os.File
 	ns     *link.NS
 	device link.Link
+	// at is the node's address in the overlay, with the port.
+	at netip.AddrPort
 	// header is the frame's: from the device to what is behind it.
 	header []byte
 	// absorbs takes what the node's own stack gets of the same packets; nil before it does.
 	absorbs *net.UDPConn
 }
 
-func open(ns *link.NS, device string, port uint16) (*socket, error) {
+func open(ns *link.NS, device string, port uint16, subnet netip.Prefix) (*socket, error) {
 	l, ok, err := ns.Link(device)
 	if err == nil && !ok {
 		err = fmt.Errorf("there is no device %s yet", device)
@@ -36,9 +39,13 @@ func open(ns *link.NS, device string, port uint16) (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	filter, err := forPort(port)
+	filter, err := bpf.Assemble(ofNodes(port, subnet))
 	if err != nil {
 		return nil, err
+	}
+	program := make([]unix.SockFilter, len(filter))
+	for i, in := range filter {
+		program[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
 	}
 	fd := -1
 	err = ns.Do(func() (err error) {
@@ -47,7 +54,7 @@ func open(ns *link.NS, device string, port uint16) (*socket, error) {
 		if err != nil {
 			return err
 		}
-		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]})
+		err = unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 		if err == nil {
 			err = unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: networkOrder(unix.ETH_P_IP), Ifindex: l.Index})
 		}
@@ -60,7 +67,7 @@ func open(ns *link.NS, device string, port uint16) (*socket, error) {
 		return nil, fmt.Errorf("packet socket at %s: %w", device, err)
 	}
 	header := slices.Concat([]byte(topology.MAC(topology.NextHop)), []byte(l.MAC), []byte{0x08, 0x00})
-	return &socket{File: os.NewFile(uintptr(fd), "packets of "+device), ns: ns, device: l, header: header}, nil
+	return &socket{File: os.NewFile(uintptr(fd), "packets of "+device), ns: ns, device: l, at: netip.AddrPortFrom(topology.GatewayOf(subnet), port), header: header}, nil
 }
 
 func networkOrder(v uint16) uint16 {
@@ -86,12 +93,12 @@ func (s *socket) send(packet []byte) error {
 
 // absorb has the node's stack take in what is received here too, so that it answers nobody that nothing listens. Where it
 // cannot, which is so as long as the device has not its address, that answer is all that goes wrong.
-func (s *socket) absorb(at netip.Addr, port uint16) {
+func (s *socket) absorb() {
 	if s.absorbs != nil {
 		return
 	}
 	_ = s.ns.Do(func() (err error) {
-		s.absorbs, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(at, port)))
+		s.absorbs, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(s.at))
 		return err
 	})
 	if conn := s.absorbs; conn != nil {
@@ -113,11 +120,15 @@ func (s *socket) Close() error {
 	return s.File.Close()
 }
 
-const ethernetSize, ipSize, udpSize = 14, 20, 8
+const (
+	ethernetSize = 14
+	// longest is how much of a frame is read, bytes.
+	longest = 256
+)
 
 // receive is the next datagram.
 func (s *socket) receive() (from, to netip.Addr, carries []byte, err error) {
-	buf := make([]byte, 256)
+	buf := make([]byte, longest)
 	for {
 		n, err := s.Read(buf)
 		switch {
@@ -125,38 +136,38 @@ func (s *socket) receive() (from, to netip.Addr, carries []byte, err error) {
 			continue
 		case err != nil:
 			return from, to, nil, err
-		case n < ethernetSize+ipSize+udpSize:
+		case n < ethernetSize+rawpacket.IPSize+rawpacket.UDPSize:
 			continue
 		}
 		packet := buf[ethernetSize:n]
 		size := int(packet[0]&0x0f) * 4
 		end := min(int(binary.BigEndian.Uint16(packet[2:])), len(packet))
-		if size < ipSize || end < size+udpSize {
+		if size < rawpacket.IPSize || end < size+rawpacket.UDPSize {
 			continue
 		}
 		from, _ = netip.AddrFromSlice(packet[12:16])
 		to, _ = netip.AddrFromSlice(packet[16:20])
-		return from, to, packet[size+udpSize : end], nil
+		return from, to, packet[size+rawpacket.UDPSize : end], nil
 	}
 }
 
-// forPort takes whole UDP datagrams of IPv4 for a port, short ones.
-func forPort(port uint16) ([]unix.SockFilter, error) {
-	const udp = unix.IPPROTO_UDP
-	program, err := bpf.Assemble([]bpf.Instruction{
+// ofNodes takes whole UDP datagrams for a port from nodes' own addresses in the overlay, which are the first of subnets as long
+// as this one: what pods send, however much that is, costs the agent nothing.
+func ofNodes(port uint16, subnet netip.Prefix) []bpf.Instruction {
+	hosts := uint32(1)<<(subnet.Addr().BitLen()-subnet.Bits()) - 1
+	const fragment = 0x3fff
+	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: ethernetSize + 9, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: udp, SkipTrue: 6},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 9},
+		bpf.LoadAbsolute{Off: ethernetSize + 12, Size: 4},
+		bpf.ALUOpConstant{Op: bpf.ALUOpAnd, Val: hosts},
+		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: 1, SkipTrue: 6},
 		bpf.LoadAbsolute{Off: ethernetSize + 6, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 0x3fff, SkipTrue: 4}, // a fragment
+		bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: fragment, SkipTrue: 4},
 		bpf.LoadMemShift{Off: ethernetSize},
 		bpf.LoadIndirect{Off: ethernetSize + 2, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: uint32(port), SkipTrue: 1},
-		bpf.RetConstant{Val: 256},
+		bpf.RetConstant{Val: longest},
 		bpf.RetConstant{Val: 0},
-	})
-	filter := make([]unix.SockFilter, len(program))
-	for i, in := range program {
-		filter[i] = unix.SockFilter{Code: in.Op, Jt: in.Jt, Jf: in.Jf, K: in.K}
 	}
-	return filter, err
 }

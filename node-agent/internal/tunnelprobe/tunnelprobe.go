@@ -10,6 +10,7 @@
 package tunnelprobe
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -74,8 +75,9 @@ type Prober struct {
 	// listens is that there is a socket.
 	listens atomic.Bool
 
-	mu      sync.Mutex // guards what follows
-	self    netip.Addr
+	mu sync.Mutex // guards what follows
+	// subnet is the node's, not valid as long as that is not known.
+	subnet  netip.Prefix
 	tunnels tunnel.Port
 	machine *machine
 
@@ -97,11 +99,12 @@ func randomNonce() uint64 {
 // Listens reports whether what comes through tunnels is answered.
 func (p *Prober) Listens() bool { return p.listens.Load() }
 
-// SetNodes replaces the nodes that are asked and answered. Self is this node's own address in the overlay, tunnels the port of the nodes' tunnels.
-func (p *Prober) SetNodes(self netip.Addr, tunnels tunnel.Port, nodes []Node) {
+// SetNodes replaces the nodes that are asked and answered. Subnet is this node's own, and those of all are as long, tunnels
+// is the port of their tunnels.
+func (p *Prober) SetNodes(subnet netip.Prefix, tunnels tunnel.Port, nodes []Node) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.self, p.tunnels = self, tunnels
+	p.subnet, p.tunnels = subnet, tunnels
 	p.machine.setNodes(nodes)
 }
 
@@ -163,8 +166,12 @@ func (p *Prober) Run(ctx context.Context) {
 }
 
 // serve asks and answers until the socket fails, or the device is another one.
-func (p *Prober) serve(ctx context.Context, opened func()) error {
-	s, err := open(p.cfg.NS, p.cfg.Device, p.cfg.Port)
+func (p *Prober) serve(ctx context.Context, opened func()) (err error) {
+	subnet := p.own()
+	if !subnet.IsValid() {
+		return nil
+	}
+	s, err := open(p.cfg.NS, p.cfg.Device, p.cfg.Port, subnet)
 	if err != nil {
 		return err
 	}
@@ -172,56 +179,62 @@ func (p *Prober) serve(ctx context.Context, opened func()) error {
 	p.listens.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
 	var reading sync.WaitGroup
-	defer func() {
-		p.listens.Store(false)
-		cancel()
-		_ = s.Close()
-		reading.Wait()
-	}()
 	var failed error
 	reading.Go(func() {
 		defer cancel()
 		failed = p.read(s)
 	})
+	defer func() {
+		p.listens.Store(false)
+		cancel()
+		_ = s.Close()
+		reading.Wait()
+		err = cmp.Or(err, failed)
+	}()
 	for {
-		if err := s.current(); err != nil {
+		if err := s.current(); err != nil || p.own() != subnet {
 			return err
 		}
-		p.mu.Lock()
-		var ask []question
-		var doubt []netip.Addr
-		lasts, self := calm, p.self
-		if !p.cfg.AnswersOnly {
-			ask, doubt, lasts = p.machine.round(time.Now())
-		}
-		p.mu.Unlock()
-		if self.IsValid() {
-			s.absorb(self, p.cfg.Port)
-		}
-		for _, q := range ask {
-			p.send(s, self, q.to.Overlay, kindAsk, q.nonce)
-		}
-		if len(doubt) > 0 {
-			p.cfg.Outside.Ask(doubt)
-		}
-		p.tell()
 		select {
+		case <-time.After(p.round(s)):
 		case <-ctx.Done():
-			_ = s.Close()
-			reading.Wait()
-			return failed
-		case <-time.After(lasts):
+			return nil
 		}
 	}
 }
 
+func (p *Prober) own() netip.Prefix {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.subnet
+}
+
+// round asks whom it is the turn of, and returns how long the round lasts.
+func (p *Prober) round(s *socket) time.Duration {
+	s.absorb()
+	p.mu.Lock()
+	ask, doubt, lasts := []question(nil), []netip.Addr(nil), calm
+	if !p.cfg.AnswersOnly {
+		ask, doubt, lasts = p.machine.round(time.Now())
+	}
+	p.mu.Unlock()
+	for _, q := range ask {
+		p.send(s, q.to.Overlay, kindAsk, q.nonce)
+	}
+	if len(doubt) > 0 {
+		p.cfg.Outside.Ask(doubt)
+	}
+	p.tell()
+	return lasts
+}
+
 // send sends a message. What goes wrong is no different from a way that loses it.
-func (p *Prober) send(s *socket, from, to netip.Addr, kind byte, nonce uint64) {
+func (p *Prober) send(s *socket, to netip.Addr, kind byte, nonce uint64) {
 	m := make([]byte, messageLen)
 	copy(m, magic)
 	m[4] = kind
 	binary.BigEndian.PutUint64(m[8:], nonce)
-	_ = s.send(rawpacket.Datagram(netip.AddrPortFrom(from, p.cfg.Port), netip.AddrPortFrom(to, p.cfg.Port), m...))
+	_ = s.send(rawpacket.Datagram(s.at, netip.AddrPortFrom(to, p.cfg.Port), m...))
 }
 
 // read takes in what arrives until the socket is closed.
@@ -236,13 +249,13 @@ func (p *Prober) read(s *socket) error {
 		}
 		nonce := binary.BigEndian.Uint64(m[8:])
 		p.mu.Lock()
-		self, known := p.self, to == p.self && p.machine.overlay[from] != nil
+		known := to == s.at.Addr() && p.machine.overlay[from] != nil
 		if known && m[4] == kindAnswer {
 			p.machine.answer(time.Now(), from, nonce)
 		}
 		p.mu.Unlock()
 		if known && m[4] == kindAsk {
-			p.send(s, self, from, kindAnswer, nonce)
+			p.send(s, from, kindAnswer, nonce)
 		}
 	}
 }

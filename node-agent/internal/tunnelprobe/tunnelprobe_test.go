@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/net/bpf"
+
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/rawpacket"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns"
 	"github.com/k8s-ovs/k8s-ovs/test/netlab/ns/nstest"
@@ -52,7 +55,7 @@ func newLab(t *testing.T) *lab {
 		}
 		t.Cleanup(func() { _ = host.Close() })
 		p := New(Config{NS: host, Device: device, Port: port, Outside: reached{}, Logger: slog.New(slog.DiscardHandler)})
-		p.SetNodes(overlays[i], 4789, []Node{{Tunnel: netip.AddrFrom4([4]byte{198, 18, 0, byte(2 - i)}), Overlay: overlays[1-i]}})
+		p.SetNodes(netip.PrefixFrom(overlays[i], 22).Masked(), 4789, []Node{{Tunnel: netip.AddrFrom4([4]byte{198, 18, 0, byte(2 - i)}), Overlay: overlays[1-i]}})
 		l.nodes[i] = p
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -119,5 +122,41 @@ func TestProber(t *testing.T) {
 	l.await("with another one", hears)
 	if err := l.nodes[0].Reach(); err != nil {
 		t.Errorf("it says %v", err)
+	}
+}
+
+// TestOfNodes: what the agent is woken up by.
+func TestOfNodes(t *testing.T) {
+	vm, err := bpf.NewVM(ofNodes(port, netip.MustParsePrefix("172.11.8.0/22")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := netip.MustParseAddrPort("172.11.4.1:4790"), netip.MustParseAddrPort("172.11.8.1:4790")
+	frame := func(packet []byte, change func(ip []byte)) []byte {
+		if change != nil {
+			change(packet)
+		}
+		return append(make([]byte, ethernetSize), packet...)
+	}
+	options := append([]byte{0x46}, rawpacket.Datagram(from, to)[1:rawpacket.IPSize]...)
+	options = append(append(options, 1, 1, 1, 0), rawpacket.Datagram(from, to, 'x')[rawpacket.IPSize:]...)
+	for name, c := range map[string]struct {
+		frame []byte
+		want  bool
+	}{
+		"another node":                {frame(rawpacket.Datagram(from, to, make([]byte, messageLen)...), nil), true},
+		"one with options":            {frame(options, nil), true},
+		"one that must not be broken": {frame(rawpacket.Datagram(from, to), func(ip []byte) { ip[6] = 0x40 }), true},
+		"a pod":                       {frame(rawpacket.Datagram(netip.MustParseAddrPort("172.11.4.2:4790"), to), nil), false},
+		"a pod with a low address":    {frame(rawpacket.Datagram(netip.MustParseAddrPort("172.11.5.1:4790"), to), nil), false},
+		"another port":                {frame(rawpacket.Datagram(from, netip.MustParseAddrPort("172.11.8.1:53")), nil), false},
+		"TCP":                         {frame(rawpacket.Acknowledgment(from, to, 1), nil), false},
+		"a first fragment":            {frame(rawpacket.Datagram(from, to), func(ip []byte) { ip[6] = 0x20 }), false},
+		"a later fragment":            {frame(rawpacket.Datagram(from, to), func(ip []byte) { ip[7] = 1 }), false},
+		"less than its headers":       {frame(rawpacket.Datagram(from, to)[:21], nil), false},
+	} {
+		if n, err := vm.Run(c.frame); err != nil || n > 0 != c.want {
+			t.Errorf("%s: %d bytes are taken, %v; want some: %t", name, n, err, c.want)
+		}
 	}
 }
