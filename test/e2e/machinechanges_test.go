@@ -47,7 +47,6 @@ var changes = []change{
 	{name: "the device with the address down", do: "ip link set $DEV down", undo: "ip link set $DEV up; ip route replace default via $VIA"},
 	{name: "the device with the address without ARP", says: "arp on", do: "ip link set $DEV arp off", undo: "ip link set $DEV arp on"},
 	{name: "tunnels' packets dropped behind the firewall", says: "outside of the tunnels only", do: `nft "add table netdev fw; add chain netdev fw o { type filter hook egress device $UPLINK priority 0; }; add rule netdev fw o udp dport 4789 drop"`, undo: "nft delete table netdev fw || true", needs: `ip link add d0 type bridge; nft 'add table netdev fw; add chain netdev fw o { type filter hook egress device d0 priority 0; }'`},
-	{name: "tunnels' packets refused by IPsec", says: "outside of the tunnels only", do: "ip xfrm policy add dst $PEER proto udp dport 4789 dir out action block", undo: "ip xfrm policy flush", datapath: "system", needs: "ip xfrm policy add dst 192.0.2.1 proto udp dport 4789 dir out action block"},
 	{name: "a wrong neighbour of the userspace datapath", do: "ovs-appctl -t $OVS_RUNDIR/ovs-vswitchd.ctl tnl/neigh/set br-phy $PEER 02:00:00:00:00:55", datapath: "netdev"},
 	{name: "the uplink's MTU", do: "ip link set $UPLINK mtu 1400", undo: "ip link set $UPLINK mtu 1500"},
 	{name: "the uplink merges packets that it receives", do: "ethtool -K $UPLINK gro on", datapath: "netdev"},
