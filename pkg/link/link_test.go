@@ -440,6 +440,25 @@ func TestConfigMovesToAnotherDevice(t *testing.T) {
 	}
 }
 
+// TestDeaf: a device that looks up neighbours, unless somebody has told it not to.
+func TestDeaf(t *testing.T) {
+	n := space(t)
+	ip(t, n, "link add v0 type veth peer name v1")
+	deaf := func(name string) bool { return must(n.Existing(name))(t).Deaf }
+	for _, want := range []bool{false, true, false} {
+		if want {
+			ip(t, n, "link set v0 arp off")
+		}
+		if got := deaf("v0"); got != want {
+			t.Errorf("v0 is deaf: %t, want %t", got, want)
+		}
+		ip(t, n, "link set v0 arp on")
+	}
+	if deaf("lo") {
+		t.Error("lo has no neighbours to look up, and is deaf")
+	}
+}
+
 func TestSubscribe(t *testing.T) {
 	n := space(t)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)

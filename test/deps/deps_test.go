@@ -215,7 +215,7 @@ func TestKernelRooms(t *testing.T) {
 func TestAgentWires(t *testing.T) {
 	const internal = "node-agent/internal/"
 	only := map[string]string{internal + "agent": "node-agent"}
-	for _, room := range []string{"allot", "answers", "asking", "crashnews", "etcdaccess", "exits", "flowcache", "front", "leftout", "nodemtu", "peers", "podlimits", "podroutes", "policies", "records", "sharing", "switchports", "tenants"} {
+	for _, room := range []string{"allot", "answers", "asking", "crashnews", "etcdaccess", "exits", "flowcache", "front", "leftout", "nodemtu", "peers", "podlimits", "podroutes", "policies", "records", "sharing", "switchports", "tenants", "tunnelprobe"} {
 		only[internal+room] = internal + "agent"
 	}
 	found := map[string]bool{}

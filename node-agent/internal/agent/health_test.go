@@ -15,6 +15,7 @@ import (
 
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/exits"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/podroutes"
+	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/tunnelprobe"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/underlay"
 	"github.com/k8s-ovs/k8s-ovs/pkg/kube"
 	"github.com/k8s-ovs/k8s-ovs/pkg/link"
@@ -229,6 +230,79 @@ func TestWaysToNodes(t *testing.T) {
 		if len(u.reached[0]) != 1 || u.reached[0][labPeer.HostIP] != 4789 || valueOf(t, closed) != 0 || valueOf(t, kept) != 2 {
 			t.Errorf("--tunnel-check=%s: looked for %v, closed %v, kept %v", policy, u.reached[0], valueOf(t, closed), valueOf(t, kept))
 		}
+	}
+}
+
+// silence is other nodes that do not answer through the tunnels.
+type silence struct {
+	kept  int
+	all   bool
+	nodes []tunnelprobe.Node
+}
+
+func (s *silence) SetNodes(_ netip.Prefix, _ tunnel.Port, nodes []tunnelprobe.Node) { s.nodes = nodes }
+func (s *silence) Why() string                                                      { return "" }
+func (s *silence) Kept() int                                                        { return s.kept }
+
+func (s *silence) Reach() error {
+	if s.all {
+		return tunnelprobe.ErrCut
+	}
+	return nil
+}
+
+// TestSilence: nodes that do not answer through the tunnels make the node not ready where none does, and have the datapath
+// look them up anew, not at each look; --tunnel-check=off does not go by them, and has them answered still.
+func TestSilence(t *testing.T) {
+	s := snapshot(0, 3, labSelf, labPeer)
+	for _, policy := range []exits.Policy{exits.NotReady, exits.Off} {
+		u := &uplinks{devices: map[string]link.Link{"eth0": {Name: "eth0", Up: true, Carrier: true}}}
+		through, relearned := &silence{}, 0
+		kept := prometheus.NewGauge(prometheus.GaugeOpts{Name: "kept"})
+		h := &health{
+			picture: &picture{self: labSelf.HostIP, under: underlay.Underlay{Link: "eth0"}, records: &s, tunnels: tunnels{as: tunnel.Encap{Type: tunnel.VXLAN, Port: 4789}}},
+			exits:   u, links: u, routes: u, database: u, way: checked{policy: exits.Off},
+			mesh: mesh{nodes: u, through: through, kept: kept, relearn: func(context.Context) error { relearned++; return nil }, checked: checked{
+				policy: policy, flag: "tunnel-check", node: "n1", closed: prometheus.NewGauge(prometheus.GaugeOpts{Name: "closed"}), log: slog.New(slog.DiscardHandler),
+			}},
+		}
+		for i, c := range []struct {
+			silence
+			looks     int
+			relearned int
+		}{{silence{}, 1, 0}, {silence{kept: 1}, 1, 1}, {silence{kept: 1, all: true}, relearnEvery - 1, 1}, {silence{kept: 1, all: true}, 1, 2}, {silence{}, 1, 2}, {silence{kept: 2, all: true}, 1, 3}} {
+			through.kept, through.all = c.kept, c.all
+			var p *pass
+			for range c.looks {
+				p = &pass{full: true, me: labSelf}
+				if err := h.look(t.Context(), p); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if policy == exits.Off {
+				c.all, c.relearned = false, 0
+			} else if got := valueOf(t, kept); got != float64(2+c.kept) {
+				t.Errorf("look %d: %v kept back, want 2 and %d", i, got, c.kept)
+			}
+			if errors.Is(p.unwell, tunnelprobe.ErrCut) != c.all || relearned != c.relearned {
+				t.Errorf("--tunnel-check=%s, look %d: %v, looked up %d times; want not ready: %t, %d times", policy, i, p.unwell, relearned, c.all, c.relearned)
+			}
+		}
+		want := []tunnelprobe.Node{{Tunnel: labPeer.HostIP, Overlay: labPeer.Gateway()}}
+		if diff := cmp.Diff(want, through.nodes, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+			t.Errorf("--tunnel-check=%s: nodes to be asked (-want +got):\n%s", policy, diff)
+		}
+	}
+}
+
+// A device that was told not to look up neighbours leads nowhere.
+func TestDeafUplink(t *testing.T) {
+	u := &uplinks{devices: map[string]link.Link{"eth0": {Name: "eth0", Up: true, Carrier: true, Deaf: true}}}
+	s := snapshot(0, 3, labSelf)
+	h := &health{picture: &picture{self: labSelf.HostIP, under: underlay.Underlay{Link: "eth0"}, records: &s}, exits: u, links: u, routes: u, database: u, way: checked{policy: exits.Off}, mesh: noMesh}
+	p := &pass{full: true, me: labSelf}
+	if err := h.look(t.Context(), p); err != nil || p.unwell == nil || !strings.Contains(p.unwell.Error(), "ip link set eth0 arp on") {
+		t.Errorf("not ready because of %v, %v; want what to do about eth0", p.unwell, err)
 	}
 }
 
