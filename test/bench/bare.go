@@ -14,7 +14,7 @@ import (
 // where they are on two nodes. That is what a bridge with two ports and two flows does, and its
 // packets take the same devices, so nothing but the pipeline differs. The pods know each other's
 // hardware address, so nothing of a packet is changed on the way. The agents would take the flows
-// out: they must not run until removeBare.
+// out: see withoutAgents.
 func (b *bench) barePath(ctx context.Context, pair podPair) (path, error) {
 	b.bares++
 	pods := [2]netlab.Pod{pair.from, pair.to}

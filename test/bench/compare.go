@@ -44,7 +44,7 @@ func (b *bench) turns(c comparison) int {
 }
 
 // compare measures a comparison's round trips and its throughput, both in each turn. A turn takes
-// less than a second: what else the machine does changes more slowly than that, and cancels out.
+// about a second: what the machine does for longer than that cancels out.
 func (b *bench) compare(ctx context.Context, c comparison) (err error) {
 	defer func() {
 		if err != nil {
@@ -64,7 +64,7 @@ func (b *bench) compare(ctx context.Context, c comparison) (err error) {
 		}
 		use, during := talkers[side], rareTripsTime
 		if !c.rare {
-			k := (i + warm) % len(use)
+			k := (i + warm) / 2 % len(use) // each path with either side first
 			use, during = use[k:k+1], tripsTime
 		}
 		n, err := roundTrips(ctx, clients(use), during)

@@ -19,7 +19,7 @@ func (p podPair) path() path {
 
 // trafficPairs is how many pairs of pods take turns. The userspace datapath polls its ports in an
 // order that follows from their numbers, and a pair's place in it is worth up to 30 % of its round
-// trips; both sides of a comparison have the same place.
+// trips. Both sides of most comparisons are the same pairs; where they are not, as with services, the rows have no bar.
 const trafficPairs = 4
 
 // podPair attaches a pod on n1 and one on node to, in one namespace.

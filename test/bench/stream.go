@@ -23,6 +23,8 @@ type sink struct {
 	listener net.Listener
 	bytes    atomic.Int64
 	readers  errgroup.Group
+	// over has the readers end, also those whose stream's end does not get here.
+	over context.CancelFunc
 }
 
 func newSink(h host) (*sink, error) {
@@ -30,7 +32,8 @@ func newSink(h host) (*sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &sink{listener: listener}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &sink{listener: listener, over: cancel}
 	s.readers.Go(func() error {
 		for {
 			conn, err := listener.Accept()
@@ -38,12 +41,13 @@ func newSink(h host) (*sink, error) {
 				return nil // closed, which ends it
 			}
 			s.readers.Go(func() error {
+				defer context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Now()) })()
 				buf := make([]byte, 256<<10)
 				for {
 					n, err := conn.Read(buf)
 					s.bytes.Add(int64(n))
 					if err != nil {
-						return conn.Close() // the stream has gone
+						return conn.Close()
 					}
 				}
 			})
@@ -52,8 +56,10 @@ func newSink(h host) (*sink, error) {
 	return s, nil
 }
 
-// close returns when all streams have gone.
-func (s *sink) close() error { return errors.Join(s.listener.Close(), s.readers.Wait()) }
+func (s *sink) close() error {
+	s.over()
+	return errors.Join(s.listener.Close(), s.readers.Wait())
+}
 
 // stream is one TCP connection to a sink, which sends now and then. Many short measurements in turn
 // need connections that are there already, which iperf3 does not have.

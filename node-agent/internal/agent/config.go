@@ -132,7 +132,7 @@ func (c *Config) Register(fs *pflag.FlagSet) {
 	fs.IntVar(&c.MTU, "mtu", c.MTU, "MTU of pods in `bytes`; clamped to what the underlay carries (default: that)")
 	fs.StringVar((*string)(&c.MTUOnBlackHole), "mtu-on-blackhole", string(c.MTUOnBlackHole), "what a path that loses large packets does: clamp (pods send smaller ones) or report (log, metric and record only)")
 	fs.DurationVar(&c.MTUProbeInterval, "mtu-probe-interval", c.MTUProbeInterval, "`time` between probes of the path to each node")
-	fs.Uint16Var(&c.MTUProbePort, "mtu-probe-port", c.MTUProbePort, "UDP `port` of these probes, the same on every node; 0 for none")
+	fs.Uint16Var(&c.MTUProbePort, "mtu-probe-port", c.MTUProbePort, "UDP `port` of these probes, and of what nodes ask each other through the tunnels, the same on every node; 0 for neither")
 	fs.Var(&c.UplinkRate, "uplink-rate", "`rate` that pods share by tenant when they overload the uplink (kernel datapath): bits per second, such as 950M, auto (the link's own), or off")
 	fs.StringVar((*string)(&c.BandwidthPolicy), "bandwidth-policy", string(c.BandwidthPolicy), "what becomes of a pod whose rate limit is not valid: strict (it does not start) or lenient (it starts without)")
 	fs.Var(&c.ServiceConnections, "service-connection-rate", "most new connections per second of the pods of one namespace on this node to services: a `number`, auto (a sixteenth of the connection table), or off")

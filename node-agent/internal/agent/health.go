@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -39,6 +40,8 @@ type health struct {
 	routes routes
 	astray error
 	routed bool
+	// heard is the index of the device with the node's address, once that has looked up neighbours.
+	heard int
 	// exit is why the node was not ready for pods' packets last, which did not get out of it;
 	// nil where they did, or where that was not tried yet.
 	exit  error
@@ -51,11 +54,14 @@ type mesh struct {
 	nodes nodesCheck
 	// through is the way that nothing of this node's alone tells of.
 	through throughCheck
-	// relearn has the datapath look up anew where other nodes are; nil where it asks the kernel. unheard is how many looks
-	// in a row found nodes that do not answer.
+	// relearn has the datapath look up anew where other nodes are; nil where it asks the kernel. learns is when, and the pauses
+	// in between.
 	relearn func(ctx context.Context) error
-	unheard int
-	kept    prometheus.Gauge
+	learns  struct {
+		next   time.Time
+		pauses backoff.Pauses
+	}
+	kept prometheus.Gauge
 	// routes is that tunnels' packets do not take the way of the node's own, which then says nothing of theirs.
 	routes bool
 	// why there was no way to any other node last; nil where there was one, or where that was not tried yet.
@@ -78,6 +84,7 @@ type nodesCheck interface {
 type throughCheck interface {
 	SetNodes(subnet netip.Prefix, tunnels tunnel.Port, nodes []tunnelprobe.Node)
 	Reach() error
+	Changed() <-chan struct{}
 	Why() string
 	Kept() int
 }
@@ -87,6 +94,7 @@ type nobodyAsked struct{}
 
 func (nobodyAsked) SetNodes(netip.Prefix, tunnel.Port, []tunnelprobe.Node) {}
 func (nobodyAsked) Reach() error                                           { return nil }
+func (nobodyAsked) Changed() <-chan struct{}                               { return nil }
 func (nobodyAsked) Why() string                                            { return "" }
 func (nobodyAsked) Kept() int                                              { return 0 }
 
@@ -167,30 +175,30 @@ func (n *health) lookAtNodes(ctx context.Context, p *pass) error {
 	p.beside(func() { why = m.nodes.Reach(ctx, n.self, peers, m.routes) })
 	if why == nil {
 		why = m.through.Reach()
+		m.lookUp(ctx, why)
 	}
-	unheard := m.through.Kept()
-	m.kept.Set(float64(m.nodes.Kept() + unheard))
-	if err := m.lookUp(ctx, unheard); err != nil {
-		return err
-	}
+	// Who is kept back here does not answer either.
+	m.kept.Set(float64(max(m.nodes.Kept(), m.through.Kept())))
 	m.why = m.judge(why)
 	return m.why
 }
 
-// relearnEvery is after how many looks at nodes that do not answer they are looked up anew.
-const relearnEvery = 6
+// firstRelearn and lastRelearn bound the pauses between two times that the datapath looks up where other nodes are.
+const firstRelearn, lastRelearn = 30 * time.Second, 10 * time.Minute
 
-// lookUp has the datapath look up anew where other nodes are, if some do not answer.
-func (m *mesh) lookUp(ctx context.Context, unheard int) error {
-	if unheard == 0 || m.relearn == nil {
-		m.unheard = 0
-		return nil
+// lookUp has the datapath look up anew where other nodes are, if none answers.
+func (m *mesh) lookUp(ctx context.Context, silence error) {
+	if silence == nil {
+		m.learns.next, m.learns.pauses = time.Time{}, backoff.Pauses{First: firstRelearn, Last: lastRelearn}
+		return
 	}
-	m.unheard++
-	if m.unheard%relearnEvery != 1 {
-		return nil
+	if m.relearn == nil || time.Now().Before(m.learns.next) {
+		return
 	}
-	return m.relearn(ctx)
+	m.learns.next = time.Now().Add(m.learns.pauses.Next())
+	if err := m.relearn(ctx); err != nil {
+		m.log.Warn("Open vSwitch does not look up anew where other nodes are", "error", err)
+	}
 }
 
 // lookAtRoutes says what leads packets for pods elsewhere than to the bridge.
@@ -273,11 +281,17 @@ func (n *health) uplinkDown(under underlay.Underlay) error {
 	return n.deaf(under.Link)
 }
 
-// deaf says that the device with the node's address looks up no neighbours.
+// deaf says that the device with the node's address looks up no neighbours any more. Some never do, by their driver.
 func (n *health) deaf(device string) error {
 	l, ok, err := n.links.Link(device)
-	if err != nil || !ok || !l.Deaf {
+	if err != nil || !ok {
 		return err
+	}
+	if !l.Deaf {
+		n.heard = l.Index
+	}
+	if !l.Deaf || n.heard != l.Index {
+		return nil
 	}
 	return fmt.Errorf("the device %[1]s, which has the node's address, does not look up the hardware addresses of others (NOARP): pods reach no other node and nothing outside; have it do so (ip link set %[1]s arp on)", device)
 }

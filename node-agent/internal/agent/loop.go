@@ -283,6 +283,8 @@ func (l *loop) next(ctx context.Context, e *events) (due, error) {
 		l.host.mtu.TakeWritten(w)
 		return l.mtuNews(), nil
 	case <-l.host.mtu.Measured():
+	case <-l.health.mesh.through.Changed():
+		return passFull, nil
 	case <-e.patience.C:
 		l.useCopy(l.log)
 		l.policies.useCopy()

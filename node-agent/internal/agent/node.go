@@ -403,7 +403,10 @@ func (n *node) newProbers(p *parts) {
 		NS: n.host, Address: netip.AddrPortFrom(p.self, n.cfg.MTUProbePort), Interval: n.cfg.MTUProbeInterval,
 		Listens: func() bool { return p.through.Listens() && n.judged() }, Logger: n.log,
 	})
-	p.through = tunnelprobe.New(tunnelprobe.Config{NS: n.host, Device: bridge.GatewayPort, Port: n.cfg.MTUProbePort, Outside: p.paths, AnswersOnly: n.cfg.TunnelCheck == exits.Off, Logger: n.log})
+	p.through = tunnelprobe.New(tunnelprobe.Config{
+		NS: n.host, Device: bridge.GatewayPort, Port: n.cfg.MTUProbePort, Outside: p.paths,
+		Fresh: max(30*time.Second, 3*n.cfg.MTUProbeInterval), Well: n.judged, AnswersOnly: n.cfg.TunnelCheck == exits.Off, Logger: n.log,
+	})
 }
 
 // room is what packets have while they wait for the userspace datapath; the kernel's has its own.

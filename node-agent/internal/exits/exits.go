@@ -180,9 +180,6 @@ func (c *Check) Outside(ctx context.Context, sw Switch, gw Gateway) error {
 			c.seen.Led = true
 			c.remember()
 		}
-		if way.Link.Deaf {
-			return fmt.Errorf("the device %[1]s of the default route does not look up the hardware addresses of others (NOARP): pods reach nothing outside; have it do so (ip link set %[1]s arp on)", way.Link.Name)
-		}
 		if err := c.answers(ctx, c.routers(gw, way)); err != nil {
 			return err
 		}

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"math"
 	"slices"
+
+	"github.com/k8s-ovs/k8s-ovs/pkg/topology"
 )
 
 // guarded are the rules about the ports by which nodes believe each other: those of the
@@ -39,6 +41,9 @@ func guards(s Spec, in, notIn, notOut string) guarded {
 			rule{[]any{notOut, to, "ct state untracked", drop}, "sent on by ipvs, so none of this node's " + port.name},
 			rule{[]any{notOut, to, "notrack"}, port.name + " need no conntrack"})
 		g.pods = append(g.pods, rule{[]any{in, notOut, to, drop}, "pods may not make " + port.name})
+		if port.reason == ForgedProbe {
+			g.toNode = append(g.toNode, rule{append([]any{in, to}, nodesOwn(s)...), "other nodes ask through the tunnels, and the agent has heard them"})
+		}
 		g.toNode = append(g.toNode, rule{[]any{in, to, drop}, "pods may not make " + port.name})
 		g.in = append(g.in,
 			rule{[]any{to, translated, drop}, "translated, so none of another node's " + port.name},
@@ -49,6 +54,14 @@ func guards(s Spec, in, notIn, notOut string) guarded {
 			rule{[]any{notOut, "udp sport", port.number, "udp dport !=", port.number, "ct state != untracked", drop}, "answers would come to the port of " + port.name})
 	}
 	return g
+}
+
+// nodesOwn drops what comes from nodes' own addresses in the overlay, which are the first of their subnets and which pods cannot
+// have.
+func nodesOwn(s Spec) []any {
+	first := s.NodeSubnet.Masked().Addr()
+	hosts := topology.WithLow32(first, ^uint32(0)>>s.NodeSubnet.Bits())
+	return []any{"ip saddr &", hosts.String(), "==", topology.WithLow32(first, 1).String(), "drop"}
 }
 
 // guardedPort is a UDP port by which nodes believe each other.

@@ -13,6 +13,9 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
+// fresh is for how long an answer counts in tests.
+const fresh = 30 * time.Second
+
 // mesh is a machine, a clock, and other nodes.
 type mesh struct {
 	t       *testing.T
@@ -35,7 +38,7 @@ type other struct {
 
 func newMesh(t *testing.T, n int) *mesh {
 	w := &mesh{t: t, now: time.Unix(1e9, 0)}
-	w.m = newMachine(func() uint64 { w.nonces++; return w.nonces }, w)
+	w.m = newMachine(func() uint64 { w.nonces++; return w.nonces }, w, fresh)
 	var nodes []Node
 	for i := range n {
 		var at [4]byte
@@ -64,6 +67,15 @@ func (w *mesh) Ask(nodes []netip.Addr) {
 	}
 }
 
+// probe is the probes of paths, to all every 10 s.
+func (w *mesh) probe() {
+	for _, o := range w.others {
+		if o.outside && w.now.Sub(o.answered) > 10*time.Second {
+			o.answered, o.saidListens = w.now, o.listens
+		}
+	}
+}
+
 func (w *mesh) Answered(node netip.Addr) (time.Time, bool) {
 	for _, o := range w.others {
 		if o.Tunnel == node {
@@ -76,6 +88,7 @@ func (w *mesh) Answered(node netip.Addr) (time.Time, bool) {
 // rounds goes on for a while.
 func (w *mesh) rounds(during time.Duration) {
 	for end := w.now.Add(during); w.now.Before(end); {
+		w.probe()
 		ask, doubt, lasts := w.m.round(w.now)
 		w.sent += len(ask)
 		w.doubted = append(w.doubted, doubt...)
@@ -147,6 +160,49 @@ func TestNotJudged(t *testing.T) {
 	away.outside = true
 	w.rounds(10 * time.Second)
 	w.want("the other one is back, not through the tunnel", false, away.Tunnel)
+}
+
+// TestAwayAfterwards: a node that is cut off and then goes away proves nothing any more, and one that starts is not taken
+// for one that is cut off.
+func TestAwayAfterwards(t *testing.T) {
+	w := newMesh(t, 1)
+	one := w.others[0]
+	one.through = false
+	w.rounds(15 * time.Second)
+	w.want("it is cut off", true, one.Tunnel)
+	one.outside = false
+	w.rounds(fresh + 20*time.Second)
+	w.want("it is away", false)
+	before := w.sent
+	w.rounds(time.Hour)
+	if w.sent != before {
+		t.Errorf("%d questions to a node that is away", w.sent-before)
+	}
+	one.outside = true
+	for range 3 {
+		w.rounds(alarmed)
+		w.want("it starts", false)
+	}
+	one.through = true
+	w.rounds(10 * time.Second)
+	w.want("it is there", false)
+	one.through = false
+	w.rounds(5 * time.Second)
+	w.m.rest()
+	w.want("this node was not well", false)
+}
+
+// TestFew: one of few that listen among many nodes says nothing of this node.
+func TestFew(t *testing.T) {
+	w := newMesh(t, 10)
+	for i, o := range w.others {
+		o.through, o.listens = false, i < 4
+	}
+	w.Ask(w.tunnels())
+	w.rounds(20 * time.Second)
+	if cut, all := w.m.cut(); len(cut) != 4 || all {
+		t.Errorf("%d are cut off, all: %t; want 4 of 10", len(cut), all)
+	}
 }
 
 // TestMany: each round asks few, all in turn, and those that are cut off are no reason to pass over the others.

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -18,7 +17,7 @@ import (
 )
 
 // socket sends IPv4 packets out of a device, and receives the datagrams for one port that come in by it, past the node's
-// firewall both ways.
+// firewall both ways. The node's own stack gets them too; package hostnet has it drop them.
 type socket struct {
 	*os.File
 	ns     *link.NS
@@ -27,8 +26,6 @@ type socket struct {
 	at netip.AddrPort
 	// header is the frame's: from the device to what is behind it.
 	header []byte
-	// absorbs takes what the node's own stack gets of the same packets; nil before it does.
-	absorbs *net.UDPConn
 }
 
 func open(ns *link.NS, device string, port uint16, subnet netip.Prefix) (*socket, error) {
@@ -89,35 +86,6 @@ func (s *socket) current() error {
 func (s *socket) send(packet []byte) error {
 	_, err := s.Write(slices.Concat(s.header, packet))
 	return err
-}
-
-// absorb has the node's stack take in what is received here too, so that it answers nobody that nothing listens. Where it
-// cannot, which is so as long as the device has not its address, that answer is all that goes wrong.
-func (s *socket) absorb() {
-	if s.absorbs != nil {
-		return
-	}
-	_ = s.ns.Do(func() (err error) {
-		s.absorbs, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(s.at))
-		return err
-	})
-	if conn := s.absorbs; conn != nil {
-		go func() {
-			for buf := make([]byte, messageLen); ; {
-				if _, _, err := conn.ReadFromUDPAddrPort(buf); err != nil {
-					return // closed
-				}
-			}
-		}()
-	}
-}
-
-// Close ends both.
-func (s *socket) Close() error {
-	if s.absorbs != nil {
-		_ = s.absorbs.Close()
-	}
-	return s.File.Close()
 }
 
 const (

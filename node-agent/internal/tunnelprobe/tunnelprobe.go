@@ -64,6 +64,10 @@ type Config struct {
 	// Port is the UDP port of questions and answers, the same on all nodes.
 	Port    uint16
 	Outside Outside
+	// Fresh is how old what a node said outside of the tunnels may be.
+	Fresh time.Duration
+	// Well reports whether this node is well but for what other nodes do not answer.
+	Well func() bool
 	// AnswersOnly is that nobody is asked.
 	AnswersOnly bool
 	Logger      *slog.Logger
@@ -81,12 +85,15 @@ type Prober struct {
 	tunnels tunnel.Port
 	machine *machine
 
-	said map[netip.Addr]bool // Run's
+	changed chan struct{}
+	// said are the nodes that were told last, alone that there is no other: Run's.
+	said  map[netip.Addr]bool
+	alone bool
 }
 
 // New makes a Prober; it sends nothing before Run.
 func New(cfg Config) *Prober {
-	return &Prober{cfg: cfg, machine: newMachine(randomNonce, cfg.Outside), said: map[netip.Addr]bool{}}
+	return &Prober{cfg: cfg, machine: newMachine(randomNonce, cfg.Outside, cfg.Fresh), changed: make(chan struct{}, 1), said: map[netip.Addr]bool{}}
 }
 
 // randomNonce cannot be guessed, and is not 0.
@@ -99,7 +106,7 @@ func randomNonce() uint64 {
 // Listens reports whether what comes through tunnels is answered.
 func (p *Prober) Listens() bool { return p.listens.Load() }
 
-// SetNodes replaces the nodes that are asked and answered. Subnet is this node's own, and those of all are as long, tunnels
+// SetNodes replaces the nodes that are asked. Subnet is this node's own, and those of all are as long, tunnels
 // is the port of their tunnels.
 func (p *Prober) SetNodes(subnet netip.Prefix, tunnels tunnel.Port, nodes []Node) {
 	p.mu.Lock()
@@ -124,6 +131,9 @@ func (p *Prober) Reach() error {
 	}
 	return nil
 }
+
+// Changed wakes up after what [Prober.Reach] says has begun or ended.
+func (p *Prober) Changed() <-chan struct{} { return p.changed }
 
 // Why names nodes that do not answer through the tunnels, and do outside of them, while others do; empty where there are none.
 func (p *Prober) Why() string {
@@ -176,6 +186,9 @@ func (p *Prober) serve(ctx context.Context, opened func()) (err error) {
 		return err
 	}
 	opened()
+	p.mu.Lock()
+	p.machine.rest()
+	p.mu.Unlock()
 	p.listens.Store(true)
 	ctx, cancel := context.WithCancel(ctx)
 	var reading sync.WaitGroup
@@ -211,12 +224,15 @@ func (p *Prober) own() netip.Prefix {
 
 // round asks whom it is the turn of, and returns how long the round lasts.
 func (p *Prober) round(s *socket) time.Duration {
-	s.absorb()
-	p.mu.Lock()
-	ask, doubt, lasts := []question(nil), []netip.Addr(nil), calm
-	if !p.cfg.AnswersOnly {
-		ask, doubt, lasts = p.machine.round(time.Now())
+	if p.cfg.AnswersOnly {
+		return calm
 	}
+	well := p.cfg.Well()
+	p.mu.Lock()
+	if !well {
+		p.machine.rest()
+	}
+	ask, doubt, lasts := p.machine.round(time.Now())
 	p.mu.Unlock()
 	for _, q := range ask {
 		p.send(s, q.to.Overlay, kindAsk, q.nonce)
@@ -244,27 +260,34 @@ func (p *Prober) read(s *socket) error {
 		if err != nil {
 			return err
 		}
-		if len(m) != messageLen || string(m[:4]) != magic {
+		// From whom, the flows have looked at: another node's own address comes from that node's tunnel only.
+		if len(m) != messageLen || string(m[:4]) != magic || to != s.at.Addr() {
 			continue
 		}
 		nonce := binary.BigEndian.Uint64(m[8:])
 		p.mu.Lock()
-		known := to == s.at.Addr() && p.machine.overlay[from] != nil
-		if known && m[4] == kindAnswer {
+		if m[4] == kindAnswer {
 			p.machine.answer(time.Now(), from, nonce)
 		}
 		p.mu.Unlock()
-		if known && m[4] == kindAsk {
+		if m[4] == kindAsk {
 			p.send(s, from, kindAnswer, nonce)
 		}
 	}
 }
 
-// tell logs which nodes are cut off since, and which are not any more.
+// tell wakes who waits for verdicts, and logs which nodes are cut off since, and which are not any more.
 func (p *Prober) tell() {
 	p.mu.Lock()
-	cut, _ := p.machine.cut()
+	cut, alone := p.machine.cut()
 	p.mu.Unlock()
+	if alone != p.alone {
+		p.alone = alone
+		select {
+		case p.changed <- struct{}{}:
+		default:
+		}
+	}
 	now := map[netip.Addr]bool{}
 	for _, at := range cut {
 		if now[at] = true; !p.said[at] {

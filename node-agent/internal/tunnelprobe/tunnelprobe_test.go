@@ -54,7 +54,7 @@ func newLab(t *testing.T) *lab {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = host.Close() })
-		p := New(Config{NS: host, Device: device, Port: port, Outside: reached{}, Logger: slog.New(slog.DiscardHandler)})
+		p := New(Config{NS: host, Device: device, Port: port, Outside: reached{}, Fresh: time.Minute, Well: func() bool { return true }, Logger: slog.New(slog.DiscardHandler)})
 		p.SetNodes(netip.PrefixFrom(overlays[i], 22).Masked(), 4789, []Node{{Tunnel: netip.AddrFrom4([4]byte{198, 18, 0, byte(2 - i)}), Overlay: overlays[1-i]}})
 		l.nodes[i] = p
 		ctx, cancel := context.WithCancel(t.Context())
@@ -115,6 +115,13 @@ func TestProber(t *testing.T) {
 	}
 	l.ip(1, "link set "+device+" down")
 	l.await("without the device", isCut)
+	for i, p := range l.nodes {
+		select {
+		case <-p.Changed():
+		case <-time.After(patience):
+			t.Errorf("node %d does not tell that it is cut off", i)
+		}
+	}
 	l.ip(1, "link set "+device+" up")
 	l.await("with it again", hears)
 	l.ip(0, "link del "+device)
