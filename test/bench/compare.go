@@ -39,8 +39,10 @@ func (b *bench) turns(c comparison) int {
 		return b.times(10, 1)
 	case c.free:
 		return b.times(32, 2)
+	case c.prepare != nil: // each takes longer
+		return b.times(60, 2)
 	}
-	return b.times(100, 2)
+	return b.times(80, 2)
 }
 
 // compare measures a comparison's round trips and its throughput, both in each turn. A turn takes
