@@ -32,7 +32,7 @@ const (
 )
 
 // turns is how many turns a comparison takes: so many that what the machine does to single ones, up
-// to a third of their number, leaves the median of their ratios within two or three percent.
+// to a third of their number, leaves the median of their ratios within some 4 %: see the bounds in RESULTS.md.
 func (b *bench) turns(c comparison) int {
 	switch {
 	case c.rare:
