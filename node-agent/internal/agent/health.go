@@ -189,11 +189,14 @@ const firstRelearn, lastRelearn = 30 * time.Second, 10 * time.Minute
 // lookUp has the datapath look up anew where other nodes are, if none answers.
 func (m *mesh) lookUp(ctx context.Context, silence error) {
 	if silence == nil {
-		m.learns.next, m.learns.pauses = time.Time{}, backoff.Pauses{First: firstRelearn, Last: lastRelearn}
+		m.learns.next = time.Time{}
 		return
 	}
 	if m.relearn == nil || time.Now().Before(m.learns.next) {
 		return
+	}
+	if m.learns.next.IsZero() {
+		m.learns.pauses = backoff.Pauses{First: firstRelearn, Last: lastRelearn}
 	}
 	m.learns.next = time.Now().Add(m.learns.pauses.Next())
 	if err := m.relearn(ctx); err != nil {

@@ -296,7 +296,7 @@ func (p *Prober) tell() {
 	}
 	for at := range p.said {
 		if !now[at] {
-			p.cfg.Logger.Info("a node answers through the tunnel again", "node", at)
+			p.cfg.Logger.Info("a node is not cut off any more: it answers through the tunnel, or nowhere", "node", at)
 		}
 	}
 	p.said = now
