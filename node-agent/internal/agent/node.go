@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/answers"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/asking"
 	"github.com/k8s-ovs/k8s-ovs/node-agent/internal/attach"
@@ -166,29 +168,29 @@ func newNode(cfg Config, log *slog.Logger, m *metrics, host *link.NS, api apiSer
 	if api != nil {
 		n.ready.events = api
 	}
-	var err error
-	if n.firewall.net, err = hostnet.New(host, hostnet.WithLog(log)); err != nil {
-		return nil, err
-	}
-	if n.firewall.gate, err = hostnet.NewGate(host); err != nil {
-		return nil, err
-	}
-	if n.firewall.exit, err = hostnet.NewExit(host); err != nil {
-		return nil, err
-	}
-	if n.firewall.end, err = hostnet.NewTunnelEnd(host); err != nil {
-		return nil, err
-	}
-	if n.firewall.judge, err = hostnet.NewJudge(host); err != nil {
-		return nil, err
-	}
-	if n.sharing, err = sharing.New(host, cfg.UplinkRate, m.sharing, log); err != nil {
+	if err := n.openFirewall(); err != nil {
 		return nil, err
 	}
 	n.ovs.bare = attach.NewBare(attach.Netlink{Host: host, Shaper: shaping.New(host, log)}, n.ovs.ports, cfg.Bridge, cfg.StateDir, log)
 	n.ovs.lender = underlay.NewLender(n.underlayConfig(), host)
 	n.front = front.New(n.ovs.bare, n.ready.is)
 	return n, nil
+}
+
+// openFirewall makes what has a table of the node's firewall. Each asks the program nft what that can do, which takes
+// as long as two of its starts: none waits for another.
+func (n *node) openFirewall() error {
+	var tables errgroup.Group
+	tables.Go(func() (err error) { n.firewall.net, err = hostnet.New(n.host, hostnet.WithLog(n.log)); return err })
+	tables.Go(func() (err error) { n.firewall.gate, err = hostnet.NewGate(n.host); return err })
+	tables.Go(func() (err error) { n.firewall.exit, err = hostnet.NewExit(n.host); return err })
+	tables.Go(func() (err error) { n.firewall.end, err = hostnet.NewTunnelEnd(n.host); return err })
+	tables.Go(func() (err error) { n.firewall.judge, err = hostnet.NewJudge(n.host); return err })
+	tables.Go(func() (err error) {
+		n.sharing, err = sharing.New(n.host, n.cfg.UplinkRate, n.metrics.sharing, n.log)
+		return err
+	})
+	return tables.Wait()
 }
 
 // openStore opens the records in etcd, once it is known where that is, and who the node
@@ -296,7 +298,7 @@ func (n *node) newPolicies(p *parts) *policySide {
 	p.attacher.SetPolicies(p.policies)
 	n.limiter.SetHearer(p.policies)
 	p.namesakes = namesakes.New(n.api, n.cfg.NodeName, p.attacher, n.log)
-	return &policySide{table: p.policies, pods: pods, file: n.policyCopy(), loses: n.ovs.datapath == ovs.DatapathNetdev, log: n.log}
+	return &policySide{picture: p.picture, table: p.policies, pods: pods, file: n.policyCopy(), loses: n.ovs.datapath == ovs.DatapathNetdev, log: n.log}
 }
 
 // newLoop wires the rooms of the loop.

@@ -52,6 +52,8 @@ type policyTable interface {
 	// given none.
 	Remember(c policies.Copy)
 	UseCopy(c policies.Copy)
+	// Expect takes in, at a start, what SetRecords will say.
+	Expect(s topology.Snapshot)
 	SetRecords(s topology.Snapshot)
 	SetLacks(lacks []string)
 	// Known is nil when it is known which pods policies select.
@@ -70,6 +72,7 @@ type policyTable interface {
 // policySide has NetworkPolicies enforced. But for what is told by others it belongs to the
 // loop's goroutine. The zero value is for a node of which no API server tells any.
 type policySide struct {
+	*picture
 	table policyTable
 	pods  *podsRecord
 	file  records.File[policies.Copy]
@@ -112,6 +115,14 @@ func (n *policySide) known(context.Context, *pass) error {
 		return nil
 	}
 	return n.table.Known()
+}
+
+// expect has rules be made once it is known what is attached, beside what comes before they belong in the switch.
+func (n *policySide) expect(context.Context, *pass) error {
+	if n.table != nil {
+		n.table.Expect(*n.records)
+	}
+	return nil
 }
 
 // ahead brings rules into a new switch before pods' own flows come, where these would let through

@@ -36,6 +36,7 @@ func (t *toldTable) note(what string) error {
 
 func (t *toldTable) Remember(c policies.Copy)        { _ = t.note("remember " + c.Pods[0].Name) }
 func (t *toldTable) UseCopy(c policies.Copy)         { _ = t.note("use " + c.Pods[0].Name) }
+func (t *toldTable) Expect(s topology.Snapshot)      { _ = t.note("expect records of " + s.Config.Name) }
 func (t *toldTable) SetRecords(s topology.Snapshot)  { _ = t.note("records of " + s.Config.Name) }
 func (t *toldTable) Known() error                    { return t.note("known") }
 func (t *toldTable) Connected(context.Context) error { return t.note("connected") }

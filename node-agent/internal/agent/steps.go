@@ -74,6 +74,7 @@ func (r *rooms) steps() []step {
 		{"the host's side", host.ensureHost},
 		{"which pods policies select", r.policies.known},
 		{"what is attached", host.start},
+		{"what policies will come to", r.policies.expect},
 		{"the MTU of pods", host.setMTU},
 		{"the bridge's ports in the flows", flows.setPorts},
 		{"the connection to the switch", flows.connect},

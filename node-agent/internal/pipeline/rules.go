@@ -138,8 +138,8 @@ func (r *Rules) Set(policies map[policy.Key]policy.Compiled) []RuleOwner {
 	return r.changed()
 }
 
-// Take is Set for a caller who asks for All later: what changes is not told.
-func (r *Rules) Take(policies map[policy.Key]policy.Compiled) {
+// Take is Set for a caller who asks for All later: of what changes it is told that something does.
+func (r *Rules) Take(policies map[policy.Key]policy.Compiled) (changed bool) {
 	for _, key := range inOrder(policies) {
 		old := map[ruleName][]*part{}
 		for _, p := range r.policies[key] {
@@ -155,6 +155,7 @@ func (r *Rules) Take(policies map[policy.Key]policy.Compiled) {
 			}
 		}
 	}
+	return len(r.changedRules)+len(r.changedClauses) > 0
 }
 
 // Add is Set by which the policies go on to allow what they did: until Set takes that away
@@ -453,17 +454,19 @@ func (r *Rules) ruleOwner(number uint32) RuleOwner {
 // plain reports whether the rule asks for its subjects only.
 func (r *rule) plain() bool { return r.parts[0].Peers.Any && r.parts[0].AnyPort }
 
+// decided is where a packet goes on, by what a rule of a table does with it.
+var decided = map[uint8]map[policy.Action]uint8{
+	TableEgressAdmin:     {policy.Accept: TableIngressAdmin, policy.Pass: TableEgress, policy.Deny: TableDeniedEgress},
+	TableEgress:          {policy.Accept: TableIngressAdmin},
+	TableEgressBaseline:  {policy.Accept: TableIngressAdmin, policy.Pass: TableIngressAdmin, policy.Deny: TableDeniedEgress},
+	TableIngressAdmin:    {policy.Accept: TableJudged, policy.Pass: TableIngress, policy.Deny: TableDeniedIngress},
+	TableIngress:         {policy.Accept: TableJudged},
+	TableIngressBaseline: {policy.Accept: TableJudged, policy.Pass: TableJudged, policy.Deny: TableDeniedIngress},
+}
+
 // decide is the flow by which what a rule is about goes on, or is denied.
 func (p place) decide(c Cookie, priority uint16, match ...of.Field) of.Flow {
-	next := map[uint8]map[policy.Action]uint8{
-		TableEgressAdmin:     {policy.Accept: TableIngressAdmin, policy.Pass: TableEgress, policy.Deny: TableDeniedEgress},
-		TableEgress:          {policy.Accept: TableIngressAdmin},
-		TableEgressBaseline:  {policy.Accept: TableIngressAdmin, policy.Pass: TableIngressAdmin, policy.Deny: TableDeniedEgress},
-		TableIngressAdmin:    {policy.Accept: TableJudged, policy.Pass: TableIngress, policy.Deny: TableDeniedIngress},
-		TableIngress:         {policy.Accept: TableJudged},
-		TableIngressBaseline: {policy.Accept: TableJudged, policy.Pass: TableJudged, policy.Deny: TableDeniedIngress},
-	}[p.table]
-	f := flow(p.table, priority, to(next[p.action]), nil, match...)
+	f := flow(p.table, priority, to(decided[p.table][p.action]), nil, match...)
 	f.Cookie = c.Encode()
 	return f
 }

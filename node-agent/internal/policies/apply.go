@@ -23,6 +23,8 @@ type writer struct {
 	// complete is that the store was told of all rules, behind that it may not have brought
 	// all into the switch.
 	complete, behind bool
+	// ready are all rules as they are now, made ahead; nil where they are not.
+	ready []pipeline.RuleOwner
 	// empty is that the switch has no rules, looked that this is known.
 	empty, looked bool
 	// flushes are the addresses whose connections are to be forgotten.
@@ -65,6 +67,8 @@ type work struct {
 	// open is that the rules may be told to the store as a whole, certain that pods' labels are
 	// known, denies that ClusterNetworkPolicies are about pods.
 	open, certain, denies bool
+	// expected is that nothing of it is to be written yet.
+	expected bool
 }
 
 const (
@@ -184,21 +188,19 @@ func (t *Table) prepare() (work, bool) {
 	}
 	now := t.cfg.Now()
 	t.settle(now)
+	open := t.whole() || !now.Before(t.started.Add(wholeAtMost))
+	if open {
+		t.ahead = wanted{}
+	}
 	t.want()
 	w := work{
 		asked: t.asked, since: t.since, jobs: map[policy.Key][]policy.Policy{}, nodes: t.nodes, members: maps.Clone(t.members),
-		whose: maps.Clone(t.pods), pods: map[netip.Addr]pipeline.PodPolicy{}, loaded: map[netip.Addr]bool{}, open: t.whole() || !now.Before(t.started.Add(wholeAtMost)), certain: t.labelsKnown(now),
+		whose: maps.Clone(t.pods), pods: map[netip.Addr]pipeline.PodPolicy{}, loaded: map[netip.Addr]bool{}, open: open, certain: t.labelsKnown(now), expected: t.expected,
 	}
 	t.since = time.Time{}
-	for key := range t.dirty {
-		if key == clusterKey {
-			w.cluster = t.clusterJob()
-			w.cluster.noSCTPPorts = t.noSCTPPorts
-		} else {
-			w.jobs[key] = t.says(key)
-		}
+	if t.complete || open || !t.allFromBefore() {
+		t.takeJobs(&w)
 	}
-	clear(t.dirty)
 	w.known, w.unknown = t.labelled()
 	for a, one := range t.pods {
 		if one.told && one.selected.Selected() && !one.given.Selected() {
@@ -213,6 +215,30 @@ func (t *Table) prepare() (work, bool) {
 	}
 	t.publish()
 	return w, true
+}
+
+// allFromBefore reports whether all pods were there before the agent started, and none needs rules
+// ahead of its flows: until the rules can be told as a whole, nobody needs what policies come to.
+func (t *Table) allFromBefore() bool {
+	for _, one := range t.pods {
+		if !one.loaded || one.selected.Cluster {
+			return false
+		}
+	}
+	return true
+}
+
+// takeJobs takes the policies that may come to something else.
+func (t *Table) takeJobs(w *work) {
+	for key := range t.dirty {
+		if key == clusterKey {
+			w.cluster = t.clusterJob()
+			w.cluster.noSCTPPorts = t.noSCTPPorts
+		} else {
+			w.jobs[key] = t.says(key)
+		}
+	}
+	clear(t.dirty)
 }
 
 // says is a policy that counts, with what it was where that does too; none for others.
@@ -303,6 +329,10 @@ func merge(a, b []policy.Allow) []policy.Allow {
 func (t *Table) write(ctx context.Context, w work, compiled map[policy.Key]policy.Compiled, found reached) (ruled bool, err error) {
 	t.learnDenying(compiled)
 	t.noteTooLarge(compiled)
+	if w.expected {
+		t.makeReady(w, compiled)
+		return false, wrap(flowstore.ErrNotReady)
+	}
 	whole := w.certain && (t.complete || w.open)
 	outside := make(chan error, 1)
 	go func() { outside <- t.tellOutside(ctx, w, found, whole) }()
@@ -329,7 +359,7 @@ func (t *Table) writeSwitch(ctx context.Context, w work, compiled map[policy.Key
 			rules = t.set(ctx, owners)
 		}
 	} else {
-		t.rules.Take(compiled)
+		t.take(compiled)
 		if !w.open && !(w.denies && t.isEmpty(ctx)) {
 			return false, errors.Join(append(errs, flowstore.ErrNotReady)...)
 		}
@@ -337,6 +367,21 @@ func (t *Table) writeSwitch(ctx context.Context, w work, compiled map[policy.Key
 	}
 	t.unselect(t.same(w.unselected, w.whose))
 	return rules == nil, errors.Join(append(errs, rules, t.flush(ctx, w))...)
+}
+
+// take has rules become what they come to, while the store knows of none.
+func (t *Table) take(compiled map[policy.Key]policy.Compiled) {
+	if t.rules.Take(compiled) {
+		t.ready = nil
+	}
+}
+
+// makeReady makes all rules, where all is known that they follow from: that takes as long as much else that a
+// starting node does.
+func (t *Table) makeReady(w work, compiled map[policy.Key]policy.Compiled) {
+	if t.take(compiled); w.open && t.ready == nil {
+		t.ready = t.rules.All()
+	}
 }
 
 // come has the rules that come beside those that go, and ClusterNetworkPolicies as they are now.
@@ -364,7 +409,10 @@ func (t *Table) isEmpty(ctx context.Context) bool {
 func (t *Table) first(ctx context.Context) error {
 	var c flowstore.Change
 	c.All(slices.Collect(maps.Values(kinds))...)
-	all := t.rules.All()
+	all := t.ready
+	if t.ready = nil; all == nil {
+		all = t.rules.All()
+	}
 	put(&c, all)
 	r, err := t.cfg.Store.Set(ctx, c)
 	t.complete, t.behind = true, err != nil

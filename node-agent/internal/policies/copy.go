@@ -3,6 +3,7 @@ package policies
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -106,9 +107,11 @@ func (t *Table) Remember(c Copy) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.copied, t.start = map[netip.Addr]CopiedPod{}, c
+	t.ahead = wanted{slices.Sorted(maps.Keys(c.Policies)), slices.Sorted(maps.Keys(c.Sets))}
 	for _, p := range c.Pods {
 		t.copied[p.Address] = p
 	}
+	t.want()
 }
 
 // view is the records of a copy.

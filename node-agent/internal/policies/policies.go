@@ -177,6 +177,9 @@ type Table struct {
 type interest struct {
 	follower Follower
 	wanted   wanted
+	// ahead is what the copy on disk has: it was needed before the start, and will most likely be
+	// again. It is asked for until the rules can be told as a whole.
+	ahead wanted
 }
 
 // labels are what others say of the node's pods.
@@ -195,6 +198,8 @@ type progress struct {
 	// none.
 	asked, done, ruled, barred uint64
 	since                      time.Time
+	// expected is that what was told of nodes is not in the flows of pods yet: rules wait for that.
+	expected bool
 	// settled is closed, and another one made, when something came of changes; seen, when
 	// records came.
 	settled, seen chan struct{}
@@ -240,6 +245,9 @@ func (t *Table) want() {
 		return
 	}
 	need := t.needs()
+	if t.told { // not before: the first answer has all that was asked for by then, and pods wait for it
+		need = need.and(t.ahead)
+	}
 	if slices.Equal(need.namespaces, t.wanted.namespaces) && slices.Equal(need.sets, t.wanted.sets) {
 		return
 	}
@@ -289,14 +297,33 @@ func (t *Table) Lost() topology.Point {
 	return t.lost
 }
 
+// Expect takes in records ahead, at a start, before they are in the flows of pods: what policies come to by
+// them is found out beside what the node does until then, and is not in the switch before SetRecords.
+func (t *Table) Expect(s topology.Snapshot) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.nodes.version == 0 {
+		t.expected = true
+		t.setNodes(nodesOf(s, t.cfg.HostIP))
+	}
+}
+
 // SetRecords takes in what rules follow from besides: the cluster network and its nodes.
 func (t *Table) SetRecords(s topology.Snapshot) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	fresh := nodesOf(s, t.cfg.HostIP)
-	if t.nodes.version > 0 && fresh.network == t.nodes.network && fresh.services == t.nodes.services && slices.EqualFunc(fresh.list, t.nodes.list, sameNode) {
-		return
+	if t.nodes.version == 0 || fresh.network != t.nodes.network || fresh.services != t.nodes.services || !slices.EqualFunc(fresh.list, t.nodes.list, sameNode) {
+		t.setNodes(fresh)
 	}
+	if t.expected {
+		t.expected = false
+		t.changed()
+	}
+}
+
+// setNodes makes other nodes than before those that rules depend on; mu is held.
+func (t *Table) setNodes(fresh nodes) {
 	fresh.version = t.nodes.version + 1
 	t.nodes = fresh
 	for name, space := range t.spaces {

@@ -341,6 +341,21 @@ type picture struct {
 // wanted are namespaces, and sets by their hashes, both in order.
 type wanted struct{ namespaces, sets []string }
 
+// and is what one of two wants.
+func (w wanted) and(more wanted) wanted {
+	return wanted{union(w.namespaces, more.namespaces), union(w.sets, more.sets)}
+}
+
+// union is what one of two lists has, in order.
+func union(a, b []string) []string {
+	if len(b) == 0 {
+		return a
+	}
+	all := slices.Concat(a, b)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 // setMembers is a set as it was last read.
 type setMembers struct {
 	list  []policy.Member

@@ -78,9 +78,14 @@ func newWorld(t *testing.T, c Copy) *world {
 
 // run runs the table; etcd has told nothing yet, the records are in the flows.
 func (w *world) run() {
+	w.table.SetRecords(twoNodes())
+	w.begin()
+}
+
+// begin runs the table, which knows of no records.
+func (w *world) begin() {
 	ctx, stop := context.WithCancel(w.t.Context())
 	w.stop = stop
-	w.table.SetRecords(twoNodes())
 	w.stopped.Go(func() { w.table.Follow(w) })
 	w.stopped.Go(func() { _ = w.table.Run(ctx, func(c Copy) { w.locked(func() { w.kept = c }) }) })
 	synctest.Wait()
