@@ -25,10 +25,12 @@ type comparison struct {
 	bar *bar
 }
 
-// Of a side's part of a turn, how long round trips are counted.
+// Of a side's part of a turn, how long round trips are counted; before that, where a state takes long to
+// bring about, how long packets go all ways that the datapath has to learn anew.
 const (
 	tripsTime     = 150 * time.Millisecond
-	rareTripsTime = 1500 * time.Millisecond
+	rareTripsTime = 500 * time.Millisecond
+	rareWarmTime  = 250 * time.Millisecond
 )
 
 // turns is how many turns a comparison takes: so many that what the machine does to single ones, up
@@ -36,7 +38,7 @@ const (
 func (b *bench) turns(c comparison) int {
 	switch {
 	case c.rare:
-		return b.times(10, 1)
+		return b.times(40, 1)
 	case c.free:
 		return b.times(32, 2)
 	case c.prepare != nil: // each takes longer
@@ -68,6 +70,11 @@ func (b *bench) compare(ctx context.Context, c comparison) (err error) {
 		if !c.rare {
 			k := (i + warm) / 2 % len(use) // each path with either side first
 			use, during = use[k:k+1], tripsTime
+		}
+		if c.rare {
+			if _, err := roundTrips(ctx, clients(use), rareWarmTime); err != nil {
+				return err
+			}
 		}
 		n, err := roundTrips(ctx, clients(use), during)
 		if err != nil {
