@@ -47,6 +47,22 @@ func parseFlowCache(out, dpif string) (f FlowCache, ok bool) {
 	return f, false
 }
 
+// datapathPort matches a port where dpctl/show lists it.
+var datapathPort = regexp.MustCompile(`(?m)^ *port [0-9]+: (\S+)`)
+
+// DatapathPorts are the names of the ports that the datapath of a type has (dpctl/show, ovs-vswitchd(8)), which
+// may be others than ovs-vswitchd believes. It fails where there is no bridge on that datapath.
+func (c *Client) DatapathPorts(ctx context.Context, datapath string) (names []string, err error) {
+	out, err := c.control(ctx, "dpctl/show", dpifName(datapath))
+	if err != nil {
+		return nil, fmt.Errorf("ports of datapath %s: %w", datapath, err)
+	}
+	for _, port := range datapathPort.FindAllStringSubmatch(out, -1) {
+		names = append(names, port[1])
+	}
+	return names, nil
+}
+
 // flowPort matches the port that a flow's packets come from.
 var flowPort = regexp.MustCompile(`\bin_port\(([^)]*)\)`)
 

@@ -27,6 +27,7 @@ const (
 	// gateway is its first address: no pod of the lab has an address there.
 	hostDevice = `ip link add host9 type bridge || $SECOND; ip link set host9 up; for i in $(seq 150); do if ip -4 -o addr show dev tun0 | grep -q inet; then break; fi; sleep 0.1; done; `
 	upper      = `$(ip -4 -o addr show dev tun0 | awk '{split($4, a, "[./]"); print a[1] "." a[2] "." a[3]+3 ".0/24"}')`
+	somePod    = `$(ip -o link | grep -o 'kov[0-9a-f]*' | head -n 1)`
 	kill       = `kill -9 $(cat $RUN/vswitchd.pid); while kill -0 $(cat $RUN/vswitchd.pid) 2>/dev/null; do sleep 0.05; done`
 )
 
@@ -48,6 +49,12 @@ var changes = []change{
 	{name: "the device with the address without ARP", says: "arp on", do: "ip link set $DEV arp off", undo: "ip link set $DEV arp on"},
 	{name: "tunnels' packets dropped behind the firewall", says: "outside of the tunnels only", do: `nft "add table netdev fw; add chain netdev fw o { type filter hook egress device $UPLINK priority 0; }; add rule netdev fw o udp dport 4789 drop"`, undo: "nft delete table netdev fw || true", needs: `ip link add d0 type bridge; nft 'add table netdev fw; add chain netdev fw o { type filter hook egress device d0 priority 0; }'`},
 	{name: "a wrong neighbour of the userspace datapath", do: "ovs-appctl -t $OVS_RUNDIR/ovs-vswitchd.ctl tnl/neigh/set br-phy $PEER 02:00:00:00:00:55", datapath: "netdev"},
+	{name: "the tunnel's port taken out of the userspace datapath", do: outOfDatapath("netdev@ovs-netdev vxlan_sys_4789"), datapath: "netdev"},
+	{name: "the uplink's port taken out of the userspace datapath", do: outOfDatapath("netdev@ovs-netdev $UPLINK"), datapath: "netdev"},
+	{name: "a pod's port taken out of the userspace datapath", do: outOfDatapath("netdev@ovs-netdev " + somePod), datapath: "netdev"},
+	{name: "the tunnel's port taken out of the kernel's datapath", do: outOfDatapath("system@ovs-system vxlan_sys_4789"), datapath: "system"},
+	{name: "the gateway port taken out of the kernel's datapath", do: outOfDatapath("system@ovs-system tun0"), datapath: "system"},
+	{name: "a pod's port taken out of the kernel's datapath", do: outOfDatapath("system@ovs-system " + somePod), datapath: "system"},
 	{name: "the uplink's MTU", do: "ip link set $UPLINK mtu 1400", undo: "ip link set $UPLINK mtu 1500"},
 	{name: "the uplink merges packets that it receives", do: "ethtool -K $UPLINK gro on", datapath: "netdev"},
 	{name: "the uplink's hardware address", do: "ip link set $UPLINK address 02:00:00:00:00:77", datapath: "netdev"},
@@ -204,6 +211,11 @@ var changes = []change{
 // elsewhere moves a device to a network namespace that ends with all that is in it a minute later.
 func elsewhere(device string) string {
 	return "unshare -n sleep 60 >/dev/null 2>&1 & while [ $(readlink /proc/$!/ns/net) = $(readlink /proc/self/ns/net) ]; do sleep 0.05; done; ip link set " + device + " netns $!"
+}
+
+// outOfDatapath takes a port out of a datapath, which ovs-vswitchd believes to have it.
+func outOfDatapath(port string) string {
+	return "ovs-appctl -t $OVS_RUNDIR/ovs-vswitchd.ctl dpctl/del-if " + port
 }
 
 // moved has another device, which leads out by eth0, carry the node's address and its

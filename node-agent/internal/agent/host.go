@@ -45,7 +45,7 @@ type hostSide struct {
 	asked int
 	// closed is why the underlay's bridge did not hand on packets of the node at the last look at it.
 	closed error
-	// backless is why the kernel lacked a device of the tunnels at the last look at them.
+	// backless is why the datapath lacked what is behind a tunnel at the last look.
 	backless error
 }
 
@@ -287,13 +287,12 @@ func (n *hostSide) bridgeSpec(p *pass) bridge.Spec {
 	}
 }
 
-// listen makes sure that the datapath takes the peers' tunnel packets: the kernel's by its devices, the one in
-// userspace by what it knows of the node's address.
+// listen makes sure that the datapath takes the peers' tunnel packets: by what it has behind the tunnels' ports, and the
+// one in userspace by what it knows of the node's address.
 func (n *hostSide) listen(ctx context.Context, p *pass) error {
-	if n.settings.datapath == ovs.DatapathSystem {
-		return n.backTunnels(ctx, p)
+	if err := n.backTunnels(ctx, p); err != nil || n.settings.datapath == ovs.DatapathSystem {
+		return err
 	}
-	p.unwell = cmp.Or(p.unwell, p.refused)
 	mended, err := n.peers.Listen(ctx, n.under.Link, n.tunnelList().UDPPorts())
 	if mended {
 		n.metrics.hostRepairs.Inc()
@@ -301,15 +300,15 @@ func (n *hostSide) listen(ctx context.Context, p *pass) error {
 	return err
 }
 
-// backTunnels sees to the kernel's devices of the tunnels. One that it cannot have is made anew with each pass that
-// reads back all there is, not with each of those that follow each other while the node is not well. Pods of this
-// node reach each other all the same.
+// backTunnels sees to what is behind the ports of tunnels. What the datapath cannot have is made anew with each pass that
+// reads back all there is, not with each of those that follow each other while the node is not well; and ovs-vswitchd is
+// asked for its ports no more often. Pods of this node reach each other all the same.
 func (n *hostSide) backTunnels(ctx context.Context, p *pass) error {
-	if p.full || n.backless == nil {
+	if p.full || n.backless == nil && n.settings.datapath == ovs.DatapathSystem {
 		mended, err := n.bridge.EnsureBackers(ctx, n.bridgeSpec(p))
 		if len(mended) > 0 {
 			n.metrics.hostRepairs.Inc()
-			n.log.Warn("somebody had changed the devices that tunnel packets come and go by: put right", "found", mended)
+			n.log.Warn("somebody had changed what tunnel packets come and go by: put right", "found", mended)
 			p.refused = nil // the port is another one; the next pass asks for it
 		}
 		if ctx.Err() != nil {

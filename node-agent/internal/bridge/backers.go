@@ -26,15 +26,20 @@ type Devices interface {
 	Rename(l link.Link, name string) error
 }
 
-// EnsureBackers makes sure that the kernel datapath has behind each tunnel port of spec the device that its
-// packets come and go by: that it is there, up, carries packets, and has the MTU that Open vSwitch made it with.
-// It says what it had to mend. Open vSwitch itself makes these devices and never looks at them again: it passes over all
+// EnsureBackers makes sure that the datapath has behind each tunnel port of spec what its packets come and go by,
+// and says what it had to mend. In userspace that is a port of the datapath; in the kernel it is a device too: that
+// it is there, up, carries packets, and has the MTU that Open vSwitch made it with. Open vSwitch itself makes these devices and never looks at them again: it passes over all
 // news of them (process_dpif_port_change, ofproto/ofproto-dpif.c), and says of the ports that they are up
 // (netdev_vport_update_flags, lib/netdev-vport.c). The ports are in the database, as [Ensure] leaves them; one that
 // Open vSwitch refused because it could not have its device is tried anew.
 func EnsureBackers(ctx context.Context, sw Switch, devices Devices, spec Spec) (mended []string, err error) {
 	for _, t := range spec.Tunnels {
-		did, err := ensureBacker(ctx, sw, devices, spec, t)
+		var did []string
+		if spec.Datapath == ovs.DatapathNetdev {
+			did, err = ensureListed(ctx, sw, spec, t)
+		} else {
+			did, err = ensureBacker(ctx, sw, devices, spec, t)
+		}
 		mended = append(mended, did...)
 		if isRefused(err) {
 			return mended, err // it says of which tunnel
@@ -44,6 +49,33 @@ func EnsureBackers(ctx context.Context, sw Switch, devices Devices, spec Spec) (
 		}
 	}
 	return mended, nil
+}
+
+// ensureListed makes sure that the userspace datapath has the port of a tunnel. Somebody may have taken it out
+// (ovs-appctl dpctl/del-if): of its other ports Open vSwitch sees that, and puts them back.
+func ensureListed(ctx context.Context, sw Switch, spec Spec, t desired.Tunnel) (mended []string, err error) {
+	port := t.KernelDevice()
+	there, err := listed(ctx, sw, spec, port)
+	if err != nil || there {
+		return nil, err
+	}
+	if err := sw.Sync(ctx); err != nil { // an ovs-vswitchd that has just started may be about to make it
+		return nil, err
+	}
+	if there, err = listed(ctx, sw, spec, port); err != nil || there {
+		return nil, err
+	}
+	if err := remake(ctx, sw, spec.Name, tunnelPort(t, spec.TunnelSource)); isRefused(err) {
+		return nil, noTunnel(spec, t, err)
+	} else if err != nil {
+		return nil, err
+	}
+	return []string{port + " was not in the datapath"}, nil
+}
+
+func listed(ctx context.Context, sw Switch, spec Spec, port string) (bool, error) {
+	names, err := sw.DatapathPorts(ctx, spec.Datapath)
+	return slices.Contains(names, port), err
 }
 
 func ensureBacker(ctx context.Context, sw Switch, devices Devices, spec Spec, t desired.Tunnel) (mended []string, err error) {

@@ -33,6 +33,8 @@ type kernel struct {
 	away error
 	// renamed are devices that somebody has called otherwise, by their UDP ports.
 	renamed map[uint16]link.Link
+	// silent is that the userspace datapath does not say which ports it has.
+	silent error
 	// deleted counts ports that were taken out of the database.
 	deleted int
 }
@@ -80,6 +82,10 @@ func (k *kernel) Sync(context.Context) error {
 		k.look()
 	}
 	return k.away
+}
+
+func (k *kernel) DatapathPorts(context.Context, string) ([]string, error) {
+	return append(slices.Sorted(maps.Keys(k.devices)), "ovs-netdev"), k.silent
 }
 
 func (k *kernel) DeletePort(_ context.Context, _, name string) error {
@@ -240,6 +246,38 @@ func TestBackersMissing(t *testing.T) {
 	k.makes = true
 	if mended, err := EnsureBackers(t.Context(), k, k, spec); err != nil || len(mended) != 1 {
 		t.Errorf("when it can be had: %v, %v", mended, err)
+	}
+}
+
+// TestListed: a tunnel's port that somebody took out of the userspace datapath is made anew, and no other.
+func TestListed(t *testing.T) {
+	vtep := netip.MustParseAddr("198.18.0.1")
+	spec := Spec{Name: "br0", Datapath: ovs.DatapathNetdev, VTEP: vtep, Tunnels: desired.NodeTunnels(vtep, tunnel.Encap{Type: tunnel.VXLAN, Port: 4789})}
+	const port = "vxlan_sys_4789"
+	silent := errors.New("ovs-vswitchd does not answer")
+	for name, tc := range map[string]struct {
+		change  func(k *kernel)
+		mended  []string
+		deleted int
+		err     error
+	}{
+		"all there":                       {func(*kernel) {}, nil, 0, nil},
+		"taken out":                       {func(k *kernel) { delete(k.devices, port) }, []string{port + " was not in the datapath"}, 1, nil},
+		"an ovs-vswitchd that starts":     {func(k *kernel) { clear(k.devices); clear(k.known) }, nil, 0, nil},
+		"an ovs-vswitchd that is away":    {func(k *kernel) { clear(k.devices); k.away = silent }, nil, 0, silent},
+		"nobody knows which ports it has": {func(k *kernel) { clear(k.devices); k.silent = silent }, nil, 0, silent},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newKernel(spec.Tunnels)
+			tc.change(k)
+			mended, err := EnsureBackers(t.Context(), k, k, spec)
+			if diff := cmp.Diff(tc.mended, mended); diff != "" || k.deleted != tc.deleted || !errors.Is(err, tc.err) {
+				t.Errorf("%v; mended (-want +got), and %d ports deleted, want %d:\n%s", err, k.deleted, tc.deleted, diff)
+			}
+			if _, there := k.devices[port]; !there && tc.err == nil {
+				t.Error("it is not there")
+			}
+		})
 	}
 }
 

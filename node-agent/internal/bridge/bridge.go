@@ -52,6 +52,8 @@ type Switch interface {
 	Ports(bridge string) ([]ovs.Port, error)
 	// PortsOfType are those of all bridges.
 	PortsOfType(kind string) ([]ovs.Port, error)
+	// DatapathPorts are the names of those that the datapath of a type has, whatever the database says.
+	DatapathPorts(ctx context.Context, datapath string) ([]string, error)
 	DeletePort(ctx context.Context, bridge, name string) error
 	WaitOfport(ctx context.Context, name string) (uint32, error)
 	// Sync waits until ovs-vswitchd has taken the database in.
