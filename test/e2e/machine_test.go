@@ -247,7 +247,7 @@ func (m *machine) await(when string, ok func() error) {
 // made anew.
 func there(do string) string {
 	wait := ""
-	for _, device := range []string{"$DEV", "$UPLINK", "$POD", "tun0"} {
+	for _, device := range []string{"$DEV", "$UPLINK", "$POD", "tun0", "br-phy"} {
 		if strings.Contains(do, device) {
 			wait += `for i in $(seq 150); do if ip link show dev ` + device + ` >/dev/null 2>&1; then break; fi; sleep 0.1; done; `
 		}

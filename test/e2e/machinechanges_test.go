@@ -215,7 +215,7 @@ func elsewhere(device string) string {
 
 // outOfDatapath takes a port out of a datapath, which ovs-vswitchd believes to have it.
 func outOfDatapath(port string) string {
-	return "ovs-appctl -t $OVS_RUNDIR/ovs-vswitchd.ctl dpctl/del-if " + port
+	return "ovs-appctl -t $OVS_RUNDIR/ovs-vswitchd.ctl dpctl/del-if " + port + " || $SECOND"
 }
 
 // moved has another device, which leads out by eth0, carry the node's address and its
