@@ -13,9 +13,6 @@ import (
 // found no room; 0 where it does not count them.
 type FlowCache struct{ Flows, Limit, Refused uint64 }
 
-// dpifName is how ovs-vswitchd calls the datapath of a type.
-func dpifName(datapath string) string { return datapath + "@ovs-" + datapath }
-
 // FlowCache asks for the flows of the datapath of a type (upcall/show and coverage/read-counter,
 // ovs-vswitchd(8)); it goes through none of them. It fails where there is no bridge on that datapath.
 func (c *Client) FlowCache(ctx context.Context, datapath string) (FlowCache, error) {
@@ -45,22 +42,6 @@ func parseFlowCache(out, dpif string) (f FlowCache, ok bool) {
 		}
 	}
 	return f, false
-}
-
-// datapathPort matches a port where dpctl/show lists it.
-var datapathPort = regexp.MustCompile(`(?m)^ *port [0-9]+: (\S+)`)
-
-// DatapathPorts are the names of the ports that the datapath of a type has (dpctl/show, ovs-vswitchd(8)), which
-// may be others than ovs-vswitchd believes. It fails where there is no bridge on that datapath.
-func (c *Client) DatapathPorts(ctx context.Context, datapath string) (names []string, err error) {
-	out, err := c.control(ctx, "dpctl/show", dpifName(datapath))
-	if err != nil {
-		return nil, fmt.Errorf("ports of datapath %s: %w", datapath, err)
-	}
-	for _, port := range datapathPort.FindAllStringSubmatch(out, -1) {
-		names = append(names, port[1])
-	}
-	return names, nil
 }
 
 // flowPort matches the port that a flow's packets come from.

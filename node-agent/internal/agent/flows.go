@@ -153,7 +153,7 @@ func (n *flowSide) connect(ctx context.Context, _ *pass) error {
 		return nil
 	}
 	n.store.Connect(n.conn.flows())
-	if err := n.policies.ahead(ctx, n.records); err != nil {
+	if err := n.policies.ahead(ctx); err != nil {
 		return err
 	}
 	err := n.table.Connected(ctx)

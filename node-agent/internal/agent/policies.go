@@ -127,11 +127,11 @@ func (n *policySide) expect(context.Context, *pass) error {
 
 // ahead brings rules into a new switch before pods' own flows come, where these would let through
 // what is denied. Rules from before, which wait for what is late, are there.
-func (n *policySide) ahead(ctx context.Context, s *topology.Snapshot) error {
-	if n.table == nil || s == nil || !n.table.Denies() {
+func (n *policySide) ahead(ctx context.Context) error {
+	if n.table == nil || n.records == nil || !n.table.Denies() {
 		return nil
 	}
-	n.table.SetRecords(*s)
+	n.table.SetRecords(*n.records)
 	err := n.connect(ctx)
 	if errors.Is(err, flowstore.ErrNotReady) {
 		return nil

@@ -63,7 +63,8 @@ func TestPolicySide(t *testing.T) {
 				t.Fatal(err)
 			}
 			table, record := &toldTable{}, &toldRecord{}
-			n := &policySide{table: table, file: file, loses: loses, lacks: func() []string { return []string{"a"} }, log: quiet()}
+			s := topology.Snapshot{Config: topology.DefaultConfig()}
+			n := &policySide{picture: &picture{records: &s}, table: table, file: file, loses: loses, lacks: func() []string { return []string{"a"} }, log: quiet()}
 			n.pods = &podsRecord{open: func(network string) podsPublisher {
 				record.told = append(record.told, "open "+network)
 				return record
@@ -83,6 +84,9 @@ func TestPolicySide(t *testing.T) {
 			if err := n.known(t.Context(), &pass{}); err == nil {
 				t.Error("what is not known counts as known")
 			}
+			if err := n.expect(t.Context(), &pass{}); err != nil {
+				t.Error(err)
+			}
 			step := func(full bool) {
 				t.Helper()
 				if err := n.follow(t.Context(), &pass{full: full}); err != nil {
@@ -94,7 +98,7 @@ func TestPolicySide(t *testing.T) {
 			step(false)
 			step(false)
 			step(true)
-			heard("with a switch", "known", "lacks [a]", "connected", "lacks [a]", "connected", "resync")
+			heard("with a switch", "known", "expect records of "+s.Config.Name, "lacks [a]", "connected", "lacks [a]", "connected", "resync")
 			n.disconnect()
 			n.disconnect()
 			step(false)
@@ -105,7 +109,6 @@ func TestPolicySide(t *testing.T) {
 			heard("with another switch", want...)
 
 			n.pods.set(podsOf("early"))
-			s := topology.Snapshot{Config: topology.DefaultConfig()}
 			n.applied(s, false)
 			n.applied(s, true)
 			n.pods.set(podsOf("late"))
@@ -139,8 +142,8 @@ func TestPoliciesAhead(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			table := &toldTable{denies: test.denies, fail: test.fail}
-			n := &policySide{table: table, lacks: func() []string { return nil }, log: quiet()}
-			if err := n.ahead(t.Context(), test.records); (err != nil) != test.err {
+			n := &policySide{picture: &picture{records: test.records}, table: table, lacks: func() []string { return nil }, log: quiet()}
+			if err := n.ahead(t.Context()); (err != nil) != test.err {
 				t.Error(err)
 			}
 			if diff := cmp.Diff(test.want, table.told); diff != "" {
@@ -183,7 +186,7 @@ func TestNoPolicies(t *testing.T) {
 	n.applied(topology.Snapshot{}, true)
 	n.disconnect()
 	n.close()
-	if err := errors.Join(n.ahead(t.Context(), &topology.Snapshot{}), n.known(t.Context(), &pass{}), n.follow(t.Context(), &pass{full: true})); err != nil {
+	if err := errors.Join(n.ahead(t.Context()), n.expect(t.Context(), &pass{}), n.known(t.Context(), &pass{}), n.follow(t.Context(), &pass{full: true})); err != nil {
 		t.Error(err)
 	}
 }
