@@ -350,6 +350,7 @@ func TestMTUStacked(t *testing.T) {
 		}
 	}
 	l.waitMTU("stacked", followAtMost, 1450, pods...)
+	var took []time.Duration
 	for _, c := range []struct {
 		when, node, line string
 		want             int
@@ -361,8 +362,9 @@ func TestMTUStacked(t *testing.T) {
 		{"the VLAN below the bridge has 1500 again", "n2", "link set eth0.7 mtu 1500", 1360},
 	} {
 		l.must(ns.IP(t.Context(), l.Name()+"-"+c.node, c.line))
-		l.waitMTU(c.when, followAtMost, c.want-encapsulation, pods...)
+		took = append(took, l.waitMTU(c.when, followAtMost, c.want-encapsulation, pods...))
 	}
+	l.held("pods have the MTU that a change below the VTEP leaves them", took, follow, followAtMost)
 	l.must(ns.IP(t.Context(), l.Name()+"-n3", "link set eth0 mtu 1500", "link set eth0.7 mtu 1500"))
 	l.waitMTU("the card of the VLAN has 1500 again", followAtMost, 1450, pods...)
 }
